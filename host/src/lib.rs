@@ -1,0 +1,9 @@
+//! Tree attention for LLM decoding.
+//!
+//! Modules point one way: [`tree`] and [`cache`] are metadata, [`plan`] turns them into plain arrays,
+//! [`attention`] runs a plan.
+
+pub mod attention;
+pub mod cache;
+pub mod plan;
+pub mod tree;

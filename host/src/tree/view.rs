@@ -1,0 +1,41 @@
+//! What the planner sees of a forest: flat arrays in depth-first order.
+
+use std::ops::Range;
+
+use crate::cache::PageId;
+
+/// A run of pages that the same queries see: a node's own tokens, or a block of small nodes that share
+/// pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Index of the parent's run; `None` for a root. Parents precede children.
+    pub parent: Option<u32>,
+    /// Queries below or at this run: contiguous, nested in the parent's, siblings in order.
+    pub queries: Range<u32>,
+    /// Tokens held now.
+    pub tokens: u32,
+    /// The run's pages, as a range of [`TreeView::pages`]; `ceil(tokens / 64)` of them.
+    pub pages: Range<u32>,
+    /// The counter that holds the run's length, if it may still grow; growth adds to the last page or
+    /// adds pages.
+    pub length_slot: Option<u32>,
+    /// Start in [`TreeView::masks`] for a run whose pages hold several small nodes: word
+    /// `mask + page * queries.len() + (q - queries.start)`, bit `t` for token `t` of that page.
+    pub mask: Option<u32>,
+}
+
+/// A forest in depth-first order, ready to be planned.
+///
+/// Queries are numbered in depth-first order, a node's own query before those of its children, so the
+/// queries of every node are one contiguous range.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TreeView {
+    /// All runs, parents before children, subtrees contiguous.
+    pub runs: Vec<Run>,
+    /// Page ids of all runs.
+    pub pages: Vec<PageId>,
+    /// Masks of all runs that have one.
+    pub masks: Vec<u64>,
+    /// Number of queries.
+    pub queries: u32,
+}

@@ -1,0 +1,1 @@
+//! Runs GPU kernels on the CPU.

@@ -1,0 +1,167 @@
+//! Records that host and device share, in device memory as little-endian 32-bit words.
+//!
+//! A plan serves every layer and every KV head: nothing in it names one. It is cut into *shares*,
+//! one a thread block and KV head. A share is a *program*: a self-contained run of words that a
+//! block fetches with one bulk copy before it knows anything else.
+//!
+//! ```text
+//! program := ProgramHeader  WorkItem*  Segment*  page ids*          (16-byte aligned, zero padded)
+//! ```
+//!
+//! A [`WorkItem`] is one running softmax: a contiguous range of queries against one or more
+//! [`Segment`]s. A segment is a run of pages of one node, seen by a sub-range of the item's queries.
+//! So the same records express one query's whole path (Flash-Decoding), one node (DeFT-Node), a chunk
+//! of one (DeFT-Node-Chunk) and an even cut through the depth-first flattened tree (DeFT-Flatten).
+
+/// Tokens a page holds, of one KV head and layer.
+pub const PAGE_TOKENS: u32 = 64;
+
+/// Marks an absent index in any of these records.
+pub const NONE: u32 = u32::MAX;
+
+/// First words of a program.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "nvptx64"),
+    derive(bytemuck::Pod, bytemuck::Zeroable)
+)]
+pub struct ProgramHeader {
+    /// Number of [`WorkItem`]s, right after this header.
+    pub items: u32,
+    /// Number of [`Segment`]s, right after the items.
+    pub segments: u32,
+    /// Words of the whole program, this header included, padding not.
+    pub words: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A range of queries and what they attend to here.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "nvptx64"),
+    derive(bytemuck::Pod, bytemuck::Zeroable)
+)]
+pub struct WorkItem {
+    /// First query, in depth-first numbering.
+    pub query_begin: u32,
+    /// Number of queries; rows = `query_count` x (query heads a KV head).
+    pub query_count: u32,
+    /// First segment, counted within this program.
+    pub segment_begin: u32,
+    /// Number of segments.
+    pub segment_count: u32,
+    /// Partial slot of `query_begin`; query `q` uses `partial_slot + (q - query_begin)`. [`NONE`]: no
+    /// other item holds KV of these queries, so the item writes the output itself.
+    pub partial_slot: u32,
+    /// Zero.
+    pub reserved: [u32; 3],
+}
+
+/// A run of pages, all of one node (or of one block of small nodes), for some of an item's queries.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "nvptx64"),
+    derive(bytemuck::Pod, bytemuck::Zeroable)
+)]
+pub struct Segment {
+    /// Word index of the first page id, counted from the program's start.
+    pub page_word: u32,
+    /// Pages to read.
+    pub page_count: u32,
+    /// Words reserved for page ids; those past `page_count` await growth.
+    pub page_capacity: u32,
+    /// Tokens to read, if `length_slot` is [`NONE`].
+    pub tokens: u32,
+    /// Index of the counter that holds the node's present length, or [`NONE`] for a node that has
+    /// stopped growing. Then tokens = `clamp(lengths[length_slot] - first_token, 0, 64 x page_count)`.
+    pub length_slot: u32,
+    /// Tokens of the node before this segment; a multiple of [`PAGE_TOKENS`].
+    pub first_token: u32,
+    /// Visible to queries `query_begin + (visible & 0xffff) .. query_begin + (visible >> 16)`.
+    pub visible: u32,
+    /// Index into the plan's masks, or [`NONE`]. Word `mask + page * query_count + q` is a `u64` whose
+    /// bit `t` says that the item's query `q` sees token `t` of the segment's page `page`. A mask holds
+    /// bits only for tokens that exist and queries that are visible.
+    pub mask: u32,
+}
+
+/// A query whose partial results are merged, and where they are.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "nvptx64"),
+    derive(bytemuck::Pod, bytemuck::Zeroable)
+)]
+pub struct MergeRow {
+    /// The query.
+    pub query: u32,
+    /// First entry in the plan's list of partial slots.
+    pub slot_begin: u32,
+    /// Number of entries, merged in their order; 0 for a query that sees no token (its output is zero
+    /// and its LSE is -inf).
+    pub slot_count: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Where `append` writes one token's K and V: `page * 64 + token`, or [`APPEND_LIVE`]` | slot` for the
+/// last token of the node whose length counter is `slot` (`tail_pages[slot]`, token
+/// `(lengths[slot] - 1) % 64`).
+pub type AppendTarget = u32;
+
+/// Marks an [`AppendTarget`] that names a length counter.
+pub const APPEND_LIVE: u32 = 1 << 31;
+
+/// One token's K and V, all KV heads and layers, moved from one place to another.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "nvptx64"),
+    derive(bytemuck::Pod, bytemuck::Zeroable)
+)]
+pub struct TokenMove {
+    /// `page * 64 + token` to read.
+    pub from: u32,
+    /// `page * 64 + token` to write.
+    pub to: u32,
+}
+
+impl Segment {
+    /// Packs the visible query range, relative to the item's first query.
+    pub const fn pack_visible(begin: u32, end: u32) -> u32 {
+        begin | (end << 16)
+    }
+    /// First visible query, relative to the item's first query.
+    pub const fn visible_begin(&self) -> u32 {
+        self.visible & 0xffff
+    }
+    /// One past the last visible query, relative to the item's first query.
+    pub const fn visible_end(&self) -> u32 {
+        self.visible >> 16
+    }
+    /// Tokens to read when the node holds `length` tokens (`length` is ignored by a node that has
+    /// stopped growing).
+    pub const fn tokens_at(&self, length: u32) -> u32 {
+        if self.length_slot == NONE {
+            return self.tokens;
+        }
+        let rest = length.saturating_sub(self.first_token);
+        let room = self.page_count * PAGE_TOKENS;
+        if rest < room { rest } else { room }
+    }
+}
+
+/// 32-bit words of a record.
+pub const fn words_of<T>() -> u32 {
+    (size_of::<T>() / 4) as u32
+}
+
+const _: () = assert!(size_of::<ProgramHeader>() == 16);
+const _: () = assert!(size_of::<WorkItem>() == 32);
+const _: () = assert!(size_of::<Segment>() == 32);
+const _: () = assert!(size_of::<MergeRow>() == 16);
+const _: () = assert!(size_of::<TokenMove>() == 8);

@@ -1,0 +1,14 @@
+//! The device side of DeFT.
+//!
+//! Compiled for `nvptx64-nvidia-cuda` this crate is the kernels' PTX. Compiled for the host it is
+//! an ordinary `no_std` dependency that holds what both sides share ([`abi`], [`layout`],
+//! [`softmax`]); with the feature `emulate` the kernels themselves come too, on the emulator.
+#![no_std]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(abi_ptx, asm_experimental_arch, stdarch_nvptx)
+)]
+
+pub mod abi;
+pub mod layout;
+pub mod softmax;

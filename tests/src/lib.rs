@@ -1,0 +1,1 @@
+//! What the test files share: random forests, inputs and comparisons.

@@ -1,0 +1,2 @@
+//! `cargo xtask`: builds, tests and runs everything.
+fn main() {}
