@@ -10,5 +10,6 @@
 )]
 
 pub mod abi;
+pub mod entries;
 pub mod layout;
 pub mod softmax;

@@ -1,0 +1,61 @@
+//! The kernels by name, and how each is launched: the one table that the build (launch bounds in PTX)
+//! and the host (block size, shared memory) read.
+
+/// What PTX is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// Ampere and what came after it, by the driver's translation: `mma.sync`, `cp.async`.
+    Sm80,
+    /// Hopper only: `wgmma`, bulk copies, `mbarrier`.
+    Sm90a,
+}
+
+impl Arch {
+    /// All, least demanding first.
+    pub const ALL: [Self; 2] = [Self::Sm80, Self::Sm90a];
+
+    /// Name as in PTX's `.target` and rustc's `target-cpu`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sm80 => "sm_80",
+            Self::Sm90a => "sm_90a",
+        }
+    }
+
+    /// Dynamic shared memory that a block can have, in bytes (CUDA C++ Programming Guide, "Technical
+    /// Specifications per Compute Capability").
+    pub const fn shared_limit(self) -> u32 {
+        match self {
+            Self::Sm80 => 163 * 1024,
+            Self::Sm90a => 227 * 1024,
+        }
+    }
+}
+
+/// A kernel's entry point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Symbol of the `extern "ptx-kernel"` function.
+    pub name: &'static str,
+    /// PTX file it goes into, `ptx/<arch>/<group>.ptx`. The driver compiles a file as a whole when it is
+    /// loaded, so kernels that are used together share one.
+    pub group: &'static str,
+    /// Architectures it is built for with these figures; a name may have one row for each.
+    pub archs: &'static [Arch],
+    /// Most threads in a block (`.maxntid`).
+    pub threads: u32,
+    /// Blocks that must fit on a multiprocessor (`.minnctapersm`): with `threads` it bounds the registers.
+    pub min_blocks: u32,
+    /// Most dynamic shared memory a launch may ask for, in bytes.
+    pub shared_bytes: u32,
+}
+
+/// Every entry point of this crate.
+pub const ENTRIES: &[Entry] = &[];
+
+/// The row of `name` for `arch`.
+pub fn find(name: &str, arch: Arch) -> Option<&'static Entry> {
+    ENTRIES
+        .iter()
+        .find(|entry| entry.name == name && entry.archs.contains(&arch))
+}
