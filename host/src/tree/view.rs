@@ -38,4 +38,7 @@ pub struct TreeView {
     pub masks: Vec<u64>,
     /// Number of queries.
     pub queries: u32,
+    /// Query `q` is entry `query_order[q]` of the nodes that the view was asked for: `[queries]`. What
+    /// the caller keeps in its own order (q, output, LSE) is gathered and scattered by it.
+    pub query_order: Vec<u32>,
 }

@@ -1,0 +1,69 @@
+//! What has changed since a plan was made.
+
+use super::TokenForest;
+use crate::cache::PageId;
+
+/// A page that a node has grown into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Growth {
+    /// The node's length counter.
+    pub length_slot: u32,
+    /// The page, right after those that the node had.
+    pub page: PageId,
+}
+
+/// A point in a forest's history: take one with the view that a plan is made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrowthCursor {
+    shape_epoch: u64,
+    position: usize,
+}
+
+/// Page growth between two changes of shape. It has no more entries than the pool has pages, for pages
+/// return only when the shape changes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ChangeLog {
+    shape_epoch: u64,
+    growth: Vec<Growth>,
+}
+
+impl ChangeLog {
+    pub(super) fn reshaped(&mut self) {
+        self.shape_epoch += 1;
+        self.growth.clear();
+    }
+
+    pub(super) fn grew(&mut self, length_slot: u32, page: PageId) {
+        self.growth.push(Growth { length_slot, page });
+    }
+}
+
+impl TokenForest {
+    /// Counts changes of shape: every insertion, fork, prune and accept. A view of the same nodes taken
+    /// in the same epoch differs in lengths and added pages only.
+    pub fn shape_epoch(&self) -> u64 {
+        self.changes.shape_epoch
+    }
+
+    /// Now, for a later [`TokenForest::growth_since`].
+    pub fn growth_cursor(&self) -> GrowthCursor {
+        GrowthCursor {
+            shape_epoch: self.changes.shape_epoch,
+            position: self.changes.growth.len(),
+        }
+    }
+
+    /// Pages that nodes have grown into since `cursor`, oldest first; `None` if the shape has changed
+    /// since, so that a plan from then has to be made anew.
+    ///
+    /// The slice covers nodes of all trees, those a plan does not read included; their slots are of no
+    /// node that it does. It is empty while growth stays within pages: then
+    /// [`TokenForest::lengths`] is all that has changed. Once the entries are taken, go on from a new
+    /// [`TokenForest::growth_cursor`].
+    pub fn growth_since(&self, cursor: GrowthCursor) -> Option<&[Growth]> {
+        if cursor.shape_epoch != self.changes.shape_epoch {
+            return None;
+        }
+        self.changes.growth.get(cursor.position..)
+    }
+}

@@ -1,0 +1,69 @@
+//! What a node is made of.
+
+use std::sync::Arc;
+
+use kernels_gpu::abi::PAGE_TOKENS;
+
+use crate::cache::PageId;
+
+slotmap::new_key_type! {
+    /// Names a node of one forest. A key whose node is gone stays invalid: it never names another node.
+    pub struct NodeKey;
+    pub(super) struct TreeKey;
+    pub(super) struct BlockKey;
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    /// Index of the node's length and tail page.
+    pub(super) slot: u32,
+    pub(super) tree: TreeKey,
+    pub(super) parent: Option<NodeKey>,
+    pub(super) first_child: Option<NodeKey>,
+    pub(super) last_child: Option<NodeKey>,
+    pub(super) previous: Option<NodeKey>,
+    pub(super) next: Option<NodeKey>,
+    pub(super) content: Content,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    /// Whole pages, the last one partial: token `t` is in page `t / 64`.
+    Owned { pages: Vec<PageId>, state: State },
+    /// Tokens `begin..begin + length` of a draft block.
+    Draft { block: BlockKey, begin: u32 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Growing,
+    /// May grow by accepting from the draft block.
+    Drafted(BlockKey),
+    /// Has been forked.
+    Sealed,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Tree {
+    pub(super) root: NodeKey,
+    /// Shared with every lease of the tree.
+    pub(super) lease: Arc<()>,
+}
+
+/// Draft nodes that share pages.
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    /// The node that carries the draft.
+    pub(super) trunk: NodeKey,
+    /// Page of tokens `64 p..64 p + 64`; [`kernels_gpu::abi::NONE`] once no node has a token there.
+    pub(super) pages: Vec<PageId>,
+    /// Draft nodes left.
+    pub(super) nodes: u32,
+    /// Tokens the block was made for.
+    pub(super) tokens: u32,
+}
+
+/// `page * 64 + token` of the token at `position` of a run of pages.
+pub(super) fn place(pages: &[PageId], position: u32) -> u32 {
+    pages[(position / PAGE_TOKENS) as usize] * PAGE_TOKENS + position % PAGE_TOKENS
+}

@@ -1,0 +1,137 @@
+//! Asking a forest about its nodes.
+
+use super::node::{Content, State};
+use super::{ForestError, NodeKey, TokenForest};
+use crate::cache::PageId;
+
+impl TokenForest {
+    /// Whether `node` is a node of this forest now.
+    pub fn contains(&self, node: NodeKey) -> bool {
+        self.nodes.contains_key(node)
+    }
+
+    /// Number of nodes, of all trees, drafts included.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Roots of all trees, in no particular order.
+    pub fn roots(&self) -> impl ExactSizeIterator<Item = NodeKey> + '_ {
+        self.trees.values().map(|tree| tree.root)
+    }
+
+    /// The node's own tokens.
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`].
+    pub fn length(&self, node: NodeKey) -> Result<u32, ForestError> {
+        Ok(self.lengths[self.node(node)?.slot as usize])
+    }
+
+    /// Tokens that a query at the node sees: its own and all its ancestors'. The position of the next
+    /// token, for a rotary embedding.
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`].
+    pub fn context_length(&self, node: NodeKey) -> Result<u64, ForestError> {
+        let mut tokens = 0;
+        let mut next = Some(node);
+        while let Some(key) = next {
+            let record = self.node(key)?;
+            tokens += u64::from(self.lengths[record.slot as usize]);
+            next = record.parent;
+        }
+        Ok(tokens)
+    }
+
+    /// The node's index into [`TokenForest::lengths`] and [`TokenForest::tail_pages`].
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`].
+    pub fn length_slot(&self, node: NodeKey) -> Result<u32, ForestError> {
+        Ok(self.node(node)?.slot)
+    }
+
+    /// The node's parent; `None` for a root.
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`].
+    pub fn parent(&self, node: NodeKey) -> Result<Option<NodeKey>, ForestError> {
+        Ok(self.node(node)?.parent)
+    }
+
+    /// The node's children, oldest first.
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`].
+    pub fn children(
+        &self,
+        node: NodeKey,
+    ) -> Result<impl Iterator<Item = NodeKey> + '_, ForestError> {
+        let first = self.node(node)?.first_child;
+        Ok(std::iter::successors(first, |&child| {
+            self.nodes[child].next
+        }))
+    }
+
+    /// Leaves at or below `node`, depth first, oldest child first; draft leaves too.
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`].
+    pub fn leaves(&self, node: NodeKey) -> Result<Vec<NodeKey>, ForestError> {
+        self.node(node)?;
+        let subtree = std::iter::successors(Some(node), |&key| self.next_in_subtree(key, node));
+        let leaves = subtree.filter(|&key| self.nodes[key].first_child.is_none());
+        Ok(leaves.collect())
+    }
+
+    /// Pages that the node owns; token `t` is in page `t / 64`, at `t % 64`. Empty for a draft node, whose
+    /// pages are its block's.
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`].
+    pub fn pages(&self, node: NodeKey) -> Result<&[PageId], ForestError> {
+        match &self.node(node)?.content {
+            Content::Owned { pages, .. } => Ok(pages),
+            Content::Draft { .. } => Ok(&[]),
+        }
+    }
+
+    /// Whether the node is part of a draft.
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`].
+    pub fn is_draft(&self, node: NodeKey) -> Result<bool, ForestError> {
+        Ok(matches!(self.node(node)?.content, Content::Draft { .. }))
+    }
+
+    /// Whether the node has been forked and so will never grow again.
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`].
+    pub fn is_sealed(&self, node: NodeKey) -> Result<bool, ForestError> {
+        Ok(matches!(
+            self.node(node)?.content,
+            Content::Owned {
+                state: State::Sealed,
+                ..
+            }
+        ))
+    }
+
+    /// The node after `node`, depth first, within the subtree of `top`.
+    pub(super) fn next_in_subtree(&self, node: NodeKey, top: NodeKey) -> Option<NodeKey> {
+        if let Some(child) = self.nodes[node].first_child {
+            return Some(child);
+        }
+        let mut node = node;
+        while node != top {
+            let record = &self.nodes[node];
+            if record.next.is_some() {
+                return record.next;
+            }
+            node = record.parent.expect("only the top has no parent above it");
+        }
+        None
+    }
+}

@@ -1,0 +1,320 @@
+//! From nodes to the planner's view of them.
+
+use kernels_gpu::abi::{NONE, PAGE_TOKENS};
+
+use super::node::{BlockKey, Content, State};
+use super::scratch::Marks;
+use super::{ForestError, NodeKey, Run, TokenForest, TreeView};
+
+/// Memory that [`TokenForest::view_into`] uses again; one serves any forest.
+#[derive(Clone, Debug, Default)]
+pub struct ViewScratch {
+    marks: Marks,
+    /// By length slot, where marked: index into `seen`.
+    seen_at: Vec<u32>,
+    /// The nodes that some query sees, as first met.
+    seen: Vec<Seen>,
+    /// Depth-first search: indices into `seen` still to visit.
+    stack: Vec<u32>,
+    blocks: Vec<SeenBlock>,
+    drafts: Vec<SeenDraft>,
+    bits: Vec<u64>,
+}
+
+/// A node that some query sees. Links are indices into [`ViewScratch::seen`], or [`NONE`].
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    node: NodeKey,
+    parent: u32,
+    first_child: u32,
+    last_child: u32,
+    next: u32,
+    /// Index of the query at this node in the caller's list.
+    query: u32,
+    /// The node's run; for a draft node its block's.
+    run: u32,
+    /// A draft node's place in [`ViewScratch::drafts`].
+    draft: u32,
+}
+
+/// A draft block that some query sees.
+#[derive(Clone, Copy, Debug)]
+struct SeenBlock {
+    block: BlockKey,
+    run: u32,
+    /// First of its nodes in [`ViewScratch::drafts`]; they end where the next block's begin.
+    begin: u32,
+}
+
+/// A draft node that some query sees, in depth-first order.
+#[derive(Clone, Copy, Debug)]
+struct SeenDraft {
+    /// Parent's place in [`ViewScratch::drafts`], or [`NONE`].
+    parent: u32,
+    /// Its tokens, by position in the block.
+    begin: u32,
+    end: u32,
+    /// Its query, or [`NONE`].
+    query: u32,
+}
+
+impl TokenForest {
+    /// What the queries at `queries` see; see [`TokenForest::view_into`].
+    ///
+    /// # Errors
+    /// Those of [`TokenForest::view_into`].
+    pub fn view(&self, queries: &[NodeKey]) -> Result<TreeView, ForestError> {
+        let mut view = TreeView::default();
+        self.view_into(queries, &mut ViewScratch::default(), &mut view)?;
+        Ok(view)
+    }
+
+    /// Overwrites `view` with what the queries at `queries` see, in time proportional to the number of
+    /// those nodes and their ancestors (and pages), however large the forest is.
+    ///
+    /// Trees come in the order in which `queries` reaches them, and so do siblings; a list in depth-first
+    /// order keeps its order. Nodes that no query sees are left out. Of a draft block, one run holds
+    /// whatever is left, masked. A run has a `length_slot` unless its node has been forked or is a
+    /// draft.
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`], [`ForestError::DuplicateNode`], [`ForestError::Empty`], or
+    /// [`ForestError::TooManyQueries`]. `view` is as it was then.
+    pub fn view_into(
+        &self,
+        queries: &[NodeKey],
+        scratch: &mut ViewScratch,
+        view: &mut TreeView,
+    ) -> Result<(), ForestError> {
+        if queries.is_empty() {
+            let argument = "queries";
+            return Err(ForestError::Empty { argument });
+        }
+        if queries.len() > Self::MAX_QUERIES {
+            let queries = queries.len();
+            return Err(ForestError::TooManyQueries { queries });
+        }
+        scratch.collect(self, queries)?;
+        view.runs.clear();
+        view.pages.clear();
+        view.masks.clear();
+        view.query_order.clear();
+        scratch.lay_out(self, view);
+        view.queries = view.query_order.len() as u32;
+        close_query_ranges(&mut view.runs);
+        scratch.lay_out_blocks(self, view);
+        Ok(())
+    }
+}
+
+impl ViewScratch {
+    /// Finds the nodes that `queries` see, and links them as trees of their own.
+    ///
+    /// `seen[0]` stands above the roots.
+    fn collect(&mut self, forest: &TokenForest, queries: &[NodeKey]) -> Result<(), ForestError> {
+        self.marks.begin(forest.lengths.len());
+        if self.seen_at.len() < forest.lengths.len() {
+            self.seen_at.resize(forest.lengths.len(), NONE);
+        }
+        self.seen.clear();
+        self.seen.push(Seen::new(NodeKey::default()));
+        for (index, &query) in queries.iter().enumerate() {
+            let at = self.climb(forest, query)?;
+            let seen = &mut self.seen[at as usize];
+            if seen.query != NONE {
+                return Err(ForestError::DuplicateNode { node: query, index });
+            }
+            seen.query = index as u32;
+        }
+        Ok(())
+    }
+
+    /// Adds the nodes from `query` up to the first one already seen; the index of `query`.
+    fn climb(&mut self, forest: &TokenForest, query: NodeKey) -> Result<u32, ForestError> {
+        let mut record = forest.node(query)?;
+        let mut node = query;
+        let mut first = NONE;
+        let mut below = NONE;
+        loop {
+            let is_new = self.marks.insert(record.slot);
+            if is_new {
+                self.seen_at[record.slot as usize] = self.seen.len() as u32;
+                self.seen.push(Seen::new(node));
+            }
+            let at = self.seen_at[record.slot as usize];
+            if below == NONE {
+                first = at;
+            } else {
+                self.link(at, below);
+            }
+            if !is_new {
+                return Ok(first);
+            }
+            let Some(parent) = record.parent else {
+                self.link(0, at);
+                return Ok(first);
+            };
+            below = at;
+            node = parent;
+            record = &forest.nodes[parent];
+        }
+    }
+
+    fn link(&mut self, parent: u32, child: u32) {
+        let last = self.seen[parent as usize].last_child;
+        if last == NONE {
+            self.seen[parent as usize].first_child = child;
+        } else {
+            self.seen[last as usize].next = child;
+        }
+        self.seen[parent as usize].last_child = child;
+        self.seen[child as usize].parent = parent;
+    }
+
+    /// Visits the seen nodes depth first: numbers the queries, and makes the runs, a draft block's
+    /// still without pages.
+    fn lay_out(&mut self, forest: &TokenForest, view: &mut TreeView) {
+        self.blocks.clear();
+        self.drafts.clear();
+        self.stack.clear();
+        self.stack.push(self.seen[0].first_child);
+        while let Some(at) = self.stack.pop() {
+            let seen = self.seen[at as usize];
+            if seen.next != NONE {
+                self.stack.push(seen.next);
+            }
+            if seen.first_child != NONE {
+                self.stack.push(seen.first_child);
+            }
+            let query = view.query_order.len() as u32;
+            if seen.query != NONE {
+                view.query_order.push(seen.query);
+            }
+            let queries = query..view.query_order.len() as u32;
+            let record = &forest.nodes[seen.node];
+            let length = forest.lengths[record.slot as usize];
+            let parent = self.seen[seen.parent as usize];
+            match &record.content {
+                Content::Owned { pages, state } => {
+                    self.seen[at as usize].run = view.runs.len() as u32;
+                    let begin = view.pages.len() as u32;
+                    view.pages.extend_from_slice(pages);
+                    view.runs.push(Run {
+                        parent: (parent.run != NONE).then_some(parent.run),
+                        queries,
+                        tokens: length,
+                        pages: begin..view.pages.len() as u32,
+                        length_slot: (*state != State::Sealed).then_some(record.slot),
+                        mask: None,
+                    });
+                }
+                Content::Draft { block, begin } => {
+                    let run = self.block_run(*block, parent, query, view);
+                    view.runs[run as usize].queries.end = queries.end;
+                    self.seen[at as usize].run = run;
+                    self.seen[at as usize].draft = self.drafts.len() as u32;
+                    self.drafts.push(SeenDraft {
+                        parent: parent.draft,
+                        begin: *begin,
+                        end: begin + length,
+                        query: if queries.is_empty() { NONE } else { query },
+                    });
+                }
+            }
+        }
+    }
+
+    /// The run of `block`, made when its first node is met. Nothing else is below its trunk, so its nodes
+    /// are met one after another.
+    fn block_run(&mut self, block: BlockKey, parent: Seen, query: u32, view: &mut TreeView) -> u32 {
+        if let Some(last) = self.blocks.last().filter(|last| last.block == block) {
+            return last.run;
+        }
+        let run = view.runs.len() as u32;
+        self.blocks.push(SeenBlock {
+            block,
+            run,
+            begin: self.drafts.len() as u32,
+        });
+        view.runs.push(Run {
+            parent: Some(parent.run),
+            queries: query..query,
+            tokens: 0,
+            pages: 0..0,
+            length_slot: None,
+            mask: None,
+        });
+        run
+    }
+
+    /// Fills in pages and masks of the blocks' runs.
+    fn lay_out_blocks(&mut self, forest: &TokenForest, view: &mut TreeView) {
+        for (index, seen) in self.blocks.iter().enumerate() {
+            let next = self.blocks.get(index + 1);
+            let end = next.map_or(self.drafts.len(), |next| next.begin as usize);
+            let drafts = &self.drafts[seen.begin as usize..end];
+            let block = &forest.blocks[seen.block];
+            let run = &mut view.runs[seen.run as usize];
+            let first_page = view.pages.len() as u32;
+            run.mask = Some(view.masks.len() as u32);
+            for (&page, begin) in block.pages.iter().zip((0..).step_by(PAGE_TOKENS as usize)) {
+                if page == NONE {
+                    continue;
+                }
+                view.pages.push(page);
+                run.tokens += (block.tokens - begin).min(PAGE_TOKENS);
+                let row = view.masks.len();
+                view.masks.resize(row + run.queries.len(), 0);
+                self.bits.clear();
+                for draft in drafts {
+                    let above = match draft.parent {
+                        NONE => 0,
+                        parent => self.bits[(parent - seen.begin) as usize],
+                    };
+                    let bits = above | page_bits(draft.begin, draft.end, begin);
+                    self.bits.push(bits);
+                    if draft.query != NONE {
+                        view.masks[row + (draft.query - run.queries.start) as usize] = bits;
+                    }
+                }
+            }
+            run.pages = first_page..view.pages.len() as u32;
+        }
+    }
+}
+
+impl Seen {
+    fn new(node: NodeKey) -> Self {
+        Self {
+            node,
+            parent: NONE,
+            first_child: NONE,
+            last_child: NONE,
+            next: NONE,
+            query: NONE,
+            run: NONE,
+            draft: NONE,
+        }
+    }
+}
+
+/// Spreads every run's queries, its own so far, over those of its descendants.
+fn close_query_ranges(runs: &mut [Run]) {
+    for index in (0..runs.len()).rev() {
+        let end = runs[index].queries.end;
+        if let Some(parent) = runs[index].parent {
+            let parent = &mut runs[parent as usize].queries;
+            parent.end = parent.end.max(end);
+        }
+    }
+}
+
+/// Bits of tokens `begin..end` within the page whose first token is `page_begin`.
+fn page_bits(begin: u32, end: u32, page_begin: u32) -> u64 {
+    let begin = begin.clamp(page_begin, page_begin + PAGE_TOKENS) - page_begin;
+    let end = end.clamp(page_begin, page_begin + PAGE_TOKENS) - page_begin;
+    if begin == end {
+        return 0;
+    }
+    (u64::MAX >> (PAGE_TOKENS - (end - begin))) << begin
+}
