@@ -1,7 +1,21 @@
 //! QKV preparation: grouping, splitting and scheduling (DeFT, section 3.3), as plain arrays.
 
+mod config;
+mod cost;
+mod cut;
+mod draft;
+mod encode;
+mod error;
+mod merge;
+mod node;
+mod planner;
 mod program;
+mod sequence;
 
+pub use config::{MAX_QUERIES, MAX_ROWS, MAX_SHARES, PlanConfig, shares_for};
+pub use cost::CostModel;
+pub use error::PlanError;
+pub use planner::Planner;
 pub use program::{Item, Plan, Share};
 
 /// How queries and KV are grouped into work items.

@@ -7,8 +7,10 @@ use super::Grouping;
 /// What every backend executes: which queries meet which pages where, and how the parts merge.
 ///
 /// A plan names neither a layer nor a KV head, so one plan serves them all, on any number of devices.
+/// Only a [`Planner`](super::Planner) makes one, so its indices can be relied upon; it can be written as
+/// JSON to be looked at, and not be read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Plan {
     pub(super) grouping: Grouping,
     pub(super) group_size: u32,
@@ -21,9 +23,54 @@ pub struct Plan {
     pub(super) merge_rows: Vec<MergeRow>,
     pub(super) merge_slots: Vec<u32>,
     pub(super) partial_slots: u32,
+    /// Estimated cost of each share.
+    pub(super) share_ns: Vec<u64>,
+    /// Where runs grow, by length counter.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(super) live: Vec<LiveTail>,
+}
+
+/// A segment that holds the last page of a run that may grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct LiveTail {
+    pub(super) length_slot: u32,
+    /// Where its record is in [`Plan::words`].
+    pub(super) segment_word: u32,
 }
 
 impl Plan {
+    /// A plan of nothing, to be filled by [`Planner::plan_into`](super::Planner::plan_into).
+    pub fn empty() -> Self {
+        Self {
+            grouping: Grouping::Flatten,
+            group_size: 1,
+            queries: 0,
+            shares: 0,
+            stride: 0,
+            words: Vec::new(),
+            masks: Vec::new(),
+            merge_rows: Vec::new(),
+            merge_slots: Vec::new(),
+            partial_slots: 0,
+            share_ns: Vec::new(),
+            live: Vec::new(),
+        }
+    }
+
+    /// Empties the plan and keeps its memory.
+    pub(super) fn clear(&mut self) {
+        self.queries = 0;
+        self.shares = 0;
+        self.stride = 0;
+        self.partial_slots = 0;
+        self.words.clear();
+        self.masks.clear();
+        self.merge_rows.clear();
+        self.merge_slots.clear();
+        self.share_ns.clear();
+        self.live.clear();
+    }
+
     /// How the plan was grouped.
     pub fn grouping(&self) -> Grouping {
         self.grouping
@@ -64,12 +111,25 @@ impl Plan {
     pub fn partial_slots(&self) -> u32 {
         self.partial_slots
     }
+    /// What each share is estimated to cost, in nanoseconds by the configuration's cost model.
+    pub fn share_ns(&self) -> &[u64] {
+        &self.share_ns
+    }
+    /// Cost of the costliest share over the mean of all shares: 1 is perfect balance.
+    pub fn imbalance(&self) -> f64 {
+        let total: u64 = self.share_ns.iter().sum();
+        let max = self.share_ns.iter().max().copied().unwrap_or(0);
+        if total == 0 {
+            return 1.0;
+        }
+        max as f64 * self.share_ns.len() as f64 / total as f64
+    }
     /// The program of share `index`.
     ///
     /// # Panics
     /// If `index` is not below [`Plan::shares`].
     pub fn share(&self, index: u32) -> Share<'_> {
-        let begin = (index * self.stride) as usize;
+        let begin = index as usize * self.stride as usize;
         Share {
             words: &self.words[begin..begin + self.stride as usize],
         }
@@ -129,23 +189,9 @@ impl<'a> Item<'a> {
 #[cfg(feature = "serde")]
 mod merge_rows {
     use kernels_gpu::abi::MergeRow;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use serde::{Serialize, Serializer};
 
     pub(super) fn serialize<S: Serializer>(rows: &[MergeRow], s: S) -> Result<S::Ok, S::Error> {
         bytemuck::cast_slice::<_, u32>(rows).serialize(s)
-    }
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<MergeRow>, D::Error> {
-        let words = Vec::<u32>::deserialize(d)?;
-        bytemuck::allocation::try_cast_vec(words)
-            .or_else(|(_, words)| {
-                if words.len() % 4 == 0 {
-                    Ok(bytemuck::pod_collect_to_vec(&words))
-                } else {
-                    Err(words.len())
-                }
-            })
-            .map_err(|n| {
-                serde::de::Error::custom(format!("{n} words are no whole number of merge rows"))
-            })
     }
 }

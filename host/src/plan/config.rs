@@ -1,0 +1,143 @@
+//! What a planner is told.
+
+use super::{CostModel, Grouping, PlanError};
+
+/// Most rows an item may have, and most query heads a KV head.
+pub const MAX_ROWS: u32 = u16::MAX as u32;
+/// Most queries of a plan.
+pub const MAX_QUERIES: u32 = u16::MAX as u32;
+/// Most shares of a plan.
+pub const MAX_SHARES: u32 = 1 << 16;
+
+/// How to plan, for which head shape and how many workers.
+///
+/// A plan made for one head dimension or element size is right for every other; only its balance is
+/// tuned to them.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PlanConfig {
+    /// How queries and KV are grouped.
+    pub grouping: Grouping,
+    /// Query heads a KV head.
+    pub group_size: u32,
+    /// Elements of a head's query, key and value.
+    pub head_dim: u32,
+    /// Bytes of a stored K or V element.
+    pub element_bytes: u32,
+    /// Programs a KV head: how many workers share its work. See [`shares_for`].
+    pub shares: u32,
+    /// Pages of a [`Grouping::NodeChunk`] item; 2 are the paper's 128 tokens (DeFT, section 3.3).
+    pub chunk_pages: u32,
+    /// Most rows (queries x `group_size`) of a work item; an item has at least one query all the same.
+    pub max_rows: u32,
+    /// Page ids that a growing run may add before the plan is stale.
+    pub slack_pages: u32,
+    /// What work costs.
+    pub cost: CostModel,
+}
+
+impl PlanConfig {
+    /// A configuration with 256 rows an item, 128-token chunks, room for two more pages a growing run,
+    /// 16-bit elements and the H100's costs.
+    pub const fn new(grouping: Grouping, group_size: u32, head_dim: u32, shares: u32) -> Self {
+        Self {
+            grouping,
+            group_size,
+            head_dim,
+            element_bytes: 2,
+            shares,
+            chunk_pages: 2,
+            max_rows: 256,
+            slack_pages: 2,
+            cost: CostModel::H100,
+        }
+    }
+
+    /// Queries that an item may hold.
+    pub(super) fn max_queries(&self) -> u32 {
+        match self.grouping {
+            Grouping::PerQuery => 1,
+            _ => (self.max_rows / self.group_size).max(1),
+        }
+    }
+
+    /// Whether every field is in its range.
+    ///
+    /// # Errors
+    /// [`PlanError::OutOfRange`] or [`PlanError::BadCost`], naming the field.
+    pub fn validate(&self) -> Result<(), PlanError> {
+        let ranges = [
+            ("group_size", self.group_size, 1, MAX_ROWS),
+            ("head_dim", self.head_dim, 1, 1 << 16),
+            ("element_bytes", self.element_bytes, 1, 8),
+            ("shares", self.shares, 1, MAX_SHARES),
+            ("chunk_pages", self.chunk_pages, 1, 1 << 20),
+            ("max_rows", self.max_rows, 1, MAX_ROWS),
+            ("slack_pages", self.slack_pages, 0, 1 << 10),
+        ];
+        for (name, value, min, max) in ranges {
+            if !(min..=max).contains(&value) {
+                return Err(PlanError::OutOfRange {
+                    name,
+                    value,
+                    min,
+                    max,
+                });
+            }
+        }
+        let costs = [
+            ("bytes_per_ns", self.cost.bytes_per_ns),
+            ("flops_per_ns", self.cost.flops_per_ns),
+            ("item_ns", self.cost.item_ns),
+            ("slot_bytes_per_ns", self.cost.slot_bytes_per_ns),
+        ];
+        for (name, value) in costs {
+            if !(value > 0.0 && value.is_finite()) {
+                return Err(PlanError::BadCost { name, value });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Shares a KV head that fill `sms` streaming multiprocessors: `sms / kv_heads`, at least one, and no
+/// more than there are `pages` to read.
+pub fn shares_for(sms: u32, kv_heads: u32, pages: u32) -> u32 {
+    (sms / kv_heads.max(1)).min(pages).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_fill_the_device_but_never_outnumber_the_pages() {
+        assert_eq!(shares_for(132, 8, 1_000), 16);
+        assert_eq!(shares_for(132, 8, 3), 3);
+        assert_eq!(shares_for(132, 256, 3), 1);
+        assert_eq!(shares_for(0, 0, 0), 1);
+    }
+
+    #[test]
+    fn a_number_out_of_range_is_named() {
+        let good = PlanConfig::new(Grouping::Flatten, 4, 128, 16);
+        assert_eq!(good.validate(), Ok(()));
+        let zero = PlanConfig {
+            group_size: 0,
+            ..good
+        };
+        assert_eq!(
+            zero.validate().unwrap_err().to_string(),
+            "group_size is 0; it must be between 1 and 65535"
+        );
+        let mut endless = good;
+        endless.cost.item_ns = f64::INFINITY;
+        assert!(matches!(
+            endless.validate(),
+            Err(PlanError::BadCost {
+                name: "item_ns",
+                ..
+            })
+        ));
+    }
+}

@@ -1,0 +1,120 @@
+//! What a plan's parts cost, so that shares can be made even.
+
+use kernels_gpu::abi::PAGE_TOKENS;
+use kernels_gpu::layout::CORE;
+
+/// Cost of one share's work, in nanoseconds of the thread block that runs it.
+///
+/// | constant | H100 | where from |
+/// |---|---|---|
+/// | `bytes_per_ns` | 23.4 | 3,088 GB/s measured over randomly ordered 32 KiB pages, 132 SMs |
+/// | `flops_per_ns` | 5,000 | 660 TFLOP/s of dense bf16 that a good kernel reaches, 132 SMs |
+/// | `item_ns` | 1,000 | load queries, drain the pipeline, scale and store |
+/// | `slot_bytes_per_ns` | 41.7 | partials stay in L2: about 5.5 TB/s, 132 SMs |
+///
+/// A page of `n` tokens costs `max(bytes / bytes_per_ns, rows x n x head_dim x 4 / flops_per_ns)`, the
+/// rows rounded up to what the kernels' tiles hold (16, 64, 128, 256) and the tokens to whole groups of
+/// eight. A partial slot costs its bytes once written and once read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct CostModel {
+    /// KV bytes a share reads in a nanosecond when all shares read.
+    pub bytes_per_ns: f64,
+    /// Floating-point operations of a share in a nanosecond.
+    pub flops_per_ns: f64,
+    /// Fixed cost of a work item.
+    pub item_ns: f64,
+    /// Bytes of partial results that a share writes or reads in a nanosecond.
+    pub slot_bytes_per_ns: f64,
+}
+
+impl CostModel {
+    /// An H100 with one thread block an SM.
+    pub const H100: Self = Self {
+        bytes_per_ns: 3_088.0 / 132.0,
+        flops_per_ns: 660_000.0 / 132.0,
+        item_ns: 1_000.0,
+        slot_bytes_per_ns: 5_500.0 / 132.0,
+    };
+    /// One core of a CPU: a few GB/s of the shared memory bus, 8-lane FMA at half its rate.
+    pub const CPU_CORE: Self = Self {
+        bytes_per_ns: 8.0,
+        flops_per_ns: 24.0,
+        item_ns: 500.0,
+        slot_bytes_per_ns: 8.0,
+    };
+}
+
+impl Default for CostModel {
+    fn default() -> Self {
+        Self::H100
+    }
+}
+
+/// A cost model for one head shape, as the planner's loops want it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Costs {
+    group_size: u32,
+    /// Reading one group of eight tokens.
+    group_bytes_ns: f64,
+    /// Computing one row against one group of eight tokens.
+    row_ns: f64,
+    pub(super) item_ns: f64,
+    /// One query's partial slot, written and read.
+    pub(super) slot_ns: f64,
+}
+
+/// Token groups of a full page.
+pub(super) const PAGE_GROUPS: u32 = PAGE_TOKENS / CORE;
+
+impl Costs {
+    pub(super) fn new(
+        model: &CostModel,
+        group_size: u32,
+        head_dim: u32,
+        element_bytes: u32,
+    ) -> Self {
+        let group_elements = f64::from(CORE) * f64::from(head_dim);
+        let slot_bytes = f64::from(group_size) * (f64::from(head_dim) + 1.0) * 4.0;
+        Self {
+            group_size,
+            group_bytes_ns: 2.0 * group_elements * f64::from(element_bytes) / model.bytes_per_ns,
+            row_ns: 4.0 * group_elements / model.flops_per_ns,
+            item_ns: model.item_ns,
+            slot_ns: 2.0 * slot_bytes / model.slot_bytes_per_ns,
+        }
+    }
+
+    /// Cost of one group of eight tokens in an item of `queries` queries.
+    pub(super) fn rate(&self, queries: u32) -> f64 {
+        let rows = tile_rows(queries * self.group_size);
+        self.group_bytes_ns.max(self.row_ns * f64::from(rows))
+    }
+}
+
+/// Rows that the tile classes make of `rows`.
+fn tile_rows(rows: u32) -> u32 {
+    match rows {
+        0..=16 => 16,
+        17..=64 => 64,
+        65..=128 => 128,
+        _ => rows.div_ceil(256) * 256,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_bound_by_memory_until_the_tile_is_wide() {
+        let costs = Costs::new(&CostModel::H100, 4, 128, 2);
+        let page = |queries| costs.rate(queries) * f64::from(PAGE_GROUPS);
+        let by_memory = 32_768.0 / (3_088.0 / 132.0);
+        assert!((page(1) - by_memory).abs() < 1e-9);
+        assert_eq!(page(1), page(32));
+        let by_compute = 256.0 * 64.0 * 128.0 * 4.0 / 5_000.0;
+        assert!((page(64) - by_compute).abs() < 1e-9);
+        assert!((page(65) - 2.0 * by_compute).abs() < 1e-9);
+    }
+}

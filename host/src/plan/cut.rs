@@ -1,0 +1,342 @@
+//! Cutting a sequence of pieces into shares of near-equal cost.
+//!
+//! This is the linear partition problem: consecutive shares, the costliest as cheap as can be. Filling
+//! shares one after another up to a target cost is optimal for a given target; a few fillings find the
+//! least target that suffices, each moving it by what the last share had too much or too little.
+
+use std::ops::Range;
+
+use super::cost::{Costs, PAGE_GROUPS};
+use super::draft::Draft;
+use super::sequence::{Piece, Sequence, Unit};
+
+/// Fillings tried at most.
+const FILLINGS: u32 = 10;
+/// The search ends when the target is known this well.
+const PRECISION: f64 = 0.005;
+/// A share may exceed its target by this if a piece then need not be cut.
+const OVERSHOOT: f64 = 0.02;
+
+/// What a filling is told to do with what it decides.
+trait Sink {
+    fn begin_item(&mut self, share: u32, queries: Range<u32>);
+    fn push_segment(&mut self, piece: &Piece, pages: Range<u32>);
+    fn end_share(&mut self, share: u32, cost: f64);
+}
+
+/// Only the costs matter.
+struct Trial;
+
+impl Sink for Trial {
+    fn begin_item(&mut self, _: u32, _: Range<u32>) {}
+    fn push_segment(&mut self, _: &Piece, _: Range<u32>) {}
+    fn end_share(&mut self, _: u32, _: f64) {}
+}
+
+impl Sink for Draft {
+    fn begin_item(&mut self, share: u32, queries: Range<u32>) {
+        Draft::begin_item(self, share, queries);
+    }
+    fn push_segment(&mut self, piece: &Piece, pages: Range<u32>) {
+        Draft::push_segment(self, piece, pages);
+    }
+    fn end_share(&mut self, share: u32, cost: f64) {
+        self.share_ns[share as usize] = cost;
+    }
+}
+
+/// Cuts `sequence` into at most `shares` shares whose items hold at most `max_queries` queries.
+pub(super) fn cut(
+    sequence: &Sequence,
+    costs: &Costs,
+    max_queries: u32,
+    shares: u32,
+    draft: &mut Draft,
+) {
+    draft.clear(shares);
+    let work: f64 = sequence
+        .units
+        .iter()
+        .map(|unit| {
+            unit.groups as f64
+                * costs.rate((unit.queries.end - unit.queries.start).min(max_queries))
+        })
+        .sum();
+    let filling = |target, limit| Filling {
+        costs,
+        max_queries,
+        shares: limit,
+        target,
+        share: 0,
+        closed: 0.0,
+        open: None,
+        max: 0.0,
+    };
+    let parts = f64::from(shares);
+    let (mut low, mut high) = (0.0, f64::INFINITY);
+    let mut target = work / parts + costs.item_ns;
+    let (mut best, mut best_target) = (f64::INFINITY, target);
+    for _ in 0..FILLINGS {
+        let (max, last) = filling(target, shares).run(sequence, &mut Trial);
+        if max < best {
+            (best, best_target) = (max, target);
+        }
+        let excess = last - target;
+        if excess > OVERSHOOT * target {
+            low = target;
+        } else {
+            high = target;
+        }
+        if high - low <= PRECISION * high || excess.abs() <= PRECISION * target {
+            break;
+        }
+        let step = target + excess / parts;
+        target = if low < step && step < high {
+            step
+        } else if high.is_finite() {
+            0.5 * (low + high)
+        } else {
+            1.05 * target
+        };
+    }
+    filling(best_target, shares).run(sequence, draft);
+}
+
+/// The item being filled.
+#[derive(Clone)]
+struct Open {
+    queries: Range<u32>,
+    groups: f64,
+    rate: f64,
+    /// It holds everything its queries see, as far as it goes: so it needs no partial slots if it ends
+    /// with a unit.
+    complete: bool,
+    /// The piece added last ended its unit.
+    at_unit_end: bool,
+}
+
+struct Filling<'a> {
+    costs: &'a Costs,
+    max_queries: u32,
+    shares: u32,
+    target: f64,
+    share: u32,
+    /// Cost of the share's items that are done.
+    closed: f64,
+    open: Option<Open>,
+    /// Cost of the costliest share so far.
+    max: f64,
+}
+
+impl Filling<'_> {
+    /// Fills all shares; returns the cost of the costliest and of the last one allowed, which takes all
+    /// that the others left.
+    fn run(mut self, sequence: &Sequence, sink: &mut impl Sink) -> (f64, f64) {
+        for unit in &sequence.units {
+            let unit_fits = self.enter(unit);
+            let pieces = &sequence.pieces[unit.pieces.start as usize..unit.pieces.end as usize];
+            for (i, piece) in pieces.iter().enumerate() {
+                let place = Place {
+                    first: i == 0,
+                    last: i + 1 == pieces.len(),
+                    unit_fits,
+                };
+                self.place(piece, place, sink);
+            }
+        }
+        let used = self.share;
+        let last = self.end_share(sink);
+        (self.max, if used + 1 == self.shares { last } else { 0.0 })
+    }
+
+    /// Whether the whole unit fits into the share at hand. If not, and the open item is complete
+    /// without it, the item stays so.
+    fn enter(&mut self, unit: &Unit) -> bool {
+        let queries = unit.queries.end - unit.queries.start;
+        let groups = unit.groups as f64;
+        let alone = self.costs.item_ns + groups * self.costs.rate(queries.min(self.max_queries));
+        let fits = self.closed + self.open_cost(false) + alone <= self.target * (1.0 + OVERSHOOT);
+        if !fits && self.open.as_ref().is_some_and(|open| open.complete) {
+            self.close_item();
+        }
+        fits
+    }
+
+    /// Cost of the open item; with `slots`, as if it had to leave partial results behind.
+    fn open_cost(&self, slots: bool) -> f64 {
+        self.open
+            .as_ref()
+            .map_or(0.0, |open| self.item_cost(open, slots))
+    }
+
+    fn item_cost(&self, item: &Open, slots: bool) -> f64 {
+        let slots = if slots || !item.complete {
+            f64::from(item.queries.end - item.queries.start) * self.costs.slot_ns
+        } else {
+            0.0
+        };
+        self.costs.item_ns + item.groups * item.rate + slots
+    }
+
+    fn close_item(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.closed += self.item_cost(&open, !open.at_unit_end);
+        }
+    }
+
+    fn end_share(&mut self, sink: &mut impl Sink) -> f64 {
+        self.close_item();
+        let cost = std::mem::take(&mut self.closed);
+        sink.end_share(self.share, cost);
+        self.max = self.max.max(cost);
+        self.share += 1;
+        cost
+    }
+
+    fn share_is_empty(&self) -> bool {
+        self.open.is_none() && self.closed == 0.0
+    }
+
+    /// The open item with `part` added, if it may and should take it: that is, if an item of its own
+    /// would not be cheaper.
+    fn merged(&self, part: &Part<'_>) -> Option<Open> {
+        let open = self.open.as_ref()?;
+        let own = &part.piece.queries;
+        let queries = open.queries.start.min(own.start)..open.queries.end.max(own.end);
+        let count = queries.end - queries.start;
+        if count > self.max_queries {
+            return None;
+        }
+        let mut merged = open.clone();
+        merged.groups += part.groups;
+        if queries == open.queries {
+            return Some(merged);
+        }
+        merged.rate = self.costs.rate(count);
+        let dearer = open.groups * (merged.rate - open.rate)
+            + part.groups * (merged.rate - self.costs.rate(own.end - own.start));
+        let grown = count - (open.queries.end - open.queries.start);
+        let slots = match (open.complete, part.whole_unit) {
+            (true, _) => 0.0,
+            (false, true) => f64::from(grown),
+            (false, false) => f64::from(grown) - f64::from(own.end - own.start),
+        };
+        merged.queries = queries;
+        (dearer + slots * self.costs.slot_ns <= self.costs.item_ns).then_some(merged)
+    }
+
+    /// The share with `part` added: its cost, and the item that the part is in. With `slots`, that item
+    /// is taken to leave partial results.
+    fn with(&self, part: &Part<'_>, slots: bool) -> Added {
+        if let Some(item) = self.merged(part) {
+            return Added {
+                cost: self.closed + self.item_cost(&item, slots),
+                item,
+                merged: true,
+            };
+        }
+        let queries = part.piece.queries.clone();
+        let item = Open {
+            groups: part.groups,
+            rate: self.costs.rate(queries.end - queries.start),
+            queries,
+            complete: part.begins_unit,
+            at_unit_end: false,
+        };
+        let before = self
+            .open
+            .as_ref()
+            .map_or(0.0, |open| self.item_cost(open, !open.at_unit_end));
+        Added {
+            cost: self.closed + before + self.item_cost(&item, slots),
+            item,
+            merged: false,
+        }
+    }
+
+    /// Adds all of `piece`, ending as many shares as that takes.
+    fn place(&mut self, piece: &Piece, place: Place, sink: &mut impl Sink) {
+        let mut pages = piece.pages.clone();
+        let mut groups = piece.groups;
+        loop {
+            let begins_unit = place.first && pages.start == piece.pages.start;
+            let part = |groups: u32| Part {
+                piece,
+                groups: f64::from(groups),
+                begins_unit,
+                whole_unit: begins_unit && place.unit_fits,
+            };
+            // Partial slots are counted on unless the unit ends here, or all of it will fit.
+            let all = self.with(&part(groups), !(place.last || place.unit_fits));
+            let must = self.share + 1 >= self.shares
+                || (self.share_is_empty() && pages.end - pages.start <= 1);
+            if must || all.cost <= self.target * (1.0 + OVERSHOOT) {
+                self.add(piece, pages, all, sink);
+                if let Some(open) = &mut self.open {
+                    open.at_unit_end = place.last;
+                }
+                return;
+            }
+            let fit = self.pages_that_fit(&part(0), pages.end - pages.start);
+            if fit > 0 {
+                let taken = fit * PAGE_GROUPS;
+                let added = self.with(&part(taken), true);
+                self.add(piece, pages.start..pages.start + fit, added, sink);
+                pages.start += fit;
+                groups -= taken;
+            }
+            self.end_share(sink);
+        }
+    }
+
+    fn add(&mut self, piece: &Piece, pages: Range<u32>, added: Added, sink: &mut impl Sink) {
+        if !added.merged {
+            self.close_item();
+            sink.begin_item(self.share, piece.queries.clone());
+        }
+        sink.push_segment(piece, pages);
+        self.open = Some(added.item);
+    }
+
+    /// Pages that the share still takes of a piece with `pages` left, fewer than all of them; at least
+    /// one if the share is empty. Too few to be worth their item and slots are none.
+    fn pages_that_fit(&self, nothing: &Part<'_>, pages: u32) -> u32 {
+        let added = self.with(nothing, true);
+        let page_ns = added.item.rate * f64::from(PAGE_GROUPS);
+        let room = (self.target - added.cost) / page_ns;
+        let fit = (room.max(0.0) as u32).min(pages.saturating_sub(1));
+        if self.share_is_empty() {
+            return fit.max(1);
+        }
+        let overhead = added.cost - self.closed - self.open_cost(true);
+        if f64::from(fit) * page_ns < overhead {
+            0
+        } else {
+            fit
+        }
+    }
+}
+
+/// Where a piece stands in its unit.
+#[derive(Clone, Copy)]
+struct Place {
+    first: bool,
+    last: bool,
+    unit_fits: bool,
+}
+
+/// Some token groups of a piece.
+struct Part<'a> {
+    piece: &'a Piece,
+    groups: f64,
+    begins_unit: bool,
+    /// It begins a unit that fits into the share at hand.
+    whole_unit: bool,
+}
+
+/// What adding a part would make of a share.
+struct Added {
+    cost: f64,
+    item: Open,
+    merged: bool,
+}

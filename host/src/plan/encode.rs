@@ -1,0 +1,215 @@
+//! From a draft to the words that kernels read.
+
+use bytemuck::Pod;
+use kernels_gpu::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment, WorkItem, words_of};
+
+use super::draft::{Draft, DraftSegment};
+use super::program::{LiveTail, Plan};
+use super::{PlanConfig, PlanError};
+use crate::tree::{Run, TreeView};
+
+/// Scratch of [`encode`].
+#[derive(Debug, Default)]
+pub(super) struct Encoder {
+    /// What each share holds, then where its next entry goes.
+    shares: Vec<Cursor>,
+}
+
+/// Counts, or positions, within one share's program.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    item: u32,
+    segment: u32,
+    page: u64,
+}
+
+const HEADER: u32 = words_of::<ProgramHeader>();
+const ITEM: u32 = words_of::<WorkItem>();
+const SEGMENT: u32 = words_of::<Segment>();
+
+impl Encoder {
+    /// Writes `draft` into `plan`'s programs and masks.
+    pub(super) fn encode(
+        &mut self,
+        view: &TreeView,
+        config: &PlanConfig,
+        draft: &Draft,
+        plan: &mut Plan,
+    ) -> Result<(), PlanError> {
+        self.shares.clear();
+        self.shares
+            .resize(config.shares as usize, Cursor::default());
+        let mut masks = 0u64;
+        for item in &draft.items {
+            let share = &mut self.shares[item.share as usize];
+            share.item += 1;
+            for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]
+            {
+                let run = &view.runs[segment.run as usize];
+                share.segment += 1;
+                share.page += u64::from(capacity(run, segment, config.slack_pages));
+                if run.mask.is_some() {
+                    masks += u64::from(segment.pages.end - segment.pages.start)
+                        * u64::from(item.queries.end - item.queries.start);
+                }
+            }
+        }
+        let longest = self.shares.iter().map(Cursor::words).max().unwrap_or(0);
+        let stride = longest.next_multiple_of(4);
+        limit(stride * u64::from(config.shares), "words of programs")?;
+        limit(masks, "masks")?;
+        plan.stride = stride as u32;
+        plan.words.clear();
+        plan.words
+            .resize(stride as usize * config.shares as usize, 0);
+        plan.masks.clear();
+        plan.live.clear();
+        for (share, program) in self
+            .shares
+            .iter_mut()
+            .zip(plan.words.chunks_exact_mut(stride as usize))
+        {
+            let header = ProgramHeader {
+                items: share.item,
+                segments: share.segment,
+                words: share.words() as u32,
+                reserved: 0,
+            };
+            put(program, 0, &header);
+            *share = Cursor {
+                item: HEADER,
+                segment: HEADER + share.item * ITEM,
+                page: u64::from(HEADER + share.item * ITEM + share.segment * SEGMENT),
+            };
+        }
+        self.write(view, config, draft, plan);
+        plan.live.sort_unstable();
+        Ok(())
+    }
+
+    fn write(&mut self, view: &TreeView, config: &PlanConfig, draft: &Draft, plan: &mut Plan) {
+        for item in &draft.items {
+            let cursor = &mut self.shares[item.share as usize];
+            let base = item.share as usize * plan.stride as usize;
+            let program = &mut plan.words[base..base + plan.stride as usize];
+            let header: &ProgramHeader =
+                bytemuck::from_bytes(bytemuck::cast_slice(&program[..HEADER as usize]));
+            let first_segment = HEADER + header.items * ITEM;
+            let query_count = item.queries.end - item.queries.start;
+            let record = WorkItem {
+                query_begin: item.queries.start,
+                query_count,
+                segment_begin: (cursor.segment - first_segment) / SEGMENT,
+                segment_count: item.segments.end - item.segments.start,
+                partial_slot: item.partial_slot,
+                reserved: [0; 3],
+            };
+            put(program, cursor.item, &record);
+            cursor.item += ITEM;
+            for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]
+            {
+                let run = &view.runs[segment.run as usize];
+                let record = Segment {
+                    page_word: cursor.page as u32,
+                    page_capacity: capacity(run, segment, config.slack_pages),
+                    visible: Segment::pack_visible(
+                        segment.queries.start - item.queries.start,
+                        segment.queries.end - item.queries.start,
+                    ),
+                    mask: push_masks(&mut plan.masks, view, run, segment, &item.queries),
+                    ..record_of(run, segment)
+                };
+                put(program, cursor.segment, &record);
+                if record.length_slot != NONE {
+                    plan.live.push(LiveTail {
+                        length_slot: record.length_slot,
+                        segment_word: base as u32 + cursor.segment,
+                    });
+                }
+                let pages = &view.pages[(run.pages.start + segment.pages.start) as usize
+                    ..(run.pages.start + segment.pages.end) as usize];
+                let at = cursor.page as usize;
+                program[at..at + pages.len()].copy_from_slice(pages);
+                cursor.segment += SEGMENT;
+                cursor.page += u64::from(record.page_capacity);
+            }
+        }
+    }
+}
+
+impl Cursor {
+    fn words(&self) -> u64 {
+        u64::from(HEADER)
+            + u64::from(self.item) * u64::from(ITEM)
+            + u64::from(self.segment) * u64::from(SEGMENT)
+            + self.page
+    }
+}
+
+fn limit(words: u64, of: &'static str) -> Result<(), PlanError> {
+    let max = u64::from(NONE) - 1;
+    if words > max {
+        return Err(PlanError::TooLarge { words, of, max });
+    }
+    Ok(())
+}
+
+/// Whether the segment is where its run grows: it holds the run's last page.
+fn is_live(run: &Run, segment: &DraftSegment) -> bool {
+    run.length_slot.is_some() && segment.pages.end == run.pages.end - run.pages.start
+}
+
+fn capacity(run: &Run, segment: &DraftSegment, slack: u32) -> u32 {
+    let pages = segment.pages.end - segment.pages.start;
+    if is_live(run, segment) {
+        pages + slack
+    } else {
+        pages
+    }
+}
+
+/// The fields that depend on the run and its pages alone.
+fn record_of(run: &Run, segment: &DraftSegment) -> Segment {
+    let first_token = segment.pages.start * PAGE_TOKENS;
+    Segment {
+        page_count: segment.pages.end - segment.pages.start,
+        tokens: run
+            .tokens
+            .min(segment.pages.end.saturating_mul(PAGE_TOKENS))
+            - first_token,
+        length_slot: run
+            .length_slot
+            .filter(|_| is_live(run, segment))
+            .unwrap_or(NONE),
+        first_token,
+        ..Segment::default()
+    }
+}
+
+/// Copies the masks of a segment's pages, one word for each of the item's `queries`.
+fn push_masks(
+    masks: &mut Vec<u64>,
+    view: &TreeView,
+    run: &Run,
+    segment: &DraftSegment,
+    queries: &std::ops::Range<u32>,
+) -> u32 {
+    let Some(mask) = run.mask else { return NONE };
+    let at = masks.len() as u32;
+    let width = run.queries.end - run.queries.start;
+    let before = (segment.queries.start - queries.start) as usize;
+    let after = (queries.end - segment.queries.end) as usize;
+    for page in segment.pages.clone() {
+        let begin = mask + page * width + (segment.queries.start - run.queries.start);
+        let end = begin + (segment.queries.end - segment.queries.start);
+        masks.extend(std::iter::repeat_n(0, before));
+        masks.extend_from_slice(&view.masks[begin as usize..end as usize]);
+        masks.extend(std::iter::repeat_n(0, after));
+    }
+    at
+}
+
+fn put<T: Pod>(words: &mut [u32], at: u32, record: &T) {
+    let record: &[u32] = bytemuck::cast_slice(std::slice::from_ref(record));
+    words[at as usize..at as usize + record.len()].copy_from_slice(record);
+}

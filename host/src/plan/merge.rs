@@ -1,0 +1,98 @@
+//! Which items write the output themselves, and how the others' partial results merge.
+
+use kernels_gpu::abi::{MergeRow, NONE};
+
+use super::PlanError;
+use super::draft::Draft;
+
+/// The merge tables of a plan.
+#[derive(Debug, Default)]
+pub(super) struct Merge {
+    pub(super) rows: Vec<MergeRow>,
+    pub(super) slots: Vec<u32>,
+    pub(super) partial_slots: u32,
+    /// Items that cover a query, as differences from the query before; then, summed up twice, by how
+    /// much the queries before are covered.
+    covered: Vec<u32>,
+    /// Slots of a query; then where its next one goes.
+    places: Vec<u32>,
+}
+
+impl Merge {
+    /// Gives every item of `draft` that shares a query with another its partial slots, and lists for
+    /// each such query its slots in the items' order. A query that no item covers gets an empty row.
+    pub(super) fn fill(&mut self, draft: &mut Draft, queries: u32) -> Result<(), PlanError> {
+        self.count(draft, queries);
+        self.rows.clear();
+        self.slots.clear();
+        let mut total = 0u64;
+        for item in &mut draft.items {
+            let (begin, end) = (item.queries.start as usize, item.queries.end as usize);
+            let alone = self.covered[end] - self.covered[begin] == (end - begin) as u32;
+            item.partial_slot = NONE;
+            if !alone {
+                item.partial_slot = total as u32;
+                total += (end - begin) as u64;
+                if total >= u64::from(NONE) {
+                    return Err(too_many(total));
+                }
+                for count in &mut self.places[begin..end] {
+                    *count += 1;
+                }
+            }
+        }
+        self.partial_slots = total as u32;
+        let mut slot_begin = 0;
+        for query in 0..queries {
+            let place = &mut self.places[query as usize];
+            let slot_count = std::mem::replace(place, slot_begin);
+            let uncovered = self.covered[query as usize] == self.covered[query as usize + 1];
+            if slot_count > 0 || uncovered {
+                self.rows.push(MergeRow {
+                    query,
+                    slot_begin,
+                    slot_count,
+                    reserved: 0,
+                });
+            }
+            slot_begin += slot_count;
+        }
+        self.slots.resize(slot_begin as usize, 0);
+        for item in draft.items.iter().filter(|i| i.partial_slot != NONE) {
+            let places = &mut self.places[item.queries.start as usize..item.queries.end as usize];
+            for (slot, place) in (item.partial_slot..).zip(places) {
+                self.slots[*place as usize] = slot;
+                *place += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets `covered[q]` to the number of (item, query) pairs with a query before `q`.
+    fn count(&mut self, draft: &Draft, queries: u32) {
+        let len = queries as usize + 1;
+        self.covered.clear();
+        self.covered.resize(len, 0);
+        self.places.clear();
+        self.places.resize(len, 0);
+        for item in &draft.items {
+            let (begin, end) = (item.queries.start as usize, item.queries.end as usize);
+            self.covered[begin] = self.covered[begin].wrapping_add(1);
+            self.covered[end] = self.covered[end].wrapping_sub(1);
+        }
+        let (mut here, mut before) = (0u32, 0u32);
+        for entry in &mut self.covered {
+            here = here.wrapping_add(*entry);
+            *entry = before;
+            before = before.saturating_add(here);
+        }
+    }
+}
+
+fn too_many(slots: u64) -> PlanError {
+    PlanError::TooLarge {
+        words: slots,
+        of: "partial slots",
+        max: u64::from(NONE) - 1,
+    }
+}

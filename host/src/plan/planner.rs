@@ -1,0 +1,116 @@
+//! From a view of a forest to a plan.
+
+use super::cost::Costs;
+use super::cut::cut;
+use super::draft::Draft;
+use super::encode::Encoder;
+use super::merge::Merge;
+use super::node::{Dealer, deal};
+use super::program::Plan;
+use super::sequence::{Sequence, check};
+use super::{Grouping, PlanConfig, PlanError};
+use crate::tree::TreeView;
+
+/// Makes plans. It owns what planning needs besides the plan, so that planning again allocates nothing.
+#[derive(Debug)]
+pub struct Planner {
+    config: PlanConfig,
+    costs: Costs,
+    ancestors: Vec<(u32, u32)>,
+    sequence: Sequence,
+    draft: Draft,
+    merge: Merge,
+    dealer: Dealer,
+    encoder: Encoder,
+}
+
+impl Planner {
+    /// A planner for one configuration.
+    ///
+    /// # Errors
+    /// As [`PlanConfig::validate`].
+    pub fn new(config: PlanConfig) -> Result<Self, PlanError> {
+        config.validate()?;
+        Ok(Self {
+            costs: Costs::new(
+                &config.cost,
+                config.group_size,
+                config.head_dim,
+                config.element_bytes,
+            ),
+            config,
+            ancestors: Vec::new(),
+            sequence: Sequence::default(),
+            draft: Draft::default(),
+            merge: Merge::default(),
+            dealer: Dealer::default(),
+            encoder: Encoder::default(),
+        })
+    }
+
+    /// What this planner was told.
+    pub fn config(&self) -> &PlanConfig {
+        &self.config
+    }
+
+    /// Plans `view`.
+    ///
+    /// # Errors
+    /// If `view` has no queries or too many, contradicts itself, or needs a plan too large for its
+    /// 32-bit indices.
+    pub fn plan(&mut self, view: &TreeView) -> Result<Plan, PlanError> {
+        let mut plan = Plan::empty();
+        self.plan_into(view, &mut plan)?;
+        Ok(plan)
+    }
+
+    /// Plans `view` into the memory of an old plan.
+    ///
+    /// # Errors
+    /// As [`Planner::plan`]. `plan` is then unchanged if the view was at fault, and empty (no queries,
+    /// no shares) if the plan would have been too large.
+    pub fn plan_into(&mut self, view: &TreeView, plan: &mut Plan) -> Result<(), PlanError> {
+        check(view, &mut self.ancestors)?;
+        let Self {
+            config,
+            costs,
+            sequence,
+            draft,
+            merge,
+            dealer,
+            encoder,
+            ..
+        } = self;
+        let (max_queries, shares) = (config.max_queries(), config.shares);
+        match config.grouping {
+            Grouping::PerQuery => sequence.paths(view),
+            _ => sequence.depth_first(view, max_queries),
+        }
+        match config.grouping {
+            Grouping::PerQuery | Grouping::Flatten => {
+                cut(sequence, costs, max_queries, shares, draft);
+            }
+            Grouping::Node => deal(sequence, costs, None, shares, dealer, draft),
+            Grouping::NodeChunk => {
+                let chunk = Some(config.chunk_pages);
+                deal(sequence, costs, chunk, shares, dealer, draft);
+            }
+        }
+        merge.fill(draft, view.queries)?;
+        plan.clear();
+        if let Err(error) = encoder.encode(view, config, draft, plan) {
+            plan.clear();
+            return Err(error);
+        }
+        plan.grouping = config.grouping;
+        plan.group_size = config.group_size;
+        plan.queries = view.queries;
+        plan.shares = shares;
+        plan.partial_slots = merge.partial_slots;
+        plan.merge_rows.clone_from(&merge.rows);
+        plan.merge_slots.clone_from(&merge.slots);
+        plan.share_ns
+            .extend(draft.share_ns.iter().map(|&ns| ns.round() as u64));
+        Ok(())
+    }
+}
