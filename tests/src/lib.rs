@@ -1,1 +1,4 @@
 //! What the test files share: random forests, inputs and comparisons.
+
+pub mod coverage;
+pub mod views;
