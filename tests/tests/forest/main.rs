@@ -1,0 +1,88 @@
+//! Token forests against a naive model: random operations, and hostile ones.
+
+mod hostile;
+mod model;
+mod world;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use world::{Op, Pick, World};
+
+/// No files, so that the tests also run where there is no file system (miri).
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases: if cfg!(miri) { 2 } else { cases },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+/// Counts near the edges of pages, and small ones.
+fn tokens() -> impl Strategy<Value = u32> {
+    prop_oneof![
+        4 => 0u32..6,
+        2 => 60u32..68,
+        1 => 120u32..140,
+    ]
+}
+
+fn pick() -> impl Strategy<Value = Pick> {
+    (any::<Index>(), prop::bool::weighted(0.2)).prop_map(|(index, any)| Pick { index, any })
+}
+
+fn draft() -> impl Strategy<Value = Vec<(Option<Index>, u32)>> {
+    let node = (prop::option::weighted(0.8, any::<Index>()), 1u32..4);
+    let long = (prop::option::weighted(0.5, any::<Index>()), 20u32..90);
+    prop_oneof![4 => vec(node, 1..12), 1 => vec(long, 1..5)]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        2 => tokens().prop_map(Op::Root),
+        5 => (pick(), 0usize..4).prop_map(|(node, n)| Op::Fork(node, n)),
+        5 => (pick(), tokens()).prop_map(|(node, k)| Op::Append(node, k)),
+        6 => (vec(any::<Index>(), 0..8), tokens()).prop_map(|(leaves, k)| Op::Extend(leaves, k)),
+        4 => (pick(), draft()).prop_map(|(node, draft)| Op::Draft(node, draft)),
+        4 => (pick(), vec(any::<Index>(), 0..5)).prop_map(|(node, path)| Op::Accept(node, path)),
+        3 => pick().prop_map(Op::Prune),
+        1 => pick().prop_map(Op::RemoveTree),
+        1 => pick().prop_map(Op::Lease),
+        1 => any::<Index>().prop_map(Op::Unlease),
+    ]
+}
+
+proptest! {
+    #![proptest_config(config(400))]
+
+    #[test]
+    fn every_query_sees_the_tokens_of_its_path(
+        pages in 1u32..30,
+        ops in vec((op(), vec(any::<Index>(), 1..6)), 1..60),
+    ) {
+        let mut world = World::new(pages);
+        for (op, queries) in ops {
+            world.run(op);
+            world.check(&queries);
+        }
+        world.tear_down();
+    }
+
+    #[test]
+    fn accepting_in_an_exhausted_pool_moves_the_right_tokens(
+        length in 0u32..130,
+        draft in draft(),
+        path in vec(any::<Index>(), 0..8),
+        index in any::<Index>(),
+    ) {
+        let tokens: u32 = draft.iter().map(|(_, tokens)| tokens).sum();
+        let mut world = World::new(length.div_ceil(64) + tokens.div_ceil(64));
+        let root = Pick { index, any: false };
+        world.run(Op::Root(length));
+        world.run(Op::Draft(root, draft));
+        prop_assert_eq!(world.free_pages(), 0);
+        world.check(&path);
+        world.run(Op::Accept(root, path));
+        world.check(&[]);
+    }
+}

@@ -1,0 +1,137 @@
+//! A forest as simple as can be: every node is a list of token ids.
+
+use deft::tree::NodeKey;
+
+/// Tokens to a page.
+pub(crate) const PAGE: usize = 64;
+
+pub(crate) struct ModelNode {
+    pub(crate) key: NodeKey,
+    pub(crate) parent: Option<usize>,
+    pub(crate) tokens: Vec<u64>,
+    /// For a draft node, its block and its first token's position there.
+    pub(crate) draft: Option<(usize, usize)>,
+    pub(crate) sealed: bool,
+    pub(crate) alive: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Model {
+    pub(crate) nodes: Vec<ModelNode>,
+    next_token: u64,
+    blocks: usize,
+}
+
+impl Model {
+    pub(crate) fn insert(&mut self, key: NodeKey, parent: Option<usize>) -> usize {
+        self.nodes.push(ModelNode {
+            key,
+            parent,
+            tokens: Vec::new(),
+            draft: None,
+            sealed: false,
+            alive: true,
+        });
+        self.nodes.len() - 1
+    }
+
+    pub(crate) fn grow(&mut self, node: usize, k: u32) {
+        for _ in 0..k {
+            self.next_token += 1;
+            self.nodes[node].tokens.push(self.next_token);
+        }
+    }
+
+    pub(crate) fn insert_block(&mut self, trunk: usize, draft: &[(NodeKey, Option<usize>, u32)]) {
+        let first = self.nodes.len();
+        let mut begin = 0;
+        for &(key, parent, tokens) in draft {
+            let node = self.insert(key, Some(parent.map_or(trunk, |parent| first + parent)));
+            self.grow(node, tokens);
+            self.nodes[node].draft = Some((self.blocks, begin));
+            begin += tokens as usize;
+        }
+        self.blocks += 1;
+    }
+
+    pub(crate) fn accept(&mut self, trunk: usize, path: &[usize]) {
+        for &node in path {
+            let tokens = self.nodes[node].tokens.clone();
+            self.nodes[trunk].tokens.extend(tokens);
+        }
+        for child in self.children(trunk) {
+            self.prune(child);
+        }
+    }
+
+    pub(crate) fn prune(&mut self, node: usize) {
+        self.nodes[node].alive = false;
+        for child in self.children(node) {
+            self.prune(child);
+        }
+    }
+
+    pub(crate) fn alive(&self) -> Vec<usize> {
+        (0..self.nodes.len())
+            .filter(|&node| self.nodes[node].alive)
+            .collect()
+    }
+
+    pub(crate) fn children(&self, node: usize) -> Vec<usize> {
+        let mut alive = self.alive();
+        alive.retain(|&child| self.nodes[child].parent == Some(node));
+        alive
+    }
+
+    pub(crate) fn is_draft(&self, node: usize) -> bool {
+        self.nodes[node].draft.is_some()
+    }
+
+    pub(crate) fn is_drafted(&self, node: usize) -> bool {
+        !self.is_draft(node)
+            && self
+                .children(node)
+                .iter()
+                .any(|&child| self.is_draft(child))
+    }
+
+    pub(crate) fn is_growing(&self, node: usize) -> bool {
+        !self.is_draft(node) && !self.nodes[node].sealed && !self.is_drafted(node)
+    }
+
+    pub(crate) fn root(&self, node: usize) -> usize {
+        self.nodes[node]
+            .parent
+            .map_or(node, |parent| self.root(parent))
+    }
+
+    /// What a query at `node` sees.
+    pub(crate) fn visible(&self, node: usize) -> Vec<u64> {
+        let above = self.nodes[node].parent.map(|parent| self.visible(parent));
+        let mut tokens = above.unwrap_or_default();
+        tokens.extend(&self.nodes[node].tokens);
+        tokens
+    }
+
+    /// Pages that `k` more tokens take.
+    pub(crate) fn pages_to_grow(&self, node: usize, k: u32) -> usize {
+        let length = self.nodes[node].tokens.len();
+        (length + k as usize).div_ceil(PAGE) - length.div_ceil(PAGE)
+    }
+
+    /// Pages that hold a token of some node.
+    pub(crate) fn live_pages(&self) -> usize {
+        let mut shared = std::collections::BTreeSet::new();
+        let mut owned = 0;
+        for node in self.nodes.iter().filter(|node| node.alive) {
+            let length = node.tokens.len();
+            match node.draft {
+                None => owned += length.div_ceil(PAGE),
+                Some((block, begin)) => {
+                    shared.extend((begin..begin + length).map(|position| (block, position / PAGE)));
+                }
+            }
+        }
+        owned + shared.len()
+    }
+}

@@ -1,0 +1,331 @@
+//! A forest and its model side by side, and a store that holds what the forest says it holds.
+
+mod check;
+
+use std::collections::BTreeMap;
+
+use deft::cache::{PageId, PagePool};
+use deft::tree::{
+    DraftNode, ForestError, GrowthCursor, NodeKey, TokenForest, TreeLease, TreeView, ViewScratch,
+};
+use kernels_gpu::abi::APPEND_LIVE;
+use proptest::sample::Index;
+
+use crate::model::{Model, PAGE};
+
+/// A node, of all or of those that are no drafts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pick {
+    pub(crate) index: Index,
+    pub(crate) any: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    Root(u32),
+    Fork(Pick, usize),
+    Append(Pick, u32),
+    Extend(Vec<Index>, u32),
+    Draft(Pick, Vec<(Option<Index>, u32)>),
+    Accept(Pick, Vec<Index>),
+    Prune(Pick),
+    RemoveTree(Pick),
+    Lease(Pick),
+    Unlease(Index),
+}
+
+/// A plan's view of the past: growth has to bring it up to now.
+struct Mirror {
+    cursor: GrowthCursor,
+    queries: Vec<NodeKey>,
+    pages: BTreeMap<u32, Vec<PageId>>,
+}
+
+pub(crate) struct World {
+    forest: TokenForest,
+    model: Model,
+    /// Token ids by `page * 64 + token`; 0 for what was never written.
+    store: Vec<u64>,
+    leases: Vec<(usize, TreeLease)>,
+    mirror: Option<Mirror>,
+    scratch: ViewScratch,
+    view: TreeView,
+}
+
+impl World {
+    pub(crate) fn new(pages: u32) -> Self {
+        Self {
+            forest: TokenForest::new(PagePool::new(pages).unwrap()),
+            model: Model::default(),
+            store: vec![0; pages as usize * PAGE],
+            leases: Vec::new(),
+            mirror: None,
+            scratch: ViewScratch::default(),
+            view: TreeView::default(),
+        }
+    }
+
+    pub(crate) fn free_pages(&self) -> usize {
+        self.forest.pool().capacity() as usize - self.model.live_pages()
+    }
+
+    /// Runs `op` on forest and model; where the model says that it cannot be, the forest has to refuse
+    /// and stay as it was.
+    pub(crate) fn run(&mut self, op: Op) {
+        let before = self.observe();
+        let shape = self.forest.shape_epoch();
+        let done = match op {
+            Op::Root(length) => self.root(length),
+            Op::Fork(pick, n) => self.fork(pick, n),
+            Op::Append(pick, k) => self.append(pick, k),
+            Op::Extend(leaves, k) => self.extend(&leaves, k),
+            Op::Draft(pick, draft) => self.draft(pick, &draft),
+            Op::Accept(pick, path) => self.accept(pick, &path),
+            Op::Prune(pick) => self.prune(pick, false),
+            Op::RemoveTree(pick) => self.prune(pick, true),
+            Op::Lease(pick) => {
+                if let Some(node) = self.pick(pick) {
+                    let lease = self.forest.lease(&[self.model.nodes[node].key]).unwrap();
+                    self.leases.push((self.model.root(node), lease));
+                }
+                false
+            }
+            Op::Unlease(index) => {
+                if !self.leases.is_empty() {
+                    drop(self.leases.swap_remove(index.index(self.leases.len())));
+                }
+                false
+            }
+        };
+        if !done {
+            assert_eq!(self.observe(), before, "a refusal changes nothing");
+            assert_eq!(self.forest.shape_epoch(), shape);
+        }
+    }
+
+    fn pick(&self, pick: Pick) -> Option<usize> {
+        let mut nodes = self.model.alive();
+        nodes.retain(|&node| pick.any || !self.model.is_draft(node));
+        (!nodes.is_empty()).then(|| nodes[pick.index.index(nodes.len())])
+    }
+
+    fn root(&mut self, length: u32) -> bool {
+        let fits = (length as usize).div_ceil(PAGE) <= self.free_pages();
+        let root = self.forest.insert_root(length);
+        assert_eq!(root.is_ok(), fits, "{root:?}");
+        if let Ok(key) = root {
+            let node = self.model.insert(key, None);
+            self.model.grow(node, length);
+            self.write(node, 0);
+        }
+        fits
+    }
+
+    fn fork(&mut self, pick: Pick, n: usize) -> bool {
+        let Some(node) = self.pick(pick) else {
+            return false;
+        };
+        let may = n > 0 && !self.model.is_draft(node) && !self.model.is_drafted(node);
+        let children = self.forest.fork(self.model.nodes[node].key, n);
+        assert_eq!(children.is_ok(), may, "{children:?}");
+        if let Ok(children) = children {
+            assert_eq!(children.len(), n);
+            self.model.nodes[node].sealed = true;
+            for key in children {
+                self.model.insert(key, Some(node));
+            }
+        }
+        may
+    }
+
+    fn append(&mut self, pick: Pick, k: u32) -> bool {
+        let Some(node) = self.pick(pick) else {
+            return false;
+        };
+        let may = k > 0
+            && self.model.is_growing(node)
+            && self.model.pages_to_grow(node, k) <= self.free_pages();
+        let added = self.forest.append(self.model.nodes[node].key, k);
+        assert_eq!(added.is_ok(), may, "{added:?}");
+        if may {
+            let length = self.model.nodes[node].tokens.len();
+            assert_eq!(added, Ok(length as u32..length as u32 + k));
+            self.model.grow(node, k);
+            self.write(node, length);
+        }
+        may
+    }
+
+    fn extend(&mut self, leaves: &[Index], k: u32) -> bool {
+        let mut growing = self.model.alive();
+        growing.retain(|&node| self.model.is_growing(node));
+        if growing.is_empty() {
+            return false;
+        }
+        let leaves: Vec<usize> = leaves
+            .iter()
+            .map(|i| growing[i.index(growing.len())])
+            .collect();
+        let distinct: std::collections::BTreeSet<_> = leaves.iter().collect();
+        let pages: usize = leaves
+            .iter()
+            .map(|&leaf| self.model.pages_to_grow(leaf, k))
+            .sum();
+        let may = k > 0
+            && !leaves.is_empty()
+            && distinct.len() == leaves.len()
+            && pages <= self.free_pages();
+        let keys: Vec<_> = leaves.iter().map(|&i| self.model.nodes[i].key).collect();
+        let taken = self.forest.extend(&keys, k);
+        assert_eq!(taken.is_ok(), may, "{taken:?}");
+        if may {
+            assert_eq!(taken, Ok(pages as u32));
+            self.check_live_targets(&keys);
+            for leaf in leaves {
+                let length = self.model.nodes[leaf].tokens.len();
+                self.model.grow(leaf, k);
+                self.write(leaf, length);
+            }
+        }
+        may
+    }
+
+    fn draft(&mut self, pick: Pick, draft: &[(Option<Index>, u32)]) -> bool {
+        let Some(trunk) = self.pick(pick) else {
+            return false;
+        };
+        let parent = |i: usize, parent: Option<Index>| parent.filter(|_| i > 0).map(|p| p.index(i));
+        let parents: Vec<Option<usize>> = (0..).zip(draft).map(|(i, d)| parent(i, d.0)).collect();
+        let nodes = draft.iter().zip(&parents).map(|(node, parent)| DraftNode {
+            parent: parent.map(|parent| parent as u32),
+            tokens: node.1,
+        });
+        let nodes: Vec<_> = nodes.collect();
+        let tokens: u32 = draft.iter().map(|node| node.1).sum();
+        let may =
+            self.model.is_growing(trunk) && (tokens as usize).div_ceil(PAGE) <= self.free_pages();
+        let keys = self
+            .forest
+            .insert_draft(self.model.nodes[trunk].key, &nodes);
+        assert_eq!(keys.is_ok(), may, "{keys:?}");
+        if let Ok(keys) = keys {
+            let nodes = keys.iter().zip(&parents).zip(draft);
+            let nodes: Vec<_> = nodes.map(|((&key, &p), d)| (key, p, d.1)).collect();
+            let first = self.model.nodes.len();
+            self.model.insert_block(trunk, &nodes);
+            for node in first..self.model.nodes.len() {
+                self.write(node, 0);
+            }
+        }
+        may
+    }
+
+    fn accept(&mut self, pick: Pick, path: &[Index]) -> bool {
+        let mut drafted = self.model.alive();
+        drafted.retain(|&node| self.model.is_drafted(node));
+        let trunk = match drafted.as_slice() {
+            [] => self.pick(pick),
+            trunks => Some(trunks[pick.index.index(trunks.len())]),
+        };
+        let Some(trunk) = trunk else { return false };
+        let may = self.model.is_drafted(trunk) && !self.is_leased(trunk);
+        let mut nodes = Vec::new();
+        for index in path {
+            let children = self.model.children(*nodes.last().unwrap_or(&trunk));
+            if children.is_empty() || !self.model.is_drafted(trunk) {
+                break;
+            }
+            nodes.push(children[index.index(children.len())]);
+        }
+        let keys: Vec<_> = nodes.iter().map(|&i| self.model.nodes[i].key).collect();
+        let moves = self.forest.accept(self.model.nodes[trunk].key, &keys);
+        assert_eq!(moves.is_ok(), may, "{moves:?}");
+        if let Ok(moves) = moves {
+            for step in moves {
+                self.store[step.to as usize] = self.store[step.from as usize];
+            }
+            self.model.accept(trunk, &nodes);
+        }
+        may
+    }
+
+    fn prune(&mut self, pick: Pick, whole_tree: bool) -> bool {
+        let Some(node) = self.pick(pick) else {
+            return false;
+        };
+        let may = !self.is_leased(node);
+        let free = self.free_pages();
+        let key = self.model.nodes[node].key;
+        let freed = if whole_tree {
+            self.forest.remove_tree(key)
+        } else {
+            self.forest.prune(key)
+        };
+        assert_eq!(freed.is_ok(), may, "{freed:?}");
+        if let Ok(freed) = freed {
+            self.model.prune(if whole_tree {
+                self.model.root(node)
+            } else {
+                node
+            });
+            assert_eq!(freed as usize, self.free_pages() - free);
+            assert_eq!(
+                self.forest.length(key),
+                Err(ForestError::UnknownNode { node: key })
+            );
+        }
+        may
+    }
+
+    fn is_leased(&self, node: usize) -> bool {
+        let root = self.model.root(node);
+        self.leases.iter().any(|lease| lease.0 == root)
+    }
+
+    /// Writes the tokens of `node` from `begin` on to where the forest says.
+    fn write(&mut self, node: usize, begin: usize) {
+        let node = &self.model.nodes[node];
+        let mut targets = Vec::new();
+        let range = begin as u32..node.tokens.len() as u32;
+        self.forest
+            .append_targets(node.key, range, &mut targets)
+            .unwrap();
+        for (target, token) in targets.iter().zip(&node.tokens[begin..]) {
+            self.store[*target as usize] = *token;
+        }
+    }
+
+    fn check_live_targets(&self, leaves: &[NodeKey]) {
+        let (mut live, mut last) = (Vec::new(), Vec::new());
+        self.forest.live_targets(leaves, &mut live).unwrap();
+        for &leaf in leaves {
+            let length = self.forest.length(leaf).unwrap();
+            self.forest
+                .append_targets(leaf, length - 1..length, &mut last)
+                .unwrap();
+        }
+        let resolve = |target: u32| {
+            assert_ne!(target & APPEND_LIVE, 0);
+            let slot = (target ^ APPEND_LIVE) as usize;
+            self.forest.tail_pages()[slot] * 64 + (self.forest.lengths()[slot] - 1) % 64
+        };
+        let resolved: Vec<_> = live.into_iter().map(resolve).collect();
+        assert_eq!(resolved, last);
+    }
+
+    /// Everything that a caller can see of the forest.
+    fn observe(&self) -> (Vec<u32>, Vec<u32>, u32, Option<TreeView>) {
+        let keys: Vec<_> = self
+            .model
+            .alive()
+            .iter()
+            .map(|&i| self.model.nodes[i].key)
+            .collect();
+        (
+            self.forest.lengths().to_vec(),
+            self.forest.tail_pages().to_vec(),
+            self.forest.pool().free(),
+            self.forest.view(&keys).ok(),
+        )
+    }
+}
