@@ -36,6 +36,10 @@ impl ChangeLog {
     pub(super) fn grew(&mut self, length_slot: u32, page: PageId) {
         self.growth.push(Growth { length_slot, page });
     }
+
+    pub(super) fn entries(&self) -> usize {
+        self.growth.len()
+    }
 }
 
 impl TokenForest {

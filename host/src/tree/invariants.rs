@@ -19,6 +19,7 @@ impl TokenForest {
             return;
         }
         self.pool.debug_assert_invariants();
+        assert!(self.changes.entries() <= self.pool.capacity() as usize);
         self.assert_slots();
         self.assert_links();
         let mut references = HashMap::<PageId, u32>::new();

@@ -38,17 +38,19 @@ fn draft() -> impl Strategy<Value = Vec<(Option<Index>, u32)>> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
+    let leaves = vec(any::<Index>(), 0..8);
     prop_oneof![
-        2 => tokens().prop_map(Op::Root),
-        5 => (pick(), 0usize..4).prop_map(|(node, n)| Op::Fork(node, n)),
-        5 => (pick(), tokens()).prop_map(|(node, k)| Op::Append(node, k)),
-        6 => (vec(any::<Index>(), 0..8), tokens()).prop_map(|(leaves, k)| Op::Extend(leaves, k)),
-        4 => (pick(), draft()).prop_map(|(node, draft)| Op::Draft(node, draft)),
-        4 => (pick(), vec(any::<Index>(), 0..5)).prop_map(|(node, path)| Op::Accept(node, path)),
-        3 => pick().prop_map(Op::Prune),
+        4 => tokens().prop_map(Op::Root),
+        16 => (pick(), 0usize..5).prop_map(|(node, n)| Op::Fork(node, n)),
+        12 => (pick(), tokens()).prop_map(|(node, k)| Op::Append(node, k)),
+        16 => (leaves, tokens(), prop::bool::weighted(0.9))
+            .prop_map(|(leaves, k, distinct)| Op::Extend { leaves, k, distinct }),
+        8 => (pick(), draft()).prop_map(|(node, draft)| Op::Draft(node, draft)),
+        8 => (pick(), vec(any::<Index>(), 0..5)).prop_map(|(node, path)| Op::Accept(node, path)),
+        4 => pick().prop_map(Op::Prune),
         1 => pick().prop_map(Op::RemoveTree),
-        1 => pick().prop_map(Op::Lease),
-        1 => any::<Index>().prop_map(Op::Unlease),
+        2 => pick().prop_map(Op::Lease),
+        3 => any::<Index>().prop_map(Op::Unlease),
     ]
 }
 
@@ -57,10 +59,12 @@ proptest! {
 
     #[test]
     fn every_query_sees_the_tokens_of_its_path(
-        pages in 1u32..30,
-        ops in vec((op(), vec(any::<Index>(), 1..6)), 1..60),
+        pages in 1u32..60,
+        root in tokens(),
+        ops in vec((op(), vec(any::<Index>(), 1..6)), 1..100),
     ) {
         let mut world = World::new(pages);
+        world.run(Op::Root(root));
         for (op, queries) in ops {
             world.run(op);
             world.check(&queries);
@@ -72,6 +76,7 @@ proptest! {
     fn accepting_in_an_exhausted_pool_moves_the_right_tokens(
         length in 0u32..130,
         draft in draft(),
+        pruned in vec(any::<Index>(), 0..4),
         path in vec(any::<Index>(), 0..8),
         index in any::<Index>(),
     ) {
@@ -81,7 +86,11 @@ proptest! {
         world.run(Op::Root(length));
         world.run(Op::Draft(root, draft));
         prop_assert_eq!(world.free_pages(), 0);
-        world.check(&path);
+        for index in pruned {
+            world.prune_draft(index);
+            world.fill_pool();
+            world.check(&path);
+        }
         world.run(Op::Accept(root, path));
         world.check(&[]);
     }

@@ -1,5 +1,7 @@
 //! A forest as simple as can be: every node is a list of token ids.
 
+use std::collections::BTreeSet;
+
 use deft::tree::NodeKey;
 
 /// Tokens to a page.
@@ -19,7 +21,8 @@ pub(crate) struct ModelNode {
 pub(crate) struct Model {
     pub(crate) nodes: Vec<ModelNode>,
     next_token: u64,
-    blocks: usize,
+    /// Tokens that every block was made for.
+    blocks: Vec<usize>,
 }
 
 impl Model {
@@ -48,10 +51,10 @@ impl Model {
         for &(key, parent, tokens) in draft {
             let node = self.insert(key, Some(parent.map_or(trunk, |parent| first + parent)));
             self.grow(node, tokens);
-            self.nodes[node].draft = Some((self.blocks, begin));
+            self.nodes[node].draft = Some((self.blocks.len(), begin));
             begin += tokens as usize;
         }
-        self.blocks += 1;
+        self.blocks.push(begin);
     }
 
     pub(crate) fn accept(&mut self, trunk: usize, path: &[usize]) {
@@ -105,11 +108,15 @@ impl Model {
             .map_or(node, |parent| self.root(parent))
     }
 
+    pub(crate) fn find(&self, key: NodeKey) -> &ModelNode {
+        self.nodes.iter().find(|node| node.key == key).unwrap()
+    }
+
     /// What a query at `node` sees.
-    pub(crate) fn visible(&self, node: usize) -> Vec<u64> {
-        let above = self.nodes[node].parent.map(|parent| self.visible(parent));
-        let mut tokens = above.unwrap_or_default();
-        tokens.extend(&self.nodes[node].tokens);
+    pub(crate) fn visible_at(&self, node: &ModelNode) -> Vec<u64> {
+        let above = node.parent.map(|parent| &self.nodes[parent]);
+        let mut tokens = above.map_or(Vec::new(), |parent| self.visible_at(parent));
+        tokens.extend(&node.tokens);
         tokens
     }
 
@@ -121,17 +128,30 @@ impl Model {
 
     /// Pages that hold a token of some node.
     pub(crate) fn live_pages(&self) -> usize {
-        let mut shared = std::collections::BTreeSet::new();
-        let mut owned = 0;
+        let nodes = self.nodes.iter();
+        let owned = nodes.filter(|node| node.alive && node.draft.is_none());
+        let owned: usize = owned.map(|node| node.tokens.len().div_ceil(PAGE)).sum();
+        owned + self.block_pages().len()
+    }
+
+    /// `(block, page of it)` of the pages that hold a token of some draft node.
+    fn block_pages(&self) -> BTreeSet<(usize, usize)> {
+        let mut pages = BTreeSet::new();
         for node in self.nodes.iter().filter(|node| node.alive) {
-            let length = node.tokens.len();
-            match node.draft {
-                None => owned += length.div_ceil(PAGE),
-                Some((block, begin)) => {
-                    shared.extend((begin..begin + length).map(|position| (block, position / PAGE)));
-                }
+            if let Some((block, begin)) = node.draft {
+                let positions = begin..begin + node.tokens.len();
+                pages.extend(positions.map(|position| (block, position / PAGE)));
             }
         }
-        owned + shared.len()
+        pages
+    }
+
+    /// Tokens that a block's pages hold, those of pruned nodes beside living ones included.
+    pub(crate) fn block_tokens(&self, block: usize) -> usize {
+        let pages = self.block_pages();
+        let pages = pages.iter().filter(|page| page.0 == block);
+        pages
+            .map(|page| PAGE.min(self.blocks[block] - page.1 * PAGE))
+            .sum()
     }
 }

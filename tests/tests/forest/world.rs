@@ -2,7 +2,7 @@
 
 mod check;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use deft::cache::{PageId, PagePool};
 use deft::tree::{
@@ -25,7 +25,11 @@ pub(crate) enum Op {
     Root(u32),
     Fork(Pick, usize),
     Append(Pick, u32),
-    Extend(Vec<Index>, u32),
+    Extend {
+        leaves: Vec<Index>,
+        k: u32,
+        distinct: bool,
+    },
     Draft(Pick, Vec<(Option<Index>, u32)>),
     Accept(Pick, Vec<Index>),
     Prune(Pick),
@@ -78,7 +82,11 @@ impl World {
             Op::Root(length) => self.root(length),
             Op::Fork(pick, n) => self.fork(pick, n),
             Op::Append(pick, k) => self.append(pick, k),
-            Op::Extend(leaves, k) => self.extend(&leaves, k),
+            Op::Extend {
+                leaves,
+                k,
+                distinct,
+            } => self.extend(&leaves, k, distinct),
             Op::Draft(pick, draft) => self.draft(pick, &draft),
             Op::Accept(pick, path) => self.accept(pick, &path),
             Op::Prune(pick) => self.prune(pick, false),
@@ -156,17 +164,20 @@ impl World {
         may
     }
 
-    fn extend(&mut self, leaves: &[Index], k: u32) -> bool {
+    fn extend(&mut self, leaves: &[Index], k: u32, only_distinct: bool) -> bool {
         let mut growing = self.model.alive();
         growing.retain(|&node| self.model.is_growing(node));
         if growing.is_empty() {
             return false;
         }
-        let leaves: Vec<usize> = leaves
+        let mut leaves: Vec<usize> = leaves
             .iter()
             .map(|i| growing[i.index(growing.len())])
             .collect();
-        let distinct: std::collections::BTreeSet<_> = leaves.iter().collect();
+        let distinct: BTreeSet<usize> = leaves.iter().copied().collect();
+        if only_distinct {
+            leaves = distinct.iter().rev().copied().collect();
+        }
         let pages: usize = leaves
             .iter()
             .map(|&leaf| self.model.pages_to_grow(leaf, k))
@@ -241,6 +252,14 @@ impl World {
         let moves = self.forest.accept(self.model.nodes[trunk].key, &keys);
         assert_eq!(moves.is_ok(), may, "{moves:?}");
         if let Ok(moves) = moves {
+            let tokens: usize = nodes
+                .iter()
+                .map(|&i| self.model.nodes[i].tokens.len())
+                .sum();
+            if self.model.pages_to_grow(trunk, tokens as u32) <= self.free_pages() {
+                let targets: BTreeSet<_> = moves.iter().map(|step| step.to).collect();
+                assert!(moves.iter().all(|step| !targets.contains(&step.from)));
+            }
             for step in moves {
                 self.store[step.to as usize] = self.store[step.from as usize];
             }
@@ -275,6 +294,22 @@ impl World {
             );
         }
         may
+    }
+
+    /// Prunes a draft node, where there is one.
+    pub(crate) fn prune_draft(&mut self, index: Index) {
+        let mut drafts = self.model.alive();
+        drafts.retain(|&node| self.model.is_draft(node));
+        if !drafts.is_empty() {
+            let node = drafts[index.index(drafts.len())];
+            self.forest.prune(self.model.nodes[node].key).unwrap();
+            self.model.prune(node);
+        }
+    }
+
+    /// Gives all free pages to a tree of its own.
+    pub(crate) fn fill_pool(&mut self) {
+        self.root((self.free_pages() * PAGE) as u32);
     }
 
     fn is_leased(&self, node: usize) -> bool {

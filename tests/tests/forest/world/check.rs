@@ -1,6 +1,6 @@
 //! What has to be true after every operation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use deft::cache::PageId;
 use deft::tree::{NodeKey, Run, TreeView};
@@ -32,7 +32,7 @@ impl World {
         let mut order: Vec<u32> = self.check_view(&leaves);
         assert!(order.is_sorted(), "leaves in depth-first order keep it");
         let mut nodes: Vec<usize> = picks.iter().map(|i| alive[i.index(alive.len())]).collect();
-        let mut met = std::collections::BTreeSet::new();
+        let mut met = BTreeSet::new();
         nodes.retain(|&node| met.insert(node));
         if !nodes.is_empty() {
             let keys: Vec<_> = nodes.iter().map(|&i| self.model.nodes[i].key).collect();
@@ -60,7 +60,7 @@ impl World {
         let key = record.key;
         let forest = &self.forest;
         assert_eq!(forest.length(key), Ok(record.tokens.len() as u32));
-        let context = self.model.visible(node).len() as u64;
+        let context = self.model.visible_at(record).len() as u64;
         assert_eq!(forest.context_length(key), Ok(context));
         let children: Vec<_> = self.keys(&self.model.children(node));
         assert!(forest.children(key).unwrap().eq(children));
@@ -85,16 +85,46 @@ impl World {
         check_shape(&self.view);
         for (query, &index) in (0..).zip(&self.view.query_order) {
             let key = queries[index as usize];
-            let node = self.model.nodes.iter().position(|node| node.key == key);
-            let seen = self.read(query);
-            assert_eq!(seen, self.model.visible(node.unwrap()), "query {query}");
+            let node = self.model.find(key);
+            assert_eq!(
+                self.read(query),
+                self.model.visible_at(node),
+                "query {query}"
+            );
+            if let Some((block, _)) = node.draft {
+                self.check_block(query, block);
+            }
         }
+        let mut slots = BTreeSet::new();
         for run in &self.view.runs {
             if let Some(slot) = run.length_slot {
                 assert_eq!(self.forest.lengths()[slot as usize], run.tokens);
+                assert!(slots.insert(slot));
             }
         }
+        assert_eq!(slots, self.slots_that_grow(queries));
         self.view.query_order.clone()
+    }
+
+    /// Length slots of the nodes that `queries` see and that may still grow.
+    fn slots_that_grow(&self, queries: &[NodeKey]) -> BTreeSet<u32> {
+        let above = |&key: &NodeKey| {
+            std::iter::successors(Some(key), |&key| self.forest.parent(key).unwrap())
+        };
+        let mut nodes: BTreeSet<NodeKey> = queries.iter().flat_map(above).collect();
+        nodes.retain(|&key| {
+            let node = self.model.find(key);
+            !node.sealed && node.draft.is_none()
+        });
+        let slots = nodes.iter().map(|&key| self.forest.length_slot(key));
+        slots.map(Result::unwrap).collect()
+    }
+
+    /// A masked run holds all of its block that is left, the rest of its last page not.
+    fn check_block(&self, query: u32, block: usize) {
+        let of_query = |run: &&Run| run.mask.is_some() && run.queries.contains(&query);
+        let run = self.view.runs.iter().find(of_query).unwrap();
+        assert_eq!(run.tokens as usize, self.model.block_tokens(block));
     }
 
     /// Tokens that the view shows to `query`.
