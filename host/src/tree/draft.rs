@@ -76,11 +76,26 @@ impl TokenForest {
     /// place, before anything else is written to a page of the pool: the draft's pages are free
     /// when this returns, and the next append may take them.
     ///
-    /// As long as the pool has pages, sources and targets are apart. In an exhausted pool the trunk
-    /// grows into the draft's own pages, so accepting never runs out of pages, and a target may be
-    /// the source of an *earlier* move, never of a later one. Whoever runs the moves one after the other
-    /// is right in either case; so is a kernel whose threads each own a dim (of a layer and KV head) and
-    /// walk the list, without any barrier. Running them all at once is not.
+    /// As long as the pool has pages, sources and targets are apart. In a full pool the trunk grows
+    /// into the draft's own pages, so accepting never runs out of pages, and a target may be the source
+    /// of an *earlier* move, never of a later one. Whoever runs the moves one after the other is right in
+    /// either case; so is a kernel whose threads each own a dim (of a layer and KV head) and walk the
+    /// list, without any barrier. Running them all at once is not.
+    ///
+    /// ```
+    /// use deft::{cache::PagePool, tree::{DraftNode, TokenForest}};
+    ///
+    /// let mut forest = TokenForest::new(PagePool::new(8)?);
+    /// let trunk = forest.insert_root(100)?;
+    /// let draft = [None, Some(0), Some(0), Some(2)].map(|parent| DraftNode { parent, tokens: 1 });
+    /// let nodes = forest.insert_draft(trunk, &draft)?;
+    /// let view = forest.view(&nodes)?;
+    /// assert_eq!(view.masks, [0b0001, 0b0011, 0b0101, 0b1101]);
+    ///
+    /// let moves = forest.accept(trunk, &[nodes[0], nodes[2]])?;
+    /// assert_eq!((moves.len(), forest.length(trunk)?), (2, 102));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`ForestError::UnknownNode`], [`ForestError::NoDraft`], [`ForestError::Draft`] if the trunk is a
@@ -159,8 +174,7 @@ impl TokenForest {
 
     /// Gives the trunk `count` pages: free ones, and when they run out the block's own, in order.
     ///
-    /// Accepted tokens come in the block's order, so the j-th of them is at position j of the block or
-    /// later; it goes to position j of the pages at the most. So no move writes where a later one reads.
+    /// In order, so that no move writes where a later one reads: the module's documentation has the proof.
     fn grow_into_draft(&mut self, trunk: NodeKey, block: BlockKey, count: u32) {
         let free = self.pool.free().min(count);
         let mut added = self

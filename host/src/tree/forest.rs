@@ -40,6 +40,8 @@ pub struct TokenForest {
     pub(super) tail_pages: Vec<PageId>,
     pub(super) free_slots: Vec<u32>,
     pub(super) changes: ChangeLog,
+    /// Pages that were in use before the forest had the pool; they stay so.
+    pub(super) foreign_pages: u32,
     marks: Marks,
 }
 
@@ -51,9 +53,10 @@ impl TokenForest {
     /// Most tokens of a draft block, all its nodes together.
     pub const MAX_DRAFT_TOKENS: u32 = 4096;
 
-    /// A forest without trees that takes its pages from `pool`.
+    /// A forest without trees that takes its pages from `pool`. Those in use already stay so.
     pub fn new(pool: PagePool) -> Self {
         Self {
+            foreign_pages: pool.live(),
             pool,
             nodes: SlotMap::with_key(),
             trees: SlotMap::with_key(),

@@ -28,7 +28,8 @@ impl TokenForest {
                 *references.entry(page).or_default() += 1;
             }
         }
-        assert_eq!(references.len(), self.pool.live() as usize);
+        let live = references.len() as u32 + self.foreign_pages;
+        assert_eq!(live, self.pool.live());
         for (&page, &count) in &references {
             assert_eq!(self.pool.references(page), count, "page {page}");
         }

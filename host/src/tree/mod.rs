@@ -1,17 +1,4 @@
-//! Token forests: which tokens a query sees.
-//!
-//! A [`TokenForest`] holds many trees. Every node owns a run of tokens, a query at a node sees its own
-//! tokens and those of all its ancestors. What holds of nodes:
-//!
-//! | node | grows | forks | carries a draft | tokens lie in |
-//! |---|---|---|---|---|
-//! | leaf that was never forked | yes | yes | yes | its own pages, the last one partial |
-//! | leaf that carries a draft | by `accept` only | no | one | its own pages |
-//! | forked, for good, even when its children are gone | no | yes | no | its own pages |
-//! | draft | no | no | no | pages that its block's nodes share |
-//!
-//! Forking copies nothing: children start empty, on a page of their own, and the rest of the parent's
-//! last page stays unused. A forest is metadata. Where it says that tokens move, the caller moves them.
+#![doc = include_str!("README.md")]
 
 mod change;
 mod draft;
