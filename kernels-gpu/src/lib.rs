@@ -12,4 +12,6 @@
 pub mod abi;
 pub mod entries;
 pub mod layout;
+#[cfg(not(target_arch = "nvptx64"))]
+pub mod ptx;
 pub mod softmax;

@@ -1,2 +1,50 @@
-//! `cargo xtask`: builds, tests and runs everything.
-fn main() {}
+//! `cargo xtask`: builds, tests and packs everything.
+
+mod bundle;
+mod console;
+mod kernels;
+mod process;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, tests and packs DeFT: GPU kernels in Rust included.
+///
+/// Each command says what it does, sets up what it lacks (or names the command that would) and ends
+/// with a summary. Only rustup's toolchain is needed to start.
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    version,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    BuildKernels(kernels::Args),
+    Test(test::Args),
+    Bundle(bundle::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::BuildKernels(args) => kernels::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Bundle(args) => bundle::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

