@@ -74,7 +74,7 @@ impl Manifest {
         self.images.sort_by(|a, b| a.file.cmp(&b.file));
     }
 
-    /// The rustc that most images were made with.
+    /// The compiler of the first image; all are made by one unless `--arch` was used.
     pub(crate) fn rustc(&self) -> Option<&str> {
         self.images.first().map(|image| image.rustc.as_str())
     }

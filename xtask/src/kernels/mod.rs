@@ -71,14 +71,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     steps.run("kernels", &what, || {
         let built = build(&archs, args.yes, args.sass.as_deref())?;
-        if args.check {
-            ensure!(
-                built.compare()?.is_empty(),
-                "kernels-gpu/ptx is stale: run `cargo xtask build-kernels`\n{}",
-                built.compare()?.join("\n")
-            );
-        } else {
+        if !args.check {
             built.write()?;
+        } else if let Some(other) = built.incomparable()? {
+            bail!("{other}: install that one to compare");
+        } else {
+            built.require_committed()?;
         }
         Ok(Outcome::Done)
     });
@@ -88,22 +86,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Builds all kernels and compares with what is committed, if that was made by the same compiler.
 pub(crate) fn verify(yes: bool) -> Result<Outcome> {
     let built = build(&Arch::ALL, yes, None)?;
-    let recorded = Manifest::load(&folder())?;
-    if let Some(recorded) = recorded.rustc().filter(|rustc| *rustc != built.rustc) {
-        say(format!(
-            "kernels-gpu/ptx was made with {recorded}, this is {}: not compared",
-            built.rustc
-        ));
-        return Ok(Outcome::Done);
+    match built.incomparable()? {
+        Some(other) => say(format!("{other}: not compared")),
+        None => {
+            built.require_committed()?;
+            say("kernels-gpu/ptx is what the source gives");
+        }
     }
-    let stale = built.compare()?;
-    if !stale.is_empty() {
-        bail!(
-            "kernels-gpu/ptx is stale: run `cargo xtask build-kernels`\n    {}",
-            stale.join("\n    ")
-        );
-    }
-    say("kernels-gpu/ptx is what the source gives");
     Ok(Outcome::Done)
 }
 
@@ -115,6 +104,31 @@ struct Built {
 }
 
 impl Built {
+    /// Says so if the committed PTX was made by another compiler, whose output is never the same.
+    fn incomparable(&self) -> Result<Option<String>> {
+        let committed = Manifest::load(&folder())?;
+        let other = committed
+            .images
+            .into_iter()
+            .find(|image| image.rustc != self.rustc);
+        Ok(other.map(|image| {
+            format!(
+                "kernels-gpu/ptx was made with {}, this is {}",
+                image.rustc, self.rustc
+            )
+        }))
+    }
+
+    fn require_committed(&self) -> Result<()> {
+        let differences = self.compare()?;
+        ensure!(
+            differences.is_empty(),
+            "kernels-gpu/ptx is stale, run `cargo xtask build-kernels`:\n    {}",
+            differences.join("\n    ")
+        );
+        Ok(())
+    }
+
     /// Names what differs between these files and the committed ones.
     fn compare(&self) -> Result<Vec<String>> {
         let folder = folder();

@@ -48,7 +48,6 @@ pub(crate) fn split(
         .filter(|row| row.archs.contains(&arch))
         .collect();
     for item in &module.items {
-        check(item)?;
         ensure!(
             item.kind != Kind::Entry || rows.iter().any(|row| row.name == item.name),
             "entry `{}` has no row for {} in kernels-gpu/src/entries.rs",
@@ -87,10 +86,14 @@ pub(crate) fn split(
         );
         collect(&module.items, index, wanted.entry(row.group).or_default());
     }
-    Ok(wanted
-        .into_iter()
-        .map(|(group, indices)| (group, write(&module, &indices, &bounds)))
-        .collect())
+    let mut groups = BTreeMap::new();
+    for (group, indices) in wanted {
+        for index in &indices {
+            check(&module.items[*index])?;
+        }
+        groups.insert(group, write(&module, &indices, &bounds));
+    }
+    Ok(groups)
 }
 
 /// Adds item `index` and all that it refers to.
@@ -146,7 +149,7 @@ fn check(item: &Item) -> Result<()> {
             "`{}` keeps data in local memory (`{}`): an array is indexed by a run-time value or its \
              address is taken",
             item.name,
-            line.trim()
+            line.split_whitespace().collect::<Vec<_>>().join(" ")
         );
     }
     Ok(())
@@ -302,6 +305,11 @@ mod tests {
             ".global .align 4",
             ".extern .func core_panic\n(\n\t.param .b64 core_panic_param_0\n)\n;\n.global .align 4",
         );
+        assert!(
+            split(&source, &TABLE, Arch::Sm90a).is_ok(),
+            "nothing calls it"
+        );
+        let source = source.replace("call.uni (retval0), _R6helper", "call.uni core_panic");
         assert!(refusal(&source, &TABLE).contains("`core_panic`"));
     }
 
