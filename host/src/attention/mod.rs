@@ -1,1 +1,7 @@
 //! Running a plan: the backends and their reference.
+
+mod backend;
+mod check;
+
+pub use backend::{Attend, AttentionParams, Backend, Counters};
+pub use check::{BackendError, check_append, check_attend, check_moves, check_params, resolve};

@@ -1,0 +1,102 @@
+//! What the CPU and a GPU have in common.
+
+use kernels_gpu::abi::{AppendTarget, TokenMove};
+
+use super::BackendError;
+use crate::cache::{CacheShape, Elements, ElementsMut, PageId};
+use crate::plan::Plan;
+
+/// A KV cache on some device, and attention over it.
+///
+/// It knows pages and plans; trees, and which page is whose, are the caller's. Every slice is in the
+/// host's memory and all work is done when a call returns. Arguments are checked
+/// ([`super::check_append`] and its like) before anything is written.
+pub trait Backend: std::fmt::Debug + Send {
+    /// The cache's dimensions.
+    fn shape(&self) -> &CacheShape;
+
+    /// A name for people: `CPU (AVX2, 8 threads)`.
+    fn name(&self) -> String;
+
+    /// Programs a KV head that a plan should be cut into to keep this device busy.
+    fn shares(&self) -> u32;
+
+    /// Writes K and V of new tokens of one layer: row `i` of `k` and `v`, both
+    /// `[targets, kv_heads, head_dim]`, goes where `targets[i]` says. Targets are distinct.
+    ///
+    /// # Errors
+    /// Those of [`super::check_append`], and the device's own.
+    fn append(
+        &mut self,
+        layer: u32,
+        targets: &[AppendTarget],
+        counters: Counters<'_>,
+        k: Elements<'_>,
+        v: Elements<'_>,
+    ) -> Result<(), BackendError>;
+
+    /// Moves tokens of all layers, one after the other: a move may write where an *earlier* one has
+    /// read.
+    ///
+    /// # Errors
+    /// Those of [`super::check_moves`], and the device's own.
+    fn copy(&mut self, moves: &[TokenMove]) -> Result<(), BackendError>;
+
+    /// Attention of one layer.
+    ///
+    /// # Errors
+    /// Those of [`super::check_attend`], and the device's own.
+    fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError>;
+}
+
+/// What a [`crate::tree::TokenForest`] counts, by length slot.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters<'a> {
+    /// Tokens of each node: `[slots]`.
+    pub lengths: &'a [u32],
+    /// Page of each node's last token: `[slots]`.
+    pub tail_pages: &'a [PageId],
+}
+
+/// Numbers that belong to the model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionParams {
+    /// What `q . k` is multiplied by.
+    pub scale: f32,
+    /// With `Some(cap)` a scaled logit `s` becomes `cap * tanh(s / cap)`.
+    pub soft_cap: Option<f32>,
+}
+
+impl AttentionParams {
+    /// Scale `1 / sqrt(head_dim)`, no soft cap.
+    pub fn new(head_dim: u32) -> Self {
+        Self {
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            soft_cap: None,
+        }
+    }
+}
+
+/// One attention call.
+#[derive(Debug)]
+pub struct Attend<'a> {
+    /// The layer whose K and V are read.
+    pub layer: u32,
+    /// Which queries meet which pages.
+    pub plan: &'a Plan,
+    /// Plans of the same non-zero revision are equal: a device that keeps a copy need not compare. 0:
+    /// unknown.
+    pub plan_revision: u64,
+    /// Lengths of the nodes that still grow.
+    pub counters: Counters<'a>,
+    /// `[queries, q_heads, head_dim]` in the plan's order of queries; `q_heads` =
+    /// [`Plan::group_size`] x KV heads, query head `h` reads KV head `h / group_size`.
+    pub q: Elements<'a>,
+    /// As `q`. Zero for a query that sees no token.
+    pub out: ElementsMut<'a>,
+    /// `[queries, q_heads]`: natural logarithm of the sum of `exp(logit)`; -inf for a query that sees no
+    /// token.
+    pub lse: Option<&'a mut [f32]>,
+    /// Numbers of the model.
+    pub params: AttentionParams,
+}
