@@ -5,5 +5,7 @@
 
 pub mod attention;
 pub mod cache;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod plan;
 pub mod tree;

@@ -3,7 +3,8 @@
 //! rustc has no attribute for launch bounds, and the driver compiles a PTX module whole when it is
 //! loaded. So each entry gets `.maxntid` and `.minnctapersm` from the kernel crate's table (PTX ISA,
 //! "Performance-Tuning Directives"), and goes into its group's module together with the variables and
-//! functions it needs. Comments go. What ptxas or a launch would choke on is refused here, by name.
+//! functions it needs. Comments go; one comes, `// .shared_bytes`, for PTX has no directive for the dynamic
+//! shared memory of a launch. What ptxas or a launch would choke on is refused here, by name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -126,8 +127,9 @@ fn write(module: &Module, indices: &BTreeSet<usize>, bounds: &BTreeMap<usize, &E
                     .split_once("\n{")
                     .expect("parse() lets only entries with a body through");
                 text += &format!(
-                    "{signature}\n.maxntid {}, 1, 1\n.minnctapersm {}\n{{{body}",
-                    row.threads, row.min_blocks
+                    "{signature}\n.maxntid {}, 1, 1\n.minnctapersm {}\n\
+                     // .shared_bytes {}\n{{{body}",
+                    row.threads, row.min_blocks, row.shared_bytes
                 );
             }
         }
@@ -274,8 +276,14 @@ mod tests {
     #[test]
     fn entries_get_their_launch_bounds_before_the_body() {
         let groups = split(SOURCE, &TABLE, Arch::Sm90a).unwrap();
-        assert!(groups["a"].contains(")\n.maxntid 96, 1, 1\n.minnctapersm 2\n{\n\t.reg"));
-        assert!(groups["b"].contains("second()\n.maxntid 32, 1, 1\n.minnctapersm 2\n{\n\tcall"));
+        assert!(
+            groups["a"].contains(
+                ")\n.maxntid 96, 1, 1\n.minnctapersm 2\n// .shared_bytes 1024\n{\n\t.reg"
+            )
+        );
+        assert!(groups["b"].contains(
+            "second()\n.maxntid 32, 1, 1\n.minnctapersm 2\n// .shared_bytes 1024\n{\n\tcall"
+        ));
     }
 
     #[test]
@@ -291,11 +299,13 @@ mod tests {
     }
 
     #[test]
-    fn only_the_header_comment_remains() {
+    fn only_our_own_comments_remain() {
         let groups = split(SOURCE, &TABLE, Arch::Sm90a).unwrap();
         for text in groups.values() {
             assert!(text.starts_with(HEADER));
-            assert_eq!(text.matches("//").count(), 1);
+            let entries = text.matches(".entry").count();
+            assert_eq!(text.matches("//").count(), 1 + entries);
+            assert_eq!(text.matches("// .shared_bytes ").count(), entries);
         }
     }
 

@@ -1,0 +1,236 @@
+//! The KV cache of one device: pages, counters, and attention over them.
+
+use super::kernels::{AttendPointers, AttentionKernels};
+use super::plan::{PlanCapacity, PlanImages, overwrite};
+use super::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Kernel, RawStream, Stream};
+use crate::attention::AttentionParams;
+use crate::cache::{CacheShape, DType};
+use crate::plan::Plan;
+
+/// Device pointers of one attention call.
+#[derive(Clone, Copy, Debug)]
+pub struct AttendBuffers {
+    /// `[queries, q_heads, head_dim]`, 16 bits.
+    pub q: DevicePtr,
+    /// `[queries, q_heads, head_dim]`, 16 bits.
+    pub out: DevicePtr,
+    /// `[queries, q_heads]`, f32, natural logarithm; [`DevicePtr::NULL`] if it is not wanted.
+    pub lse: DevicePtr,
+}
+
+/// Pages of all layers and KV heads on one device, and the counters that kernels read.
+#[derive(Debug)]
+pub struct CudaCache {
+    device: CudaDevice,
+    shape: CacheShape,
+    /// `[layer][page][kv_head][page_elements]`.
+    pool: DeviceBuffer<u16>,
+    lengths: Counters,
+    tail_pages: Counters,
+    kernels: AttentionKernels,
+}
+
+/// One word a slot, with the host's copy of what is there.
+#[derive(Debug)]
+struct Counters {
+    host: Vec<u32>,
+    device: DeviceBuffer<u32>,
+}
+
+/// A plan on the device, with the partial results its work items leave.
+#[derive(Debug)]
+pub struct CudaPlan {
+    pub(super) images: PlanImages,
+    pub(super) partial_o: DeviceBuffer<f32>,
+    pub(super) partial_lse: DeviceBuffer<f32>,
+    group_size: u32,
+}
+
+impl CudaCache {
+    /// Sets pages and `slots` counters (nodes that may be alive at once) aside, zeroed, so that stale
+    /// memory is never a NaN, and compiles the attention kernels.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`], [`CudaError::DType`] for f32, [`CudaError::OutOfMemory`], and those of
+    /// [`CudaDevice::kernel`].
+    pub fn new(device: &CudaDevice, shape: CacheShape, slots: u32) -> Result<Self, CudaError> {
+        shape.validate()?;
+        if shape.dtype == DType::F32 {
+            return Err(CudaError::DType { dtype: shape.dtype });
+        }
+        let kernels = AttentionKernels::new(device, &shape)?;
+        let elements = u64::from(shape.layers) * shape.plane_elements();
+        let pool = DeviceBuffer::uninitialized(device, "KV pages", elements as usize)?;
+        pool.fill_bytes(0, &Stream::legacy(device))?;
+        Ok(Self {
+            kernels,
+            pool,
+            lengths: Counters::new(device, "length counters", slots)?,
+            tail_pages: Counters::new(device, "tail pages", slots)?,
+            device: device.clone(),
+            shape,
+        })
+    }
+
+    /// The device the cache is on.
+    pub fn device(&self) -> &CudaDevice {
+        &self.device
+    }
+    /// The cache's dimensions.
+    pub fn shape(&self) -> &CacheShape {
+        &self.shape
+    }
+    /// Number of counters.
+    pub fn slots(&self) -> u32 {
+        self.lengths.host.len() as u32
+    }
+    /// All pages: `[layer][page][kv_head][page_elements]`, laid out as [`kernels_gpu::layout`] says.
+    pub fn pool(&self) -> &DeviceBuffer<u16> {
+        &self.pool
+    }
+    /// The attention kernels this cache uses.
+    pub fn kernels(&self) -> [&Kernel; 2] {
+        self.kernels.all()
+    }
+    /// The length counters as they are on the device: `[slots]`.
+    pub fn lengths(&self) -> &DeviceBuffer<u32> {
+        &self.lengths.device
+    }
+
+    /// Brings the device's counters to these values ([`lengths`](crate::tree::TokenForest::lengths) and
+    /// [`tail_pages`](crate::tree::TokenForest::tail_pages) of the forest), copying what differs; returns
+    /// the bytes copied.
+    ///
+    /// # Errors
+    /// [`CudaError::Length`] for more than the cache's slots (nothing is changed), [`CudaError::Driver`].
+    pub fn set_counters(
+        &mut self,
+        lengths: &[u32],
+        tail_pages: &[u32],
+        stream: &Stream,
+    ) -> Result<usize, CudaError> {
+        let slots = self.slots() as usize;
+        for (argument, got) in [("lengths", lengths.len()), ("tail_pages", tail_pages.len())] {
+            if got > slots {
+                return Err(CudaError::Length {
+                    argument,
+                    got,
+                    expected: slots,
+                });
+            }
+        }
+        Ok(self.lengths.set(lengths, stream)? + self.tail_pages.set(tail_pages, stream)?)
+    }
+
+    /// Room on the device for plans within `capacity` whose queries have `group_size` heads a KV head.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`], [`CudaError::Driver`].
+    pub fn reserve(&self, capacity: PlanCapacity, group_size: u32) -> Result<CudaPlan, CudaError> {
+        let rows = capacity.partial_slots as usize * group_size as usize;
+        let rows = rows * self.shape.kv_heads as usize;
+        let o = rows * self.shape.head_dim as usize;
+        Ok(CudaPlan {
+            images: PlanImages::new(&self.device, capacity)?,
+            partial_o: DeviceBuffer::uninitialized(&self.device, "partial outputs", o)?,
+            partial_lse: DeviceBuffer::uninitialized(&self.device, "partial LSEs", rows)?,
+            group_size,
+        })
+    }
+
+    /// Bytes that [`CudaCache::reserve`] takes for partial results.
+    pub fn workspace_bytes(&self, capacity: &PlanCapacity, group_size: u32) -> usize {
+        let rows = capacity.partial_slots as usize * group_size as usize;
+        rows * self.shape.kv_heads as usize * (self.shape.head_dim as usize + 1) * size_of::<f32>()
+    }
+
+    /// Enqueues attention of one layer: the plan's queries over their pages. Allocates nothing and copies
+    /// nothing, so it can be captured; a graph captured here stays right for every plan that is put in
+    /// `plan`'s place by [`CudaPlan::update`].
+    ///
+    /// # Safety
+    /// - The buffers are valid for their documented shapes, for as many queries as the plan has when the
+    ///   work runs, until it is done; `q` and `out` are 16-byte aligned.
+    /// - `stream` is a stream of the device's primary context, and nothing else that uses `plan` runs at
+    ///   the same time on another stream.
+    /// - The plan's pages are below the cache's number of pages.
+    ///
+    /// # Errors
+    /// [`CudaError::NoSuchLayer`], [`CudaError::Launch`].
+    pub unsafe fn attend(
+        &self,
+        layer: u32,
+        plan: &CudaPlan,
+        buffers: &AttendBuffers,
+        params: &AttentionParams,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let pointers = AttendPointers {
+            q: buffers.q,
+            pool: self.plane(layer)?,
+            lengths: self.lengths.device.pointer(),
+            out: buffers.out,
+            lse: buffers.lse,
+            partial_o: plan.partial_o.pointer(),
+            partial_lse: plan.partial_lse.pointer(),
+        };
+        // SAFETY: the caller vouches for buffers and stream; pool, counters and partials are ours and as
+        // large as the plan's capacity says.
+        unsafe {
+            self.kernels
+                .attend(&plan.images, plan.group_size, &pointers, params, stream)
+        }
+    }
+
+    /// Where a layer's pages begin.
+    fn plane(&self, layer: u32) -> Result<DevicePtr, CudaError> {
+        if layer >= self.shape.layers {
+            return Err(CudaError::NoSuchLayer {
+                layer,
+                layers: self.shape.layers,
+            });
+        }
+        Ok(self
+            .pool
+            .at(layer as usize * self.shape.plane_elements() as usize))
+    }
+}
+
+impl CudaPlan {
+    /// Puts `plan` there, copying what differs from what is there; returns the bytes copied. Launches
+    /// enqueued on `stream` later see the new plan, earlier ones the old.
+    ///
+    /// # Errors
+    /// [`CudaError::PlanCapacity`] or [`CudaError::GroupSize`] (nothing is changed),
+    /// [`CudaError::Driver`].
+    pub fn update(&mut self, plan: &Plan, stream: &Stream) -> Result<usize, CudaError> {
+        if plan.group_size() != self.group_size {
+            return Err(CudaError::GroupSize {
+                got: plan.group_size(),
+                expected: self.group_size,
+            });
+        }
+        self.images.update(plan, stream)
+    }
+
+    /// The room set aside.
+    pub fn capacity(&self) -> &PlanCapacity {
+        self.images.capacity()
+    }
+}
+
+impl Counters {
+    fn new(device: &CudaDevice, what: &'static str, slots: u32) -> Result<Self, CudaError> {
+        let host = vec![0; slots as usize];
+        Ok(Self {
+            device: DeviceBuffer::from_slice(device, what, &host)?,
+            host,
+        })
+    }
+
+    fn set(&mut self, values: &[u32], stream: &Stream) -> Result<usize, CudaError> {
+        let mut changed = Vec::new();
+        overwrite(&mut self.host, 0, values, &mut changed);
+        self.device.copy_ranges(&self.host, changed, stream)
+    }
+}

@@ -1,0 +1,258 @@
+//! What can go wrong at the driver.
+
+use std::ffi::CStr;
+
+use super::sys;
+
+/// Why a CUDA call was refused or failed. Nothing was changed unless said.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// The machine has no NVIDIA driver, or the driver no device.
+    #[error(
+        "no CUDA device: {call} answered {code} ({reason}); is there an NVIDIA driver and a visible GPU?"
+    )]
+    NoDevice {
+        /// The driver call that said so.
+        call: &'static str,
+        /// Its code.
+        code: i32,
+        /// The code in words.
+        reason: String,
+    },
+    /// There are fewer devices than asked for.
+    #[error("no CUDA device {ordinal}: the driver has {count}")]
+    NoSuchDevice {
+        /// The device asked for.
+        ordinal: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// The device is older than the kernels.
+    #[error("{name} has compute capability {major}.{minor}; the kernels need 8.0")]
+    TooOld {
+        /// The device's name.
+        name: String,
+        /// Compute capability, major.
+        major: i32,
+        /// Compute capability, minor.
+        minor: i32,
+    },
+    /// A driver call failed.
+    #[error("{call} failed with {code} ({reason}){}", lost(*.code))]
+    Driver {
+        /// The driver call.
+        call: &'static str,
+        /// Its code (`CUresult`).
+        code: i32,
+        /// The code in words.
+        reason: String,
+    },
+    /// A launch was refused.
+    #[error("launch of {entry} with grid {grid:?}, {threads} threads and {shared_bytes} bytes of shared memory failed with {code} ({reason}){}", lost(*.code))]
+    Launch {
+        /// The kernel.
+        entry: String,
+        /// Blocks in x, y, z.
+        grid: [u32; 3],
+        /// Threads a block.
+        threads: u32,
+        /// Dynamic shared memory a block.
+        shared_bytes: u32,
+        /// The driver's code.
+        code: i32,
+        /// The code in words.
+        reason: String,
+    },
+    /// Device memory is exhausted.
+    #[error("{what} needs {bytes} bytes of device memory; {free} of {total} are free")]
+    OutOfMemory {
+        /// What the memory is for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: usize,
+        /// Bytes free on the device.
+        free: usize,
+        /// The device's bytes.
+        total: usize,
+    },
+    /// The driver's compiler refused a kernel.
+    #[error(
+        "the driver could not compile {entry} for sm_{arch} from {image} ({code}, {reason}): {log}"
+    )]
+    Jit {
+        /// The kernel.
+        entry: String,
+        /// Where the PTX is from.
+        image: String,
+        /// The PTX's architecture.
+        arch: String,
+        /// The driver's code.
+        code: i32,
+        /// The code in words.
+        reason: String,
+        /// What the compiler said.
+        log: String,
+    },
+    /// The PTX lacks a kernel.
+    #[error("{image} has no entry {entry}; it has {known}")]
+    NoSuchEntry {
+        /// The kernel asked for.
+        entry: String,
+        /// Where the PTX is from.
+        image: String,
+        /// The entries that are there.
+        known: String,
+    },
+    /// A kernel's parameters are not the ones this library passes.
+    #[error(
+        "{entry} in {image} takes parameters of {found:?} bytes; this library passes {passed:?}"
+    )]
+    Parameters {
+        /// The kernel.
+        entry: String,
+        /// Where the PTX is from.
+        image: String,
+        /// Bytes of each parameter in the PTX.
+        found: Vec<u32>,
+        /// Bytes of each parameter passed.
+        passed: Vec<u32>,
+    },
+    /// The PTX could not be read, or is not what it claims to be.
+    #[error("{image}: {problem}")]
+    Image {
+        /// Where the PTX is from.
+        image: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A slice is too short or too long.
+    #[error("{argument} has {got} elements; expected {expected}")]
+    Length {
+        /// The argument.
+        argument: &'static str,
+        /// Elements given.
+        got: usize,
+        /// Elements wanted.
+        expected: usize,
+    },
+    /// A plan does not fit the device buffers that were set aside for it.
+    #[error("the plan needs {needed} {what}; the device plan holds {capacity}")]
+    PlanCapacity {
+        /// Which part of the plan.
+        what: &'static str,
+        /// What the plan needs.
+        needed: usize,
+        /// What there is room for.
+        capacity: usize,
+    },
+    /// A dimension of the cache is out of range.
+    #[error(transparent)]
+    Shape(#[from] crate::cache::ShapeError),
+    /// There are no kernels for this element type.
+    #[error("the CUDA kernels store bf16 and f16; {dtype} runs on the CPU")]
+    DType {
+        /// What was asked for.
+        dtype: crate::cache::DType,
+    },
+    /// A plan was made for another head shape.
+    #[error(
+        "the plan has {got} query heads a KV head; the device plan was reserved for {expected}"
+    )]
+    GroupSize {
+        /// The plan's.
+        got: u32,
+        /// The device plan's.
+        expected: u32,
+    },
+    /// There are fewer layers.
+    #[error("layer is {layer}; the cache has {layers} layers")]
+    NoSuchLayer {
+        /// The layer asked for.
+        layer: u32,
+        /// Layers of the cache.
+        layers: u32,
+    },
+}
+
+/// After one of these the context answers nothing else any more.
+fn lost(code: i32) -> &'static str {
+    match code {
+        700 | 714..=719 | 721 => {
+            "; a kernel faulted, and every later CUDA call of this process will fail"
+        }
+        _ => "",
+    }
+}
+
+/// The driver's own name and text of a code.
+pub(super) fn reason(code: i32) -> String {
+    let text = |call: unsafe extern "C" fn(i32, *mut *const std::ffi::c_char) -> i32| {
+        let mut text = std::ptr::null();
+        // SAFETY: the driver stores a pointer to a static string, or leaves the null.
+        let answered = unsafe { call(code, &mut text) } == sys::SUCCESS && !text.is_null();
+        if !answered {
+            return None;
+        }
+        // SAFETY: not null, so it is the driver's NUL-terminated static string.
+        let text = unsafe { CStr::from_ptr(text) };
+        Some(text.to_string_lossy().into_owned())
+    };
+    match (text(sys::cuGetErrorName), text(sys::cuGetErrorString)) {
+        (Some(name), Some(words)) => format!("{name}: {words}"),
+        (Some(name), None) => name,
+        _ if code == 100 => "CUDA_ERROR_NO_DEVICE".into(),
+        _ => "a code the driver does not name".into(),
+    }
+}
+
+/// An error for any code but success.
+pub(super) fn check(call: &'static str, code: i32) -> Result<(), CudaError> {
+    if code == sys::SUCCESS {
+        return Ok(());
+    }
+    Err(CudaError::Driver {
+        call,
+        code,
+        reason: reason(code),
+    })
+}
+
+/// The error of a call that went through `cust`.
+pub(super) fn from_cust(call: &'static str, error: cust::error::CudaError) -> CudaError {
+    use cust::error::CudaError as Cust;
+    let code = error as i32;
+    let reason = reason(code);
+    match error {
+        Cust::NoDevice | Cust::NotInitialized | Cust::OperatingSystemError => {
+            CudaError::NoDevice { call, code, reason }
+        }
+        _ => CudaError::Driver { call, code, reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_that_cust_does_not_know_keep_their_number() {
+        let error = check("cuLaunchKernelEx", 912).unwrap_err();
+        assert!(matches!(error, CudaError::Driver { code: 912, .. }));
+        assert!(error.to_string().contains("912"), "{error}");
+    }
+
+    #[test]
+    fn a_kernel_fault_says_that_the_context_is_lost() {
+        let fault = check("cuStreamSynchronize", 700).unwrap_err().to_string();
+        let refusal = check("cuStreamSynchronize", 1).unwrap_err().to_string();
+        assert!(fault.contains("faulted"), "{fault}");
+        assert!(!refusal.contains("faulted"), "{refusal}");
+    }
+
+    #[test]
+    fn a_machine_without_a_driver_gets_the_error_that_selects_the_cpu() {
+        let error = from_cust("cuInit", cust::error::CudaError::NoDevice);
+        assert!(matches!(error, CudaError::NoDevice { code: 100, .. }));
+    }
+}

@@ -1,0 +1,171 @@
+//! The kernels' names and arguments: the host's half of each entry's signature.
+
+use super::launch::{Arguments, Launch};
+use super::plan::PlanImages;
+use super::{CudaDevice, CudaError, DevicePtr, Kernel, RawStream};
+use crate::attention::AttentionParams;
+use crate::cache::CacheShape;
+
+/// Merge rows' query heads that a block of the merge kernel works on: one warp each.
+const MERGE_WARPS: u32 = 8;
+
+/// Where one attention call reads and writes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct AttendPointers {
+    /// `[queries, q_heads, head_dim]`.
+    pub(super) q: DevicePtr,
+    /// The layer's plane of the page pool.
+    pub(super) pool: DevicePtr,
+    /// `[slots]`.
+    pub(super) lengths: DevicePtr,
+    /// `[queries, q_heads, head_dim]`.
+    pub(super) out: DevicePtr,
+    /// `[queries, q_heads]`, natural logarithm, or null.
+    pub(super) lse: DevicePtr,
+    /// `[kv_heads][partial_slots][group][head_dim]` f32.
+    pub(super) partial_o: DevicePtr,
+    /// `[kv_heads][partial_slots][group]` f32, base 2.
+    pub(super) partial_lse: DevicePtr,
+}
+
+/// The kernels of one shape, compiled.
+#[derive(Clone, Debug)]
+pub(super) struct AttentionKernels {
+    kv_heads: u32,
+    attend: Kernel,
+    merge: Kernel,
+}
+
+impl AttentionKernels {
+    pub(super) fn new(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
+        let (dtype, head_dim) = (shape.dtype, shape.head_dim);
+        let nowhere = AttendPointers::default();
+        let none = PlanArguments::default();
+        let attend = attend_arguments(&nowhere, &none, 0, &AttentionParams::new(head_dim)).sizes();
+        let merge = merge_arguments(&nowhere, &none, 0).sizes();
+        Ok(Self {
+            kv_heads: shape.kv_heads,
+            attend: device.kernel(&format!("attend_{dtype}_d{head_dim}"), &attend)?,
+            merge: device.kernel(&format!("merge_{dtype}_d{head_dim}"), &merge)?,
+        })
+    }
+
+    /// The kernels, to be asked for their resources.
+    pub(super) fn all(&self) -> [&Kernel; 2] {
+        [&self.attend, &self.merge]
+    }
+
+    /// Enqueues attention over the plan, and the merge if the plan may have merge rows.
+    ///
+    /// # Safety
+    /// The pointers are valid for their documented shapes until the work is done, and `stream` belongs
+    /// to the device's primary context.
+    pub(super) unsafe fn attend(
+        &self,
+        plan: &PlanImages,
+        group: u32,
+        pointers: &AttendPointers,
+        params: &AttentionParams,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let arguments = PlanArguments::of(plan, group);
+        let kv_heads = self.kv_heads;
+        let attend = Launch {
+            grid: [arguments.shares, kv_heads, 1],
+            overlaps_predecessor: false,
+        };
+        let merge = Launch {
+            grid: [merge_blocks(&arguments, kv_heads), 1, 1],
+            overlaps_predecessor: true,
+        };
+        // SAFETY: the argument lists are the kernels' own (sizes compared when they were loaded); the
+        // caller vouches for the memory and the stream, the plan for its buffers.
+        unsafe {
+            self.attend.launch(
+                attend,
+                attend_arguments(pointers, &arguments, kv_heads, params),
+                stream,
+            )?;
+            self.merge.launch(
+                merge,
+                merge_arguments(pointers, &arguments, kv_heads),
+                stream,
+            )
+        }
+    }
+}
+
+/// What a launch takes from a plan: addresses and strides that hold for every plan put there.
+#[derive(Clone, Copy, Debug, Default)]
+struct PlanArguments {
+    words: DevicePtr,
+    masks: DevicePtr,
+    merge_rows: DevicePtr,
+    merge_slots: DevicePtr,
+    stride_words: u32,
+    shares: u32,
+    rows: u32,
+    partial_slots: u32,
+    group: u32,
+}
+
+impl PlanArguments {
+    fn of(plan: &PlanImages, group: u32) -> Self {
+        let capacity = plan.capacity();
+        Self {
+            words: plan.words.pointer(),
+            masks: plan.masks.pointer(),
+            merge_rows: plan.merge_rows.pointer(),
+            merge_slots: plan.merge_slots.pointer(),
+            stride_words: capacity.stride_words,
+            shares: capacity.shares,
+            rows: capacity.merge_rows as u32,
+            partial_slots: capacity.partial_slots,
+            group,
+        }
+    }
+}
+
+/// Blocks of the merge launch: a warp a merge row and query head.
+fn merge_blocks(plan: &PlanArguments, kv_heads: u32) -> u32 {
+    (plan.rows * plan.group * kv_heads).div_ceil(MERGE_WARPS)
+}
+
+fn attend_arguments(
+    at: &AttendPointers,
+    plan: &PlanArguments,
+    kv_heads: u32,
+    params: &AttentionParams,
+) -> Arguments {
+    Arguments::default()
+        .pointer(at.q)
+        .pointer(at.pool)
+        .pointer(plan.words)
+        .pointer(plan.masks)
+        .pointer(at.lengths)
+        .pointer(at.out)
+        .pointer(at.lse)
+        .pointer(at.partial_o)
+        .pointer(at.partial_lse)
+        .word(plan.stride_words)
+        .word(plan.shares)
+        .word(kv_heads)
+        .word(plan.group)
+        .word(plan.partial_slots)
+        .float(params.scale * std::f32::consts::LOG2_E)
+        .float(params.soft_cap.unwrap_or(0.0))
+}
+
+fn merge_arguments(at: &AttendPointers, plan: &PlanArguments, kv_heads: u32) -> Arguments {
+    Arguments::default()
+        .pointer(at.partial_o)
+        .pointer(at.partial_lse)
+        .pointer(plan.merge_rows)
+        .pointer(plan.merge_slots)
+        .pointer(at.out)
+        .pointer(at.lse)
+        .word(plan.rows)
+        .word(plan.partial_slots)
+        .word(kv_heads)
+        .word(plan.group)
+}

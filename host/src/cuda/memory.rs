@@ -1,0 +1,291 @@
+//! Device memory.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use bytemuck::Pod;
+
+use super::error::check;
+use super::sys;
+use super::{CudaDevice, CudaError, DevicePtr, RawStream, Stream};
+
+/// Bytes that two changes may lie apart and still be one copy.
+const COPY_GAP_BYTES: usize = 1024;
+
+/// An array in device memory, freed when dropped.
+///
+/// Copies to and from host slices are ordered on the stream they are given, and waited for.
+#[derive(Debug)]
+pub struct DeviceBuffer<T> {
+    device: CudaDevice,
+    pointer: DevicePtr,
+    len: usize,
+    /// The stream the memory was taken from, if it is stream-ordered.
+    stream: Option<RawStream>,
+    marker: PhantomData<T>,
+}
+
+impl<T: Pod> DeviceBuffer<T> {
+    /// Takes room for `len` elements; `what` names the buffer in errors. The content is undefined.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`], [`CudaError::Driver`].
+    pub fn uninitialized(
+        device: &CudaDevice,
+        what: &'static str,
+        len: usize,
+    ) -> Result<Self, CudaError> {
+        Self::allocate(device, what, len, None)
+    }
+
+    /// The same, ordered on `stream` (`cuMemAllocAsync`): usable by later work of that stream, and
+    /// returned to the driver's pool on it.
+    ///
+    /// # Safety
+    /// `stream` is a stream of this device's primary context that outlives the buffer.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`], [`CudaError::Driver`].
+    pub unsafe fn uninitialized_on(
+        device: &CudaDevice,
+        what: &'static str,
+        len: usize,
+        stream: RawStream,
+    ) -> Result<Self, CudaError> {
+        Self::allocate(device, what, len, Some(stream))
+    }
+
+    fn allocate(
+        device: &CudaDevice,
+        what: &'static str,
+        len: usize,
+        stream: Option<RawStream>,
+    ) -> Result<Self, CudaError> {
+        let bytes = len.saturating_mul(size_of::<T>());
+        let mut pointer = 0;
+        if bytes > 0 {
+            let _current = device.activate()?;
+            let (call, code) = match stream {
+                // SAFETY: `pointer` is a valid place for an address; our context is current.
+                None => ("cuMemAlloc", unsafe {
+                    sys::cuMemAlloc_v2(&mut pointer, bytes)
+                }),
+                // SAFETY: as above, and the caller vouches for the stream.
+                Some(stream) => ("cuMemAllocAsync", unsafe {
+                    sys::cuMemAllocAsync(&mut pointer, bytes, stream.handle())
+                }),
+            };
+            if code == sys::ERROR_OUT_OF_MEMORY {
+                let (free, total) = device.memory_info()?;
+                return Err(CudaError::OutOfMemory {
+                    what,
+                    bytes,
+                    free,
+                    total,
+                });
+            }
+            check(call, code)?;
+        }
+        Ok(Self {
+            device: device.clone(),
+            pointer: DevicePtr(pointer),
+            len,
+            stream,
+            marker: PhantomData,
+        })
+    }
+
+    /// A copy of `data` on the device. Waits for the copy.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`], [`CudaError::Driver`].
+    pub fn from_slice(
+        device: &CudaDevice,
+        what: &'static str,
+        data: &[T],
+    ) -> Result<Self, CudaError> {
+        let buffer = Self::uninitialized(device, what, data.len())?;
+        buffer.write(0, data, &Stream::legacy(device))?;
+        Ok(buffer)
+    }
+
+    /// Where the array begins.
+    pub fn pointer(&self) -> DevicePtr {
+        self.pointer
+    }
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+    /// Where element `index` is.
+    pub(super) fn at(&self, index: usize) -> DevicePtr {
+        self.pointer.offset((index * size_of::<T>()) as u64)
+    }
+
+    /// Copies `data` to `first..` and waits for it.
+    ///
+    /// # Errors
+    /// [`CudaError::Length`] if it does not fit, [`CudaError::Driver`].
+    pub fn write(&self, first: usize, data: &[T], stream: &Stream) -> Result<(), CudaError> {
+        self.check_range("data", first, data.len())?;
+        // SAFETY: the range lies in the buffer, and the wait below keeps `data` alive over the copy.
+        unsafe { self.enqueue_write(first, data, stream.raw()) }?;
+        stream.synchronize()
+    }
+
+    /// Copies elements `first..` to `data` and waits for it.
+    ///
+    /// # Errors
+    /// [`CudaError::Length`] if there are not as many, [`CudaError::Driver`].
+    pub fn read(&self, first: usize, data: &mut [T], stream: &Stream) -> Result<(), CudaError> {
+        self.check_range("data", first, data.len())?;
+        if !data.is_empty() {
+            let _current = self.device.activate()?;
+            // SAFETY: both ranges are valid for these bytes, and the wait below ends the copy before
+            // `data` is used; any bytes are a `T` (`Pod`).
+            let code = unsafe {
+                sys::cuMemcpyDtoHAsync_v2(
+                    data.as_mut_ptr().cast(),
+                    self.at(first).0,
+                    size_of_val(data),
+                    stream.raw().handle(),
+                )
+            };
+            check("cuMemcpyDtoHAsync", code)?;
+        }
+        stream.synchronize()
+    }
+
+    /// Enqueues a copy of `data` to `first..`.
+    ///
+    /// # Safety
+    /// `first + data.len() <= self.len()`, the stream belongs to the context, and `data` lives and does
+    /// not change until the copy is done (or is pageable, which the driver stages first).
+    unsafe fn enqueue_write(
+        &self,
+        first: usize,
+        data: &[T],
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let _current = self.device.activate()?;
+        // SAFETY: the caller vouches for both ranges and the stream.
+        check("cuMemcpyHtoDAsync", unsafe {
+            sys::cuMemcpyHtoDAsync_v2(
+                self.at(first).0,
+                data.as_ptr().cast(),
+                size_of_val(data),
+                stream.handle(),
+            )
+        })
+    }
+
+    /// Enqueues copies of the parts `ranges` of `image`, which is as long as the buffer; returns the bytes
+    /// copied.
+    pub(super) fn copy_ranges(
+        &self,
+        image: &[T],
+        ranges: Vec<Range<usize>>,
+        stream: &Stream,
+    ) -> Result<usize, CudaError> {
+        debug_assert_eq!(image.len(), self.len);
+        let mut bytes = 0;
+        for range in join_ranges(ranges, COPY_GAP_BYTES / size_of::<T>()) {
+            // SAFETY: the range lies in both. The image is pageable, so the driver has taken its copy when
+            // the call returns (CUDA Driver API, "API synchronization behavior").
+            unsafe { self.enqueue_write(range.start, &image[range.clone()], stream.raw()) }?;
+            bytes += range.len() * size_of::<T>();
+        }
+        Ok(bytes)
+    }
+
+    /// Fills the whole buffer with one byte value, ordered on `stream`.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn fill_bytes(&self, value: u8, stream: &Stream) -> Result<(), CudaError> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let _current = self.device.activate()?;
+        // SAFETY: the range is the buffer's own.
+        check("cuMemsetD8Async", unsafe {
+            sys::cuMemsetD8Async(
+                self.pointer.0,
+                value,
+                self.len * size_of::<T>(),
+                stream.raw().handle(),
+            )
+        })
+    }
+
+    fn check_range(
+        &self,
+        argument: &'static str,
+        first: usize,
+        len: usize,
+    ) -> Result<(), CudaError> {
+        match first.checked_add(len) {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(CudaError::Length {
+                argument,
+                got: len,
+                expected: self.len.saturating_sub(first),
+            }),
+        }
+    }
+}
+
+impl<T> Drop for DeviceBuffer<T> {
+    fn drop(&mut self) {
+        if self.pointer == DevicePtr::NULL {
+            return;
+        }
+        let Ok(_current) = self.device.activate() else {
+            return;
+        };
+        // SAFETY: the address came from the matching allocation and is freed once. A failure means that
+        // the context is lost, and the memory with it.
+        unsafe {
+            match self.stream {
+                None => sys::cuMemFree_v2(self.pointer.0),
+                Some(stream) => sys::cuMemFreeAsync(self.pointer.0, stream.handle()),
+            }
+        };
+    }
+}
+
+/// Splits `0..len` by what must be copied: sorted, joined ranges, gaps of up to `gap` elements bridged
+/// (one copy of a little more costs less than two).
+fn join_ranges(mut ranges: Vec<Range<usize>>, gap: usize) -> Vec<Range<usize>> {
+    ranges.retain(|range| !range.is_empty());
+    ranges.sort_by_key(|range| range.start);
+    let mut joined: Vec<Range<usize>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end + gap => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::join_ranges;
+
+    #[test]
+    fn dirty_ranges_are_joined_over_small_gaps_only() {
+        assert_eq!(
+            join_ranges(vec![40..44, 0..4, 2..8, 20..20, 12..16], 4),
+            vec![0..16, 40..44]
+        );
+        assert_eq!(join_ranges(vec![], 4), Vec::<std::ops::Range<usize>>::new());
+    }
+}

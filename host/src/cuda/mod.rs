@@ -1,0 +1,39 @@
+//! NVIDIA GPUs through the CUDA driver: the only place that knows `cust`.
+//!
+//! | file | what it adds |
+//! |---|---|
+//! | `sys` | driver entry points that answer a plain `i32`, and why |
+//! | `error` | one error enum, with the driver's codes and words |
+//! | `device` | a device on its primary context; raw pointers and streams |
+//! | `memory` | arrays in device memory |
+//! | `stream` | streams, events, graphs |
+//! | `ptx`, `images`, `module` | kernels by name, compiled when first used |
+//! | `launch`, `kernels` | arguments and launches |
+//! | `plan` | a plan at device addresses that never change |
+//! | `cache` | pages and counters, and attention over them |
+//!
+//! A program built with this module starts without a driver too; then opening a device is
+//! [`CudaError::NoDevice`]. Everything runs on the device's primary context, made current for the length
+//! of a call and put back after it, so pointers and streams of candle, cudarc or PyTorch may be used.
+
+mod cache;
+mod device;
+mod error;
+mod images;
+mod kernels;
+mod launch;
+mod memory;
+mod module;
+mod plan;
+mod ptx;
+mod stream;
+mod sys;
+
+pub use cache::{AttendBuffers, CudaCache, CudaPlan};
+pub use device::{CudaDevice, DevicePtr, RawStream};
+pub use error::CudaError;
+pub use launch::{Kernel, Resources};
+pub use memory::DeviceBuffer;
+pub use module::ModuleTable;
+pub use plan::PlanCapacity;
+pub use stream::{Event, Graph, Stream};

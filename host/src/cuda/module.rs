@@ -1,0 +1,225 @@
+//! Kernels by name: found in the embedded PTX, compiled by the driver when first asked for.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::error::{check, reason};
+use super::images::{self, Image};
+use super::launch::Kernel;
+use super::{CudaDevice, CudaError, sys};
+
+/// Shared memory a block gets without asking.
+const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
+const LOG_BYTES: usize = 16 << 10;
+
+/// The kernels of one device. They are the embedded ones that suit the device, unless a text of the
+/// user's own was put in their place.
+#[derive(Debug)]
+pub struct ModuleTable {
+    capability: (i32, i32),
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Texts of the user's own first, then embedded ones.
+    images: Vec<Arc<Image>>,
+    kernels: HashMap<String, Loaded>,
+    replaced: Vec<Loaded>,
+}
+
+#[derive(Clone, Debug)]
+struct Loaded {
+    module: sys::Handle,
+    function: sys::Handle,
+    threads: u32,
+    shared_bytes: u32,
+    parameters: Vec<u32>,
+}
+
+// SAFETY: module and function handles may be used from any thread; the map is behind a mutex.
+unsafe impl Send for ModuleTable {}
+// SAFETY: as above.
+unsafe impl Sync for ModuleTable {}
+
+impl ModuleTable {
+    pub(super) fn new(capability: (i32, i32)) -> Self {
+        Self {
+            capability,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Takes kernels that `text` has from there from now on, in place of the embedded ones. `label` names
+    /// the text in errors.
+    ///
+    /// # Errors
+    /// [`CudaError::Image`] if the text is no PTX.
+    pub fn use_ptx(&self, label: &str, text: String) -> Result<(), CudaError> {
+        let image = Image::new(label.to_owned(), Cow::Owned(text))?;
+        let mut state = self.lock();
+        // Former ones may be in use, so they stay loaded as long as the device is open.
+        let replaced = std::mem::take(&mut state.kernels);
+        state.replaced.extend(replaced.into_values());
+        state.images.insert(0, Arc::new(image));
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn image(&self, state: &mut State, entry: &str) -> Result<Arc<Image>, CudaError> {
+        let has = |image: &&Arc<Image>| image.index.entries.contains_key(entry);
+        if let Some(image) = state.images.iter().find(has) {
+            return Ok(image.clone());
+        }
+        let image = Arc::new(Image::embedded(entry, self.capability)?);
+        state.images.push(image.clone());
+        Ok(image)
+    }
+
+    /// Unloads everything. The context must be current, and no kernel be in use.
+    pub(super) fn unload(&mut self) {
+        let mut state = self.lock();
+        let kernels = std::mem::take(&mut state.kernels);
+        for loaded in kernels.into_values().chain(state.replaced.drain(..)) {
+            // SAFETY: the module was loaded by this table and is unloaded once; a failure means that
+            // the context is lost, and the module with it.
+            unsafe { sys::cuModuleUnload(loaded.module) };
+        }
+    }
+}
+
+impl CudaDevice {
+    /// The kernel `name`, compiled now if it was not used before. `parameters` are the bytes of each
+    /// argument that the caller passes.
+    ///
+    /// # Errors
+    /// [`CudaError::NoSuchEntry`], [`CudaError::Parameters`], [`CudaError::Image`], [`CudaError::Jit`],
+    /// [`CudaError::Driver`].
+    pub fn kernel(&self, name: &str, parameters: &[u32]) -> Result<Kernel, CudaError> {
+        let table = self.modules();
+        let mut state = table.lock();
+        let image = table.image(&mut state, name)?;
+        let loaded = match state.kernels.get(name) {
+            Some(loaded) => loaded.clone(),
+            None => {
+                let loaded = self.load(&image, name)?;
+                state.kernels.insert(name.to_owned(), loaded.clone());
+                loaded
+            }
+        };
+        if loaded.parameters != parameters {
+            return Err(CudaError::Parameters {
+                entry: name.to_owned(),
+                image: image.label.clone(),
+                found: loaded.parameters,
+                passed: parameters.to_vec(),
+            });
+        }
+        Ok(Kernel {
+            device: self.clone(),
+            function: loaded.function,
+            name: name.to_owned(),
+            threads: loaded.threads,
+            shared_bytes: loaded.shared_bytes,
+        })
+    }
+
+    fn load(&self, image: &Image, name: &str) -> Result<Loaded, CudaError> {
+        let entry = image.entry(name)?;
+        let wrong = |problem: String| CudaError::Image {
+            image: image.label.clone(),
+            problem,
+        };
+        let threads = entry
+            .threads
+            .ok_or_else(|| wrong(format!("entry {name} states no .maxntid")))?;
+        let shared_bytes = images::shared_bytes(name, entry, self.capability());
+        if shared_bytes > self.shared_per_block() {
+            return Err(wrong(format!(
+                "entry {name} needs {shared_bytes} bytes of shared memory a block; {} has {}",
+                self.name(),
+                self.shared_per_block()
+            )));
+        }
+        let text = image.index.extract(&image.text, entry);
+        let text = CString::new(text).map_err(|e| wrong(e.to_string()))?;
+        let symbol = CString::new(name).map_err(|e| wrong(e.to_string()))?;
+        let _current = self.activate()?;
+        let module = compile(&text).map_err(|(code, log)| CudaError::Jit {
+            entry: name.to_owned(),
+            image: image.label.clone(),
+            arch: image.index.target.clone(),
+            code,
+            reason: reason(code),
+            log,
+        })?;
+        let function = find_function(module, &symbol, shared_bytes).inspect_err(|_| {
+            // SAFETY: the module just loaded, which nobody knows yet.
+            unsafe { sys::cuModuleUnload(module) };
+        })?;
+        Ok(Loaded {
+            module,
+            function,
+            threads,
+            shared_bytes,
+            parameters: entry.parameters.clone(),
+        })
+    }
+}
+
+/// Has the driver compile `text`; the error is its code and log.
+fn compile(text: &CString) -> Result<sys::Handle, (i32, String)> {
+    let mut errors = vec![0u8; LOG_BYTES];
+    let mut names = [sys::JIT_ERROR_LOG, sys::JIT_ERROR_LOG_BYTES];
+    let mut values: [*mut c_void; 2] = [errors.as_mut_ptr().cast(), LOG_BYTES as *mut c_void];
+    let mut module = std::ptr::null_mut();
+    // SAFETY: NUL-terminated PTX, a valid place for one handle, and two options whose values are a buffer
+    // and its size (the driver takes the size by value).
+    let code = unsafe {
+        sys::cuModuleLoadDataEx(
+            &mut module,
+            text.as_ptr().cast(),
+            names.len() as u32,
+            names.as_mut_ptr(),
+            values.as_mut_ptr(),
+        )
+    };
+    if code == sys::SUCCESS {
+        return Ok(module);
+    }
+    let end = errors
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(LOG_BYTES);
+    let log = String::from_utf8_lossy(&errors[..end]).trim().to_owned();
+    let log = if log.is_empty() {
+        "the driver left no log".to_owned()
+    } else {
+        log
+    };
+    Err((code, log))
+}
+
+fn find_function(
+    module: sys::Handle,
+    name: &CString,
+    shared_bytes: u32,
+) -> Result<sys::Handle, CudaError> {
+    let mut function = std::ptr::null_mut();
+    // SAFETY: a live module, a NUL-terminated name, a valid place for one handle.
+    check("cuModuleGetFunction", unsafe {
+        sys::cuModuleGetFunction(&mut function, module, name.as_ptr())
+    })?;
+    if shared_bytes > DEFAULT_SHARED_BYTES {
+        // SAFETY: a live function.
+        check("cuFuncSetAttribute(max dynamic shared memory)", unsafe {
+            sys::cuFuncSetAttribute(function, sys::FUNC_MAX_DYNAMIC_SHARED, shared_bytes as i32)
+        })?;
+    }
+    Ok(function)
+}

@@ -1,0 +1,365 @@
+//! A plan in device memory, at addresses that never change.
+//!
+//! Everything a launch bakes in (grid, strides, counts) follows from the [`PlanCapacity`], not from the
+//! plan, so a captured graph serves every plan that fits. Unused shares hold an empty program, unused
+//! merge rows name no query. The host keeps the image it uploaded and copies only what has changed.
+
+use std::ops::Range;
+
+use kernels_gpu::abi::{MergeRow, NONE};
+
+use super::{CudaDevice, CudaError, DeviceBuffer, Stream};
+use crate::plan::Plan;
+
+/// Room for plans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PlanCapacity {
+    /// Shares a KV head: blocks of a launch.
+    pub shares: u32,
+    /// Words from one share's program to the next; a multiple of 4.
+    pub stride_words: u32,
+    /// Words of masks.
+    pub masks: usize,
+    /// Merge rows.
+    pub merge_rows: usize,
+    /// Entries of merge rows.
+    pub merge_slots: usize,
+    /// Partial slots a KV head.
+    pub partial_slots: u32,
+}
+
+impl PlanCapacity {
+    /// Exactly what `plan` needs.
+    pub fn of(plan: &Plan) -> Self {
+        Self {
+            shares: plan.shares(),
+            stride_words: plan.stride(),
+            masks: plan.masks().len(),
+            merge_rows: plan.merge_rows().len(),
+            merge_slots: plan.merge_slots().len(),
+            partial_slots: plan.partial_slots(),
+        }
+    }
+
+    /// Room for either.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            shares: self.shares.max(other.shares),
+            stride_words: self.stride_words.max(other.stride_words),
+            masks: self.masks.max(other.masks),
+            merge_rows: self.merge_rows.max(other.merge_rows),
+            merge_slots: self.merge_slots.max(other.merge_slots),
+            partial_slots: self.partial_slots.max(other.partial_slots),
+        }
+    }
+
+    /// Room for plans `factor` times as large, with as many shares, and for at least a few merge rows
+    /// and masks where this has none.
+    #[must_use]
+    pub fn scaled(self, factor: u32) -> Self {
+        let count = |n: usize| (n * factor as usize).max(64);
+        Self {
+            shares: self.shares,
+            stride_words: (self.stride_words * factor).next_multiple_of(4),
+            masks: count(self.masks),
+            merge_rows: count(self.merge_rows),
+            merge_slots: count(self.merge_slots),
+            partial_slots: (self.partial_slots * factor).max(64),
+        }
+    }
+
+    /// Whether a plan that needs `needed` fits.
+    ///
+    /// # Errors
+    /// [`CudaError::PlanCapacity`] naming the first part that does not.
+    pub fn holds(&self, needed: &Self) -> Result<(), CudaError> {
+        let parts = [
+            ("shares", needed.shares as usize, self.shares as usize),
+            (
+                "words a share",
+                needed.stride_words as usize,
+                self.stride_words as usize,
+            ),
+            ("mask words", needed.masks, self.masks),
+            ("merge rows", needed.merge_rows, self.merge_rows),
+            ("merge slots", needed.merge_slots, self.merge_slots),
+            (
+                "partial slots",
+                needed.partial_slots as usize,
+                self.partial_slots as usize,
+            ),
+        ];
+        match parts.into_iter().find(|(_, needed, room)| needed > room) {
+            None => Ok(()),
+            Some((what, needed, capacity)) => Err(CudaError::PlanCapacity {
+                what,
+                needed,
+                capacity,
+            }),
+        }
+    }
+}
+
+/// What device memory holds, as the host lays it out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct PlanImage {
+    /// `[shares][stride_words]`.
+    words: Vec<u32>,
+    masks: Vec<u64>,
+    merge_rows: Vec<MergeRow>,
+    merge_slots: Vec<u32>,
+}
+
+impl PlanImage {
+    /// The image of no plan.
+    fn empty(capacity: &PlanCapacity) -> Self {
+        let no_row = MergeRow {
+            query: NONE,
+            ..MergeRow::default()
+        };
+        Self {
+            words: vec![0; capacity.shares as usize * capacity.stride_words as usize],
+            masks: vec![0; capacity.masks],
+            merge_rows: vec![no_row; capacity.merge_rows],
+            merge_slots: vec![0; capacity.merge_slots],
+        }
+    }
+
+    /// Lays `plan` out and returns what changed.
+    fn set(&mut self, capacity: &PlanCapacity, plan: &Plan) -> Changes {
+        let stride = capacity.stride_words as usize;
+        let mut words = Vec::new();
+        for share in 0..capacity.shares {
+            let begin = share as usize * stride;
+            // Word 0 of a header is its item count: 0 makes an empty program.
+            let program = if share < plan.shares() {
+                let program =
+                    &plan.words()[(share * plan.stride()) as usize..][..plan.stride() as usize];
+                &program[..program[2] as usize]
+            } else {
+                &[0; 4]
+            };
+            overwrite(&mut self.words, begin, program, &mut words);
+        }
+        let mut masks = Vec::new();
+        overwrite(&mut self.masks, 0, plan.masks(), &mut masks);
+        let mut merge_slots = Vec::new();
+        overwrite(
+            &mut self.merge_slots,
+            0,
+            plan.merge_slots(),
+            &mut merge_slots,
+        );
+        let mut merge_rows = Vec::new();
+        overwrite(&mut self.merge_rows, 0, plan.merge_rows(), &mut merge_rows);
+        let no_row = MergeRow {
+            query: NONE,
+            ..MergeRow::default()
+        };
+        let used = plan.merge_rows().len();
+        let rest = vec![no_row; capacity.merge_rows - used];
+        overwrite(&mut self.merge_rows, used, &rest, &mut merge_rows);
+        Changes {
+            words,
+            masks,
+            merge_rows,
+            merge_slots,
+        }
+    }
+}
+
+/// Ranges of each part of the image that are not on the device yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Changes {
+    words: Vec<Range<usize>>,
+    masks: Vec<Range<usize>>,
+    merge_rows: Vec<Range<usize>>,
+    merge_slots: Vec<Range<usize>>,
+}
+
+/// Writes `new` to `image[begin..]` and notes the runs that differed.
+pub(super) fn overwrite<T: Copy + PartialEq>(
+    image: &mut [T],
+    begin: usize,
+    new: &[T],
+    changed: &mut Vec<Range<usize>>,
+) {
+    const RUN: usize = 64;
+    let old = &mut image[begin..begin + new.len()];
+    for (run, (old, new)) in old.chunks_mut(RUN).zip(new.chunks(RUN)).enumerate() {
+        if old != new {
+            old.copy_from_slice(new);
+            let first = begin + run * RUN;
+            changed.push(first..first + new.len());
+        }
+    }
+}
+
+/// A plan's arrays in device memory.
+#[derive(Debug)]
+pub(super) struct PlanImages {
+    capacity: PlanCapacity,
+    image: PlanImage,
+    pub(super) words: DeviceBuffer<u32>,
+    pub(super) masks: DeviceBuffer<u64>,
+    pub(super) merge_rows: DeviceBuffer<MergeRow>,
+    pub(super) merge_slots: DeviceBuffer<u32>,
+}
+
+impl PlanImages {
+    /// Sets room aside on `device`; every share is empty.
+    pub(super) fn new(device: &CudaDevice, capacity: PlanCapacity) -> Result<Self, CudaError> {
+        let image = PlanImage::empty(&capacity);
+        Ok(Self {
+            words: DeviceBuffer::from_slice(device, "plan words", &image.words)?,
+            masks: DeviceBuffer::from_slice(device, "plan masks", &image.masks)?,
+            merge_rows: DeviceBuffer::from_slice(device, "merge rows", &image.merge_rows)?,
+            merge_slots: DeviceBuffer::from_slice(device, "merge slots", &image.merge_slots)?,
+            image,
+            capacity,
+        })
+    }
+
+    /// Puts `plan` there; returns the bytes copied.
+    pub(super) fn update(&mut self, plan: &Plan, stream: &Stream) -> Result<usize, CudaError> {
+        self.capacity.holds(&PlanCapacity::of(plan))?;
+        let changes = self.image.set(&self.capacity, plan);
+        let image = &self.image;
+        Ok(self
+            .words
+            .copy_ranges(&image.words, changes.words, stream)?
+            + self
+                .masks
+                .copy_ranges(&image.masks, changes.masks, stream)?
+            + self
+                .merge_rows
+                .copy_ranges(&image.merge_rows, changes.merge_rows, stream)?
+            + self
+                .merge_slots
+                .copy_ranges(&image.merge_slots, changes.merge_slots, stream)?)
+    }
+
+    pub(super) fn capacity(&self) -> &PlanCapacity {
+        &self.capacity
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::PagePool;
+    use crate::plan::{Grouping, PlanConfig, Planner};
+    use crate::tree::{NodeKey, TokenForest};
+
+    fn forest() -> (TokenForest, Vec<NodeKey>) {
+        let mut forest = TokenForest::new(PagePool::new(256).unwrap());
+        let root = forest.insert_root(2000).unwrap();
+        let leaves = forest.fork(root, 6).unwrap();
+        forest.extend(&leaves, 90).unwrap();
+        (forest, leaves)
+    }
+
+    fn plan(forest: &TokenForest, nodes: &[NodeKey], shares: u32) -> Plan {
+        let config = PlanConfig::new(Grouping::Flatten, 4, 128, shares);
+        let mut planner = Planner::new(config).unwrap();
+        planner.plan(&forest.view(nodes).unwrap()).unwrap()
+    }
+
+    fn apply(device: &mut PlanImage, image: &PlanImage, changes: &Changes) {
+        for range in &changes.words {
+            device.words[range.clone()].copy_from_slice(&image.words[range.clone()]);
+        }
+        for range in &changes.masks {
+            device.masks[range.clone()].copy_from_slice(&image.masks[range.clone()]);
+        }
+        for range in &changes.merge_rows {
+            device.merge_rows[range.clone()].copy_from_slice(&image.merge_rows[range.clone()]);
+        }
+        for range in &changes.merge_slots {
+            device.merge_slots[range.clone()].copy_from_slice(&image.merge_slots[range.clone()]);
+        }
+    }
+
+    #[test]
+    fn a_plan_is_laid_out_at_the_strides_of_the_room() {
+        let (forest, leaves) = forest();
+        let plan = plan(&forest, &leaves, 5);
+        let mut capacity = PlanCapacity::of(&plan).scaled(2);
+        capacity.shares = 7;
+        let mut image = PlanImage::empty(&capacity);
+        image.set(&capacity, &plan);
+        let stride = capacity.stride_words as usize;
+        for share in 0..5 {
+            let from = &plan.words()[(share * plan.stride()) as usize..];
+            let words = from[2] as usize;
+            assert_eq!(
+                &image.words[share as usize * stride..][..words],
+                &from[..words]
+            );
+        }
+        for share in 5..7 {
+            assert_eq!(
+                image.words[share * stride],
+                0,
+                "an unused share has no items"
+            );
+        }
+        let rows = plan.merge_rows().len();
+        assert!(rows > 0);
+        assert_eq!(&image.merge_rows[..rows], plan.merge_rows());
+        assert!(image.merge_rows[rows..].iter().all(|row| row.query == NONE));
+    }
+
+    #[test]
+    fn the_ranges_reported_bring_the_device_up_to_date() {
+        let (mut forest, mut leaves) = forest();
+        let first = plan(&forest, &leaves, 5);
+        let capacity = PlanCapacity::of(&first).scaled(2);
+        let mut image = PlanImage::empty(&capacity);
+        let mut device = image.clone();
+        for step in 0..4 {
+            let plan = plan(&forest, &leaves, 5);
+            let changes = image.set(&capacity, &plan);
+            apply(&mut device, &image, &changes);
+            assert_eq!(device, image, "step {step}");
+            assert_eq!(image.set(&capacity, &plan), Changes::default());
+            match step {
+                0 => drop(forest.extend(&leaves, 70).unwrap()),
+                1 => forest.prune(leaves.pop().unwrap()).map(drop).unwrap(),
+                _ => leaves = forest.fork(leaves[0], 2).unwrap(),
+            }
+            forest.extend(&leaves, 1).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_page_more_is_a_small_copy() {
+        let (mut forest, leaves) = forest();
+        let capacity = PlanCapacity::of(&plan(&forest, &leaves, 5)).scaled(2);
+        let mut image = PlanImage::empty(&capacity);
+        image.set(&capacity, &plan(&forest, &leaves, 5));
+        forest.append(leaves[5], 64).unwrap();
+        let changes = image.set(&capacity, &plan(&forest, &leaves, 5));
+        let copied: usize = changes.words.iter().map(Range::len).sum();
+        let all: usize = plan(&forest, &leaves, 5).words().len();
+        assert!(copied > 0 && copied < all, "{copied} of {all} words");
+    }
+
+    #[test]
+    fn a_plan_that_does_not_fit_is_refused_by_what_it_lacks() {
+        let (forest, leaves) = forest();
+        let needed = PlanCapacity::of(&plan(&forest, &leaves, 5));
+        let mut small = needed;
+        small.merge_rows -= 1;
+        assert_eq!(
+            small.holds(&needed),
+            Err(CudaError::PlanCapacity {
+                what: "merge rows",
+                needed: needed.merge_rows,
+                capacity: needed.merge_rows - 1,
+            })
+        );
+        assert_eq!(needed.scaled(2).holds(&needed), Ok(()));
+    }
+}

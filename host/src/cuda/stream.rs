@@ -1,0 +1,237 @@
+//! Streams, events and graphs.
+
+use super::error::check;
+use super::sys;
+use super::{CudaDevice, CudaError, RawStream};
+
+/// A queue of device work: our own, or one lent by the caller.
+#[derive(Debug)]
+pub struct Stream {
+    device: CudaDevice,
+    raw: RawStream,
+    owned: bool,
+}
+
+// SAFETY: the driver lets any thread use a stream.
+unsafe impl Send for Stream {}
+// SAFETY: as above; enqueuing is synchronised by the driver.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    /// A new stream that does not wait for the legacy default stream.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn new(device: &CudaDevice) -> Result<Self, CudaError> {
+        let _current = device.activate()?;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: `handle` is a valid place for one handle; our context is current.
+        check("cuStreamCreate", unsafe {
+            sys::cuStreamCreate(&mut handle, sys::STREAM_NON_BLOCKING)
+        })?;
+        Ok(Self {
+            device: device.clone(),
+            raw: RawStream(handle as usize),
+            owned: true,
+        })
+    }
+
+    /// The legacy default stream of the device's primary context.
+    pub fn legacy(device: &CudaDevice) -> Self {
+        Self {
+            device: device.clone(),
+            raw: RawStream(0),
+            owned: false,
+        }
+    }
+
+    /// A stream that somebody else owns.
+    ///
+    /// # Safety
+    /// `raw` is a default stream (0, 1, 2) or a live stream of the device's primary context, and stays
+    /// one as long as the value returned.
+    pub unsafe fn borrow_raw(device: &CudaDevice, raw: RawStream) -> Self {
+        Self {
+            device: device.clone(),
+            raw,
+            owned: false,
+        }
+    }
+
+    /// The handle, for calls that take a raw stream.
+    pub fn raw(&self) -> RawStream {
+        self.raw
+    }
+
+    /// The device the stream belongs to.
+    pub fn device(&self) -> &CudaDevice {
+        &self.device
+    }
+
+    /// Waits until all work enqueued so far is done.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`]; a fault of an earlier kernel is reported here.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        let _current = self.device.activate()?;
+        // SAFETY: a live stream of this context (by construction).
+        check("cuStreamSynchronize", unsafe {
+            sys::cuStreamSynchronize(self.raw.handle())
+        })
+    }
+
+    /// Records what `work` enqueues on this stream instead of running it. Nothing may be allocated,
+    /// copied synchronously or waited for meanwhile: the driver refuses it, and so the capture.
+    ///
+    /// # Errors
+    /// Those of `work` (the capture is then dropped), and [`CudaError::Driver`].
+    pub fn capture<E: From<CudaError>>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<(), E>,
+    ) -> Result<Graph, E> {
+        let _current = self.device.activate()?;
+        // SAFETY: a live stream of this context.
+        check("cuStreamBeginCapture", unsafe {
+            sys::cuStreamBeginCapture_v2(self.raw.handle(), sys::CAPTURE_THREAD_LOCAL)
+        })?;
+        let outcome = work(self);
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: this thread began the capture above; `graph` is a valid place for one handle.
+        let ended = check("cuStreamEndCapture", unsafe {
+            sys::cuStreamEndCapture(self.raw.handle(), &mut graph)
+        });
+        let instantiated = outcome.and(ended.map_err(E::from)).and_then(|()| {
+            let mut executable = std::ptr::null_mut();
+            // SAFETY: `graph` is the graph just captured; `executable` a valid place for one handle.
+            check("cuGraphInstantiate", unsafe {
+                sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0)
+            })
+            .map(|()| executable)
+            .map_err(E::from)
+        });
+        if !graph.is_null() {
+            // SAFETY: the graph is ours and not used after this; an executable graph is independent.
+            unsafe { sys::cuGraphDestroy(graph) };
+        }
+        Ok(Graph {
+            device: self.device.clone(),
+            executable: instantiated?,
+        })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
+        if let Ok(_current) = self.device.activate() {
+            // SAFETY: our own stream, destroyed once; the driver finishes its work first.
+            unsafe { sys::cuStreamDestroy_v2(self.raw.handle()) };
+        }
+    }
+}
+
+/// Recorded device work, ready to be replayed.
+#[derive(Debug)]
+pub struct Graph {
+    device: CudaDevice,
+    executable: sys::Handle,
+}
+
+// SAFETY: the driver lets any thread launch an executable graph, one at a time (`&mut self`).
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Enqueues the recorded work on `stream`.
+    ///
+    /// # Safety
+    /// All memory the recorded work uses is still there.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub unsafe fn launch(&mut self, stream: &Stream) -> Result<(), CudaError> {
+        let _current = self.device.activate()?;
+        // SAFETY: a live executable graph and a live stream of one context.
+        check("cuGraphLaunch", unsafe {
+            sys::cuGraphLaunch(self.executable, stream.raw.handle())
+        })
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if let Ok(_current) = self.device.activate() {
+            // SAFETY: our own graph, destroyed once.
+            unsafe { sys::cuGraphExecDestroy(self.executable) };
+        }
+    }
+}
+
+/// A point in a stream whose time is taken.
+#[derive(Debug)]
+pub struct Event {
+    device: CudaDevice,
+    handle: sys::Handle,
+}
+
+// SAFETY: the driver lets any thread use an event.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// A new event that takes the time.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn new(device: &CudaDevice) -> Result<Self, CudaError> {
+        let _current = device.activate()?;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: `handle` is a valid place for one handle; our context is current.
+        check("cuEventCreate", unsafe {
+            sys::cuEventCreate(&mut handle, sys::EVENT_DEFAULT)
+        })?;
+        Ok(Self {
+            device: device.clone(),
+            handle,
+        })
+    }
+
+    /// Takes the time once `stream` comes to here.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn record(&self, stream: &Stream) -> Result<(), CudaError> {
+        let _current = self.device.activate()?;
+        // SAFETY: a live event and a live stream of one context.
+        check("cuEventRecord", unsafe {
+            sys::cuEventRecord(self.handle, stream.raw.handle())
+        })
+    }
+
+    /// Waits for the event, and gives the microseconds since `start`.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`]; a fault of an earlier kernel is reported here.
+    pub fn microseconds_since(&self, start: &Self) -> Result<f64, CudaError> {
+        let _current = self.device.activate()?;
+        // SAFETY: a live event.
+        check("cuEventSynchronize", unsafe {
+            sys::cuEventSynchronize(self.handle)
+        })?;
+        let mut milliseconds = 0.0;
+        // SAFETY: a valid place for one float, and two live events.
+        check("cuEventElapsedTime", unsafe {
+            sys::cuEventElapsedTime(&mut milliseconds, start.handle, self.handle)
+        })?;
+        Ok(f64::from(milliseconds) * 1e3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if let Ok(_current) = self.device.activate() {
+            // SAFETY: our own event, destroyed once.
+            unsafe { sys::cuEventDestroy_v2(self.handle) };
+        }
+    }
+}
