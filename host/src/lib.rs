@@ -9,3 +9,5 @@ pub mod cache;
 pub mod cuda;
 pub mod plan;
 pub mod tree;
+#[cfg(feature = "serde")]
+pub mod workload;

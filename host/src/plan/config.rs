@@ -89,7 +89,7 @@ impl PlanConfig {
             ("bytes_per_ns", self.cost.bytes_per_ns),
             ("flops_per_ns", self.cost.flops_per_ns),
             ("item_ns", self.cost.item_ns),
-            ("slot_bytes_per_ns", self.cost.slot_bytes_per_ns),
+            ("cache_bytes_per_ns", self.cost.cache_bytes_per_ns),
         ];
         for (name, value) in costs {
             if !(value > 0.0 && value.is_finite()) {

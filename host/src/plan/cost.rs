@@ -10,11 +10,12 @@ use kernels_gpu::layout::CORE;
 /// | `bytes_per_ns` | 23.4 | 3,088 GB/s measured over randomly ordered 32 KiB pages, 132 SMs |
 /// | `flops_per_ns` | 5,000 | 660 TFLOP/s of dense bf16 that a good kernel reaches, 132 SMs |
 /// | `item_ns` | 1,000 | load queries, drain the pipeline, scale and store |
-/// | `slot_bytes_per_ns` | 41.7 | partials stay in L2: about 5.5 TB/s, 132 SMs |
+/// | `cache_bytes_per_ns` | 41.7 | L2: about 5.5 TB/s, 132 SMs |
 ///
 /// A page of `n` tokens costs `max(bytes / bytes_per_ns, rows x n x head_dim x 4 / flops_per_ns)`, the
 /// rows rounded up to what the kernels' tiles hold (16, 64, 128, 256) and the tokens to whole groups of
-/// eight. A partial slot costs its bytes once written and once read.
+/// eight. Pages that several row tiles read at about the same time cost `bytes / cache_bytes_per_ns`
+/// instead. A partial slot costs its bytes once written and once read, both in the cache.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CostModel {
@@ -24,8 +25,8 @@ pub struct CostModel {
     pub flops_per_ns: f64,
     /// Fixed cost of a work item.
     pub item_ns: f64,
-    /// Bytes of partial results that a share writes or reads in a nanosecond.
-    pub slot_bytes_per_ns: f64,
+    /// Bytes that a share reads or writes in a nanosecond while they are in the cache.
+    pub cache_bytes_per_ns: f64,
 }
 
 impl CostModel {
@@ -34,14 +35,14 @@ impl CostModel {
         bytes_per_ns: 3_088.0 / 132.0,
         flops_per_ns: 660_000.0 / 132.0,
         item_ns: 1_000.0,
-        slot_bytes_per_ns: 5_500.0 / 132.0,
+        cache_bytes_per_ns: 5_500.0 / 132.0,
     };
     /// One core of a CPU: a few GB/s of the shared memory bus, 8-lane FMA at half its rate.
     pub const CPU_CORE: Self = Self {
         bytes_per_ns: 8.0,
         flops_per_ns: 24.0,
         item_ns: 500.0,
-        slot_bytes_per_ns: 8.0,
+        cache_bytes_per_ns: 16.0,
     };
 }
 
@@ -56,7 +57,9 @@ impl Default for CostModel {
 pub(super) struct Costs {
     group_size: u32,
     /// Reading one group of eight tokens.
-    group_bytes_ns: f64,
+    group_ns: f64,
+    /// The same, when other shares read it as well.
+    shared_group_ns: f64,
     /// Computing one row against one group of eight tokens.
     row_ns: f64,
     pub(super) item_ns: f64,
@@ -75,20 +78,71 @@ impl Costs {
         element_bytes: u32,
     ) -> Self {
         let group_elements = f64::from(CORE) * f64::from(head_dim);
+        let group_bytes = 2.0 * group_elements * f64::from(element_bytes);
         let slot_bytes = f64::from(group_size) * (f64::from(head_dim) + 1.0) * 4.0;
         Self {
             group_size,
-            group_bytes_ns: 2.0 * group_elements * f64::from(element_bytes) / model.bytes_per_ns,
+            group_ns: group_bytes / model.bytes_per_ns,
+            shared_group_ns: group_bytes / model.cache_bytes_per_ns.max(model.bytes_per_ns),
             row_ns: 4.0 * group_elements / model.flops_per_ns,
             item_ns: model.item_ns,
-            slot_ns: 2.0 * slot_bytes / model.slot_bytes_per_ns,
+            slot_ns: 2.0 * slot_bytes / model.cache_bytes_per_ns,
         }
     }
 
-    /// Cost of one group of eight tokens in an item of `queries` queries.
-    pub(super) fn rate(&self, queries: u32) -> f64 {
-        let rows = tile_rows(queries * self.group_size);
-        self.group_bytes_ns.max(self.row_ns * f64::from(rows))
+    /// What token groups cost in an item of `queries` queries.
+    pub(super) fn rates(&self, queries: u32) -> Rates {
+        let compute_ns = self.row_ns * f64::from(tile_rows(queries * self.group_size));
+        Rates {
+            own: self.group_ns.max(compute_ns),
+            shared: self.shared_group_ns.max(compute_ns),
+        }
+    }
+
+    /// Queries that fit the rows of the tile that `queries` queries take.
+    pub(super) fn tile_queries(&self, queries: u32) -> u32 {
+        (tile_rows(queries * self.group_size) / self.group_size).max(1)
+    }
+
+    /// Whether `queries` queries take more than the narrow tiles, whose cost is memory's alone.
+    pub(super) fn is_wide(&self, queries: u32) -> bool {
+        queries * self.group_size > 64
+    }
+}
+
+/// Cost of one group of eight tokens, by who reads it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rates {
+    own: f64,
+    shared: f64,
+}
+
+impl Rates {
+    pub(super) fn of(&self, shared: bool) -> f64 {
+        if shared { self.shared } else { self.own }
+    }
+
+    pub(super) fn cost(&self, groups: Groups) -> f64 {
+        groups.own * self.own + groups.shared * self.shared
+    }
+}
+
+/// Token groups, by who reads them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Groups {
+    /// Read by one row tile.
+    own: f64,
+    /// Read by several at about the same time.
+    shared: f64,
+}
+
+impl Groups {
+    pub(super) fn add(&mut self, groups: f64, shared: bool) {
+        if shared {
+            self.shared += groups;
+        } else {
+            self.own += groups;
+        }
     }
 }
 
@@ -109,12 +163,14 @@ mod tests {
     #[test]
     fn a_page_is_bound_by_memory_until_the_tile_is_wide() {
         let costs = Costs::new(&CostModel::H100, 4, 128, 2);
-        let page = |queries| costs.rate(queries) * f64::from(PAGE_GROUPS);
+        let page = |queries| costs.rates(queries).of(false) * f64::from(PAGE_GROUPS);
         let by_memory = 32_768.0 / (3_088.0 / 132.0);
         assert!((page(1) - by_memory).abs() < 1e-9);
         assert_eq!(page(1), page(32));
         let by_compute = 256.0 * 64.0 * 128.0 * 4.0 / 5_000.0;
         assert!((page(64) - by_compute).abs() < 1e-9);
         assert!((page(65) - 2.0 * by_compute).abs() < 1e-9);
+        let shared = costs.rates(1).of(true) * f64::from(PAGE_GROUPS);
+        assert!((shared - 32_768.0 / (5_500.0 / 132.0)).abs() < 1e-9);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::cost::{Costs, PAGE_GROUPS};
+use super::cost::{Costs, Groups, PAGE_GROUPS, Rates};
 use super::draft::Draft;
 use super::sequence::{Piece, Sequence, Unit};
 
@@ -15,7 +15,7 @@ const FILLINGS: u32 = 10;
 /// The search ends when the target is known this well.
 const PRECISION: f64 = 0.005;
 /// A share may exceed its target by this if a piece then need not be cut.
-const OVERSHOOT: f64 = 0.02;
+const OVERSHOOT: f64 = 0.005;
 
 /// What a filling is told to do with what it decides.
 trait Sink {
@@ -58,8 +58,9 @@ pub(super) fn cut(
         .units
         .iter()
         .map(|unit| {
-            unit.groups as f64
-                * costs.rate((unit.queries.end - unit.queries.start).min(max_queries))
+            costs
+                .rates(unit.queries.end - unit.queries.start)
+                .cost(unit.groups)
         })
         .sum();
     let filling = |target, limit| Filling {
@@ -87,7 +88,8 @@ pub(super) fn cut(
         } else {
             high = target;
         }
-        if high - low <= PRECISION * high || excess.abs() <= PRECISION * target {
+        let known = high.is_finite() && high - low <= PRECISION * high;
+        if known || excess.abs() <= PRECISION * target {
             break;
         }
         let step = target + excess / parts;
@@ -106,8 +108,8 @@ pub(super) fn cut(
 #[derive(Clone)]
 struct Open {
     queries: Range<u32>,
-    groups: f64,
-    rate: f64,
+    groups: Groups,
+    rates: Rates,
     /// It holds everything its queries see, as far as it goes: so it needs no partial slots if it ends
     /// with a unit.
     complete: bool,
@@ -153,8 +155,7 @@ impl Filling<'_> {
     /// without it, the item stays so.
     fn enter(&mut self, unit: &Unit) -> bool {
         let queries = unit.queries.end - unit.queries.start;
-        let groups = unit.groups as f64;
-        let alone = self.costs.item_ns + groups * self.costs.rate(queries.min(self.max_queries));
+        let alone = self.costs.item_ns + self.costs.rates(queries).cost(unit.groups);
         let fits = self.closed + self.open_cost(false) + alone <= self.target * (1.0 + OVERSHOOT);
         if !fits && self.open.as_ref().is_some_and(|open| open.complete) {
             self.close_item();
@@ -175,7 +176,7 @@ impl Filling<'_> {
         } else {
             0.0
         };
-        self.costs.item_ns + item.groups * item.rate + slots
+        self.costs.item_ns + item.rates.cost(item.groups) + slots
     }
 
     fn close_item(&mut self) {
@@ -208,13 +209,14 @@ impl Filling<'_> {
             return None;
         }
         let mut merged = open.clone();
-        merged.groups += part.groups;
+        merged.groups.add(part.groups, part.piece.shared);
         if queries == open.queries {
             return Some(merged);
         }
-        merged.rate = self.costs.rate(count);
-        let dearer = open.groups * (merged.rate - open.rate)
-            + part.groups * (merged.rate - self.costs.rate(own.end - own.start));
+        merged.rates = self.costs.rates(count);
+        let alone = self.costs.rates(own.end - own.start).of(part.piece.shared);
+        let dearer =
+            merged.rates.cost(merged.groups) - open.rates.cost(open.groups) - part.groups * alone;
         let grown = count - (open.queries.end - open.queries.start);
         let slots = match (open.complete, part.whole_unit) {
             (true, _) => 0.0,
@@ -236,9 +238,11 @@ impl Filling<'_> {
             };
         }
         let queries = part.piece.queries.clone();
+        let mut groups = Groups::default();
+        groups.add(part.groups, part.piece.shared);
         let item = Open {
-            groups: part.groups,
-            rate: self.costs.rate(queries.end - queries.start),
+            groups,
+            rates: self.costs.rates(queries.end - queries.start),
             queries,
             complete: part.begins_unit,
             at_unit_end: false,
@@ -302,7 +306,7 @@ impl Filling<'_> {
     /// one if the share is empty. Too few to be worth their item and slots are none.
     fn pages_that_fit(&self, nothing: &Part<'_>, pages: u32) -> u32 {
         let added = self.with(nothing, true);
-        let page_ns = added.item.rate * f64::from(PAGE_GROUPS);
+        let page_ns = added.item.rates.of(nothing.piece.shared) * f64::from(PAGE_GROUPS);
         let room = (self.target - added.cost) / page_ns;
         let fit = (room.max(0.0) as u32).min(pages.saturating_sub(1));
         if self.share_is_empty() {

@@ -1,20 +1,25 @@
 //! QKV preparation: grouping, splitting and scheduling (DeFT, section 3.3), as plain arrays.
 
+mod check;
 mod config;
 mod cost;
 mod cut;
+mod display;
 mod draft;
 mod encode;
 mod error;
 mod merge;
 mod node;
+mod patch;
 mod planner;
 mod program;
 mod sequence;
+mod tiles;
 
 pub use config::{MAX_QUERIES, MAX_ROWS, MAX_SHARES, PlanConfig, shares_for};
 pub use cost::CostModel;
 pub use error::PlanError;
+pub use patch::Patch;
 pub use planner::Planner;
 pub use program::{Item, Plan, Share};
 

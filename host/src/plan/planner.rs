@@ -1,5 +1,6 @@
 //! From a view of a forest to a plan.
 
+use super::check::check;
 use super::cost::Costs;
 use super::cut::cut;
 use super::draft::Draft;
@@ -7,7 +8,7 @@ use super::encode::Encoder;
 use super::merge::Merge;
 use super::node::{Dealer, deal};
 use super::program::Plan;
-use super::sequence::{Sequence, check};
+use super::sequence::Sequence;
 use super::{Grouping, PlanConfig, PlanError};
 use crate::tree::TreeView;
 
@@ -84,7 +85,8 @@ impl Planner {
         let (max_queries, shares) = (config.max_queries(), config.shares);
         match config.grouping {
             Grouping::PerQuery => sequence.paths(view),
-            _ => sequence.depth_first(view, max_queries),
+            Grouping::Flatten => sequence.depth_first(view, max_queries, Some((costs, shares))),
+            Grouping::Node | Grouping::NodeChunk => sequence.depth_first(view, max_queries, None),
         }
         match config.grouping {
             Grouping::PerQuery | Grouping::Flatten => {

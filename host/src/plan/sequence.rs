@@ -8,11 +8,9 @@
 
 use std::ops::Range;
 
-use super::PlanError;
-use super::config::MAX_QUERIES;
-use super::cost::PAGE_GROUPS;
+use super::cost::{Costs, Groups, PAGE_GROUPS};
+use super::tiles::{for_each_part, tile_edges, tile_queries};
 use crate::tree::{Run, TreeView};
-use kernels_gpu::abi::PAGE_TOKENS;
 use kernels_gpu::layout::CORE;
 
 /// Some pages of a run, for some of its queries.
@@ -24,6 +22,8 @@ pub(super) struct Piece {
     pub(super) pages: Range<u32>,
     /// Token groups in those pages; all but the run's last page are full.
     pub(super) groups: u32,
+    /// Other row tiles have the same pages.
+    pub(super) shared: bool,
 }
 
 impl Piece {
@@ -33,6 +33,7 @@ impl Piece {
             queries,
             pages: 0..run.pages.end - run.pages.start,
             groups: run.tokens.div_ceil(CORE),
+            shared: false,
         }
     }
 }
@@ -42,7 +43,7 @@ impl Piece {
 pub(super) struct Unit {
     pub(super) pieces: Range<u32>,
     pub(super) queries: Range<u32>,
-    pub(super) groups: u64,
+    pub(super) groups: Groups,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +59,7 @@ pub(super) struct Sequence {
 }
 
 /// Whether a run asks for anything: someone sees it, and it holds tokens or may come to.
-fn counts(run: &Run) -> bool {
+pub(super) fn counts(run: &Run) -> bool {
     !run.queries.is_empty() && (run.tokens > 0 || run.length_slot.is_some())
 }
 
@@ -68,21 +69,34 @@ impl Sequence {
         self.units.clear();
     }
 
-    fn close_unit(&mut self, first: usize, queries: Range<u32>) {
-        let groups = self.pieces[first..]
-            .iter()
-            .map(|p| u64::from(p.groups))
-            .sum();
+    fn push_unit(&mut self, pieces: Range<usize>, queries: Range<u32>) {
+        let mut groups = Groups::default();
+        for piece in &self.pieces[pieces.clone()] {
+            groups.add(f64::from(piece.groups), piece.shared);
+        }
         self.units.push(Unit {
-            pieces: first as u32..self.pieces.len() as u32,
+            pieces: pieces.start as u32..pieces.end as u32,
             queries,
             groups,
         });
     }
 
-    /// Every tree depth first, in row tiles of at most `max_queries`.
-    pub(super) fn depth_first(&mut self, view: &TreeView, max_queries: u32) {
+    /// Every tree depth first, in row tiles of at most `max_queries`; with `costs` and a number of
+    /// shares, in narrower ones where that is cheaper.
+    pub(super) fn depth_first(
+        &mut self,
+        view: &TreeView,
+        max_queries: u32,
+        costs: Option<(&Costs, u32)>,
+    ) {
         self.clear();
+        let share_ns = costs.map_or(0.0, |(costs, shares)| {
+            let work = view.runs.iter().filter(|run| counts(run)).map(|run| {
+                let queries = (run.queries.end - run.queries.start).min(max_queries);
+                f64::from(run.tokens.div_ceil(CORE)) * costs.rates(queries).of(false)
+            });
+            work.sum::<f64>() / f64::from(shares) + costs.item_ns
+        });
         let mut at = 0;
         while at < view.runs.len() {
             let top = &view.runs[at];
@@ -95,59 +109,56 @@ impl Sequence {
                 .iter()
                 .position(|run| run.queries.start >= top.queries.end)
                 .unwrap_or(below.len());
-            if top.queries.end - top.queries.start <= max_queries {
+            let queries = top.queries.end - top.queries.start;
+            let tile = costs.map_or(
+                queries.div_ceil(queries.div_ceil(max_queries)),
+                |(costs, _)| tile_queries(&below[..len], max_queries, costs, share_ns),
+            );
+            if tile == queries {
                 let first = self.pieces.len();
                 for (i, run) in below[..len].iter().enumerate().filter(|(_, r)| counts(r)) {
                     self.pieces
                         .push(Piece::whole(at + i, run, run.queries.clone()));
                 }
-                self.close_unit(first, top.queries.clone());
+                self.push_unit(first..self.pieces.len(), top.queries.clone());
             } else {
-                self.tile(&view.runs, at..at + len, max_queries);
+                let most = costs.map_or(max_queries, |(costs, _)| {
+                    costs.tile_queries(tile).min(max_queries)
+                });
+                tile_edges(&below[..len], tile, most, &mut self.edges);
+                self.push_tiles(&view.runs, at..at + len);
             }
             at += len;
         }
     }
 
-    /// The tree `runs[range]`, one unit a row tile.
-    fn tile(&mut self, runs: &[Run], range: Range<usize>, max_queries: u32) {
+    /// The tree `runs[range]`, one unit for each of the row tiles in `edges`.
+    fn push_tiles(&mut self, runs: &[Run], range: Range<usize>) {
         let tree = &runs[range.clone()];
-        tile_edges(tree, max_queries, &mut self.edges);
         let tiles = self.edges.len() - 1;
         self.places.clear();
         self.places.resize(tiles + 1, 0);
         for_each_part(tree, &self.edges, |_, tile, _| self.places[tile + 1] += 1);
-        let first = self.pieces.len();
         for tile in 0..tiles {
             self.places[tile + 1] += self.places[tile];
         }
-        let count = self.places[tiles] as usize;
-        let blank = Piece {
-            run: 0,
-            queries: 0..0,
-            pages: 0..0,
-            groups: 0,
-        };
-        self.pieces.resize(first + count, blank);
+        let first = self.pieces.len();
+        let blank = Piece::whole(range.start, &tree[0], 0..0);
+        self.pieces
+            .resize(first + self.places[tiles] as usize, blank);
         let (pieces, places) = (&mut self.pieces[first..], &mut self.places);
         for_each_part(tree, &self.edges, |i, tile, queries| {
-            let place = &mut places[tile];
-            pieces[*place as usize] = Piece::whole(range.start + i, &tree[i], queries);
-            *place += 1;
+            let shared = queries != tree[i].queries;
+            pieces[places[tile] as usize] = Piece {
+                shared,
+                ..Piece::whole(range.start + i, &tree[i], queries)
+            };
+            places[tile] += 1;
         });
-        let mut begin = first as u32;
+        let mut begin = first;
         for tile in 0..tiles {
-            let end = first as u32 + self.places[tile];
-            let pieces = begin..end;
-            let groups = self.pieces[begin as usize..end as usize]
-                .iter()
-                .map(|p| u64::from(p.groups))
-                .sum();
-            self.units.push(Unit {
-                pieces,
-                queries: self.edges[tile]..self.edges[tile + 1],
-                groups,
-            });
+            let end = first + self.places[tile] as usize;
+            self.push_unit(begin..end, self.edges[tile]..self.edges[tile + 1]);
             begin = end;
         }
     }
@@ -180,7 +191,7 @@ impl Sequence {
                 }
             }
             if self.pieces.len() > first {
-                self.close_unit(first, query..query + 1);
+                self.push_unit(first..self.pieces.len(), query..query + 1);
             }
         }
     }
@@ -211,140 +222,4 @@ fn push_seen_pages(
         }
         page += 1;
     }
-}
-
-/// Cuts a tree's queries into the fewest tiles of at most `max`, at a child's edge where one is near
-/// enough, else evenly.
-fn tile_edges(tree: &[Run], max: u32, edges: &mut Vec<u32>) {
-    let queries = tree[0].queries.clone();
-    edges.clear();
-    edges.push(queries.start);
-    let mut begin = queries.start;
-    let mut runs = tree.iter();
-    while queries.end - begin > max {
-        let rest = queries.end - begin;
-        let tiles = rest.div_ceil(max);
-        // Further left than this, the other tiles could not hold the rest.
-        let least = rest - (tiles - 1) * max;
-        let even = begin + rest.div_ceil(tiles);
-        let mut best = even;
-        let mut nearest = u32::MAX;
-        for run in runs.as_slice() {
-            if run.queries.start > begin + max {
-                break;
-            }
-            if run.queries.start > begin {
-                let distance = run.queries.start.abs_diff(even);
-                let near = distance <= (max / 4).max(1);
-                if run.queries.start >= begin + least && near && distance < nearest {
-                    (best, nearest) = (run.queries.start, distance);
-                }
-            }
-        }
-        while runs
-            .as_slice()
-            .first()
-            .is_some_and(|run| run.queries.start < best)
-        {
-            runs.next();
-        }
-        edges.push(best);
-        begin = best;
-    }
-    edges.push(queries.end);
-}
-
-/// Calls `part(run, tile, queries)` for every run of `tree` and every tile that some of its queries
-/// are in.
-fn for_each_part(tree: &[Run], edges: &[u32], mut part: impl FnMut(usize, usize, Range<u32>)) {
-    let mut tile = 0;
-    for (i, run) in tree.iter().enumerate().filter(|(_, run)| counts(run)) {
-        while edges[tile + 1] <= run.queries.start {
-            tile += 1;
-        }
-        let mut at = tile;
-        while at + 1 < edges.len() && edges[at] < run.queries.end {
-            let queries = run.queries.start.max(edges[at])..run.queries.end.min(edges[at + 1]);
-            part(i, at, queries);
-            at += 1;
-        }
-    }
-}
-
-/// Checks that `view` is what [`TreeView`] promises, so that planning it cannot go wrong.
-pub(super) fn check(view: &TreeView, ancestors: &mut Vec<(u32, u32)>) -> Result<(), PlanError> {
-    if !(1..=MAX_QUERIES).contains(&view.queries) {
-        return Err(PlanError::Queries {
-            queries: view.queries,
-            max: MAX_QUERIES,
-        });
-    }
-    for (of, len) in [
-        ("runs", view.runs.len()),
-        ("pages", view.pages.len()),
-        ("masks", view.masks.len()),
-    ] {
-        let max = u64::from(u32::MAX >> 2);
-        if len as u64 > max {
-            return Err(PlanError::TooLarge {
-                words: len as u64,
-                of,
-                max,
-            });
-        }
-    }
-    // Path to the run at hand: (run, first query that its next child may have).
-    ancestors.clear();
-    let mut next_root = 0;
-    for (index, run) in view.runs.iter().enumerate() {
-        let index = index as u32;
-        let bad = |what| PlanError::BadRun { run: index, what };
-        while ancestors
-            .last()
-            .is_some_and(|&(top, _)| Some(top) != run.parent)
-        {
-            ancestors.pop();
-        }
-        let (next, end) = match (ancestors.last_mut(), run.parent) {
-            (Some((top, next)), _) => (next, view.runs[*top as usize].queries.end),
-            (None, None) => (&mut next_root, view.queries),
-            (None, Some(_)) => return Err(bad("its parent is not on the path to it")),
-        };
-        if run.queries.start < *next || run.queries.end < run.queries.start || run.queries.end > end
-        {
-            return Err(bad(
-                "its queries are not within its parent's and after its siblings'",
-            ));
-        }
-        *next = run.queries.end;
-        ancestors.push((index, run.queries.start));
-        check_arrays(view, run).map_err(bad)?;
-    }
-    Ok(())
-}
-
-fn check_arrays(view: &TreeView, run: &Run) -> Result<(), &'static str> {
-    if run.pages.end < run.pages.start || run.pages.end as usize > view.pages.len() {
-        return Err("its pages are not in the view's pages");
-    }
-    let pages = run.pages.end - run.pages.start;
-    if pages != run.tokens.div_ceil(PAGE_TOKENS) {
-        return Err("it has not as many pages as its tokens fill");
-    }
-    let Some(mask) = run.mask else {
-        return Ok(());
-    };
-    let width = run.queries.end - run.queries.start;
-    let end = u64::from(mask) + u64::from(pages) * u64::from(width);
-    if end > view.masks.len() as u64 {
-        return Err("its masks are not in the view's masks");
-    }
-    let tail = run.tokens % PAGE_TOKENS;
-    if tail > 0 {
-        let last = &view.masks[end as usize - width as usize..end as usize];
-        if last.iter().any(|&bits| bits >> tail != 0) {
-            return Err("a mask shows tokens that do not exist");
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,112 @@
+//! Cutting a tree's queries into row tiles.
+//!
+//! A tree with more queries than an item may hold has to be cut. Others may be: narrower tiles read the
+//! pages of wide nodes several times, at nearly the same time and so mostly from the cache, but leave
+//! fewer partial results, since each tile's pages are cut into fewer pieces.
+
+use std::ops::Range;
+
+use super::cost::{Costs, Groups};
+use super::sequence::counts;
+use crate::tree::Run;
+use kernels_gpu::layout::CORE;
+
+/// A wider tile is kept unless a narrower one is cheaper by this.
+const WORTH: f64 = 0.98;
+
+/// Queries a tile of `tree` should have: what makes its shares cheapest, when a share is to cost about
+/// `share_ns`.
+pub(super) fn tile_queries(tree: &[Run], max: u32, costs: &Costs, share_ns: f64) -> u32 {
+    let queries = tree[0].queries.end - tree[0].queries.start;
+    let mut best = queries.div_ceil(queries.div_ceil(max));
+    if !costs.is_wide(best) {
+        return best;
+    }
+    let shares = (work_ns(tree, best, costs) / share_ns).max(1.0);
+    if shares < 2.0 && best == queries {
+        return best;
+    }
+    let cost = |tile: u32| {
+        work_ns(tree, tile, costs) / shares + costs.item_ns + f64::from(tile) * costs.slot_ns
+    };
+    let mut best_cost = cost(best);
+    let mut tile = best.div_ceil(2);
+    while costs.is_wide(2 * tile - 1) {
+        let tile_cost = cost(tile);
+        if tile_cost < WORTH * best_cost {
+            (best, best_cost) = (tile, tile_cost);
+        }
+        if tile == 1 {
+            break;
+        }
+        tile = tile.div_ceil(2);
+    }
+    best
+}
+
+/// Cost of all token groups of `tree` in tiles of `tile` queries.
+fn work_ns(tree: &[Run], tile: u32, costs: &Costs) -> f64 {
+    tree.iter()
+        .map(|run| {
+            let queries = run.queries.end - run.queries.start;
+            let tiles = queries.div_ceil(tile);
+            let mut groups = Groups::default();
+            groups.add(
+                f64::from(run.tokens.div_ceil(CORE)) * f64::from(tiles),
+                tiles > 1,
+            );
+            costs.rates(queries.min(tile)).cost(groups)
+        })
+        .sum()
+}
+
+/// Cuts a tree's queries into tiles of about `tile` and at most `max`, at a child's edge where one is
+/// near enough; writes the first query of each, and the end.
+pub(super) fn tile_edges(tree: &[Run], tile: u32, max: u32, edges: &mut Vec<u32>) {
+    let queries = tree[0].queries.clone();
+    let near = tile / 4;
+    let mut tiles = (queries.end - queries.start).div_ceil(tile);
+    edges.clear();
+    edges.push(queries.start);
+    let mut begin = queries.start;
+    let mut next = 0;
+    while tiles > 1 {
+        let rest = queries.end - begin;
+        tiles -= 1;
+        // Further left than this, the other tiles could not hold the rest.
+        let least = begin + rest.saturating_sub(tiles * max).max(1);
+        let most = begin + max.min(rest - tiles);
+        let even = begin + rest.div_ceil(tiles + 1);
+        let starts = tree[next..].iter().map(|run| run.queries.start);
+        let edge = starts
+            .take_while(|&start| start <= most)
+            .filter(|&start| start >= least && start.abs_diff(even) <= near)
+            .min_by_key(|&start| start.abs_diff(even))
+            .unwrap_or(even);
+        next += tree[next..].partition_point(|run| run.queries.start < edge);
+        edges.push(edge);
+        begin = edge;
+    }
+    edges.push(queries.end);
+}
+
+/// Calls `part(run, tile, queries)` for every run of `tree` and every tile that some of its queries
+/// are in.
+pub(super) fn for_each_part(
+    tree: &[Run],
+    edges: &[u32],
+    mut part: impl FnMut(usize, usize, Range<u32>),
+) {
+    let mut tile = 0;
+    for (i, run) in tree.iter().enumerate().filter(|(_, run)| counts(run)) {
+        while edges[tile + 1] <= run.queries.start {
+            tile += 1;
+        }
+        let mut at = tile;
+        while at + 1 < edges.len() && edges[at] < run.queries.end {
+            let queries = run.queries.start.max(edges[at])..run.queries.end.min(edges[at + 1]);
+            part(i, at, queries);
+            at += 1;
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Flatten gives every share about the same to do, and makes few pieces.
+
+use deft::plan::{Grouping, Plan, PlanConfig, Planner, shares_for};
+use deft::workload::StepWorkload;
+use deft_tests::coverage::assert_covers;
+use deft_tests::workloads;
+
+fn plan(workload: &StepWorkload, grouping: Grouping) -> (Plan, f64) {
+    let built = workload.build(0).unwrap();
+    let view = built.forest.view(&built.queries).unwrap();
+    let heads = workload.heads;
+    let shares = shares_for(132, heads.kv_heads, view.pages.len() as u32);
+    let mut config = PlanConfig::new(grouping, heads.group_size(), heads.head_dim, shares);
+    config.element_bytes = workload.storage.bytes();
+    let page_ns =
+        2.0 * 64.0 * f64::from(heads.head_dim * config.element_bytes) / config.cost.bytes_per_ns;
+    let plan = Planner::new(config).unwrap().plan(&view).unwrap();
+    assert_covers(&plan, &view);
+    (plan, page_ns)
+}
+
+#[test]
+fn recorded_shapes_are_cut_within_a_twentieth_or_a_page_of_even() {
+    for workload in workloads::steps() {
+        let (plan, page_ns) = plan(&workload, Grouping::Flatten);
+        let costs = plan.share_ns();
+        let mean = costs.iter().sum::<u64>() as f64 / costs.len() as f64;
+        let max = *costs.iter().max().unwrap() as f64;
+        assert!(
+            max <= (1.05 * mean).max(mean + page_ns),
+            "{}: {max} against {mean}\n{plan}",
+            workload.name
+        );
+    }
+}
