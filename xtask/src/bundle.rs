@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 
 use crate::console::{Outcome, Steps, say};
 use crate::process::{self, cargo};
@@ -69,12 +68,6 @@ pub(crate) fn run(_args: &Args) -> Result<()> {
     steps.finish()
 }
 
-/// What cargo reports of a finished target.
-#[derive(Deserialize)]
-struct Artifact {
-    executable: Option<PathBuf>,
-}
-
 impl Program {
     /// Builds it in release mode and returns its path.
     fn build(&self) -> Result<PathBuf> {
@@ -92,11 +85,9 @@ impl Program {
             .args([&format!("--{}", self.kind), self.name])
             .args(["--message-format", "json-render-diagnostics"]);
         let output = process::capture(&mut command, &format!("building {}", self.name))?;
-        let built = output
-            .stdout
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Artifact>(line).ok()?.executable)
-            .next_back();
+        let built = process::artifacts(&output.stdout)
+            .filter_map(|artifact| artifact.executable)
+            .last();
         match built {
             Some(path) => Ok(path),
             None => bail!("cargo built no program for `{}`", process::shown(&command)),

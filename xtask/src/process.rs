@@ -2,10 +2,12 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::{env, thread};
 
 use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 
 use crate::console::Spinner;
 
@@ -73,6 +75,21 @@ pub(crate) fn capture(command: &mut Command, what: &str) -> Result<Output> {
 pub(crate) struct Output {
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+}
+
+/// What cargo reports of a finished target, given `--message-format json-render-diagnostics`.
+#[derive(Deserialize)]
+pub(crate) struct Artifact {
+    pub(crate) package_id: String,
+    pub(crate) filenames: Vec<PathBuf>,
+    pub(crate) executable: Option<PathBuf>,
+}
+
+/// The artifacts among cargo's messages.
+pub(crate) fn artifacts(messages: &str) -> impl Iterator<Item = Artifact> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
 }
 
 /// The command line, for messages.

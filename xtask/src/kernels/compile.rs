@@ -1,7 +1,7 @@
 //! The kernel crate to one PTX module an architecture.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use kernels_gpu::entries::Arch;
@@ -11,6 +11,7 @@ use crate::console::say;
 use crate::{process, workspace};
 
 const TARGET: &str = "nvptx64-nvidia-cuda";
+const PACKAGE: &str = "kernels-gpu";
 const PROFILE: &str = "kernels";
 
 /// Flags that every crate of the build gets, `core` included. One set an architecture: another set
@@ -35,28 +36,27 @@ fn flags(arch: Arch) -> String {
 /// PTX of the whole kernel crate for `arch`, as rustc writes it.
 pub(crate) fn compile(toolchain: &Toolchain, arch: Arch) -> Result<String> {
     let folder = workspace::target().join("kernels").join(arch.name());
-    let crates = folder.join(TARGET).join(PROFILE).join("deps");
     // The crate is an rlib, and assembly its by-product: nothing is linked.
     let mut command = toolchain.cargo();
     command
-        .args(["rustc", "--locked", "--package", "kernels-gpu", "--lib"])
+        .args(["rustc", "--locked", "--package", PACKAGE, "--lib"])
         .args(["--profile", PROFILE, "--target", TARGET, "-Zbuild-std=core"])
         .arg("--target-dir")
         .arg(&folder)
+        .args(["--message-format", "json-render-diagnostics"])
         .args(["--", "--emit=asm"])
         .env("CARGO_ENCODED_RUSTFLAGS", flags(arch));
-    remove_assembly(&crates)?;
     let output = process::capture(&mut command, &format!("kernels for {}", arch.name()))?;
     show_warnings(&output.stderr);
-    let files = assembly(&crates)?;
-    ensure!(
-        files.len() == 1,
-        "rustc left {} assembly files in {}, one was expected",
-        files.len(),
-        workspace::shown(&crates)
-    );
-    let text = fs::read_to_string(&files[0])
-        .with_context(|| format!("cannot read {}", workspace::shown(&files[0])))?;
+    let path = assembly(&output.stdout)
+        .with_context(|| format!("`{}` reports no crate", process::shown(&command)))?;
+    let text = fs::read_to_string(&path).with_context(|| {
+        format!(
+            "rustc left no assembly {}: remove {} and try again",
+            workspace::shown(&path),
+            workspace::shown(&folder)
+        )
+    })?;
     let root = workspace::root().to_string_lossy();
     ensure!(
         !text.contains(&*root),
@@ -66,39 +66,17 @@ pub(crate) fn compile(toolchain: &Toolchain, arch: Arch) -> Result<String> {
     Ok(text)
 }
 
-/// Assembly of former builds: its file name changes with the compiler.
-fn remove_assembly(folder: &Path) -> Result<()> {
-    // Cargo takes a crate whose assembly is gone for fresh, so its fingerprint goes too.
-    for file in assembly(folder)? {
-        fs::remove_file(file)?;
-    }
-    if let Some(profile) = folder.parent() {
-        for entry in read(&profile.join(".fingerprint"))? {
-            let name = entry.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with("kernels-gpu-") {
-                fs::remove_dir_all(entry)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn assembly(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = read(folder)?;
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "s"));
-    Ok(files)
-}
-
-/// What is in `folder`; nothing if it does not exist.
-fn read(folder: &Path) -> Result<Vec<PathBuf>> {
-    if !folder.is_dir() {
-        return Ok(Vec::new());
-    }
-    let mut paths = Vec::new();
-    for entry in folder.read_dir()? {
-        paths.push(entry?.path());
-    }
-    Ok(paths)
+/// Where the assembly is, from cargo's messages: beside the crate's metadata.
+fn assembly(messages: &str) -> Option<PathBuf> {
+    let metadata = process::artifacts(messages)
+        .filter(|artifact| artifact.package_id.contains(PACKAGE))
+        .flat_map(|artifact| artifact.filenames)
+        .find(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "rmeta")
+        })?;
+    let name = metadata.file_stem()?.to_str()?.strip_prefix("lib")?;
+    Some(metadata.with_file_name(format!("{name}.s")))
 }
 
 /// Passes on the compiler's warnings, less the one about `-Ctarget-feature` and cargo's counts.
@@ -108,5 +86,21 @@ fn show_warnings(stderr: &str) {
         if paragraph.contains("warning: ") && paragraph.contains("-->") && !known {
             say(paragraph.trim());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_assembly_is_beside_the_kernel_crates_metadata() {
+        let messages = r#"
+{"reason":"compiler-artifact","package_id":"path+file:///sysroot/core#0.0.0","filenames":["/t/deps/libcore-1.rmeta"]}
+{"reason":"compiler-artifact","package_id":"path+file:///c/kernels-gpu#0.1.0","filenames":["/t/libkernels_gpu.rlib","/t/deps/libkernels_gpu-2a.rmeta"]}
+{"reason":"build-finished","success":true}
+"#;
+        let path = assembly(messages).unwrap();
+        assert_eq!(path, PathBuf::from("/t/deps/kernels_gpu-2a.s"));
     }
 }

@@ -92,11 +92,15 @@ pub(crate) fn find(recorded: Option<&str>) -> Option<Toolchain> {
         .into_iter()
         .filter_map(Toolchain::in_folder)
         .collect();
+    choose(&found, recorded).cloned()
+}
+
+/// The one of version `recorded`, whose output can be compared with what is committed; else the first.
+fn choose<'a>(found: &'a [Toolchain], recorded: Option<&str>) -> Option<&'a Toolchain> {
     found
         .iter()
         .find(|toolchain| Some(toolchain.version.as_str()) == recorded)
         .or(found.first())
-        .cloned()
 }
 
 /// Folders that hold a `rustc`: the system's, then the running toolchain's, then its neighbours (how
@@ -150,4 +154,50 @@ fn install(allowed: bool) -> Result<()> {
 
 fn rustup_command() -> &'static str {
     "rustup component add rust-src"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_compiler_that_made_the_committed_ptx_is_preferred() {
+        let found = ["rustc 1.95.0", "rustc 1.96.0"].map(|version| Toolchain {
+            bin: PathBuf::new(),
+            version: version.to_owned(),
+        });
+        let chosen = |recorded| choose(&found, recorded).map(|toolchain| &*toolchain.version);
+        assert_eq!(chosen(Some("rustc 1.96.0")), Some("rustc 1.96.0"));
+        assert_eq!(chosen(Some("rustc 1.90.0")), Some("rustc 1.95.0"));
+        assert_eq!(chosen(None), Some("rustc 1.95.0"));
+        assert!(choose(&[], None).is_none());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_compiler_without_the_librarys_source_is_passed_over() {
+        use std::fs;
+        use std::os::unix::fs::PermissionsExt;
+
+        let root = env::temp_dir().join(format!("deft-toolchain-{}", std::process::id()));
+        let bin = root.join("bin");
+        fs::create_dir_all(&bin).unwrap();
+        let script = format!(
+            "#!/bin/sh\n[ $1 = --version ] && echo rustc 9.9.9 || echo {}\n",
+            root.display()
+        );
+        for program in ["rustc", "cargo"] {
+            fs::write(bin.join(program), &script).unwrap();
+            fs::set_permissions(bin.join(program), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let without = Toolchain::in_folder(bin.clone());
+        let source = root.join("lib/rustlib/src/rust/library/core");
+        fs::create_dir_all(&source).unwrap();
+        fs::write(source.join("Cargo.toml"), "").unwrap();
+        let with = Toolchain::in_folder(bin);
+        fs::remove_dir_all(root).unwrap();
+
+        assert!(without.is_none());
+        assert_eq!(with.unwrap().version, "rustc 9.9.9");
+    }
 }
