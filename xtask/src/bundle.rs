@@ -25,7 +25,7 @@ const PROGRAMS: &[Program] = &[Program {
 }];
 
 /// Folders that go along: from the checkout's root to the bundle's.
-const FOLDERS: &[(&str, &str)] = &[("kernels-gpu/ptx", "ptx")];
+const FOLDERS: &[(&str, &str)] = &[("kernels-gpu/ptx", "ptx"), ("workloads", "workloads")];
 
 struct Program {
     package: &'static str,

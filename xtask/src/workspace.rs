@@ -18,3 +18,24 @@ pub(crate) fn target() -> PathBuf {
 pub(crate) fn shown(path: &Path) -> std::path::Display<'_> {
     path.strip_prefix(root()).unwrap_or(path).display()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_dependency_is_explained() {
+        let read = |path| std::fs::read_to_string(root().join(path)).unwrap();
+        let manifest = read("Cargo.toml");
+        let (_, section) = manifest.split_once("[workspace.dependencies]").unwrap();
+        let (section, _) = section.split_once("\n[").unwrap();
+        let record = read("docs/dependencies.md");
+        let silent: Vec<&str> = section
+            .lines()
+            .filter(|line| !line.contains("path = "))
+            .filter_map(|line| Some(line.split_once(" = ")?.0))
+            .filter(|name| !record.contains(&format!("`{name}`")))
+            .collect();
+        assert!(silent.is_empty(), "not in docs/dependencies.md: {silent:?}");
+    }
+}
