@@ -10,6 +10,8 @@
 )]
 
 pub mod abi;
+#[cfg(target_arch = "nvptx64")]
+pub mod device;
 pub mod entries;
 pub mod layout;
 #[cfg(not(target_arch = "nvptx64"))]

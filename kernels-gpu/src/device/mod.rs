@@ -1,0 +1,67 @@
+//! GPU instructions as functions, one module a family.
+//!
+//! Names are `cuda_std`'s where it has one (indices, synchronisation) and the PTX ISA's for the rest.
+//! Every function has one signature and two bodies: inline assembly on `nvptx64`, and a call into the
+//! emulator elsewhere. Code above this module has no `cfg`.
+//!
+//! Addresses in shared memory are `u32`s (PTX "shared" state space): a generic pointer would cost
+//! generic loads. Addresses in global memory are pointers.
+//!
+//! # Safety
+//! Functions that touch memory or synchronise are `unsafe` with the PTX ISA's own conditions: addresses
+//! are valid and aligned to the access, `.aligned` instructions are reached by all lanes of a warp
+//! together, and asynchronous ones are waited for before their results are touched. The emulator
+//! checks these; the hardware does not.
+
+mod element;
+
+pub mod async_copy;
+pub mod atomic;
+pub mod bulk;
+pub mod global;
+pub mod grid;
+pub mod math;
+pub mod matrix;
+pub mod mbarrier;
+pub mod register;
+pub mod shared;
+pub mod thread;
+pub mod warp;
+pub mod wgmma;
+
+pub use element::{Bf16, Element, F16};
+
+/// Picks a function's body: assembly on the device, the emulator elsewhere.
+macro_rules! bodies {
+    (ptx $ptx:block emulated $emulated:block) => {{
+        #[cfg(target_arch = "nvptx64")]
+        let result = $ptx;
+        #[cfg(not(target_arch = "nvptx64"))]
+        let result = $emulated;
+        result
+    }};
+}
+use bodies;
+
+/// Declares a kernel's entry point: its symbol and parameters, and the function that is its body.
+///
+/// Pass pointers as parameters of their own: inside a by-value record they would cost generic loads.
+///
+/// ```ignore
+/// kernel! { unsafe fn append_d128(keys: *const u32, count: u32) = append::<128>; }
+/// ```
+#[macro_export]
+macro_rules! kernel {
+    ($(unsafe fn $name:ident($($parameter:ident: $type:ty),* $(,)?) = $body:expr;)+) => {
+        $(
+            #[cfg(target_arch = "nvptx64")]
+            const _: () = {
+                #[unsafe(no_mangle)]
+                unsafe extern "ptx-kernel" fn $name($($parameter: $type),*) {
+                    // SAFETY: the caller's obligations are the body's.
+                    unsafe { ($body)($($parameter),*) }
+                }
+            };
+        )+
+    };
+}
