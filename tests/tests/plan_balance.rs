@@ -11,7 +11,7 @@ fn plan(workload: &StepWorkload, grouping: Grouping) -> (Plan, f64) {
     let heads = workload.heads;
     let shares = shares_for(132, heads.kv_heads, view.pages.len() as u32);
     let mut config = PlanConfig::new(grouping, heads.group_size(), heads.head_dim, shares);
-    config.element_bytes = workload.storage.bytes();
+    config.element_bytes = workload.dtype.bytes() as u32;
     let page_ns =
         2.0 * 64.0 * f64::from(heads.head_dim * config.element_bytes) / config.cost.bytes_per_ns;
     let plan = Planner::new(config).unwrap().plan(&view).unwrap();

@@ -12,7 +12,6 @@ mod steps;
 pub use error::WorkloadError;
 pub use medusa::MedusaRun;
 pub use reasoning::{ReasoningReplay, ReasoningRun, ReasoningStep};
-pub use shape::{HeadShape, Storage};
 pub use steps::{BuiltForest, StepTree, StepWorkload};
 
 /// Most tokens of a workload, all its nodes together.

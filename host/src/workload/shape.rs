@@ -1,73 +1,26 @@
 //! What the kinds of files share.
 
-use serde::Deserialize;
-
 use super::{MAX_NODES, WorkloadError};
+use crate::plan::HeadShape;
 
-/// Element type that a workload's KV is stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Storage {
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-    /// IEEE single precision.
-    F32,
-}
-
-impl Storage {
-    /// Bytes of an element.
-    pub const fn bytes(self) -> u32 {
-        match self {
-            Self::Bf16 | Self::F16 => 2,
-            Self::F32 => 4,
-        }
-    }
-}
-
-/// Heads of an attention layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct HeadShape {
-    /// Query heads.
-    pub q_heads: u32,
-    /// KV heads, which divide the query heads.
-    pub kv_heads: u32,
-    /// Elements of a head's query, key and value.
-    pub head_dim: u32,
-}
-
-impl HeadShape {
-    /// Llama-3-8B's, which the paper measures with (DeFT, section 4.1).
-    pub const LLAMA3_8B: Self = Self {
-        q_heads: 32,
-        kv_heads: 8,
-        head_dim: 128,
-    };
-
-    /// Query heads a KV head.
-    pub const fn group_size(self) -> u32 {
-        self.q_heads / self.kv_heads
-    }
-
-    pub(super) fn check(self, at: &str) -> Result<Self, WorkloadError> {
-        let Self {
+/// Checks that heads are positive and go together.
+pub(super) fn check_heads(at: &str, heads: HeadShape) -> Result<(), WorkloadError> {
+    let HeadShape {
+        q_heads,
+        kv_heads,
+        head_dim,
+    } = heads;
+    if q_heads == 0 || kv_heads == 0 || q_heads % kv_heads != 0 {
+        return Err(WorkloadError::Heads {
+            at: at.to_owned(),
             q_heads,
             kv_heads,
-            head_dim,
-        } = self;
-        if q_heads == 0 || kv_heads == 0 || q_heads % kv_heads != 0 {
-            return Err(WorkloadError::Heads {
-                at: at.to_owned(),
-                q_heads,
-                kv_heads,
-            });
-        }
-        for (name, value) in [("q_heads", q_heads), ("head_dim", head_dim)] {
-            check_range(at, name, i64::from(value), 1, 1 << 16)?;
-        }
-        Ok(self)
+        });
     }
+    for (name, value) in [("q_heads", q_heads), ("head_dim", head_dim)] {
+        check_range(at, name, i64::from(value), 1, 1 << 16)?;
+    }
+    Ok(())
 }
 
 pub(super) fn check_range(

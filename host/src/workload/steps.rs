@@ -2,9 +2,10 @@
 
 use serde::Deserialize;
 
-use super::shape::{check_parents, check_range, check_same_length};
-use super::{HeadShape, MAX_TOKENS, Storage, WorkloadError};
-use crate::cache::PagePool;
+use super::shape::{check_heads, check_parents, check_range, check_same_length};
+use super::{MAX_TOKENS, WorkloadError};
+use crate::cache::{DType, PagePool};
+use crate::plan::HeadShape;
 use crate::tree::{DraftNode, ForestError, NodeKey, TokenForest};
 use kernels_gpu::abi::PAGE_TOKENS;
 
@@ -16,7 +17,7 @@ pub struct StepWorkload {
     /// Heads of the layer.
     pub heads: HeadShape,
     /// How K and V are stored.
-    pub storage: Storage,
+    pub dtype: DType,
     trees: Vec<StepTree>,
 }
 
@@ -43,7 +44,7 @@ struct RawWorkload {
     num_q_heads: u32,
     num_kv_heads: u32,
     head_dim: u32,
-    dtype: Storage,
+    dtype: DType,
     trees: Vec<RawTree>,
 }
 
@@ -72,8 +73,8 @@ impl StepWorkload {
             q_heads: raw.num_q_heads,
             kv_heads: raw.num_kv_heads,
             head_dim: raw.head_dim,
-        }
-        .check(&at)?;
+        };
+        check_heads(&at, heads)?;
         if raw.trees.is_empty() {
             return Err(WorkloadError::Empty { at, what: "trees" });
         }
@@ -89,7 +90,7 @@ impl StepWorkload {
         Ok(Self {
             name: raw.name,
             heads,
-            storage: raw.dtype,
+            dtype: raw.dtype,
             trees,
         })
     }
