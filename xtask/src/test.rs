@@ -41,7 +41,7 @@ enum Step {
     Test,
     /// the token forest and the planner under miri
     Miri,
-    /// licences and advisories of the dependencies
+    /// licences and sources of the dependencies
     Deny,
 }
 
@@ -91,7 +91,7 @@ impl Step {
                 finish(&mut command)
             }),
             Self::Miri => steps.run("miri", "token forest and planner", miri),
-            Self::Deny => steps.run("deny", "licences and advisories", deny),
+            Self::Deny => steps.run("deny", "licences and sources of the dependencies", deny),
         }
     }
 }
@@ -146,5 +146,12 @@ fn deny() -> Result<Outcome> {
             "no cargo-deny (cargo install --locked cargo-deny)".to_owned(),
         ));
     }
-    finish(cargo().args(["deny", "--all-features", "check"]))
+    finish(cargo().args([
+        "deny",
+        "--all-features",
+        "check",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
 }
