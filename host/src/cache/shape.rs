@@ -53,6 +53,20 @@ pub enum ShapeError {
         /// Bytes of a page, of all layers and KV heads.
         page_bytes: u64,
     },
+    /// The system has no memory for it.
+    #[error("no memory for a cache of {bytes} bytes")]
+    OutOfMemory {
+        /// Bytes of all pages.
+        bytes: u64,
+    },
+    /// Storage of one element type was asked to hold another.
+    #[error("the shape's elements are {found}, these pages hold {expected}")]
+    Element {
+        /// What the storage holds.
+        expected: DType,
+        /// What the shape says.
+        found: DType,
+    },
 }
 
 impl CacheShape {

@@ -1,0 +1,229 @@
+//! The pages themselves, in the host's memory.
+
+use kernels_gpu::abi::{PAGE_TOKENS, TokenMove};
+use kernels_gpu::layout::{CORE, element_offset, half_page_elements, page_elements, page_offset};
+
+use super::{CacheShape, KvElement, PageId, ShapeError};
+
+const CHUNK: usize = CORE as usize;
+
+/// A cache in the host's memory: a plane a layer, `[page][kv_head][page_elements]`.
+///
+/// Places are `page * 64 + token`; as everywhere in this crate's insides, those beyond the cache are
+/// the caller's bug and panic.
+#[derive(Debug)]
+pub struct HostPages<T> {
+    shape: CacheShape,
+    planes: Vec<Box<[T]>>,
+}
+
+/// K and V of a page, of one layer and KV head, as [`kernels_gpu::layout`] has them.
+#[derive(Clone, Copy, Debug)]
+pub struct PageRef<'a, T> {
+    /// `[8 token groups][head_dim / 8][8 tokens][8 dims]`.
+    pub k: &'a [T],
+    /// As `k`.
+    pub v: &'a [T],
+}
+
+impl<T: KvElement> HostPages<T> {
+    /// A cache of zeros. Pages take memory when they are first written, where the system can do that.
+    ///
+    /// # Errors
+    /// [`ShapeError`], [`ShapeError::OutOfMemory`] included. The shape's element type must be `T`'s:
+    /// [`ShapeError::Element`].
+    pub fn new(shape: CacheShape) -> Result<Self, ShapeError> {
+        shape.validate()?;
+        if shape.dtype != T::DTYPE {
+            return Err(ShapeError::Element {
+                expected: T::DTYPE,
+                found: shape.dtype,
+            });
+        }
+        let elements = shape.plane_elements() as usize;
+        let plane = |_| {
+            bytemuck::allocation::try_zeroed_slice_box(elements).map_err(|()| {
+                let bytes = shape.page_bytes() * u64::from(shape.pages);
+                ShapeError::OutOfMemory { bytes }
+            })
+        };
+        let planes = (0..shape.layers).map(plane).collect::<Result<_, _>>()?;
+        Ok(Self { shape, planes })
+    }
+
+    /// The cache's dimensions.
+    pub fn shape(&self) -> &CacheShape {
+        &self.shape
+    }
+
+    /// One page of one layer and KV head.
+    #[inline]
+    pub fn page(&self, layer: u32, page: PageId, kv_head: u32) -> PageRef<'_, T> {
+        let range = self.page_range(page, kv_head);
+        let (k, v) = self.planes[layer as usize][range]
+            .split_at(half_page_elements(self.shape.head_dim) as usize);
+        PageRef { k, v }
+    }
+
+    /// Writes K and V of one token of one layer, both `[kv_heads, head_dim]`.
+    pub fn write(&mut self, layer: u32, place: u32, k: &[T], v: &[T]) {
+        let head_dim = self.shape.head_dim as usize;
+        let heads = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
+        for (kv_head, (k, v)) in (0..).zip(heads) {
+            self.write_head(layer, place, kv_head, k, v);
+        }
+    }
+
+    /// Reads K and V of one token of one layer, both `[kv_heads, head_dim]`.
+    pub fn read(&self, layer: u32, place: u32, k: &mut [T], v: &mut [T]) {
+        let head_dim = self.shape.head_dim as usize;
+        let heads = k
+            .chunks_exact_mut(head_dim)
+            .zip(v.chunks_exact_mut(head_dim));
+        for (kv_head, (k, v)) in (0..).zip(heads) {
+            self.read_head(layer, place, kv_head, k, v);
+        }
+    }
+
+    /// Writes K and V of one token, layer and KV head: `[head_dim]`.
+    pub(super) fn write_head(&mut self, layer: u32, place: u32, kv_head: u32, k: &[T], v: &[T]) {
+        let range = self.page_range(place / PAGE_TOKENS, kv_head);
+        let head_dim = self.shape.head_dim;
+        let (page_k, page_v) =
+            self.planes[layer as usize][range].split_at_mut(half_page_elements(head_dim) as usize);
+        for (page, row) in [(page_k, k), (page_v, v)] {
+            for (dim, chunk) in chunks(row.chunks_exact(CHUNK)) {
+                let at = element_offset(head_dim, place % PAGE_TOKENS, dim) as usize;
+                page[at..at + CHUNK].copy_from_slice(chunk);
+            }
+        }
+    }
+
+    /// Reads K and V of one token, layer and KV head: `[head_dim]`.
+    pub(super) fn read_head(&self, layer: u32, place: u32, kv_head: u32, k: &mut [T], v: &mut [T]) {
+        let page = self.page(layer, place / PAGE_TOKENS, kv_head);
+        for (page, row) in [(page.k, k), (page.v, v)] {
+            for (dim, chunk) in chunks(row.chunks_exact_mut(CHUNK)) {
+                let at = element_offset(self.shape.head_dim, place % PAGE_TOKENS, dim) as usize;
+                chunk.copy_from_slice(&page[at..at + CHUNK]);
+            }
+        }
+    }
+
+    /// Moves tokens of all layers, one move after the other.
+    pub fn copy(&mut self, moves: &[TokenMove]) {
+        let (head_dim, kv_heads) = (self.shape.head_dim, self.shape.kv_heads);
+        let half = half_page_elements(head_dim) as usize;
+        let base = |place: u32, kv_head| {
+            page_offset(head_dim, kv_heads, place / PAGE_TOKENS, kv_head) as usize
+        };
+        for plane in &mut self.planes {
+            for step in moves {
+                for kv_head in 0..kv_heads {
+                    let (from, to) = (base(step.from, kv_head), base(step.to, kv_head));
+                    for dim in (0..head_dim).step_by(CHUNK) {
+                        let offset =
+                            |place| element_offset(head_dim, place % PAGE_TOKENS, dim) as usize;
+                        let (from, to) = (from + offset(step.from), to + offset(step.to));
+                        plane.copy_within(from..from + CHUNK, to);
+                        plane.copy_within(from + half..from + half + CHUNK, to + half);
+                    }
+                }
+            }
+        }
+    }
+
+    fn page_range(&self, page: PageId, kv_head: u32) -> std::ops::Range<usize> {
+        let shape = &self.shape;
+        assert!(
+            page < shape.pages && kv_head < shape.kv_heads,
+            "page {page}, KV head {kv_head} of {shape:?}"
+        );
+        let begin = page_offset(shape.head_dim, shape.kv_heads, page, kv_head) as usize;
+        begin..begin + page_elements(shape.head_dim) as usize
+    }
+}
+
+/// Chunks with their first dim.
+fn chunks<I: Iterator>(chunks: I) -> impl Iterator<Item = (u32, I::Item)> {
+    (0..).step_by(CHUNK).zip(chunks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::DType;
+
+    const SHAPE: CacheShape = CacheShape {
+        layers: 2,
+        kv_heads: 3,
+        head_dim: 64,
+        dtype: DType::F32,
+        pages: 4,
+    };
+
+    /// K and V that tell the layer, place, head and dim they belong to.
+    fn rows(layer: u32, place: u32) -> [Vec<f32>; 2] {
+        let value = |sign: f32| {
+            let elements = 0..SHAPE.row_elements();
+            elements.map(move |i| sign * ((layer * 1000 + place) * 1000 + i as u32) as f32)
+        };
+        [value(1.0).collect(), value(-1.0).collect()]
+    }
+
+    fn filled() -> HostPages<f32> {
+        let mut pages = HostPages::new(SHAPE).unwrap();
+        for layer in 0..SHAPE.layers {
+            for place in 0..SHAPE.pages * PAGE_TOKENS {
+                let [k, v] = rows(layer, place);
+                pages.write(layer, place, &k, &v);
+            }
+        }
+        pages
+    }
+
+    fn read(pages: &HostPages<f32>, layer: u32, place: u32) -> [Vec<f32>; 2] {
+        let mut rows = [(); 2].map(|()| vec![f32::NAN; SHAPE.row_elements()]);
+        let [k, v] = &mut rows;
+        pages.read(layer, place, k, v);
+        rows
+    }
+
+    #[test]
+    fn no_two_tokens_heads_or_layers_share_an_element() {
+        let pages = filled();
+        for layer in 0..SHAPE.layers {
+            for place in 0..SHAPE.pages * PAGE_TOKENS {
+                assert_eq!(read(&pages, layer, place), rows(layer, place));
+            }
+        }
+        let page = pages.page(1, 2, 1);
+        let [k, v] = rows(1, 2 * 64 + 13);
+        let at = element_offset(64, 13, 42) as usize;
+        assert_eq!((page.k[at], page.v[at]), (k[64 + 42], v[64 + 42]));
+    }
+
+    #[test]
+    fn moves_run_one_after_the_other_in_every_layer() {
+        let mut pages = filled();
+        let step = |from, to| TokenMove { from, to };
+        // The second writes where the first has read.
+        pages.copy(&[step(70, 3), step(200, 70), step(5, 5)]);
+        for layer in 0..SHAPE.layers {
+            assert_eq!(read(&pages, layer, 3), rows(layer, 70));
+            assert_eq!(read(&pages, layer, 70), rows(layer, 200));
+            assert_eq!(read(&pages, layer, 200), rows(layer, 200));
+            assert_eq!(read(&pages, layer, 5), rows(layer, 5));
+            assert_eq!(read(&pages, layer, 71), rows(layer, 71));
+        }
+    }
+
+    #[test]
+    fn a_shape_of_another_element_type_is_refused() {
+        let error = HostPages::<half::f16>::new(SHAPE).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the shape's elements are f32, these pages hold f16"
+        );
+    }
+}
