@@ -2,6 +2,8 @@
 
 mod backend;
 mod check;
+pub mod cpu;
+pub mod reference;
 
 pub use backend::{Attend, AttentionParams, Backend, Counters};
 pub use check::{BackendError, check_append, check_attend, check_moves, check_params, resolve};

@@ -1,0 +1,202 @@
+//! One work item on one KV head.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use kernels_gpu::abi::{NONE, PAGE_TOKENS};
+use kernels_gpu::layout::prefix_elements;
+use kernels_gpu::softmax::{Math, Partial};
+use pulp::Arch;
+
+use super::tile::{MAX_LANES, PageMask, PageStep, SCORES, Tile};
+use crate::attention::AttentionParams;
+use crate::cache::{DType, HostPages, KvElement};
+use crate::plan::{Item, Plan};
+
+/// The processor's own functions.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StdMath;
+
+impl Math for StdMath {
+    fn exp2(x: f32) -> f32 {
+        x.exp2()
+    }
+    fn log2(x: f32) -> f32 {
+        x.log2()
+    }
+}
+
+/// What all items of a call have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call<'a, T> {
+    pub(super) arch: Arch,
+    pub(super) pages: &'a HostPages<T>,
+    pub(super) plan: &'a Plan,
+    pub(super) lengths: &'a [u32],
+    /// `[queries, q_heads, head_dim]`.
+    pub(super) q: &'a [T],
+    pub(super) layer: u32,
+    pub(super) params: AttentionParams,
+}
+
+/// A thread's memory, kept from item to item.
+#[derive(Debug, Default)]
+struct Scratch {
+    q: Vec<f32>,
+    o: Vec<f32>,
+    max: Vec<f32>,
+    sum: Vec<f32>,
+    scores: Vec<f32>,
+    /// A page of K and V, where they are not f32 already.
+    page: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl<T: KvElement> Call<'_, T> {
+    pub(super) fn group(&self) -> usize {
+        self.plan.group_size() as usize
+    }
+
+    pub(super) fn head_dim(&self) -> usize {
+        self.pages.shape().head_dim as usize
+    }
+
+    /// The partial results of `item` for one KV head: normalised `o` as `[query_count, group, head_dim]`
+    /// and the base-2 `lse` as `[query_count, group]`.
+    pub(super) fn run(&self, item: &Item<'_>, kv_head: u32, o: &mut [f32], lse: &mut [f32]) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let rows = item.record.query_count as usize * self.group();
+            let stride = stride_of(rows);
+            scratch.reset(self.head_dim(), stride);
+            self.gather(item, kv_head, &mut scratch.q, stride);
+            for segment in item.segments {
+                let length = self.lengths.get(segment.length_slot as usize);
+                let mut tokens = segment.tokens_at(length.copied().unwrap_or(0));
+                let group = self.group();
+                let visible = segment.visible_begin() as usize * group
+                    ..segment.visible_end() as usize * group;
+                let mut mask = segment.mask as usize;
+                for &page in item.pages(segment) {
+                    if tokens == 0 {
+                        break;
+                    }
+                    let queries = item.record.query_count as usize;
+                    let mask_words =
+                        (segment.mask != NONE).then(|| &self.plan.masks()[mask..mask + queries]);
+                    let seen = Seen {
+                        page,
+                        tokens: tokens.min(PAGE_TOKENS),
+                        rows: visible.clone(),
+                        mask: mask_words.map(|words| PageMask { words, group }),
+                    };
+                    self.page(scratch, stride, kv_head, seen);
+                    tokens -= tokens.min(PAGE_TOKENS);
+                    mask = mask.wrapping_add(queries);
+                }
+            }
+            scratch.finish(rows, stride, o, lse);
+        });
+    }
+
+    /// `q[dim][row]`, scaled.
+    fn gather(&self, item: &Item<'_>, kv_head: u32, target: &mut [f32], stride: usize) {
+        let (group, head_dim) = (self.group(), self.head_dim());
+        let kv_heads = self.pages.shape().kv_heads as usize;
+        let factor = match self.params.soft_cap {
+            Some(cap) => self.params.scale / cap,
+            None => self.params.scale * std::f32::consts::LOG2_E,
+        };
+        let first = item.record.query_begin as usize;
+        let queries = self.q.chunks_exact(kv_heads * group * head_dim);
+        let queries = queries.skip(first).take(item.record.query_count as usize);
+        let heads = kv_head as usize * group * head_dim..(kv_head as usize + 1) * group * head_dim;
+        let rows = queries.flat_map(|query| query[heads.clone()].chunks_exact(head_dim));
+        for (row, source) in rows.enumerate() {
+            for (element, target) in source.iter().zip(target[row..].iter_mut().step_by(stride)) {
+                *target = element.to_f32() * factor;
+            }
+        }
+    }
+
+    fn page(&self, scratch: &mut Scratch, stride: usize, kv_head: u32, seen: Seen<'_>) {
+        let page = self.pages.page(self.layer, seen.page, kv_head);
+        let elements = prefix_elements(self.head_dim() as u32, seen.tokens) as usize;
+        let (k, v) = if T::DTYPE == DType::F32 {
+            (bytemuck::cast_slice(page.k), bytemuck::cast_slice(page.v))
+        } else {
+            let half = page.k.len();
+            scratch.page.resize(2 * half, 0.0);
+            let (k, v) = scratch.page.split_at_mut(half);
+            self.arch.dispatch(|| {
+                T::widen(&page.k[..elements], &mut k[..elements]);
+                T::widen(&page.v[..elements], &mut v[..elements]);
+            });
+            (&*k, &*v)
+        };
+        self.arch.dispatch(PageStep {
+            tile: Tile {
+                q: &scratch.q,
+                o: &mut scratch.o,
+                max: &mut scratch.max,
+                sum: &mut scratch.sum,
+                stride,
+            },
+            scores: &mut scratch.scores,
+            k,
+            v,
+            tokens: seen.tokens as usize,
+            rows: seen.rows,
+            mask: seen.mask,
+            soft_cap: self
+                .params
+                .soft_cap
+                .map(|cap| cap * std::f32::consts::LOG2_E),
+        });
+    }
+}
+
+/// A page and who sees what of it.
+struct Seen<'a> {
+    page: u32,
+    tokens: u32,
+    rows: Range<usize>,
+    mask: Option<PageMask<'a>>,
+}
+
+/// Room for the rows and the vector that reaches beyond them. An odd number of cache lines, so that the
+/// rows of consecutive dims do not fall into the same set.
+fn stride_of(rows: usize) -> usize {
+    ((rows + MAX_LANES).div_ceil(MAX_LANES) | 1) * MAX_LANES
+}
+
+impl Scratch {
+    fn reset(&mut self, head_dim: usize, stride: usize) {
+        self.q.clear();
+        self.q.resize(head_dim * stride, 0.0);
+        self.o.clear();
+        self.o.resize(head_dim * stride, 0.0);
+        self.max.clear();
+        self.max.resize(stride, Partial::EMPTY.max);
+        self.sum.clear();
+        self.sum.resize(stride, Partial::EMPTY.sum);
+        self.scores.resize(SCORES, 0.0);
+    }
+
+    fn finish(&self, rows: usize, stride: usize, o: &mut [f32], lse: &mut [f32]) {
+        let head_dim = self.o.len() / stride;
+        for (row, (o, lse)) in o.chunks_exact_mut(head_dim).zip(lse).take(rows).enumerate() {
+            let partial = Partial {
+                max: self.max[row],
+                sum: self.sum[row],
+            };
+            *lse = partial.lse2::<StdMath>();
+            let factor = partial.normalizer();
+            for (o, source) in o.iter_mut().zip(self.o[row..].iter().step_by(stride)) {
+                *o = source * factor;
+            }
+        }
+    }
+}

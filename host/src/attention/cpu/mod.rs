@@ -1,0 +1,210 @@
+//! Attention on the CPU.
+//!
+//! The same plan as a GPU's: every `(KV head, share)` is one task of rayon's, its work items run one
+//! after the other, each leaving a partial result; then every query's partial results are merged in the
+//! plan's order, so the same plan gives the same bits on any number of threads. Arithmetic is f32; a
+//! page is widened once for all rows that see it.
+
+mod item;
+mod merge;
+mod simd;
+mod tile;
+
+use half::{bf16, f16};
+use kernels_gpu::abi::{AppendTarget, TokenMove};
+use pulp::Arch;
+use rayon::prelude::*;
+
+use self::item::Call;
+use self::merge::Sources;
+use super::check::{check_append, check_attend, check_moves, resolve};
+use super::{Attend, Backend, BackendError, Counters};
+use crate::cache::{CacheShape, DType, Elements, HostPages, KvElement, ShapeError};
+
+/// Shares a KV head and thread: enough for the last task of one thread not to keep the others waiting.
+const TASKS_PER_THREAD: u32 = 4;
+
+/// A cache in the host's memory and attention over it.
+#[derive(Debug)]
+pub struct CpuBackend<T> {
+    pages: HostPages<T>,
+    arch: Arch,
+    workspace: Workspace,
+}
+
+/// Memory that calls have in common.
+#[derive(Debug, Default)]
+struct Workspace {
+    sources: Sources,
+    /// `[kv_head][share][queries of a share][group][head_dim]`.
+    o: Vec<f32>,
+    /// `[kv_head][share][queries of a share][group]`, base 2.
+    lse: Vec<f32>,
+    /// The LSE that nobody asked for.
+    unused: Vec<f32>,
+}
+
+/// A zeroed cache of `shape`.
+///
+/// # Errors
+/// [`ShapeError`], naming the dimension.
+pub fn new(shape: CacheShape) -> Result<Box<dyn Backend>, ShapeError> {
+    Ok(match shape.dtype {
+        DType::F16 => Box::new(CpuBackend::<f16>::new(shape)?),
+        DType::Bf16 => Box::new(CpuBackend::<bf16>::new(shape)?),
+        DType::F32 => Box::new(CpuBackend::<f32>::new(shape)?),
+    })
+}
+
+impl<T: KvElement> CpuBackend<T> {
+    /// A zeroed cache of `shape`.
+    ///
+    /// # Errors
+    /// [`ShapeError`], naming the dimension.
+    pub fn new(shape: CacheShape) -> Result<Self, ShapeError> {
+        Ok(Self {
+            pages: HostPages::new(shape)?,
+            arch: Arch::new(),
+            workspace: Workspace::default(),
+        })
+    }
+
+    /// The pages.
+    pub fn pages(&self) -> &HostPages<T> {
+        &self.pages
+    }
+
+    /// The pages, to be imported into.
+    pub fn pages_mut(&mut self) -> &mut HostPages<T> {
+        &mut self.pages
+    }
+
+    fn typed<'a>(
+        &self,
+        argument: &'static str,
+        elements: Elements<'a>,
+    ) -> Result<&'a [T], BackendError> {
+        elements.typed().ok_or(BackendError::DType {
+            argument,
+            found: elements.dtype(),
+            expected: T::DTYPE,
+        })
+    }
+}
+
+impl<T: KvElement> Backend for CpuBackend<T> {
+    fn shape(&self) -> &CacheShape {
+        self.pages.shape()
+    }
+
+    fn name(&self) -> String {
+        let threads = rayon::current_num_threads();
+        format!("CPU ({:?}, {threads} threads)", self.arch)
+    }
+
+    fn shares(&self) -> u32 {
+        let tasks = rayon::current_num_threads() as u32 * TASKS_PER_THREAD;
+        tasks.div_ceil(self.shape().kv_heads)
+    }
+
+    fn append(
+        &mut self,
+        layer: u32,
+        targets: &[AppendTarget],
+        counters: Counters<'_>,
+        k: Elements<'_>,
+        v: Elements<'_>,
+    ) -> Result<(), BackendError> {
+        let sources = [(k.dtype(), k.len()), (v.dtype(), v.len())];
+        check_append(self.shape(), layer, targets, counters, sources)?;
+        let row = self.shape().row_elements();
+        let k = self.typed("k", k)?.chunks_exact(row);
+        let v = self.typed("v", v)?.chunks_exact(row);
+        for ((&target, k), v) in targets.iter().zip(k).zip(v) {
+            let place = resolve(target, counters).expect("targets were checked");
+            self.pages.write(layer, place, k, v);
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, moves: &[TokenMove]) -> Result<(), BackendError> {
+        check_moves(self.shape(), moves)?;
+        self.pages.copy(moves);
+        Ok(())
+    }
+
+    fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
+        check_attend(self.shape(), &call)?;
+        let shape = *self.shape();
+        let expected = T::DTYPE;
+        let found = call.out.dtype();
+        let argument = "out";
+        let out = call.out.into_typed::<T>().ok_or(BackendError::DType {
+            argument,
+            found,
+            expected,
+        })?;
+        let plan = call.plan;
+        let q = self.typed("q", call.q)?;
+        let Self {
+            pages,
+            arch,
+            workspace,
+        } = self;
+        let lse = call.lse.unwrap_or_else(|| {
+            let heads = (plan.queries() * plan.group_size() * shape.kv_heads) as usize;
+            workspace.unused.resize(heads, 0.0);
+            &mut workspace.unused
+        });
+        workspace.sources.index(plan);
+        let part = workspace.sources.queries_per_share() * plan.group_size() as usize;
+        let parts = (shape.kv_heads * plan.shares()) as usize;
+        let head_dim = shape.head_dim as usize;
+        grow(&mut workspace.o, parts * part * head_dim);
+        grow(&mut workspace.lse, parts * part);
+        let call = Call {
+            arch: *arch,
+            pages,
+            plan,
+            lengths: call.counters.lengths,
+            q,
+            layer: call.layer,
+            params: call.params,
+        };
+        if part > 0 {
+            let o = workspace.o[..parts * part * head_dim].par_chunks_exact_mut(part * head_dim);
+            let lse = workspace.lse[..parts * part].par_chunks_exact_mut(part);
+            o.zip(lse)
+                .enumerate()
+                .with_max_len(1)
+                .for_each(|(index, (o, lse))| run_share(&call, index as u32, o, lse));
+        }
+        merge::merge(
+            &call,
+            &workspace.sources,
+            &workspace.o,
+            &workspace.lse,
+            out,
+            lse,
+        );
+        Ok(())
+    }
+}
+
+/// Runs the items of one share on one KV head; `index` counts `[kv_head][share]`.
+fn run_share<T: KvElement>(call: &Call<'_, T>, index: u32, mut o: &mut [f32], mut lse: &mut [f32]) {
+    let (kv_head, share) = (index / call.plan.shares(), index % call.plan.shares());
+    for item in call.plan.share(share).items() {
+        let rows = item.record.query_count as usize * call.group();
+        let (item_o, rest_o) = o.split_at_mut(rows * call.head_dim());
+        let (item_lse, rest_lse) = lse.split_at_mut(rows);
+        call.run(&item, kv_head, item_o, item_lse);
+        (o, lse) = (rest_o, rest_lse);
+    }
+}
+
+fn grow(buffer: &mut Vec<f32>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+}
