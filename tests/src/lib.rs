@@ -1,5 +1,6 @@
 //! What the test files share: random forests, inputs and comparisons.
 
 pub mod coverage;
+pub mod problem;
 pub mod views;
 pub mod workloads;

@@ -31,7 +31,7 @@ pub struct ReferenceOutput {
 }
 
 /// K and V of one token and KV head: `[head_dim]` each.
-pub type KeyValue = (Vec<f64>, Vec<f64>);
+pub type KeyValue<'a> = (&'a [f64], &'a [f64]);
 
 /// Attention of every query of `view` to the tokens that it sees.
 ///
@@ -40,11 +40,11 @@ pub type KeyValue = (Vec<f64>, Vec<f64>);
 ///
 /// # Panics
 /// If `q` is not as long as its shape.
-pub fn attend(
+pub fn attend<'a>(
     view: &TreeView,
     params: &ReferenceParams,
     q: &[f64],
-    kv: impl Fn(PageId, u32, usize) -> KeyValue,
+    kv: impl Fn(PageId, u32, usize) -> KeyValue<'a>,
 ) -> ReferenceOutput {
     let ReferenceParams {
         q_heads, head_dim, ..
@@ -60,7 +60,7 @@ pub fn attend(
             let row = (query as usize * q_heads + head) * head_dim;
             let kv_head = head / (q_heads / params.kv_heads);
             let seen = tokens.iter().map(|&(page, token)| kv(page, token, kv_head));
-            let seen: Vec<KeyValue> = seen.collect();
+            let seen: Vec<KeyValue<'_>> = seen.collect();
             let (out, lse) = attend_row(params, &q[row..row + head_dim], &seen);
             output.out.extend(out);
             output.lse.push(lse);
@@ -91,9 +91,9 @@ pub fn visible_tokens(view: &TreeView, query: u32) -> Vec<(PageId, u32)> {
     tokens
 }
 
-fn attend_row(params: &ReferenceParams, q: &[f64], seen: &[KeyValue]) -> (Vec<f64>, f64) {
-    let logit = |(k, _): &KeyValue| {
-        let product: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
+fn attend_row(params: &ReferenceParams, q: &[f64], seen: &[KeyValue<'_>]) -> (Vec<f64>, f64) {
+    let logit = |(k, _): &KeyValue<'_>| {
+        let product: f64 = q.iter().zip(*k).map(|(q, k)| q * k).sum();
         let scaled = product * params.scale;
         match params.soft_cap {
             Some(cap) => cap * (scaled / cap).tanh(),
@@ -106,7 +106,7 @@ fn attend_row(params: &ReferenceParams, q: &[f64], seen: &[KeyValue]) -> (Vec<f6
     let sum: f64 = weights.iter().sum();
     let mut out = vec![0.0; params.head_dim];
     for (weight, (_, v)) in weights.iter().zip(seen) {
-        for (out, v) in out.iter_mut().zip(v) {
+        for (out, v) in out.iter_mut().zip(*v) {
             *out += weight / sum * v;
         }
     }
@@ -151,9 +151,13 @@ mod tests {
         }
     }
 
-    fn kv(page: PageId, token: u32, _: usize) -> KeyValue {
-        let x = f64::from(page * 10 + token);
-        (vec![x, 1.0], vec![x, -x])
+    fn kv(page: PageId, token: u32, _: usize) -> KeyValue<'static> {
+        match page * 10 + token {
+            90 => (&[90.0, 1.0], &[90.0, -90.0]),
+            40 => (&[40.0, 1.0], &[40.0, -40.0]),
+            41 => (&[41.0, 1.0], &[41.0, -41.0]),
+            place => panic!("nobody sees token {place}"),
+        }
     }
 
     #[test]
@@ -174,10 +178,10 @@ mod tests {
         // Equal logits: the mean, and ln 2.
         assert_eq!(output.out[4..6], [65.0, -65.0]);
         assert!((output.lse[2] - std::f64::consts::LN_2).abs() < 1e-15);
-        // Logits 4.5 and 2.
-        let weight = 1.0 / (1.0 + (-2.5f64).exp());
-        assert!((output.out[6] - (90.0 * weight + 40.0 * (1.0 - weight))).abs() < 1e-12);
-        assert!((output.lse[3] - (4.5f64.exp() + 2f64.exp()).ln()).abs() < 1e-12);
+        // Logits 4.5 and 2.05.
+        let weight = 1.0 / (1.0 + (-2.45f64).exp());
+        assert!((output.out[10] - (90.0 * weight + 41.0 * (1.0 - weight))).abs() < 1e-12);
+        assert!((output.lse[5] - (4.5f64.exp() + 2.05f64.exp()).ln()).abs() < 1e-12);
     }
 
     #[test]
