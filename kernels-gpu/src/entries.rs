@@ -51,7 +51,14 @@ pub struct Entry {
 }
 
 /// Every entry point of this crate.
-pub const ENTRIES: &[Entry] = &[];
+pub const ENTRIES: &[Entry] = &[Entry {
+    name: "read_flush",
+    group: "bench",
+    archs: &Arch::ALL,
+    threads: 512,
+    min_blocks: 2,
+    shared_bytes: 0,
+}];
 
 /// The row of `name` for `arch`.
 pub fn find(name: &str, arch: Arch) -> Option<&'static Entry> {

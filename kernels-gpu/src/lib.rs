@@ -13,6 +13,8 @@ pub mod abi;
 #[cfg(target_arch = "nvptx64")]
 pub mod device;
 pub mod entries;
+#[cfg(target_arch = "nvptx64")]
+pub mod flush;
 pub mod layout;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod ptx;

@@ -17,12 +17,20 @@ use crate::workspace;
 pub(crate) struct Args {}
 
 /// What is built for the bundle. A test program takes libtest's arguments.
-const PROGRAMS: &[Program] = &[Program {
-    package: "deft-attention",
-    kind: "test",
-    name: "cuda_links",
-    features: "cuda",
-}];
+const PROGRAMS: &[Program] = &[
+    Program {
+        package: "deft-attention",
+        kind: "test",
+        name: "cuda_links",
+        features: "cuda",
+    },
+    Program {
+        package: "deft-bench",
+        kind: "bin",
+        name: "deft-bench",
+        features: "",
+    },
+];
 
 /// Folders that go along: from the checkout's root to the bundle's.
 const FOLDERS: &[(&str, &str)] = &[("kernels-gpu/ptx", "ptx"), ("workloads", "workloads")];
@@ -83,7 +91,9 @@ impl Program {
         command
             .args(["--package", self.package, "--features", self.features])
             .args([&format!("--{}", self.kind), self.name])
-            .args(["--message-format", "json-render-diagnostics"]);
+            .args(["--message-format", "json-render-diagnostics"])
+            // Results name the commit they were measured at.
+            .env("DEFT_COMMIT", commit());
         let output = process::capture(&mut command, &format!("building {}", self.name))?;
         let built = process::artifacts(&output.stdout)
             .filter_map(|artifact| artifact.executable)
@@ -93,6 +103,18 @@ impl Program {
             None => bail!("cargo built no program for `{}`", process::shown(&command)),
         }
     }
+}
+
+/// The commit that is checked out, `+` if files differ from it; empty without git.
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("git");
+        command.current_dir(workspace::root()).args(arguments);
+        process::capture(&mut command, "git").map(|output| output.stdout.trim().to_owned())
+    };
+    let changed = git(&["status", "--porcelain"]).is_ok_and(|files| !files.is_empty());
+    let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_default();
+    commit + if changed { "+" } else { "" }
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -77,22 +77,18 @@ pub enum CudaError {
         total: usize,
     },
     /// The driver's compiler refused a kernel.
-    #[error(
-        "the driver could not compile {entry} for sm_{arch} from {image} ({code}, {reason}): {log}"
-    )]
+    #[error("the driver could not compile {entry} from {image} ({code}, {reason}): {log}")]
     Jit {
         /// The kernel.
-        entry: String,
+        entry: Box<str>,
         /// Where the PTX is from.
-        image: String,
-        /// The PTX's architecture.
-        arch: String,
+        image: Box<str>,
         /// The driver's code.
         code: i32,
         /// The code in words.
-        reason: String,
+        reason: Box<str>,
         /// What the compiler said.
-        log: String,
+        log: Box<str>,
     },
     /// The PTX lacks a kernel.
     #[error("{image} has no entry {entry}; it has {known}")]

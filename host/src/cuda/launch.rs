@@ -12,7 +12,7 @@ const MAX_ARGUMENTS: usize = 24;
 /// A kernel's arguments, in order. The driver reads as many bytes of each as the kernel declares, so a
 /// slot of eight holds any of them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Arguments {
+pub struct Arguments {
     slots: [u64; MAX_ARGUMENTS],
     bytes: [u8; MAX_ARGUMENTS],
     len: usize,
@@ -29,17 +29,32 @@ impl Arguments {
         self.len += 1;
         self
     }
-    pub(super) fn pointer(self, pointer: DevicePtr) -> Self {
+    /// Adds an address.
+    ///
+    /// # Panics
+    /// With more than 24 arguments.
+    #[must_use]
+    pub fn pointer(self, pointer: DevicePtr) -> Self {
         self.push(pointer.0, 8)
     }
-    pub(super) fn word(self, word: u32) -> Self {
+    /// Adds a 32-bit integer.
+    ///
+    /// # Panics
+    /// With more than 24 arguments.
+    #[must_use]
+    pub fn word(self, word: u32) -> Self {
         self.push(u64::from(word), 4)
     }
-    pub(super) fn float(self, float: f32) -> Self {
+    /// Adds an f32.
+    ///
+    /// # Panics
+    /// With more than 24 arguments.
+    #[must_use]
+    pub fn float(self, float: f32) -> Self {
         self.push(u64::from(float.to_bits()), 4)
     }
     /// Bytes of each argument, to be compared with what the kernel declares.
-    pub(super) fn sizes(&self) -> Vec<u32> {
+    pub fn sizes(&self) -> Vec<u32> {
         self.bytes[..self.len]
             .iter()
             .map(|&b| u32::from(b))
@@ -82,12 +97,12 @@ pub struct Resources {
 
 /// Grid and order of one launch; threads and shared memory are the kernel's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Launch {
-    /// Blocks in x, y, z.
-    pub(super) grid: [u32; 3],
+pub struct Launch {
+    /// Blocks in x, y, z; none in one of them launches nothing.
+    pub grid: [u32; 3],
     /// Whether the kernel may start before its predecessor in the stream has ended (CUDA programming
     /// guide, "Programmatic dependent launch"); it waits by itself before it reads.
-    pub(super) overlaps_predecessor: bool,
+    pub overlaps_predecessor: bool,
 }
 
 impl Kernel {
@@ -122,7 +137,10 @@ impl Kernel {
     /// # Safety
     /// The arguments are what the kernel takes, the memory they point to is valid for what it does with
     /// it until it has run, and the stream belongs to the device's primary context.
-    pub(super) unsafe fn launch(
+    ///
+    /// # Errors
+    /// [`CudaError::Launch`].
+    pub unsafe fn launch(
         &self,
         launch: Launch,
         mut arguments: Arguments,

@@ -32,7 +32,7 @@ mod sys;
 pub use cache::{AttendBuffers, CudaCache, CudaPlan};
 pub use device::{CudaDevice, DevicePtr, RawStream};
 pub use error::CudaError;
-pub use launch::{Kernel, Resources};
+pub use launch::{Arguments, Kernel, Launch, Resources};
 pub use memory::DeviceBuffer;
 pub use module::ModuleTable;
 pub use plan::PlanCapacity;

@@ -135,6 +135,7 @@ impl CudaDevice {
             image: image.label.clone(),
             problem,
         };
+        check_target(&image.index.target, self.capability()).map_err(wrong)?;
         let threads = entry
             .threads
             .ok_or_else(|| wrong(format!("entry {name} states no .maxntid")))?;
@@ -151,12 +152,11 @@ impl CudaDevice {
         let symbol = CString::new(name).map_err(|e| wrong(e.to_string()))?;
         let _current = self.activate()?;
         let module = compile(&text).map_err(|(code, log)| CudaError::Jit {
-            entry: name.to_owned(),
-            image: image.label.clone(),
-            arch: image.index.target.clone(),
+            entry: name.into(),
+            image: image.label.as_str().into(),
             code,
-            reason: reason(code),
-            log,
+            reason: reason(code).into(),
+            log: log.into(),
         })?;
         let function = find_function(module, &symbol, shared_bytes).inspect_err(|_| {
             // SAFETY: the module just loaded, which nobody knows yet.
@@ -170,6 +170,22 @@ impl CudaDevice {
             parameters: entry.parameters.clone(),
         })
     }
+}
+
+/// Whether PTX for `sm_<target>` runs on a device (PTX ISA, ".target": plain targets run on later devices,
+/// those with an `a` on no other).
+fn check_target(target: &str, (major, minor): (i32, i32)) -> Result<(), String> {
+    let device = major * 10 + minor;
+    let runs = match target.strip_suffix('a') {
+        Some(number) => number.parse() == Ok(device),
+        None => target.parse::<i32>().is_ok_and(|number| number <= device),
+    };
+    if runs {
+        return Ok(());
+    }
+    Err(format!(
+        "it is PTX for sm_{target}, the device is sm_{device}"
+    ))
 }
 
 /// Has the driver compile `text`; the error is its code and log.
@@ -222,4 +238,17 @@ fn find_function(
         })?;
     }
     Ok(function)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_target;
+
+    #[test]
+    fn ptx_runs_on_its_own_and_later_devices_unless_it_is_specific() {
+        assert!(check_target("80", (9, 0)).is_ok() && check_target("90a", (9, 0)).is_ok());
+        assert!(check_target("90a", (10, 0)).is_err());
+        let error = check_target("90", (8, 6)).unwrap_err();
+        assert_eq!(error, "it is PTX for sm_90, the device is sm_86");
+    }
 }

@@ -80,6 +80,19 @@ impl Stream {
         })
     }
 
+    /// Whether all work enqueued so far is done.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`]; a fault of an earlier kernel is reported here.
+    pub fn is_idle(&self) -> Result<bool, CudaError> {
+        let _current = self.device.activate()?;
+        // SAFETY: a live stream of this context (by construction).
+        match unsafe { sys::cuStreamQuery(self.raw.handle()) } {
+            sys::ERROR_NOT_READY => Ok(false),
+            code => check("cuStreamQuery", code).map(|()| true),
+        }
+    }
+
     /// Records what `work` enqueues on this stream instead of running it. Nothing may be allocated,
     /// copied synchronously or waited for meanwhile: the driver refuses it, and so the capture.
     ///

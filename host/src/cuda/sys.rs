@@ -14,6 +14,7 @@ pub(super) type Handle = *mut c_void;
 
 pub(super) const SUCCESS: i32 = 0;
 pub(super) const ERROR_OUT_OF_MEMORY: i32 = 2;
+pub(super) const ERROR_NOT_READY: i32 = 600;
 
 /// `CU_STREAM_NON_BLOCKING`.
 pub(super) const STREAM_NON_BLOCKING: u32 = 1;
@@ -119,6 +120,7 @@ unsafe extern "C" {
 
     pub(super) fn cuStreamCreate(stream: *mut Handle, flags: u32) -> i32;
     pub(super) fn cuStreamDestroy_v2(stream: Handle) -> i32;
+    pub(super) fn cuStreamQuery(stream: Handle) -> i32;
     pub(super) fn cuStreamSynchronize(stream: Handle) -> i32;
     pub(super) fn cuStreamBeginCapture_v2(stream: Handle, mode: u32) -> i32;
     pub(super) fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) -> i32;

@@ -1,0 +1,200 @@
+//! `deft-bench check`: is what the GPU computes right, and the same every time?
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use deft::attention::AttentionParams;
+use deft::cache::DType;
+use deft::cuda::PlanCapacity;
+use deft::plan::{Grouping, PlanConfig, Planner};
+
+use crate::compare::{Oracle, sample};
+use crate::forests::{Asked, random_forest};
+use crate::gpu::Gpu;
+use crate::random::Random;
+use crate::session::Session;
+use crate::tensors::{Heads, HostPool, random_queries};
+use crate::{DeviceArgs, GroupingArg, say};
+
+/// KV heads and query heads a KV head: MHA, GQA up to 16, MQA, odd ones.
+const HEADS: [(u32, u32); 9] = [
+    (1, 1),
+    (2, 1),
+    (8, 1),
+    (8, 4),
+    (2, 7),
+    (3, 3),
+    (4, 8),
+    (1, 12),
+    (1, 16),
+];
+const HEAD_DIMS: [u32; 3] = [64, 128, 256];
+const DTYPES: [DType; 2] = [DType::Bf16, DType::F16];
+/// Queries of a forest that are compared.
+const CHECKED: u32 = 40;
+
+/// Compares the GPU with f64 on random forests, and with itself over repeated runs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Random forests to compare on.
+    #[arg(long, default_value_t = 500)]
+    forests: u32,
+    /// Runs that have to give the same bits.
+    #[arg(long, default_value_t = 20)]
+    runs: u32,
+    /// Where the random numbers start.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only kernels whose name contains this, such as `bf16_d128`.
+    #[arg(long, value_name = "NAME")]
+    filter: Option<String>,
+    /// Wrong cases to describe before the rest are only counted.
+    #[arg(long, default_value_t = 10)]
+    describe: usize,
+}
+
+/// How a kind of case fared.
+#[derive(Debug, Default)]
+struct Tally {
+    cases: u32,
+    wrong: u32,
+    max_rel_l2: f64,
+    max_lse_error: f64,
+}
+
+/// Runs the command; the number of wrong cases.
+pub(crate) fn run(args: &Args) -> Result<usize> {
+    let gpu = args.device.open()?;
+    say(&gpu.device.describe());
+    let mut tallies: BTreeMap<String, Tally> = BTreeMap::new();
+    let mut described = 0;
+    for case in 0..args.forests {
+        let mut random = Random::new(
+            args.seed
+                .wrapping_mul(1_000_003)
+                .wrapping_add(u64::from(case)),
+        );
+        let heads = random_heads(&mut random);
+        let variant = format!("{}_d{}", heads.dtype, heads.head_dim);
+        if args
+            .filter
+            .as_ref()
+            .is_some_and(|name| !variant.contains(name))
+        {
+            continue;
+        }
+        // A seed names a case: the same forest comes again with `--seed` and `--forests`.
+        let runs = if case % 25 == 0 { args.runs } else { 1 };
+        let outcome = run_case(&gpu, heads, &mut random, case, runs)
+            .with_context(|| format!("forest {case} of seed {}, {variant}", args.seed))?;
+        for (grouping, verdict) in outcome {
+            let tally = tallies.entry(format!("{variant} {grouping}")).or_default();
+            tally.cases += 1;
+            tally.max_rel_l2 = tally.max_rel_l2.max(verdict.max_rel_l2);
+            tally.max_lse_error = tally.max_lse_error.max(verdict.max_lse_error);
+            if let Some(problem) = verdict.problem {
+                tally.wrong += 1;
+                described += 1;
+                if described <= args.describe {
+                    say(&format!("forest {case}: {variant} {grouping}: {problem}"));
+                }
+            }
+        }
+    }
+    say(&format!(
+        "{:28} {:>6} {:>6} {:>10} {:>10}",
+        "random forests", "cases", "wrong", "rel L2", "LSE error"
+    ));
+    for (name, tally) in &tallies {
+        say(&format!(
+            "{name:28} {:6} {:6} {:10.1e} {:10.1e}",
+            tally.cases, tally.wrong, tally.max_rel_l2, tally.max_lse_error
+        ));
+    }
+    let cases: u32 = tallies.values().map(|tally| tally.cases).sum();
+    let wrong: u32 = tallies.values().map(|tally| tally.wrong).sum();
+    say(&format!("{cases} cases, {wrong} wrong"));
+    Ok(wrong as usize)
+}
+
+/// One grouping of one case.
+#[derive(Debug)]
+struct CaseVerdict {
+    max_rel_l2: f64,
+    max_lse_error: f64,
+    problem: Option<String>,
+}
+
+fn random_heads(random: &mut Random) -> Heads {
+    let (kv_heads, group) = random.pick(&HEADS);
+    let head_dim = random.pick(&HEAD_DIMS);
+    let mut params = AttentionParams::new(head_dim);
+    if random.between(0, 3) == 0 {
+        params.soft_cap = Some(random.between(5, 50) as f32);
+    }
+    Heads {
+        dtype: random.pick(&DTYPES),
+        kv_heads,
+        group,
+        head_dim,
+        params,
+    }
+}
+
+fn run_case(
+    gpu: &Gpu,
+    heads: Heads,
+    random: &mut Random,
+    case: u32,
+    runs: u32,
+) -> Result<Vec<(&'static str, CaseVerdict)>> {
+    let Asked { forest, nodes } = random_forest(random)?;
+    let view = forest.view(&nodes)?;
+    let pages = forest.pool().capacity();
+    let pool = HostPool::random(heads, pages, &view, Random::new(u64::from(case)));
+    let q = random_queries(&heads, view.queries, Random::new(u64::from(case) + 1));
+    let oracle = Oracle::new(&pool, &view, &q, &sample(view.queries, CHECKED));
+    let slots = forest.lengths().len() as u32;
+    let mut session = Session::new(gpu, &pool, &q, view.queries, slots)?;
+    session
+        .cache
+        .set_counters(forest.lengths(), forest.tail_pages(), &gpu.stream)?;
+    let mut verdicts = Vec::new();
+    for grouping in GroupingArg::ALL {
+        let shares = random.between(1, 40);
+        let config = PlanConfig::new(
+            Grouping::from(grouping),
+            heads.group,
+            heads.head_dim,
+            shares,
+        );
+        let plan = Planner::new(config)?.plan(&view)?;
+        let mut device_plan = session
+            .cache
+            .reserve(PlanCapacity::of(&plan), heads.group)?;
+        device_plan.update(&plan, &gpu.stream)?;
+        let what = format!(
+            "{heads:?}, {} shares, {} queries, {} partial slots",
+            shares,
+            view.queries,
+            plan.partial_slots()
+        );
+        let first = session.attend(&device_plan, view.queries, &what)?;
+        let verdict = oracle.judge(&first);
+        let mut problem = (!verdict.passes()).then(|| format!("{what}: {verdict}"));
+        for run in 1..runs {
+            if problem.is_none() && session.attend(&device_plan, view.queries, &what)? != first {
+                problem = Some(format!("{what}: run {run} gave other bits than the first"));
+            }
+        }
+        let verdict = CaseVerdict {
+            max_rel_l2: verdict.max_rel_l2,
+            max_lse_error: verdict.max_lse_error,
+            problem,
+        };
+        verdicts.push((grouping.name(), verdict));
+    }
+    Ok(verdicts)
+}

@@ -1,0 +1,124 @@
+//! `deft-bench`: checks and times attention on tree-shaped workloads.
+//!
+//! One program with everything in it (kernels as PTX, workloads, the peers' times), so that it can be
+//! carried to a machine that has a GPU and nothing else.
+
+mod check;
+mod compare;
+mod forests;
+mod gpu;
+mod peers;
+mod random;
+mod report;
+mod session;
+mod stats;
+mod tensors;
+mod trees;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+use deft::plan::Grouping;
+
+/// Checks and times DeFT's attention on tree-shaped workloads.
+#[derive(Debug, Parser)]
+#[command(name = "deft-bench", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Trees(trees::Args),
+    Check(check::Args),
+}
+
+/// Which device runs it, with which kernels.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// Number of the GPU, as the driver counts.
+    #[arg(long, default_value_t = 0)]
+    gpu: u32,
+    /// PTX to take kernels from before the embedded; several may be given.
+    #[arg(long, value_name = "FILE")]
+    ptx: Vec<PathBuf>,
+}
+
+impl DeviceArgs {
+    fn open(&self) -> Result<gpu::Gpu> {
+        gpu::Gpu::open(self.gpu, &self.ptx)
+    }
+}
+
+/// [`Grouping`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GroupingArg {
+    PerQuery,
+    Node,
+    NodeChunk,
+    Flatten,
+}
+
+impl GroupingArg {
+    pub(crate) const ALL: [Self; 4] = [Self::PerQuery, Self::Node, Self::NodeChunk, Self::Flatten];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::PerQuery => "per-query",
+            Self::Node => "node",
+            Self::NodeChunk => "node-chunk",
+            Self::Flatten => "flatten",
+        }
+    }
+}
+
+impl From<GroupingArg> for Grouping {
+    fn from(argument: GroupingArg) -> Self {
+        match argument {
+            GroupingArg::PerQuery => Self::PerQuery,
+            GroupingArg::Node => Self::Node,
+            GroupingArg::NodeChunk => Self::NodeChunk,
+            GroupingArg::Flatten => Self::Flatten,
+        }
+    }
+}
+
+/// Prints a line at once: where a kernel hangs, the last line says which.
+pub(crate) fn say(line: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    // A reader that went away is no reason to stop measuring.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// The command as it was typed.
+pub(crate) fn command_line() -> String {
+    let mut words = std::env::args();
+    let program = words.next().unwrap_or_default();
+    let program = program.rsplit('/').next().unwrap_or_default().to_owned();
+    std::iter::once(program)
+        .chain(words)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Trees(args) => trees::run(&args),
+        Command::Check(args) => check::run(&args),
+    };
+    match outcome {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(wrong) => {
+            eprintln!("{wrong} wrong");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

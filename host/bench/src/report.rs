@@ -1,0 +1,216 @@
+//! What the measurements say: the table on screen and the JSON file.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::peers::Peers;
+use crate::stats::{Spread, geometric_mean};
+
+/// GB/s at which randomly ordered 32 KiB pages stream on an H100.
+const STREAM_GB_PER_S: f64 = 3_088.0;
+/// TFLOP/s of dense 16-bit products that a good kernel reaches on an H100.
+const TFLOP_PER_S: f64 = 660.0;
+/// The empty graph's microseconds in the bound that every row is held against.
+const BOUND_LAUNCH_US: f64 = 4.8;
+/// Slack of that bound.
+const BOUND_FACTOR: f64 = 1.25;
+
+/// What a run was made with.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) device: String,
+    pub(crate) commit: String,
+    pub(crate) command: String,
+    pub(crate) empty_graph_us: f64,
+    pub(crate) kernels: Vec<String>,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// One workload with one grouping.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Row {
+    pub(crate) workload: String,
+    pub(crate) grouping: String,
+    pub(crate) median_us: f64,
+    pub(crate) p20_us: f64,
+    pub(crate) p80_us: f64,
+    /// KV of all tokens once.
+    pub(crate) bytes_unique: u64,
+    /// KV that the plan reads.
+    pub(crate) bytes_issued: u64,
+    /// Partial results that the plan writes, and reads again.
+    pub(crate) bytes_partial: u64,
+    pub(crate) max_rel_l2: f64,
+    pub(crate) max_lse_error: f64,
+    /// `max(bytes_unique / 3,088 GB/s, FLOPs / 660 TFLOP/s)`.
+    pub(crate) floor_us: f64,
+    pub(crate) best_peer_us: Option<f64>,
+    pub(crate) shares: u32,
+    pub(crate) items: usize,
+    pub(crate) partial_slots: u32,
+    pub(crate) plan_us: f64,
+}
+
+/// The least time that reading and computing take.
+pub(crate) fn floor_us(bytes_unique: u64, flops: u64) -> f64 {
+    let memory = bytes_unique as f64 / (STREAM_GB_PER_S * 1e3);
+    let compute = flops as f64 / (TFLOP_PER_S * 1e6);
+    memory.max(compute)
+}
+
+impl Row {
+    fn bound_us(&self) -> f64 {
+        (BOUND_LAUNCH_US + self.floor_us) * BOUND_FACTOR
+    }
+
+    pub(crate) fn set_time(&mut self, time: Spread) {
+        self.median_us = time.median;
+        self.p20_us = time.p20;
+        self.p80_us = time.p80;
+    }
+
+    /// The row of the table.
+    pub(crate) fn line(&self) -> String {
+        let peer = match self.best_peer_us {
+            Some(us) => format!("{us:8.1} {:6.2}x", us / self.median_us),
+            None => format!("{:>8} {:>7}", "-", "-"),
+        };
+        format!(
+            "{:24} {:10} {:8.2} {:7.2}-{:<7.2} {:7.1} {:7.1} {:6.2} {peer} {:8.1e} {:5} {:5} {:5.2}",
+            self.workload,
+            self.grouping,
+            self.median_us,
+            self.p20_us,
+            self.p80_us,
+            self.floor_us,
+            self.bound_us(),
+            self.median_us / self.bound_us(),
+            self.max_rel_l2,
+            self.items,
+            self.partial_slots,
+            self.bytes_issued as f64 / self.bytes_unique as f64,
+        )
+    }
+}
+
+/// The table's head.
+pub(crate) fn header() -> String {
+    format!(
+        "{:24} {:10} {:>8} {:>7}-{:<7} {:>7} {:>7} {:>6} {:>8} {:>7} {:>8} {:>5} {:>5} {:>5}",
+        "workload",
+        "grouping",
+        "us",
+        "p20",
+        "p80",
+        "floor",
+        "bound",
+        "ratio",
+        "peer us",
+        "speedup",
+        "rel L2",
+        "items",
+        "slots",
+        "reads"
+    )
+}
+
+impl Report {
+    /// What to read under the table.
+    pub(crate) fn summary(&self, peers: &Peers) -> String {
+        let mut text = format!(
+            "us: median of replayed CUDA graphs, L2 cold; bound: ({BOUND_LAUNCH_US} + floor) x \
+             {BOUND_FACTOR}; reads: KV read / KV unique; empty graph here {:.2} us\n",
+            self.empty_graph_us
+        );
+        text += &format!(
+            "peer us: best of the peers, {}, {}: {}\n",
+            peers.device, peers.date, peers.source
+        );
+        let mut groupings: Vec<&str> = self.rows.iter().map(|row| &*row.grouping).collect();
+        groupings.dedup();
+        groupings.sort_unstable();
+        groupings.dedup();
+        for grouping in groupings {
+            let rows = || self.rows.iter().filter(|row| row.grouping == grouping);
+            let speedups: Vec<f64> = rows()
+                .filter_map(|row| Some(row.best_peer_us? / row.median_us))
+                .collect();
+            let ratios: Vec<f64> = rows().map(|row| row.median_us / row.bound_us()).collect();
+            let slower = speedups.iter().filter(|&&speedup| speedup < 1.0).count();
+            let within = ratios.iter().filter(|&&ratio| ratio <= 1.0).count();
+            if let Some(speedup) = geometric_mean(&speedups) {
+                text += &format!(
+                    "{grouping}: {speedup:.2}x the best peer (geometric mean of {}), {slower} rows \
+                     slower; {within} of {} rows within the bound\n",
+                    speedups.len(),
+                    ratios.len()
+                );
+            }
+        }
+        text
+    }
+
+    /// Writes the report as JSON, a row a line.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let head = Report {
+            rows: Vec::new(),
+            ..self.clone()
+        };
+        let rows = self.rows.iter().map(serde_json::to_string);
+        let rows = rows.collect::<Result<Vec<_>, _>>()?.join(",\n    ");
+        let text = serde_json::to_string_pretty(&head)?;
+        let text = text.replace("\"rows\": []", &format!("\"rows\": [\n    {rows}\n  ]"));
+        std::fs::write(path, text + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memory_bound_problem_takes_its_bytes_and_a_large_one_its_flops() {
+        assert!((floor_us(32_768_000, 0) - 10.61).abs() < 0.01);
+        assert!((floor_us(1, 660_000_000) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_file_reads_back_as_json_with_all_rows() {
+        let row = Row {
+            workload: "w".into(),
+            grouping: "flatten".into(),
+            median_us: 2.0,
+            p20_us: 1.0,
+            p80_us: 3.0,
+            bytes_unique: 10,
+            bytes_issued: 20,
+            bytes_partial: 0,
+            max_rel_l2: 1e-3,
+            max_lse_error: 1e-6,
+            floor_us: 1.0,
+            best_peer_us: None,
+            shares: 1,
+            items: 1,
+            partial_slots: 0,
+            plan_us: 1.0,
+        };
+        let report = Report {
+            device: "d".into(),
+            commit: "c".into(),
+            command: "x".into(),
+            empty_graph_us: 4.8,
+            kernels: vec![],
+            rows: vec![row.clone(), row],
+        };
+        let path = std::env::temp_dir().join(format!("deft-bench-{}.json", std::process::id()));
+        report.write(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["rows"].as_array().unwrap().len(), 2);
+        assert_eq!(json["rows"][1]["median_us"], 2.0);
+    }
+}
