@@ -38,10 +38,11 @@ pub(crate) struct Row {
     pub(crate) p80_us: f64,
     /// KV of all tokens once.
     pub(crate) bytes_unique: u64,
-    /// KV that the plan reads.
+    /// All that the plan reads, whether DRAM or a cache serves it.
     pub(crate) bytes_issued: u64,
-    /// Partial results that the plan writes, and reads again.
-    pub(crate) bytes_partial: u64,
+    /// K and V of that.
+    pub(crate) bytes_kv: u64,
+    pub(crate) bytes_written: u64,
     pub(crate) max_rel_l2: f64,
     pub(crate) max_lse_error: f64,
     /// `max(bytes_unique / 3,088 GB/s, FLOPs / 660 TFLOP/s)`.
@@ -90,7 +91,7 @@ impl Row {
             self.max_rel_l2,
             self.items,
             self.partial_slots,
-            self.bytes_issued as f64 / self.bytes_unique as f64,
+            self.bytes_kv as f64 / self.bytes_unique as f64,
         )
     }
 }
@@ -187,7 +188,8 @@ mod tests {
             p80_us: 3.0,
             bytes_unique: 10,
             bytes_issued: 20,
-            bytes_partial: 0,
+            bytes_kv: 15,
+            bytes_written: 0,
             max_rel_l2: 1e-3,
             max_lse_error: 1e-6,
             floor_us: 1.0,

@@ -9,9 +9,7 @@ use deft::cache::DType;
 use deft::cuda::PlanCapacity;
 use deft::plan::{Grouping, Plan, PlanConfig, Planner, shares_for};
 use deft::tree::TreeView;
-use deft::workload::{StepTree, StepWorkload, Storage};
-use kernels_gpu::abi::PAGE_TOKENS;
-use kernels_gpu::layout::{page_elements, prefix_elements};
+use deft::workload::{StepTree, StepWorkload};
 
 use crate::compare::{Oracle, sample};
 use crate::gpu::{Gpu, Repeats};
@@ -201,12 +199,12 @@ struct Problem {
 impl Problem {
     fn new(workload: &StepWorkload) -> Result<Self> {
         let shape = workload.heads;
+        ensure!(
+            workload.dtype != DType::F32,
+            "the GPU kernels store bf16 and f16, not f32"
+        );
         let heads = Heads {
-            dtype: match workload.storage {
-                Storage::Bf16 => DType::Bf16,
-                Storage::F16 => DType::F16,
-                Storage::F32 => anyhow::bail!("the GPU kernels store bf16 and f16, not f32"),
-            },
+            dtype: workload.dtype,
             kv_heads: shape.kv_heads,
             group: shape.group_size(),
             head_dim: shape.head_dim,
@@ -252,7 +250,12 @@ impl Problem {
         let token_bytes = u64::from(heads.kv_heads * heads.head_dim) * 2 * 2;
         let bytes_unique = self.unique_tokens * token_bytes;
         let flops = self.path_tokens * u64::from(heads.q_heads() * heads.head_dim) * 4;
-        let slot_bytes = u64::from(heads.q_heads()) * u64::from(heads.head_dim + 1) * 4;
+        let io = plan.issued_io(
+            workload.heads,
+            heads.dtype.bytes() as u32,
+            &self.lengths,
+            true,
+        );
         Row {
             workload: workload.name.clone(),
             grouping: grouping.name().to_owned(),
@@ -260,8 +263,9 @@ impl Problem {
             p20_us: 0.0,
             p80_us: 0.0,
             bytes_unique,
-            bytes_issued: bytes_issued(heads, plan, &self.lengths),
-            bytes_partial: 2 * u64::from(plan.partial_slots()) * slot_bytes,
+            bytes_issued: io.read(),
+            bytes_kv: io.kv,
+            bytes_written: io.written(),
             max_rel_l2: 0.0,
             max_lse_error: 0.0,
             floor_us: floor_us(bytes_unique, flops),
@@ -286,23 +290,6 @@ fn path_tokens(tree: &StepTree) -> u64 {
     tree.queries().iter().map(|&node| path[node as usize]).sum()
 }
 
-/// KV bytes that the plan's items read: whole pages, and of a last page the token groups that are filled.
-fn bytes_issued(heads: &Heads, plan: &Plan, lengths: &[u32]) -> u64 {
-    let mut elements = 0;
-    for share in 0..plan.shares() {
-        for item in plan.share(share).items() {
-            for segment in item.segments {
-                let length = lengths.get(segment.length_slot as usize).copied();
-                let tokens = segment.tokens_at(length.unwrap_or(0));
-                let (whole, rest) = (tokens / PAGE_TOKENS, tokens % PAGE_TOKENS);
-                elements += u64::from(whole) * u64::from(page_elements(heads.head_dim))
-                    + 2 * u64::from(prefix_elements(heads.head_dim, rest));
-            }
-        }
-    }
-    elements * 2 * u64::from(heads.kv_heads)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,14 +308,11 @@ mod tests {
         let plan = Planner::new(config).unwrap().plan(&problem.view).unwrap();
         let row = problem.row(&workload, GroupingArg::Flatten, &plan, 0.0);
         assert!((row.floor_us - 1.6).abs() < 0.05, "{}", row.floor_us);
-        assert!(row.bytes_issued >= row.bytes_unique);
+        assert!(row.bytes_kv >= row.bytes_unique);
         config.grouping = Grouping::PerQuery;
         let per_query = Planner::new(config).unwrap().plan(&problem.view).unwrap();
         let again = problem.row(&workload, GroupingArg::PerQuery, &per_query, 0.0);
-        assert!(
-            again.bytes_issued > 2 * row.bytes_issued,
-            "no sharing reads more"
-        );
+        assert!(again.bytes_kv > 2 * row.bytes_kv, "no sharing reads more");
     }
 
     #[test]
