@@ -44,7 +44,7 @@ pub(crate) fn compile(toolchain: &Toolchain, arch: Arch) -> Result<String> {
         .arg("--target-dir")
         .arg(&folder)
         .args(["--message-format", "json-render-diagnostics"])
-        .args(["--", "--emit=asm"])
+        .args(["--", "--emit=asm", "-Dwarnings"])
         .env("CARGO_ENCODED_RUSTFLAGS", flags(arch));
     let output = process::capture(&mut command, &format!("kernels for {}", arch.name()))?;
     show_warnings(&output.stderr);
