@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use deft::attention::reference::{ReferenceParams, attend_row, visible_tokens};
 use deft::tree::TreeView;
 use rayon::prelude::*;
 
-use crate::tensors::{Heads, HostPool, Reference, decode, reference, visible_places};
+use crate::tensors::{Heads, HostPool, decode};
 
 /// Relative L2 distance that a row of 16-bit outputs may have from f64.
 pub(crate) const OUT_TOLERANCE: f64 = 5e-3;
@@ -27,8 +28,18 @@ pub(crate) struct Outputs {
 #[derive(Debug)]
 pub(crate) struct Oracle {
     heads: Heads,
-    /// `(query, kv_head, result)`.
-    rows: Vec<(u32, u32, Reference)>,
+    rows: Vec<Right>,
+}
+
+/// What one query's heads of one KV head should give.
+#[derive(Debug)]
+struct Right {
+    query: u32,
+    kv_head: u32,
+    /// `[group, head_dim]`.
+    out: Vec<f64>,
+    /// `[group]`, natural logarithm; -inf for a query that sees no token.
+    lse: Vec<f64>,
 }
 
 /// How far results are from right.
@@ -65,21 +76,15 @@ pub(crate) fn sample(queries: u32, count: u32) -> Vec<u32> {
 impl Oracle {
     /// Computes attention of `queries` in f64.
     pub(crate) fn new(pool: &HostPool, view: &TreeView, q: &[u16], queries: &[u32]) -> Self {
-        let rows = queries
-            .par_iter()
-            .flat_map(|&query| {
-                let places = visible_places(view, query);
-                (0..pool.heads.kv_heads)
-                    .into_par_iter()
-                    .map(move |kv_head| {
-                        let right = reference(pool, q, query, kv_head, &places);
-                        (query, kv_head, right)
-                    })
-            })
-            .collect();
+        let rows = queries.par_iter().flat_map(|&query| {
+            let tokens = visible_tokens(view, query);
+            (0..pool.heads.kv_heads)
+                .into_par_iter()
+                .map(move |kv_head| Right::new(pool, q, query, kv_head, &tokens))
+        });
         Self {
             heads: pool.heads,
-            rows,
+            rows: rows.collect(),
         }
     }
 
@@ -88,21 +93,55 @@ impl Oracle {
         let heads = &self.heads;
         let dims = heads.head_dim as usize;
         let mut verdict = Verdict::default();
-        for (query, kv_head, right) in &self.rows {
+        for right in &self.rows {
             for member in 0..heads.group {
-                let head = kv_head * heads.group + member;
-                let row = (query * heads.q_heads() + head) as usize;
+                let head = right.kv_head * heads.group + member;
+                let at = (right.query, head);
+                let row = (right.query * heads.q_heads() + head) as usize;
                 let got = &outputs.out[row * dims..][..dims];
                 let expected = &right.out[member as usize * dims..][..dims];
-                verdict.add_row(heads, (*query, head), got, expected);
-                verdict.add_lse(
-                    (*query, head),
-                    f64::from(outputs.lse[row]),
-                    right.lse[member as usize],
-                );
+                let lse = f64::from(outputs.lse[row]);
+                verdict.add_row(heads, at, got, expected);
+                verdict.add_lse(at, lse, right.lse[member as usize]);
             }
         }
         verdict
+    }
+}
+
+impl Right {
+    fn new(pool: &HostPool, q: &[u16], query: u32, kv_head: u32, tokens: &[(u32, u32)]) -> Self {
+        let heads = &pool.heads;
+        let (group, dims) = (heads.group as usize, heads.head_dim as usize);
+        let params = ReferenceParams {
+            q_heads: heads.q_heads() as usize,
+            kv_heads: heads.kv_heads as usize,
+            head_dim: dims,
+            scale: f64::from(heads.params.scale),
+            soft_cap: heads.params.soft_cap.map(f64::from),
+        };
+        let (mut k, mut v) = (Vec::new(), Vec::new());
+        for &token in tokens {
+            pool.read_token(token, kv_head, &mut k, &mut v);
+        }
+        let seen: Vec<_> = k.chunks_exact(dims).zip(v.chunks_exact(dims)).collect();
+        let begin = query as usize * heads.query_elements() + kv_head as usize * group * dims;
+        let mut right = Self {
+            query,
+            kv_head,
+            out: Vec::new(),
+            lse: Vec::new(),
+        };
+        for row in q[begin..begin + group * dims].chunks_exact(dims) {
+            let row: Vec<f64> = row
+                .iter()
+                .map(|&bits| f64::from(decode(heads.dtype, bits)))
+                .collect();
+            let (out, lse) = attend_row(&params, &row, &seen);
+            right.out.extend(out);
+            right.lse.push(lse);
+        }
+        right
     }
 }
 
@@ -252,7 +291,7 @@ mod tests {
         let oracle = Oracle::new(&pool, &view, &q, &[0, 1, 2]);
         let mut out = Vec::new();
         let mut lse = Vec::new();
-        for (_, _, right) in &oracle.rows {
+        for right in &oracle.rows {
             out.extend(right.out.iter().map(|&o| encode(DType::F16, o as f32)));
             lse.extend(right.lse.iter().map(|&l| l as f32));
         }

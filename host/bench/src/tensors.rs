@@ -1,11 +1,11 @@
-//! Keys, values and queries on the host, and attention over them in f64.
+//! Keys, values and queries on the host.
 
 use deft::attention::AttentionParams;
 use deft::cache::{CacheShape, DType};
 use deft::tree::TreeView;
 use half::{bf16, f16};
 use kernels_gpu::abi::PAGE_TOKENS;
-use kernels_gpu::layout::{element_offset, half_page_elements, page_elements};
+use kernels_gpu::layout::{CORE, element_offset, half_page_elements, page_elements};
 use rayon::prelude::*;
 
 use crate::random::{Random, normal_pair};
@@ -98,6 +98,31 @@ impl HostPool {
     }
 }
 
+impl HostPool {
+    /// K and V of one token and KV head: `[head_dim]` each, added to `k` and `v`.
+    pub(crate) fn read_token(
+        &self,
+        (page, token): (u32, u32),
+        kv_head: u32,
+        k: &mut Vec<f64>,
+        v: &mut Vec<f64>,
+    ) {
+        let Heads {
+            dtype, head_dim, ..
+        } = self.heads;
+        let base = page as usize * self.heads.page_elements()
+            + (kv_head * page_elements(head_dim)) as usize;
+        let half = half_page_elements(head_dim) as usize;
+        for (base, row) in [(base, k), (base + half, v)] {
+            for dim in (0..head_dim).step_by(CORE as usize) {
+                let at = base + element_offset(head_dim, token, dim) as usize;
+                let chunk = &self.elements[at..at + CORE as usize];
+                row.extend(chunk.iter().map(|&bits| f64::from(decode(dtype, bits))));
+            }
+        }
+    }
+}
+
 fn fill_page(heads: &Heads, elements: &mut [u16], tokens: u32, random: Random, page: u64) {
     let chunks = heads.head_dim / 8;
     let half = half_page_elements(heads.head_dim) as usize;
@@ -128,116 +153,6 @@ pub(crate) fn random_queries(heads: &Heads, queries: u32, random: Random) -> Vec
         }
     });
     q
-}
-
-/// One query's attention in f64, one KV head's group of query heads.
-#[derive(Clone, Debug)]
-pub(crate) struct Reference {
-    /// `[group, head_dim]`.
-    pub(crate) out: Vec<f64>,
-    /// `[group]`, natural logarithm; -inf for a query that sees no token.
-    pub(crate) lse: Vec<f64>,
-}
-
-/// `page * 64 + token` of all tokens that query `query` sees.
-pub(crate) fn visible_places(view: &TreeView, query: u32) -> Vec<u32> {
-    let mut places = Vec::new();
-    for run in view.runs.iter().filter(|run| run.queries.contains(&query)) {
-        let ids = &view.pages[run.pages.start as usize..run.pages.end as usize];
-        for (index, &page) in ids.iter().enumerate() {
-            let before = index as u32 * PAGE_TOKENS;
-            let tokens = run.tokens.saturating_sub(before).min(PAGE_TOKENS);
-            let seen = match run.mask {
-                None => u64::MAX,
-                Some(mask) => {
-                    let width = run.queries.end - run.queries.start;
-                    let word = mask + index as u32 * width + (query - run.queries.start);
-                    view.masks[word as usize]
-                }
-            };
-            places.extend(
-                (0..tokens)
-                    .filter(|token| seen >> token & 1 == 1)
-                    .map(|token| page * PAGE_TOKENS + token),
-            );
-        }
-    }
-    places
-}
-
-/// Attention of `query` to `places`, KV head `kv_head`.
-pub(crate) fn reference(
-    pool: &HostPool,
-    q: &[u16],
-    query: u32,
-    kv_head: u32,
-    places: &[u32],
-) -> Reference {
-    let heads = &pool.heads;
-    let (group, dims) = (heads.group as usize, heads.head_dim as usize);
-    let number = |bits: u16| f64::from(decode(heads.dtype, bits));
-    let q_begin = query as usize * heads.query_elements() + kv_head as usize * group * dims;
-    let q: Vec<f64> = q[q_begin..q_begin + group * dims]
-        .iter()
-        .map(|&bits| number(bits))
-        .collect();
-    let row = |place: u32, half: usize, into: &mut [f64]| {
-        let base = (place / PAGE_TOKENS) as usize * heads.page_elements()
-            + kv_head as usize * page_elements(heads.head_dim) as usize
-            + half * half_page_elements(heads.head_dim) as usize;
-        for (chunk, into) in into.chunks_mut(8).enumerate() {
-            let offset = element_offset(heads.head_dim, place % PAGE_TOKENS, chunk as u32 * 8);
-            let from = &pool.elements[base + offset as usize..][..8];
-            for (into, &bits) in into.iter_mut().zip(from) {
-                *into = number(bits);
-            }
-        }
-    };
-    let mut token = vec![0.0; dims];
-    let mut logits = vec![0.0; group * places.len()];
-    for (index, &place) in places.iter().enumerate() {
-        row(place, 0, &mut token);
-        for head in 0..group {
-            let dot = dot(&q[head * dims..][..dims], &token) * f64::from(heads.params.scale);
-            logits[head * places.len() + index] = match heads.params.soft_cap.map(f64::from) {
-                None => dot,
-                Some(cap) => cap * (dot / cap).tanh(),
-            };
-        }
-    }
-    let mut lse = vec![f64::NEG_INFINITY; group];
-    for (head, lse) in lse.iter_mut().enumerate() {
-        let logits = &mut logits[head * places.len()..][..places.len()];
-        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = logits.iter().map(|logit| (logit - max).exp()).sum();
-        if sum > 0.0 {
-            *lse = max + sum.ln();
-        }
-        for logit in logits {
-            *logit = (*logit - *lse).exp();
-        }
-    }
-    let mut out = vec![0.0; group * dims];
-    for (index, &place) in places.iter().enumerate() {
-        row(place, 1, &mut token);
-        for (head, out) in out.chunks_mut(dims).enumerate() {
-            let weight = logits[head * places.len() + index];
-            for (out, value) in out.iter_mut().zip(&token) {
-                *out += weight * value;
-            }
-        }
-    }
-    Reference { out, lse }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let mut sums = [0.0; 8];
-    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
-        }
-    }
-    sums.iter().sum()
 }
 
 #[cfg(test)]
@@ -272,6 +187,23 @@ mod tests {
     }
 
     #[test]
+    fn a_token_reads_back_dim_by_dim() {
+        let pool = HostPool::random(heads(), 4, &view(), Random::new(1));
+        let (mut k, mut v) = (Vec::new(), Vec::new());
+        pool.read_token((1, 5), 1, &mut k, &mut v);
+        let at = |half: usize, dim: u32| {
+            let base = 3 * 64 * 128 + half * 64 * 64;
+            f64::from(decode(
+                DType::Bf16,
+                pool.elements[base + element_offset(64, 5, dim) as usize],
+            ))
+        };
+        for dim in 0..64 {
+            assert_eq!((k[dim as usize], v[dim as usize]), (at(0, dim), at(1, dim)));
+        }
+    }
+
+    #[test]
     fn every_token_is_filled_and_every_other_slot_is_poison() {
         let pool = HostPool::random(heads(), 4, &view(), Random::new(1));
         let poison = encode(DType::Bf16, POISON);
@@ -286,30 +218,5 @@ mod tests {
             assert_eq!(at(1, kv_head, half, 6, dim), poison);
             assert_eq!(at(0, kv_head, half, 0, dim), poison);
         }
-    }
-
-    #[test]
-    fn equal_keys_average_the_values() {
-        let mut pool = HostPool::random(heads(), 4, &view(), Random::new(1));
-        for token in 0..2 {
-            for dim in 0..64 {
-                let offset =
-                    3 * pool.heads.page_elements() + element_offset(64, token, dim) as usize;
-                pool.elements[offset] = 0;
-                pool.elements[offset + 64 * 64] = encode(DType::Bf16, token as f32);
-            }
-        }
-        let q = random_queries(&pool.heads, 1, Random::new(2));
-        let places = [3 * 64, 3 * 64 + 1];
-        let reference = reference(&pool, &q, 0, 0, &places);
-        assert!(reference.out.iter().all(|&o| (o - 0.5).abs() < 1e-12));
-        assert!(reference.lse.iter().all(|&l| (l - 2f64.ln()).abs() < 1e-12));
-    }
-
-    #[test]
-    fn a_query_sees_the_tokens_of_its_path_in_order() {
-        let places = visible_places(&view(), 0);
-        assert_eq!(places.len(), 70);
-        assert_eq!((places[0], places[63], places[64]), (192, 255, 64));
     }
 }

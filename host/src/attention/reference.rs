@@ -91,7 +91,8 @@ pub fn visible_tokens(view: &TreeView, query: u32) -> Vec<(PageId, u32)> {
     tokens
 }
 
-fn attend_row(params: &ReferenceParams, q: &[f64], seen: &[KeyValue<'_>]) -> (Vec<f64>, f64) {
+/// Attention of one query head, `q: [head_dim]`, to the tokens `seen`: `[head_dim]` and the LSE.
+pub fn attend_row(params: &ReferenceParams, q: &[f64], seen: &[KeyValue<'_>]) -> (Vec<f64>, f64) {
     let logit = |(k, _): &KeyValue<'_>| {
         let product: f64 = q.iter().zip(*k).map(|(q, k)| q * k).sum();
         let scaled = product * params.scale;
