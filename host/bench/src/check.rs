@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use deft::attention::AttentionParams;
 use deft::cache::DType;
-use deft::cuda::PlanCapacity;
 use deft::plan::{Grouping, PlanConfig, Planner};
 
 use crate::compare::{Oracle, sample};
@@ -14,7 +13,7 @@ use crate::gpu::Gpu;
 use crate::random::Random;
 use crate::session::Session;
 use crate::tensors::{Heads, HostPool, random_queries};
-use crate::{DeviceArgs, GroupingArg, say};
+use crate::{GpuArgs, GroupingArg, say};
 
 /// KV heads and query heads a KV head: MHA, GQA up to 16, MQA, odd ones.
 const HEADS: [(u32, u32); 9] = [
@@ -37,7 +36,7 @@ const CHECKED: u32 = 40;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    device: DeviceArgs,
+    gpu: GpuArgs,
     /// Random forests to compare on.
     #[arg(long, default_value_t = 500)]
     forests: u32,
@@ -66,7 +65,7 @@ struct Tally {
 
 /// Runs the command; the number of wrong cases.
 pub(crate) fn run(args: &Args) -> Result<usize> {
-    let gpu = args.device.open()?;
+    let gpu = args.gpu.open()?;
     say(&gpu.device.describe());
     let mut tallies: BTreeMap<String, Tally> = BTreeMap::new();
     let mut described = 0;
@@ -171,21 +170,18 @@ fn run_case(
             shares,
         );
         let plan = Planner::new(config)?.plan(&view)?;
-        let mut device_plan = session
-            .cache
-            .reserve(PlanCapacity::of(&plan), heads.group)?;
-        device_plan.update(&plan, &gpu.stream)?;
+        session.load(&plan)?;
         let what = format!(
             "{heads:?}, {} shares, {} queries, {} partial slots",
             shares,
             view.queries,
             plan.partial_slots()
         );
-        let first = session.attend(&device_plan, view.queries, &what)?;
+        let first = session.attend(view.queries, &what)?;
         let verdict = oracle.judge(&first);
         let mut problem = (!verdict.passes()).then(|| format!("{what}: {verdict}"));
         for run in 1..runs {
-            if problem.is_none() && session.attend(&device_plan, view.queries, &what)? != first {
+            if problem.is_none() && session.attend(view.queries, &what)? != first {
                 problem = Some(format!("{what}: run {run} gave other bits than the first"));
             }
         }

@@ -5,9 +5,12 @@
 
 mod check;
 mod compare;
+mod cpu;
+mod device;
 mod forests;
 mod gpu;
 mod peers;
+mod problem;
 mod random;
 mod report;
 mod session;
@@ -20,7 +23,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
+use deft::cuda::CudaError;
 use deft::plan::Grouping;
+
+use crate::device::Device;
 
 /// Checks and times DeFT's attention on tree-shaped workloads.
 #[derive(Debug, Parser)]
@@ -39,6 +45,23 @@ enum Command {
 /// Which device runs it, with which kernels.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct DeviceArgs {
+    /// What to run on; `auto` is a GPU where there is one.
+    #[arg(long, value_enum, default_value = "auto")]
+    device: DeviceKind,
+    #[command(flatten)]
+    gpu: GpuArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DeviceKind {
+    Auto,
+    Cuda,
+    Cpu,
+}
+
+/// Which GPU, with which kernels.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct GpuArgs {
     /// Number of the GPU, as the driver counts.
     #[arg(long, default_value_t = 0)]
     gpu: u32,
@@ -48,6 +71,24 @@ pub(crate) struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    fn open(&self) -> Result<Device> {
+        if self.device == DeviceKind::Cpu {
+            return Ok(Device::Cpu);
+        }
+        match self.gpu.open() {
+            Ok(gpu) => Ok(Device::Gpu(gpu)),
+            Err(error) => match error.downcast_ref() {
+                Some(CudaError::NoDevice { .. }) if self.device == DeviceKind::Auto => {
+                    say(&format!("{error}; running on the CPU"));
+                    Ok(Device::Cpu)
+                }
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+impl GpuArgs {
     fn open(&self) -> Result<gpu::Gpu> {
         gpu::Gpu::open(self.gpu, &self.ptx)
     }

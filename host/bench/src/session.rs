@@ -1,10 +1,14 @@
 //! One problem on a GPU: its cache, its queries, and attention over them.
 
 use anyhow::Result;
-use deft::cuda::{AttendBuffers, CudaCache, CudaError, CudaPlan, DeviceBuffer, Stream};
+use deft::cuda::{
+    AttendBuffers, CudaCache, CudaError, CudaPlan, DeviceBuffer, PlanCapacity, Stream,
+};
+use deft::plan::Plan;
 
 use crate::compare::{Outputs, UNWRITTEN};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Repeats};
+use crate::stats::Spread;
 use crate::tensors::{Heads, HostPool};
 
 #[derive(Debug)]
@@ -15,6 +19,7 @@ pub(crate) struct Session<'g> {
     pub(crate) q: DeviceBuffer<u16>,
     out: DeviceBuffer<u16>,
     lse: DeviceBuffer<f32>,
+    plan: Option<CudaPlan>,
 }
 
 impl<'g> Session<'g> {
@@ -27,8 +32,7 @@ impl<'g> Session<'g> {
         slots: u32,
     ) -> Result<Self> {
         let heads = pool.heads;
-        let pages = (pool.elements.len() / heads.page_elements()) as u32;
-        let cache = CudaCache::new(&gpu.device, heads.shape(pages), slots.max(1))?;
+        let cache = CudaCache::new(&gpu.device, heads.shape(pool.pages()), slots.max(1))?;
         cache.pool().write(0, &pool.elements, &gpu.stream)?;
         let elements = queries as usize * heads.query_elements();
         let rows = (queries * heads.q_heads()) as usize;
@@ -39,13 +43,24 @@ impl<'g> Session<'g> {
             q: DeviceBuffer::uninitialized(&gpu.device, "queries", elements)?,
             out: DeviceBuffer::uninitialized(&gpu.device, "outputs", elements)?,
             lse: DeviceBuffer::uninitialized(&gpu.device, "LSEs", rows)?,
+            plan: None,
         };
         session.q.write(0, q, &gpu.stream)?;
         Ok(session)
     }
 
-    /// Enqueues attention over `plan`.
-    pub(crate) fn enqueue(&self, plan: &CudaPlan, stream: &Stream) -> Result<(), CudaError> {
+    /// Brings `plan` to the device.
+    pub(crate) fn load(&mut self, plan: &Plan) -> Result<()> {
+        let capacity = PlanCapacity::of(plan);
+        let mut room = self.cache.reserve(capacity, self.heads.group)?;
+        room.update(plan, &self.gpu.stream)?;
+        self.plan = Some(room);
+        Ok(())
+    }
+
+    /// Enqueues attention over the plan that was loaded.
+    fn enqueue(&self, stream: &Stream) -> Result<(), CudaError> {
+        let plan = self.plan.as_ref().expect("a plan is loaded first");
         let buffers = AttendBuffers {
             q: self.q.pointer(),
             out: self.out.pointer(),
@@ -60,7 +75,7 @@ impl<'g> Session<'g> {
     }
 
     /// Poisons outputs.
-    pub(crate) fn poison(&self) -> Result<()> {
+    fn poison(&self) -> Result<()> {
         let [byte, _] = UNWRITTEN.to_le_bytes();
         self.out.fill_bytes(byte, &self.gpu.stream)?;
         self.lse.fill_bytes(byte, &self.gpu.stream)?;
@@ -68,7 +83,7 @@ impl<'g> Session<'g> {
     }
 
     /// What is in the outputs of the first `queries` queries.
-    pub(crate) fn outputs(&self, queries: u32) -> Result<Outputs> {
+    fn outputs(&self, queries: u32) -> Result<Outputs> {
         let mut outputs = Outputs {
             out: vec![0; queries as usize * self.heads.query_elements()],
             lse: vec![0.0; (queries * self.heads.q_heads()) as usize],
@@ -78,11 +93,18 @@ impl<'g> Session<'g> {
         Ok(outputs)
     }
 
-    /// Attention over `plan` into poisoned outputs.
-    pub(crate) fn attend(&self, plan: &CudaPlan, queries: u32, what: &str) -> Result<Outputs> {
+    /// Attention over the plan that was loaded, into poisoned outputs.
+    pub(crate) fn attend(&self, queries: u32, what: &str) -> Result<Outputs> {
         self.poison()?;
-        self.enqueue(plan, &self.gpu.stream)?;
+        self.enqueue(&self.gpu.stream)?;
         self.gpu.settle(what)?;
         self.outputs(queries)
+    }
+
+    /// Microseconds of attention over the plan that was loaded, as a replayed graph.
+    pub(crate) fn time(&self, repeats: Repeats, what: &str) -> Result<Spread> {
+        let mut graph = self.gpu.capture(|stream| self.enqueue(stream))?;
+        // SAFETY: all buffers are this session's, which outlives the graph.
+        unsafe { self.gpu.time(&mut graph, repeats, what) }
     }
 }

@@ -99,6 +99,36 @@ impl HostPool {
 }
 
 impl HostPool {
+    /// Number of pages.
+    pub(crate) fn pages(&self) -> u32 {
+        (self.elements.len() / self.heads.page_elements()) as u32
+    }
+
+    /// A page as rows: where each goes, and K and V as `[64, kv_heads, head_dim]`.
+    pub(crate) fn page_rows(&self, page: u32) -> (Vec<u32>, Vec<u16>, Vec<u16>) {
+        let Heads {
+            kv_heads, head_dim, ..
+        } = self.heads;
+        let row = (kv_heads * head_dim) as usize;
+        let mut rows = [(); 2].map(|()| Vec::with_capacity(PAGE_TOKENS as usize * row));
+        for token in 0..PAGE_TOKENS {
+            for kv_head in 0..kv_heads {
+                let base = page as usize * self.heads.page_elements()
+                    + (kv_head * page_elements(head_dim)) as usize;
+                let half = half_page_elements(head_dim) as usize;
+                for (base, rows) in [base, base + half].into_iter().zip(&mut rows) {
+                    for dim in (0..head_dim).step_by(CORE as usize) {
+                        let at = base + element_offset(head_dim, token, dim) as usize;
+                        rows.extend_from_slice(&self.elements[at..at + CORE as usize]);
+                    }
+                }
+            }
+        }
+        let [k, v] = rows;
+        let first = page * PAGE_TOKENS;
+        ((first..first + PAGE_TOKENS).collect(), k, v)
+    }
+
     /// K and V of one token and KV head: `[head_dim]` each, added to `k` and `v`.
     pub(crate) fn read_token(
         &self,

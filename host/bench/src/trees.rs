@@ -4,20 +4,15 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use deft::attention::AttentionParams;
-use deft::cache::DType;
-use deft::cuda::PlanCapacity;
-use deft::plan::{Grouping, Plan, PlanConfig, Planner, shares_for};
-use deft::tree::TreeView;
-use deft::workload::{StepTree, StepWorkload};
+use deft::plan::{CostModel, Grouping, PlanConfig, Planner};
+use deft::workload::StepWorkload;
 
 use crate::compare::{Oracle, sample};
-use crate::gpu::{Gpu, Repeats};
+use crate::device::{Device, Runner};
+use crate::gpu::Repeats;
 use crate::peers::Peers;
-use crate::random::Random;
-use crate::report::{Report, Row, floor_us, header};
-use crate::session::Session;
-use crate::tensors::{Heads, HostPool, random_queries};
+use crate::problem::Problem;
+use crate::report::{Report, header};
 use crate::{DeviceArgs, GroupingArg, command_line, say};
 
 /// Checks each workload's attention against f64, then times it.
@@ -60,7 +55,8 @@ pub(crate) struct Args {
     chunk_pages: Option<u32>,
 }
 
-const WORKLOADS: &str = include_str!("../../../workloads/trees.json");
+/// The workloads that come with the program.
+pub(crate) const WORKLOADS: &str = include_str!("../../../workloads/trees.json");
 
 /// Runs the command; the number of rows that are wrong.
 pub(crate) fn run(args: &Args) -> Result<usize> {
@@ -78,25 +74,24 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         );
     }
     let peers = Peers::embedded()?;
-    let gpu = args.device.open()?;
-    say(&gpu.device.describe());
+    let device = args.device.open()?;
+    say(&device.describe());
     let repeats = Repeats {
         warmup: args.warmup,
         measured: args.iterations.max(1),
     };
-    let empty = gpu.time_empty_graph(repeats)?;
     let mut report = Report {
-        device: gpu.device.describe(),
+        device: device.describe(),
         commit: option_env!("DEFT_COMMIT").unwrap_or_default().to_owned(),
         command: command_line(),
-        empty_graph_us: empty.median,
+        empty_graph_us: device.time_nothing(repeats)?,
         kernels: Vec::new(),
         rows: Vec::new(),
     };
     say(&header());
     let mut wrong = 0;
     for workload in &workloads {
-        let outcome = run_workload(args, workload, &gpu, repeats, &peers, &mut report);
+        let outcome = run_workload(args, workload, &device, repeats, &peers, &mut report);
         // Rows so far are worth keeping, whatever happens next.
         if let Some(path) = &args.json {
             report.write(path)?;
@@ -110,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
 fn run_workload(
     args: &Args,
     workload: &StepWorkload,
-    gpu: &Gpu,
+    device: &Device,
     repeats: Repeats,
     peers: &Peers,
     report: &mut Report,
@@ -119,13 +114,8 @@ fn run_workload(
     let view = &problem.view;
     let queries = sample(view.queries, args.checked);
     let oracle = Oracle::new(&problem.pool, view, &problem.q, &queries);
-    let slots = problem.lengths.len() as u32;
-    let mut session = Session::new(gpu, &problem.pool, &problem.q, view.queries, slots)?;
-    session
-        .cache
-        .set_counters(&problem.lengths, &problem.tail_pages, &gpu.stream)?;
-    for kernel in session.cache.kernels() {
-        let line = format!("{} {:?}", kernel.name(), kernel.resources()?);
+    let mut runner = device.runner(&problem)?;
+    for line in runner.kernels()? {
         if !report.kernels.contains(&line) {
             say(&format!("  {line}"));
             report.kernels.push(line);
@@ -134,26 +124,25 @@ fn run_workload(
     let mut wrong = 0;
     for &grouping in &args.grouping {
         let what = format!("{} {}", workload.name, grouping.name());
-        let mut planner = Planner::new(args.plan_config(grouping, &problem, gpu))?;
+        let mut planner = Planner::new(args.plan_config(grouping, &problem, &runner))?;
         let begin = Instant::now();
         let plan = planner.plan(view)?;
         let plan_us = begin.elapsed().as_secs_f64() * 1e6;
-        let group = problem.heads.group;
-        let mut device_plan = session.cache.reserve(PlanCapacity::of(&plan), group)?;
-        device_plan.update(&plan, &gpu.stream)?;
-        let verdict = oracle.judge(&session.attend(&device_plan, view.queries, &what)?);
+        runner.load(&plan)?;
+        let verdict = oracle.judge(&runner.attend(&plan, &what)?);
         if !verdict.passes() {
             say(&format!("{what}: WRONG: {verdict}"));
             wrong += 1;
             continue;
         }
-        let mut graph = gpu.capture(|stream| session.enqueue(&device_plan, stream))?;
-        // SAFETY: session and plan outlive the graph.
-        let time = unsafe { gpu.time(&mut graph, repeats, &what) }?;
+        let time = runner.time(&plan, repeats, &what)?;
         let mut row = problem.row(workload, grouping, &plan, plan_us);
         row.max_rel_l2 = verdict.max_rel_l2;
         row.max_lse_error = verdict.max_lse_error;
-        row.best_peer_us = peers.best_us(&workload.name);
+        // The peers ran on a GPU.
+        if let Device::Gpu(_) = device {
+            row.best_peer_us = peers.best_us(&workload.name);
+        }
         row.set_time(time);
         say(&row.line());
         report.rows.push(row);
@@ -162,18 +151,24 @@ fn run_workload(
 }
 
 impl Args {
-    fn plan_config(&self, grouping: GroupingArg, problem: &Problem, gpu: &Gpu) -> PlanConfig {
+    fn plan_config(
+        &self,
+        grouping: GroupingArg,
+        problem: &Problem,
+        runner: &Runner<'_>,
+    ) -> PlanConfig {
         let heads = &problem.heads;
         let pages = problem.view.pages.len() as u32;
-        let shares = self
-            .shares
-            .unwrap_or_else(|| shares_for(gpu.device.multiprocessors(), heads.kv_heads, pages));
+        let shares = self.shares.unwrap_or_else(|| runner.shares(pages));
         let mut config = PlanConfig::new(
             Grouping::from(grouping),
             heads.group,
             heads.head_dim,
             shares,
         );
+        if let Runner::Cpu(_) = runner {
+            config.cost = CostModel::CPU_CORE;
+        }
         if let Some(rows) = self.max_rows {
             config.max_rows = rows;
         }
@@ -181,147 +176,5 @@ impl Args {
             config.chunk_pages = pages;
         }
         config
-    }
-}
-
-/// A workload with K, V and queries.
-struct Problem {
-    heads: Heads,
-    view: TreeView,
-    pool: HostPool,
-    q: Vec<u16>,
-    lengths: Vec<u32>,
-    tail_pages: Vec<u32>,
-    unique_tokens: u64,
-    path_tokens: u64,
-}
-
-impl Problem {
-    fn new(workload: &StepWorkload) -> Result<Self> {
-        let shape = workload.heads;
-        ensure!(
-            workload.dtype != DType::F32,
-            "the GPU kernels store bf16 and f16, not f32"
-        );
-        let heads = Heads {
-            dtype: workload.dtype,
-            kv_heads: shape.kv_heads,
-            group: shape.group_size(),
-            head_dim: shape.head_dim,
-            params: AttentionParams::new(shape.head_dim),
-        };
-        let built = workload.build(0)?;
-        let pages = built.forest.pool().capacity();
-        let mut view = built.forest.view(&built.queries)?;
-        // The forest hands pages out in order; a cache in use has them anywhere.
-        let mut order: Vec<u32> = (0..pages).collect();
-        Random::new(1).shuffle(&mut order);
-        for page in &mut view.pages {
-            *page = order[*page as usize];
-        }
-        let tail_pages = built.forest.tail_pages().iter();
-        Ok(Self {
-            pool: HostPool::random(heads, pages, &view, Random::new(2)),
-            q: random_queries(&heads, view.queries, Random::new(3)),
-            lengths: built.forest.lengths().to_vec(),
-            tail_pages: tail_pages
-                .map(|&page| order.get(page as usize).copied().unwrap_or(page))
-                .collect(),
-            unique_tokens: workload
-                .trees()
-                .iter()
-                .flat_map(StepTree::tokens)
-                .map(|&t| u64::from(t))
-                .sum(),
-            path_tokens: workload.trees().iter().map(path_tokens).sum(),
-            heads,
-            view,
-        })
-    }
-
-    fn row(
-        &self,
-        workload: &StepWorkload,
-        grouping: GroupingArg,
-        plan: &Plan,
-        plan_us: f64,
-    ) -> Row {
-        let heads = &self.heads;
-        let token_bytes = u64::from(heads.kv_heads * heads.head_dim) * 2 * 2;
-        let bytes_unique = self.unique_tokens * token_bytes;
-        let flops = self.path_tokens * u64::from(heads.q_heads() * heads.head_dim) * 4;
-        let io = plan.issued_io(
-            workload.heads,
-            heads.dtype.bytes() as u32,
-            &self.lengths,
-            true,
-        );
-        Row {
-            workload: workload.name.clone(),
-            grouping: grouping.name().to_owned(),
-            median_us: 0.0,
-            p20_us: 0.0,
-            p80_us: 0.0,
-            bytes_unique,
-            bytes_issued: io.read(),
-            bytes_kv: io.kv,
-            bytes_written: io.written(),
-            max_rel_l2: 0.0,
-            max_lse_error: 0.0,
-            floor_us: floor_us(bytes_unique, flops),
-            best_peer_us: None,
-            shares: plan.shares(),
-            items: (0..plan.shares())
-                .map(|share| plan.share(share).items().len())
-                .sum(),
-            partial_slots: plan.partial_slots(),
-            plan_us,
-        }
-    }
-}
-
-/// Tokens that all queries of a tree see together.
-fn path_tokens(tree: &StepTree) -> u64 {
-    let mut path = vec![0u64; tree.tokens().len()];
-    for (node, (parent, &tokens)) in tree.parents().iter().zip(tree.tokens()).enumerate() {
-        let above = parent.map_or(0, |parent| path[parent as usize]);
-        path[node] = above + u64::from(tokens);
-    }
-    tree.queries().iter().map(|&node| path[node as usize]).sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn problem(name: &str) -> (StepWorkload, Problem) {
-        let workloads = StepWorkload::parse(WORKLOADS).unwrap();
-        let workload = workloads.into_iter().find(|w| w.name == name).unwrap();
-        let problem = Problem::new(&workload).unwrap();
-        (workload, problem)
-    }
-
-    #[test]
-    fn the_floors_are_those_the_peers_were_held_against() {
-        let (workload, problem) = problem("qwen05_tot");
-        let mut config = PlanConfig::new(Grouping::Flatten, 7, 64, 66);
-        let plan = Planner::new(config).unwrap().plan(&problem.view).unwrap();
-        let row = problem.row(&workload, GroupingArg::Flatten, &plan, 0.0);
-        assert!((row.floor_us - 1.6).abs() < 0.05, "{}", row.floor_us);
-        assert!(row.bytes_kv >= row.bytes_unique);
-        config.grouping = Grouping::PerQuery;
-        let per_query = Planner::new(config).unwrap().plan(&problem.view).unwrap();
-        let again = problem.row(&workload, GroupingArg::PerQuery, &per_query, 0.0);
-        assert!(again.bytes_kv > 2 * row.bytes_kv, "no sharing reads more");
-    }
-
-    #[test]
-    fn pages_are_out_of_order_but_each_is_there_once() {
-        let (_, problem) = problem("qwen05_tot");
-        let mut pages = problem.view.pages.clone();
-        assert!(!pages.is_sorted());
-        pages.sort_unstable();
-        pages.dedup();
-        assert_eq!(pages.len(), problem.view.pages.len());
     }
 }

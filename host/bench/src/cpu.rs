@@ -1,0 +1,102 @@
+//! One problem on the CPU backend.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use deft::attention::{Attend, Backend, Counters, cpu};
+use deft::cache::{DType, Elements, ElementsMut};
+use deft::plan::Plan;
+
+use crate::compare::{Outputs, UNWRITTEN};
+use crate::gpu::Repeats;
+use crate::problem::Problem;
+use crate::stats::Spread;
+use crate::tensors::Heads;
+
+#[derive(Debug)]
+pub(crate) struct CpuSession {
+    backend: Box<dyn Backend>,
+    heads: Heads,
+    lengths: Vec<u32>,
+    q: Vec<u16>,
+    outputs: Outputs,
+    /// Counts loads: plans of one number are equal.
+    revision: u64,
+}
+
+impl CpuSession {
+    pub(crate) fn new(problem: &Problem) -> Result<Self> {
+        let heads = problem.heads;
+        let pages = problem.pool.pages();
+        let mut backend = cpu::new(heads.shape(pages))?;
+        for page in 0..pages {
+            let (targets, k, v) = problem.pool.page_rows(page);
+            let (k, v) = (elements(heads.dtype, &k), elements(heads.dtype, &v));
+            backend.append(0, &targets, Counters::default(), k, v)?;
+        }
+        let rows = (problem.view.queries * heads.q_heads()) as usize;
+        Ok(Self {
+            backend,
+            heads,
+            lengths: problem.lengths.clone(),
+            outputs: Outputs {
+                out: vec![UNWRITTEN; problem.q.len()],
+                lse: vec![f32::NAN; rows],
+            },
+            q: problem.q.clone(),
+            revision: 0,
+        })
+    }
+
+    pub(crate) fn shares(&self) -> u32 {
+        self.backend.shares()
+    }
+
+    pub(crate) fn attend(&mut self, plan: &Plan) -> Result<Outputs> {
+        self.outputs.out.fill(UNWRITTEN);
+        self.outputs.lse.fill(f32::NAN);
+        self.revision += 1;
+        self.run(plan)?;
+        Ok(self.outputs.clone())
+    }
+
+    pub(crate) fn time(&mut self, plan: &Plan, repeats: Repeats) -> Result<Spread> {
+        let mut samples = Vec::with_capacity(repeats.measured);
+        for round in 0..repeats.warmup + repeats.measured {
+            let begin = Instant::now();
+            self.run(plan)?;
+            if round >= repeats.warmup {
+                samples.push(begin.elapsed().as_secs_f64() * 1e6);
+            }
+        }
+        Ok(Spread::of(samples))
+    }
+
+    fn run(&mut self, plan: &Plan) -> Result<()> {
+        let dtype = self.heads.dtype;
+        self.backend.attend(Attend {
+            layer: 0,
+            plan,
+            plan_revision: self.revision,
+            counters: Counters {
+                lengths: &self.lengths,
+                tail_pages: &[],
+            },
+            q: elements(dtype, &self.q),
+            out: match dtype {
+                DType::F16 => ElementsMut::F16(bytemuck::cast_slice_mut(&mut self.outputs.out)),
+                _ => ElementsMut::Bf16(bytemuck::cast_slice_mut(&mut self.outputs.out)),
+            },
+            lse: Some(&mut self.outputs.lse),
+            params: self.heads.params,
+        })?;
+        Ok(())
+    }
+}
+
+fn elements(dtype: DType, bits: &[u16]) -> Elements<'_> {
+    match dtype {
+        DType::F16 => Elements::F16(bytemuck::cast_slice(bits)),
+        _ => Elements::Bf16(bytemuck::cast_slice(bits)),
+    }
+}
