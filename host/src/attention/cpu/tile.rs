@@ -112,10 +112,10 @@ impl PageStep<'_> {
                 for dim in 0..SIDE {
                     let at = (chunk * SIDE + dim) * self.tile.stride + row;
                     let q: [S::f32s; V] = load::<S, V>(&self.tile.q[at..at + width]);
-                    for n in 0..N {
-                        let key = simd.splat_f32s(keys[n][dim]);
-                        for v in 0..V {
-                            sums[n][v] = simd.mul_add_e_f32s(key, q[v], sums[n][v]);
+                    for (key, sums) in keys.iter().zip(&mut sums) {
+                        let key = simd.splat_f32s(key[dim]);
+                        for (sum, q) in sums.iter_mut().zip(q) {
+                            *sum = simd.mul_add_e_f32s(key, q, *sum);
                         }
                     }
                 }
@@ -215,10 +215,10 @@ impl PageStep<'_> {
                 for (weights, value) in weights.chunks_exact(width).zip(values) {
                     let weights: [S::f32s; V] = load::<S, V>(weights);
                     let value: &[f32; N] = value[within..].first_chunk().expect("N divides 8");
-                    for n in 0..N {
-                        let value = simd.splat_f32s(value[n]);
-                        for v in 0..V {
-                            sums[n][v] = simd.mul_add_e_f32s(value, weights[v], sums[n][v]);
+                    for (value, sums) in value.iter().zip(&mut sums) {
+                        let value = simd.splat_f32s(*value);
+                        for (sum, weight) in sums.iter_mut().zip(weights) {
+                            *sum = simd.mul_add_e_f32s(value, weight, *sum);
                         }
                     }
                 }
