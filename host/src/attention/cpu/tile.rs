@@ -76,14 +76,20 @@ impl WithSimd for PageStep<'_> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let mut row = self.rows.start;
         while row < self.rows.end {
-            let vectors = (self.rows.end - row).div_ceil(S::F32_LANES);
+            // Accumulators, a vector's rows and a broadcast have to fit the registers.
+            let most = if S::REGISTER_COUNT < 32 {
+                2
+            } else {
+                MAX_VECTORS
+            };
+            let vectors = (self.rows.end - row).div_ceil(S::F32_LANES).min(most);
             // Few accumulators would wait for each other: fewer vectors, more tokens at a time.
             match vectors {
                 1 => self.block::<S, 1, 8>(simd, row),
                 2 => self.block::<S, 2, 4>(simd, row),
                 _ => self.block::<S, MAX_VECTORS, 4>(simd, row),
             }
-            row += vectors.min(MAX_VECTORS) * S::F32_LANES;
+            row += vectors * S::F32_LANES;
         }
     }
 }
