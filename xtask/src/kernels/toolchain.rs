@@ -16,6 +16,9 @@ use crate::process;
 
 const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
+/// The oldest release whose kernels were checked, as in 1.95.
+const OLDEST: u32 = 95;
+
 /// A compiler that has the source of `core`.
 #[derive(Clone, Debug)]
 pub(crate) struct Toolchain {
@@ -65,8 +68,14 @@ impl Toolchain {
             return None;
         }
         let version = ask(&["--version"])?;
-        Some(Self { bin, version })
+        (minor(&version)? >= OLDEST).then_some(Self { bin, version })
     }
+}
+
+/// The 95 of `rustc 1.95.0 (...)`.
+fn minor(version: &str) -> Option<u32> {
+    let release = version.strip_prefix("rustc 1.")?;
+    release.split('.').next()?.parse().ok()
 }
 
 /// The toolchain to build kernels with: the one of version `recorded` if it is here, else any that
@@ -175,7 +184,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_compiler_without_the_librarys_source_is_passed_over() {
+    fn a_compiler_that_is_old_or_lacks_the_librarys_source_is_passed_over() {
         use std::fs;
         use std::os::unix::fs::PermissionsExt;
 
@@ -183,21 +192,25 @@ mod tests {
         let bin = root.join("bin");
         fs::create_dir_all(&bin).unwrap();
         let script = format!(
-            "#!/bin/sh\n[ $1 = --version ] && echo rustc 9.9.9 || echo {}\n",
+            "#!/bin/sh\n[ $1 = --version ] && cat {0}/version || echo {0}\n",
             root.display()
         );
         for program in ["rustc", "cargo"] {
             fs::write(bin.join(program), &script).unwrap();
             fs::set_permissions(bin.join(program), fs::Permissions::from_mode(0o755)).unwrap();
         }
+        fs::write(root.join("version"), "rustc 1.96.0 (a build)\n").unwrap();
         let without = Toolchain::in_folder(bin.clone());
         let source = root.join("lib/rustlib/src/rust/library/core");
         fs::create_dir_all(&source).unwrap();
         fs::write(source.join("Cargo.toml"), "").unwrap();
-        let with = Toolchain::in_folder(bin);
+        let with = Toolchain::in_folder(bin.clone());
+        fs::write(root.join("version"), "rustc 1.63.0").unwrap();
+        let old = Toolchain::in_folder(bin);
         fs::remove_dir_all(root).unwrap();
 
         assert!(without.is_none());
-        assert_eq!(with.unwrap().version, "rustc 9.9.9");
+        assert_eq!(with.unwrap().version, "rustc 1.96.0 (a build)");
+        assert!(old.is_none());
     }
 }
