@@ -91,6 +91,7 @@ impl Costs {
     }
 
     /// What token groups cost in an item of `queries` queries.
+    #[inline]
     pub(super) fn rates(&self, queries: u32) -> Rates {
         let compute_ns = self.row_ns * f64::from(tile_rows(queries * self.group_size));
         Rates {
@@ -118,10 +119,12 @@ pub(super) struct Rates {
 }
 
 impl Rates {
+    #[inline]
     pub(super) fn of(&self, shared: bool) -> f64 {
         if shared { self.shared } else { self.own }
     }
 
+    #[inline]
     pub(super) fn cost(&self, groups: Groups) -> f64 {
         groups.own * self.own + groups.shared * self.shared
     }
@@ -137,6 +140,7 @@ pub(super) struct Groups {
 }
 
 impl Groups {
+    #[inline]
     pub(super) fn add(&mut self, groups: f64, shared: bool) {
         if shared {
             self.shared += groups;

@@ -11,9 +11,9 @@ use super::draft::Draft;
 use super::sequence::{Piece, Sequence, Unit};
 
 /// Fillings tried at most.
-const FILLINGS: u32 = 10;
-/// The search ends when the target is known this well.
-const PRECISION: f64 = 0.005;
+const FILLINGS: u32 = 8;
+/// The search ends when the costliest share is this close to what it could be.
+const PRECISION: f64 = 0.01;
 /// A share may exceed its target by this if a piece then need not be cut.
 const OVERSHOOT: f64 = 0.005;
 
@@ -63,53 +63,56 @@ pub(super) fn cut(
                 .cost(unit.groups)
         })
         .sum();
-    let filling = |target, limit| Filling {
+    let filling = |target| Filling {
         costs,
         max_queries,
-        shares: limit,
+        shares,
         target,
+        limit: target * (1.0 + OVERSHOOT),
         share: 0,
         closed: 0.0,
         open: None,
-        max: 0.0,
+        done: Filled::default(),
     };
     let parts = f64::from(shares);
     let (mut low, mut high) = (0.0, f64::INFINITY);
     let mut target = work / parts + costs.item_ns;
     let (mut best, mut best_target) = (f64::INFINITY, target);
     for _ in 0..FILLINGS {
-        let (max, last) = filling(target, shares).run(sequence, &mut Trial);
-        if max < best {
-            (best, best_target) = (max, target);
+        let filled = filling(target).run(sequence, &mut Trial);
+        if filled.max < best {
+            (best, best_target) = (filled.max, target);
         }
-        let excess = last - target;
-        if excess > OVERSHOOT * target {
+        if filled.last > target * (1.0 + OVERSHOOT) {
             low = target;
         } else {
-            high = target;
+            high = target.min(filled.max);
         }
-        let known = high.is_finite() && high - low <= PRECISION * high;
-        if known || excess.abs() <= PRECISION * target {
+        // No target below the mean suffices; what is cut off there is about the same.
+        let least = f64::max(low, filled.total / parts);
+        if best <= least * (1.0 + PRECISION) {
             break;
         }
-        let step = target + excess / parts;
-        target = if low < step && step < high {
-            step
-        } else if high.is_finite() {
-            0.5 * (low + high)
+        target = if high.is_finite() {
+            0.5 * (least.min(high) + high)
         } else {
-            1.05 * target
+            (least * (1.0 + PRECISION)).max(target + (filled.last - target) / parts)
         };
     }
-    filling(best_target, shares).run(sequence, draft);
+    filling(best_target).run(sequence, draft);
 }
 
 /// The item being filled.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct Open {
-    queries: Range<u32>,
+    begin: u32,
+    end: u32,
     groups: Groups,
     rates: Rates,
+    /// Most queries that the rates hold for.
+    rated_queries: u32,
+    /// Cost of the token groups.
+    kv_ns: f64,
     /// It holds everything its queries see, as far as it goes: so it needs no partial slots if it ends
     /// with a unit.
     complete: bool,
@@ -122,18 +125,28 @@ struct Filling<'a> {
     max_queries: u32,
     shares: u32,
     target: f64,
+    /// What a share may cost at most.
+    limit: f64,
     share: u32,
     /// Cost of the share's items that are done.
     closed: f64,
     open: Option<Open>,
-    /// Cost of the costliest share so far.
+    done: Filled,
+}
+
+/// What a filling came to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Filled {
+    /// Cost of the costliest share.
     max: f64,
+    /// Cost of all shares.
+    total: f64,
+    /// Cost of the last share that there may be, which takes all that the others left; 0 if unused.
+    last: f64,
 }
 
 impl Filling<'_> {
-    /// Fills all shares; returns the cost of the costliest and of the last one allowed, which takes all
-    /// that the others left.
-    fn run(mut self, sequence: &Sequence, sink: &mut impl Sink) -> (f64, f64) {
+    fn run(mut self, sequence: &Sequence, sink: &mut impl Sink) -> Filled {
         for unit in &sequence.units {
             let unit_fits = self.enter(unit);
             let pieces = &sequence.pieces[unit.pieces.start as usize..unit.pieces.end as usize];
@@ -146,18 +159,27 @@ impl Filling<'_> {
                 self.place(piece, place, sink);
             }
         }
-        let used = self.share;
-        let last = self.end_share(sink);
-        (self.max, if used + 1 == self.shares { last } else { 0.0 })
+        self.end_share(sink);
+        self.done
     }
 
     /// Whether the whole unit fits into the share at hand. If not, and the open item is complete
     /// without it, the item stays so.
     fn enter(&mut self, unit: &Unit) -> bool {
-        let queries = unit.queries.end - unit.queries.start;
-        let alone = self.costs.item_ns + self.costs.rates(queries).cost(unit.groups);
-        let fits = self.closed + self.open_cost(false) + alone <= self.target * (1.0 + OVERSHOOT);
-        if !fits && self.open.as_ref().is_some_and(|open| open.complete) {
+        let rates = self.costs.rates(unit.queries.end - unit.queries.start);
+        let alone = self.costs.item_ns + rates.cost(unit.groups);
+        let Some(open) = &self.open else {
+            return self.closed + alone <= self.limit;
+        };
+        let mut cost = self.item_cost(open, !open.at_unit_end) + alone;
+        let count = unit.queries.end - open.begin;
+        if open.complete && count <= self.max_queries {
+            let rates = self.costs.rates(count);
+            let merged = rates.cost(open.groups) + rates.cost(unit.groups) + self.costs.item_ns;
+            cost = cost.min(merged);
+        }
+        let fits = self.closed + cost <= self.limit;
+        if !fits && open.complete {
             self.close_item();
         }
         fits
@@ -172,11 +194,11 @@ impl Filling<'_> {
 
     fn item_cost(&self, item: &Open, slots: bool) -> f64 {
         let slots = if slots || !item.complete {
-            f64::from(item.queries.end - item.queries.start) * self.costs.slot_ns
+            f64::from(item.end - item.begin) * self.costs.slot_ns
         } else {
             0.0
         };
-        self.costs.item_ns + item.rates.cost(item.groups) + slots
+        self.costs.item_ns + item.kv_ns + slots
     }
 
     fn close_item(&mut self) {
@@ -185,13 +207,16 @@ impl Filling<'_> {
         }
     }
 
-    fn end_share(&mut self, sink: &mut impl Sink) -> f64 {
+    fn end_share(&mut self, sink: &mut impl Sink) {
         self.close_item();
         let cost = std::mem::take(&mut self.closed);
         sink.end_share(self.share, cost);
-        self.max = self.max.max(cost);
+        self.done.max = self.done.max.max(cost);
+        self.done.total += cost;
         self.share += 1;
-        cost
+        if self.share == self.shares {
+            self.done.last = cost;
+        }
     }
 
     fn share_is_empty(&self) -> bool {
@@ -203,27 +228,28 @@ impl Filling<'_> {
     fn merged(&self, part: &Part<'_>) -> Option<Open> {
         let open = self.open.as_ref()?;
         let own = &part.piece.queries;
-        let queries = open.queries.start.min(own.start)..open.queries.end.max(own.end);
-        let count = queries.end - queries.start;
+        let mut merged = *open;
+        merged.begin = open.begin.min(own.start);
+        merged.end = open.end.max(own.end);
+        merged.groups.add(part.groups, part.piece.shared);
+        let count = merged.end - merged.begin;
         if count > self.max_queries {
             return None;
         }
-        let mut merged = open.clone();
-        merged.groups.add(part.groups, part.piece.shared);
-        if queries == open.queries {
-            return Some(merged);
+        if count <= open.rated_queries {
+            merged.kv_ns += part.groups * open.rates.of(part.piece.shared);
+        } else {
+            merged.rates = self.costs.rates(count);
+            merged.rated_queries = self.costs.tile_queries(count);
+            merged.kv_ns = merged.rates.cost(merged.groups);
         }
-        merged.rates = self.costs.rates(count);
-        let alone = self.costs.rates(own.end - own.start).of(part.piece.shared);
-        let dearer =
-            merged.rates.cost(merged.groups) - open.rates.cost(open.groups) - part.groups * alone;
-        let grown = count - (open.queries.end - open.queries.start);
+        let dearer = merged.kv_ns - open.kv_ns - part.groups * part.piece.rate;
+        let grown = f64::from(count - (open.end - open.begin));
         let slots = match (open.complete, part.whole_unit) {
             (true, _) => 0.0,
-            (false, true) => f64::from(grown),
-            (false, false) => f64::from(grown) - f64::from(own.end - own.start),
+            (false, true) => grown,
+            (false, false) => grown - f64::from(own.end - own.start),
         };
-        merged.queries = queries;
         (dearer + slots * self.costs.slot_ns <= self.costs.item_ns).then_some(merged)
     }
 
@@ -237,13 +263,17 @@ impl Filling<'_> {
                 merged: true,
             };
         }
-        let queries = part.piece.queries.clone();
+        let queries = &part.piece.queries;
+        let count = queries.end - queries.start;
         let mut groups = Groups::default();
         groups.add(part.groups, part.piece.shared);
         let item = Open {
+            begin: queries.start,
+            end: queries.end,
             groups,
-            rates: self.costs.rates(queries.end - queries.start),
-            queries,
+            rates: self.costs.rates(count),
+            rated_queries: self.costs.tile_queries(count),
+            kv_ns: part.groups * part.piece.rate,
             complete: part.begins_unit,
             at_unit_end: false,
         };
@@ -274,7 +304,7 @@ impl Filling<'_> {
             let all = self.with(&part(groups), !(place.last || place.unit_fits));
             let must = self.share + 1 >= self.shares
                 || (self.share_is_empty() && pages.end - pages.start <= 1);
-            if must || all.cost <= self.target * (1.0 + OVERSHOOT) {
+            if must || all.cost <= self.limit {
                 self.add(piece, pages, all, sink);
                 if let Some(open) = &mut self.open {
                     open.at_unit_end = place.last;

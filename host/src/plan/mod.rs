@@ -1,4 +1,28 @@
 //! QKV preparation: grouping, splitting and scheduling (DeFT, section 3.3), as plain arrays.
+//!
+//! ```text
+//! TreeView --check--> sequence of pieces --cut or deal--> draft: items in shares --merge, encode--> Plan
+//! ```
+//!
+//! All groupings go the same way. The *sequence* lists what is read, in order: every tree depth first in
+//! row tiles, or every query's path. *Cutting* (PerQuery, Flatten) divides it into consecutive shares of
+//! near-equal cost; *dealing* (Node, NodeChunk) makes items within nodes and gives each to the share that
+//! has least to do. An item whose queries no other item has writes the output itself, all others leave
+//! partial results that are merged in a fixed order. [`Plan::patch`] keeps a plan while nodes grow.
+//!
+//! ```
+//! use deft::{cache::PagePool, plan::{Grouping, PlanConfig, Planner}, tree::TokenForest};
+//!
+//! let mut forest = TokenForest::new(PagePool::new(100)?);
+//! let prompt = forest.insert_root(4000)?;
+//! let leaves = forest.fork(prompt, 8)?;
+//! forest.extend(&leaves, 30)?;
+//! let mut planner = Planner::new(PlanConfig::new(Grouping::Flatten, 4, 128, 16))?;
+//! let plan = planner.plan(&forest.view(&leaves)?)?;
+//! assert_eq!((plan.queries(), plan.shares()), (8, 16));
+//! assert!(plan.imbalance() < 1.2);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod check;
 mod config;

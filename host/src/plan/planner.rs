@@ -84,9 +84,11 @@ impl Planner {
         } = self;
         let (max_queries, shares) = (config.max_queries(), config.shares);
         match config.grouping {
-            Grouping::PerQuery => sequence.paths(view),
-            Grouping::Flatten => sequence.depth_first(view, max_queries, Some((costs, shares))),
-            Grouping::Node | Grouping::NodeChunk => sequence.depth_first(view, max_queries, None),
+            Grouping::PerQuery => sequence.paths(view, costs),
+            Grouping::Flatten => sequence.depth_first(view, max_queries, costs, Some(shares)),
+            Grouping::Node | Grouping::NodeChunk => {
+                sequence.depth_first(view, max_queries, costs, None);
+            }
         }
         match config.grouping {
             Grouping::PerQuery | Grouping::Flatten => {

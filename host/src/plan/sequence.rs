@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::cost::{Costs, Groups, PAGE_GROUPS};
-use super::tiles::{for_each_part, tile_edges, tile_queries};
+use super::tiles::{for_each_part, tile_edges, tile_queries, work_ns};
 use crate::tree::{Run, TreeView};
 use kernels_gpu::layout::CORE;
 
@@ -24,16 +24,19 @@ pub(super) struct Piece {
     pub(super) groups: u32,
     /// Other row tiles have the same pages.
     pub(super) shared: bool,
+    /// Cost of a token group in an item of its own.
+    pub(super) rate: f64,
 }
 
 impl Piece {
-    fn whole(index: usize, run: &Run, queries: Range<u32>) -> Self {
+    fn whole(index: usize, run: &Run, queries: Range<u32>, shared: bool, costs: &Costs) -> Self {
         Self {
             run: index as u32,
+            rate: costs.rates(queries.end - queries.start).of(shared),
             queries,
             pages: 0..run.pages.end - run.pages.start,
             groups: run.tokens.div_ceil(CORE),
-            shared: false,
+            shared,
         }
     }
 }
@@ -81,21 +84,19 @@ impl Sequence {
         });
     }
 
-    /// Every tree depth first, in row tiles of at most `max_queries`; with `costs` and a number of
-    /// shares, in narrower ones where that is cheaper.
+    /// Every tree depth first, in row tiles of at most `max_queries`; with a number of shares, in
+    /// narrower ones where those are then cheaper.
     pub(super) fn depth_first(
         &mut self,
         view: &TreeView,
         max_queries: u32,
-        costs: Option<(&Costs, u32)>,
+        costs: &Costs,
+        shares: Option<u32>,
     ) {
         self.clear();
-        let share_ns = costs.map_or(0.0, |(costs, shares)| {
-            let work = view.runs.iter().filter(|run| counts(run)).map(|run| {
-                let queries = (run.queries.end - run.queries.start).min(max_queries);
-                f64::from(run.tokens.div_ceil(CORE)) * costs.rates(queries).of(false)
-            });
-            work.sum::<f64>() / f64::from(shares) + costs.item_ns
+        let share_ns = shares.map(|shares| {
+            let work = work_ns(&view.runs, max_queries, costs);
+            work / f64::from(shares) + costs.item_ns
         });
         let mut at = 0;
         while at < view.runs.len() {
@@ -110,30 +111,29 @@ impl Sequence {
                 .position(|run| run.queries.start >= top.queries.end)
                 .unwrap_or(below.len());
             let queries = top.queries.end - top.queries.start;
-            let tile = costs.map_or(
-                queries.div_ceil(queries.div_ceil(max_queries)),
-                |(costs, _)| tile_queries(&below[..len], max_queries, costs, share_ns),
-            );
+            let widest = queries.div_ceil(queries.div_ceil(max_queries));
+            let tile = share_ns.map_or(widest, |share_ns| {
+                tile_queries(&below[..len], widest, costs, share_ns)
+            });
             if tile == queries {
                 let first = self.pieces.len();
                 for (i, run) in below[..len].iter().enumerate().filter(|(_, r)| counts(r)) {
+                    let queries = run.queries.clone();
                     self.pieces
-                        .push(Piece::whole(at + i, run, run.queries.clone()));
+                        .push(Piece::whole(at + i, run, queries, false, costs));
                 }
                 self.push_unit(first..self.pieces.len(), top.queries.clone());
             } else {
-                let most = costs.map_or(max_queries, |(costs, _)| {
-                    costs.tile_queries(tile).min(max_queries)
-                });
+                let most = costs.tile_queries(tile).min(max_queries);
                 tile_edges(&below[..len], tile, most, &mut self.edges);
-                self.push_tiles(&view.runs, at..at + len);
+                self.push_tiles(&view.runs, at..at + len, costs);
             }
             at += len;
         }
     }
 
     /// The tree `runs[range]`, one unit for each of the row tiles in `edges`.
-    fn push_tiles(&mut self, runs: &[Run], range: Range<usize>) {
+    fn push_tiles(&mut self, runs: &[Run], range: Range<usize>, costs: &Costs) {
         let tree = &runs[range.clone()];
         let tiles = self.edges.len() - 1;
         self.places.clear();
@@ -143,16 +143,14 @@ impl Sequence {
             self.places[tile + 1] += self.places[tile];
         }
         let first = self.pieces.len();
-        let blank = Piece::whole(range.start, &tree[0], 0..0);
+        let blank = Piece::whole(range.start, &tree[0], 0..0, false, costs);
         self.pieces
             .resize(first + self.places[tiles] as usize, blank);
         let (pieces, places) = (&mut self.pieces[first..], &mut self.places);
         for_each_part(tree, &self.edges, |i, tile, queries| {
             let shared = queries != tree[i].queries;
-            pieces[places[tile] as usize] = Piece {
-                shared,
-                ..Piece::whole(range.start + i, &tree[i], queries)
-            };
+            pieces[places[tile] as usize] =
+                Piece::whole(range.start + i, &tree[i], queries, shared, costs);
             places[tile] += 1;
         });
         let mut begin = first;
@@ -165,7 +163,7 @@ impl Sequence {
 
     /// Every query's path from the root, one unit a query. Pages of which the query sees no token are
     /// left out.
-    pub(super) fn paths(&mut self, view: &TreeView) {
+    pub(super) fn paths(&mut self, view: &TreeView, costs: &Costs) {
         self.clear();
         self.path.clear();
         let mut next = 0;
@@ -184,7 +182,7 @@ impl Sequence {
             let first = self.pieces.len();
             for &index in &self.path {
                 let run = &view.runs[index as usize];
-                let piece = Piece::whole(index as usize, run, query..query + 1);
+                let piece = Piece::whole(index as usize, run, query..query + 1, false, costs);
                 match run.mask {
                     None => self.pieces.push(piece),
                     Some(mask) => push_seen_pages(&mut self.pieces, view, run, mask, piece),

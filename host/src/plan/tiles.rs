@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::cost::{Costs, Groups};
+use super::cost::Costs;
 use super::sequence::counts;
 use crate::tree::Run;
 use kernels_gpu::layout::CORE;
@@ -14,25 +14,25 @@ use kernels_gpu::layout::CORE;
 /// A wider tile is kept unless a narrower one is cheaper by this.
 const WORTH: f64 = 0.98;
 
-/// Queries a tile of `tree` should have: what makes its shares cheapest, when a share is to cost about
-/// `share_ns`.
-pub(super) fn tile_queries(tree: &[Run], max: u32, costs: &Costs, share_ns: f64) -> u32 {
+/// Queries a tile of `tree` should have: `widest`, or fewer where that makes its shares cheaper, when a
+/// share is to cost about `share_ns`.
+pub(super) fn tile_queries(tree: &[Run], widest: u32, costs: &Costs, share_ns: f64) -> u32 {
     let queries = tree[0].queries.end - tree[0].queries.start;
-    let mut best = queries.div_ceil(queries.div_ceil(max));
+    let mut best = widest;
     if !costs.is_wide(best) {
         return best;
     }
-    let shares = (work_ns(tree, best, costs) / share_ns).max(1.0);
+    let work = work_ns(tree, best, costs);
+    let shares = (work / share_ns).max(1.0);
     if shares < 2.0 && best == queries {
         return best;
     }
-    let cost = |tile: u32| {
-        work_ns(tree, tile, costs) / shares + costs.item_ns + f64::from(tile) * costs.slot_ns
-    };
-    let mut best_cost = cost(best);
+    let cost =
+        |work: f64, tile: u32| work / shares + costs.item_ns + f64::from(tile) * costs.slot_ns;
+    let mut best_cost = cost(work, best);
     let mut tile = best.div_ceil(2);
     while costs.is_wide(2 * tile - 1) {
-        let tile_cost = cost(tile);
+        let tile_cost = cost(work_ns(tree, tile, costs), tile);
         if tile_cost < WORTH * best_cost {
             (best, best_cost) = (tile, tile_cost);
         }
@@ -45,19 +45,17 @@ pub(super) fn tile_queries(tree: &[Run], max: u32, costs: &Costs, share_ns: f64)
 }
 
 /// Cost of all token groups of `tree` in tiles of `tile` queries.
-fn work_ns(tree: &[Run], tile: u32, costs: &Costs) -> f64 {
-    tree.iter()
-        .map(|run| {
-            let queries = run.queries.end - run.queries.start;
-            let tiles = queries.div_ceil(tile);
-            let mut groups = Groups::default();
-            groups.add(
-                f64::from(run.tokens.div_ceil(CORE)) * f64::from(tiles),
-                tiles > 1,
-            );
-            costs.rates(queries.min(tile)).cost(groups)
-        })
-        .sum()
+pub(super) fn work_ns(tree: &[Run], tile: u32, costs: &Costs) -> f64 {
+    let runs = tree.iter().map(|run| {
+        let queries = run.queries.end - run.queries.start;
+        let groups = f64::from(run.tokens.div_ceil(CORE));
+        if queries <= tile {
+            groups * costs.rates(queries).of(false)
+        } else {
+            groups * f64::from(queries.div_ceil(tile)) * costs.rates(tile).of(true)
+        }
+    });
+    runs.sum()
 }
 
 /// Cuts a tree's queries into tiles of about `tile` and at most `max`, at a child's edge where one is
