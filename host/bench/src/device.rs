@@ -7,7 +7,7 @@ use crate::compare::Outputs;
 use crate::cpu::CpuSession;
 use crate::gpu::{Gpu, Repeats};
 use crate::problem::Problem;
-use crate::session::Session;
+use crate::session::{Part, Session};
 use crate::stats::Spread;
 
 #[derive(Debug)]
@@ -111,8 +111,16 @@ impl Runner<'_> {
     /// Microseconds of attention over the plan that was loaded.
     pub(crate) fn time(&mut self, plan: &Plan, repeats: Repeats, what: &str) -> Result<Spread> {
         match self {
-            Self::Gpu(session) => session.time(repeats, what),
+            Self::Gpu(session) => session.time(Part::Whole, repeats, what),
             Self::Cpu(session) => session.time(plan, repeats),
+        }
+    }
+
+    /// Median microseconds of attention without its merge; none on the CPU.
+    pub(crate) fn time_partial(&self, repeats: Repeats, what: &str) -> Result<Option<f64>> {
+        match self {
+            Self::Gpu(session) => Ok(Some(session.time(Part::Partial, repeats, what)?.median)),
+            Self::Cpu(_) => Ok(None),
         }
     }
 }

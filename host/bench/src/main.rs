@@ -106,6 +106,13 @@ pub(crate) enum GroupingArg {
 impl GroupingArg {
     pub(crate) const ALL: [Self; 4] = [Self::PerQuery, Self::Node, Self::NodeChunk, Self::Flatten];
 
+    /// The name of any grouping.
+    pub(crate) fn name_of(grouping: Grouping) -> &'static str {
+        let mut all = Self::ALL.into_iter();
+        all.find(|&argument| Grouping::from(argument) == grouping)
+            .map_or("other", Self::name)
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::PerQuery => "per-query",

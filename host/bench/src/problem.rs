@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use deft::attention::AttentionParams;
 use deft::cache::DType;
-use deft::plan::Plan;
+use deft::plan::{Plan, PlanConfig};
 use deft::tree::TreeView;
 use deft::workload::{StepTree, StepWorkload};
 
@@ -71,7 +71,7 @@ impl Problem {
     pub(crate) fn row(
         &self,
         workload: &StepWorkload,
-        grouping: GroupingArg,
+        config: &PlanConfig,
         plan: &Plan,
         plan_us: f64,
     ) -> Row {
@@ -87,7 +87,9 @@ impl Problem {
         );
         Row {
             workload: workload.name.clone(),
-            grouping: grouping.name().to_owned(),
+            grouping: GroupingArg::name_of(config.grouping).to_owned(),
+            max_rows: config.max_rows,
+            partial_us: None,
             median_us: 0.0,
             p20_us: 0.0,
             p80_us: 0.0,
@@ -122,7 +124,7 @@ fn path_tokens(tree: &StepTree) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use deft::plan::{Grouping, PlanConfig, Planner};
+    use deft::plan::{Grouping, Planner};
 
     fn problem(name: &str) -> (StepWorkload, Problem) {
         let workloads = StepWorkload::parse(crate::trees::WORKLOADS).unwrap();
@@ -136,12 +138,12 @@ mod tests {
         let (workload, problem) = problem("qwen05_tot");
         let mut config = PlanConfig::new(Grouping::Flatten, 7, 64, 66);
         let plan = Planner::new(config).unwrap().plan(&problem.view).unwrap();
-        let row = problem.row(&workload, GroupingArg::Flatten, &plan, 0.0);
+        let row = problem.row(&workload, &config, &plan, 0.0);
         assert!((row.floor_us - 1.6).abs() < 0.05, "{}", row.floor_us);
         assert!(row.bytes_kv >= row.bytes_unique);
         config.grouping = Grouping::PerQuery;
         let per_query = Planner::new(config).unwrap().plan(&problem.view).unwrap();
-        let again = problem.row(&workload, GroupingArg::PerQuery, &per_query, 0.0);
+        let again = problem.row(&workload, &config, &per_query, 0.0);
         assert!(again.bytes_kv > 2 * row.bytes_kv, "no sharing reads more");
     }
 

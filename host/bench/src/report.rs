@@ -36,6 +36,8 @@ pub(crate) struct Row {
     pub(crate) median_us: f64,
     pub(crate) p20_us: f64,
     pub(crate) p80_us: f64,
+    /// Median without the merge, if that was asked for.
+    pub(crate) partial_us: Option<f64>,
     /// KV of all tokens once.
     pub(crate) bytes_unique: u64,
     /// All that the plan reads, whether DRAM or a cache serves it.
@@ -49,6 +51,7 @@ pub(crate) struct Row {
     pub(crate) floor_us: f64,
     pub(crate) best_peer_us: Option<f64>,
     pub(crate) shares: u32,
+    pub(crate) max_rows: u32,
     pub(crate) items: usize,
     pub(crate) partial_slots: u32,
     pub(crate) plan_us: f64,
@@ -78,10 +81,16 @@ impl Row {
             Some(us) => format!("{us:8.1} {:6.2}x", us / self.median_us),
             None => format!("{:>8} {:>7}", "-", "-"),
         };
+        let partial = match self.partial_us {
+            Some(us) => format!("; {us:.2} us without the merge"),
+            None => String::new(),
+        };
         format!(
-            "{:24} {:10} {:8.2} {:7.2}-{:<7.2} {:7.1} {:7.1} {:6.2} {peer} {:8.1e} {:5} {:5} {:5.2}",
+            "{:24} {:10} {:6} {:5} {:8.2} {:7.2}-{:<7.2} {:7.1} {:7.1} {:6.2} {peer} {:8.1e} {:5} {:5} {:5.2}{partial}",
             self.workload,
             self.grouping,
+            self.shares,
+            self.max_rows,
             self.median_us,
             self.p20_us,
             self.p80_us,
@@ -99,9 +108,11 @@ impl Row {
 /// The table's head.
 pub(crate) fn header() -> String {
     format!(
-        "{:24} {:10} {:>8} {:>7}-{:<7} {:>7} {:>7} {:>6} {:>8} {:>7} {:>8} {:>5} {:>5} {:>5}",
+        "{:24} {:10} {:>6} {:>5} {:>8} {:>7}-{:<7} {:>7} {:>7} {:>6} {:>8} {:>7} {:>8} {:>5} {:>5} {:>5}",
         "workload",
         "grouping",
+        "shares",
+        "rows",
         "us",
         "p20",
         "p80",
@@ -186,6 +197,7 @@ mod tests {
             median_us: 2.0,
             p20_us: 1.0,
             p80_us: 3.0,
+            partial_us: None,
             bytes_unique: 10,
             bytes_issued: 20,
             bytes_kv: 15,
@@ -195,6 +207,7 @@ mod tests {
             floor_us: 1.0,
             best_peer_us: None,
             shares: 1,
+            max_rows: 256,
             items: 1,
             partial_slots: 0,
             plan_us: 1.0,

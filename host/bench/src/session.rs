@@ -11,6 +11,15 @@ use crate::gpu::{Gpu, Repeats};
 use crate::stats::Spread;
 use crate::tensors::{Heads, HostPool};
 
+/// What of attention is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All of it.
+    Whole,
+    /// All but the merge.
+    Partial,
+}
+
 #[derive(Debug)]
 pub(crate) struct Session<'g> {
     pub(crate) gpu: &'g Gpu,
@@ -58,19 +67,24 @@ impl<'g> Session<'g> {
         Ok(())
     }
 
-    /// Enqueues attention over the plan that was loaded.
-    fn enqueue(&self, stream: &Stream) -> Result<(), CudaError> {
+    /// Enqueues attention over the plan that was loaded, or the part of it before the merge.
+    fn enqueue(&self, part: Part, stream: &Stream) -> Result<(), CudaError> {
         let plan = self.plan.as_ref().expect("a plan is loaded first");
         let buffers = AttendBuffers {
             q: self.q.pointer(),
             out: self.out.pointer(),
             lse: self.lse.pointer(),
         };
+        let params = &self.heads.params;
         // SAFETY: the buffers hold as many queries as the session was made for, which is what plans of
         // this problem have at most; everything runs on one stream.
         unsafe {
-            self.cache
-                .attend(0, plan, &buffers, &self.heads.params, stream.raw())
+            match part {
+                Part::Whole => self.cache.attend(0, plan, &buffers, params, stream.raw()),
+                Part::Partial => self
+                    .cache
+                    .attend_partial(0, plan, &buffers, params, stream.raw()),
+            }
         }
     }
 
@@ -96,14 +110,14 @@ impl<'g> Session<'g> {
     /// Attention over the plan that was loaded, into poisoned outputs.
     pub(crate) fn attend(&self, queries: u32, what: &str) -> Result<Outputs> {
         self.poison()?;
-        self.enqueue(&self.gpu.stream)?;
+        self.enqueue(Part::Whole, &self.gpu.stream)?;
         self.gpu.settle(what)?;
         self.outputs(queries)
     }
 
     /// Microseconds of attention over the plan that was loaded, as a replayed graph.
-    pub(crate) fn time(&self, repeats: Repeats, what: &str) -> Result<Spread> {
-        let mut graph = self.gpu.capture(|stream| self.enqueue(stream))?;
+    pub(crate) fn time(&self, part: Part, repeats: Repeats, what: &str) -> Result<Spread> {
+        let mut graph = self.gpu.capture(|stream| self.enqueue(part, stream))?;
         // SAFETY: all buffers are this session's, which outlives the graph.
         unsafe { self.gpu.time(&mut graph, repeats, what) }
     }

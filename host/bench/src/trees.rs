@@ -44,15 +44,18 @@ pub(crate) struct Args {
     /// Queries that are compared with f64, all heads each.
     #[arg(long, default_value_t = 16)]
     checked: u32,
-    /// Shares a KV head; left out, as many as fill the device.
+    /// Shares a KV head; left out, as many as fill the device. Several are tried one after the other.
+    #[arg(long, value_delimiter = ',')]
+    shares: Vec<u32>,
+    /// Most rows of a work item; several are tried one after the other.
+    #[arg(long, value_delimiter = ',')]
+    max_rows: Vec<u32>,
+    /// Pages of a node-chunk item; several are tried one after the other.
+    #[arg(long, value_delimiter = ',')]
+    chunk_pages: Vec<u32>,
+    /// Time attention without its merge as well.
     #[arg(long)]
-    shares: Option<u32>,
-    /// Most rows of a work item.
-    #[arg(long)]
-    max_rows: Option<u32>,
-    /// Pages of a node-chunk item.
-    #[arg(long)]
-    chunk_pages: Option<u32>,
+    parts: bool,
 }
 
 /// The workloads that come with the program.
@@ -122,9 +125,13 @@ fn run_workload(
         }
     }
     let mut wrong = 0;
-    for &grouping in &args.grouping {
-        let what = format!("{} {}", workload.name, grouping.name());
-        let mut planner = Planner::new(args.plan_config(grouping, &problem, &runner))?;
+    for config in args.configs(&problem, &runner) {
+        let name = GroupingArg::name_of(config.grouping);
+        let what = format!(
+            "{} {name}, {} shares, {} rows",
+            workload.name, config.shares, config.max_rows
+        );
+        let mut planner = Planner::new(config)?;
         let begin = Instant::now();
         let plan = planner.plan(view)?;
         let plan_us = begin.elapsed().as_secs_f64() * 1e6;
@@ -136,7 +143,7 @@ fn run_workload(
             continue;
         }
         let time = runner.time(&plan, repeats, &what)?;
-        let mut row = problem.row(workload, grouping, &plan, plan_us);
+        let mut row = problem.row(workload, &config, &plan, plan_us);
         row.max_rel_l2 = verdict.max_rel_l2;
         row.max_lse_error = verdict.max_lse_error;
         // The peers ran on a GPU.
@@ -144,6 +151,9 @@ fn run_workload(
             row.best_peer_us = peers.best_us(&workload.name);
         }
         row.set_time(time);
+        if args.parts {
+            row.partial_us = runner.time_partial(repeats, &what)?;
+        }
         say(&row.line());
         report.rows.push(row);
     }
@@ -151,30 +161,51 @@ fn run_workload(
 }
 
 impl Args {
-    fn plan_config(
-        &self,
-        grouping: GroupingArg,
-        problem: &Problem,
-        runner: &Runner<'_>,
-    ) -> PlanConfig {
+    /// Every combination of what was asked for.
+    fn configs(&self, problem: &Problem, runner: &Runner<'_>) -> Vec<PlanConfig> {
         let heads = &problem.heads;
-        let pages = problem.view.pages.len() as u32;
-        let shares = self.shares.unwrap_or_else(|| runner.shares(pages));
-        let mut config = PlanConfig::new(
-            Grouping::from(grouping),
-            heads.group,
-            heads.head_dim,
-            shares,
-        );
-        if let Runner::Cpu(_) = runner {
-            config.cost = CostModel::CPU_CORE;
+        let auto = [runner.shares(problem.view.pages.len() as u32)];
+        let shares: &[u32] = if self.shares.is_empty() {
+            &auto
+        } else {
+            &self.shares
+        };
+        let mut configs = Vec::new();
+        for &grouping in &self.grouping {
+            for &shares in shares {
+                let grouping = Grouping::from(grouping);
+                let mut config = PlanConfig::new(grouping, heads.group, heads.head_dim, shares);
+                if let Runner::Cpu(_) = runner {
+                    config.cost = CostModel::CPU_CORE;
+                }
+                configs.push(config);
+            }
         }
-        if let Some(rows) = self.max_rows {
-            config.max_rows = rows;
-        }
-        if let Some(pages) = self.chunk_pages {
+        let configs = vary(configs, &self.max_rows, |config, rows| {
+            config.max_rows = rows
+        });
+        vary(configs, &self.chunk_pages, |config, pages| {
             config.chunk_pages = pages;
-        }
-        config
+        })
     }
+}
+
+/// Each of `configs` with each of `values`, or as it is if there are none.
+fn vary(
+    configs: Vec<PlanConfig>,
+    values: &[u32],
+    set: impl Fn(&mut PlanConfig, u32),
+) -> Vec<PlanConfig> {
+    if values.is_empty() {
+        return configs;
+    }
+    let each = configs.into_iter().flat_map(|config| {
+        let set = &set;
+        values.iter().map(move |&value| {
+            let mut config = config;
+            set(&mut config, value);
+            config
+        })
+    });
+    each.collect()
 }

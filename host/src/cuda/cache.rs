@@ -1,5 +1,7 @@
 //! The KV cache of one device: pages, counters, and attention over them.
 
+use std::ops::Range;
+
 use super::kernels::{AttendPointers, AttentionKernels};
 use super::plan::{PlanCapacity, PlanImages, overwrite};
 use super::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Kernel, RawStream, Stream};
@@ -33,6 +35,7 @@ pub struct CudaCache {
 /// One word a slot, with the host's copy of what is there.
 #[derive(Debug)]
 struct Counters {
+    what: &'static str,
     host: Vec<u32>,
     device: DeviceBuffer<u32>,
 }
@@ -122,6 +125,18 @@ impl CudaCache {
         Ok(self.lengths.set(lengths, stream)? + self.tail_pages.set(tail_pages, stream)?)
     }
 
+    /// Makes sure that there are `slots` counters. Those that are added are zero; if there were fewer, all
+    /// have moved, and graphs captured before are not to be launched again.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`], [`CudaError::Driver`].
+    pub fn reserve_slots(&mut self, slots: usize) -> Result<(), CudaError> {
+        for counters in [&mut self.lengths, &mut self.tail_pages] {
+            counters.reserve(&self.device, slots)?;
+        }
+        Ok(())
+    }
+
     /// Room on the device for plans within `capacity` whose queries have `group_size` heads a KV head.
     ///
     /// # Errors
@@ -153,7 +168,7 @@ impl CudaCache {
     ///   work runs, until it is done; `q` and `out` are 16-byte aligned.
     /// - `stream` is a stream of the device's primary context, and nothing else that uses `plan` runs at
     ///   the same time on another stream.
-    /// - The plan's pages are below the cache's number of pages.
+    /// - The plan's pages and length counters are the cache's.
     ///
     /// # Errors
     /// [`CudaError::NoSuchLayer`], [`CudaError::Launch`].
@@ -165,20 +180,72 @@ impl CudaCache {
         params: &AttentionParams,
         stream: RawStream,
     ) -> Result<(), CudaError> {
+        // SAFETY: the caller's.
+        unsafe {
+            self.attend_partial(layer, plan, buffers, params, stream)?;
+            self.merge(plan, buffers, stream)
+        }
+    }
+
+    /// The first half of [`CudaCache::attend`]: rows that one work item has alone go to `buffers`, those
+    /// that several share to the plan's partial results.
+    ///
+    /// # Safety
+    /// As [`CudaCache::attend`].
+    ///
+    /// # Errors
+    /// [`CudaError::NoSuchLayer`], [`CudaError::Launch`].
+    pub unsafe fn attend_partial(
+        &self,
+        layer: u32,
+        plan: &CudaPlan,
+        buffers: &AttendBuffers,
+        params: &AttentionParams,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
         let pointers = AttendPointers {
-            q: buffers.q,
             pool: self.plane(layer)?,
-            lengths: self.lengths.device.pointer(),
-            out: buffers.out,
-            lse: buffers.lse,
-            partial_o: plan.partial_o.pointer(),
-            partial_lse: plan.partial_lse.pointer(),
+            ..self.pointers(plan, buffers)
         };
         // SAFETY: the caller vouches for buffers and stream; pool, counters and partials are ours and as
         // large as the plan's capacity says.
         unsafe {
             self.kernels
                 .attend(&plan.images, plan.group_size, &pointers, params, stream)
+        }
+    }
+
+    /// The second half of [`CudaCache::attend`]: merges partial results into `buffers`, in an order that
+    /// the plan fixes.
+    ///
+    /// # Safety
+    /// As [`CudaCache::attend`].
+    ///
+    /// # Errors
+    /// [`CudaError::Launch`].
+    pub unsafe fn merge(
+        &self,
+        plan: &CudaPlan,
+        buffers: &AttendBuffers,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let pointers = self.pointers(plan, buffers);
+        // SAFETY: as in `attend_partial`.
+        unsafe {
+            self.kernels
+                .merge(&plan.images, plan.group_size, &pointers, stream)
+        }
+    }
+
+    fn pointers(&self, plan: &CudaPlan, buffers: &AttendBuffers) -> AttendPointers {
+        AttendPointers {
+            q: buffers.q,
+            pool: self.pool.pointer(),
+            lengths: self.lengths.device.pointer(),
+            out: buffers.out,
+            lse: buffers.lse,
+            partial_o: plan.partial_o.pointer(),
+            partial_lse: plan.partial_lse.pointer(),
         }
     }
 
@@ -213,9 +280,27 @@ impl CudaPlan {
         self.images.update(plan, stream)
     }
 
+    /// Copies only the words `dirty` of `plan`: the plan that was put there last, after
+    /// [`Plan::patch`](crate::plan::Plan::patch). Returns the bytes copied.
+    ///
+    /// # Errors
+    /// [`CudaError::PlanCapacity`] (nothing is changed), [`CudaError::Driver`].
+    pub fn patch(
+        &mut self,
+        plan: &Plan,
+        dirty: &[Range<u32>],
+        stream: &Stream,
+    ) -> Result<usize, CudaError> {
+        self.images.patch(plan, dirty, stream)
+    }
+
     /// The room set aside.
     pub fn capacity(&self) -> &PlanCapacity {
         self.images.capacity()
+    }
+    /// Query heads a KV head that it was set aside for.
+    pub fn group_size(&self) -> u32 {
+        self.group_size
     }
 }
 
@@ -225,7 +310,18 @@ impl Counters {
         Ok(Self {
             device: DeviceBuffer::from_slice(device, what, &host)?,
             host,
+            what,
         })
+    }
+
+    fn reserve(&mut self, device: &CudaDevice, slots: usize) -> Result<(), CudaError> {
+        if slots > self.host.len() {
+            let mut host = self.host.clone();
+            host.resize(slots.next_power_of_two(), 0);
+            self.device = DeviceBuffer::from_slice(device, self.what, &host)?;
+            self.host = host;
+        }
+        Ok(())
     }
 
     fn set(&mut self, values: &[u32], stream: &Stream) -> Result<usize, CudaError> {

@@ -55,7 +55,8 @@ impl AttentionKernels {
         [&self.attend, &self.merge]
     }
 
-    /// Enqueues attention over the plan, and the merge if the plan may have merge rows.
+    /// Enqueues attention over the plan: results where an item is alone with its queries, partial results
+    /// elsewhere.
     ///
     /// # Safety
     /// The pointers are valid for their documented shapes until the work is done, and `stream` belongs
@@ -68,30 +69,36 @@ impl AttentionKernels {
         params: &AttentionParams,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let arguments = PlanArguments::of(plan, group);
-        let kv_heads = self.kv_heads;
-        let attend = Launch {
-            grid: [arguments.shares, kv_heads, 1],
+        let plan = PlanArguments::of(plan, group);
+        let launch = Launch {
+            grid: [plan.shares, self.kv_heads, 1],
             overlaps_predecessor: false,
         };
-        let merge = Launch {
-            grid: [merge_blocks(&arguments, kv_heads), 1, 1],
+        let arguments = attend_arguments(pointers, &plan, self.kv_heads, params);
+        // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the caller
+        // vouches for the memory and the stream, the plan for its buffers.
+        unsafe { self.attend.launch(launch, arguments, stream) }
+    }
+
+    /// Enqueues the merge of what [`Self::attend`] left, if the plan may leave anything.
+    ///
+    /// # Safety
+    /// As [`Self::attend`].
+    pub(super) unsafe fn merge(
+        &self,
+        plan: &PlanImages,
+        group: u32,
+        pointers: &AttendPointers,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let plan = PlanArguments::of(plan, group);
+        let launch = Launch {
+            grid: [merge_blocks(&plan, self.kv_heads), 1, 1],
             overlaps_predecessor: true,
         };
-        // SAFETY: the argument lists are the kernels' own (sizes compared when they were loaded); the
-        // caller vouches for the memory and the stream, the plan for its buffers.
-        unsafe {
-            self.attend.launch(
-                attend,
-                attend_arguments(pointers, &arguments, kv_heads, params),
-                stream,
-            )?;
-            self.merge.launch(
-                merge,
-                merge_arguments(pointers, &arguments, kv_heads),
-                stream,
-            )
-        }
+        let arguments = merge_arguments(pointers, &plan, self.kv_heads);
+        // SAFETY: as in `attend`.
+        unsafe { self.merge.launch(launch, arguments, stream) }
     }
 }
 

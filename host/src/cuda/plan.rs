@@ -126,6 +126,26 @@ impl PlanImage {
         }
     }
 
+    /// Takes over the words `dirty` of `plan`, which is otherwise the one laid out here; returns the places
+    /// of these words.
+    fn patch(
+        &mut self,
+        capacity: &PlanCapacity,
+        plan: &Plan,
+        dirty: &[Range<u32>],
+    ) -> Vec<Range<usize>> {
+        let stride = plan.stride();
+        let places = dirty.iter().filter(|range| !range.is_empty()).map(|range| {
+            let share = range.start / stride;
+            let begin = (share * capacity.stride_words + range.start % stride) as usize;
+            let place = begin..begin + range.len();
+            let words = &plan.words()[range.start as usize..range.end as usize];
+            self.words[place.clone()].copy_from_slice(words);
+            place
+        });
+        places.collect()
+    }
+
     /// Lays `plan` out and returns what changed.
     fn set(&mut self, capacity: &PlanCapacity, plan: &Plan) -> Changes {
         let stride = capacity.stride_words as usize;
@@ -240,6 +260,18 @@ impl PlanImages {
                 .copy_ranges(&image.merge_slots, changes.merge_slots, stream)?)
     }
 
+    /// Copies the words `dirty` of a plan that was put here and then patched; returns the bytes copied.
+    pub(super) fn patch(
+        &mut self,
+        plan: &Plan,
+        dirty: &[Range<u32>],
+        stream: &Stream,
+    ) -> Result<usize, CudaError> {
+        self.capacity.holds(&PlanCapacity::of(plan))?;
+        let places = self.image.patch(&self.capacity, plan, dirty);
+        self.words.copy_ranges(&self.image.words, places, stream)
+    }
+
     pub(super) fn capacity(&self) -> &PlanCapacity {
         &self.capacity
     }
@@ -249,7 +281,7 @@ impl PlanImages {
 mod tests {
     use super::*;
     use crate::cache::PagePool;
-    use crate::plan::{Grouping, PlanConfig, Planner};
+    use crate::plan::{Grouping, Patch, PlanConfig, Planner};
     use crate::tree::{NodeKey, TokenForest};
 
     fn forest() -> (TokenForest, Vec<NodeKey>) {
@@ -344,6 +376,33 @@ mod tests {
         let copied: usize = changes.words.iter().map(Range::len).sum();
         let all: usize = plan(&forest, &leaves, 5).words().len();
         assert!(copied > 0 && copied < all, "{copied} of {all} words");
+    }
+
+    #[test]
+    fn a_patch_brings_the_image_to_where_an_update_would() {
+        let (mut forest, leaves) = forest();
+        let mut plan = plan(&forest, &leaves, 5);
+        let mut capacity = PlanCapacity::of(&plan).scaled(2);
+        capacity.shares = 6;
+        let mut image = PlanImage::empty(&capacity);
+        image.set(&capacity, &plan);
+        let mut device = image.clone();
+        let cursor = forest.growth_cursor();
+        forest.append(leaves[2], 64).unwrap();
+        let mut dirty = Vec::new();
+        let growth = forest.growth_since(cursor).unwrap();
+        assert_eq!(plan.patch(growth, &mut dirty), Patch::Patched);
+        let words = image.patch(&capacity, &plan, &dirty);
+        let copied: usize = words.iter().map(Range::len).sum();
+        assert!(copied > 0 && copied < 200, "{copied} words for one page");
+        let changes = Changes {
+            words,
+            ..Changes::default()
+        };
+        apply(&mut device, &image, &changes);
+        let mut expected = PlanImage::empty(&capacity);
+        expected.set(&capacity, &plan);
+        assert_eq!(device, expected);
     }
 
     #[test]
