@@ -2,9 +2,11 @@
 
 use deft::cache::PagePool;
 use deft::plan::{Grouping, Patch, Plan, PlanConfig, Planner};
-use deft::tree::{NodeKey, TokenForest};
+use deft::tree::{DraftNode, NodeKey, TokenForest};
 use deft_tests::coverage::{assert_covers, lengths, of_plan, of_view};
 use proptest::prelude::*;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 
 const GROUPINGS: [Grouping; 4] = [
     Grouping::PerQuery,
@@ -38,7 +40,65 @@ fn assert_dirty_is_all(before: &Plan, after: &Plan, dirty: &[std::ops::Range<u32
     assert!(dirty.len() <= after.shares() as usize);
 }
 
+/// A forest of some trees, forked at random and one in three with a draft below; the nodes that ask:
+/// all leaves, and the drafts.
+fn random_forest(seed: u64) -> (TokenForest, Vec<NodeKey>, Vec<NodeKey>) {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut forest = TokenForest::new(PagePool::new(1 << 16).unwrap());
+    let mut leaves = Vec::new();
+    for _ in 0..rng.random_range(1..4) {
+        leaves.push(forest.insert_root(rng.random_range(0..400)).unwrap());
+    }
+    for _ in 0..rng.random_range(0..12) {
+        let at = rng.random_range(0..leaves.len());
+        let node = leaves.swap_remove(at);
+        leaves.extend(forest.fork(node, rng.random_range(1..6)).unwrap());
+        for &leaf in &leaves {
+            if rng.random_range(0..3) == 0 {
+                forest.append(leaf, rng.random_range(1..140)).unwrap();
+            }
+        }
+    }
+    let mut queries = leaves.clone();
+    let draft = |parent| DraftNode { parent, tokens: 1 };
+    let drafts = [draft(None), draft(Some(0)), draft(Some(0)), draft(None)];
+    leaves.retain(|&leaf| {
+        if rng.random_range(0..3) > 0 {
+            return true;
+        }
+        queries.extend(forest.insert_draft(leaf, &drafts).unwrap());
+        false
+    });
+    (forest, leaves, queries)
+}
+
 proptest! {
+    #[test]
+    fn random_forests_stay_covered_while_their_leaves_grow(
+        seed in any::<u64>(),
+        steps in prop::collection::vec(1u32..40, 1..6),
+        shares in prop_oneof![Just(1u32), Just(5), Just(16)],
+    ) {
+        for grouping in GROUPINGS {
+            let (mut forest, leaves, queries) = random_forest(seed);
+            let mut planner = Planner::new(PlanConfig::new(grouping, 4, 128, shares)).unwrap();
+            let mut plan = planner.plan(&forest.view(&queries).unwrap()).unwrap();
+            let mut cursor = forest.growth_cursor();
+            for &tokens in &steps {
+                if leaves.is_empty() {
+                    break;
+                }
+                forest.extend(&leaves, tokens).unwrap();
+                let growth = forest.growth_since(cursor).unwrap();
+                if plan.patch(growth, &mut Vec::new()) == Patch::Stale {
+                    planner.plan_into(&forest.view(&queries).unwrap(), &mut plan).unwrap();
+                }
+                cursor = forest.growth_cursor();
+                assert_covers(&plan, &forest.view(&queries).unwrap());
+            }
+        }
+    }
+
     #[test]
     fn growth_over_page_edges_is_seen_after_a_patch(
         counts in prop::collection::vec(1usize..20, 1..4),
