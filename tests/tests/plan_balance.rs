@@ -3,6 +3,7 @@
 use deft::plan::{Grouping, Plan, PlanConfig, Planner, shares_for};
 use deft::workload::StepWorkload;
 use deft_tests::coverage::assert_covers;
+use deft_tests::views::random;
 use deft_tests::workloads;
 
 fn plan(workload: &StepWorkload, grouping: Grouping) -> (Plan, f64) {
@@ -32,4 +33,24 @@ fn recorded_shapes_are_cut_within_a_twentieth_or_a_page_of_even() {
             workload.name
         );
     }
+}
+
+#[test]
+fn random_forests_of_many_pages_are_cut_evenly() {
+    let (mut plans, mut uneven) = (0, 0);
+    for seed in 0..400 {
+        let view = random(seed, 300);
+        for shares in [2, 16, 66] {
+            if view.pages.len() < 16 * shares as usize {
+                continue;
+            }
+            let config = PlanConfig::new(Grouping::Flatten, 4, 128, shares);
+            let plan = Planner::new(config).unwrap().plan(&view).unwrap();
+            assert!(plan.imbalance() < 1.15, "seed {seed}\n{plan}");
+            plans += 1;
+            uneven += u32::from(plan.imbalance() > 1.05);
+        }
+    }
+    // A cut that would need partial slots can cost more than it evens out.
+    assert!(plans > 500 && uneven * 50 < plans, "{uneven} of {plans}");
 }
