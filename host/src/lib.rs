@@ -1,4 +1,27 @@
-//! Tree attention for LLM decoding.
+//! Tree attention for LLM decoding: queries that share a prefix read its keys and values once.
+//!
+//! ```
+//! use deft::{CacheConfig, DType, Device, Grouping, TreeCache, bf16};
+//!
+//! let config = CacheConfig { layers: 1, q_heads: 8, kv_heads: 2, head_dim: 64, dtype: DType::Bf16,
+//!     capacity_bytes: 4 << 20, ..CacheConfig::default() };
+//! let mut cache = TreeCache::new(&Device::best(), config)?;
+//! let prompt = cache.insert_root(100)?;
+//! let kv = vec![bf16::ONE; 100 * 2 * 64]; // [tokens, kv_heads, head_dim]
+//! cache.append_tokens(0, prompt, 0..100, &kv, &kv)?;
+//! let leaves = cache.fork(prompt, 3)?; // three continuations; nothing is copied
+//! let mut plan = cache.plan(&leaves, Grouping::Flatten)?;
+//! let (q, mut out) = (vec![bf16::ONE; 3 * 8 * 64], vec![bf16::ZERO; 3 * 8 * 64]);
+//! for _ in 0..5 {
+//!     cache.step(&mut plan)?; // a token more on each leaf, the plan with it
+//!     let layer = 0; // every layer, with the same plan
+//!     cache.append(layer, &plan, &kv[..3 * 2 * 64], &kv[..3 * 2 * 64])?;
+//!     cache.attend(layer, &plan, &q, &mut out)?;
+//! }
+//! assert!(out.iter().all(|&x| x == bf16::ONE));
+//! cache.prune(leaves[1])?; // its pages return; `leaves[0]` and `leaves[2]` go on with a new plan
+//! # Ok::<(), deft::CacheError>(())
+//! ```
 //!
 //! Modules point one way: [`tree`] and [`cache`] are metadata, [`plan`] turns them into plain arrays,
 //! [`attention`] runs a plan.
@@ -9,5 +32,12 @@ pub mod cache;
 pub mod cuda;
 pub mod plan;
 pub mod tree;
+mod tree_cache;
 #[cfg(feature = "serde")]
 pub mod workload;
+
+pub use cache::{DType, KvElement};
+pub use half::{bf16, f16};
+pub use plan::Grouping;
+pub use tree::{DraftNode, NodeKey};
+pub use tree_cache::{CacheConfig, CacheError, Device, PlanUpdate, TreeCache, TreePlan};

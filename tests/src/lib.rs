@@ -2,5 +2,6 @@
 
 pub mod coverage;
 pub mod problem;
+pub mod shadow;
 pub mod views;
 pub mod workloads;

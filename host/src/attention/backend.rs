@@ -4,7 +4,7 @@ use kernels_gpu::abi::{AppendTarget, TokenMove};
 
 use super::BackendError;
 use crate::cache::{CacheShape, Elements, ElementsMut, PageId};
-use crate::plan::Plan;
+use crate::plan::{Grouping, Plan, PlanConfig};
 
 /// A KV cache on some device, and attention over it.
 ///
@@ -20,6 +20,14 @@ pub trait Backend: std::fmt::Debug + Send {
 
     /// Programs a KV head that a plan should be cut into to keep this device busy.
     fn shares(&self) -> u32;
+
+    /// How to plan for this cache on this device, with `group_size` query heads a KV head.
+    fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
+        let shape = self.shape();
+        let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, self.shares());
+        config.element_bytes = shape.dtype.bytes() as u32;
+        config
+    }
 
     /// Writes K and V of new tokens of one layer: row `i` of `k` and `v`, both
     /// `[targets, kv_heads, head_dim]`, goes where `targets[i]` says. Targets are distinct.

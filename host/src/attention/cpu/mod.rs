@@ -20,6 +20,7 @@ use self::merge::Sources;
 use super::check::{check_append, check_attend, check_moves, resolve};
 use super::{Attend, Backend, BackendError, Counters};
 use crate::cache::{CacheShape, DType, Elements, HostPages, KvElement, ShapeError};
+use crate::plan::{CostModel, Grouping, PlanConfig};
 
 /// Shares a KV head and thread: enough for the last task of one thread not to keep the others waiting.
 const TASKS_PER_THREAD: u32 = 4;
@@ -105,6 +106,14 @@ impl<T: KvElement> Backend for CpuBackend<T> {
     fn shares(&self) -> u32 {
         let tasks = rayon::current_num_threads() as u32 * TASKS_PER_THREAD;
         tasks.div_ceil(self.shape().kv_heads)
+    }
+
+    fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
+        let shape = self.shape();
+        let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, self.shares());
+        config.element_bytes = shape.dtype.bytes() as u32;
+        config.cost = CostModel::CPU_CORE;
+        config
     }
 
     fn append(

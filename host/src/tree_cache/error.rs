@@ -1,0 +1,55 @@
+//! Why a cache refused.
+
+use crate::attention::BackendError;
+use crate::cache::{PoolError, ShapeError};
+use crate::plan::PlanError;
+use crate::tree::{ForestError, NodeKey};
+
+/// Why a [`TreeCache`](super::TreeCache) refused. Unless a device failed, the cache is as it was.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// Query heads do not go with KV heads.
+    #[error("q_heads is {q_heads}; it must be a positive multiple of kv_heads, {kv_heads}")]
+    Heads {
+        /// Query heads asked for.
+        q_heads: u32,
+        /// KV heads asked for.
+        kv_heads: u32,
+    },
+    /// A dimension of the cache is out of range.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The page pool cannot be as large as asked for.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The forest refused.
+    #[error(transparent)]
+    Forest(#[from] ForestError),
+    /// The planner refused.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// An argument of an append or of attention is wrong, or the device failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// Nodes were added, removed, or grew into new pages since the plan was made.
+    #[error("the plan is out of date: {change} since it was made; update it")]
+    StalePlan {
+        /// What happened.
+        change: &'static str,
+    },
+    /// The plan was made by another cache.
+    #[error("the plan was made by another cache")]
+    ForeignPlan,
+    /// A node whose last token was to be written has none.
+    #[error("{node:?}, query {index} of the plan, holds no token to write")]
+    NoToken {
+        /// The node.
+        node: NodeKey,
+        /// Its index among the plan's leaves.
+        index: usize,
+    },
+    /// The device cannot be opened, or has no room for the cache.
+    #[error(transparent)]
+    Device(Box<dyn std::error::Error + Send + Sync>),
+}

@@ -1,0 +1,116 @@
+//! A cache as one would write it down: every token's K and V by node, and attention by its definition.
+
+use std::collections::HashMap;
+
+use deft::attention::reference::{self, ReferenceOutput, ReferenceParams};
+use deft::tree::{Run, TreeView};
+use deft::{KvElement, NodeKey, TreeCache};
+use kernels_gpu::abi::PAGE_TOKENS;
+
+/// K and V of one token, `[layer][k, v][kv_heads, head_dim]`.
+pub type Token = Vec<[Vec<f64>; 2]>;
+
+/// What a [`TreeCache`] should hold.
+#[derive(Debug, Default)]
+pub struct Shadow {
+    nodes: HashMap<NodeKey, Node>,
+}
+
+#[derive(Debug)]
+struct Node {
+    parent: Option<NodeKey>,
+    tokens: Vec<Token>,
+}
+
+impl Shadow {
+    /// Adds a node without tokens.
+    pub fn insert(&mut self, node: NodeKey, parent: Option<NodeKey>) {
+        let tokens = Vec::new();
+        self.nodes.insert(node, Node { parent, tokens });
+    }
+
+    /// Adds a token to a node.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn push(&mut self, node: NodeKey, token: Token) {
+        self.nodes.get_mut(&node).unwrap().tokens.push(token);
+    }
+
+    /// The tokens of a node.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn tokens(&self, node: NodeKey) -> &[Token] {
+        &self.nodes[&node].tokens
+    }
+
+    /// Tokens on the path from the root down to `node`.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn path(&self, node: NodeKey) -> Vec<&Token> {
+        let parents = std::iter::successors(Some(node), |node| self.nodes[node].parent);
+        let mut nodes: Vec<_> = parents.collect();
+        nodes.reverse();
+        nodes
+            .iter()
+            .flat_map(|node| &self.nodes[node].tokens)
+            .collect()
+    }
+
+    /// Attention of `q`, `[leaves, q_heads, head_dim]`, at `leaves` of `cache`.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn attend<T: KvElement>(
+        &self,
+        cache: &TreeCache,
+        layer: usize,
+        leaves: &[NodeKey],
+        q: &[T],
+    ) -> ReferenceOutput {
+        let config = cache.config();
+        let model = config.params();
+        let params = ReferenceParams {
+            q_heads: config.q_heads as usize,
+            kv_heads: config.kv_heads as usize,
+            head_dim: config.head_dim as usize,
+            scale: model.scale.into(),
+            soft_cap: model.soft_cap.map(f64::from),
+        };
+        let q: Vec<f64> = q.iter().map(|value| value.to_f32().into()).collect();
+        let paths: Vec<_> = leaves.iter().map(|&leaf| self.path(leaf)).collect();
+        let (view, places) = separate_sequences(paths.iter().map(Vec::len));
+        reference::attend(&view, &params, &q, |page, token, head| {
+            let (path, first) = places[page as usize];
+            let [k, v] = &paths[path][first + token as usize][layer];
+            let row = head * params.head_dim..(head + 1) * params.head_dim;
+            (&k[row.clone()], &v[row])
+        })
+    }
+}
+
+/// A view in which nothing is shared, and of each page the sequence and its first token.
+fn separate_sequences(lengths: impl Iterator<Item = usize>) -> (TreeView, Vec<(usize, usize)>) {
+    let mut view = TreeView::default();
+    let mut places = Vec::new();
+    for (sequence, tokens) in lengths.enumerate() {
+        let first = view.pages.len() as u32;
+        for at in (0..tokens).step_by(PAGE_TOKENS as usize) {
+            view.pages.push(places.len() as u32);
+            places.push((sequence, at));
+        }
+        view.runs.push(Run {
+            parent: None,
+            queries: view.queries..view.queries + 1,
+            tokens: tokens as u32,
+            pages: first..view.pages.len() as u32,
+            length_slot: None,
+            mask: None,
+        });
+        view.query_order.push(view.queries);
+        view.queries += 1;
+    }
+    (view, places)
+}
