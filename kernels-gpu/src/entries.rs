@@ -51,14 +51,28 @@ pub struct Entry {
 }
 
 /// Every entry point of this crate.
-pub const ENTRIES: &[Entry] = &[Entry {
-    name: "read_flush",
-    group: "bench",
-    archs: &Arch::ALL,
-    threads: 512,
-    min_blocks: 2,
-    shared_bytes: 0,
-}];
+pub const ENTRIES: &[Entry] = &[
+    plain("read_flush", "bench", 512),
+    plain("advance_counters", "cache", 256),
+    plain("append_d64", "cache", 256),
+    plain("append_d128", "cache", 256),
+    plain("append_d256", "cache", 256),
+    plain("copy_d64", "cache", 256),
+    plain("copy_d128", "cache", 256),
+    plain("copy_d256", "cache", 256),
+];
+
+/// A kernel for all architectures that uses no shared memory and few registers.
+const fn plain(name: &'static str, group: &'static str, threads: u32) -> Entry {
+    Entry {
+        name,
+        group,
+        archs: &Arch::ALL,
+        threads,
+        min_blocks: 2,
+        shared_bytes: 0,
+    }
+}
 
 /// The row of `name` for `arch`.
 pub fn find(name: &str, arch: Arch) -> Option<&'static Entry> {

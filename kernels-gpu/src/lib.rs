@@ -11,6 +11,8 @@
 
 pub mod abi;
 #[cfg(target_arch = "nvptx64")]
+pub mod cache;
+#[cfg(target_arch = "nvptx64")]
 pub mod device;
 pub mod entries;
 #[cfg(target_arch = "nvptx64")]

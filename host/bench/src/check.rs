@@ -8,6 +8,7 @@ use deft::cache::DType;
 use deft::plan::{Grouping, PlanConfig, Planner};
 
 use crate::compare::{Oracle, sample};
+use crate::decode::{self, Outcome};
 use crate::forests::{Asked, random_forest};
 use crate::gpu::Gpu;
 use crate::random::Random;
@@ -43,6 +44,9 @@ pub(crate) struct Args {
     /// Runs that have to give the same bits.
     #[arg(long, default_value_t = 20)]
     runs: u32,
+    /// Steps of each decode loop, all under one captured graph.
+    #[arg(long, default_value_t = 300)]
+    steps: u32,
     /// Where the random numbers start.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -113,9 +117,67 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         ));
     }
     let cases: u32 = tallies.values().map(|tally| tally.cases).sum();
-    let wrong: u32 = tallies.values().map(|tally| tally.wrong).sum();
+    let mut wrong: u32 = tallies.values().map(|tally| tally.wrong).sum();
     say(&format!("{cases} cases, {wrong} wrong"));
+    if args.steps > 0 {
+        wrong += decode_loops(args, &gpu)?;
+    }
     Ok(wrong as usize)
+}
+
+/// Decodes under one graph with each kernel variant; the number of loops that went wrong.
+fn decode_loops(args: &Args, gpu: &Gpu) -> Result<u32> {
+    say(&format!(
+        "{:28} {:>6} {:>9} {:>8} {:>11} {:>8} {:>10} {:>10}",
+        "decode loop, one graph",
+        "steps",
+        "untouched",
+        "patched",
+        "patch bytes",
+        "planned",
+        "rel L2",
+        "LSE error"
+    ));
+    let mut wrong = 0;
+    for head_dim in HEAD_DIMS {
+        for dtype in DTYPES {
+            let variant = format!("{dtype}_d{head_dim}");
+            if args
+                .filter
+                .as_ref()
+                .is_some_and(|name| !variant.contains(name))
+            {
+                continue;
+            }
+            for grouping in [GroupingArg::Flatten, GroupingArg::Node] {
+                let outcome = decode::run(gpu, dtype, head_dim, grouping.into(), args.steps)
+                    .with_context(|| format!("decode loop, {variant} {}", grouping.name()))?;
+                wrong += u32::from(outcome.problem.is_some());
+                say(&decode_line(
+                    &format!("{variant} {}", grouping.name()),
+                    &outcome,
+                ));
+            }
+        }
+    }
+    Ok(wrong)
+}
+
+fn decode_line(name: &str, outcome: &Outcome) -> String {
+    let line = format!(
+        "{name:28} {:6} {:9} {:8} {:11} {:8} {:10.1e} {:10.1e}",
+        outcome.steps,
+        outcome.untouched,
+        outcome.patched,
+        outcome.patch_bytes,
+        outcome.planned,
+        outcome.max_rel_l2,
+        outcome.max_lse_error
+    );
+    match &outcome.problem {
+        Some(problem) => format!("{line}  WRONG: {problem}"),
+        None => line,
+    }
 }
 
 /// One grouping of one case.

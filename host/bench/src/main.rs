@@ -6,6 +6,7 @@
 mod check;
 mod compare;
 mod cpu;
+mod decode;
 mod device;
 mod forests;
 mod gpu;

@@ -10,8 +10,8 @@ use rayon::prelude::*;
 
 use crate::random::{Random, normal_pair};
 
-/// What slots without a token hold: finite (stale data of a former owner is), and loud if it is read.
-const POISON: f32 = 3e4;
+/// What slots without a token hold: whatever a former owner left, so kernels must not let it through.
+const POISON: f32 = f32::NAN;
 
 /// The nearest `dtype` number to `value`, 16 bits.
 pub(crate) fn encode(dtype: DType, value: f32) -> u16 {
@@ -127,6 +127,35 @@ impl HostPool {
         let [k, v] = rows;
         let first = page * PAGE_TOKENS;
         ((first..first + PAGE_TOKENS).collect(), k, v)
+    }
+
+    /// Writes random K and V of one token; returns `(k, v)` as `[kv_heads, head_dim]`.
+    pub(crate) fn write_token(
+        &mut self,
+        page: u32,
+        token: u32,
+        random: &mut Random,
+    ) -> (Vec<u16>, Vec<u16>) {
+        let Heads {
+            dtype,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.heads;
+        let mut rows = (Vec::new(), Vec::new());
+        for kv_head in 0..kv_heads {
+            let base = page as usize * self.heads.page_elements()
+                + (kv_head * page_elements(head_dim)) as usize;
+            for dim in 0..head_dim {
+                let offset = base + element_offset(head_dim, token, dim) as usize;
+                let [k, v] = normal_pair(random.next()).map(|value| encode(dtype, value));
+                self.elements[offset] = k;
+                self.elements[offset + half_page_elements(head_dim) as usize] = v;
+                rows.0.push(k);
+                rows.1.push(v);
+            }
+        }
+        rows
     }
 
     /// K and V of one token and KV head: `[head_dim]` each, added to `k` and `v`.

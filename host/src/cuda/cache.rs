@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::kernels::{AttendPointers, AttentionKernels};
 use super::plan::{PlanCapacity, PlanImages, overwrite};
+use super::writers::{Append, CachePointers, WriterKernels};
 use super::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Kernel, RawStream, Stream};
 use crate::attention::AttentionParams;
 use crate::cache::{CacheShape, DType};
@@ -30,6 +31,7 @@ pub struct CudaCache {
     lengths: Counters,
     tail_pages: Counters,
     kernels: AttentionKernels,
+    writers: WriterKernels,
 }
 
 /// One word a slot, with the host's copy of what is there.
@@ -67,6 +69,7 @@ impl CudaCache {
         pool.fill_bytes(0, &Stream::legacy(device))?;
         Ok(Self {
             kernels,
+            writers: WriterKernels::new(device, &shape)?,
             pool,
             lengths: Counters::new(device, "length counters", slots)?,
             tail_pages: Counters::new(device, "tail pages", slots)?,
@@ -123,6 +126,95 @@ impl CudaCache {
             }
         }
         Ok(self.lengths.set(lengths, stream)? + self.tail_pages.set(tail_pages, stream)?)
+    }
+
+    /// Says that the device's counters have these lengths by now, since [`CudaCache::advance`] ran there:
+    /// nothing is copied, and later [`CudaCache::set_counters`] compare with them.
+    ///
+    /// # Errors
+    /// [`CudaError::Length`] for more than the cache's slots.
+    pub fn assume_lengths(&mut self, lengths: &[u32]) -> Result<(), CudaError> {
+        let expected = self.lengths.host.len();
+        match self.lengths.host.get_mut(..lengths.len()) {
+            Some(host) => host.copy_from_slice(lengths),
+            None => {
+                return Err(CudaError::Length {
+                    argument: "lengths",
+                    got: lengths.len(),
+                    expected,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Enqueues one more token for each counter that `targets: [count]` (live
+    /// [`AppendTarget`](kernels_gpu::abi::AppendTarget)s) names: once a decode step, before the first
+    /// layer's append. Captured, it lets a graph decode on without any host work within pages.
+    ///
+    /// # Safety
+    /// `targets` is valid until the work is done, names counters of this cache, none twice, and `stream` is
+    /// a stream of the device's primary context.
+    ///
+    /// # Errors
+    /// [`CudaError::Launch`].
+    pub unsafe fn advance(
+        &self,
+        targets: DevicePtr,
+        count: u32,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let at = self.cache_pointers(self.pool.pointer());
+        // SAFETY: the caller's.
+        unsafe { self.writers.advance(targets, count, &at, stream) }
+    }
+
+    /// Enqueues K and V of new tokens of one layer.
+    ///
+    /// # Safety
+    /// The arrays are valid for their documented shapes until the work is done and 16-byte aligned,
+    /// targets are distinct and name pages and counters of this cache, and `stream` is a stream of the
+    /// device's primary context.
+    ///
+    /// # Errors
+    /// [`CudaError::NoSuchLayer`], [`CudaError::Launch`].
+    pub unsafe fn append(
+        &self,
+        layer: u32,
+        append: &Append,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let at = self.cache_pointers(self.plane(layer)?);
+        // SAFETY: the caller's.
+        unsafe { self.writers.append(append, &at, stream) }
+    }
+
+    /// Enqueues moves of tokens, of all layers: `moves: [count]`
+    /// [`TokenMove`](kernels_gpu::abi::TokenMove)s, as if one after the other.
+    ///
+    /// # Safety
+    /// `moves` is valid until the work is done, its places lie within the cache, and `stream` is a stream
+    /// of the device's primary context.
+    ///
+    /// # Errors
+    /// [`CudaError::Launch`].
+    pub unsafe fn copy(
+        &self,
+        moves: DevicePtr,
+        count: u32,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let at = self.cache_pointers(self.pool.pointer());
+        // SAFETY: the caller's.
+        unsafe { self.writers.copy(moves, count, &at, stream) }
+    }
+
+    fn cache_pointers(&self, pool: DevicePtr) -> CachePointers {
+        CachePointers {
+            pool,
+            lengths: self.lengths.device.pointer(),
+            tail_pages: self.tail_pages.device.pointer(),
+        }
     }
 
     /// Makes sure that there are `slots` counters. Those that are added are zero; if there were fewer, all

@@ -10,12 +10,15 @@
 //! | `ptx`, `images`, `module` | kernels by name, compiled when first used |
 //! | `launch`, `kernels` | arguments and launches |
 //! | `plan` | a plan at device addresses that never change |
-//! | `cache` | pages and counters, and attention over them |
+//! | `writers` | the kernels that write the cache |
+//! | `cache` | pages and counters, and attention over them, by device pointers |
+//! | `backend` | the same for slices of the host |
 //!
 //! A program built with this module starts without a driver too; then opening a device is
 //! [`CudaError::NoDevice`]. Everything runs on the device's primary context, made current for the length
 //! of a call and put back after it, so pointers and streams of candle, cudarc or PyTorch may be used.
 
+mod backend;
 mod cache;
 mod device;
 mod error;
@@ -28,7 +31,9 @@ mod plan;
 mod ptx;
 mod stream;
 mod sys;
+mod writers;
 
+pub use backend::CudaBackend;
 pub use cache::{AttendBuffers, CudaCache, CudaPlan};
 pub use device::{CudaDevice, DevicePtr, RawStream};
 pub use error::CudaError;
@@ -37,3 +42,4 @@ pub use memory::DeviceBuffer;
 pub use module::ModuleTable;
 pub use plan::PlanCapacity;
 pub use stream::{Event, Graph, Stream};
+pub use writers::Append;

@@ -1,0 +1,305 @@
+//! The [`Backend`] of a GPU: host slices in, host slices out.
+//!
+//! For callers whose tensors are on the device already, [`CudaCache`] takes their pointers instead.
+
+use bytemuck::Pod;
+
+use super::{
+    Append, AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DeviceBuffer, PlanCapacity,
+    Stream,
+};
+use crate::attention::{
+    Attend, Backend, BackendError, Counters, check_append, check_attend, check_moves,
+};
+use crate::cache::{CacheShape, Elements};
+use crate::plan::Plan;
+use kernels_gpu::abi::{AppendTarget, NONE, TokenMove};
+
+/// Room for plans that grow: a plan that outgrows its room takes this many times what it needs.
+const PLAN_HEADROOM: u32 = 2;
+
+/// A cache on a GPU, used from the host.
+#[derive(Debug)]
+pub struct CudaBackend {
+    stream: Stream,
+    cache: CudaCache,
+    plan: Option<Loaded>,
+    q: Scratch<u16>,
+    out: Scratch<u16>,
+    lse: Scratch<f32>,
+    k: Scratch<u16>,
+    v: Scratch<u16>,
+    targets: Scratch<u32>,
+    moves: Scratch<TokenMove>,
+}
+
+/// The plan that is on the device.
+#[derive(Debug)]
+struct Loaded {
+    plan: CudaPlan,
+    /// 0 if the caller does not count.
+    revision: u64,
+}
+
+/// A device buffer that grows.
+#[derive(Debug)]
+struct Scratch<T> {
+    what: &'static str,
+    buffer: Option<DeviceBuffer<T>>,
+}
+
+impl CudaBackend {
+    /// A zeroed cache of `shape` on `device`, with a stream of its own.
+    ///
+    /// # Errors
+    /// Those of [`CudaCache::new`].
+    pub fn new(device: &CudaDevice, shape: CacheShape) -> Result<Self, CudaError> {
+        Ok(Self {
+            stream: Stream::new(device)?,
+            cache: CudaCache::new(device, shape, 64)?,
+            plan: None,
+            q: Scratch::new("queries"),
+            out: Scratch::new("outputs"),
+            lse: Scratch::new("LSEs"),
+            k: Scratch::new("keys to append"),
+            v: Scratch::new("values to append"),
+            targets: Scratch::new("append targets"),
+            moves: Scratch::new("token moves"),
+        })
+    }
+
+    /// The cache, for calls with device pointers.
+    pub fn cache(&self) -> &CudaCache {
+        &self.cache
+    }
+
+    /// Brings the counters to the device, with room for as many as there are.
+    fn set_counters(&mut self, counters: Counters<'_>) -> Result<(), CudaError> {
+        let slots = counters.lengths.len().max(counters.tail_pages.len());
+        self.cache.reserve_slots(slots)?;
+        self.cache
+            .set_counters(counters.lengths, counters.tail_pages, &self.stream)
+            .map(drop)
+    }
+
+    /// Brings the plan to the device, unless it is there.
+    fn load(&mut self, plan: &Plan, revision: u64, slots: usize) -> Result<(), BackendError> {
+        if revision != 0 && self.plan.as_ref().is_some_and(|on| on.revision == revision) {
+            return Ok(());
+        }
+        check_plan(self.cache.shape(), plan, slots)?;
+        let needed = PlanCapacity::of(plan);
+        let fits = |on: &Loaded| {
+            on.plan.capacity().holds(&needed).is_ok()
+                && on.plan.capacity().shares == needed.shares
+                && on.plan.group_size() == plan.group_size()
+        };
+        let mut room = match self.plan.take().filter(fits) {
+            Some(on) => on.plan,
+            None => self
+                .cache
+                .reserve(needed.scaled(PLAN_HEADROOM), plan.group_size())?,
+        };
+        room.update(plan, &self.stream)?;
+        self.plan = Some(Loaded {
+            plan: room,
+            revision,
+        });
+        Ok(())
+    }
+}
+
+impl Backend for CudaBackend {
+    fn shape(&self) -> &CacheShape {
+        self.cache.shape()
+    }
+
+    fn name(&self) -> String {
+        format!("CUDA ({})", self.cache.device().describe())
+    }
+
+    fn shares(&self) -> u32 {
+        (self.cache.device().multiprocessors() / self.shape().kv_heads).max(1)
+    }
+
+    fn append(
+        &mut self,
+        layer: u32,
+        targets: &[AppendTarget],
+        counters: Counters<'_>,
+        k: Elements<'_>,
+        v: Elements<'_>,
+    ) -> Result<(), BackendError> {
+        let sources = [(k.dtype(), k.len()), (v.dtype(), v.len())];
+        check_append(self.shape(), layer, targets, counters, sources)?;
+        self.set_counters(counters)?;
+        let stream = &self.stream;
+        let k = self.k.fill(stream, bytemuck::cast_slice(k.bytes()))?;
+        let v = self.v.fill(stream, bytemuck::cast_slice(v.bytes()))?;
+        let at = self.targets.fill(stream, targets)?;
+        let append = Append {
+            targets: at.pointer(),
+            count: targets.len() as u32,
+            k: k.pointer(),
+            v: v.pointer(),
+        };
+        // SAFETY: the buffers hold a row for each target, targets name pages and counters that exist
+        // (checked above), and the wait below keeps everything alive.
+        unsafe { self.cache.append(layer, &append, stream.raw()) }?;
+        Ok(stream.synchronize()?)
+    }
+
+    fn copy(&mut self, moves: &[TokenMove]) -> Result<(), BackendError> {
+        check_moves(self.shape(), moves)?;
+        let stream = &self.stream;
+        let on_device = self.moves.fill(stream, moves)?;
+        // SAFETY: pages were checked above, and the wait below keeps the moves alive.
+        unsafe {
+            self.cache
+                .copy(on_device.pointer(), moves.len() as u32, stream.raw())
+        }?;
+        Ok(stream.synchronize()?)
+    }
+
+    fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
+        check_attend(self.shape(), &call)?;
+        self.set_counters(call.counters)?;
+        self.load(call.plan, call.plan_revision, call.counters.lengths.len())?;
+        let Some(on) = &self.plan else {
+            unreachable!("the plan was just loaded");
+        };
+        let stream = &self.stream;
+        let q = self.q.fill(stream, bytemuck::cast_slice(call.q.bytes()))?;
+        let out = self.out.reserve(&self.cache, call.out.len())?;
+        let lse = match &call.lse {
+            Some(lse) => Some(self.lse.reserve(&self.cache, lse.len())?),
+            None => None,
+        };
+        let buffers = AttendBuffers {
+            q: q.pointer(),
+            out: out.pointer(),
+            lse: lse.map(DeviceBuffer::pointer).unwrap_or_default(),
+        };
+        // SAFETY: the buffers have the lengths that were checked above, the plan's pages and counters
+        // were checked when it was loaded, and the reads below wait for the work.
+        unsafe {
+            self.cache
+                .attend(call.layer, &on.plan, &buffers, &call.params, stream.raw())
+        }?;
+        let bytes = call.out.into_bytes();
+        out.read(0, bytemuck::cast_slice_mut(bytes), stream)?;
+        if let (Some(lse), Some(on_device)) = (call.lse, lse) {
+            on_device.read(0, lse, stream)?;
+        }
+        Ok(())
+    }
+}
+
+impl From<CudaError> for BackendError {
+    fn from(error: CudaError) -> Self {
+        Self::Device(Box::new(error))
+    }
+}
+
+impl<T: Pod> Scratch<T> {
+    fn new(what: &'static str) -> Self {
+        Self { what, buffer: None }
+    }
+
+    /// The buffer, at least `len` long.
+    fn reserve(&mut self, cache: &CudaCache, len: usize) -> Result<&DeviceBuffer<T>, CudaError> {
+        self.reserve_on(cache.device(), len)
+    }
+
+    fn reserve_on(
+        &mut self,
+        device: &CudaDevice,
+        len: usize,
+    ) -> Result<&DeviceBuffer<T>, CudaError> {
+        if self.buffer.as_ref().is_none_or(|buffer| buffer.len() < len) {
+            // The old one goes first: both together may not fit.
+            self.buffer = None;
+            let room = len.next_power_of_two();
+            self.buffer = Some(DeviceBuffer::uninitialized(device, self.what, room)?);
+        }
+        Ok(self.buffer.as_ref().expect("it was just made"))
+    }
+
+    /// The buffer with `data` at its front.
+    fn fill(&mut self, stream: &Stream, data: &[T]) -> Result<&DeviceBuffer<T>, CudaError> {
+        let buffer = self.reserve_on(stream.device(), data.len())?;
+        buffer.write(0, data, stream)?;
+        Ok(buffer)
+    }
+}
+
+/// Whether the plan's pages and counters exist: a kernel would read beyond the cache.
+fn check_plan(shape: &CacheShape, plan: &Plan, slots: usize) -> Result<(), BackendError> {
+    for share in 0..plan.shares() {
+        for item in plan.share(share).items() {
+            for segment in item.segments {
+                if segment.length_slot != NONE && segment.length_slot as usize >= slots {
+                    return Err(BackendError::Length {
+                        argument: "counters.lengths",
+                        found: slots,
+                        expected: segment.length_slot as usize + 1,
+                        shape: "the plan's length slots",
+                    });
+                }
+                for (index, &page) in item.pages(segment).iter().enumerate() {
+                    if page >= shape.pages {
+                        return Err(BackendError::Page {
+                            argument: "plan",
+                            index,
+                            page,
+                            pages: shape.pages,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::{DType, PagePool};
+    use crate::plan::{Grouping, PlanConfig, Planner};
+    use crate::tree::TokenForest;
+
+    #[test]
+    fn a_plan_beyond_the_cache_or_its_counters_is_refused() {
+        let mut forest = TokenForest::new(PagePool::new(8).unwrap());
+        let root = forest.insert_root(300).unwrap();
+        let config = PlanConfig::new(Grouping::Flatten, 1, 64, 2);
+        let plan = Planner::new(config)
+            .unwrap()
+            .plan(&forest.view(&[root]).unwrap())
+            .unwrap();
+        let shape = |pages| CacheShape {
+            layers: 1,
+            kv_heads: 1,
+            head_dim: 64,
+            dtype: DType::Bf16,
+            pages,
+        };
+        assert!(check_plan(&shape(8), &plan, 1).is_ok());
+        assert!(matches!(
+            check_plan(&shape(4), &plan, 1),
+            Err(BackendError::Page {
+                page: 4,
+                pages: 4,
+                ..
+            })
+        ));
+        assert!(matches!(
+            check_plan(&shape(8), &plan, 0),
+            Err(BackendError::Length {
+                argument: "counters.lengths",
+                ..
+            })
+        ));
+    }
+}

@@ -1,0 +1,193 @@
+//! The kernels that write the cache: their names and arguments.
+
+use kernels_gpu::layout::CORE;
+
+use super::{Arguments, CudaDevice, CudaError, DevicePtr, Kernel, Launch, RawStream};
+use crate::cache::CacheShape;
+
+/// Device pointers of one append.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Append {
+    /// `[count]` [`AppendTarget`](kernels_gpu::abi::AppendTarget)s; [`NONE`](kernels_gpu::abi::NONE) for
+    /// a row that goes nowhere.
+    pub targets: DevicePtr,
+    /// Number of targets.
+    pub count: u32,
+    /// `[count, kv_heads, head_dim]`, 16 bits.
+    pub k: DevicePtr,
+    /// As `k`.
+    pub v: DevicePtr,
+}
+
+/// Where the cache's own arrays are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct CachePointers {
+    /// One layer's plane, or the whole pool.
+    pub(super) pool: DevicePtr,
+    /// `[slots]`.
+    pub(super) lengths: DevicePtr,
+    /// `[slots]`.
+    pub(super) tail_pages: DevicePtr,
+}
+
+/// The kernels of one cache shape, compiled.
+#[derive(Clone, Debug)]
+pub(super) struct WriterKernels {
+    shape: CacheShape,
+    advance: Kernel,
+    append: Kernel,
+    copy: Kernel,
+}
+
+impl WriterKernels {
+    pub(super) fn new(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
+        let nowhere = CachePointers::default();
+        let (none, dim) = (Append::default(), shape.head_dim);
+        let advance = advance_arguments(DevicePtr::NULL, 0, &nowhere).sizes();
+        let append = append_arguments(&none, shape, &nowhere).sizes();
+        let copy = copy_arguments(DevicePtr::NULL, 0, shape, &nowhere).sizes();
+        Ok(Self {
+            shape: *shape,
+            advance: device.kernel("advance_counters", &advance)?,
+            append: device.kernel(&format!("append_d{dim}"), &append)?,
+            copy: device.kernel(&format!("copy_d{dim}"), &copy)?,
+        })
+    }
+
+    /// # Safety
+    /// `targets` is valid for `count` reads; each counter that one names exists, and no two name the same.
+    pub(super) unsafe fn advance(
+        &self,
+        targets: DevicePtr,
+        count: u32,
+        at: &CachePointers,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let arguments = advance_arguments(targets, count, at);
+        // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the
+        // caller's promise.
+        unsafe { launch(&self.advance, u64::from(count), arguments, stream) }
+    }
+
+    /// # Safety
+    /// The arrays are valid for their shapes and 16-byte aligned; targets are distinct, and name pages of
+    /// the pool or counters that exist.
+    pub(super) unsafe fn append(
+        &self,
+        append: &Append,
+        at: &CachePointers,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let chunks = 2 * self.shape.row_elements() as u64 / u64::from(CORE);
+        let threads = u64::from(append.count) * chunks;
+        let arguments = append_arguments(append, &self.shape, at);
+        // SAFETY: as in `advance`.
+        unsafe { launch(&self.append, threads, arguments, stream) }
+    }
+
+    /// # Safety
+    /// `moves` is valid for `count` moves, within the pool.
+    pub(super) unsafe fn copy(
+        &self,
+        moves: DevicePtr,
+        count: u32,
+        at: &CachePointers,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let chunks = 2 * self.shape.row_elements() as u64 / u64::from(CORE);
+        let threads = match count {
+            0 => 0,
+            _ => u64::from(self.shape.layers) * chunks,
+        };
+        let arguments = copy_arguments(moves, count, &self.shape, at);
+        // SAFETY: as in `advance`.
+        unsafe { launch(&self.copy, threads, arguments, stream) }
+    }
+}
+
+/// Launches at least `threads` threads.
+///
+/// # Safety
+/// As [`Kernel::launch`].
+unsafe fn launch(
+    kernel: &Kernel,
+    threads: u64,
+    arguments: Arguments,
+    stream: RawStream,
+) -> Result<(), CudaError> {
+    let blocks = threads.div_ceil(u64::from(kernel.threads));
+    let launch = Launch {
+        grid: [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1],
+        overlaps_predecessor: false,
+    };
+    // SAFETY: the caller's.
+    unsafe { kernel.launch(launch, arguments, stream) }
+}
+
+fn advance_arguments(targets: DevicePtr, count: u32, at: &CachePointers) -> Arguments {
+    Arguments::default()
+        .pointer(targets)
+        .word(count)
+        .pointer(at.lengths)
+}
+
+fn append_arguments(append: &Append, shape: &CacheShape, at: &CachePointers) -> Arguments {
+    Arguments::default()
+        .pointer(at.pool)
+        .pointer(append.k)
+        .pointer(append.v)
+        .pointer(append.targets)
+        .pointer(at.lengths)
+        .pointer(at.tail_pages)
+        .word(append.count)
+        .word(shape.kv_heads)
+}
+
+fn copy_arguments(
+    moves: DevicePtr,
+    count: u32,
+    shape: &CacheShape,
+    at: &CachePointers,
+) -> Arguments {
+    Arguments::default()
+        .pointer(at.pool)
+        .pointer(moves)
+        .word(count)
+        .word(shape.layers)
+        .word(shape.pages)
+        .word(shape.kv_heads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::DType;
+    use crate::cuda::images::Image;
+
+    #[test]
+    fn the_embedded_kernels_take_the_arguments_that_are_passed() {
+        for head_dim in crate::cache::HEAD_DIMS {
+            let shape = CacheShape {
+                layers: 1,
+                kv_heads: 1,
+                head_dim,
+                dtype: DType::Bf16,
+                pages: 1,
+            };
+            let at = CachePointers::default();
+            let append = append_arguments(&Append::default(), &shape, &at).sizes();
+            let copy = copy_arguments(DevicePtr::NULL, 0, &shape, &at).sizes();
+            let advance = advance_arguments(DevicePtr::NULL, 0, &at).sizes();
+            for capability in [(8, 0), (9, 0)] {
+                for (name, passed) in [
+                    (format!("append_d{head_dim}"), &append),
+                    (format!("copy_d{head_dim}"), &copy),
+                    ("advance_counters".to_owned(), &advance),
+                ] {
+                    let image = Image::embedded(&name, capability).unwrap();
+                    assert_eq!(&image.entry(&name).unwrap().parameters, passed, "{name}");
+                }
+            }
+        }
+    }
+}

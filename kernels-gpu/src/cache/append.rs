@@ -1,0 +1,86 @@
+//! K and V of new tokens into their pages.
+
+use super::{Chunk, THREADS};
+use crate::abi::{APPEND_LIVE, AppendTarget, NONE, PAGE_TOKENS};
+use crate::device::{global, thread};
+use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
+
+/// Writes row `i` of `k` and `v`, both `[count, kv_heads, D]`, to where `targets[i]` says, in the layer's
+/// plane `pool`; a thread a chunk of eight dims of K or V. A target [`NONE`], and one whose counter counts
+/// no token, is passed over: so a captured launch serves fewer tokens than it was made for.
+///
+/// # Safety
+/// All arrays are valid for their shapes and 16-byte aligned, targets are distinct, and name pages of the
+/// pool or counters within `lengths` and `tail_pages`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a kernel's parameters are scalars and pointers"
+)]
+#[inline(always)]
+pub unsafe fn append<const D: u32>(
+    pool: *mut u16,
+    k: *const u16,
+    v: *const u16,
+    targets: *const AppendTarget,
+    lengths: *const u32,
+    tail_pages: *const u32,
+    count: u32,
+    kv_heads: u32,
+) {
+    let index = thread::block_idx_x() * THREADS + thread::thread_idx_x();
+    // Neighbours share a row: chunk fastest, then head, then K or V, then row.
+    let chunks = kv_heads * (D / CORE);
+    let row = index / (2 * chunks);
+    if row >= count {
+        return;
+    }
+    let is_value = index / chunks % 2;
+    let chunk = index % chunks;
+    // SAFETY: `row` is below `count`; the counters exist.
+    let Some((page, token)) = (unsafe { place(targets.add(row as usize), lengths, tail_pages) })
+    else {
+        return;
+    };
+    let source = if is_value == 0 { k } else { v };
+    let from = (row * chunks + chunk) as usize * CORE as usize;
+    let (kv_head, dim) = (chunk / (D / CORE), chunk % (D / CORE) * CORE);
+    let to = page_offset(D, kv_heads, page, kv_head)
+        + u64::from(is_value * half_page_elements(D) + element_offset(D, token, dim));
+    // SAFETY: within `k` or `v` and the page, both a multiple of eight elements from an aligned start.
+    unsafe {
+        let data: Chunk = global::load_v4_u32(source.add(from).cast());
+        global::store_v4_u32(pool.add(to as usize).cast(), data);
+    }
+}
+
+/// Page and token that a target names.
+///
+/// # Safety
+/// `target` can be read, and a counter that it names exists.
+#[inline(always)]
+unsafe fn place(
+    target: *const AppendTarget,
+    lengths: *const u32,
+    tail_pages: *const u32,
+) -> Option<(u32, u32)> {
+    // SAFETY: the caller's.
+    let target = unsafe { global::load_u32(target) };
+    if target == NONE {
+        return None;
+    }
+    if target & APPEND_LIVE == 0 {
+        return Some((target / PAGE_TOKENS, target % PAGE_TOKENS));
+    }
+    let slot = (target & !APPEND_LIVE) as usize;
+    // SAFETY: the counter exists.
+    let (length, page) = unsafe {
+        (
+            global::load_u32(lengths.add(slot)),
+            global::load_u32(tail_pages.add(slot)),
+        )
+    };
+    if length == 0 || page == NONE {
+        return None;
+    }
+    Some((page, (length - 1) % PAGE_TOKENS))
+}
