@@ -119,23 +119,29 @@ fn miri() -> Result<Outcome> {
             "no toolchain with miri (rustup +nightly component add miri rust-src)".to_owned(),
         ));
     };
-    let mut command = Command::new("rustup");
-    command
-        .arg("run")
-        .arg(toolchain.file_name().unwrap_or_default())
-        .args([
-            "cargo",
-            "miri",
-            "test",
-            "--package",
-            "deft-attention",
+    // Random forests take minutes under miri: the tests with fixed inputs run here.
+    let suites: [&[&str]; 2] = [
+        &[
+            "--package=deft-attention",
             "--lib",
-        ])
-        .args(["--", "tree::", "plan::"])
-        .env("MIRIFLAGS", "-Zmiri-disable-isolation")
-        .env("PROPTEST_CASES", "4")
-        .current_dir(crate::workspace::root());
-    finish(&mut command)
+            "--",
+            "tree::",
+            "plan::",
+        ],
+        &["--package=deft-tests", "--test=forest", "--", "hostile::"],
+    ];
+    for suite in suites {
+        let mut command = Command::new("rustup");
+        command
+            .arg("run")
+            .arg(toolchain.file_name().unwrap_or_default())
+            .args(["cargo", "miri", "test"])
+            .args(suite)
+            .env("MIRIFLAGS", "-Zmiri-disable-isolation")
+            .current_dir(crate::workspace::root());
+        process::run(&mut command)?;
+    }
+    Ok(Outcome::Done)
 }
 
 fn deny() -> Result<Outcome> {
