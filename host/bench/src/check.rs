@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use deft::attention::AttentionParams;
 use deft::cache::DType;
-use deft::plan::{Grouping, PlanConfig, Planner};
+use deft::plan::Planner;
 
 use crate::compare::{Oracle, sample};
 use crate::decode::{self, Outcome};
@@ -225,12 +225,8 @@ fn run_case(
     let mut verdicts = Vec::new();
     for grouping in GroupingArg::ALL {
         let shares = random.between(1, 40);
-        let config = PlanConfig::new(
-            Grouping::from(grouping),
-            heads.group,
-            heads.head_dim,
-            shares,
-        );
+        let mut config = session.cache.plan_config(grouping.into(), heads.group);
+        config.shares = shares;
         let plan = Planner::new(config)?.plan(&view)?;
         session.load(&plan)?;
         let what = format!(

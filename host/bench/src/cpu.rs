@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 use deft::attention::{Attend, Backend, Counters, cpu};
 use deft::cache::{DType, Elements, ElementsMut};
-use deft::plan::Plan;
+use deft::plan::{Grouping, Plan, PlanConfig};
 
 use crate::compare::{Outputs, UNWRITTEN};
 use crate::gpu::Repeats;
@@ -48,8 +48,8 @@ impl CpuSession {
         })
     }
 
-    pub(crate) fn shares(&self) -> u32 {
-        self.backend.shares()
+    pub(crate) fn plan_config(&self, grouping: Grouping) -> PlanConfig {
+        self.backend.plan_config(grouping, self.heads.group)
     }
 
     pub(crate) fn attend(&mut self, plan: &Plan) -> Result<Outputs> {

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use deft::attention::AttentionParams;
 use deft::cache::DType;
 use deft::cuda::{Append, AttendBuffers, CudaCache, CudaPlan, DeviceBuffer, Graph, PlanCapacity};
-use deft::plan::{Grouping, Patch, Plan, PlanConfig, Planner};
+use deft::plan::{Grouping, Patch, Plan, Planner};
 use deft::tree::{GrowthCursor, NodeKey, TokenForest};
 use kernels_gpu::abi::{AppendTarget, NONE};
 
@@ -20,7 +20,6 @@ const SLOTS: u32 = 512;
 const PROMPT: u32 = 200;
 /// Most leaves at a time: rows of the buffers that the graph was captured with.
 const MAX_LEAVES: u32 = 24;
-const SHARES: u32 = 16;
 /// Room for plans, in multiples of what the first needs.
 const HEADROOM: u32 = 16;
 /// Room for partial results: the first plan, of four empty leaves, has hardly any.
@@ -110,9 +109,9 @@ impl<'g> Loop<'g> {
         let root = forest.insert_root(PROMPT)?;
         let pool = HostPool::random(heads, PAGES, &forest.view(&[root])?, Random::new(12));
         let leaves = forest.fork(root, 4)?;
-        let mut planner = Planner::new(PlanConfig::new(grouping, heads.group, head_dim, SHARES))?;
-        let plan = planner.plan(&forest.view(&leaves)?)?;
         let mut cache = CudaCache::new(&gpu.device, heads.shape(PAGES), SLOTS)?;
+        let mut planner = Planner::new(cache.plan_config(grouping, heads.group))?;
+        let plan = planner.plan(&forest.view(&leaves)?)?;
         cache.pool().write(0, &pool.elements, &gpu.stream)?;
         cache.set_counters(forest.lengths(), forest.tail_pages(), &gpu.stream)?;
         let mut capacity = PlanCapacity::of(&plan).scaled(HEADROOM);

@@ -1,7 +1,7 @@
 //! What runs a problem: a GPU or the CPU.
 
 use anyhow::Result;
-use deft::plan::{Plan, shares_for};
+use deft::plan::{Grouping, Plan, PlanConfig};
 
 use crate::compare::Outputs;
 use crate::cpu::CpuSession;
@@ -59,15 +59,11 @@ impl Device {
 }
 
 impl Runner<'_> {
-    /// Shares a KV head that keep the device busy.
-    pub(crate) fn shares(&self, pages: u32) -> u32 {
+    /// How to plan for the device.
+    pub(crate) fn plan_config(&self, grouping: Grouping) -> PlanConfig {
         match self {
-            Self::Gpu(session) => shares_for(
-                session.gpu.device.multiprocessors(),
-                session.heads.kv_heads,
-                pages,
-            ),
-            Self::Cpu(session) => session.shares(),
+            Self::Gpu(session) => session.cache.plan_config(grouping, session.heads.group),
+            Self::Cpu(session) => session.plan_config(grouping),
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use deft::plan::{CostModel, Grouping, PlanConfig, Planner};
+use deft::plan::{PlanConfig, Planner};
 use deft::workload::StepWorkload;
 
 use crate::compare::{Oracle, sample};
@@ -163,24 +163,17 @@ fn run_workload(
 impl Args {
     /// Every combination of what was asked for.
     fn configs(&self, problem: &Problem, runner: &Runner<'_>) -> Vec<PlanConfig> {
-        let heads = &problem.heads;
-        let auto = [runner.shares(problem.view.pages.len() as u32)];
-        let shares: &[u32] = if self.shares.is_empty() {
-            &auto
-        } else {
-            &self.shares
-        };
+        let pages = problem.view.pages.len() as u32;
         let mut configs = Vec::new();
         for &grouping in &self.grouping {
-            for &shares in shares {
-                let grouping = Grouping::from(grouping);
-                let mut config = PlanConfig::new(grouping, heads.group, heads.head_dim, shares);
-                if let Runner::Cpu(_) = runner {
-                    config.cost = CostModel::CPU_CORE;
-                }
-                configs.push(config);
-            }
+            let mut config = runner.plan_config(grouping.into());
+            // More shares than pages have nothing to do.
+            config.shares = config.shares.min(pages.max(1));
+            configs.push(config);
         }
+        let configs = vary(configs, &self.shares, |config, shares| {
+            config.shares = shares
+        });
         let configs = vary(configs, &self.max_rows, |config, rows| {
             config.max_rows = rows
         });

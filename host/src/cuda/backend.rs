@@ -12,7 +12,7 @@ use crate::attention::{
     Attend, Backend, BackendError, Counters, check_append, check_attend, check_moves,
 };
 use crate::cache::{CacheShape, Elements};
-use crate::plan::Plan;
+use crate::plan::{Grouping, Plan, PlanConfig};
 use kernels_gpu::abi::{AppendTarget, NONE, TokenMove};
 
 /// Room for plans that grow: a plan that outgrows its room takes this many times what it needs.
@@ -120,6 +120,10 @@ impl Backend for CudaBackend {
 
     fn shares(&self) -> u32 {
         (self.cache.device().multiprocessors() / self.shape().kv_heads).max(1)
+    }
+
+    fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
+        self.cache.plan_config(grouping, group_size)
     }
 
     fn append(

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::kernels::{AttendPointers, AttentionKernels};
+use super::kernels::{AttendPointers, AttentionKernels, max_item_rows};
 use super::plan::{PlanCapacity, PlanImages, overwrite};
 use super::writers::{Append, CachePointers, WriterKernels};
 use super::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Kernel, RawStream, Stream};
 use crate::attention::AttentionParams;
 use crate::cache::{CacheShape, DType};
-use crate::plan::Plan;
+use crate::plan::{Grouping, Plan, PlanConfig};
 
 /// Device pointers of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +49,8 @@ pub struct CudaPlan {
     pub(super) partial_o: DeviceBuffer<f32>,
     pub(super) partial_lse: DeviceBuffer<f32>,
     group_size: u32,
+    /// Most rows of an item.
+    max_rows: u32,
 }
 
 impl CudaCache {
@@ -229,6 +231,16 @@ impl CudaCache {
         Ok(())
     }
 
+    /// How to plan for this cache: as many shares as fill the device, items that the kernels have room for.
+    pub fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
+        let shape = &self.shape;
+        let shares = (self.device.multiprocessors() / shape.kv_heads).max(1);
+        let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, shares);
+        config.max_rows = max_item_rows(shape.head_dim);
+        config.element_bytes = shape.dtype.bytes() as u32;
+        config
+    }
+
     /// Room on the device for plans within `capacity` whose queries have `group_size` heads a KV head.
     ///
     /// # Errors
@@ -242,6 +254,7 @@ impl CudaCache {
             partial_o: DeviceBuffer::uninitialized(&self.device, "partial outputs", o)?,
             partial_lse: DeviceBuffer::uninitialized(&self.device, "partial LSEs", rows)?,
             group_size,
+            max_rows: max_item_rows(self.shape.head_dim),
         })
     }
 
@@ -360,13 +373,20 @@ impl CudaPlan {
     /// enqueued on `stream` later see the new plan, earlier ones the old.
     ///
     /// # Errors
-    /// [`CudaError::PlanCapacity`] or [`CudaError::GroupSize`] (nothing is changed),
+    /// [`CudaError::PlanCapacity`], [`CudaError::GroupSize`] or [`CudaError::ItemRows`] (nothing is changed),
     /// [`CudaError::Driver`].
     pub fn update(&mut self, plan: &Plan, stream: &Stream) -> Result<usize, CudaError> {
         if plan.group_size() != self.group_size {
             return Err(CudaError::GroupSize {
                 got: plan.group_size(),
                 expected: self.group_size,
+            });
+        }
+        let rows = most_item_rows(plan);
+        if rows > self.max_rows {
+            return Err(CudaError::ItemRows {
+                got: rows,
+                max: self.max_rows,
             });
         }
         self.images.update(plan, stream)
@@ -421,4 +441,13 @@ impl Counters {
         overwrite(&mut self.host, 0, values, &mut changed);
         self.device.copy_ranges(&self.host, changed, stream)
     }
+}
+
+/// Rows of the plan's largest work item.
+fn most_item_rows(plan: &Plan) -> u32 {
+    let queries = (0..plan.shares()).flat_map(|share| {
+        let items = plan.share(share).items();
+        items.map(|item| item.record.query_count)
+    });
+    queries.max().unwrap_or(0) * plan.group_size()
 }

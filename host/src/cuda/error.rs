@@ -161,6 +161,16 @@ pub enum CudaError {
         /// The device plan's.
         expected: u32,
     },
+    /// A work item is larger than the kernels' tile.
+    #[error(
+        "the plan has a work item of {got} rows (queries x query heads a KV head); the kernels take {max}: set `max_rows` of the plan's configuration"
+    )]
+    ItemRows {
+        /// The largest item's.
+        got: u32,
+        /// Most allowed.
+        max: u32,
+    },
     /// There are fewer layers.
     #[error("layer is {layer}; the cache has {layers} layers")]
     NoSuchLayer {

@@ -9,6 +9,11 @@ use crate::cache::CacheShape;
 /// Merge rows' query heads that a block of the merge kernel works on: one warp each.
 const MERGE_WARPS: u32 = 8;
 
+/// Most rows (queries x query heads a KV head) of a work item that the kernels have room for.
+pub(super) const fn max_item_rows(head_dim: u32) -> u32 {
+    if head_dim <= 128 { 128 } else { 64 }
+}
+
 /// Where one attention call reads and writes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AttendPointers {
@@ -155,7 +160,6 @@ fn attend_arguments(
         .pointer(at.partial_o)
         .pointer(at.partial_lse)
         .word(plan.stride_words)
-        .word(plan.shares)
         .word(kv_heads)
         .word(plan.group)
         .word(plan.partial_slots)
