@@ -14,7 +14,7 @@ use crate::gpu::Gpu;
 use crate::random::Random;
 use crate::session::Session;
 use crate::tensors::{Heads, HostPool, random_queries};
-use crate::{GpuArgs, GroupingArg, say};
+use crate::{GpuArgs, GroupingArg, say, writes};
 
 /// KV heads and query heads a KV head: MHA, GQA up to 16, MQA, odd ones.
 const HEADS: [(u32, u32); 9] = [
@@ -119,10 +119,43 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     let cases: u32 = tallies.values().map(|tally| tally.cases).sum();
     let mut wrong: u32 = tallies.values().map(|tally| tally.wrong).sum();
     say(&format!("{cases} cases, {wrong} wrong"));
+    wrong += backend_cases(args, &gpu)?;
     if args.steps > 0 {
         wrong += decode_loops(args, &gpu)?;
     }
     Ok(wrong as usize)
+}
+
+/// Appends, moves and attends through the host-slice backend; the number of wrong cases.
+fn backend_cases(args: &Args, gpu: &Gpu) -> Result<u32> {
+    let (mut cases, mut wrong) = (0, 0);
+    for head_dim in HEAD_DIMS {
+        for dtype in DTYPES {
+            let variant = format!("{dtype}_d{head_dim}");
+            if args
+                .filter
+                .as_ref()
+                .is_some_and(|name| !variant.contains(name))
+            {
+                continue;
+            }
+            for case in 0..3 {
+                let mut random = Random::new(args.seed + u64::from(head_dim) + case);
+                let mut heads = random_heads(&mut random);
+                (heads.head_dim, heads.dtype) = (head_dim, dtype);
+                heads.params.scale = AttentionParams::new(head_dim).scale;
+                cases += 1;
+                let problem = writes::run(gpu, heads, &mut random)
+                    .with_context(|| format!("host-slice backend, {variant}, case {case}"))?;
+                if let Some(problem) = problem {
+                    wrong += 1;
+                    say(&format!("host-slice backend, {heads:?}: {problem}"));
+                }
+            }
+        }
+    }
+    say(&format!("host-slice backend: {cases} cases, {wrong} wrong"));
+    Ok(wrong)
 }
 
 /// Decodes under one graph with each kernel variant; the number of loops that went wrong.

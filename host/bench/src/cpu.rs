@@ -83,10 +83,7 @@ impl CpuSession {
                 tail_pages: &[],
             },
             q: elements(dtype, &self.q),
-            out: match dtype {
-                DType::F16 => ElementsMut::F16(bytemuck::cast_slice_mut(&mut self.outputs.out)),
-                _ => ElementsMut::Bf16(bytemuck::cast_slice_mut(&mut self.outputs.out)),
-            },
+            out: elements_mut(dtype, &mut self.outputs.out),
             lse: Some(&mut self.outputs.lse),
             params: self.heads.params,
         })?;
@@ -94,9 +91,18 @@ impl CpuSession {
     }
 }
 
-fn elements(dtype: DType, bits: &[u16]) -> Elements<'_> {
+/// 16-bit patterns as a backend takes them.
+pub(crate) fn elements(dtype: DType, bits: &[u16]) -> Elements<'_> {
     match dtype {
         DType::F16 => Elements::F16(bytemuck::cast_slice(bits)),
         _ => Elements::Bf16(bytemuck::cast_slice(bits)),
+    }
+}
+
+/// As [`elements`], to be written.
+pub(crate) fn elements_mut(dtype: DType, bits: &mut [u16]) -> ElementsMut<'_> {
+    match dtype {
+        DType::F16 => ElementsMut::F16(bytemuck::cast_slice_mut(bits)),
+        _ => ElementsMut::Bf16(bytemuck::cast_slice_mut(bits)),
     }
 }

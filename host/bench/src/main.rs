@@ -18,6 +18,7 @@ mod session;
 mod stats;
 mod tensors;
 mod trees;
+mod writes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -158,6 +158,25 @@ impl HostPool {
         rows
     }
 
+    /// Copies one token's K and V.
+    pub(crate) fn move_token(&mut self, from: u32, to: u32) {
+        let head_dim = self.heads.head_dim;
+        let place = |place: u32, kv_head: u32, half: u32, dim: u32| {
+            (place / PAGE_TOKENS) as usize * self.heads.page_elements()
+                + (kv_head * page_elements(head_dim)
+                    + half * half_page_elements(head_dim)
+                    + element_offset(head_dim, place % PAGE_TOKENS, dim)) as usize
+        };
+        for kv_head in 0..self.heads.kv_heads {
+            for half in 0..2 {
+                for dim in 0..head_dim {
+                    let element = self.elements[place(from, kv_head, half, dim)];
+                    self.elements[place(to, kv_head, half, dim)] = element;
+                }
+            }
+        }
+    }
+
     /// K and V of one token and KV head: `[head_dim]` each, added to `k` and `v`.
     pub(crate) fn read_token(
         &self,
@@ -276,6 +295,25 @@ mod tests {
             assert_ne!(at(1, kv_head, half, 5, dim), poison);
             assert_eq!(at(1, kv_head, half, 6, dim), poison);
             assert_eq!(at(0, kv_head, half, 0, dim), poison);
+        }
+    }
+
+    #[test]
+    fn a_written_token_is_what_a_move_brings_along() {
+        let mut pool = HostPool::random(heads(), 4, &view(), Random::new(1));
+        let (k, v) = pool.write_token(0, 9, &mut Random::new(5));
+        pool.move_token(9, 2 * 64 + 33);
+        let at = |half: usize, kv_head: usize, dim: u32| {
+            pool.elements[2 * pool.heads.page_elements()
+                + kv_head * 64 * 128
+                + half * 64 * 64
+                + element_offset(64, 33, dim) as usize]
+        };
+        for kv_head in 0..2 {
+            for dim in 0..64 {
+                assert_eq!(at(0, kv_head, dim), k[kv_head * 64 + dim as usize]);
+                assert_eq!(at(1, kv_head, dim), v[kv_head * 64 + dim as usize]);
+            }
         }
     }
 }
