@@ -68,7 +68,10 @@ impl CudaCache {
         let kernels = AttentionKernels::new(device, &shape)?;
         let elements = u64::from(shape.layers) * shape.plane_elements();
         let pool = DeviceBuffer::uninitialized(device, "KV pages", elements as usize)?;
-        pool.fill_bytes(0, &Stream::legacy(device))?;
+        let legacy = Stream::legacy(device);
+        pool.fill_bytes(0, &legacy)?;
+        // Other streams do not wait for the legacy one: what they write must not be zeroed later.
+        legacy.synchronize()?;
         Ok(Self {
             kernels,
             writers: WriterKernels::new(device, &shape)?,
