@@ -126,9 +126,9 @@ fn speculative_reductions_are_the_papers() {
     }
 }
 
-/// Why the paper's speculative totals cannot be right: see docs/paper-io.md.
+/// The paper's speculative totals do not fit the published acceptance: see docs/paper-io.md.
 #[test]
-fn speculative_totals_of_the_paper_contradict_its_own_setting() {
+fn speculative_totals_of_the_paper_do_not_fit_the_published_acceptance() {
     let terabytes_a_token = LAYERS * 4.0 * 4096.0 * 1e-12;
     for (width, flash_decoding, deft) in [
         (32.0, 131.45, 4.10),

@@ -8,9 +8,9 @@ use kernels_gpu::layout::CORE;
 /// | constant | H100 | where from |
 /// |---|---|---|
 /// | `bytes_per_ns` | 23.4 | 3,088 GB/s measured over randomly ordered 32 KiB pages, 132 SMs |
-/// | `flops_per_ns` | 5,000 | 660 TFLOP/s of dense bf16 that a good kernel reaches, 132 SMs |
-/// | `item_ns` | 1,000 | load queries, drain the pipeline, scale and store |
-/// | `cache_bytes_per_ns` | 41.7 | L2: about 5.5 TB/s, 132 SMs |
+/// | `flops_per_ns` | 5,000 | assumed: 660 TFLOP/s of dense bf16 that a good kernel reaches, 132 SMs |
+/// | `item_ns` | 1,000 | assumed, to be fitted: load queries, drain the pipeline, scale and store |
+/// | `cache_bytes_per_ns` | 41.7 | assumed, not measured: L2 at about 5.5 TB/s, 132 SMs |
 ///
 /// A page of `n` tokens costs `max(bytes / bytes_per_ns, rows x n x head_dim x 4 / flops_per_ns)`, the
 /// rows rounded up to what the kernels' tiles hold (16, 64, 128, 256) and the tokens to whole groups of
