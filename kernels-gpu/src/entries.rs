@@ -1,6 +1,8 @@
 //! The kernels by name, and how each is launched: the one table that the build (launch bounds in PTX)
 //! and the host (block size, shared memory) read.
 
+use crate::attention::tile;
+
 /// What PTX is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arch {
@@ -60,6 +62,18 @@ pub const ENTRIES: &[Entry] = &[
     plain("copy_d64", "cache", 256),
     plain("copy_d128", "cache", 256),
     plain("copy_d256", "cache", 256),
+    attend::<64>("attend_d64", "attend_bf16_d64"),
+    attend::<128>("attend_d128", "attend_bf16_d128"),
+    attend::<256>("attend_d256", "attend_bf16_d256"),
+    attend::<64>("attend_d64", "attend_f16_d64"),
+    attend::<128>("attend_d128", "attend_f16_d128"),
+    attend::<256>("attend_d256", "attend_f16_d256"),
+    merge("merge_bf16_d64"),
+    merge("merge_bf16_d128"),
+    merge("merge_bf16_d256"),
+    merge("merge_f16_d64"),
+    merge("merge_f16_d128"),
+    merge("merge_f16_d256"),
 ];
 
 /// A kernel for all architectures that uses no shared memory and few registers.
@@ -71,6 +85,26 @@ const fn plain(name: &'static str, group: &'static str, threads: u32) -> Entry {
         threads,
         min_blocks: 2,
         shared_bytes: 0,
+    }
+}
+
+/// An `attend` kernel for head dimension `D`.
+const fn attend<const D: usize>(group: &'static str, name: &'static str) -> Entry {
+    Entry {
+        name,
+        group,
+        archs: &[Arch::Sm90a],
+        threads: tile::THREADS,
+        min_blocks: 1,
+        shared_bytes: tile::Tile::<D>::SHARED_BYTES,
+    }
+}
+
+/// A `merge` kernel.
+const fn merge(name: &'static str) -> Entry {
+    Entry {
+        archs: &[Arch::Sm90a],
+        ..plain(name, "merge", tile::MERGE_THREADS)
     }
 }
 

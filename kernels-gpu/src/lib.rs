@@ -10,6 +10,7 @@
 )]
 
 pub mod abi;
+pub mod attention;
 #[cfg(target_arch = "nvptx64")]
 pub mod cache;
 #[cfg(target_arch = "nvptx64")]

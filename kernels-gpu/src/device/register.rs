@@ -42,3 +42,18 @@ pub unsafe fn set_max_dec<const COUNT: u32>() {
         emulated { emulator::warp::set_max_registers(COUNT) }
     }
 }
+
+/// `value`, of which the compiler no longer knows that it could have been computed earlier: keeps what is used once
+/// at the end of a loop's turn from occupying a register all through it.
+#[inline(always)]
+pub fn late(value: u32) -> u32 {
+    bodies! {
+        ptx {
+            let mut value = value;
+            // SAFETY: no instruction.
+            unsafe { asm!("// {0}", inout(reg32) value, options(nomem, nostack)) };
+            value
+        }
+        emulated { value }
+    }
+}

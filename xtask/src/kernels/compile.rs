@@ -29,6 +29,8 @@ fn flags(arch: Arch) -> String {
         format!("-Ctarget-feature=+{version}"),
         "-Zunstable-options".to_owned(),
         "-Cpanic=immediate-abort".to_owned(),
+        // Accumulators are arrays: what indexes them must be unrolled, or they go to local memory.
+        "-Cllvm-args=-unroll-threshold=6000".to_owned(),
     ]
     .join("\x1f")
 }

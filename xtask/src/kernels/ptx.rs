@@ -36,8 +36,8 @@ struct Module {
     items: Vec<Item>,
 }
 
-/// The PTX of each group, from `source`, a module that holds exactly the entries that `table` has for
-/// `arch`.
+/// The PTX of each group, from `source`, a module that holds the entries that `table` has for `arch`. Entries that
+/// it has for other architectures only are left out.
 pub(crate) fn split(
     source: &str,
     table: &[Entry],
@@ -50,10 +50,9 @@ pub(crate) fn split(
         .collect();
     for item in &module.items {
         ensure!(
-            item.kind != Kind::Entry || rows.iter().any(|row| row.name == item.name),
-            "entry `{}` has no row for {} in kernels-gpu/src/entries.rs",
+            item.kind != Kind::Entry || table.iter().any(|row| row.name == item.name),
+            "entry `{}` has no row in kernels-gpu/src/entries.rs",
             item.name,
-            arch.name(),
         );
     }
 

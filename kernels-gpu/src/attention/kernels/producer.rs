@@ -1,0 +1,110 @@
+//! The producer warp: streams the program's pages into the ring.
+
+use super::program::Program;
+use super::ring::{PartialPage, Ring};
+use crate::abi::{NONE, PAGE_TOKENS, Segment};
+use crate::attention::tile::Tile;
+use crate::device::{bulk, mbarrier, warp};
+
+/// Streams every page of the program, in program order.
+///
+/// `pool` is the KV head's first page; pages lie `page_stride` bytes apart.
+#[inline(always)]
+pub(super) unsafe fn produce<const D: usize>(
+    shared: u32,
+    program: Program,
+    pool: *const u8,
+    page_stride: u64,
+) {
+    let mut ring = Ring::<D>::new(shared);
+    let lane = warp::lane_id();
+    // SAFETY: the program is the caller's.
+    let header = unsafe { program.header() };
+    let mut tokens = 0;
+    let mut index = 0;
+    let mut item = 0;
+    while item < header.items {
+        // SAFETY: an item of the program's.
+        let record = unsafe { program.item(item) };
+        let everybody = Segment::pack_visible(0, record.query_count);
+        let end = record.segment_begin + record.segment_count;
+        while index < end {
+            if index % 32 == 0 {
+                // 32 lengths are asked for at once: growing nodes cost one trip to memory, not one each.
+                tokens = if index + lane < header.segments {
+                    // SAFETY: a segment of the program's.
+                    unsafe { program.tokens(&program.segment(header.items, index + lane)) }
+                } else {
+                    0
+                };
+            }
+            // SAFETY: the warp is whole.
+            let tokens = unsafe { warp::shuffle_idx_u32(tokens, index % 32) };
+            if lane == 0 {
+                // SAFETY: one lane streams; the segment is the program's.
+                unsafe {
+                    let segment = program.segment(header.items, index);
+                    let whole = segment.mask == NONE && segment.visible == everybody;
+                    stream(
+                        &mut ring,
+                        &program,
+                        segment.page_word,
+                        tokens,
+                        index,
+                        whole,
+                        pool,
+                        page_stride,
+                    );
+                }
+            }
+            index += 1;
+        }
+        item += 1;
+    }
+}
+
+/// Streams one segment.
+#[inline(always)]
+unsafe fn stream<const D: usize>(
+    ring: &mut Ring<D>,
+    program: &Program,
+    first_word: u32,
+    tokens: u32,
+    segment: u32,
+    whole: bool,
+    pool: *const u8,
+    page_stride: u64,
+) {
+    let mut left = tokens;
+    let mut page = 0;
+    while left > 0 {
+        let here = if left < PAGE_TOKENS {
+            left
+        } else {
+            PAGE_TOKENS
+        };
+        let whole = whole && here == PAGE_TOKENS;
+        // SAFETY: the page lies in the pool, and a stage is written only when it is empty.
+        unsafe {
+            let source = pool.add((program.word(first_word + page) as u64 * page_stride) as usize);
+            ring.wait_empty();
+            ring.describe(PartialPage {
+                tokens: if whole { 0 } else { here },
+                place: segment | page << 16,
+            });
+            if here > PAGE_TOKENS - 8 {
+                mbarrier::arrive_expect_tx(ring.full(), Tile::<D>::PAGE_BYTES);
+                bulk::copy_global_to_shared(ring.key(), source, Tile::<D>::PAGE_BYTES, ring.full());
+            } else {
+                let bytes = here.div_ceil(8) * Tile::<D>::GROUP_BYTES;
+                let values = source.add(Tile::<D>::HALF_BYTES as usize);
+                mbarrier::arrive_expect_tx(ring.full(), 2 * bytes);
+                bulk::copy_global_to_shared(ring.key(), source, bytes, ring.full());
+                bulk::copy_global_to_shared(ring.value(), values, bytes, ring.full());
+            }
+        }
+        ring.advance();
+        left -= here;
+        page += 1;
+    }
+}

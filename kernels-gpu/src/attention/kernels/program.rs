@@ -1,0 +1,156 @@
+//! A block's program: read from shared memory where it fits, else from global memory.
+
+use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment, WorkItem, words_of};
+use crate::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES};
+use crate::device::{global, shared, warp};
+
+/// Where the program's words are.
+#[derive(Clone, Copy)]
+pub(super) struct Program {
+    /// Shared address of the first [`PROGRAM_BYTES`].
+    pub(super) cached: u32,
+    /// Shared address of the segments' present token counts.
+    pub(super) counts: u32,
+    /// The program in global memory.
+    pub(super) words: *const u32,
+    /// Node lengths, by slot.
+    pub(super) lengths: *const u32,
+}
+
+impl Program {
+    /// Word `index`.
+    #[inline(always)]
+    pub(super) unsafe fn word(&self, index: u32) -> u32 {
+        // SAFETY: the index lies within the program.
+        unsafe {
+            if index < PROGRAM_BYTES / 4 {
+                shared::load_u32(self.cached + index * 4)
+            } else {
+                global::load_u32(self.words.add(index as usize))
+            }
+        }
+    }
+
+    /// Four words from `index`, a multiple of 4.
+    #[inline(always)]
+    unsafe fn words4(&self, index: u32) -> [u32; 4] {
+        // SAFETY: the index lies within the program, and programs are 16-byte aligned.
+        unsafe {
+            if index + 4 <= PROGRAM_BYTES / 4 {
+                shared::load_v4_u32(self.cached + index * 4)
+            } else {
+                global::load_v4_u32(self.words.add(index as usize))
+            }
+        }
+    }
+
+    /// [`Program::words4`], the same for all lanes, which the compiler cannot see in a load.
+    #[inline(always)]
+    unsafe fn uniform4(&self, index: u32) -> [u32; 4] {
+        // SAFETY: the warp is whole, the index the caller's.
+        unsafe {
+            self.words4(index)
+                .map(|word| warp::shuffle_idx_u32(word, 0))
+        }
+    }
+
+    /// The program's header.
+    #[inline(always)]
+    pub(super) unsafe fn header(&self) -> ProgramHeader {
+        // SAFETY: every program has a header.
+        let [items, segments, words, reserved] = unsafe { self.uniform4(0) };
+        ProgramHeader {
+            items,
+            segments,
+            words,
+            reserved,
+        }
+    }
+
+    /// Work item `index`.
+    #[inline(always)]
+    pub(super) unsafe fn item(&self, index: u32) -> WorkItem {
+        let word = words_of::<ProgramHeader>() + index * words_of::<WorkItem>();
+        let [query_begin, query_count, segment_begin, segment_count] =
+            // SAFETY: the item is one of the program's.
+            unsafe { self.uniform4(word) };
+        // SAFETY: the item is one of the program's.
+        let [partial_slot, ..] = unsafe { self.uniform4(word + 4) };
+        WorkItem {
+            query_begin,
+            query_count,
+            segment_begin,
+            segment_count,
+            partial_slot,
+            reserved: [0; 3],
+        }
+    }
+
+    /// Segment `index` of a program with `items` work items.
+    #[inline(always)]
+    pub(super) unsafe fn segment(&self, items: u32, index: u32) -> Segment {
+        let word = words_of::<ProgramHeader>()
+            + items * words_of::<WorkItem>()
+            + index * words_of::<Segment>();
+        // SAFETY: the segment is one of the program's.
+        let [page_word, page_count, page_capacity, tokens] = unsafe { self.words4(word) };
+        // SAFETY: the segment is one of the program's.
+        let [length_slot, first_token, visible, mask] = unsafe { self.words4(word + 4) };
+        Segment {
+            page_word,
+            page_count,
+            page_capacity,
+            tokens,
+            length_slot,
+            first_token,
+            visible,
+            mask,
+        }
+    }
+
+    /// Tokens that `segment` holds at present.
+    #[inline(always)]
+    pub(super) unsafe fn tokens(&self, segment: &Segment) -> u32 {
+        let length = if segment.length_slot == NONE {
+            0
+        } else {
+            // SAFETY: the slot is a counter's.
+            unsafe { global::load_u32(self.lengths.add(segment.length_slot as usize)) }
+        };
+        segment.tokens_at(length)
+    }
+
+    /// Consumers, together: keeps the segments' present token counts, all asked for at once.
+    #[inline(always)]
+    pub(super) unsafe fn count_tokens(&self, header: &ProgramHeader, thread: u32) {
+        if thread < header.segments && thread < COUNTED_SEGMENTS {
+            // SAFETY: one thread a count; a barrier follows before they are read.
+            unsafe {
+                let tokens = self.tokens(&self.segment(header.items, thread));
+                shared::store_u32(self.counts + thread * 4, tokens);
+            }
+        }
+    }
+
+    /// Pages of a work item, after [`Program::count_tokens`].
+    #[inline(always)]
+    pub(super) unsafe fn pages(&self, items: u32, item: &WorkItem) -> u32 {
+        let mut pages = 0;
+        let mut index = item.segment_begin;
+        while index < item.segment_begin + item.segment_count {
+            // SAFETY: counts were written before the barrier.
+            let tokens = unsafe {
+                if index < COUNTED_SEGMENTS {
+                    shared::load_u32(self.counts + index * 4)
+                } else {
+                    self.tokens(&self.segment(items, index))
+                }
+            };
+            pages += tokens.div_ceil(PAGE_TOKENS);
+            index += 1;
+        }
+        // The same for all lanes, which the compiler cannot see.
+        // SAFETY: the warp is whole.
+        unsafe { warp::shuffle_idx_u32(pages, 0) }
+    }
+}

@@ -1,0 +1,112 @@
+//! The query tile of a work item: rows = queries x (query heads of one KV head).
+
+use crate::abi::WorkItem;
+use crate::attention::tile::CONSUMERS;
+use crate::device::{global, shared};
+
+/// Where rows of a work item lie in `[queries, q_heads, head_dim]`.
+#[derive(Clone, Copy)]
+pub(super) struct RowMap {
+    /// First query of the item.
+    pub(super) query_begin: u32,
+    /// Rows of the item.
+    pub(super) rows: u32,
+    /// Query heads a KV head.
+    pub(super) group: Group,
+    /// Query heads.
+    pub(super) q_heads: u32,
+    /// First query head of the KV head.
+    pub(super) first_head: u32,
+}
+
+impl RowMap {
+    /// For one item and KV head.
+    #[inline(always)]
+    pub(super) fn new(item: &WorkItem, group: Group, kv_heads: u32, kv_head: u32) -> Self {
+        Self {
+            query_begin: item.query_begin,
+            rows: item.query_count * group.size,
+            group,
+            q_heads: kv_heads * group.size,
+            first_head: kv_head * group.size,
+        }
+    }
+
+    /// Index of `(query, head)` of a row, in units of `head_dim` elements.
+    #[inline(always)]
+    pub(super) fn index(&self, row: u32) -> usize {
+        let query = self.group.query(row);
+        let head = self.first_head + row - query * self.group.size;
+        (self.query_begin + query) as usize * self.q_heads as usize + head as usize
+    }
+}
+
+/// Query heads a KV head, and how to divide by it.
+#[derive(Clone, Copy)]
+pub(super) struct Group {
+    /// Query heads a KV head.
+    pub(super) size: u32,
+    /// `ceil(2^32 / size)`, exact for the rows there are; wraps to 0 for a size of 1.
+    reciprocal: u32,
+}
+
+impl Group {
+    /// For `size` query heads a KV head.
+    #[inline(always)]
+    pub(super) fn new(size: u32) -> Self {
+        Self {
+            size,
+            reciprocal: (u32::MAX / size).wrapping_add(1),
+        }
+    }
+
+    /// Query of `row`, relative to the item's first.
+    #[inline(always)]
+    pub(super) fn query(&self, row: u32) -> u32 {
+        if self.size == 1 {
+            row
+        } else {
+            ((row as u64 * self.reciprocal as u64) >> 32) as u32
+        }
+    }
+}
+
+/// Loads rows `0..padded` as core matrices `[row group of 8][dim chunk of 8][8 rows][8 dims]`, zeros past the
+/// item's last row. All consumers take part.
+#[inline(always)]
+pub(super) unsafe fn load<const D: usize>(
+    q: *const u16,
+    tile: u32,
+    map: &RowMap,
+    padded: u32,
+    thread: u32,
+) {
+    // Loads in flight a thread: the accumulators' registers are still free.
+    const BATCH: u32 = 16;
+    let chunks = D as u32 / 8;
+    // A piece is 8 dims of a row; from a thread's piece to its next is a whole number of row groups.
+    let row_step = CONSUMERS / chunks;
+    let chunk = thread / 8 % chunks;
+    let mut row = thread / (8 * chunks) * 8 + thread % 8;
+    let mut place = tile + thread * 16;
+    while row < padded {
+        let mut pieces = [[0u32; 4]; BATCH as usize];
+        for i in 0..BATCH {
+            let row = row + i * row_step;
+            if row < map.rows {
+                // SAFETY: a row of the item's.
+                let source = unsafe { q.add(map.index(row) * D + chunk as usize * 8) };
+                // SAFETY: 8 dims of that row.
+                pieces[i as usize] = unsafe { global::load_v4_u32(source.cast()) };
+            }
+        }
+        for i in 0..BATCH {
+            if row + i * row_step < padded {
+                // SAFETY: the piece lies within the tile.
+                unsafe { shared::store_v4_u32(place + i * CONSUMERS * 16, pieces[i as usize]) };
+            }
+        }
+        row += BATCH * row_step;
+        place += BATCH * CONSUMERS * 16;
+    }
+}

@@ -1,0 +1,136 @@
+//! The ring of pages between the producer warp and the consumers.
+
+use crate::attention::tile::Tile;
+use crate::device::{mbarrier, shared, warp};
+
+/// A position in the ring.
+#[derive(Clone, Copy)]
+pub(super) struct Ring<const D: usize> {
+    shared: u32,
+    /// Stage, and the phase of its barriers in [`PHASE`]: one register beside the accumulators.
+    position: u32,
+}
+
+const PHASE: u32 = 1 << 31;
+
+/// What the producer says of a page that not every query of its item sees whole.
+#[derive(Clone, Copy)]
+pub(super) struct PartialPage {
+    /// Tokens in it, 1 to 64; 0 says that the page is whole.
+    pub(super) tokens: u32,
+    /// Its segment, and its index within it in the upper half.
+    pub(super) place: u32,
+}
+
+impl<const D: usize> Ring<D> {
+    /// The ring's start, in the shared memory that begins at `shared`.
+    #[inline(always)]
+    pub(super) fn new(shared: u32) -> Self {
+        Self {
+            shared,
+            position: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn stage(&self) -> u32 {
+        self.position & !PHASE
+    }
+
+    #[inline(always)]
+    fn phase(&self) -> u32 {
+        self.position / PHASE
+    }
+
+    /// Barrier that completes when the stage's bytes have landed.
+    #[inline(always)]
+    pub(super) fn full(&self) -> u32 {
+        self.shared + Tile::<D>::RECORDS + self.stage() * Tile::<D>::RECORD_BYTES
+    }
+
+    /// Barrier that completes when all consumers are done with the stage.
+    #[inline(always)]
+    pub(super) fn empty(&self) -> u32 {
+        self.full() + 8
+    }
+
+    /// Shared address of K in the stage.
+    #[inline(always)]
+    pub(super) fn key(&self) -> u32 {
+        self.shared + self.stage() * Tile::<D>::PAGE_BYTES
+    }
+
+    /// Shared address of V in the stage.
+    #[inline(always)]
+    pub(super) fn value(&self) -> u32 {
+        self.key() + Tile::<D>::HALF_BYTES
+    }
+
+    /// Moves to the next stage.
+    #[inline(always)]
+    pub(super) fn advance(&mut self) {
+        self.position += 1;
+        if self.stage() == Tile::<D>::STAGES {
+            self.position = (self.position & PHASE) ^ PHASE;
+        }
+    }
+
+    /// Consumer: waits for the stage's page.
+    #[inline(always)]
+    pub(super) unsafe fn wait_full(&self) {
+        // SAFETY: a barrier of the ring's.
+        unsafe { mbarrier::wait_parity(self.full(), self.phase()) }
+    }
+
+    /// Producer: waits until the stage may be overwritten; passes at once in the first round.
+    #[inline(always)]
+    pub(super) unsafe fn wait_empty(&self) {
+        // SAFETY: a barrier of the ring's.
+        unsafe { mbarrier::wait_parity(self.empty(), self.phase() ^ 1) }
+    }
+
+    /// Producer: says what the stage's page is, before the barrier that publishes it.
+    #[inline(always)]
+    pub(super) unsafe fn describe(&self, page: PartialPage) {
+        // SAFETY: the stage is the producer's until it says that it is full.
+        unsafe {
+            shared::store_u32(self.full() + 16, page.tokens);
+            shared::store_u32(self.full() + 20, page.place);
+        }
+    }
+
+    /// Consumer: what the stage's page is.
+    #[inline(always)]
+    pub(super) unsafe fn page(&self) -> PartialPage {
+        // SAFETY: the stage has arrived, with its description.
+        unsafe {
+            PartialPage {
+                tokens: shared::load_u32(self.full() + 16),
+                place: shared::load_u32(self.full() + 20),
+            }
+        }
+    }
+
+    /// Consumer warp: gives the stage back.
+    #[inline(always)]
+    pub(super) unsafe fn release(&self) {
+        // SAFETY: the warp is whole; one arrival a warp.
+        unsafe {
+            warp::sync_warp();
+            if warp::lane_id() == 0 {
+                mbarrier::arrive(self.empty());
+            }
+        }
+    }
+
+    /// Consumer warp: lets one page pass that is another warpgroup's.
+    #[inline(always)]
+    pub(super) unsafe fn skip(&mut self) {
+        // SAFETY: as for a page that is processed.
+        unsafe {
+            self.wait_full();
+            self.release();
+        }
+        self.advance();
+    }
+}

@@ -1,0 +1,206 @@
+//! What a thread holds of its rows: in every tensor-core fragment used here a thread has columns
+//! `8 j + 2 (lane % 4)` and the next of rows `lane / 4` and `lane / 4 + 8` of a 16-row block
+//! (PTX ISA, "Matrix fragments for mma.m16n8k16" and "Register fragments for wgmma").
+
+use super::block::Work;
+use super::ring::PartialPage;
+use crate::abi::NONE;
+use crate::device::{global, math, warp};
+use crate::softmax::Partial;
+
+const LOG2_E: f32 = core::f32::consts::LOG2_E;
+
+/// How logits become exponents.
+#[derive(Clone, Copy)]
+pub(super) struct Logits {
+    /// Scale times log2(e); with a soft cap, what the capped logit is multiplied with.
+    pub(super) scale: f32,
+    /// `scale / soft_cap` in natural units, or 0 without a soft cap.
+    pub(super) cap_scale: f32,
+}
+
+impl Logits {
+    /// For a logit scale times log2(e), and a soft cap or 0.
+    #[inline(always)]
+    pub(super) fn new(scale_log2: f32, soft_cap: f32) -> Self {
+        if soft_cap == 0.0 {
+            Self {
+                scale: scale_log2,
+                cap_scale: 0.0,
+            }
+        } else {
+            let scale = soft_cap * LOG2_E;
+            Self {
+                scale,
+                cap_scale: scale_log2 * math::reciprocal(scale),
+            }
+        }
+    }
+}
+
+/// Running softmax of a thread's two rows. Sums are the thread's own share of a row.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    /// Reference exponent: at least the largest scaled logit minus [`SLACK`].
+    pub(super) max: [f32; 2],
+    /// Sum of `2^(s - max)` over this thread's columns.
+    pub(super) sum: [f32; 2],
+}
+
+/// A row's reference exponent is raised only when it is this far behind: `2^8` is harmless in f32, and
+/// most pages then leave the accumulators alone.
+const SLACK: f32 = 8.0;
+
+impl Rows {
+    /// No token seen.
+    pub(super) const EMPTY: Self = Self {
+        max: [f32::NEG_INFINITY; 2],
+        sum: [0.0; 2],
+    };
+
+    /// Turns a page's logits into probabilities; returns what the accumulators must be multiplied with, if
+    /// anything.
+    ///
+    /// `s[4 j + 2 e + c]` belongs to row `e`, column `8 j + c` of the thread's.
+    ///
+    /// # Safety
+    /// All lanes of the warp call it together.
+    #[inline(always)]
+    pub(super) unsafe fn update<const N: usize>(
+        &mut self,
+        s: &mut [f32; N],
+        logits: Logits,
+    ) -> Option<[f32; 2]> {
+        let mut tops = [s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]];
+        for i in 8..N {
+            tops[i % 8] = math::max(tops[i % 8], s[i]);
+        }
+        let mut top = [0.0; 2];
+        for e in 0..2 {
+            let lane = math::max(
+                math::max(tops[2 * e], tops[2 * e + 1]),
+                math::max(tops[4 + 2 * e], tops[5 + 2 * e]),
+            );
+            // SAFETY: the caller's.
+            top[e] = unsafe { quad_max(lane) } * logits.scale;
+        }
+        let behind = top[0] > self.max[0] + SLACK || top[1] > self.max[1] + SLACK;
+        // SAFETY: the caller's.
+        let rescale = if unsafe { warp::any(behind) } {
+            let mut factor = [1.0; 2];
+            for e in 0..2 {
+                let raised = math::max(self.max[e], top[e]);
+                // A row that has seen nothing keeps a finite reference: -inf - -inf is not a number.
+                let reference = if raised == f32::NEG_INFINITY {
+                    0.0
+                } else {
+                    raised
+                };
+                factor[e] = math::exp2(self.max[e] - reference);
+                self.max[e] = raised;
+                self.sum[e] *= factor[e];
+            }
+            Some(factor)
+        } else {
+            None
+        };
+        let mut reference = self.max;
+        for e in 0..2 {
+            if reference[e] == f32::NEG_INFINITY {
+                reference[e] = 0.0;
+            }
+        }
+        let mut sums = [self.sum[0], 0.0, self.sum[1], 0.0, 0.0, 0.0, 0.0, 0.0];
+        for i in 0..N {
+            s[i] = math::exp2(math::fma(s[i], logits.scale, -reference[i / 2 % 2]));
+            sums[i % 8] += s[i];
+        }
+        self.sum = [
+            (sums[0] + sums[1]) + (sums[4] + sums[5]),
+            (sums[2] + sums[3]) + (sums[6] + sums[7]),
+        ];
+        rescale
+    }
+
+    /// Row `e` as a partial result, once reduced.
+    #[inline(always)]
+    pub(super) fn partial(&self, e: usize) -> Partial {
+        Partial {
+            max: self.max[e],
+            sum: self.sum[e],
+        }
+    }
+
+    /// Adds up the four threads of each row.
+    #[inline(always)]
+    pub(super) unsafe fn reduce(&mut self) {
+        for e in 0..2 {
+            // SAFETY: the caller's.
+            self.sum[e] = unsafe { quad_sum(self.sum[e]) };
+        }
+    }
+}
+
+/// Squashes logits when there is a soft cap: `tanh(s scale / cap)`, the cap itself is in the scale.
+#[inline(always)]
+pub(super) fn soft_cap<const N: usize>(s: &mut [f32; N], logits: Logits) {
+    if logits.cap_scale != 0.0 {
+        for x in s.iter_mut() {
+            *x = math::tanh(*x * logits.cap_scale);
+        }
+    }
+}
+
+/// Removes the logits of tokens that a row does not see: `s` are those of rows `row` and `row + 8` of the item
+/// for tokens `first + 8 j` and the next.
+#[inline(always)]
+pub(super) unsafe fn hide<const N: usize>(
+    s: &mut [f32; N],
+    work: &Work,
+    page: PartialPage,
+    row: u32,
+    first: u32,
+) {
+    // SAFETY: the segment is one of the program's.
+    let segment = unsafe { work.program.segment(work.items, page.place & 0xffff) };
+    // SAFETY: the item is one of the program's.
+    let query_count = unsafe { work.item() }.query_count;
+    for e in 0..2 {
+        let query = work.block.group.query(row + 8 * e as u32);
+        let seen = if query < segment.visible_begin() || query >= segment.visible_end() {
+            0
+        } else if segment.mask != NONE {
+            let word = segment.mask + (page.place >> 16) * query_count + query;
+            // SAFETY: masks reach over all pages and queries of the segment.
+            unsafe { global::load_u64(work.block.masks.add(word as usize)) }
+        } else {
+            u64::MAX >> (64 - page.tokens)
+        };
+        let seen = seen >> first;
+        for j in 0..N / 4 {
+            for c in 0..2 {
+                if seen & (1 << (8 * j + c)) == 0 {
+                    s[4 * j + 2 * e + c] = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn quad_max(x: f32) -> f32 {
+    // SAFETY: the caller's warp is whole.
+    unsafe {
+        let x = math::max(x, warp::shuffle_xor_f32(x, 1));
+        math::max(x, warp::shuffle_xor_f32(x, 2))
+    }
+}
+
+#[inline(always)]
+unsafe fn quad_sum(x: f32) -> f32 {
+    // SAFETY: the caller's warp is whole.
+    unsafe {
+        let x = x + warp::shuffle_xor_f32(x, 1);
+        x + warp::shuffle_xor_f32(x, 2)
+    }
+}

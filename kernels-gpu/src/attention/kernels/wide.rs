@@ -1,0 +1,334 @@
+//! 17 to 128 rows: `wgmma`, 64 rows a warpgroup.
+
+use super::block::{Block, Work};
+use super::page_tail;
+use super::ring::Ring;
+use super::rows::{Rows, hide, soft_cap};
+use super::sink::{Approximate, Sink, inverse};
+use crate::abi::PAGE_TOKENS;
+use crate::attention::tile::{CONSUMERS, Tile};
+use crate::device::wgmma::{Accumulators, Operand};
+use crate::device::{Element, bulk, math, register, shared, thread, warp, wgmma};
+use crate::softmax::Partial;
+
+/// A warpgroup's 64 rows; `O` output registers a thread, half the head dimension.
+struct Chunk<const O: usize> {
+    rows: Rows,
+    o: [f32; O],
+}
+
+/// Processes all pages of an item. `shared_pages`: up to 64 rows, the warpgroups take turns at pages; else each
+/// warpgroup has 64 rows of its own. `KS = D / 16`, `O = D / 2`.
+///
+/// While a page's softmax runs, the tensor cores have the product of the page before with its V, and whatever
+/// the other warpgroup gives them. Nothing is under way from one turn of the loop to the next, and `p` is packed
+/// only when the product that reads it is through: else `ptxas` would serialise all products.
+///
+/// # Safety
+/// As [`super::attend`]; called by all consumers of the block.
+#[inline(always)]
+pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const O: usize>(
+    work: &Work,
+    ring: &mut Ring<D>,
+    shared_pages: bool,
+) where
+    [f32; O]: Accumulators,
+{
+    let block = work.block;
+    let warpgroup = block.warp / 4;
+    let first_row = if shared_pages { 0 } else { 64 * warpgroup };
+    let row = first_row + block.thread % 128 / 32 * 16 + block.thread % 32 / 4;
+    let query = query::<D>(block, first_row);
+    let mut chunk = Chunk::<O> {
+        rows: Rows::EMPTY,
+        o: [0.0; O],
+    };
+    let mut turns = Turns {
+        left: work.pages,
+        shared_pages,
+        mine: warpgroup == 0,
+    };
+    // SAFETY: the caller's; a stage is read between its arrival and its release.
+    unsafe {
+        if turns.next(ring) {
+            let mut s = [0.0f32; 32];
+            let mut now = start::<E, D, KS>(ring, query, &mut s);
+            wgmma::wait_group_settle::<0, _>(&mut s);
+            softmax(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
+            let mut p = pack::<E>(&s);
+            while turns.next(ring) {
+                let next = start::<E, D, KS>(ring, query, &mut s);
+                multiply::<E, D, O>(&mut chunk.o, &p, &now);
+                wgmma::wait_group_settle::<1, _>(&mut s);
+                let factor = softmax(work, &next, &mut chunk.rows, &mut s, row, shared_pages);
+                wgmma::wait_group_settle::<0, _>(&mut chunk.o);
+                now.ring.release();
+                rescale(&mut chunk.o, factor);
+                p = pack::<E>(&s);
+                now = next;
+            }
+            multiply::<E, D, O>(&mut chunk.o, &p, &now);
+            wgmma::wait_group_settle::<0, _>(&mut chunk.o);
+            now.ring.release();
+        }
+        chunk.rows.reduce();
+        if shared_pages {
+            merge_warpgroups::<D, O>(&mut chunk, block);
+            if warpgroup == 1 {
+                return;
+            }
+        }
+        store::<E, D, O>(&mut chunk, &work.sink(), register::late(row));
+    }
+}
+
+/// Whose turn it is.
+struct Turns {
+    left: u32,
+    shared_pages: bool,
+    /// The next page is this warpgroup's.
+    mine: bool,
+}
+
+impl Turns {
+    /// Moves to the warpgroup's next page, letting the other's pass; false after the last.
+    #[inline(always)]
+    unsafe fn next<const D: usize>(&mut self, ring: &mut Ring<D>) -> bool {
+        if self.shared_pages {
+            if !self.mine && self.left > 0 {
+                self.left -= 1;
+                // SAFETY: the stage is this warpgroup's to release, once.
+                unsafe { ring.skip() };
+            }
+            self.mine = false;
+        }
+        if self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        true
+    }
+}
+
+/// A page in the ring.
+#[derive(Clone, Copy)]
+struct Stage<const D: usize> {
+    ring: Ring<D>,
+    /// Shared address of K; V follows.
+    key: u32,
+}
+
+/// Starts `s = Q K^T` of the ring's next page.
+#[inline(always)]
+unsafe fn start<E: Element, const D: usize, const KS: usize>(
+    ring: &mut Ring<D>,
+    query: Operand,
+    s: &mut [f32; 32],
+) -> Stage<D> {
+    // SAFETY: all warps of the warpgroup are here; the page has landed when it is read.
+    unsafe {
+        // The same for all lanes, which the compiler cannot see; it then keeps descriptors in uniform registers.
+        let key = warp::shuffle_idx_u32(ring.key(), 0);
+        let stage = Stage { ring: *ring, key };
+        ring.wait_full();
+        let k = Operand {
+            descriptor: wgmma::descriptor(key, 128, Tile::<D>::GROUP_BYTES),
+            step_bytes: 256,
+        };
+        wgmma::fence();
+        wgmma::mma_shared::<E, false, false, KS, _>(s, query, k, false);
+        wgmma::commit_group();
+        ring.advance();
+        stage
+    }
+}
+
+/// Starts `o += p V`.
+#[inline(always)]
+unsafe fn multiply<E: Element, const D: usize, const O: usize>(
+    o: &mut [f32; O],
+    p: &[[u32; 4]; 4],
+    stage: &Stage<D>,
+) where
+    [f32; O]: Accumulators,
+{
+    let group = Tile::<D>::GROUP_BYTES;
+    let v = Operand {
+        descriptor: wgmma::descriptor(stage.key + Tile::<D>::HALF_BYTES, group, 128),
+        step_bytes: 2 * group,
+    };
+    // SAFETY: all warps of the warpgroup are here; `p` stays until the wait.
+    unsafe {
+        wgmma::fence_accumulators(o);
+        wgmma::mma_registers::<E, true, 4, _>(o, p, v, true);
+        wgmma::commit_group();
+    }
+}
+
+/// Turns a page's logits into probabilities; returns what the output must first be multiplied with.
+#[inline(always)]
+unsafe fn softmax<const D: usize>(
+    work: &Work,
+    stage: &Stage<D>,
+    rows: &mut Rows,
+    s: &mut [f32; 32],
+    row: u32,
+    shared_pages: bool,
+) -> Option<[f32; 2]> {
+    soft_cap(s, work.block.logits);
+    // SAFETY: the stage has landed and is not released yet.
+    unsafe {
+        let page = stage.ring.page();
+        if warp::any(page.tokens != 0) {
+            hide(s, work, page, row, work.block.thread % 4 * 2);
+            clear_tail::<D>(
+                work.block,
+                stage.key + Tile::<D>::HALF_BYTES,
+                page.tokens,
+                shared_pages,
+            );
+        }
+        rows.update(s, work.block.logits)
+    }
+}
+
+/// Multiplies the output with a row factor each, if there is one.
+#[inline(always)]
+fn rescale<const O: usize>(o: &mut [f32; O], factor: Option<[f32; 2]>) {
+    if let Some(factor) = factor {
+        for i in 0..O {
+            o[i] *= factor[i / 2 % 2];
+        }
+    }
+}
+
+/// The A operand of P V: an accumulator's columns `8 j + 2 t` and the next are a fragment's.
+#[inline(always)]
+fn pack<E: Element>(p: &[f32; 32]) -> [[u32; 4]; 4] {
+    core::array::from_fn(|step| {
+        core::array::from_fn(|i| {
+            let first = 8 * step + 2 * i;
+            math::pack::<E>(p[first], p[first + 1])
+        })
+    })
+}
+
+/// 64 query rows: the A operand of Q K^T, dims contiguous.
+#[inline(always)]
+fn query<const D: usize>(block: &Block, first_row: u32) -> Operand {
+    let group = Tile::<D>::GROUP_BYTES;
+    let first = block.shared + Tile::<D>::QUERY + first_row / 8 * group;
+    Operand {
+        descriptor: wgmma::descriptor(first, 128, group),
+        step_bytes: 256,
+    }
+}
+
+/// Clears V past a page's last token, by the warpgroups that read it.
+#[inline(always)]
+unsafe fn clear_tail<const D: usize>(block: &Block, v: u32, tokens: u32, shared_pages: bool) {
+    if tokens == PAGE_TOKENS {
+        return;
+    }
+    // SAFETY: nobody reads V before the barrier, and only those who come to it read it.
+    unsafe {
+        if shared_pages {
+            page_tail::clear::<D>(v, tokens, 0..PAGE_TOKENS, block.thread % 128, 128);
+        } else {
+            page_tail::clear::<D>(v, tokens, 0..PAGE_TOKENS, block.thread, CONSUMERS);
+        }
+        bulk::fence_proxy_async_shared();
+        if !shared_pages {
+            thread::named_barrier_sync::<1>(CONSUMERS);
+        } else if block.warp < 4 {
+            thread::named_barrier_sync::<2>(128);
+        } else {
+            thread::named_barrier_sync::<3>(128);
+        }
+    }
+}
+
+/// Output registers a thread exchanges at a time: at most 32 KiB a block, which is the query tile, and fewer
+/// where the accumulators leave no room for as many loads.
+const fn pass_registers(outputs: usize) -> usize {
+    if outputs <= 64 { 64 } else { 32 }
+}
+
+/// Merges the second warpgroup's results into the first's.
+#[inline(always)]
+unsafe fn merge_warpgroups<const D: usize, const O: usize>(chunk: &mut Chunk<O>, block: &Block) {
+    let thread = register::late(block.thread) % 128;
+    let row = thread / 32 * 16 + thread % 32 / 4;
+    let statistics = block.shared + Tile::<D>::STATISTICS + row * 8;
+    let (own, other) = if block.warp < 4 { (0, 512) } else { (512, 0) };
+    let exchange = block.shared + Tile::<D>::QUERY + thread * 8;
+    // SAFETY: barriers order the exchange; the query tile is free once both warpgroups are here.
+    unsafe {
+        if thread % 4 == 0 {
+            for e in 0..2 {
+                let place = statistics + own + e as u32 * 64;
+                shared::store_v2_f32(place, [chunk.rows.max[e], chunk.rows.sum[e]]);
+            }
+        }
+        thread::named_barrier_sync::<1>(CONSUMERS);
+        let mut factor = [0.0; 2];
+        for (e, factor) in factor.iter_mut().enumerate() {
+            let [max, sum] = shared::load_v2_f32(statistics + other + e as u32 * 64);
+            let merged = chunk
+                .rows
+                .partial(e)
+                .merge::<Approximate>(Partial { max, sum });
+            chunk.rows.max[e] = merged.partial.max;
+            chunk.rows.sum[e] = merged.partial.sum;
+            *factor = merged.first;
+        }
+        rescale(&mut chunk.o, Some(factor));
+        let count = pass_registers(O);
+        for pass in 0..O.div_ceil(count) {
+            let registers = pass * count..O.min(pass * count + count);
+            let place = |i: usize| exchange + (i - pass * count) as u32 * 512;
+            if pass > 0 {
+                thread::named_barrier_sync::<1>(CONSUMERS);
+            }
+            if block.warp >= 4 {
+                for i in registers.clone().step_by(2) {
+                    shared::store_v2_f32(place(i), [chunk.o[i], chunk.o[i + 1]]);
+                }
+            }
+            thread::named_barrier_sync::<1>(CONSUMERS);
+            if block.warp < 4 {
+                for i in registers.step_by(2) {
+                    let part = shared::load_v2_f32(place(i));
+                    chunk.o[i] += part[0];
+                    chunk.o[i + 1] += part[1];
+                }
+            }
+        }
+    }
+}
+
+/// Stores the thread's two rows, `row` and `row + 8`.
+#[inline(always)]
+unsafe fn store<E: Element, const D: usize, const O: usize>(
+    chunk: &mut Chunk<O>,
+    sink: &Sink<D>,
+    row: u32,
+) {
+    let lane = warp::lane_id();
+    let scale = chunk.rows.sum.map(inverse);
+    for i in 0..O {
+        chunk.o[i] *= scale[i / 2 % 2];
+    }
+    for e in 0..2 {
+        let place = sink.row(row + 8 * e as u32);
+        // SAFETY: the row is this thread's alone.
+        unsafe {
+            place.store::<E, D>(lane % 4 * 2, O / 4, |j| {
+                [chunk.o[4 * j + 2 * e], chunk.o[4 * j + 2 * e + 1]]
+            });
+            if lane % 4 == 0 {
+                place.store_lse(chunk.rows.partial(e));
+            }
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Shared memory of one `attend` block, by head dimension.
+
+use crate::abi::PAGE_TOKENS;
+
+/// Consumer warps: two warpgroups.
+pub const CONSUMER_WARPS: u32 = 8;
+/// Consumer threads; the producer warp follows them.
+pub const CONSUMERS: u32 = CONSUMER_WARPS * 32;
+/// Threads of a block: registers are dealt out by warpgroup, so the producer warp has three idle companions.
+pub const THREADS: u32 = CONSUMERS + 128;
+/// Warps of a `merge` block, one a query and head.
+pub const MERGE_WARPS: u32 = 8;
+/// Threads of a `merge` block.
+pub const MERGE_THREADS: u32 = MERGE_WARPS * 32;
+/// Bytes of a program kept in shared memory; longer programs are read from global memory.
+pub const PROGRAM_BYTES: u32 = 1280;
+/// Segments whose present token counts are kept in shared memory; those of later ones are computed anew.
+pub const COUNTED_SEGMENTS: u32 = 64;
+
+/// Sizes and offsets, in bytes.
+///
+/// ```text
+/// ring: STAGES pages | query tile, reused by the epilogue | program | token counts | row statistics | stages
+/// ```
+pub struct Tile<const D: usize>;
+
+impl<const D: usize> Tile<D> {
+    /// Most rows of a work item.
+    pub const MAX_ROWS: u32 = if D <= 128 { 128 } else { 64 };
+    /// K (or V) of one page.
+    pub const HALF_BYTES: u32 = PAGE_TOKENS * D as u32 * 2;
+    /// A page: K, then V.
+    pub const PAGE_BYTES: u32 = 2 * Self::HALF_BYTES;
+    /// Bytes of 8 tokens of K (or V).
+    pub const GROUP_BYTES: u32 = 8 * D as u32 * 2;
+    /// The query tile, at least what the epilogues exchange.
+    pub const QUERY_BYTES: u32 = 32 * 1024;
+    /// Pages in flight.
+    pub const STAGES: u32 = (224 * 1024 - Self::QUERY_BYTES) / Self::PAGE_BYTES;
+    /// Offset of the query tile.
+    pub const QUERY: u32 = Self::STAGES * Self::PAGE_BYTES;
+    /// Offset of the program.
+    pub const PROGRAM: u32 = Self::QUERY + Self::QUERY_BYTES;
+    /// Offset of the token counts.
+    pub const COUNTS: u32 = Self::PROGRAM + PROGRAM_BYTES;
+    /// Offset of the row statistics.
+    pub const STATISTICS: u32 = Self::COUNTS + COUNTED_SEGMENTS * 4;
+    const STATISTICS_BYTES: u32 = CONSUMER_WARPS * 16 * 8;
+    /// A stage's record: its two barriers and what the producer says of its page.
+    pub const RECORDS: u32 = Self::STATISTICS + Self::STATISTICS_BYTES;
+    /// Two barriers and two words.
+    pub const RECORD_BYTES: u32 = 24;
+    /// Dynamic shared memory of a block.
+    pub const SHARED_BYTES: u32 = Self::RECORDS + Self::STAGES * Self::RECORD_BYTES + 8;
+}
+
+const _: () = assert!(Tile::<64>::SHARED_BYTES <= 227 * 1024);
+const _: () = assert!(Tile::<128>::SHARED_BYTES <= 227 * 1024);
+const _: () = assert!(Tile::<256>::SHARED_BYTES <= 227 * 1024);
