@@ -12,11 +12,17 @@ pub struct Device(Kind);
 #[derive(Clone, Debug)]
 enum Kind {
     Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda(crate::cuda::CudaDevice),
 }
 
 impl Device {
-    /// The fastest device that there is.
+    /// The first GPU that there are kernels for, with the feature `cuda`; else the CPU.
     pub fn best() -> Self {
+        #[cfg(feature = "cuda")]
+        if let Ok(device) = Self::cuda(0) {
+            return device;
+        }
         Self::cpu()
     }
 
@@ -25,9 +31,31 @@ impl Device {
         Self(Kind::Cpu)
     }
 
+    /// GPU `ordinal`, counted as the driver does.
+    ///
+    /// # Errors
+    /// [`CacheError::Device`] without a driver, without that GPU, or for one too old.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: u32) -> Result<Self, CacheError> {
+        let device = crate::cuda::CudaDevice::new(ordinal);
+        device
+            .map(|device| Self(Kind::Cuda(device)))
+            .map_err(|error| CacheError::Device(Box::new(error)))
+    }
+
+    /// Whether this is a GPU.
+    pub fn is_gpu(&self) -> bool {
+        !matches!(self.0, Kind::Cpu)
+    }
+
     pub(super) fn backend(&self, shape: CacheShape) -> Result<Box<dyn Backend>, CacheError> {
-        match self.0 {
+        match &self.0 {
             Kind::Cpu => Ok(cpu::new(shape)?),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(device) => match crate::cuda::CudaBackend::new(device, shape) {
+                Ok(backend) => Ok(Box::new(backend)),
+                Err(error) => Err(CacheError::Device(Box::new(error))),
+            },
         }
     }
 }
