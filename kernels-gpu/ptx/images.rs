@@ -53,7 +53,7 @@
         arch: Arch::Sm90a,
         group: "merge",
         entries: &["merge_bf16_d64", "merge_bf16_d128", "merge_bf16_d256", "merge_f16_d64", "merge_f16_d128", "merge_f16_d256"],
-        sha256: "32805bddcfd485aae405574f929415f635366f117a8a8ebf09547862e7307f3d",
+        sha256: "fcf428ef32ae1d86a20eed29deba6768965ce37ae565fdb4382f673bf4075ad5",
         ptx: include_str!("sm_90a/merge.ptx"),
     },
 ]

@@ -97,7 +97,7 @@ pub struct Segment {
     derive(bytemuck::Pod, bytemuck::Zeroable)
 )]
 pub struct MergeRow {
-    /// The query.
+    /// The query; [`NONE`] for an unused row.
     pub query: u32,
     /// First entry in the plan's list of partial slots.
     pub slot_begin: u32,

@@ -1,7 +1,7 @@
 //! Merging partial results along the tree: one warp a query and head.
 
 use super::sink::inverse;
-use crate::abi::MergeRow;
+use crate::abi::{MergeRow, NONE};
 use crate::attention::tile::MERGE_WARPS;
 use crate::device::{Element, global, grid, math, thread, warp};
 
@@ -46,6 +46,9 @@ pub unsafe fn merge<E: Element, const D: usize, const V: usize>(m: Merge) {
     unsafe {
         let [query, slot_begin, slot_count, _] =
             global::load_v4_u32(m.rows.add((task / q_heads) as usize).cast());
+        if query == NONE {
+            return;
+        }
         let mut running = Running::<V> {
             max: f32::NEG_INFINITY,
             sum: 0.0,
