@@ -53,7 +53,7 @@
         arch: Arch::Sm90a,
         group: "merge",
         entries: &["merge_bf16_d64", "merge_bf16_d128", "merge_bf16_d256", "merge_f16_d64", "merge_f16_d128", "merge_f16_d256"],
-        sha256: "fcf428ef32ae1d86a20eed29deba6768965ce37ae565fdb4382f673bf4075ad5",
+        sha256: "87c9eb618178b9a58f5dd13f664748fefae3dd888df11e26be7b9ca16babe03b",
         ptx: include_str!("sm_90a/merge.ptx"),
     },
 ]

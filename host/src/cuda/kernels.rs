@@ -1,17 +1,20 @@
 //! The kernels' names and arguments: the host's half of each entry's signature.
 
+use kernels_gpu::attention::tile::{MERGE_WARPS, Tile};
+
 use super::launch::{Arguments, Launch};
 use super::plan::PlanImages;
 use super::{CudaDevice, CudaError, DevicePtr, Kernel, RawStream};
 use crate::attention::AttentionParams;
 use crate::cache::CacheShape;
 
-/// Merge rows' query heads that a block of the merge kernel works on: one warp each.
-const MERGE_WARPS: u32 = 8;
-
 /// Most rows (queries x query heads a KV head) of a work item that the kernels have room for.
 pub(super) const fn max_item_rows(head_dim: u32) -> u32 {
-    if head_dim <= 128 { 128 } else { 64 }
+    match head_dim {
+        64 => Tile::<64>::MAX_ROWS,
+        128 => Tile::<128>::MAX_ROWS,
+        _ => Tile::<256>::MAX_ROWS,
+    }
 }
 
 /// Where one attention call reads and writes.
@@ -179,4 +182,37 @@ fn merge_arguments(at: &AttendPointers, plan: &PlanArguments, kv_heads: u32) -> 
         .word(plan.partial_slots)
         .word(kv_heads)
         .word(plan.group)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::images::Image;
+
+    #[test]
+    fn the_embedded_kernels_take_the_arguments_that_are_passed() {
+        let (at, plan) = (AttendPointers::default(), PlanArguments::default());
+        let attend = attend_arguments(&at, &plan, 0, &AttentionParams::new(64)).sizes();
+        let merge = merge_arguments(&at, &plan, 0).sizes();
+        for dtype in ["bf16", "f16"] {
+            for head_dim in crate::cache::HEAD_DIMS {
+                for (kernel, passed) in [("attend", &attend), ("merge", &merge)] {
+                    let name = format!("{kernel}_{dtype}_d{head_dim}");
+                    let image = Image::embedded(&name, (9, 0)).unwrap();
+                    assert_eq!(&image.entry(&name).unwrap().parameters, passed, "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_merge_has_a_warp_for_every_row_and_query_head() {
+        let plan = PlanArguments {
+            rows: 3,
+            group: 7,
+            ..PlanArguments::default()
+        };
+        assert_eq!(merge_blocks(&plan, 2), 6);
+        assert_eq!(merge_blocks(&PlanArguments::default(), 2), 0);
+    }
 }

@@ -47,6 +47,8 @@ pub unsafe fn merge<E: Element, const D: usize, const V: usize>(m: Merge) {
         let [query, slot_begin, slot_count, _] =
             global::load_v4_u32(m.rows.add((task / q_heads) as usize).cast());
         if query == NONE {
+            // The grid must not end before the one it waits for, even if all its rows are unused.
+            grid::wait_dependencies();
             return;
         }
         let mut running = Running::<V> {
