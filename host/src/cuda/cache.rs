@@ -1,14 +1,16 @@
 //! The KV cache of one device: pages, counters, and attention over them.
 
-use std::ops::Range;
-
+use super::counters::Counters;
 use super::kernels::{AttendPointers, AttentionKernels, max_item_rows};
-use super::plan::{PlanCapacity, PlanImages, overwrite};
+use super::plan::PlanImages;
 use super::writers::{Append, CachePointers, WriterKernels};
-use super::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Kernel, RawStream, Stream};
+use super::{
+    CudaDevice, CudaError, CudaPlan, DeviceBuffer, DevicePtr, Kernel, PlanCapacity, RawStream,
+    Stream,
+};
 use crate::attention::AttentionParams;
 use crate::cache::{CacheShape, DType};
-use crate::plan::{Grouping, Plan, PlanConfig};
+use crate::plan::{Grouping, PlanConfig};
 
 /// Device pointers of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -32,25 +34,6 @@ pub struct CudaCache {
     tail_pages: Counters,
     kernels: AttentionKernels,
     writers: WriterKernels,
-}
-
-/// One word a slot, with the host's copy of what is there.
-#[derive(Debug)]
-struct Counters {
-    what: &'static str,
-    host: Vec<u32>,
-    device: DeviceBuffer<u32>,
-}
-
-/// A plan on the device, with the partial results its work items leave.
-#[derive(Debug)]
-pub struct CudaPlan {
-    pub(super) images: PlanImages,
-    pub(super) partial_o: DeviceBuffer<f32>,
-    pub(super) partial_lse: DeviceBuffer<f32>,
-    group_size: u32,
-    /// Most rows of an item.
-    max_rows: u32,
 }
 
 impl CudaCache {
@@ -369,88 +352,4 @@ impl CudaCache {
             .pool
             .at(layer as usize * self.shape.plane_elements() as usize))
     }
-}
-
-impl CudaPlan {
-    /// Puts `plan` there, copying what differs from what is there; returns the bytes copied. Launches
-    /// enqueued on `stream` later see the new plan, earlier ones the old.
-    ///
-    /// # Errors
-    /// [`CudaError::PlanCapacity`], [`CudaError::GroupSize`] or [`CudaError::ItemRows`] (nothing is changed),
-    /// [`CudaError::Driver`].
-    pub fn update(&mut self, plan: &Plan, stream: &Stream) -> Result<usize, CudaError> {
-        if plan.group_size() != self.group_size {
-            return Err(CudaError::GroupSize {
-                got: plan.group_size(),
-                expected: self.group_size,
-            });
-        }
-        let rows = most_item_rows(plan);
-        if rows > self.max_rows {
-            return Err(CudaError::ItemRows {
-                got: rows,
-                max: self.max_rows,
-            });
-        }
-        self.images.update(plan, stream)
-    }
-
-    /// Copies only the words `dirty` of `plan`: the plan that was put there last, after
-    /// [`Plan::patch`](crate::plan::Plan::patch). Returns the bytes copied.
-    ///
-    /// # Errors
-    /// [`CudaError::PlanCapacity`] (nothing is changed), [`CudaError::Driver`].
-    pub fn patch(
-        &mut self,
-        plan: &Plan,
-        dirty: &[Range<u32>],
-        stream: &Stream,
-    ) -> Result<usize, CudaError> {
-        self.images.patch(plan, dirty, stream)
-    }
-
-    /// The room set aside.
-    pub fn capacity(&self) -> &PlanCapacity {
-        self.images.capacity()
-    }
-    /// Query heads a KV head that it was set aside for.
-    pub fn group_size(&self) -> u32 {
-        self.group_size
-    }
-}
-
-impl Counters {
-    fn new(device: &CudaDevice, what: &'static str, slots: u32) -> Result<Self, CudaError> {
-        let host = vec![0; slots as usize];
-        Ok(Self {
-            device: DeviceBuffer::from_slice(device, what, &host)?,
-            host,
-            what,
-        })
-    }
-
-    fn reserve(&mut self, device: &CudaDevice, slots: usize) -> Result<(), CudaError> {
-        if slots > self.host.len() {
-            let mut host = self.host.clone();
-            host.resize(slots.next_power_of_two(), 0);
-            self.device = DeviceBuffer::from_slice(device, self.what, &host)?;
-            self.host = host;
-        }
-        Ok(())
-    }
-
-    fn set(&mut self, values: &[u32], stream: &Stream) -> Result<usize, CudaError> {
-        let mut changed = Vec::new();
-        overwrite(&mut self.host, 0, values, &mut changed);
-        self.device.copy_ranges(&self.host, changed, stream)
-    }
-}
-
-/// Rows of the plan's largest work item.
-fn most_item_rows(plan: &Plan) -> u32 {
-    let queries = (0..plan.shares()).flat_map(|share| {
-        let items = plan.share(share).items();
-        items.map(|item| item.record.query_count)
-    });
-    queries.max().unwrap_or(0) * plan.group_size()
 }

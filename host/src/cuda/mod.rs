@@ -9,7 +9,8 @@
 //! | `stream` | streams, events, graphs |
 //! | `ptx`, `images`, `module` | kernels by name, compiled when first used |
 //! | `launch`, `kernels` | arguments and launches |
-//! | `plan` | a plan at device addresses that never change |
+//! | `capacity`, `plan`, `device_plan` | plans at device addresses that never change |
+//! | `counters` | lengths and tail pages of growing nodes |
 //! | `writers` | the kernels that write the cache |
 //! | `cache` | pages and counters, and attention over them, by device pointers |
 //! | `backend` | the same for slices of the host |
@@ -20,7 +21,10 @@
 
 mod backend;
 mod cache;
+mod capacity;
+mod counters;
 mod device;
+mod device_plan;
 mod error;
 mod images;
 mod kernels;
@@ -34,12 +38,13 @@ mod sys;
 mod writers;
 
 pub use backend::CudaBackend;
-pub use cache::{AttendBuffers, CudaCache, CudaPlan};
+pub use cache::{AttendBuffers, CudaCache};
+pub use capacity::PlanCapacity;
 pub use device::{CudaDevice, DevicePtr, RawStream};
+pub use device_plan::CudaPlan;
 pub use error::CudaError;
 pub use launch::{Arguments, Kernel, Launch, Resources};
 pub use memory::DeviceBuffer;
 pub use module::ModuleTable;
-pub use plan::PlanCapacity;
 pub use stream::{Event, Graph, Stream};
 pub use writers::Append;
