@@ -11,9 +11,9 @@
 
 pub mod abi;
 pub mod attention;
-#[cfg(target_arch = "nvptx64")]
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod cache;
-#[cfg(target_arch = "nvptx64")]
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod device;
 pub mod entries;
 #[cfg(target_arch = "nvptx64")]

@@ -54,10 +54,22 @@ use bodies;
 macro_rules! kernel {
     ($(unsafe fn $name:ident($($parameter:ident: $type:ty),* $(,)?) = $body:expr;)+) => {
         $(
-            #[cfg(target_arch = "nvptx64")]
             const _: () = {
+                #[cfg(target_arch = "nvptx64")]
                 #[unsafe(no_mangle)]
                 unsafe extern "ptx-kernel" fn $name($($parameter: $type),*) {
+                    // SAFETY: the caller's obligations are the body's.
+                    unsafe { ($body)($($parameter),*) }
+                }
+
+                // On the host, checks that the parameters are the body's.
+                #[cfg(not(target_arch = "nvptx64"))]
+                #[allow(
+                    dead_code,
+                    clippy::too_many_arguments,
+                    clippy::macro_metavars_in_unsafe
+                )]
+                unsafe fn $name($($parameter: $type),*) {
                     // SAFETY: the caller's obligations are the body's.
                     unsafe { ($body)($($parameter),*) }
                 }

@@ -31,6 +31,10 @@ pub struct Merge {
 }
 
 /// Merges one query and head. `V = D / 32` values a lane.
+///
+/// # Safety
+/// The pointers are valid for what the sizes say; the rows' slots lie within `slots`, and what those name
+/// within the partials.
 #[inline(always)]
 pub unsafe fn merge<E: Element, const D: usize, const V: usize>(m: Merge) {
     let q_heads = m.kv_heads * m.group;

@@ -1,5 +1,13 @@
 //! The kernels. The figures that the host needs too are in [`super::tile`].
 
+#![cfg_attr(
+    not(target_arch = "nvptx64"),
+    expect(
+        clippy::needless_range_loop,
+        reason = "arrays of registers are walked by index"
+    )
+)]
+
 mod block;
 mod merge;
 mod narrow;

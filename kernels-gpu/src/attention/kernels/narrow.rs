@@ -154,7 +154,7 @@ unsafe fn finish<E: Element, const D: usize, const KS: usize, const NT: usize>(
     // SAFETY: the warp's own part of the statistics; the barrier publishes it.
     unsafe {
         f.rows.reduce();
-        if lane % 4 == 0 {
+        if lane.is_multiple_of(4) {
             shared::store_v2_f32(own, [f.rows.max[0], f.rows.sum[0]]);
             shared::store_v2_f32(own + 64, [f.rows.max[1], f.rows.sum[1]]);
         }
@@ -172,7 +172,7 @@ unsafe fn finish<E: Element, const D: usize, const KS: usize, const NT: usize>(
         weight[e] = math::exp2(f.rows.max[e] - reference) * inverse(sum[e]);
     }
     let places = [sink.row(row), sink.row(row + 8)];
-    if block.warp == 0 && lane % 4 == 0 {
+    if block.warp == 0 && lane.is_multiple_of(4) {
         // SAFETY: the row is this thread's alone.
         unsafe {
             places[0].store_lse(Partial {

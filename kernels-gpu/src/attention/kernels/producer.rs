@@ -64,6 +64,10 @@ pub(super) unsafe fn produce<const D: usize>(
 }
 
 /// Streams one segment.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a segment's figures, in registers"
+)]
 #[inline(always)]
 unsafe fn stream<const D: usize>(
     ring: &mut Ring<D>,

@@ -264,7 +264,7 @@ unsafe fn merge_warpgroups<const D: usize, const O: usize>(chunk: &mut Chunk<O>,
     let exchange = block.shared + Tile::<D>::QUERY + thread * 8;
     // SAFETY: barriers order the exchange; the query tile is free once both warpgroups are here.
     unsafe {
-        if thread % 4 == 0 {
+        if thread.is_multiple_of(4) {
             for e in 0..2 {
                 let place = statistics + own + e as u32 * 64;
                 shared::store_v2_f32(place, [chunk.rows.max[e], chunk.rows.sum[e]]);
@@ -326,7 +326,7 @@ unsafe fn store<E: Element, const D: usize, const O: usize>(
             place.store::<E, D>(lane % 4 * 2, O / 4, |j| {
                 [chunk.o[4 * j + 2 * e], chunk.o[4 * j + 2 * e + 1]]
             });
-            if lane % 4 == 0 {
+            if lane.is_multiple_of(4) {
                 place.store_lse(chunk.rows.partial(e));
             }
         }
