@@ -90,6 +90,7 @@ impl PlanConfig {
             ("flops_per_ns", self.cost.flops_per_ns),
             ("item_ns", self.cost.item_ns),
             ("cache_bytes_per_ns", self.cost.cache_bytes_per_ns),
+            ("partial_bytes_per_ns", self.cost.partial_bytes_per_ns),
         ];
         for (name, value) in costs {
             if !(value > 0.0 && value.is_finite()) {

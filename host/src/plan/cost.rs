@@ -8,14 +8,18 @@ use kernels_gpu::layout::CORE;
 /// | constant | H100 | where from |
 /// |---|---|---|
 /// | `bytes_per_ns` | 23.4 | 3,088 GB/s measured over randomly ordered 32 KiB pages, 132 SMs |
-/// | `flops_per_ns` | 5,000 | assumed: 660 TFLOP/s of dense bf16 that a good kernel reaches, 132 SMs |
-/// | `item_ns` | 1,000 | assumed, to be fitted: load queries, drain the pipeline, scale and store |
-/// | `cache_bytes_per_ns` | 41.7 | assumed, not measured: L2 at about 5.5 TB/s, 132 SMs |
+/// | `flops_per_ns` | 4,400 | measured: `spec64_ctx32k` with row tiles of 64 and of 128 |
+/// | `item_ns` | 1,000 | assumed: load queries, drain the pipeline, scale and store |
+/// | `cache_bytes_per_ns` | 66 | measured: `spec64_ctx32k` with row tiles of 64, where the cache sets the pace |
+/// | `partial_bytes_per_ns` | 21.7 | measured: `spec64_ctx4k` with row tiles of 64 against 128 |
+///
+/// Measured by `deft-bench trees --grouping flatten --max-rows 128 --max-rows 64`, from the differences of
+/// medians (docs/performance.md).
 ///
 /// A page of `n` tokens costs `max(bytes / bytes_per_ns, rows x n x head_dim x 4 / flops_per_ns)`, the
 /// rows rounded up to what the kernels' tiles hold (16, 64, 128, 256) and the tokens to whole groups of
 /// eight. Pages that several row tiles read at about the same time cost `bytes / cache_bytes_per_ns`
-/// instead. A partial slot costs its bytes once written and once read, both in the cache.
+/// instead. A partial slot costs its bytes once written and once read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CostModel {
@@ -25,17 +29,20 @@ pub struct CostModel {
     pub flops_per_ns: f64,
     /// Fixed cost of a work item.
     pub item_ns: f64,
-    /// Bytes that a share reads or writes in a nanosecond while they are in the cache.
+    /// KV bytes that a share reads in a nanosecond while they are in the cache.
     pub cache_bytes_per_ns: f64,
+    /// Bytes of partial results that a share writes, or reads back, in a nanosecond.
+    pub partial_bytes_per_ns: f64,
 }
 
 impl CostModel {
     /// An H100 with one thread block an SM.
     pub const H100: Self = Self {
         bytes_per_ns: 3_088.0 / 132.0,
-        flops_per_ns: 660_000.0 / 132.0,
+        flops_per_ns: 4_400.0,
         item_ns: 1_000.0,
-        cache_bytes_per_ns: 5_500.0 / 132.0,
+        cache_bytes_per_ns: 66.0,
+        partial_bytes_per_ns: 21.7,
     };
     /// One core of a CPU: a few GB/s of the shared memory bus, 8-lane FMA at half its rate.
     pub const CPU_CORE: Self = Self {
@@ -43,6 +50,7 @@ impl CostModel {
         flops_per_ns: 24.0,
         item_ns: 500.0,
         cache_bytes_per_ns: 16.0,
+        partial_bytes_per_ns: 16.0,
     };
 }
 
@@ -86,7 +94,7 @@ impl Costs {
             shared_group_ns: group_bytes / model.cache_bytes_per_ns.max(model.bytes_per_ns),
             row_ns: 4.0 * group_elements / model.flops_per_ns,
             item_ns: model.item_ns,
-            slot_ns: 2.0 * slot_bytes / model.cache_bytes_per_ns,
+            slot_ns: 2.0 * slot_bytes / model.partial_bytes_per_ns,
         }
     }
 

@@ -5,9 +5,9 @@
 //! other ([`consume`]), by [`narrow`] up to 16 rows and by [`wide`] above. So loads never wait for a work item's
 //! beginning or end.
 
-#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+#[cfg(target_arch = "nvptx64")]
 mod kernels;
 pub mod tile;
 
-#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+#[cfg(target_arch = "nvptx64")]
 pub use kernels::{Attend, Merge, attend, merge};

@@ -7,7 +7,7 @@ use super::ring::Ring;
 use super::rows::{Rows, hide, soft_cap};
 use super::sink::{Sink, inverse};
 use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS, Tile};
-use crate::device::{Element, math, matrix, register, shared, thread, warp};
+use crate::device::{Element, bulk, math, matrix, register, shared, thread, warp};
 use crate::softmax::Partial;
 
 /// Fragments of one warp: `KS` k-steps of the query, `NT` 8-column tiles of the output.
@@ -115,6 +115,8 @@ unsafe fn step<E: Element, const D: usize, const KS: usize, const NT: usize>(
                 lane,
                 32,
             );
+            // The copy that fills the stage next is of the other proxy.
+            bulk::fence_proxy_async_shared();
             warp::sync_warp();
         }
         if let Some(factor) = f.rows.update(&mut s, work.block.logits) {
