@@ -45,12 +45,20 @@ fn random_forests_of_many_pages_are_cut_evenly() {
                 continue;
             }
             let config = PlanConfig::new(Grouping::Flatten, 4, 128, shares);
+            // Evening out further takes a cut, and a cut in an item costs its queries' partial slots: here at
+            // most 32 queries of 4 rows, o and LSE, written and read.
+            let cut_ns = 2.0 * 128.0 * 129.0 * 4.0 / config.cost.partial_bytes_per_ns;
             let plan = Planner::new(config).unwrap().plan(&view).unwrap();
-            assert!(plan.imbalance() < 1.15, "seed {seed}\n{plan}");
+            let costs = plan.share_ns();
+            let mean = costs.iter().sum::<u64>() as f64 / costs.len() as f64;
+            let max = *costs.iter().max().unwrap() as f64;
+            assert!(
+                max < 1.05 * mean + cut_ns,
+                "seed {seed}: {max} against {mean}\n{plan}"
+            );
             plans += 1;
-            uneven += u32::from(plan.imbalance() > 1.05);
+            uneven += u32::from(max > 1.05 * mean);
         }
     }
-    // A cut that would need partial slots can cost more than it evens out.
-    assert!(plans > 500 && uneven * 50 < plans, "{uneven} of {plans}");
+    assert!(plans > 500 && uneven * 10 < plans, "{uneven} of {plans}");
 }

@@ -179,10 +179,10 @@ mod tests {
         let by_memory = 32_768.0 / (3_088.0 / 132.0);
         assert!((page(1) - by_memory).abs() < 1e-9);
         assert_eq!(page(1), page(32));
-        let by_compute = 256.0 * 64.0 * 128.0 * 4.0 / 5_000.0;
+        let by_compute = 256.0 * 64.0 * 128.0 * 4.0 / CostModel::H100.flops_per_ns;
         assert!((page(64) - by_compute).abs() < 1e-9);
         assert!((page(65) - 2.0 * by_compute).abs() < 1e-9);
         let shared = costs.rates(1).of(true) * f64::from(PAGE_GROUPS);
-        assert!((shared - 32_768.0 / (5_500.0 / 132.0)).abs() < 1e-9);
+        assert!((shared - 32_768.0 / CostModel::H100.cache_bytes_per_ns).abs() < 1e-9);
     }
 }
