@@ -4,6 +4,7 @@ use kernels_gpu::abi::{APPEND_LIVE, AppendTarget, NONE, PAGE_TOKENS, TokenMove};
 
 use super::{Attend, AttentionParams, Counters};
 use crate::cache::{CacheShape, DType, PageId};
+use crate::plan::Plan;
 
 /// Why a backend refused. The cache and the outputs are as they were before the call.
 #[non_exhaustive]
@@ -113,8 +114,8 @@ pub fn check_moves(shape: &CacheShape, moves: &[TokenMove]) -> Result<(), Backen
     Ok(())
 }
 
-/// Checks the arguments of [`Backend::attend`](super::Backend::attend). That the plan's pages and slots
-/// exist is the caller's part.
+/// Checks the arguments of [`Backend::attend`](super::Backend::attend). For the plan itself
+/// there is [`check_plan`].
 ///
 /// # Errors
 /// [`BackendError`], naming the argument.
@@ -135,6 +136,38 @@ pub fn check_attend(shape: &CacheShape, call: &Attend<'_>) -> Result<(), Backend
         check_length("lse", lse.len(), heads, "[queries, q_heads]")?;
     }
     check_params(&call.params)
+}
+
+/// Checks that a plan's pages and length slots exist: a kernel would read beyond the cache.
+///
+/// # Errors
+/// [`BackendError::Page`], or [`BackendError::Length`] for too few counters.
+pub fn check_plan(shape: &CacheShape, plan: &Plan, slots: usize) -> Result<(), BackendError> {
+    for share in 0..plan.shares() {
+        for item in plan.share(share).items() {
+            for segment in item.segments {
+                if segment.length_slot != NONE && segment.length_slot as usize >= slots {
+                    return Err(BackendError::Length {
+                        argument: "counters.lengths",
+                        found: slots,
+                        expected: segment.length_slot as usize + 1,
+                        shape: "the plan's length slots",
+                    });
+                }
+                for (index, &page) in item.pages(segment).iter().enumerate() {
+                    if page >= shape.pages {
+                        return Err(BackendError::Page {
+                            argument: "plan",
+                            index,
+                            page,
+                            pages: shape.pages,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Checks a model's numbers.
@@ -227,4 +260,46 @@ fn check_page(
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::PagePool;
+    use crate::plan::{Grouping, PlanConfig, Planner};
+    use crate::tree::TokenForest;
+
+    #[test]
+    fn a_plan_beyond_the_cache_or_its_counters_is_refused() {
+        let mut forest = TokenForest::new(PagePool::new(8).unwrap());
+        let root = forest.insert_root(300).unwrap();
+        let config = PlanConfig::new(Grouping::Flatten, 1, 64, 2);
+        let plan = Planner::new(config)
+            .unwrap()
+            .plan(&forest.view(&[root]).unwrap())
+            .unwrap();
+        let shape = |pages| CacheShape {
+            layers: 1,
+            kv_heads: 1,
+            head_dim: 64,
+            dtype: DType::Bf16,
+            pages,
+        };
+        assert!(check_plan(&shape(8), &plan, 1).is_ok());
+        assert!(matches!(
+            check_plan(&shape(4), &plan, 1),
+            Err(BackendError::Page {
+                page: 4,
+                pages: 4,
+                ..
+            })
+        ));
+        assert!(matches!(
+            check_plan(&shape(8), &plan, 0),
+            Err(BackendError::Length {
+                argument: "counters.lengths",
+                ..
+            })
+        ));
+    }
 }

@@ -7,4 +7,6 @@ pub mod reference;
 
 pub use backend::{Attend, AttentionParams, Backend, Counters};
 pub(crate) use check::check_length;
-pub use check::{BackendError, check_append, check_attend, check_moves, check_params, resolve};
+pub use check::{
+    BackendError, check_append, check_attend, check_moves, check_params, check_plan, resolve,
+};

@@ -9,11 +9,11 @@ use super::{
     Stream,
 };
 use crate::attention::{
-    Attend, Backend, BackendError, Counters, check_append, check_attend, check_moves,
+    Attend, Backend, BackendError, Counters, check_append, check_attend, check_moves, check_plan,
 };
 use crate::cache::{CacheShape, Elements};
 use crate::plan::{Grouping, Plan, PlanConfig};
-use kernels_gpu::abi::{AppendTarget, NONE, TokenMove};
+use kernels_gpu::abi::{AppendTarget, TokenMove};
 
 /// Room for plans that grow: a plan that outgrows its room takes this many times what it needs.
 const PLAN_HEADROOM: u32 = 2;
@@ -234,76 +234,5 @@ impl<T: Pod> Scratch<T> {
         let buffer = self.reserve_on(stream.device(), data.len())?;
         buffer.write(0, data, stream)?;
         Ok(buffer)
-    }
-}
-
-/// Whether the plan's pages and counters exist: a kernel would read beyond the cache.
-fn check_plan(shape: &CacheShape, plan: &Plan, slots: usize) -> Result<(), BackendError> {
-    for share in 0..plan.shares() {
-        for item in plan.share(share).items() {
-            for segment in item.segments {
-                if segment.length_slot != NONE && segment.length_slot as usize >= slots {
-                    return Err(BackendError::Length {
-                        argument: "counters.lengths",
-                        found: slots,
-                        expected: segment.length_slot as usize + 1,
-                        shape: "the plan's length slots",
-                    });
-                }
-                for (index, &page) in item.pages(segment).iter().enumerate() {
-                    if page >= shape.pages {
-                        return Err(BackendError::Page {
-                            argument: "plan",
-                            index,
-                            page,
-                            pages: shape.pages,
-                        });
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cache::{DType, PagePool};
-    use crate::plan::{Grouping, PlanConfig, Planner};
-    use crate::tree::TokenForest;
-
-    #[test]
-    fn a_plan_beyond_the_cache_or_its_counters_is_refused() {
-        let mut forest = TokenForest::new(PagePool::new(8).unwrap());
-        let root = forest.insert_root(300).unwrap();
-        let config = PlanConfig::new(Grouping::Flatten, 1, 64, 2);
-        let plan = Planner::new(config)
-            .unwrap()
-            .plan(&forest.view(&[root]).unwrap())
-            .unwrap();
-        let shape = |pages| CacheShape {
-            layers: 1,
-            kv_heads: 1,
-            head_dim: 64,
-            dtype: DType::Bf16,
-            pages,
-        };
-        assert!(check_plan(&shape(8), &plan, 1).is_ok());
-        assert!(matches!(
-            check_plan(&shape(4), &plan, 1),
-            Err(BackendError::Page {
-                page: 4,
-                pages: 4,
-                ..
-            })
-        ));
-        assert!(matches!(
-            check_plan(&shape(8), &plan, 0),
-            Err(BackendError::Length {
-                argument: "counters.lengths",
-                ..
-            })
-        ));
     }
 }

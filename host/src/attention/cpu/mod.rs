@@ -17,13 +17,15 @@ use rayon::prelude::*;
 
 use self::item::Call;
 use self::merge::Sources;
-use super::check::{check_append, check_attend, check_moves, resolve};
+use super::check::{check_append, check_attend, check_moves, check_plan, resolve};
 use super::{Attend, Backend, BackendError, Counters};
 use crate::cache::{CacheShape, DType, Elements, HostPages, KvElement, ShapeError};
 use crate::plan::{CostModel, Grouping, PlanConfig};
 
 /// Shares a KV head and thread: enough for the last task of one thread not to keep the others waiting.
 const TASKS_PER_THREAD: u32 = 4;
+
+const CHECKED: &str = "arguments were checked";
 
 /// A cache in the host's memory and attention over it.
 #[derive(Debug)]
@@ -79,18 +81,6 @@ impl<T: KvElement> CpuBackend<T> {
     pub fn pages_mut(&mut self) -> &mut HostPages<T> {
         &mut self.pages
     }
-
-    fn typed<'a>(
-        &self,
-        argument: &'static str,
-        elements: Elements<'a>,
-    ) -> Result<&'a [T], BackendError> {
-        elements.typed().ok_or(BackendError::DType {
-            argument,
-            found: elements.dtype(),
-            expected: T::DTYPE,
-        })
-    }
 }
 
 impl<T: KvElement> Backend for CpuBackend<T> {
@@ -127,10 +117,10 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         let sources = [(k.dtype(), k.len()), (v.dtype(), v.len())];
         check_append(self.shape(), layer, targets, counters, sources)?;
         let row = self.shape().row_elements();
-        let k = self.typed("k", k)?.chunks_exact(row);
-        let v = self.typed("v", v)?.chunks_exact(row);
+        let k = k.typed::<T>().expect(CHECKED).chunks_exact(row);
+        let v = v.typed::<T>().expect(CHECKED).chunks_exact(row);
         for ((&target, k), v) in targets.iter().zip(k).zip(v) {
-            let place = resolve(target, counters).expect("targets were checked");
+            let place = resolve(target, counters).expect(CHECKED);
             self.pages.write(layer, place, k, v);
         }
         Ok(())
@@ -144,60 +134,56 @@ impl<T: KvElement> Backend for CpuBackend<T> {
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
         check_attend(self.shape(), &call)?;
-        let shape = *self.shape();
-        let expected = T::DTYPE;
-        let found = call.out.dtype();
-        let argument = "out";
-        let out = call.out.into_typed::<T>().ok_or(BackendError::DType {
-            argument,
-            found,
-            expected,
-        })?;
-        let plan = call.plan;
-        let q = self.typed("q", call.q)?;
-        let Self {
-            pages,
-            arch,
-            workspace,
-        } = self;
-        let lse = call.lse.unwrap_or_else(|| {
-            let heads = (plan.queries() * plan.group_size() * shape.kv_heads) as usize;
-            workspace.unused.resize(heads, 0.0);
-            &mut workspace.unused
+        check_plan(self.shape(), call.plan, call.counters.lengths.len())?;
+        let out = call.out.into_typed::<T>().expect(CHECKED);
+        let rows = call.plan.queries() * call.plan.group_size() * self.shape().kv_heads;
+        let Workspace {
+            sources,
+            o,
+            lse,
+            unused,
+        } = &mut self.workspace;
+        let wanted = call.lse.unwrap_or_else(|| {
+            unused.resize(rows as usize, 0.0);
+            unused
         });
-        workspace.sources.index(plan);
-        let part = workspace.sources.queries_per_share() * plan.group_size() as usize;
-        let parts = (shape.kv_heads * plan.shares()) as usize;
-        let head_dim = shape.head_dim as usize;
-        grow(&mut workspace.o, parts * part * head_dim);
-        grow(&mut workspace.lse, parts * part);
         let call = Call {
-            arch: *arch,
-            pages,
-            plan,
+            arch: self.arch,
+            pages: &self.pages,
+            plan: call.plan,
             lengths: call.counters.lengths,
-            q,
+            q: call.q.typed().expect(CHECKED),
             layer: call.layer,
             params: call.params,
         };
-        if part > 0 {
-            let o = workspace.o[..parts * part * head_dim].par_chunks_exact_mut(part * head_dim);
-            let lse = workspace.lse[..parts * part].par_chunks_exact_mut(part);
-            o.zip(lse)
-                .enumerate()
-                .with_max_len(1)
-                .for_each(|(index, (o, lse))| run_share(&call, index as u32, o, lse));
-        }
-        merge::merge(
-            &call,
-            &workspace.sources,
-            &workspace.o,
-            &workspace.lse,
-            out,
-            lse,
-        );
+        sources.index(call.plan);
+        run_shares(&call, sources.queries_per_share(), o, lse);
+        merge::merge(&call, sources, o, lse, out, wanted);
         Ok(())
     }
+}
+
+/// Runs all shares of all KV heads, each into its own part of `o` and `lse`, which grow as needed.
+fn run_shares<T: KvElement>(
+    call: &Call<'_, T>,
+    queries_per_share: usize,
+    o: &mut Vec<f32>,
+    lse: &mut Vec<f32>,
+) {
+    let rows = queries_per_share * call.group();
+    let tasks = call.pages.shape().kv_heads as usize * call.plan.shares() as usize;
+    let width = rows * call.head_dim();
+    grow(o, tasks * width);
+    grow(lse, tasks * rows);
+    if rows == 0 {
+        return;
+    }
+    o[..tasks * width]
+        .par_chunks_exact_mut(width)
+        .zip(lse[..tasks * rows].par_chunks_exact_mut(rows))
+        .enumerate()
+        .with_max_len(1)
+        .for_each(|(index, (o, lse))| run_share(call, index as u32, o, lse));
 }
 
 /// Runs the items of one share on one KV head; `index` counts `[kv_head][share]`.
