@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use deft::attention::{Attend, AttentionParams, Backend, Counters, cpu};
 use deft::cache::{CacheShape, KvElement};
-use deft::plan::{CostModel, Grouping, Plan, PlanConfig, Planner};
+use deft::plan::{Grouping, Plan, Planner};
 use deft::tree::TokenForest;
 use deft::workload::StepWorkload;
 use deft_tests::workloads;
@@ -54,8 +54,7 @@ fn measure(workload: &StepWorkload) {
     let view = built.forest.view(&built.queries).expect("queries");
     let group = workload.heads.q_heads / shape.kv_heads;
     let plans = GROUPINGS.map(|grouping| {
-        let mut config = PlanConfig::new(grouping, group, shape.head_dim, backend.shares());
-        config.cost = CostModel::CPU_CORE;
+        let config = backend.plan_config(grouping, group);
         Planner::new(config).unwrap().plan(&view).unwrap()
     });
     let elements = (view.queries * workload.heads.q_heads * shape.head_dim) as usize;

@@ -267,3 +267,100 @@ fn store<S: Simd, const V: usize>(slice: &mut [f32], values: [S::f32s; V]) {
     let (vectors, _) = S::as_mut_simd_f32s(slice);
     *vectors.first_chunk_mut().expect("V vectors") = values;
 }
+
+#[cfg(test)]
+mod tests {
+    use pulp::{Arch, Scalar};
+
+    use super::*;
+
+    const HEAD_DIM: usize = 64;
+    const ROWS: usize = 45;
+    const STRIDE: usize = 80;
+
+    fn values(seed: u32, count: usize) -> Vec<f32> {
+        let value = |i: u32| (i + seed).wrapping_mul(2_654_435_761) >> 8;
+        let values = (0..count as u32).map(|i| value(i) as f32 / (1 << 23) as f32 - 1.0);
+        values.collect()
+    }
+
+    /// Two pages taken in by `step`, the second only by some rows and masked: O, maxima and sums.
+    fn run(step: impl Fn(PageStep<'_>)) -> [Vec<f32>; 3] {
+        let q = values(1, HEAD_DIM * STRIDE);
+        let mut o = vec![0.0; HEAD_DIM * STRIDE];
+        let mut max = vec![f32::NEG_INFINITY; STRIDE];
+        let mut sum = vec![0.0; STRIDE];
+        let mut scores = vec![f32::NAN; SCORES];
+        let words: Vec<u64> = (0..ROWS as u64 / 3).map(|row| 0x5a5 << (row % 7)).collect();
+        let mask = PageMask {
+            words: &words,
+            group: 3,
+        };
+        let steps = [(64, 0..ROWS, None), (37, 6..ROWS - 3, Some(mask))];
+        for (seed, (tokens, rows, mask)) in (2..).zip(steps) {
+            step(PageStep {
+                tile: Tile {
+                    q: &q,
+                    o: &mut o,
+                    max: &mut max,
+                    sum: &mut sum,
+                    stride: STRIDE,
+                },
+                scores: &mut scores,
+                k: &values(seed * 100, 64 * HEAD_DIM),
+                v: &values(seed * 1000, 64 * HEAD_DIM),
+                tokens,
+                rows,
+                mask,
+                soft_cap: None,
+            });
+        }
+        [o, max, sum]
+    }
+
+    #[test]
+    fn every_instruction_set_gives_what_plain_floats_give() {
+        let plain = run(|step| step.with_simd(Scalar));
+        let vectors = run(|step| Arch::new().dispatch(step));
+        for (plain, vectors) in plain.iter().zip(&vectors) {
+            for (rows, expected) in vectors.chunks(STRIDE).zip(plain.chunks(STRIDE)) {
+                for (value, expected) in rows[..ROWS].iter().zip(expected) {
+                    assert!((value - expected).abs() <= 1e-4 * expected.abs().max(1.0));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_do_not_see_a_page_keep_what_they_have() {
+        let tokens = |rows: Range<usize>| {
+            let mut sum = vec![0.0; STRIDE];
+            let mut max = vec![f32::NEG_INFINITY; STRIDE];
+            let mut o = vec![0.0; HEAD_DIM * STRIDE];
+            Arch::new().dispatch(PageStep {
+                tile: Tile {
+                    q: &[0.0; HEAD_DIM * STRIDE],
+                    o: &mut o,
+                    max: &mut max,
+                    sum: &mut sum,
+                    stride: STRIDE,
+                },
+                scores: &mut [f32::NAN; SCORES],
+                k: &[0.0; 64 * HEAD_DIM],
+                v: &[1.0; 64 * HEAD_DIM],
+                tokens: 9,
+                rows,
+                mask: None,
+                soft_cap: None,
+            });
+            assert_eq!(o[..STRIDE], sum, "of equal logits and values 1");
+            sum
+        };
+        for rows in [0..1, 4..8, 7..29, 40..45, 0..ROWS] {
+            for (row, sum) in tokens(rows.clone()).into_iter().enumerate() {
+                let expected = if rows.contains(&row) { 9.0 } else { 0.0 };
+                assert_eq!(sum, expected, "row {row} of {rows:?}");
+            }
+        }
+    }
+}
