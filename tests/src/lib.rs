@@ -1,6 +1,7 @@
 //! What the test files share: random forests, inputs and comparisons.
 
 pub mod coverage;
+pub mod emulated;
 pub mod problem;
 pub mod shadow;
 pub mod views;

@@ -99,6 +99,7 @@ impl Block<'_> {
             epoch: copy.group + 1,
             view: &copy.view,
             asynchronous: false,
+            poison: false,
             site: copy.site,
         };
         let span = self.grid.memory.span(copy.source, BYTES)?;

@@ -249,6 +249,7 @@ impl BulkCopy {
             epoch,
             view: &self.view,
             asynchronous: true,
+            poison: false,
             site: self.site,
         }
     }

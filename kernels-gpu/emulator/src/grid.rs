@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use bytemuck::Zeroable;
 
 use crate::clock::{Agents, Joins, Released, View};
+use crate::launch::Launch;
 use crate::memory::{Memory, Span, site_bits};
 use crate::report::{Cause, Checked, Fault, Site};
 use crate::shadow::Access;
@@ -21,6 +22,8 @@ pub(crate) struct Grid<'m> {
     pub(crate) seed: u64,
     /// Started before the kernels it depends on were complete.
     pub(crate) dependent: bool,
+    /// Matrix loads may read what nothing has written.
+    pub(crate) poison_matrix_reads: bool,
     /// Counts what could end somebody's polling.
     pub(crate) progress: AtomicU64,
     shadows: Vec<Box<[Granule]>>,
@@ -75,27 +78,21 @@ impl Who {
 }
 
 impl<'m> Grid<'m> {
-    pub(crate) fn new(
-        memory: &'m Memory,
-        blocks: [u32; 3],
-        threads: u32,
-        shared_bytes: u32,
-        seed: u64,
-        dependent: bool,
-    ) -> Self {
+    pub(crate) fn new(memory: &'m Memory, launch: &Launch) -> Self {
         let shadow = |granules| bytemuck::zeroed_slice_box(granules);
         Self {
             memory,
-            blocks,
-            threads,
-            shared_bytes,
-            seed,
-            dependent,
+            blocks: launch.blocks,
+            threads: launch.threads,
+            shared_bytes: launch.shared_bytes,
+            seed: launch.seed,
+            dependent: launch.dependent,
+            poison_matrix_reads: launch.poison_matrix_reads,
             progress: AtomicU64::new(0),
             shadows: memory
                 .buffers()
                 .iter()
-                .map(|b| shadow(b.granules()))
+                .map(|buffer| shadow(buffer.granules()))
                 .collect(),
             released: Mutex::default(),
         }

@@ -21,11 +21,12 @@ const TURNS: u32 = 256;
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Launch {
-    blocks: [u32; 3],
-    threads: u32,
-    shared_bytes: u32,
-    seed: u64,
-    dependent: bool,
+    pub(crate) blocks: [u32; 3],
+    pub(crate) threads: u32,
+    pub(crate) shared_bytes: u32,
+    pub(crate) seed: u64,
+    pub(crate) dependent: bool,
+    pub(crate) poison_matrix_reads: bool,
     resident: Option<u32>,
 }
 
@@ -47,6 +48,7 @@ impl Launch {
             shared_bytes: 0,
             seed: 0,
             dependent: false,
+            poison_matrix_reads: false,
             resident: None,
         }
     }
@@ -75,6 +77,14 @@ impl Launch {
         self
     }
 
+    /// `ldmatrix` and `wgmma` may read shared memory that nothing has written, and get NaNs there. For a
+    /// kernel that multiplies whole tiles and drops what lies beyond its tokens: what it fails to drop
+    /// shows in its results.
+    pub fn poison_matrix_reads(mut self) -> Self {
+        self.poison_matrix_reads = true;
+        self
+    }
+
     /// `blocks` blocks take turns, on one OS thread, so that they can wait for each other; the next
     /// starts when one ends. Otherwise blocks run side by side, each to its end.
     ///
@@ -91,14 +101,7 @@ impl Launch {
     /// # Errors
     /// The kernel's first mistake: of blocks that ran side by side, the lowest-numbered one's.
     pub fn run(self, memory: &mut Memory, kernel: impl Fn() + Sync) -> Result<(), Box<Report>> {
-        let grid = Grid::new(
-            memory,
-            self.blocks,
-            self.threads,
-            self.shared_bytes,
-            self.seed,
-            self.dependent,
-        );
+        let grid = Grid::new(memory, &self);
         let count = self.blocks.iter().product::<u32>();
         match self.resident {
             Some(resident) => take_turns(&grid, count, resident, &kernel),

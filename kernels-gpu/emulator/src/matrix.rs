@@ -45,12 +45,13 @@ pub fn load<const COUNT: usize>(row: u32, transposed: bool) -> [u32; COUNT] {
     let mut operands = (row, [0; COUNT]);
     collective("ldmatrix", site, &mut operands, |block, lanes| {
         let first = block.current / 32 * 32;
+        let poison = block.grid.poison_matrix_reads;
         for m in 0..COUNT {
             for r in 0..8 {
                 let lane = 8 * m + r;
                 let address = lanes[lane].0;
                 check_aligned("shared", address.into(), ROW)?;
-                let bytes = block.read_shared(first + lane as u32, address, ROW, site)?;
+                let bytes = block.read_shared(first + lane as u32, address, ROW, poison, site)?;
                 let mut values = [0u16; 8];
                 bytemuck::bytes_of_mut(&mut values).copy_from_slice(bytes);
                 for (c, value) in values.into_iter().enumerate() {

@@ -19,6 +19,8 @@ pub(crate) struct Access<'v> {
     pub(crate) epoch: u32,
     pub(crate) view: &'v View,
     pub(crate) asynchronous: bool,
+    /// What nothing has written may be read: it is poison.
+    pub(crate) poison: bool,
     pub(crate) site: Site,
 }
 
@@ -31,6 +33,7 @@ impl<'v> Access<'v> {
             epoch,
             view,
             asynchronous: false,
+            poison: false,
             site,
         }
     }
@@ -134,7 +137,7 @@ impl Shadow {
     ) -> Checked {
         for index in offset / GRANULE..(offset + bytes) / GRANULE {
             let granule = self.granules[index as usize];
-            if granule.epoch == 0 {
+            if granule.epoch == 0 && !access.poison {
                 return Err(Fault::new(
                     Cause::Unwritten,
                     format!(

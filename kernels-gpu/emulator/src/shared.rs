@@ -6,7 +6,7 @@ use bytemuck::Pod;
 
 use crate::block::{Block, instruction};
 use crate::memory::{POISON, check_aligned};
-use crate::report::{Cause, Checked, Fault};
+use crate::report::{Cause, Checked, Fault, Site};
 use crate::shadow::{Access, Shadow};
 
 /// Address of dynamic shared memory: the system keeps what is below, as on the hardware.
@@ -69,7 +69,7 @@ pub fn load<T: Pod>(address: u32) -> T {
         let bytes = size_of::<T>() as u32;
         check_aligned("shared", address.into(), bytes)?;
         block
-            .read_shared(block.current, address, bytes, site)
+            .read_shared(block.current, address, bytes, false, site)
             .map(bytemuck::pod_read_unaligned)
     })
 }
@@ -93,10 +93,14 @@ impl Block<'_> {
         thread: u32,
         address: u32,
         bytes: u32,
-        site: crate::report::Site,
+        poison: bool,
+        site: Site,
     ) -> Checked<&[u8]> {
         let offset = self.shared.offset(address, bytes)?;
-        let access = Access::generic(&self.threads[thread as usize].view, site);
+        let access = Access {
+            poison,
+            ..Access::generic(&self.threads[thread as usize].view, site)
+        };
         self.shared
             .shadow
             .read(offset, bytes, &access, &self.agents)?;
@@ -110,7 +114,7 @@ impl Block<'_> {
         thread: u32,
         address: u32,
         value: &[u8],
-        site: crate::report::Site,
+        site: Site,
     ) -> Checked {
         let bytes = value.len() as u32;
         let offset = self.shared.offset(address, bytes)?;

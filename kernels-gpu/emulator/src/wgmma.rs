@@ -367,6 +367,7 @@ impl Block<'_> {
             epoch: m.epoch,
             view: &m.view,
             asynchronous: true,
+            poison: self.grid.poison_matrix_reads,
             site: m.site,
         };
         let mut b = vec![0.0; 16 * n];
