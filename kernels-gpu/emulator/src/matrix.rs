@@ -1,7 +1,7 @@
 //! Warp-wide matrix fragments (`ldmatrix`, `stmatrix`, `mma.sync`).
 //!
 //! The maps from lanes to elements are the PTX ISA's, "Matrix Fragments for mma.m16n8k16" and
-//! "ldmatrix"; [`fragment`] is the one from which the others are made.
+//! "ldmatrix"; `fragment` is the one from which the others are made.
 
 use std::panic::Location;
 

@@ -5,7 +5,7 @@ use crate::abi::{MergeRow, NONE};
 use crate::attention::tile::MERGE_WARPS;
 use crate::device::{Element, global, grid, math, thread, warp};
 
-/// What a `merge` launch reads and writes; the partials as in [`super::sink::Outputs`].
+/// What a `merge` launch reads and writes; the partials as `attend` leaves them.
 #[derive(Clone, Copy)]
 pub struct Merge {
     /// `[kv_heads][partial_slots][group][head_dim]`.
