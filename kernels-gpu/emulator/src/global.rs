@@ -8,7 +8,6 @@ use crate::block::{Block, instruction};
 use crate::memory::{Span, check_aligned};
 use crate::report::{Cause, Checked, Fault};
 use crate::shadow::Access;
-use crate::wgmma;
 
 /// Loads a value; its size is its alignment.
 #[inline]
@@ -34,7 +33,7 @@ pub fn store<T: Pod>(address: *mut T, value: T) {
     instruction(site, |block| {
         let bytes = bytemuck::bytes_of(&value);
         check_aligned("global", address as u64, bytes.len() as u32)?;
-        wgmma::check_settled(bytes)?;
+        block.check_settled(bytes)?;
         let span = block.grid.memory.span(address as u64, bytes.len() as u32)?;
         let access = Access::generic(&block.threads[block.current as usize].view, site);
         block.grid.write(&span, block.linear, &access)?;
