@@ -1,6 +1,7 @@
 //! `cargo xtask`: builds, tests and packs everything.
 
 mod bundle;
+mod chart;
 mod console;
 mod kernels;
 mod process;
@@ -32,6 +33,7 @@ enum Command {
     BuildKernels(kernels::Args),
     Test(test::Args),
     Bundle(bundle::Args),
+    Chart(chart::Args),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::BuildKernels(args) => kernels::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bundle(args) => bundle::run(&args),
+        Command::Chart(args) => chart::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
