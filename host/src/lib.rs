@@ -23,8 +23,18 @@
 //! # Ok::<(), deft::CacheError>(())
 //! ```
 //!
-//! Modules point one way: [`tree`] and [`cache`] are metadata, [`plan`] turns them into plain arrays,
-//! [`attention`] runs a plan.
+//! [`TreeCache`] is the whole in one piece. Below it, modules point one way:
+//!
+//! | module | what |
+//! |---|---|
+//! | [`cache`] | pages: who owns them, how they lie, import and export |
+//! | [`tree`] | forests of token runs: grow, fork, prune, draft and accept; the view that is planned |
+//! | [`plan`] | from a view to a [`plan::Plan`], arrays that a backend executes; what it reads and writes |
+//! | [`attention`] | backends: the CPU's, and attention by its definition in f64 |
+//! | `cuda` | the GPU's, and the same for device pointers and streams (feature `cuda`) |
+//! | `workload` | recorded tree shapes (feature `serde`) |
+//!
+//! `docs/using.md` has drafts, device pointers and CUDA graphs; `docs/architecture.md` says how it works.
 
 pub mod attention;
 pub mod cache;
@@ -41,3 +51,13 @@ pub use half::{bf16, f16};
 pub use plan::Grouping;
 pub use tree::{DraftNode, NodeKey};
 pub use tree_cache::{CacheConfig, CacheError, Device, PlanUpdate, TreeCache, TreePlan};
+
+/// The examples in the documentation.
+#[cfg(doctest)]
+mod documentation {
+    #[doc = include_str!("../../README.md")]
+    struct Readme;
+    #[cfg(feature = "cuda")]
+    #[doc = include_str!("../../docs/using.md")]
+    struct Using;
+}
