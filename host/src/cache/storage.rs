@@ -9,8 +9,8 @@ const CHUNK: usize = CORE as usize;
 
 /// A cache in the host's memory: a plane a layer, `[page][kv_head][page_elements]`.
 ///
-/// Places are `page * 64 + token`; as everywhere in this crate's insides, those beyond the cache are
-/// the caller's bug and panic.
+/// From outside it is read and written by [`HostPages::import`] and [`HostPages::export`]. Within the crate
+/// layers and places (`page * 64 + token`) were checked before: those beyond the cache panic.
 #[derive(Debug)]
 pub struct HostPages<T> {
     shape: CacheShape,
@@ -19,11 +19,11 @@ pub struct HostPages<T> {
 
 /// K and V of a page, of one layer and KV head, as [`kernels_gpu::layout`] has them.
 #[derive(Clone, Copy, Debug)]
-pub struct PageRef<'a, T> {
+pub(crate) struct PageRef<'a, T> {
     /// `[8 token groups][head_dim / 8][8 tokens][8 dims]`.
-    pub k: &'a [T],
+    pub(crate) k: &'a [T],
     /// As `k`.
-    pub v: &'a [T],
+    pub(crate) v: &'a [T],
 }
 
 impl<T: KvElement> HostPages<T> {
@@ -58,7 +58,7 @@ impl<T: KvElement> HostPages<T> {
 
     /// One page of one layer and KV head.
     #[inline]
-    pub fn page(&self, layer: u32, page: PageId, kv_head: u32) -> PageRef<'_, T> {
+    pub(crate) fn page(&self, layer: u32, page: PageId, kv_head: u32) -> PageRef<'_, T> {
         let range = self.page_range(page, kv_head);
         let (k, v) = self.planes[layer as usize][range]
             .split_at(half_page_elements(self.shape.head_dim) as usize);
@@ -66,7 +66,7 @@ impl<T: KvElement> HostPages<T> {
     }
 
     /// Writes K and V of one token of one layer, both `[kv_heads, head_dim]`.
-    pub fn write(&mut self, layer: u32, place: u32, k: &[T], v: &[T]) {
+    pub(crate) fn write(&mut self, layer: u32, place: u32, k: &[T], v: &[T]) {
         let head_dim = self.shape.head_dim as usize;
         let heads = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
         for (kv_head, (k, v)) in (0..).zip(heads) {
@@ -75,7 +75,8 @@ impl<T: KvElement> HostPages<T> {
     }
 
     /// Reads K and V of one token of one layer, both `[kv_heads, head_dim]`.
-    pub fn read(&self, layer: u32, place: u32, k: &mut [T], v: &mut [T]) {
+    #[cfg(test)]
+    pub(super) fn read(&self, layer: u32, place: u32, k: &mut [T], v: &mut [T]) {
         let head_dim = self.shape.head_dim as usize;
         let heads = k
             .chunks_exact_mut(head_dim)
@@ -111,7 +112,7 @@ impl<T: KvElement> HostPages<T> {
     }
 
     /// Moves tokens of all layers, one move after the other.
-    pub fn copy(&mut self, moves: &[TokenMove]) {
+    pub(crate) fn copy(&mut self, moves: &[TokenMove]) {
         let (head_dim, kv_heads) = (self.shape.head_dim, self.shape.kv_heads);
         let half = half_page_elements(head_dim) as usize;
         let base = |place: u32, kv_head| {
