@@ -21,7 +21,51 @@ pub(crate) fn shown(path: &Path) -> std::path::Display<'_> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+
+    /// README.md, CONTRIBUTING.md and docs/**/*.md, by path.
+    fn pages() -> Vec<(PathBuf, String)> {
+        let mut files = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
+        for folder in ["docs", "docs/benchmarks"] {
+            let entries = std::fs::read_dir(root().join(folder)).unwrap();
+            files.extend(entries.map(|entry| entry.unwrap().path()));
+        }
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+        let read = |path: PathBuf| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            (path, text)
+        };
+        files.into_iter().map(read).collect()
+    }
+
+    #[test]
+    fn every_link_of_the_documentation_leads_to_a_file() {
+        for (path, text) in pages() {
+            let links = text.split("](").skip(1).chain(text.split("src=\"").skip(1));
+            for link in links.filter_map(|rest| rest.split([')', '"', '#']).next()) {
+                let here = path.parent().unwrap().join(link);
+                let found = link.starts_with("https://") || here.exists();
+                assert!(found, "{}: {link}", shown(&path));
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_that_the_documentation_names_exists() {
+        let commands = crate::Cli::command();
+        for (path, text) in pages() {
+            for rest in text.split("cargo xtask ").skip(1) {
+                let name: &str = rest
+                    .split(|c: char| !c.is_alphanumeric() && c != '-')
+                    .next()
+                    .unwrap();
+                let found = name.starts_with("--") || commands.find_subcommand(name).is_some();
+                assert!(found, "{}: cargo xtask {name}", shown(&path));
+            }
+        }
+    }
 
     #[test]
     fn every_dependency_is_explained() {

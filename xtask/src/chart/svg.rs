@@ -14,14 +14,14 @@ const ROW: f64 = 34.0;
 const BAR: f64 = 11.0;
 const TICK_US: f64 = 25.0;
 
-/// Colours follow the reader's setting. Dark is that of pages with `#0d1117` behind.
+/// Colours follow the reader's setting.
 const STYLE: &str = "\
-text{font:12px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fill:#1f2328}\
+.page{fill:#fff}text{font:12px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fill:#1f2328}\
 .title{font-size:15px;font-weight:600}.small{font-size:11px;fill:#59636e}.end{text-anchor:end}\
 .middle{text-anchor:middle}.mono{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}\
 .strong{font-weight:600}.ours{fill:#0a69da}.added{fill:#0a69da;opacity:.35}.peer{fill:#a4adb6}\
 .floor{stroke:#d1242f;stroke-width:2}.grid{stroke:#d1d9e0;stroke-width:1}\
-@media(prefers-color-scheme:dark){text{fill:#e6edf3}.small{fill:#9198a1}.ours,.added{fill:#4493f8}\
+@media(prefers-color-scheme:dark){.page{fill:#0d1117}text{fill:#e6edf3}.small{fill:#9198a1}.ours,.added{fill:#4493f8}\
 .peer{fill:#6e7681}.floor{stroke:#ff7b72}.grid{stroke:#30363d}}";
 
 /// A bar chart of `comparison`.
@@ -38,7 +38,7 @@ pub(super) fn draw(comparison: &Comparison) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {}\" role=\"img\" \
          aria-label=\"Microseconds a layer on {} trees: this library, the best of its peers, and the least that \
-         memory and tensor cores allow\">\n<style>{STYLE}</style>\n",
+         memory and tensor cores allow\">\n<style>{STYLE}</style>\n<rect class=\"page\" width=\"100%\" height=\"100%\" rx=\"8\"/>\n",
         bottom + 46.0,
         comparison.rows.len(),
     );
@@ -186,6 +186,6 @@ mod tests {
             svg.contains("class=\"added\" x=\"315.0\" y=\"130.0\" width=\"25.0\""),
             "{svg}"
         );
-        assert_eq!(svg.matches("<rect").count(), 3 + 2 * 3);
+        assert_eq!(svg.matches("<rect").count(), 1 + 3 + 2 * 3);
     }
 }
