@@ -18,21 +18,21 @@
         arch: Arch::Sm90a,
         group: "attend_d128",
         entries: &["attend_bf16_d128", "attend_f16_d128"],
-        sha256: "43058423cc0420625b644963c4fb26bc4920396e3d30deee6ee1266c0ee5397d",
+        sha256: "0f0263c5d85aa011446d5f659c72583729a6a6f88f4bc76f3709ce51e4e81d24",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
         arch: Arch::Sm90a,
         group: "attend_d256",
         entries: &["attend_bf16_d256", "attend_f16_d256"],
-        sha256: "fa536a1226811ecb10c923302d15f86abf1f4dd614fec6d8d869c77e387251ac",
+        sha256: "fea27748f2a6a60a36b9ef736f1b14a5e73f634e0bb743a02991607196963493",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
         arch: Arch::Sm90a,
         group: "attend_d64",
         entries: &["attend_bf16_d64", "attend_f16_d64"],
-        sha256: "78854a63f241ad2887a43690a55bb3dd2c204c704f18137a96c56ee3e1c40706",
+        sha256: "c4e967771a42e98b25107ce35d5bcf1bc1ffa457a7398bd9ba382ba6367d10eb",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {
@@ -53,7 +53,7 @@
         arch: Arch::Sm90a,
         group: "merge",
         entries: &["merge_bf16_d64", "merge_bf16_d128", "merge_bf16_d256", "merge_f16_d64", "merge_f16_d128", "merge_f16_d256"],
-        sha256: "87c9eb618178b9a58f5dd13f664748fefae3dd888df11e26be7b9ca16babe03b",
+        sha256: "1a0e97f56c953622c8c8b936d7782983a0029bf752560b2c950f925da88b6992",
         ptx: include_str!("sm_90a/merge.ptx"),
     },
 ]

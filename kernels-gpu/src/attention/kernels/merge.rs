@@ -71,11 +71,24 @@ pub unsafe fn merge<E: Element, const D: usize, const V: usize>(m: Merge) {
             } else {
                 f32::NEG_INFINITY
             };
+            let row = |i: u32| {
+                // Past the last slot the last is read again, with weight zero.
+                let i = if i < batch { i } else { batch - 1 };
+                m.partial_o
+                    .add(place(warp::shuffle_idx_u32(slot, i)) * D + lane as usize * V)
+            };
+            // Asked for before the weights are known: one trip to memory less.
+            let mut values = load_rows(&row, 0);
             let weight = running.raise(lse);
-            running.add(batch, weight, |i| {
-                let row = place(warp::shuffle_idx_u32(slot, i));
-                m.partial_o.add(row * D + lane as usize * V)
-            });
+            let mut next = 0;
+            loop {
+                running.add(&values, weight, next);
+                next += ROWS as u32;
+                if next >= batch {
+                    break;
+                }
+                values = load_rows(&row, next);
+            }
             done += batch;
             slot = load_slot(&m, slot_begin + done, slot_count - done, lane);
         }
@@ -135,31 +148,33 @@ impl<const V: usize> Running<V> {
         weight
     }
 
-    /// Adds the weighted rows of `batch` slots, four loads in flight.
+    /// Adds the rows of slots `first` to `first + ROWS`, weighted by the lanes of those numbers; lanes past the last
+    /// slot have weight 0.
+    ///
+    /// # Safety
+    /// The warp is whole.
     #[inline(always)]
-    unsafe fn add(&mut self, batch: u32, weight: f32, row: impl Fn(u32) -> *const f32) {
-        let mut next = 0;
-        while next < batch {
-            let mut values = [[0.0f32; V]; 4];
-            for (i, value) in values.iter_mut().enumerate() {
-                // Past the last slot the last is read again, with weight zero.
-                let slot = next + i as u32;
-                let slot = if slot < batch { slot } else { batch - 1 };
-                // SAFETY: a partial row of the query's.
-                *value = unsafe { load_values(row(slot)) };
+    unsafe fn add(&mut self, values: &[[f32; V]; ROWS], weight: f32, first: u32) {
+        for (i, value) in values.iter().enumerate() {
+            // SAFETY: the caller's.
+            let share = unsafe { warp::shuffle_idx_f32(weight, first + i as u32) };
+            for j in 0..V {
+                self.o[j] = math::fma(share, value[j], self.o[j]);
             }
-            for (i, value) in values.iter().enumerate() {
-                let slot = next + i as u32;
-                // SAFETY: the warp is whole.
-                let share = unsafe { warp::shuffle_idx_f32(weight, slot % 32) };
-                let share = if slot < batch { share } else { 0.0 };
-                for j in 0..V {
-                    self.o[j] = math::fma(share, value[j], self.o[j]);
-                }
-            }
-            next += 4;
         }
     }
+}
+
+/// Rows asked for at a time; divides 32.
+const ROWS: usize = 8;
+
+#[inline(always)]
+unsafe fn load_rows<const V: usize>(
+    row: impl Fn(u32) -> *const f32,
+    first: u32,
+) -> [[f32; V]; ROWS] {
+    // SAFETY: partial rows of the query's.
+    core::array::from_fn(|i| unsafe { load_values(row(first + i as u32)) })
 }
 
 #[inline(always)]

@@ -92,6 +92,9 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
         if thread_index == CONSUMERS {
             prologue::<D>(base, words, a.stride);
         }
+        // All blocks of a launch that fills the device are here by now: the merge may be set up meanwhile, and
+        // waits for this launch's end before it reads.
+        grid::launch_dependents();
         thread::sync_threads();
         let program = Program {
             cached: base + Tile::<D>::PROGRAM,
@@ -133,7 +136,6 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
             };
             consume::<E, D, KS, NT, O>(&block, program);
         }
-        grid::launch_dependents();
     }
 }
 
