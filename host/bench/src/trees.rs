@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use deft::plan::{PlanConfig, Planner};
+use deft::plan::{CostModel, PlanConfig, Planner};
 use deft::workload::StepWorkload;
 
 use crate::compare::{Oracle, sample};
@@ -56,6 +56,32 @@ pub(crate) struct Args {
     /// Time attention without its merge as well.
     #[arg(long)]
     parts: bool,
+    /// A constant of the planner's cost model, to refit it: such as `bytes_per_ns=42` (see `CostModel`).
+    #[arg(long, value_name = "NAME=VALUE", value_parser = cost_constant)]
+    cost: Vec<(String, f64)>,
+}
+
+/// Parses `NAME=VALUE`, where NAME is a field of the cost model.
+fn cost_constant(text: &str) -> std::result::Result<(String, f64), String> {
+    let (name, value) = text.split_once('=').ok_or("not of the form NAME=VALUE")?;
+    let value: f64 = value
+        .parse()
+        .map_err(|_| format!("`{value}` is no number"))?;
+    set_cost(&mut { CostModel::H100 }, name, value)?;
+    Ok((name.to_owned(), value))
+}
+
+fn set_cost(cost: &mut CostModel, name: &str, value: f64) -> std::result::Result<(), String> {
+    let field = match name {
+        "bytes_per_ns" => &mut cost.bytes_per_ns,
+        "flops_per_ns" => &mut cost.flops_per_ns,
+        "item_ns" => &mut cost.item_ns,
+        "cache_bytes_per_ns" => &mut cost.cache_bytes_per_ns,
+        "partial_bytes_per_ns" => &mut cost.partial_bytes_per_ns,
+        _ => return Err(format!("the cost model has no `{name}`")),
+    };
+    *field = value;
+    Ok(())
 }
 
 /// The workloads that come with the program.
@@ -169,6 +195,9 @@ impl Args {
             let mut config = runner.plan_config(grouping.into());
             // More shares than pages have nothing to do.
             config.shares = config.shares.min(pages.max(1));
+            for (name, value) in &self.cost {
+                set_cost(&mut config.cost, name, *value).expect("checked when it was parsed");
+            }
             configs.push(config);
         }
         let configs = vary(configs, &self.shares, |config, shares| {
