@@ -73,7 +73,7 @@ fn append_writes_each_row_to_its_target_and_nothing_else() {
         let mut rng = SmallRng::seed_from_u64(seed);
         let shape = shape(dims, 5);
         for rows in [1, 17, 64, 131] {
-            let mut backend = Emulated::new(shape.clone(), seed);
+            let mut backend = Emulated::new(shape, seed);
             let mut expected = backend.pool().to_vec();
             let mut targets: Vec<u32> = (0..shape.pages * 64).collect();
             targets.shuffle(&mut rng);
@@ -107,7 +107,7 @@ fn a_target_that_names_a_counter_is_that_nodes_last_token() {
     let tail_pages = [4, 2, 5, 0];
     let order = [2, 0, 3, 1];
     let kv = random_rows(&shape, order.len(), &mut rng);
-    let mut backend = Emulated::new(shape.clone(), 9);
+    let mut backend = Emulated::new(shape, 9);
     let mut expected = backend.pool().to_vec();
     let targets = order.map(|slot| APPEND_LIVE | slot);
     let counters = Counters {
@@ -194,7 +194,7 @@ fn moves_are_done_in_order_in_every_layer_and_head() {
     for (seed, dims) in (20..).zip(SHAPES) {
         let mut rng = SmallRng::seed_from_u64(seed);
         let shape = shape(dims, 3);
-        let mut backend = Emulated::new(shape.clone(), seed);
+        let mut backend = Emulated::new(shape, seed);
         let all: Vec<u32> = (0..shape.pages * 64).collect();
         for layer in 0..shape.layers {
             let [k, v] = random_rows(&shape, all.len(), &mut rng);

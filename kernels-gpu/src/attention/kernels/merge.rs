@@ -78,7 +78,7 @@ pub unsafe fn merge<E: Element, const D: usize, const V: usize>(m: Merge) {
                     .add(place(warp::shuffle_idx_u32(slot, i)) * D + lane as usize * V)
             };
             // Asked for before the weights are known: one trip to memory less.
-            let mut values = load_rows(&row, 0);
+            let mut values = load_rows(row, 0);
             let weight = running.raise(lse);
             let mut next = 0;
             loop {
@@ -87,7 +87,7 @@ pub unsafe fn merge<E: Element, const D: usize, const V: usize>(m: Merge) {
                 if next >= batch {
                     break;
                 }
-                values = load_rows(&row, next);
+                values = load_rows(row, next);
             }
             done += batch;
             slot = load_slot(&m, slot_begin + done, slot_count - done, lane);
