@@ -21,4 +21,6 @@ pub mod flush;
 pub mod layout;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod ptx;
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+pub mod selftest;
 pub mod softmax;

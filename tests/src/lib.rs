@@ -2,6 +2,7 @@
 
 pub mod coverage;
 pub mod emulated;
+pub mod instructions;
 pub mod problem;
 pub mod shadow;
 pub mod views;

@@ -1,0 +1,48 @@
+//! Arithmetic and conversions.
+
+use super::{own_words, store_own_words};
+use crate::device::{Bf16, F16, math};
+use crate::kernel;
+
+/// `input: [threads][3]`: a, b, c. `output: [threads][6]`: 2^a, log2 |b|, tanh a, 1/b, a * b + c, max(a, b).
+///
+/// # Safety
+/// As the module says.
+#[inline(always)]
+pub unsafe fn arithmetic(input: *const u32, output: *mut u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        let [a, b, c] = own_words(input).map(f32::from_bits);
+        let results = [
+            math::exp2(a),
+            math::log2(f32::from_bits(b.to_bits() & 0x7fff_ffff)),
+            math::tanh(a),
+            math::reciprocal(b),
+            math::fma(a, b, c),
+            math::max(a, b),
+        ];
+        store_own_words(output, results.map(f32::to_bits));
+    }
+}
+
+/// `input: [threads][2]`: low, high. `output: [threads][6]`: both packed as bf16 and as f16, then the halves of
+/// each unpacked.
+///
+/// # Safety
+/// As the module says.
+#[inline(always)]
+pub unsafe fn conversions(input: *const u32, output: *mut u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        let [low, high] = own_words(input).map(f32::from_bits);
+        let (bf16, f16) = (math::pack::<Bf16>(low, high), math::pack::<F16>(low, high));
+        let [a, b] = math::unpack::<Bf16>(bf16).map(f32::to_bits);
+        let [c, d] = math::unpack::<F16>(f16).map(f32::to_bits);
+        store_own_words(output, [bf16, f16, a, b, c, d]);
+    }
+}
+
+kernel! {
+    unsafe fn selftest_arithmetic(input: *const u32, output: *mut u32) = arithmetic;
+    unsafe fn selftest_conversions(input: *const u32, output: *mut u32) = conversions;
+}

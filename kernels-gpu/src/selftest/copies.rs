@@ -1,0 +1,159 @@
+//! Loads and stores of every width, and asynchronous copies.
+
+use super::{own_words, store_own_words};
+use crate::device::{async_copy, bulk, global, mbarrier, shared, thread, warp};
+use crate::kernel;
+
+/// 64 threads. `input: [64][4]`, 16 bytes a thread. `output: [64][4]`: the same after it went through shared
+/// memory in one width and came back in another.
+///
+/// # Safety
+/// As the module says.
+#[inline(always)]
+pub unsafe fn shared_widths(input: *const u32, output: *mut u32) {
+    let own = shared::dynamic_shared() + 16 * thread::thread_idx_x();
+    // SAFETY: the caller's; the 16 bytes at `own` are this thread's.
+    unsafe {
+        let words: [u32; 4] = own_words(input);
+        shared::store_v4_u32(own, words);
+        let [low, high] = [shared::load_u64(own), shared::load_u64(own + 8)];
+        shared::store_u64(own, high);
+        shared::store_u64(own + 8, low);
+        // Now words 2, 3, 0, 1.
+        let [a, b] = shared::load_v2_u32(own);
+        let [c, d] = shared::load_v2_f32(own + 8);
+        shared::store_v4_f32(own, [c, d, f32::from_bits(a), f32::from_bits(b)]);
+        // 0, 1, 2, 3; then the halves of word 1 change places.
+        let halves = [shared::load_u16(own + 4), shared::load_u16(own + 6)];
+        shared::store_u16(own + 4, halves[1]);
+        shared::store_u16(own + 6, halves[0]);
+        let [x, y] = [shared::load_f32(own), shared::load_f32(own + 4)];
+        shared::store_f32(own + 4, x);
+        shared::store_u32(own, y.to_bits());
+        let [p, q, r, s] = shared::load_v4_f32(own);
+        shared::store_v2_f32(own, [r, s]);
+        shared::store_v2_u32(own + 8, [p.to_bits(), q.to_bits()]);
+        store_own_words(output, shared::load_v4_u32(own));
+    }
+}
+
+/// 64 threads. `input: [64][4]`, `output: [64][20]`: the thread's words loaded and stored in one width after the
+/// other, as the code says.
+///
+/// # Safety
+/// As the module says.
+#[inline(always)]
+pub unsafe fn global_widths(input: *const u32, output: *mut u32) {
+    let index = thread::thread_idx_x() as usize;
+    // SAFETY: the caller's; vectors lie on multiples of their size.
+    unsafe {
+        let (from, to) = (input.add(4 * index), output.add(20 * index));
+        global::store_v4_u32(to, global::load_v4_u32(from));
+        global::store_v4_f32(to.add(4).cast(), global::load_nc_v4_f32(from.cast()));
+        global::store_v2_u32(to.add(8), global::load_nc_v2_u32(from));
+        global::store_v2_f32(to.add(10).cast(), global::load_v2_f32(from.add(2).cast()));
+        global::store_u64(to.add(12).cast(), global::load_u64(from.cast()));
+        global::store_u64(to.add(14).cast(), global::load_nc_u64(from.add(2).cast()));
+        global::store_f32(to.add(16).cast(), global::load_f32(from.cast()));
+        global::store_u32(to.add(17), global::load_nc_u32(from.add(1)));
+        global::store_u16(to.add(18).cast(), global::load_u16(from.add(2).cast()));
+        global::store_u16(
+            to.add(18).cast::<u16>().add(1),
+            global::load_nc_u16(from.cast()),
+        );
+        global::store_f32(to.add(19).cast(), global::load_nc_f32(from.add(3).cast()));
+    }
+}
+
+/// Bytes of each of the bulk copies.
+const BULK: u32 = 1024;
+
+/// Two warps. `input: [4][256]` words, `output: [4][256]`: copied through shared memory by bulk copies, two
+/// stages, the second warp adding 1 to each word.
+///
+/// # Safety
+/// As the module says.
+#[inline(always)]
+pub unsafe fn bulk_copies(input: *const u32, output: *mut u32) {
+    let base = shared::dynamic_shared();
+    let full = |stage: u32| base + 2 * BULK + mbarrier::BYTES * stage;
+    let empty = |stage: u32| full(stage) + 2 * mbarrier::BYTES;
+    let index = thread::thread_idx_x();
+    // SAFETY: the caller's; the first warp's first lane fills a stage that is empty, the second warp reads one
+    // that is full.
+    unsafe {
+        if index == 0 {
+            for stage in 0..2 {
+                mbarrier::init(full(stage), 1);
+                mbarrier::init(empty(stage), 1);
+            }
+            mbarrier::fence_init();
+        }
+        thread::sync_threads();
+        for turn in 0..4 {
+            let (stage, parity) = (turn % 2, turn / 2 % 2);
+            let at = base + BULK * stage;
+            let place = 256 * turn as usize;
+            if index == 0 {
+                mbarrier::wait_parity(empty(stage), parity ^ 1);
+                mbarrier::arrive_expect_tx(full(stage), BULK);
+                let half = BULK / 2;
+                bulk::copy_global_to_shared(at, input.add(place), half, full(stage));
+                let policy = bulk::CachePolicy::evict_first();
+                let rest = input.add(place + 128);
+                bulk::copy_global_to_shared_hint(at + half, rest, half, full(stage), policy);
+            }
+            if index >= 32 {
+                mbarrier::wait_parity(full(stage), parity);
+                let mut word = index - 32;
+                while word < 256 {
+                    let value = shared::load_u32(at + 4 * word);
+                    shared::store_u32(at + 4 * word, value + 1);
+                    word += 32;
+                }
+                bulk::fence_proxy_async_shared();
+                warp::sync_warp();
+                if index == 32 {
+                    bulk::copy_shared_to_global(output.add(place), at, BULK);
+                    bulk::commit_group();
+                    bulk::wait_group_read::<0>();
+                    mbarrier::arrive(empty(stage));
+                }
+            }
+        }
+    }
+}
+
+/// 64 threads. `input: [64][8]`, `output: [64][8]`: copied by `cp.async` in two groups, each thread writing what
+/// its neighbour (`t ^ 1`) copied.
+///
+/// # Safety
+/// As the module says.
+#[inline(always)]
+pub unsafe fn async_copies(input: *const u32, output: *mut u32) {
+    let index = thread::thread_idx_x();
+    let base = shared::dynamic_shared();
+    // SAFETY: the caller's; reads come after the copies' wait and a barrier.
+    unsafe {
+        let from = input.add(8 * index as usize);
+        async_copy::copy_16(base + 32 * index, from);
+        async_copy::commit_group();
+        async_copy::copy_16(base + 32 * index + 16, from.add(4));
+        async_copy::commit_group();
+        let neighbour = base + 32 * (index ^ 1);
+        async_copy::wait_group::<1>();
+        thread::sync_threads();
+        let [a, b, c, d] = shared::load_v4_u32(neighbour);
+        async_copy::wait_group::<0>();
+        thread::sync_threads();
+        let [e, f, g, h] = shared::load_v4_u32(neighbour + 16);
+        store_own_words(output, [a, b, c, d, e, f, g, h]);
+    }
+}
+
+kernel! {
+    unsafe fn selftest_shared_widths(input: *const u32, output: *mut u32) = shared_widths;
+    unsafe fn selftest_global_widths(input: *const u32, output: *mut u32) = global_widths;
+    unsafe fn selftest_bulk_copies(input: *const u32, output: *mut u32) = bulk_copies;
+    unsafe fn selftest_async_copies(input: *const u32, output: *mut u32) = async_copies;
+}

@@ -1,0 +1,84 @@
+//! Shuffles, votes and barriers.
+
+use super::{own_words, store_own_words};
+use crate::device::{global, shared, thread, warp};
+use crate::kernel;
+
+/// One warp. `input: [32][2]`: a value, and the lane to read. `output: [32][7]`: the value of lane
+/// `lane ^ m` for m = 1, 2, 4, 8, 16, 31, then that of the lane named.
+///
+/// # Safety
+/// As the module says.
+#[inline(always)]
+pub unsafe fn shuffles(input: *const u32, output: *mut u32) {
+    // SAFETY: the caller's; the warp is whole.
+    unsafe {
+        let [value, lane] = own_words(input);
+        let words = [
+            warp::shuffle_xor_u32(value, 1),
+            warp::shuffle_xor_u32(value, 2),
+            warp::shuffle_xor_u32(value, 4),
+            warp::shuffle_xor_u32(value, 8),
+            warp::shuffle_xor_f32(f32::from_bits(value), 16).to_bits(),
+            warp::shuffle_xor_u32(value, 31),
+            warp::shuffle_idx_u32(value, lane),
+        ];
+        store_own_words(output, words);
+    }
+}
+
+/// Two warps. `input: [64]`: 0 or 1. `output: [64][5]`: ballot, any, all, the number of lanes elected, and the
+/// warp's index.
+///
+/// # Safety
+/// As the module says.
+#[inline(always)]
+pub unsafe fn votes(input: *const u32, output: *mut u32) {
+    // SAFETY: the caller's; the warps are whole.
+    unsafe {
+        let [bit] = own_words(input);
+        let words = [
+            warp::ballot(bit != 0),
+            warp::any(bit != 0) as u32,
+            warp::all(bit != 0) as u32,
+            warp::ballot(warp::elect_one()).count_ones(),
+            warp::warp_id(),
+        ];
+        store_own_words(output, words);
+    }
+}
+
+/// Four warps. `input: [128]`, `output: [128]`: warps 0 and 1 hand their values to warps 2 and 3 through
+/// shared memory and barrier 1; those give them back, each doubled, through barrier 2 to warps 0 and 1, which
+/// write them; warps 2 and 3 write their own values.
+///
+/// # Safety
+/// As the module says.
+#[inline(always)]
+pub unsafe fn barriers(input: *const u32, output: *mut u32) {
+    let index = thread::thread_idx_x();
+    let base = shared::dynamic_shared();
+    let [forth, back] = [base + 4 * (index % 64), base + 256 + 4 * (63 - index % 64)];
+    // SAFETY: the caller's; warps take one way or the other as a whole.
+    unsafe {
+        let [value] = own_words(input);
+        let result = if index < 64 {
+            shared::store_u32(forth, value);
+            thread::named_barrier_arrive::<1>(128);
+            thread::named_barrier_sync::<2>(128);
+            shared::load_u32(back)
+        } else {
+            thread::named_barrier_sync::<1>(128);
+            shared::store_u32(base + 256 + 4 * (index % 64), 2 * shared::load_u32(forth));
+            thread::named_barrier_arrive::<2>(128);
+            value
+        };
+        global::store_u32(output.add(index as usize), result);
+    }
+}
+
+kernel! {
+    unsafe fn selftest_shuffles(input: *const u32, output: *mut u32) = shuffles;
+    unsafe fn selftest_votes(input: *const u32, output: *mut u32) = votes;
+    unsafe fn selftest_barriers(input: *const u32, output: *mut u32) = barriers;
+}

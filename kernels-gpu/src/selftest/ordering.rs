@@ -1,0 +1,72 @@
+//! Order between blocks.
+
+use super::own_words;
+use crate::device::{atomic, global, shared, thread};
+use crate::kernel;
+
+/// Any number of blocks. `input: [threads]`, `output: [1 + blocks * threads + threads]`: a counter that is 0,
+/// each block's values times its number plus one, and their sums, by the last block to arrive.
+///
+/// # Safety
+/// As the module says.
+#[inline(always)]
+pub unsafe fn last_arriver(input: *const u32, output: *mut u32) {
+    let (index, threads) = (thread::thread_idx_x(), thread::block_dim_x());
+    let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
+    let base = shared::dynamic_shared();
+    let place = |block: u32| (1 + block * threads + index) as usize;
+    // SAFETY: the caller's; a block's partial values are written before it arrives.
+    unsafe {
+        let [value] = own_words(input);
+        global::store_u32(output.add(place(block)), value * (block + 1));
+        thread::sync_threads();
+        if index == 0 {
+            shared::store_u32(base, atomic::add_acq_rel_u32(output, 1));
+        }
+        thread::sync_threads();
+        if shared::load_u32(base) == blocks - 1 {
+            let mut sum = 0;
+            for block in 0..blocks {
+                sum += global::load_u32(output.add(place(block)));
+            }
+            global::store_u32(output.add(place(blocks)), sum);
+        }
+    }
+}
+
+/// Two blocks, both resident. `input: [threads]`, `output: [2 + 2 * threads]`: two flags that are 0, block 0's
+/// values plus one, and those plus one again, by block 1, which waits for the first flag; block 0 waits for the
+/// second.
+///
+/// # Safety
+/// As the module says.
+#[inline(always)]
+pub unsafe fn message(input: *const u32, output: *mut u32) {
+    let index = thread::thread_idx_x();
+    let threads = thread::block_dim_x();
+    // SAFETY: the caller's; values are read after the flag that follows them.
+    unsafe {
+        let first = output.add((2 + index) as usize);
+        let second = output.add((2 + threads + index) as usize);
+        if thread::block_idx_x() == 0 {
+            let [value] = own_words(input);
+            global::store_u32(first, value + 1);
+            thread::sync_threads();
+            if index == 0 {
+                atomic::store_release_u32(output, 1);
+                while atomic::load_acquire_u32(output.add(1)) != threads {
+                    thread::nanosleep(100);
+                }
+            }
+        } else {
+            while atomic::load_acquire_u32(output) == 0 {}
+            global::store_u32(second, global::load_u32(first) + 1);
+            atomic::reduce_add_release_u32(output.add(1), 1);
+        }
+    }
+}
+
+kernel! {
+    unsafe fn selftest_last_arriver(input: *const u32, output: *mut u32) = last_arriver;
+    unsafe fn selftest_message(input: *const u32, output: *mut u32) = message;
+}
