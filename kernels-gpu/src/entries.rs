@@ -52,6 +52,9 @@ pub struct Entry {
     pub shared_bytes: u32,
 }
 
+/// Dynamic shared memory of the kernels that test instructions, in bytes.
+pub const SELFTEST_SHARED_BYTES: u32 = 64 * 1024;
+
 /// Every entry point of this crate.
 pub const ENTRIES: &[Entry] = &[
     plain("read_flush", "bench", 512),
@@ -74,6 +77,32 @@ pub const ENTRIES: &[Entry] = &[
     merge("merge_f16_d64"),
     merge("merge_f16_d128"),
     merge("merge_f16_d256"),
+    selftest("selftest_arithmetic", 256),
+    selftest("selftest_conversions", 128),
+    selftest("selftest_shared_widths", 64),
+    selftest("selftest_global_widths", 64),
+    selftest("selftest_bulk_copies", 64),
+    selftest("selftest_async_copies", 64),
+    selftest("selftest_shuffles", 32),
+    selftest("selftest_votes", 64),
+    selftest("selftest_barriers", 128),
+    selftest("selftest_ldmatrix", 32),
+    selftest("selftest_stmatrix", 32),
+    selftest("selftest_mma_bf16", 32),
+    selftest("selftest_mma_f16", 32),
+    selftest("selftest_last_arriver", 64),
+    selftest("selftest_message", 64),
+    selftest("selftest_wgmma_n8", 128),
+    selftest("selftest_wgmma_n16", 128),
+    selftest("selftest_wgmma_n32", 128),
+    selftest("selftest_wgmma_n64", 128),
+    selftest("selftest_wgmma_n128", 128),
+    selftest("selftest_wgmma_n64_trans_a", 128),
+    selftest("selftest_wgmma_n64_trans_b", 128),
+    selftest("selftest_wgmma_n128_trans_ab", 128),
+    selftest("selftest_wgmma_n256_trans_b", 128),
+    selftest("selftest_wgmma_n64_registers", 128),
+    selftest("selftest_wgmma_n128_registers_trans_b", 128),
 ];
 
 /// A kernel for all architectures that uses no shared memory and few registers.
@@ -105,6 +134,16 @@ const fn merge(name: &'static str) -> Entry {
     Entry {
         archs: &[Arch::Sm90a],
         ..plain(name, "merge", tile::MERGE_THREADS)
+    }
+}
+
+/// A kernel that tests instructions, in one block on a multiprocessor.
+const fn selftest(name: &'static str, threads: u32) -> Entry {
+    Entry {
+        archs: &[Arch::Sm90a],
+        min_blocks: 1,
+        shared_bytes: SELFTEST_SHARED_BYTES,
+        ..plain(name, "selftest", threads)
     }
 }
 
