@@ -56,4 +56,11 @@
         sha256: "1a0e97f56c953622c8c8b936d7782983a0029bf752560b2c950f925da88b6992",
         ptx: include_str!("sm_90a/merge.ptx"),
     },
+    Image {
+        arch: Arch::Sm90a,
+        group: "selftest",
+        entries: &["selftest_arithmetic", "selftest_conversions", "selftest_shared_widths", "selftest_global_widths", "selftest_bulk_copies", "selftest_async_copies", "selftest_shuffles", "selftest_votes", "selftest_barriers", "selftest_ldmatrix", "selftest_stmatrix", "selftest_mma_bf16", "selftest_mma_f16", "selftest_last_arriver", "selftest_message", "selftest_wgmma_n8", "selftest_wgmma_n16", "selftest_wgmma_n32", "selftest_wgmma_n64", "selftest_wgmma_n128", "selftest_wgmma_n64_trans_a", "selftest_wgmma_n64_trans_b", "selftest_wgmma_n128_trans_ab", "selftest_wgmma_n256_trans_b", "selftest_wgmma_n64_registers", "selftest_wgmma_n128_registers_trans_b"],
+        sha256: "0aa5219ad477ebe7b081f5890661ebd0c4a3f7ab46f512e8689947eb00a6bd93",
+        ptx: include_str!("sm_90a/selftest.ptx"),
+    },
 ]

@@ -47,7 +47,7 @@ use bodies;
 ///
 /// Pass pointers as parameters of their own: inside a by-value record they would cost generic loads.
 ///
-/// ```ignore
+/// ```text
 /// kernel! { unsafe fn append_d128(keys: *const u32, count: u32) = append::<128>; }
 /// ```
 #[macro_export]
