@@ -1,9 +1,26 @@
 //! What the user sees: steps with their time, a spinner for the long ones, a summary.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// Whether stdout is left to a result.
+static ON_STDERR: AtomicBool = AtomicBool::new(false);
+
+/// From now on everything of this module goes to stderr: stdout is for a result that a program reads.
+pub(crate) fn leave_stdout() {
+    ON_STDERR.store(true, Ordering::Relaxed);
+}
+
+fn line(text: &str) {
+    if ON_STDERR.load(Ordering::Relaxed) {
+        eprintln!("{text}");
+    } else {
+        println!("{text}");
+    }
+}
 
 /// How a step ended, errors apart.
 pub(crate) enum Outcome {
@@ -40,14 +57,14 @@ impl Steps {
         what: &str,
         step: impl FnOnce() -> Result<Outcome>,
     ) {
-        println!("\n==> {name}: {what}");
+        line(&format!("\n==> {name}: {what}"));
         let started = Instant::now();
         let outcome = step();
         let time = started.elapsed();
         match &outcome {
-            Ok(Outcome::Done) => println!("    done in {}", seconds(time)),
-            Ok(Outcome::Skipped(reason)) => println!("    SKIPPED: {reason}"),
-            Err(error) => println!("    FAILED after {}: {error:#}", seconds(time)),
+            Ok(Outcome::Done) => say(format!("done in {}", seconds(time))),
+            Ok(Outcome::Skipped(reason)) => say(format!("SKIPPED: {reason}")),
+            Err(error) => say(format!("FAILED after {}: {error:#}", seconds(time))),
         }
         self.rows.push(Row {
             name,
@@ -56,9 +73,15 @@ impl Steps {
         });
     }
 
+    /// Whether a step failed.
+    pub(crate) fn failed(&self) -> bool {
+        self.rows.iter().any(|row| row.outcome.is_err())
+    }
+
     /// Prints the summary; an error if a step failed.
     pub(crate) fn finish(self) -> Result<()> {
-        println!("\n==> summary, {} in all", seconds(self.started.elapsed()));
+        let all = seconds(self.started.elapsed());
+        line(&format!("\n==> summary, {all} in all"));
         let mut failed = Vec::new();
         for row in &self.rows {
             let text = match &row.outcome {
@@ -69,7 +92,7 @@ impl Steps {
                     format!("FAILED: {}", first_line(&format!("{error:#}")))
                 }
             };
-            println!("    {:<9} {:>8}  {text}", row.name, seconds(row.time));
+            say(format!("{:<9} {:>8}  {text}", row.name, seconds(row.time)));
         }
         if !failed.is_empty() {
             bail!("failed: {}", failed.join(", "));
@@ -114,7 +137,7 @@ impl Drop for Spinner {
 
 /// A line of explanation within a step.
 pub(crate) fn say(text: impl AsRef<str>) {
-    println!("    {}", text.as_ref());
+    line(&format!("    {}", text.as_ref()));
 }
 
 /// `time` in seconds.

@@ -1,10 +1,12 @@
 //! `cargo xtask`: builds, tests and packs everything.
 
+mod build_and_run;
 mod bundle;
 mod chart;
 mod console;
 mod kernels;
 mod process;
+mod replay;
 mod test;
 mod workspace;
 
@@ -30,18 +32,26 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    BuildAndRun(build_and_run::Args),
     BuildKernels(kernels::Args),
     Test(test::Args),
     Bundle(bundle::Args),
     Chart(chart::Args),
+    /// Replays a recorded tree: the last step of build-and-run, which explains the options.
+    #[cfg(feature = "replay")]
+    #[command(hide = true)]
+    Replay(replay::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::BuildAndRun(args) => build_and_run::run(&args),
         Command::BuildKernels(args) => kernels::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Chart(args) => chart::run(&args),
+        #[cfg(feature = "replay")]
+        Command::Replay(args) => replay::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -101,7 +101,10 @@ fn features() -> &'static [&'static str] {
     if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
         &["--all-features"]
     } else {
-        &["--features", "deft-attention/serde,kernels-gpu/emulate"]
+        &[
+            "--features",
+            "deft-attention/serde,kernels-gpu/emulate,xtask/replay",
+        ]
     }
 }
 

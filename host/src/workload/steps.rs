@@ -177,7 +177,8 @@ impl StepTree {
         self.tokens.iter().map(|t| t.div_ceil(PAGE_TOKENS)).sum()
     }
 
-    fn is_draft(&self) -> bool {
+    /// Whether the tree is one that [`StepWorkload::build`] puts below its root as a draft.
+    pub fn is_draft(&self) -> bool {
         let drafts = &self.tokens[1..];
         let total: u64 = drafts.iter().map(|&t| u64::from(t)).sum();
         let inner = self.parents.iter().flatten().any(|&parent| parent > 0);

@@ -96,6 +96,28 @@ pub(crate) fn verify(yes: bool) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// Builds all kernels, so that kernels-gpu/ptx is what the source gives. The committed PTX serves where it
+/// was made by another compiler, whose output nobody could compare, and where there is none to be had.
+pub(crate) fn refresh(yes: bool) -> Result<Outcome> {
+    let manifest = Manifest::load(&folder())?;
+    let tools =
+        toolchain::find_or_install(manifest.rustc(), yes).and_then(|_| ptxas::find_or_fetch());
+    if let Err(error) = tools {
+        return Ok(Outcome::Skipped(format!(
+            "kernels-gpu/ptx is used as committed, for there is nothing to build it with: {error:#}"
+        )));
+    }
+    let built = build(&Arch::ALL, yes, None)?;
+    match built.incomparable()? {
+        Some(other) => say(format!(
+            "{other}: built and assembled, but the committed is used"
+        )),
+        None if built.compare()?.is_empty() => say("kernels-gpu/ptx is what the source gives"),
+        None => built.write()?,
+    }
+    Ok(Outcome::Done)
+}
+
 /// Generated files, relative to kernels-gpu/ptx.
 struct Built {
     rustc: String,

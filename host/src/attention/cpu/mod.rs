@@ -90,7 +90,15 @@ impl<T: KvElement> Backend for CpuBackend<T> {
 
     fn name(&self) -> String {
         let threads = rayon::current_num_threads();
-        format!("CPU ({:?}, {threads} threads)", self.arch)
+        // `V3(V3 { .. })`: pulp's names for the levels of x86-64.
+        let arch = format!("{:?}", self.arch);
+        let simd = match arch.split(['(', ' ']).next() {
+            Some("V3") => "AVX2",
+            Some("V4") => "AVX-512",
+            Some(other) => other,
+            None => "scalar",
+        };
+        format!("CPU ({simd}, {threads} threads)")
     }
 
     fn shares(&self) -> u32 {
