@@ -46,6 +46,7 @@ mod tree_cache;
 #[cfg(feature = "serde")]
 pub mod workload;
 
+pub use attention::RotaryTable;
 pub use cache::{DType, KvElement};
 pub use half::{bf16, f16};
 pub use plan::Grouping;

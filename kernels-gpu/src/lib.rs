@@ -1,7 +1,7 @@
 //! The device side of DeFT.
 //!
 //! Compiled for `nvptx64-nvidia-cuda` this crate is the kernels' PTX. Compiled for the host it is
-//! an ordinary `no_std` dependency that holds what both sides share ([`abi`], [`layout`],
+//! an ordinary `no_std` dependency that holds what both sides share ([`abi`], [`layout`], [`rotary`],
 //! [`softmax`]); with the feature `emulate` the kernels themselves come too, on the emulator.
 #![no_std]
 #![cfg_attr(
@@ -21,6 +21,7 @@ pub mod flush;
 pub mod layout;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod ptx;
+pub mod rotary;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod selftest;
 pub mod softmax;

@@ -1,16 +1,18 @@
 //! The GPU kernels as a backend: their own source, on the emulator.
 
 use deft::attention::{
-    Attend, Backend, BackendError, Counters, check_append, check_attend, check_moves,
+    Attend, Backend, BackendError, Counters, Rotation, check_append, check_append_rotated,
+    check_attend, check_moves,
 };
 use deft::cache::{CacheShape, DType, Elements};
 use emulator::{Launch, Memory, Report};
-use kernels_gpu::abi::{AppendTarget, TokenMove};
+use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS, THREADS, Tile};
 use kernels_gpu::attention::{self as kernels, Merge};
 use kernels_gpu::cache;
 use kernels_gpu::device::wgmma::Accumulators;
 use kernels_gpu::device::{Bf16, Element, F16};
+use kernels_gpu::layout::{element_offset, half_page_elements, page_offset};
 
 /// A cache of 16-bit elements whose every operation is a launch on the emulator.
 #[derive(Debug)]
@@ -40,6 +42,26 @@ impl Emulated {
     /// The pool's elements, as they lie in device memory.
     pub fn pool(&self) -> &[u16] {
         &self.pool
+    }
+
+    /// K and V of every place of a layer, `[places, kv_heads, head_dim]`.
+    pub fn rows(&self, layer: u32) -> [Vec<u16>; 2] {
+        let CacheShape {
+            kv_heads, head_dim, ..
+        } = self.shape;
+        let plane = &self.pool[self.plane(layer)];
+        [0, half_page_elements(head_dim)].map(|half| {
+            let places = 0..self.shape.pages * PAGE_TOKENS;
+            let heads = places.flat_map(|place| (0..kv_heads).map(move |head| (place, head)));
+            let elements = heads.flat_map(|(place, head)| {
+                let page = page_offset(head_dim, kv_heads, place / PAGE_TOKENS, head);
+                let token = place % PAGE_TOKENS;
+                (0..head_dim).map(move |dim| {
+                    plane[(page as u32 + half + element_offset(head_dim, token, dim)) as usize]
+                })
+            });
+            elements.collect()
+        })
     }
 
     fn plane(&self, layer: u32) -> std::ops::Range<usize> {
@@ -86,6 +108,65 @@ impl Emulated {
             })?;
         self.pool[plane].copy_from_slice(&memory.read_poisoned(pool));
         Ok(())
+    }
+
+    fn append_rope_d<E: Element, const D: u32>(
+        &mut self,
+        layer: u32,
+        targets: &[AppendTarget],
+        counters: Counters<'_>,
+        [k, v]: [Elements<'_>; 2],
+        rotation: Rotation<'_>,
+    ) -> Result<(), Box<Report>> {
+        let mut memory = Memory::new();
+        let plane = self.plane(layer);
+        let pool = memory.buffer("pool", &self.pool[plane.clone()]);
+        let k = memory.constant::<u16>("k", bytemuck::cast_slice(k.bytes()));
+        let v = memory.constant::<u16>("v", bytemuck::cast_slice(v.bytes()));
+        let rows = memory.constant("targets", targets);
+        let lengths = memory.constant("lengths", counters.lengths);
+        let tails = memory.constant("tail pages", counters.tail_pages);
+        let positions = memory.constant("positions", rotation.positions);
+        let cos = memory.constant("cos", rotation.table.cos());
+        let sin = memory.constant("sin", rotation.table.sin());
+        let (count, kv_heads) = (targets.len() as u32, self.shape.kv_heads);
+        let work = count * kv_heads * (D / 8);
+        self.launch([work.div_ceil(cache::THREADS), 1, 1], cache::THREADS)
+            .run(&mut memory, || {
+                // SAFETY: the emulator checks every access.
+                unsafe {
+                    cache::append_rope::<E, D>(
+                        pool.as_mut_ptr(),
+                        k.as_ptr(),
+                        v.as_ptr(),
+                        rows.as_ptr(),
+                        lengths.as_ptr(),
+                        tails.as_ptr(),
+                        positions.as_ptr(),
+                        cos.as_ptr(),
+                        sin.as_ptr(),
+                        count,
+                        kv_heads,
+                    );
+                }
+            })?;
+        self.pool[plane].copy_from_slice(&memory.read_poisoned(pool));
+        Ok(())
+    }
+
+    fn append_rope_e<E: Element>(
+        &mut self,
+        layer: u32,
+        targets: &[AppendTarget],
+        counters: Counters<'_>,
+        rows: [Elements<'_>; 2],
+        rotation: Rotation<'_>,
+    ) -> Result<(), Box<Report>> {
+        match self.shape.head_dim {
+            64 => self.append_rope_d::<E, 64>(layer, targets, counters, rows, rotation),
+            128 => self.append_rope_d::<E, 128>(layer, targets, counters, rows, rotation),
+            _ => self.append_rope_d::<E, 256>(layer, targets, counters, rows, rotation),
+        }
     }
 
     fn copy_d<const D: u32>(&mut self, moves: &[TokenMove]) -> Result<(), Box<Report>> {
@@ -242,6 +323,24 @@ impl Backend for Emulated {
             64 => self.append_d::<64>(layer, targets, counters, [k, v]),
             128 => self.append_d::<128>(layer, targets, counters, [k, v]),
             _ => self.append_d::<256>(layer, targets, counters, [k, v]),
+        }
+        .map_err(|report| BackendError::Device(report))
+    }
+
+    fn append_rotated(
+        &mut self,
+        layer: u32,
+        targets: &[AppendTarget],
+        counters: Counters<'_>,
+        k: Elements<'_>,
+        v: Elements<'_>,
+        rotation: Rotation<'_>,
+    ) -> Result<(), BackendError> {
+        let sources = [k, v].map(|source| (source.dtype(), source.len()));
+        check_append_rotated(&self.shape, layer, targets, counters, sources, rotation)?;
+        match self.shape.dtype {
+            DType::Bf16 => self.append_rope_e::<Bf16>(layer, targets, counters, [k, v], rotation),
+            _ => self.append_rope_e::<F16>(layer, targets, counters, [k, v], rotation),
         }
         .map_err(|report| BackendError::Device(report))
     }

@@ -14,7 +14,7 @@ use crate::gpu::Gpu;
 use crate::random::Random;
 use crate::session::Session;
 use crate::tensors::{Heads, HostPool, random_queries};
-use crate::{GpuArgs, GroupingArg, say, writes};
+use crate::{GpuArgs, GroupingArg, bits, say, writes};
 
 /// KV heads and query heads a KV head: MHA, GQA up to 16, MQA, odd ones.
 const HEADS: [(u32, u32); 9] = [
@@ -126,7 +126,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     Ok(wrong as usize)
 }
 
-/// Appends, moves and attends through the host-slice backend; the number of wrong cases.
+/// Appends, rotates, moves and attends through the host-slice backend; the number of wrong cases.
 fn backend_cases(args: &Args, gpu: &Gpu) -> Result<u32> {
     let (mut cases, mut wrong) = (0, 0);
     for head_dim in HEAD_DIMS {
@@ -145,8 +145,11 @@ fn backend_cases(args: &Args, gpu: &Gpu) -> Result<u32> {
                 (heads.head_dim, heads.dtype) = (head_dim, dtype);
                 heads.params.scale = AttentionParams::new(head_dim).scale;
                 cases += 1;
-                let problem = writes::run(gpu, heads, &mut random)
-                    .with_context(|| format!("host-slice backend, {variant}, case {case}"))?;
+                let what = || format!("host-slice backend, {variant}, case {case}");
+                let problem = match writes::run(gpu, heads, &mut random).with_context(what)? {
+                    None => bits::run(gpu, heads, &mut random).with_context(what)?,
+                    problem => problem,
+                };
                 if let Some(problem) = problem {
                     wrong += 1;
                     say(&format!("host-slice backend, {heads:?}: {problem}"));

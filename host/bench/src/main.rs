@@ -3,6 +3,7 @@
 //! One program with everything in it (kernels as PTX, workloads, the peers' times), so that it can be
 //! carried to a machine that has a GPU and nothing else.
 
+mod bits;
 mod check;
 mod compare;
 mod cpu;

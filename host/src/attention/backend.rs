@@ -2,7 +2,7 @@
 
 use kernels_gpu::abi::{AppendTarget, TokenMove};
 
-use super::BackendError;
+use super::{BackendError, Rotation, rotary};
 use crate::cache::{CacheShape, Elements, ElementsMut, PageId};
 use crate::plan::{Grouping, Plan, PlanConfig};
 
@@ -42,6 +42,23 @@ pub trait Backend: std::fmt::Debug + Send {
         k: Elements<'_>,
         v: Elements<'_>,
     ) -> Result<(), BackendError>;
+
+    /// As [`Backend::append`], and rotates row `i` of `k` by `rotation.positions[i]` on its way: K lies
+    /// in the cache as attention wants it, rounded once. V is written as it is.
+    ///
+    /// # Errors
+    /// Those of [`super::check_append_rotated`], and the device's own.
+    fn append_rotated(
+        &mut self,
+        layer: u32,
+        targets: &[AppendTarget],
+        counters: Counters<'_>,
+        k: Elements<'_>,
+        v: Elements<'_>,
+        rotation: Rotation<'_>,
+    ) -> Result<(), BackendError> {
+        rotary::append_rotated(self, layer, targets, counters, [k, v], rotation)
+    }
 
     /// Moves tokens of all layers, one after the other: a move may write where an *earlier* one has
     /// read.

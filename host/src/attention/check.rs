@@ -60,6 +60,30 @@ pub enum BackendError {
         /// The slot named.
         slot: u32,
     },
+    /// A row's position is beyond the rotary table.
+    #[error("positions[{index}] is {position}, the rotary table has {positions} positions")]
+    Position {
+        /// Index into the positions.
+        index: usize,
+        /// The position.
+        position: u32,
+        /// Positions of the table.
+        positions: usize,
+    },
+    /// A rotary table was made for other heads than the cache's.
+    #[error("the rotary table is of head_dim {found}, the cache of {expected}")]
+    RotaryHeadDim {
+        /// The table's.
+        found: u32,
+        /// The cache's.
+        expected: u32,
+    },
+    /// A head dimension whose dims cannot be paired.
+    #[error("head_dim of a rotary table is {head_dim}; it must be even and positive")]
+    OddHeadDim {
+        /// What it was.
+        head_dim: u32,
+    },
     /// A number of [`AttentionParams`] is none to compute with.
     #[error("{name} is {value}; it must be {expected}")]
     Param {

@@ -4,9 +4,11 @@ mod backend;
 mod check;
 pub mod cpu;
 pub mod reference;
+mod rotary;
 
 pub use backend::{Attend, AttentionParams, Backend, Counters};
 pub(crate) use check::check_length;
 pub use check::{
     BackendError, check_append, check_attend, check_moves, check_params, check_plan, resolve,
 };
+pub use rotary::{RotaryTable, Rotation, check_append_rotated};

@@ -6,10 +6,11 @@ use bytemuck::Pod;
 
 use super::{
     Append, AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DeviceBuffer, PlanCapacity,
-    Stream,
+    Rotary, Stream,
 };
 use crate::attention::{
-    Attend, Backend, BackendError, Counters, check_append, check_attend, check_moves, check_plan,
+    Attend, Backend, BackendError, Counters, Rotation, check_append, check_append_rotated,
+    check_attend, check_moves, check_plan,
 };
 use crate::cache::{CacheShape, Elements};
 use crate::plan::{Grouping, Plan, PlanConfig};
@@ -30,6 +31,9 @@ pub struct CudaBackend {
     k: Scratch<u16>,
     v: Scratch<u16>,
     targets: Scratch<u32>,
+    positions: Scratch<u32>,
+    cos: Scratch<f32>,
+    sin: Scratch<f32>,
     moves: Scratch<TokenMove>,
 }
 
@@ -64,6 +68,9 @@ impl CudaBackend {
             k: Scratch::new("keys to append"),
             v: Scratch::new("values to append"),
             targets: Scratch::new("append targets"),
+            positions: Scratch::new("positions"),
+            cos: Scratch::new("rotary cosines"),
+            sin: Scratch::new("rotary sines"),
             moves: Scratch::new("token moves"),
         })
     }
@@ -80,6 +87,42 @@ impl CudaBackend {
         self.cache
             .set_counters(counters.lengths, counters.tail_pages, &self.stream)
             .map(drop)
+    }
+
+    /// Brings the rows of an append to the device.
+    fn upload(
+        &mut self,
+        targets: &[AppendTarget],
+        [k, v]: [Elements<'_>; 2],
+    ) -> Result<Append, CudaError> {
+        let stream = &self.stream;
+        let k = self.k.fill(stream, bytemuck::cast_slice(k.bytes()))?;
+        let v = self.v.fill(stream, bytemuck::cast_slice(v.bytes()))?;
+        let on_device = self.targets.fill(stream, targets)?;
+        Ok(Append {
+            targets: on_device.pointer(),
+            count: targets.len() as u32,
+            k: k.pointer(),
+            v: v.pointer(),
+        })
+    }
+
+    /// Brings those rows of the tables that `rotation` has positions for to the device, one an entry,
+    /// and positions that say so.
+    fn upload_rotation(&mut self, rotation: Rotation<'_>) -> Result<Rotary, CudaError> {
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for &position in rotation.positions {
+            let angles = rotation.table.angles(position);
+            cos.extend_from_slice(angles.0);
+            sin.extend_from_slice(angles.1);
+        }
+        let positions: Vec<u32> = (0..rotation.positions.len() as u32).collect();
+        let stream = &self.stream;
+        Ok(Rotary {
+            positions: self.positions.fill(stream, &positions)?.pointer(),
+            cos: self.cos.fill(stream, &cos)?.pointer(),
+            sin: self.sin.fill(stream, &sin)?.pointer(),
+        })
     }
 
     /// Brings the plan to the device, unless it is there.
@@ -137,19 +180,34 @@ impl Backend for CudaBackend {
         let sources = [(k.dtype(), k.len()), (v.dtype(), v.len())];
         check_append(self.shape(), layer, targets, counters, sources)?;
         self.set_counters(counters)?;
+        let append = self.upload(targets, [k, v])?;
         let stream = &self.stream;
-        let k = self.k.fill(stream, bytemuck::cast_slice(k.bytes()))?;
-        let v = self.v.fill(stream, bytemuck::cast_slice(v.bytes()))?;
-        let at = self.targets.fill(stream, targets)?;
-        let append = Append {
-            targets: at.pointer(),
-            count: targets.len() as u32,
-            k: k.pointer(),
-            v: v.pointer(),
-        };
         // SAFETY: the buffers hold a row for each target, targets name pages and counters that exist
         // (checked above), and the wait below keeps everything alive.
         unsafe { self.cache.append(layer, &append, stream.raw()) }?;
+        Ok(stream.synchronize()?)
+    }
+
+    fn append_rotated(
+        &mut self,
+        layer: u32,
+        targets: &[AppendTarget],
+        counters: Counters<'_>,
+        k: Elements<'_>,
+        v: Elements<'_>,
+        rotation: Rotation<'_>,
+    ) -> Result<(), BackendError> {
+        let sources = [k, v].map(|source| (source.dtype(), source.len()));
+        check_append_rotated(self.shape(), layer, targets, counters, sources, rotation)?;
+        self.set_counters(counters)?;
+        let append = self.upload(targets, [k, v])?;
+        let rotary = self.upload_rotation(rotation)?;
+        let stream = &self.stream;
+        // SAFETY: as in `append`; there is a position for each target, and its row of the tables.
+        unsafe {
+            self.cache
+                .append_rotated(layer, &append, &rotary, stream.raw())
+        }?;
         Ok(stream.synchronize()?)
     }
 

@@ -3,7 +3,7 @@
 use super::counters::Counters;
 use super::kernels::{AttendPointers, AttentionKernels, max_item_rows};
 use super::plan::PlanImages;
-use super::writers::{Append, CachePointers, WriterKernels};
+use super::writers::{Append, CachePointers, Rotary, WriterKernels};
 use super::{
     CudaDevice, CudaError, CudaPlan, DeviceBuffer, DevicePtr, Kernel, PlanCapacity, RawStream,
     Stream,
@@ -175,6 +175,27 @@ impl CudaCache {
         let at = self.cache_pointers(self.plane(layer)?);
         // SAFETY: the caller's.
         unsafe { self.writers.append(append, &at, stream) }
+    }
+
+    /// As [`CudaCache::append`], and rotates each row of K by its position
+    /// ([`RotaryTable`](crate::attention::RotaryTable) says how) on its way.
+    ///
+    /// # Safety
+    /// As [`CudaCache::append`]; the arrays of `rotary` too are valid for their documented shapes until
+    /// the work is done, the tables are 16-byte aligned, and every position is one of theirs.
+    ///
+    /// # Errors
+    /// [`CudaError::NoSuchLayer`], [`CudaError::Launch`].
+    pub unsafe fn append_rotated(
+        &self,
+        layer: u32,
+        append: &Append,
+        rotary: &Rotary,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let at = self.cache_pointers(self.plane(layer)?);
+        // SAFETY: the caller's.
+        unsafe { self.writers.append_rope(append, rotary, &at, stream) }
     }
 
     /// Enqueues moves of tokens, of all layers: `moves: [count]`

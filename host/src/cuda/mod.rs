@@ -47,4 +47,4 @@ pub use launch::{Arguments, Kernel, Launch, Resources};
 pub use memory::DeviceBuffer;
 pub use module::ModuleTable;
 pub use stream::{Event, Graph, Stream};
-pub use writers::Append;
+pub use writers::{Append, Rotary};

@@ -19,6 +19,18 @@ pub struct Append {
     pub v: DevicePtr,
 }
 
+/// Device pointers of the rotation that goes with an append.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rotary {
+    /// `[count]` u32: the position of each row, as for the queries that the model rotates itself. In a
+    /// captured step the model advances them on the device.
+    pub positions: DevicePtr,
+    /// `[positions, head_dim / 2]` f32, as [`RotaryTable::cos`](crate::attention::RotaryTable::cos).
+    pub cos: DevicePtr,
+    /// `[positions, head_dim / 2]` f32, as [`RotaryTable::sin`](crate::attention::RotaryTable::sin).
+    pub sin: DevicePtr,
+}
+
 /// Where the cache's own arrays are.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct CachePointers {
@@ -36,20 +48,23 @@ pub(super) struct WriterKernels {
     shape: CacheShape,
     advance: Kernel,
     append: Kernel,
+    append_rope: Kernel,
     copy: Kernel,
 }
 
 impl WriterKernels {
     pub(super) fn new(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
         let nowhere = CachePointers::default();
-        let (none, dim) = (Append::default(), shape.head_dim);
+        let (none, dim, dtype) = (Append::default(), shape.head_dim, shape.dtype);
         let advance = advance_arguments(DevicePtr::NULL, 0, &nowhere).sizes();
         let append = append_arguments(&none, shape, &nowhere).sizes();
+        let rope = append_rope_arguments(&none, &Rotary::default(), shape, &nowhere).sizes();
         let copy = copy_arguments(DevicePtr::NULL, 0, shape, &nowhere).sizes();
         Ok(Self {
             shape: *shape,
             advance: device.kernel("advance_counters", &advance)?,
             append: device.kernel(&format!("append_d{dim}"), &append)?,
+            append_rope: device.kernel(&format!("append_rope_{dtype}_d{dim}"), &rope)?,
             copy: device.kernel(&format!("copy_d{dim}"), &copy)?,
         })
     }
@@ -83,6 +98,22 @@ impl WriterKernels {
         let arguments = append_arguments(append, &self.shape, at);
         // SAFETY: as in `advance`.
         unsafe { launch(&self.append, threads, arguments, stream) }
+    }
+
+    /// # Safety
+    /// As [`Self::append`]; positions are valid for as many reads as targets, and within the tables.
+    pub(super) unsafe fn append_rope(
+        &self,
+        append: &Append,
+        rotary: &Rotary,
+        at: &CachePointers,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        // A thread has two chunks.
+        let threads = self.shape.row_elements() as u64 / u64::from(CORE) * u64::from(append.count);
+        let arguments = append_rope_arguments(append, rotary, &self.shape, at);
+        // SAFETY: as in `advance`.
+        unsafe { launch(&self.append_rope, threads, arguments, stream) }
     }
 
     /// # Safety
@@ -143,6 +174,26 @@ fn append_arguments(append: &Append, shape: &CacheShape, at: &CachePointers) -> 
         .word(shape.kv_heads)
 }
 
+fn append_rope_arguments(
+    append: &Append,
+    rotary: &Rotary,
+    shape: &CacheShape,
+    at: &CachePointers,
+) -> Arguments {
+    Arguments::default()
+        .pointer(at.pool)
+        .pointer(append.k)
+        .pointer(append.v)
+        .pointer(append.targets)
+        .pointer(at.lengths)
+        .pointer(at.tail_pages)
+        .pointer(rotary.positions)
+        .pointer(rotary.cos)
+        .pointer(rotary.sin)
+        .word(append.count)
+        .word(shape.kv_heads)
+}
+
 fn copy_arguments(
     moves: DevicePtr,
     count: u32,
@@ -176,11 +227,15 @@ mod tests {
             };
             let at = CachePointers::default();
             let append = append_arguments(&Append::default(), &shape, &at).sizes();
+            let (none, rotary) = (Append::default(), Rotary::default());
+            let rope = append_rope_arguments(&none, &rotary, &shape, &at).sizes();
             let copy = copy_arguments(DevicePtr::NULL, 0, &shape, &at).sizes();
             let advance = advance_arguments(DevicePtr::NULL, 0, &at).sizes();
             for capability in [(8, 0), (9, 0)] {
                 for (name, passed) in [
                     (format!("append_d{head_dim}"), &append),
+                    (format!("append_rope_bf16_d{head_dim}"), &rope),
+                    (format!("append_rope_f16_d{head_dim}"), &rope),
                     (format!("copy_d{head_dim}"), &copy),
                     ("advance_counters".to_owned(), &advance),
                 ] {

@@ -3,6 +3,7 @@
 mod config;
 mod error;
 mod plan;
+mod rotary;
 mod rows;
 
 use std::ops::Range;
@@ -43,6 +44,7 @@ pub struct TreeCache {
     view: TreeView,
     view_scratch: ViewScratch,
     targets: Vec<AppendTarget>,
+    positions: Vec<u32>,
     dirty: Vec<Range<u32>>,
     q: Rows,
     out: Rows,
@@ -66,6 +68,7 @@ impl TreeCache {
             view: TreeView::default(),
             view_scratch: ViewScratch::default(),
             targets: Vec::new(),
+            positions: Vec::new(),
             dirty: Vec::new(),
             q: Rows::default(),
             out: Rows::default(),

@@ -1,16 +1,19 @@
 //! Writing the KV cache: new tokens, moved tokens, and the counters of growing nodes.
 //!
-//! Elements are 16-bit patterns here, so bf16 and f16 share these kernels. A thread moves 16 bytes: one
-//! token's eight dims, a row of a core matrix (see [`crate::layout`]).
+//! Where elements are only moved they are 16-bit patterns, so bf16 and f16 share a kernel. What a thread
+//! moves is 16 bytes at a time: one token's eight dims, a row of a core matrix (see [`crate::layout`]).
 
 mod advance;
 mod append;
+mod append_rope;
 mod copy;
 
 pub use advance::advance;
 pub use append::append;
+pub use append_rope::append_rope;
 pub use copy::copy;
 
+use crate::device::{Bf16, F16};
 use crate::kernel;
 
 /// Threads of a block of any of these kernels.
@@ -34,6 +37,37 @@ kernel! {
         pool: *mut u16, k: *const u16, v: *const u16, targets: *const u32, lengths: *const u32,
         tail_pages: *const u32, count: u32, kv_heads: u32,
     ) = append::<256>;
+
+    unsafe fn append_rope_bf16_d64(
+        pool: *mut u16, k: *const u16, v: *const u16, targets: *const u32, lengths: *const u32,
+        tail_pages: *const u32, positions: *const u32, cos: *const f32, sin: *const f32, count: u32,
+        kv_heads: u32,
+    ) = append_rope::<Bf16, 64>;
+    unsafe fn append_rope_bf16_d128(
+        pool: *mut u16, k: *const u16, v: *const u16, targets: *const u32, lengths: *const u32,
+        tail_pages: *const u32, positions: *const u32, cos: *const f32, sin: *const f32, count: u32,
+        kv_heads: u32,
+    ) = append_rope::<Bf16, 128>;
+    unsafe fn append_rope_bf16_d256(
+        pool: *mut u16, k: *const u16, v: *const u16, targets: *const u32, lengths: *const u32,
+        tail_pages: *const u32, positions: *const u32, cos: *const f32, sin: *const f32, count: u32,
+        kv_heads: u32,
+    ) = append_rope::<Bf16, 256>;
+    unsafe fn append_rope_f16_d64(
+        pool: *mut u16, k: *const u16, v: *const u16, targets: *const u32, lengths: *const u32,
+        tail_pages: *const u32, positions: *const u32, cos: *const f32, sin: *const f32, count: u32,
+        kv_heads: u32,
+    ) = append_rope::<F16, 64>;
+    unsafe fn append_rope_f16_d128(
+        pool: *mut u16, k: *const u16, v: *const u16, targets: *const u32, lengths: *const u32,
+        tail_pages: *const u32, positions: *const u32, cos: *const f32, sin: *const f32, count: u32,
+        kv_heads: u32,
+    ) = append_rope::<F16, 128>;
+    unsafe fn append_rope_f16_d256(
+        pool: *mut u16, k: *const u16, v: *const u16, targets: *const u32, lengths: *const u32,
+        tail_pages: *const u32, positions: *const u32, cos: *const f32, sin: *const f32, count: u32,
+        kv_heads: u32,
+    ) = append_rope::<F16, 256>;
 
     unsafe fn copy_d64(
         pool: *mut u16, moves: *const u32, count: u32, layers: u32, pages: u32, kv_heads: u32,

@@ -1,0 +1,104 @@
+//! K and V of new tokens into their pages, K with its position's rotation.
+
+use super::append::place;
+use super::{Chunk, THREADS};
+use crate::abi::AppendTarget;
+use crate::device::{Element, global, math, thread};
+use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
+use crate::rotary::rotate;
+
+/// As [`append`](super::append()), and rotates row `i` of `k` by `positions[i]` on its way: dim `d` pairs
+/// with dim `d + D / 2` (see [`crate::rotary`]). `cos` and `sin` are `[positions, D / 2]`. Arithmetic is
+/// f32, rounded once to `E`. A thread has both chunks of eight pairs of K, or the same two chunks of V.
+///
+/// # Safety
+/// As [`append`](super::append()). `positions` is valid for `count` reads, and each that a row written
+/// has lies within `cos` and `sin`, which are 16-byte aligned.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a kernel's parameters are scalars and pointers"
+)]
+#[inline(always)]
+pub unsafe fn append_rope<E: Element, const D: u32>(
+    pool: *mut u16,
+    k: *const u16,
+    v: *const u16,
+    targets: *const AppendTarget,
+    lengths: *const u32,
+    tail_pages: *const u32,
+    positions: *const u32,
+    cos: *const f32,
+    sin: *const f32,
+    count: u32,
+    kv_heads: u32,
+) {
+    let index = thread::block_idx_x() * THREADS + thread::thread_idx_x();
+    // As in `append`: pair of chunks fastest, then head, then K or V, then row.
+    let pairs = D / 2 / CORE;
+    let row_pairs = kv_heads * pairs;
+    let row = index / (2 * row_pairs);
+    if row >= count {
+        return;
+    }
+    let is_value = index / row_pairs % 2;
+    let kv_head = index % row_pairs / pairs;
+    let dim = index % pairs * CORE;
+    // SAFETY: `row` is below `count`; the counters exist.
+    let Some((page, token)) = (unsafe { place(targets.add(row as usize), lengths, tail_pages) })
+    else {
+        return;
+    };
+    let source = if is_value == 0 { k } else { v };
+    let from = (row as usize * kv_heads as usize + kv_head as usize) * D as usize + dim as usize;
+    // SAFETY: within `k` or `v`, on multiples of eight elements from an aligned start.
+    let (mut low, mut high): (Chunk, Chunk) = unsafe {
+        (
+            global::load_v4_u32(source.add(from).cast()),
+            global::load_v4_u32(source.add(from + D as usize / 2).cast()),
+        )
+    };
+    if is_value == 0 {
+        // SAFETY: a position of a row that is written.
+        let position = unsafe { global::load_u32(positions.add(row as usize)) };
+        let at = position as usize * (D as usize / 2) + dim as usize;
+        // SAFETY: eight entries of that position's row.
+        unsafe { rotate_chunks::<E>(&mut low, &mut high, cos.add(at), sin.add(at)) };
+    }
+    let to = page_offset(D, kv_heads, page, kv_head) + u64::from(is_value * half_page_elements(D));
+    let chunk_at = |dim| pool.wrapping_add(to as usize + element_offset(D, token, dim) as usize);
+    // SAFETY: chunks of the target's page.
+    unsafe {
+        global::store_v4_u32(chunk_at(dim).cast(), low);
+        global::store_v4_u32(chunk_at(dim + D / 2).cast(), high);
+    }
+}
+
+/// Rotates eight pairs, element `i` of `low` with element `i` of `high`.
+///
+/// # Safety
+/// `cos` and `sin` are 16-byte aligned and valid for eight reads.
+#[inline(always)]
+unsafe fn rotate_chunks<E: Element>(
+    low: &mut Chunk,
+    high: &mut Chunk,
+    cos: *const f32,
+    sin: *const f32,
+) {
+    for half in 0..2 {
+        // SAFETY: four of the eight entries.
+        let (cos, sin) = unsafe {
+            (
+                global::load_v4_f32(cos.add(4 * half)),
+                global::load_v4_f32(sin.add(4 * half)),
+            )
+        };
+        for pair in 0..2 {
+            let word = 2 * half + pair;
+            let (x, y) = (math::unpack::<E>(low[word]), math::unpack::<E>(high[word]));
+            let first = rotate([x[0], y[0]], cos[2 * pair], sin[2 * pair]);
+            let second = rotate([x[1], y[1]], cos[2 * pair + 1], sin[2 * pair + 1]);
+            low[word] = math::pack::<E>(first[0], second[0]);
+            high[word] = math::pack::<E>(first[1], second[1]);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What the kernels write to the cache, on the emulator, bit by bit against the CPU's cache.
+
+use deft::attention::cpu::CpuBackend;
+use deft::attention::{Backend, Counters, RotaryTable, Rotation};
+use deft::cache::{CacheShape, HEAD_DIMS, HostPages, KvElement, PagedOrder, PagedTable};
+use deft_tests::emulated::Emulated;
+use half::{bf16, f16};
+use kernels_gpu::abi::APPEND_LIVE;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+const LAYERS: u32 = 2;
+const PAGES: u32 = 4;
+
+fn shape<T: KvElement>(kv_heads: u32, head_dim: u32) -> CacheShape {
+    CacheShape {
+        layers: LAYERS,
+        kv_heads,
+        head_dim,
+        dtype: T::DTYPE,
+        pages: PAGES,
+    }
+}
+
+fn random<T: KvElement>(rng: &mut SmallRng, count: usize) -> Vec<T> {
+    let values = (0..count).map(|_| T::from_f32(rng.random_range(-4.0..4.0)));
+    values.collect()
+}
+
+/// K and V of every place of a layer, `[places, kv_heads, head_dim]`.
+fn rows<T: KvElement>(pages: &HostPages<T>, layer: u32) -> [Vec<u16>; 2] {
+    let elements = (PAGES * 64) as usize * pages.shape().row_elements();
+    let mut rows = [(); 2].map(|()| vec![T::default(); elements]);
+    let [k, v] = &mut rows;
+    let table = PagedTable {
+        order: PagedOrder::Nhd,
+        page_size: 64,
+        pages: &[0, 1, 2, 3],
+    };
+    let places: Vec<u32> = (0..PAGES * 64).collect();
+    pages.export(layer, &places, &table, k, v).unwrap();
+    rows.map(|rows| bytemuck::cast_slice(&rows).to_vec())
+}
+
+fn append_rotated_as_the_cpu<T: KvElement>(kv_heads: u32, head_dim: u32, count: usize) {
+    let shape = shape::<T>(kv_heads, head_dim);
+    let mut rng = SmallRng::seed_from_u64(u64::from(head_dim) + count as u64);
+    let table = RotaryTable::new(head_dim, 3000, 10_000.0).unwrap();
+    // The last row goes to a growing node of 70 tokens, the others to places by number.
+    let mut targets: Vec<u32> = (0..count as u32).map(|i| (i * 37 + 5) % 192).collect();
+    targets[count - 1] = APPEND_LIVE | 1;
+    let counters = Counters {
+        lengths: &[9, 70],
+        tail_pages: &[0, 3],
+    };
+    let mut positions: Vec<u32> = (0..count).map(|_| rng.random_range(1..3000)).collect();
+    positions[0] = 2999;
+    let rotation = Rotation {
+        table: &table,
+        positions: &positions,
+    };
+    let row = shape.row_elements();
+    let k = random::<T>(&mut rng, count * row);
+    let v = random::<T>(&mut rng, count * row);
+    let mut cpu = CpuBackend::<T>::new(shape).unwrap();
+    let mut emulated = Emulated::new(shape, count as u64);
+    for backend in [&mut cpu as &mut dyn Backend, &mut emulated] {
+        let (k, v) = (T::elements(&k), T::elements(&v));
+        backend
+            .append_rotated(1, &targets, counters, k, v, rotation)
+            .unwrap();
+    }
+    let context = format!(
+        "{count} rows, {kv_heads} KV heads of {} x {head_dim}",
+        T::DTYPE
+    );
+    for layer in 0..LAYERS {
+        assert!(
+            emulated.rows(layer) == rows(cpu.pages(), layer),
+            "{context}"
+        );
+    }
+    let last = (3 * 64 + 5) * row..(3 * 64 + 6) * row;
+    let [written_k, written_v] = emulated.rows(1).map(|rows| rows[last.clone()].to_vec());
+    let appended = |rows: &[T]| bytemuck::cast_slice::<T, u16>(&rows[(count - 1) * row..]).to_vec();
+    assert_ne!(written_k, appended(&k), "{context}: not rotated");
+    assert_eq!(written_v, appended(&v), "{context}");
+}
+
+#[test]
+fn keys_are_rotated_to_the_very_bits_of_the_cpu() {
+    for head_dim in HEAD_DIMS {
+        for (kv_heads, count) in [(1, 1), (3, 17), (2, 37)] {
+            append_rotated_as_the_cpu::<bf16>(kv_heads, head_dim, count);
+            append_rotated_as_the_cpu::<f16>(kv_heads, head_dim, count);
+        }
+    }
+}
