@@ -61,3 +61,14 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::CommandFactory;
+
+    #[test]
+    fn commands_and_their_options_do_not_clash() {
+        Cli::command().debug_assert();
+    }
+}

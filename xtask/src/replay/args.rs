@@ -11,6 +11,8 @@ const FEW_SHOT: &str = "few-shot";
 const MEDUSA: &str = "medusa";
 
 #[derive(Clone, Debug, clap::Args)]
+// Two commands have these arguments, one of them among its own.
+#[group(skip)]
 pub(crate) struct Args {
     /// What to replay: a recorded tree-of-thought task (sorting128ToT, docmergeToT, keywordToT,
     /// set128ToT), few-shot (a 4,000-token prompt with 50 branches), medusa (draft trees with their
