@@ -38,7 +38,7 @@ pub fn copy_16(destination: u32, source: *const u8) {
             group: block.thread().copy_groups,
             destination,
             source: source as u64,
-            view: block.thread().view.clone(),
+            view: block.thread().view.fork(),
         };
         block.copies.push(copy);
         Ok(())

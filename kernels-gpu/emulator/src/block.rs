@@ -229,19 +229,16 @@ impl<'g> Block<'g> {
 
     /// Checks what must hold when all threads have exited.
     pub(crate) fn finish(&mut self) -> Checked {
-        if let Some(copy) = self.bulk.iter().find(|copy| copy.is_to_shared()) {
+        let copy = self.copies.first().map(|copy| (copy.thread, copy.site));
+        let bulk = self.bulk.iter().find(|copy| copy.is_to_shared());
+        if let Some((thread, site)) = copy.or(bulk.map(|copy| (copy.thread, copy.site))) {
+            // Who has used its destination meanwhile says more than that it is late.
+            while self.land_one()? {}
             return Err(Fault::new(
                 Cause::Unwaited,
-                "the block ends while a bulk copy into its shared memory is under way",
+                "the block ends while a copy into its shared memory is under way",
             )
-            .by(copy.thread, copy.site));
-        }
-        if let Some(copy) = self.copies.first() {
-            return Err(Fault::new(
-                Cause::Unwaited,
-                "the block ends while an asynchronous copy into its shared memory is under way",
-            )
-            .by(copy.thread, copy.site));
+            .by(thread, site));
         }
         self.check_wgmma_finished()
     }

@@ -127,7 +127,7 @@ impl Block<'_> {
             shared,
             global,
             bytes,
-            view: self.threads[self.current as usize].view.clone(),
+            view: self.threads[self.current as usize].view.fork(),
             reads,
             writes,
             landed: false,

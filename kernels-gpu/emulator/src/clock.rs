@@ -101,6 +101,13 @@ impl View {
         (self.agent, self.own)
     }
 
+    /// The view of an operation that the thread starts now; what the thread does next is not in it.
+    pub(crate) fn fork(&mut self) -> Self {
+        let view = self.clone();
+        self.own += 1;
+        view
+    }
+
     /// Whether `(agent, epoch)` happened before.
     #[inline]
     pub(crate) fn sees(&self, agent: Agent, epoch: u32) -> bool {

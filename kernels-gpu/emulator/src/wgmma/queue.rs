@@ -118,7 +118,7 @@ impl Block<'_> {
 
     pub(super) fn issue(&mut self, lanes: &mut [&mut Operands; 32], site: Site) -> Checked {
         let (shared, b, shape) = lanes[0].key;
-        let (thread, view) = (self.current, self.thread().view.clone());
+        let (thread, view) = (self.current, self.thread().view.fork());
         let queue = self.queue();
         if !queue.fenced {
             let text = "wgmma without a wgmma.fence since the last wait_group";

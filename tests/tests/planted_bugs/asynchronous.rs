@@ -1,0 +1,392 @@
+//! Copies and products that take effect later.
+
+use emulator::{Cause, Launch, Memory};
+use kernels_gpu::device::wgmma::{self, Operand, descriptor};
+use kernels_gpu::device::{Bf16, async_copy, bulk, global, grid, mbarrier, shared, thread};
+
+use super::{SHARED_BYTES, finds};
+
+/// What can be wrong with a ring of two stages of 512 bytes.
+#[derive(Clone, Copy, Default)]
+struct Ring {
+    wrong_full_parity: bool,
+    no_empty_wait: bool,
+    few_bytes: bool,
+    few_arrivals: bool,
+    no_fence_init: bool,
+}
+
+/// Thread 96 streams eight pieces of input through the ring; the first three warps add them up.
+fn stream(input: *const u32, output: *mut u32, bugs: Ring) {
+    let base = shared::dynamic_shared();
+    let full = |stage: u32| base + 1024 + 8 * stage;
+    let empty = |stage: u32| base + 1040 + 8 * stage;
+    let index = thread::thread_idx_x();
+    // SAFETY: the emulator checks every access.
+    unsafe {
+        if index == 0 {
+            for stage in 0..2 {
+                mbarrier::init(full(stage), 1);
+                mbarrier::init(empty(stage), if bugs.few_arrivals { 97 } else { 96 });
+            }
+            if !bugs.no_fence_init {
+                mbarrier::fence_init();
+            }
+        }
+        thread::sync_threads();
+        let mut sum = 0_u32;
+        for turn in 0..8 {
+            let (stage, parity) = (turn % 2, turn / 2 % 2);
+            let at = base + 512 * stage;
+            if index == 96 {
+                if !bugs.no_empty_wait {
+                    mbarrier::wait_parity(empty(stage), parity ^ 1);
+                }
+                mbarrier::arrive_expect_tx(full(stage), if bugs.few_bytes { 528 } else { 512 });
+                bulk::copy_global_to_shared(at, input.add(128 * turn as usize), 512, full(stage));
+            } else if index < 96 {
+                mbarrier::wait_parity(full(stage), parity ^ u32::from(bugs.wrong_full_parity));
+                sum = sum.wrapping_add(shared::load_u32(at + 4 * index));
+                mbarrier::arrive(empty(stage));
+            }
+        }
+        global::store_u32(output.add(index as usize), sum);
+    }
+}
+
+#[test]
+fn a_wrong_mbarrier_parity() {
+    let mut seen = Vec::new();
+    for seed in 0..16 {
+        let kernel = |input, output, bug| {
+            stream(
+                input,
+                output,
+                Ring {
+                    wrong_full_parity: bug,
+                    ..Ring::default()
+                },
+            );
+        };
+        super::launch(kernel, false, seed).unwrap();
+        let report = super::launch(kernel, true, seed).unwrap_err();
+        let text = report.to_string();
+        assert!(text.contains("parity 1 of the mbarrier at +0x4"), "{text}");
+        assert!(text.contains("asynchronous.rs"), "{text}");
+        seen.push(report.cause);
+    }
+    // Reads that the passed wait did not order, or, once a phase is complete, a wait for the next.
+    assert!(
+        seen.iter()
+            .all(|cause| matches!(cause, Cause::Race | Cause::Unwritten | Cause::Deadlock))
+    );
+}
+
+#[test]
+fn a_stage_filled_before_it_is_empty() {
+    // Not with every seed: mostly the copies run ahead of their barrier's phase.
+    let kernel = |input, output, bug| {
+        stream(
+            input,
+            output,
+            Ring {
+                no_empty_wait: bug,
+                ..Ring::default()
+            },
+        );
+    };
+    for seed in 0..16 {
+        super::launch(kernel, false, seed).unwrap();
+        let report = super::launch(kernel, true, seed).unwrap_err();
+        assert!(
+            matches!(report.cause, Cause::Race | Cause::Barrier | Cause::Deadlock),
+            "{report}"
+        );
+    }
+}
+
+#[test]
+fn an_mbarrier_that_waits_for_more_bytes_than_are_copied() {
+    finds(
+        |input, output, bug| {
+            stream(
+                input,
+                output,
+                Ring {
+                    few_bytes: bug,
+                    ..Ring::default()
+                },
+            )
+        },
+        Cause::Deadlock,
+        &[
+            "threads 0-95: parity 0 of the mbarrier at +0x400",
+            "0 of 1 arrivals and 16 bytes",
+        ],
+    );
+}
+
+#[test]
+fn an_mbarrier_that_waits_for_more_threads_than_arrive() {
+    finds(
+        |input, output, bug| {
+            stream(
+                input,
+                output,
+                Ring {
+                    few_arrivals: bug,
+                    ..Ring::default()
+                },
+            )
+        },
+        Cause::Deadlock,
+        &[
+            "threads 96: parity 0 of the mbarrier at +0x410",
+            "1 of 97 arrivals",
+        ],
+    );
+}
+
+#[test]
+fn an_mbarrier_that_the_async_proxy_does_not_see() {
+    finds(
+        |input, output, bug| {
+            stream(
+                input,
+                output,
+                Ring {
+                    no_fence_init: bug,
+                    ..Ring::default()
+                },
+            )
+        },
+        Cause::ProxyFence,
+        &[
+            "a bulk copy reports to the mbarrier at +0x400",
+            "fence_init",
+        ],
+    );
+}
+
+/// What can be wrong with a product of what threads have stored.
+#[derive(Clone, Copy, Default)]
+struct Product {
+    no_proxy_fence: bool,
+    no_wgmma_fence: bool,
+    no_wait: bool,
+    early_write: bool,
+    no_settle: bool,
+}
+
+fn product(input: *const u32, output: *mut u32, bugs: Product) {
+    let base = shared::dynamic_shared();
+    let index = thread::thread_idx_x();
+    let operand = |at: u32| Operand {
+        descriptor: descriptor(base + at, 128, 256),
+        step_bytes: 256,
+    };
+    // SAFETY: the emulator checks every access.
+    unsafe {
+        // 64 x 16 of a, 8 x 16 of b.
+        let mut word = index;
+        while word < 64 * 8 + 8 * 8 {
+            shared::store_u32(
+                base + 4 * word,
+                global::load_u32(input.add(word as usize)) & 0x3f80_3f80,
+            );
+            word += 128;
+        }
+        if !bugs.no_proxy_fence {
+            bulk::fence_proxy_async_shared();
+        }
+        thread::sync_threads();
+        let mut d = [0.0_f32; 4];
+        if !bugs.no_wgmma_fence {
+            wgmma::fence();
+        }
+        wgmma::mma_shared::<Bf16, false, false, 1, _>(&mut d, operand(0), operand(2048), false);
+        wgmma::commit_group();
+        if bugs.early_write {
+            shared::store_u32(base + 4 * index, 0);
+        }
+        if bugs.no_wait {
+            wgmma::wait_group::<1>();
+        } else {
+            wgmma::wait_group::<0>();
+        }
+        if !bugs.no_settle {
+            wgmma::settle(&mut d);
+        }
+        global::store_f32(output.cast::<f32>().add(index as usize), d[0]);
+    }
+}
+
+#[test]
+fn a_missing_proxy_fence_before_a_product() {
+    finds(
+        |input, output, bug| {
+            product(
+                input,
+                output,
+                Product {
+                    no_proxy_fence: bug,
+                    ..Product::default()
+                },
+            )
+        },
+        Cause::ProxyFence,
+        &[
+            "wgmma reads shared memory",
+            "asynchronous.rs",
+            "without a fence.proxy.async between",
+        ],
+    );
+}
+
+#[test]
+fn a_missing_wgmma_fence() {
+    finds(
+        |input, output, bug| {
+            product(
+                input,
+                output,
+                Product {
+                    no_wgmma_fence: bug,
+                    ..Product::default()
+                },
+            )
+        },
+        Cause::Unwaited,
+        &["without a wgmma.fence"],
+    );
+}
+
+#[test]
+fn a_product_that_is_not_waited_for() {
+    finds(
+        |input, output, bug| {
+            product(
+                input,
+                output,
+                Product {
+                    no_wait: bug,
+                    ..Product::default()
+                },
+            )
+        },
+        Cause::Unwaited,
+        &["before a wait_group covers the wgmma at"],
+    );
+}
+
+#[test]
+fn accumulators_used_without_settling_them() {
+    finds(
+        |input, output, bug| {
+            product(
+                input,
+                output,
+                Product {
+                    no_settle: bug,
+                    ..Product::default()
+                },
+            )
+        },
+        Cause::Unwaited,
+        &["uses an accumulator of the wgmma at"],
+    );
+}
+
+#[test]
+fn an_operand_overwritten_before_the_product_is_waited_for() {
+    finds(
+        |input, output, bug| {
+            product(
+                input,
+                output,
+                Product {
+                    early_write: bug,
+                    ..Product::default()
+                },
+            )
+        },
+        Cause::Race,
+        &["wgmma", "shared memory at +0x", "nothing orders the two"],
+    );
+}
+
+#[test]
+fn an_asynchronous_copy_that_is_not_waited_for() {
+    finds(
+        |input, output, bug| {
+            let index = thread::thread_idx_x();
+            let own = shared::dynamic_shared() + 16 * index;
+            // SAFETY: the emulator checks every access.
+            unsafe {
+                shared::store_v4_u32(own, [0; 4]);
+                async_copy::copy_16(own, input.add(4 * index as usize));
+                async_copy::commit_group();
+                if bug {
+                    async_copy::wait_group::<1>();
+                } else {
+                    async_copy::wait_group::<0>();
+                }
+                global::store_u32(output.add(index as usize), shared::load_u32(own));
+            }
+        },
+        Cause::Race,
+        &["asynchronous copy", "nothing orders the two"],
+    );
+}
+
+#[test]
+fn an_exit_before_shared_memory_has_been_copied_out() {
+    finds(
+        |_, output, bug| {
+            let base = shared::dynamic_shared();
+            let index = thread::thread_idx_x();
+            // SAFETY: the emulator checks every access.
+            unsafe {
+                shared::store_u32(base + 4 * index, index);
+                bulk::fence_proxy_async_shared();
+                thread::sync_threads();
+                if index == 0 {
+                    bulk::copy_shared_to_global(output, base, 512);
+                    bulk::commit_group();
+                    if !bug {
+                        bulk::wait_group_read::<0>();
+                    }
+                }
+            }
+        },
+        Cause::Unwaited,
+        &["exits without having waited for its bulk copy"],
+    );
+}
+
+#[test]
+fn a_dependent_launch_that_reads_before_it_waits() {
+    let run = |bug: bool| {
+        let mut memory = Memory::new();
+        let data = memory.buffer("data", &[1_u32; 32]);
+        Launch::new([1, 1, 1], 32)
+            .shared_bytes(SHARED_BYTES)
+            .dependent()
+            .run(&mut memory, || {
+                if !bug {
+                    grid::wait_dependencies();
+                }
+                // SAFETY: the emulator checks every access.
+                unsafe { global::load_u32(data.as_ptr()) };
+            })
+    };
+    run(false).unwrap();
+    let report = run(true).unwrap_err();
+    assert_eq!(report.cause, Cause::Unwaited);
+    assert!(
+        report
+            .message
+            .contains("reads buffer `data` before wait_dependencies"),
+        "{report}"
+    );
+}
