@@ -70,7 +70,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         names(&archs)
     );
     steps.run("kernels", &what, || {
-        let built = build(&archs, args.yes, args.sass.as_deref())?;
+        let check = Assembly::All {
+            sass: args.sass.as_deref(),
+        };
+        let built = build(&archs, args.yes, check)?;
         if !args.check {
             built.write()?;
         } else if let Some(other) = built.incomparable()? {
@@ -85,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Builds all kernels and compares with what is committed, if that was made by the same compiler.
 pub(crate) fn verify(yes: bool) -> Result<Outcome> {
-    let built = build(&Arch::ALL, yes, None)?;
+    let built = build(&Arch::ALL, yes, Assembly::All { sass: None })?;
     match built.incomparable()? {
         Some(other) => say(format!("{other}: not compared")),
         None => {
@@ -96,22 +99,19 @@ pub(crate) fn verify(yes: bool) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Builds all kernels, so that kernels-gpu/ptx is what the source gives. The committed PTX serves where it
-/// was made by another compiler, whose output nobody could compare, and where there is none to be had.
+/// Builds all kernels, so that kernels-gpu/ptx is what the source gives; only PTX that is new is assembled.
+/// The committed PTX serves where it was made by another compiler, with whose output nobody could compare
+/// it, and where there is none to be had.
 pub(crate) fn refresh(yes: bool) -> Result<Outcome> {
     let manifest = Manifest::load(&folder())?;
-    let tools =
-        toolchain::find_or_install(manifest.rustc(), yes).and_then(|_| ptxas::find_or_fetch());
-    if let Err(error) = tools {
+    if let Err(error) = toolchain::find_or_install(manifest.rustc(), yes) {
         return Ok(Outcome::Skipped(format!(
             "kernels-gpu/ptx is used as committed, for there is nothing to build it with: {error:#}"
         )));
     }
-    let built = build(&Arch::ALL, yes, None)?;
+    let built = build(&Arch::ALL, yes, Assembly::New)?;
     match built.incomparable()? {
-        Some(other) => say(format!(
-            "{other}: built and assembled, but the committed is used"
-        )),
+        Some(other) => say(format!("{other}: it compiles, and the committed is used")),
         None if built.compare()?.is_empty() => say("kernels-gpu/ptx is what the source gives"),
         None => built.write()?,
     }
@@ -239,18 +239,44 @@ fn targets(arch: Arch) -> &'static [&'static str] {
     }
 }
 
-fn build(archs: &[Arch], yes: bool, sass: Option<&Path>) -> Result<Built> {
+/// Which PTX is assembled, and so checked.
+#[derive(Clone, Copy)]
+enum Assembly<'a> {
+    /// All of it; machine code goes into `sass`.
+    All { sass: Option<&'a Path> },
+    /// What is not in kernels-gpu/ptx already, whose content once passed. None of another compiler's, for
+    /// it will not go there.
+    New,
+}
+
+impl Assembly<'_> {
+    fn includes(self, file: &str, text: &str, comparable: bool) -> bool {
+        let is_old = || fs::read_to_string(folder().join(file)).is_ok_and(|old| old == text);
+        matches!(self, Self::All { .. }) || comparable && !is_old()
+    }
+}
+
+fn build(archs: &[Arch], yes: bool, assembly: Assembly<'_>) -> Result<Built> {
     let mut manifest = Manifest::load(&folder())?;
     let toolchain = toolchain::find_or_install(manifest.rustc(), yes)?;
     say(format!("compiler: {}", toolchain.version));
-    let ptxas = ptxas::find_or_fetch()?;
+    let comparable = manifest
+        .rustc()
+        .is_none_or(|rustc| rustc == toolchain.version);
     let mut files = BTreeMap::new();
     for arch in archs {
         let groups = ptx::split(&compile::compile(&toolchain, *arch)?, ENTRIES, *arch)?;
         manifest.replace(*arch, &toolchain.version, &groups);
         for (group, text) in groups {
-            assemble(&ptxas, *arch, group, &text, sass)?;
-            files.insert(manifest::file_name(*arch, group), text);
+            let file = manifest::file_name(*arch, group);
+            if assembly.includes(&file, &text, comparable) {
+                let sass = match assembly {
+                    Assembly::All { sass } => sass,
+                    Assembly::New => None,
+                };
+                assemble(&ptxas::find_or_fetch()?, *arch, group, &text, sass)?;
+            }
+            files.insert(file, text);
         }
     }
     files.insert(manifest::MANIFEST.to_owned(), manifest.to_json());

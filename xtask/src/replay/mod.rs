@@ -10,9 +10,13 @@
 
 mod args;
 #[cfg(feature = "replay")]
+mod attend;
+#[cfg(feature = "replay")]
 mod check;
 #[cfg(feature = "replay")]
 mod data;
+#[cfg(feature = "replay")]
+mod legend;
 #[cfg(feature = "replay")]
 mod load;
 #[cfg(feature = "replay")]

@@ -3,11 +3,12 @@
 use svg::Document;
 use svg::node::element::{Description, Group, Path, Rectangle, Style, Text, Title};
 
+use super::legend;
 use super::report::grouped;
 use super::timeline::{Axis, Row, Span, Timeline};
 
 const WIDTH: f64 = 1000.0;
-const LEFT: f64 = 64.0;
+pub(super) const LEFT: f64 = 64.0;
 const RIGHT: f64 = 24.0;
 /// Title, subtitle and two lines of legend are above the bars; ticks and the axis' name below.
 const TOP: f64 = 112.0;
@@ -17,10 +18,8 @@ const BARS: f64 = 900.0;
 const ROW: std::ops::RangeInclusive<f64> = 4.0..=20.0;
 /// Least height of a row that has its number written beside it.
 const LABELLED: f64 = 8.5;
-/// About the width of a character of the legend.
-const CHARACTER: f64 = 6.0;
 /// Least numbers of queries of the colours `q0` and on.
-const SHADES: [u32; 6] = [1, 2, 4, 8, 16, 32];
+pub(super) const SHADES: [u32; 6] = [1, 2, 4, 8, 16, 32];
 
 /// Colours by name; the second ones where the reader's surroundings are dark.
 const STYLE: &str = "
@@ -68,7 +67,7 @@ pub(crate) fn draw(timeline: &Timeline, caption: &Caption) -> String {
         .add(rectangle("ground", (0.0, 0.0), (WIDTH, frame.height())))
         .add(label(LEFT, 26.0, &caption.title, "heading"))
         .add(label(LEFT, 46.0, &caption.subtitle, ""))
-        .add(legend(timeline, caption))
+        .add(legend::legend(timeline, caption))
         .add(frame.axes(timeline))
         .add(frame.links(timeline));
     let rows = timeline.rows.iter().enumerate();
@@ -234,89 +233,6 @@ fn bars(row: &Row) -> Vec<(String, bool, u32, u32)> {
     bars
 }
 
-/// What colours and signs mean: only those that occur.
-fn legend(timeline: &Timeline, caption: &Caption) -> Group {
-    let most = timeline.most_queries();
-    let mut line = Line::new(68.0);
-    line.word("queries that share a node:");
-    for (shade, &from) in SHADES.iter().enumerate().filter(|&(_, &from)| from <= most) {
-        let to = SHADES.get(shade + 1).map_or(u32::MAX, |next| next - 1);
-        let range = match to.min(most) {
-            to if to == from => from.to_string(),
-            to => format!("{from}–{to}"),
-        };
-        line.item(
-            |x, y| rectangle(&format!("q{shade}"), (x, y - 9.0), (20.0, 9.0)),
-            &range,
-        );
-    }
-    let spans = || timeline.rows.iter().flat_map(|row| &row.spans);
-    if spans().any(|span| span.queries == 0) {
-        line.item(
-            |x, y| rectangle("idle", (x, y - 6.0), (20.0, 4.0)),
-            "none, but kept",
-        );
-    }
-    let first = line.group;
-    let mut line = Line::new(90.0);
-    let drafts = timeline.rows.iter().any(|row| row.draft);
-    let (thick, thin) = match timeline.axis {
-        _ if drafts => ("accepted", "read, not accepted"),
-        Axis::Steps => ("grows and asks", "read by those below"),
-        Axis::Tokens => ("asks", "read by those below"),
-    };
-    line.item(|x, y| rectangle("open", (x, y - 9.0), (20.0, 9.0)), thick);
-    line.item(|x, y| rectangle("open", (x, y - 6.0), (20.0, 4.0)), thin);
-    line.item(
-        |x, y| path("link", format!("M{} {}v-11", x + 10.0, y + 1.0)),
-        "branches",
-    );
-    if timeline.rows.iter().any(|row| row.pruned.is_some()) {
-        line.item(|x, y| cross(x + 10.0, y - 4.0, 10.0), "pruned");
-    }
-    if timeline.axis == Axis::Steps {
-        line.item(|x, y| arrow(x + 8.0, y - 4.0, 12.0), "there at the end");
-        if !caption.sampled.is_empty() {
-            line.item(
-                |x, y| sample(x + 10.0, y - 8.0),
-                "attention run and checked",
-            );
-        }
-    }
-    Group::new().add(first).add(line.group)
-}
-
-/// Things beside one another.
-struct Line {
-    group: Group,
-    x: f64,
-    y: f64,
-}
-
-impl Line {
-    fn new(y: f64) -> Self {
-        Self {
-            group: Group::new(),
-            x: LEFT,
-            y,
-        }
-    }
-
-    fn word(&mut self, text: &str) {
-        let group = std::mem::take(&mut self.group);
-        self.group = group.add(label(self.x, self.y, text, ""));
-        self.x += text.chars().count() as f64 * CHARACTER + 14.0;
-    }
-
-    /// A sign of at most 20 units, and what it means.
-    fn item<N: Into<Box<dyn svg::Node>>>(&mut self, sign: impl Fn(f64, f64) -> N, text: &str) {
-        let group = std::mem::take(&mut self.group);
-        self.group = group.add(sign(self.x, self.y));
-        self.x += 26.0;
-        self.word(text);
-    }
-}
-
 fn shade(span: &Span) -> String {
     match SHADES.iter().rposition(|&from| from <= span.queries) {
         Some(shade) => format!("q{shade}"),
@@ -324,7 +240,7 @@ fn shade(span: &Span) -> String {
     }
 }
 
-fn label(x: f64, y: f64, text: &str, class: &str) -> Text {
+pub(super) fn label(x: f64, y: f64, text: &str, class: &str) -> Text {
     let text = Text::new(text).set("x", round(x)).set("y", round(y));
     if class.is_empty() {
         text
@@ -333,7 +249,7 @@ fn label(x: f64, y: f64, text: &str, class: &str) -> Text {
     }
 }
 
-fn rectangle(class: &str, (x, y): (f64, f64), (width, height): (f64, f64)) -> Rectangle {
+pub(super) fn rectangle(class: &str, (x, y): (f64, f64), (width, height): (f64, f64)) -> Rectangle {
     Rectangle::new()
         .set("class", class)
         .set("x", round(x))
@@ -342,12 +258,12 @@ fn rectangle(class: &str, (x, y): (f64, f64), (width, height): (f64, f64)) -> Re
         .set("height", round(height))
 }
 
-fn path(class: &str, line: String) -> Path {
+pub(super) fn path(class: &str, line: String) -> Path {
     Path::new().set("class", class).set("d", line)
 }
 
 /// The sign for a node that is pruned.
-fn cross(x: f64, y: f64, row: f64) -> Path {
+pub(super) fn cross(x: f64, y: f64, row: f64) -> Path {
     let half = round((row * 0.4).min(4.0));
     let (left, right, up, down) = (
         round(x - half),
@@ -362,7 +278,7 @@ fn cross(x: f64, y: f64, row: f64) -> Path {
 }
 
 /// The sign for a node that is there at the end.
-fn arrow(x: f64, y: f64, row: f64) -> Path {
+pub(super) fn arrow(x: f64, y: f64, row: f64) -> Path {
     let half = round((row * 0.4).min(5.0));
     path(
         "open",
@@ -377,7 +293,7 @@ fn arrow(x: f64, y: f64, row: f64) -> Path {
 }
 
 /// The sign for a sampled step, below the bars.
-fn sample(x: f64, y: f64) -> Path {
+pub(super) fn sample(x: f64, y: f64) -> Path {
     path("sampled", format!("M{x} {y}l3 7h-6z"))
 }
 
