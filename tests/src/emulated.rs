@@ -1,5 +1,7 @@
 //! The GPU kernels as a backend: their own source, on the emulator.
 
+mod paged;
+
 use deft::attention::{
     Attend, Backend, BackendError, Counters, Rotation, check_append, check_append_rotated,
     check_attend, check_moves,

@@ -96,3 +96,112 @@ fn keys_are_rotated_to_the_very_bits_of_the_cpu() {
         }
     }
 }
+
+/// A sequence in a foreign cache of two pages more than it needs, in descending order of pages.
+struct Sequence {
+    page_size: u32,
+    pages: Vec<u32>,
+    places: Vec<u32>,
+    foreign: [Vec<bf16>; 2],
+}
+
+impl Sequence {
+    fn new(shape: &CacheShape, page_size: u32, tokens: u32) -> Self {
+        let needed = tokens.div_ceil(page_size);
+        let elements = ((needed + 2) * page_size) as usize * shape.row_elements();
+        let mut rng = SmallRng::seed_from_u64(u64::from(page_size + tokens));
+        Self {
+            page_size,
+            pages: (1..=needed).rev().collect(),
+            // Scattered over all pages, no two the same.
+            places: (0..tokens).map(|i| (i * 37 + 5) % (PAGES * 64)).collect(),
+            foreign: [(); 2].map(|()| random(&mut rng, elements)),
+        }
+    }
+
+    fn table(&self, order: PagedOrder) -> PagedTable<'_> {
+        PagedTable {
+            order,
+            page_size: self.page_size,
+            pages: &self.pages,
+        }
+    }
+
+    fn bits(&self) -> [&[u16]; 2] {
+        let [k, v] = &self.foreign;
+        [bytemuck::cast_slice(k), bytemuck::cast_slice(v)]
+    }
+}
+
+fn imports_and_exports_as_the_cpu(shape: CacheShape, order: PagedOrder, sequence: &Sequence) {
+    let table = sequence.table(order);
+    let places = &sequence.places;
+    let context = format!(
+        "{} tokens in {order:?} pages of {}, {shape:?}",
+        places.len(),
+        sequence.page_size
+    );
+    let mut cpu = HostPages::<bf16>::new(shape).unwrap();
+    let [k, v] = &sequence.foreign;
+    cpu.import(1, places, &table, k, v).unwrap();
+    let mut emulated = Emulated::new(shape, places.len() as u64);
+    let whole = (&table, sequence.page_size);
+    emulated.import(1, places, whole, sequence.bits()).unwrap();
+    for layer in 0..LAYERS {
+        assert!(
+            emulated.rows(layer) == rows(&cpu, layer),
+            "import, {context}"
+        );
+    }
+    let unwritten = vec![bf16::NAN; k.len()];
+    let mut right = [unwritten.clone(), unwritten.clone()];
+    let [right_k, right_v] = &mut right;
+    cpu.export(1, places, &table, right_k, right_v).unwrap();
+    let onto = [bytemuck::cast_slice(&unwritten); 2];
+    let exported = emulated.export(1, places, &table, onto).unwrap();
+    for (exported, right) in exported.iter().zip(&right) {
+        assert!(
+            exported[..] == *bytemuck::cast_slice::<_, u16>(right),
+            "export, {context}"
+        );
+    }
+    let back = emulated.export(1, places, &table, sequence.bits()).unwrap();
+    assert!(back.iter().eq(sequence.bits()), "round trip, {context}");
+}
+
+#[test]
+fn foreign_pages_come_and_go_as_on_the_cpu() {
+    for head_dim in HEAD_DIMS {
+        for order in [PagedOrder::Nhd, PagedOrder::Hnd] {
+            for (page_size, tokens) in [(1, 3), (16, 1), (16, 37), (7, 50), (64, 130), (300, 17)] {
+                let shape = shape::<bf16>(3, head_dim);
+                let sequence = Sequence::new(&shape, page_size, tokens);
+                imports_and_exports_as_the_cpu(shape, order, &sequence);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pool_whose_pages_hold_k_then_v_is_imported_from_one_buffer() {
+    let shape = shape::<bf16>(2, 64);
+    let sequence = Sequence::new(&shape, 16, 37);
+    let page = 16 * shape.row_elements();
+    let [k, v] = sequence.bits();
+    let pages = k.chunks(page).zip(v.chunks(page));
+    let pool: Vec<u16> = pages.flat_map(|(k, v)| [k, v].concat()).collect();
+    let table = sequence.table(PagedOrder::Hnd);
+    let mut cpu = HostPages::<bf16>::new(shape).unwrap();
+    let [k, v] = &sequence.foreign;
+    cpu.import(0, &sequence.places, &table, k, v).unwrap();
+    let mut emulated = Emulated::new(shape, 3);
+    emulated
+        .import(
+            0,
+            &sequence.places,
+            (&table, 2 * 16),
+            [&pool, &pool[page..]],
+        )
+        .unwrap();
+    assert!(emulated.rows(0) == rows(&cpu, 0));
+}

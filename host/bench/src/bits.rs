@@ -37,8 +37,100 @@ fn run_typed<T: KvElement>(
     let mut cpu = CpuBackend::<T>::new(shape)?;
     let mut cuda = CudaBackend::new(&gpu.device, shape)?;
     rotated_append(&mut cpu, &mut cuda, random)?;
-    let problem = compare(gpu, heads, cpu.pages(), &cuda)?;
-    Ok(problem.map(|problem| format!("append_rotated: {problem}")))
+    if let Some(problem) = compare(gpu, heads, cpu.pages(), &cuda)? {
+        return Ok(Some(format!("append_rotated: {problem}")));
+    }
+    for order in [PagedOrder::Nhd, PagedOrder::Hnd] {
+        for page_size in [1, 16, random.between(2, 100)] {
+            let places = random_places(shape.pages, random);
+            let what = format!("{order:?} pages of {page_size}, {} tokens", places.len());
+            let pages = random_table(places.len(), page_size, random);
+            let table = PagedTable {
+                order,
+                page_size,
+                pages: &pages,
+            };
+            let mut foreign = Foreign::<T>::random(&shape, &table, random);
+            foreign.import(&mut cpu, &mut cuda, &places, &table)?;
+            if let Some(problem) = compare(gpu, heads, cpu.pages(), &cuda)? {
+                return Ok(Some(format!("import, {what}: {problem}")));
+            }
+            if let Some(problem) = foreign.export(&cpu, &mut cuda, &places, &table)? {
+                return Ok(Some(format!("export, {what}: {problem}")));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Pages of a foreign sequence, in any order, with some pages of others between them.
+fn random_table(tokens: usize, page_size: u32, random: &mut Random) -> Vec<u32> {
+    let needed = tokens.div_ceil(page_size as usize);
+    let mut pages: Vec<u32> = (0..needed as u32 + 3).collect();
+    random.shuffle(&mut pages);
+    pages.truncate(needed);
+    pages
+}
+
+/// One layer of a foreign cache.
+struct Foreign<T> {
+    k: Vec<T>,
+    v: Vec<T>,
+}
+
+impl<T: KvElement> Foreign<T> {
+    fn random(shape: &CacheShape, table: &PagedTable<'_>, random: &mut Random) -> Self {
+        let tokens = (table.pages.len() + 3) * table.page_size as usize;
+        let elements = tokens * shape.row_elements();
+        Self {
+            k: random_elements(elements, random),
+            v: random_elements(elements, random),
+        }
+    }
+
+    fn import(
+        &self,
+        cpu: &mut CpuBackend<T>,
+        cuda: &mut CudaBackend,
+        places: &[u32],
+        table: &PagedTable<'_>,
+    ) -> Result<()> {
+        cpu.pages_mut()
+            .import(LAYERS - 1, places, table, &self.k, &self.v)?;
+        cuda.import(LAYERS - 1, places, table, &self.k, &self.v)?;
+        Ok(())
+    }
+
+    /// Exports from both onto zeros and compares with each other, and with what was imported.
+    fn export(
+        &mut self,
+        cpu: &CpuBackend<T>,
+        cuda: &mut CudaBackend,
+        places: &[u32],
+        table: &PagedTable<'_>,
+    ) -> Result<Option<String>> {
+        let [mut right_k, mut right_v] = [(); 2].map(|()| vec![T::default(); self.k.len()]);
+        cpu.pages()
+            .export(LAYERS - 1, places, table, &mut right_k, &mut right_v)?;
+        let [mut k, mut v] = [(); 2].map(|()| vec![T::default(); self.k.len()]);
+        cuda.export(LAYERS - 1, places, table, &mut k, &mut v)?;
+        for (name, found, right) in [("K", &k, &right_k), ("V", &v, &right_v)] {
+            let (found, right) = (bytemuck::cast_slice(found), bytemuck::cast_slice(right));
+            if let Some(difference) = difference(found, right) {
+                return Ok(Some(format!("{name}: {difference}")));
+            }
+        }
+        // Onto what was imported, an export changes nothing.
+        let (k, v) = (self.k.clone(), self.v.clone());
+        cuda.export(LAYERS - 1, places, table, &mut self.k, &mut self.v)?;
+        for (name, found, right) in [("K", &self.k, &k), ("V", &self.v, &v)] {
+            let (found, right) = (bytemuck::cast_slice(found), bytemuck::cast_slice(right));
+            if let Some(difference) = difference(found, right) {
+                return Ok(Some(format!("round trip, {name}: {difference}")));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// Appends random rows to both: to places by number, and the last to a node that grows.

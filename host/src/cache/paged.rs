@@ -89,7 +89,7 @@ impl PagedTable<'_> {
         row * shape.head_dim as usize
     }
 
-    fn check(
+    pub(crate) fn check(
         &self,
         shape: &CacheShape,
         layer: u32,

@@ -2,6 +2,8 @@
 //!
 //! For callers whose tensors are on the device already, [`CudaCache`] takes their pointers instead.
 
+mod transfer;
+
 use bytemuck::Pod;
 
 use super::{

@@ -2,6 +2,7 @@
 
 use super::counters::Counters;
 use super::kernels::{AttendPointers, AttentionKernels, max_item_rows};
+use super::paged::PagedKernels;
 use super::plan::PlanImages;
 use super::writers::{Append, CachePointers, Rotary, WriterKernels};
 use super::{
@@ -34,6 +35,7 @@ pub struct CudaCache {
     tail_pages: Counters,
     kernels: AttentionKernels,
     writers: WriterKernels,
+    pub(super) paged: PagedKernels,
 }
 
 impl CudaCache {
@@ -58,6 +60,7 @@ impl CudaCache {
         Ok(Self {
             kernels,
             writers: WriterKernels::new(device, &shape)?,
+            paged: PagedKernels::new(device, &shape)?,
             pool,
             lengths: Counters::new(device, "length counters", slots)?,
             tail_pages: Counters::new(device, "tail pages", slots)?,
@@ -218,7 +221,7 @@ impl CudaCache {
         unsafe { self.writers.copy(moves, count, &at, stream) }
     }
 
-    fn cache_pointers(&self, pool: DevicePtr) -> CachePointers {
+    pub(super) fn cache_pointers(&self, pool: DevicePtr) -> CachePointers {
         CachePointers {
             pool,
             lengths: self.lengths.device.pointer(),
@@ -362,7 +365,7 @@ impl CudaCache {
     }
 
     /// Where a layer's pages begin.
-    fn plane(&self, layer: u32) -> Result<DevicePtr, CudaError> {
+    pub(super) fn plane(&self, layer: u32) -> Result<DevicePtr, CudaError> {
         if layer >= self.shape.layers {
             return Err(CudaError::NoSuchLayer {
                 layer,

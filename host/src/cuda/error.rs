@@ -145,6 +145,9 @@ pub enum CudaError {
     /// A dimension of the cache is out of range.
     #[error(transparent)]
     Shape(#[from] crate::cache::ShapeError),
+    /// A foreign paged cache is described wrongly.
+    #[error(transparent)]
+    Paged(#[from] crate::cache::PagedError),
     /// There are no kernels for this element type.
     #[error("the CUDA kernels store bf16 and f16; {dtype} runs on the CPU")]
     DType {

@@ -12,6 +12,7 @@
 //! | `capacity`, `plan`, `device_plan` | plans at device addresses that never change |
 //! | `counters` | lengths and tail pages of growing nodes |
 //! | `writers` | the kernels that write the cache |
+//! | `paged` | the kernels between this cache and other engines' |
 //! | `cache` | pages and counters, and attention over them, by device pointers |
 //! | `backend` | the same for slices of the host |
 //!
@@ -31,6 +32,7 @@ mod kernels;
 mod launch;
 mod memory;
 mod module;
+mod paged;
 mod plan;
 mod ptx;
 mod stream;
@@ -46,5 +48,6 @@ pub use error::CudaError;
 pub use launch::{Arguments, Kernel, Launch, Resources};
 pub use memory::DeviceBuffer;
 pub use module::ModuleTable;
+pub use paged::PagedBuffers;
 pub use stream::{Event, Graph, Stream};
 pub use writers::{Append, Rotary};

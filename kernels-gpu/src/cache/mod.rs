@@ -1,4 +1,5 @@
-//! Writing the KV cache: new tokens, moved tokens, and the counters of growing nodes.
+//! Writing the KV cache: new tokens, moved tokens, tokens of other caches, and the counters of growing
+//! nodes.
 //!
 //! Where elements are only moved they are 16-bit patterns, so bf16 and f16 share a kernel. What a thread
 //! moves is 16 bytes at a time: one token's eight dims, a row of a core matrix (see [`crate::layout`]).
@@ -7,11 +8,13 @@ mod advance;
 mod append;
 mod append_rope;
 mod copy;
+mod paged;
 
 pub use advance::advance;
 pub use append::append;
 pub use append_rope::append_rope;
 pub use copy::copy;
+pub use paged::{export_pages, import_pages};
 
 use crate::device::{Bf16, F16};
 use crate::kernel;
@@ -78,4 +81,30 @@ kernel! {
     unsafe fn copy_d256(
         pool: *mut u16, moves: *const u32, count: u32, layers: u32, pages: u32, kv_heads: u32,
     ) = copy::<256>;
+
+    unsafe fn import_pages_d64(
+        pool: *mut u16, k: *const u16, v: *const u16, places: *const u32, table: *const u32, count: u32,
+        kv_heads: u32, page_size: u32, page_stride: u32, token_stride: u32, head_stride: u32,
+    ) = import_pages::<64>;
+    unsafe fn import_pages_d128(
+        pool: *mut u16, k: *const u16, v: *const u16, places: *const u32, table: *const u32, count: u32,
+        kv_heads: u32, page_size: u32, page_stride: u32, token_stride: u32, head_stride: u32,
+    ) = import_pages::<128>;
+    unsafe fn import_pages_d256(
+        pool: *mut u16, k: *const u16, v: *const u16, places: *const u32, table: *const u32, count: u32,
+        kv_heads: u32, page_size: u32, page_stride: u32, token_stride: u32, head_stride: u32,
+    ) = import_pages::<256>;
+
+    unsafe fn export_pages_d64(
+        pool: *const u16, k: *mut u16, v: *mut u16, places: *const u32, table: *const u32, count: u32,
+        kv_heads: u32, page_size: u32, page_stride: u32, token_stride: u32, head_stride: u32,
+    ) = export_pages::<64>;
+    unsafe fn export_pages_d128(
+        pool: *const u16, k: *mut u16, v: *mut u16, places: *const u32, table: *const u32, count: u32,
+        kv_heads: u32, page_size: u32, page_stride: u32, token_stride: u32, head_stride: u32,
+    ) = export_pages::<128>;
+    unsafe fn export_pages_d256(
+        pool: *const u16, k: *mut u16, v: *mut u16, places: *const u32, table: *const u32, count: u32,
+        kv_heads: u32, page_size: u32, page_stride: u32, token_stride: u32, head_stride: u32,
+    ) = export_pages::<256>;
 }

@@ -1,0 +1,210 @@
+//! Tokens between this cache and a paged cache of another engine, on the same device.
+
+use kernels_gpu::layout::CORE;
+
+use super::launch::{Arguments, Launch};
+use super::writers::CachePointers;
+use super::{CudaCache, CudaDevice, CudaError, DevicePtr, Kernel, RawStream};
+use crate::cache::{CacheShape, PagedError, PagedOrder};
+
+/// Device pointers of one layer of a foreign cache, and of the sequence to move.
+#[derive(Clone, Copy, Debug)]
+pub struct PagedBuffers {
+    /// Order of a page's axes.
+    pub order: PagedOrder,
+    /// Tokens of a foreign page.
+    pub page_size: u32,
+    /// Tokens from a foreign page's first to the next page's: `page_size`, or twice that where a page
+    /// holds K, then V, and `k` and `v` point into the same pool.
+    pub page_stride: u32,
+    /// The sequence's foreign pages, u32: its token `i` is token `i % page_size` of page
+    /// `pages[i / page_size]`.
+    pub pages: DevicePtr,
+    /// Where each token is in this cache, `page * 64 + token`, u32: `[count]`.
+    pub places: DevicePtr,
+    /// Tokens to move.
+    pub count: u32,
+    /// The pool's keys: pages of `[page_size, kv_heads, head_dim]` or `[kv_heads, page_size, head_dim]`,
+    /// 16 bits.
+    pub k: DevicePtr,
+    /// As `k`.
+    pub v: DevicePtr,
+}
+
+/// The kernels of one head dimension, compiled.
+#[derive(Clone, Debug)]
+pub(super) struct PagedKernels {
+    shape: CacheShape,
+    import: Kernel,
+    export: Kernel,
+}
+
+/// Which way tokens go.
+#[derive(Clone, Copy, Debug)]
+enum Direction {
+    Import,
+    Export,
+}
+
+impl PagedKernels {
+    pub(super) fn new(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
+        let nowhere = PagedBuffers {
+            order: PagedOrder::Nhd,
+            page_size: 1,
+            page_stride: 1,
+            pages: DevicePtr::NULL,
+            places: DevicePtr::NULL,
+            count: 0,
+            k: DevicePtr::NULL,
+            v: DevicePtr::NULL,
+        };
+        let dim = shape.head_dim;
+        let sizes = arguments(&nowhere, shape, &CachePointers::default()).sizes();
+        Ok(Self {
+            shape: *shape,
+            import: device.kernel(&format!("import_pages_d{dim}"), &sizes)?,
+            export: device.kernel(&format!("export_pages_d{dim}"), &sizes)?,
+        })
+    }
+
+    /// # Safety
+    /// The arrays are valid for their documented shapes until the work is done, the pools 16-byte
+    /// aligned; what is written is named once.
+    unsafe fn run(
+        &self,
+        direction: Direction,
+        paged: &PagedBuffers,
+        at: &CachePointers,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        if paged.page_size == 0 {
+            return Err(PagedError::PageSize.into());
+        }
+        let kernel = match direction {
+            Direction::Import => &self.import,
+            Direction::Export => &self.export,
+        };
+        let launch = Launch {
+            grid: grid(paged.count, &self.shape, kernel.threads),
+            overlaps_predecessor: false,
+        };
+        let arguments = arguments(paged, &self.shape, at);
+        // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the
+        // caller's promise.
+        unsafe { kernel.launch(launch, arguments, stream) }
+    }
+}
+
+impl CudaCache {
+    /// Enqueues a copy of a foreign sequence's first tokens of one layer into this cache.
+    ///
+    /// # Safety
+    /// The arrays of `paged` are valid for their documented shapes until the work is done, its pools 16-byte
+    /// aligned; pages and places exist, no place twice; `stream` is a stream of the device's primary context.
+    ///
+    /// # Errors
+    /// [`CudaError::NoSuchLayer`], [`CudaError::Paged`] for a page without tokens, [`CudaError::Launch`].
+    pub unsafe fn import_pages(
+        &self,
+        layer: u32,
+        paged: &PagedBuffers,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let at = self.cache_pointers(self.plane(layer)?);
+        // SAFETY: the caller's.
+        unsafe { self.paged.run(Direction::Import, paged, &at, stream) }
+    }
+
+    /// Enqueues a copy of tokens of one layer to a foreign cache, which is otherwise left as it is.
+    ///
+    /// # Safety
+    /// As [`CudaCache::import_pages`], but it is the foreign pages that are not named twice.
+    ///
+    /// # Errors
+    /// As [`CudaCache::import_pages`].
+    pub unsafe fn export_pages(
+        &self,
+        layer: u32,
+        paged: &PagedBuffers,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let at = self.cache_pointers(self.plane(layer)?);
+        // SAFETY: the caller's.
+        unsafe { self.paged.run(Direction::Export, paged, &at, stream) }
+    }
+}
+
+/// Threads for K and V of all chunks of whole groups of eight tokens, a row of blocks a KV head.
+fn grid(count: u32, shape: &CacheShape, threads: u32) -> [u32; 3] {
+    let chunks = u64::from(count.div_ceil(CORE) * CORE) * 2 * u64::from(shape.head_dim / CORE);
+    let blocks = chunks.div_ceil(u64::from(threads));
+    [u32::try_from(blocks).unwrap_or(u32::MAX), shape.kv_heads, 1]
+}
+
+fn arguments(paged: &PagedBuffers, shape: &CacheShape, at: &CachePointers) -> Arguments {
+    let (token_stride, head_stride) = match paged.order {
+        PagedOrder::Nhd => (shape.kv_heads, 1),
+        PagedOrder::Hnd => (1, paged.page_size),
+    };
+    Arguments::default()
+        .pointer(at.pool)
+        .pointer(paged.k)
+        .pointer(paged.v)
+        .pointer(paged.places)
+        .pointer(paged.pages)
+        .word(paged.count)
+        .word(shape.kv_heads)
+        .word(paged.page_size)
+        .word(paged.page_stride * shape.kv_heads)
+        .word(token_stride)
+        .word(head_stride)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::{DType, HEAD_DIMS};
+    use crate::cuda::images::Image;
+
+    fn shape(head_dim: u32) -> CacheShape {
+        CacheShape {
+            layers: 1,
+            kv_heads: 3,
+            head_dim,
+            dtype: DType::Bf16,
+            pages: 1,
+        }
+    }
+
+    #[test]
+    fn the_embedded_kernels_take_the_arguments_that_are_passed() {
+        let paged = PagedBuffers {
+            order: PagedOrder::Hnd,
+            page_size: 16,
+            page_stride: 16,
+            pages: DevicePtr::NULL,
+            places: DevicePtr::NULL,
+            count: 1,
+            k: DevicePtr::NULL,
+            v: DevicePtr::NULL,
+        };
+        for head_dim in HEAD_DIMS {
+            let passed = arguments(&paged, &shape(head_dim), &CachePointers::default()).sizes();
+            for capability in [(8, 0), (9, 0)] {
+                for direction in ["import", "export"] {
+                    let name = format!("{direction}_pages_d{head_dim}");
+                    let image = Image::embedded(&name, capability).unwrap();
+                    assert_eq!(image.entry(&name).unwrap().parameters, passed, "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_group_of_eight_tokens_has_its_threads() {
+        assert_eq!(grid(0, &shape(128), 256), [0, 3, 1]);
+        assert_eq!(grid(1, &shape(128), 256), [1, 3, 1]);
+        assert_eq!(grid(9, &shape(128), 256), [2, 3, 1]);
+        assert_eq!(grid(17, &shape(64), 256), [2, 3, 1]);
+    }
+}
