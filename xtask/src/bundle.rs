@@ -25,6 +25,12 @@ const PROGRAMS: &[Program] = &[
         features: "cuda",
     },
     Program {
+        package: "deft-tests",
+        kind: "test",
+        name: "gpu_instructions",
+        features: "cuda",
+    },
+    Program {
         package: "deft-bench",
         kind: "bin",
         name: "deft-bench",
