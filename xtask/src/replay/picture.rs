@@ -209,7 +209,7 @@ impl Frame {
                 grouped(last.into())
             );
         }
-        text += &format!(", at most {} queries", most.unwrap_or(0));
+        text += &format!(", most queries {}", most.unwrap_or(0));
         if row.pruned.is_some() {
             text += ", pruned";
         }
@@ -344,9 +344,12 @@ mod tests {
         };
         // One in the legend, and: two pruned nodes; two sampled steps; ends of the nodes that are left.
         assert_eq!((of_class("gone"), of_class("sampled")), (1 + 2, 1 + 2));
-        assert!(document.descendants().any(
-            |node| node.text() == Some("node 4: decode step 4 to 5, at most 1 queries, pruned")
-        ));
+        assert!(
+            document
+                .descendants()
+                .any(|node| node.text()
+                    == Some("node 4: decode step 4 to 5, most queries 1, pruned"))
+        );
     }
 
     #[test]

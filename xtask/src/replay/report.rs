@@ -117,13 +117,9 @@ impl fmt::Display for Report {
             dtype,
             ..
         } = self;
-        let steps = grouped(self.steps as u64);
-        let (nodes, tokens) = (self.nodes, grouped(self.tokens));
         writeln!(f, "{}", self.title)?;
-        writeln!(
-            f,
-            "    {nodes} nodes, {tokens} tokens, decode steps: {steps}"
-        )?;
+        let size = size(self.nodes, self.tokens, self.steps);
+        writeln!(f, "    {size}")?;
         writeln!(
             f,
             "    one layer, {q_heads} query heads on {kv_heads} KV heads x {head_dim}, {dtype}"
@@ -195,6 +191,20 @@ fn change(reduction: f64) -> String {
         return "-".to_owned();
     }
     format!("{:+.2} %", -reduction)
+}
+
+/// `101 nodes, 34,310 tokens, 3,708 decode steps`.
+pub(crate) fn size(nodes: usize, tokens: u64, steps: usize) -> String {
+    let count = |number: u64, what: &str| {
+        let plural = if number == 1 { "" } else { "s" };
+        format!("{} {what}{plural}", grouped(number))
+    };
+    [
+        count(nodes as u64, "node"),
+        count(tokens, "token"),
+        count(steps as u64, "decode step"),
+    ]
+    .join(", ")
 }
 
 /// `docmergeToT, run 0`.

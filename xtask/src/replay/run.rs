@@ -11,7 +11,7 @@ use super::args::{Args, DeviceArg, GroupingArg};
 use super::load::{Chosen, load};
 use super::picture::{self, Caption};
 use super::progress::Progress;
-use super::report::{self, Line, Report, grouped};
+use super::report::{self, Line, Report};
 use super::session::Session;
 use super::timeline::Timeline;
 use crate::workspace;
@@ -68,12 +68,7 @@ fn replay_as<T: KvElement>(
     let workload = args.workload.name();
     let caption = Caption {
         title: report::title(&workload, &chosen.label),
-        subtitle: format!(
-            "{} nodes, {} tokens, {} decode steps",
-            trace.parents.len(),
-            grouped(trace.tokens()),
-            grouped(trace.steps.len() as u64)
-        ),
+        subtitle: report::size(trace.parents.len(), trace.tokens(), trace.steps.len()),
         sampled: sampled.clone(),
     };
     let path = folder.join(report::file_name(&workload, args.run.as_deref()));
@@ -214,7 +209,11 @@ mod tests {
         assert!(picture.contains("node 4: decode step 70 to 72"));
         let json: Value = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
         assert_eq!(json["groupings"][3]["grouping"], "Flatten");
-        assert!(report.to_string().contains("75"));
+        assert!(
+            report
+                .to_string()
+                .contains("5 nodes, 213 tokens, 75 decode steps")
+        );
     }
 
     #[test]
@@ -235,6 +234,11 @@ mod tests {
             (6, "f32", 76)
         );
         assert!(picture.contains("position in the context"));
+        assert!(
+            report
+                .to_string()
+                .contains("7 nodes, 76 tokens, 1 decode step\n")
+        );
     }
 
     #[test]
