@@ -85,12 +85,20 @@ fn random_forests_agree_with_the_definition_under_every_grouping() {
         Grouping::NodeChunk,
         Grouping::Flatten,
     ];
-    let shapes = [heads(4, 2, 64), heads(3, 1, 128), heads(2, 2, 256)];
-    for seed in 0..4 {
+    let shapes = [
+        heads(4, 2, 64),
+        heads(3, 1, 128),
+        heads(2, 2, 256),
+        heads(7, 1, 64),
+        heads(8, 1, 128),
+        heads(1, 1, 256),
+        heads(16, 1, 64),
+    ];
+    for (seed, shape) in (0..).zip(shapes) {
         for grouping in groupings {
-            let shape = shapes[seed as usize % shapes.len()];
-            let (view, cut) = (views::random(seed, 16), (grouping, 1 + seed as u32));
-            check::<bf16>(view, shape, plain(shape.dim), cut, seed);
+            let (cut, params) = ((grouping, 1 + seed as u32 % 4), plain(shape.dim));
+            check::<bf16>(views::random(seed, 16), shape, params, cut, seed);
+            check::<f16>(views::random(seed + 50, 24), shape, params, cut, seed);
         }
     }
 }
