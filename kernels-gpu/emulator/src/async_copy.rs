@@ -4,9 +4,9 @@ use std::panic::Location;
 
 use crate::block::{Block, instruction};
 use crate::clock::View;
-use crate::memory::check_aligned;
 use crate::report::{Checked, Site};
 use crate::shadow::Access;
+use crate::span::check_aligned;
 
 const BYTES: u32 = 16;
 

@@ -4,8 +4,8 @@ use std::panic::Location;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::block::{Block, instruction, suspend};
-use crate::memory::{Span, check_aligned};
 use crate::report::Checked;
+use crate::span::{Span, check_aligned};
 
 /// `atom.add.acq_rel.gpu`.
 #[track_caller]

@@ -4,9 +4,9 @@ use std::panic::Location;
 
 use crate::block::{Block, instruction};
 use crate::clock::{Agent, View};
-use crate::memory::check_aligned;
 use crate::report::{Cause, Checked, Fault, Site};
 use crate::shadow::Access;
+use crate::span::check_aligned;
 
 /// A copy under way, or one that has landed and has not been waited for.
 pub(crate) struct BulkCopy {

@@ -5,9 +5,9 @@ use std::panic::Location;
 use bytemuck::Pod;
 
 use crate::block::{Block, instruction};
-use crate::memory::{Span, check_aligned};
 use crate::report::{Cause, Checked, Fault};
 use crate::shadow::Access;
+use crate::span::{Span, check_aligned};
 
 /// Loads a value; its size is its alignment.
 #[inline]

@@ -9,9 +9,10 @@ use bytemuck::Zeroable;
 
 use crate::clock::{Agents, Joins, Released, View};
 use crate::launch::Launch;
-use crate::memory::{Memory, Span, site_bits};
+use crate::memory::Memory;
 use crate::report::{Cause, Checked, Fault, Site};
 use crate::shadow::Access;
+use crate::span::{Span, site_bits};
 
 /// A launch under way.
 pub(crate) struct Grid<'m> {

@@ -27,6 +27,7 @@ mod random;
 mod report;
 mod scheduler;
 mod shadow;
+mod span;
 
 pub mod async_copy;
 pub mod atomic;

@@ -7,8 +7,8 @@ use std::panic::Location;
 
 use half::{bf16, f16};
 
-use crate::memory::check_aligned;
 use crate::report::Site;
+use crate::span::check_aligned;
 use crate::warp::{Outcome, collective};
 
 /// Bytes of a row of an 8x8 matrix.

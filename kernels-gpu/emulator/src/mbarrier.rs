@@ -4,9 +4,9 @@ use std::panic::Location;
 
 use crate::block::{Block, Waiting, instruction, suspend};
 use crate::clock::{Agent, Gather, Released};
-use crate::memory::check_aligned;
 use crate::report::{Cause, Checked, Fault, Site};
 use crate::shared::BASE;
+use crate::span::check_aligned;
 
 /// Most arrivals and outstanding bytes (PTX ISA, "mbarrier", valid ranges).
 const LIMIT: i64 = (1 << 20) - 1;

@@ -1,12 +1,13 @@
 //! Global memory: buffers that a kernel may access, and nothing else.
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use bytemuck::Pod;
 
-use crate::report::{Cause, Checked, Fault, Report, Site};
+use crate::report::{Cause, Checked, Fault, Report};
 use crate::shadow::GRANULE;
+use crate::span::Span;
 
 /// Device addresses of neighbouring buffers differ by this much, so that an index far out of bounds
 /// still names the buffer it was meant for.
@@ -56,19 +57,10 @@ impl<T> DevicePointer<T> {
 pub(crate) struct Buffer {
     pub(crate) name: String,
     bytes: u64,
-    constant: bool,
-    words: Box<[AtomicU64]>,
+    pub(crate) constant: bool,
+    pub(crate) words: Box<[AtomicU64]>,
     /// A flag a granule; empty if all were written from the start.
-    written: Box<[AtomicU8]>,
-}
-
-/// Bytes of a buffer.
-#[derive(Clone, Copy)]
-pub(crate) struct Span<'m> {
-    pub(crate) buffer: &'m Buffer,
-    pub(crate) index: usize,
-    pub(crate) offset: u64,
-    bytes: u32,
+    pub(crate) written: Box<[AtomicU8]>,
 }
 
 impl Memory {
@@ -205,130 +197,6 @@ impl Memory {
     }
 }
 
-impl<'m> Span<'m> {
-    /// Bytes as a value; single words are read atomically.
-    #[inline]
-    pub(crate) fn load_value<T: Pod>(&self) -> T {
-        let mut value = T::zeroed();
-        self.load(bytemuck::bytes_of_mut(&mut value));
-        value
-    }
-
-    /// Copies the bytes out. The address is a multiple of 2, 4 or 8 as the length is.
-    #[inline]
-    pub(crate) fn load(&self, out: &mut [u8]) {
-        debug_assert_eq!(out.len(), self.bytes as usize);
-        match out.len() {
-            2 => out.copy_from_slice(&self.half(0).load(Relaxed).to_ne_bytes()),
-            4 => out.copy_from_slice(&self.word(0).load(Relaxed).to_ne_bytes()),
-            _ => {
-                for (i, chunk) in out.chunks_exact_mut(8).enumerate() {
-                    chunk.copy_from_slice(&self.double(i).load(Relaxed).to_ne_bytes());
-                }
-            }
-        }
-    }
-
-    /// Copies bytes in.
-    #[inline]
-    pub(crate) fn store(&self, bytes: &[u8]) {
-        debug_assert_eq!(bytes.len(), self.bytes as usize);
-        let mut chunks = bytes.chunks_exact(8);
-        for (i, chunk) in chunks.by_ref().enumerate() {
-            let word = u64::from_ne_bytes(chunk.try_into().expect("8 bytes"));
-            self.double(i).store(word, Relaxed);
-        }
-        let done = bytes.len() / 8 * 4;
-        for (i, chunk) in chunks.remainder().chunks_exact(2).enumerate() {
-            let half = u16::from_ne_bytes(chunk.try_into().expect("2 bytes"));
-            self.half(done + i).store(half, Relaxed);
-        }
-    }
-
-    /// The value as an atomic.
-    pub(crate) fn atomic(&self) -> &'m AtomicU32 {
-        self.word(0)
-    }
-
-    #[inline]
-    fn double(&self, i: usize) -> &'m AtomicU64 {
-        &self.buffer.words[self.offset as usize / 8 + i]
-    }
-
-    #[inline]
-    fn word(&self, i: usize) -> &'m AtomicU32 {
-        let words: *const AtomicU32 = self.buffer.words.as_ptr().cast();
-        let index = self.offset as usize / 4 + i;
-        assert!(index < self.buffer.words.len() * 2);
-        // SAFETY: in bounds, and an atomic of half the size needs half the alignment.
-        unsafe { &*words.add(index) }
-    }
-
-    #[inline]
-    fn half(&self, i: usize) -> &'m AtomicU16 {
-        let words: *const AtomicU16 = self.buffer.words.as_ptr().cast();
-        let index = self.offset as usize / 2 + i;
-        assert!(index < self.buffer.words.len() * 4);
-        // SAFETY: in bounds, and an atomic of a quarter of the size needs a quarter of the alignment.
-        unsafe { &*words.add(index) }
-    }
-
-    /// Fails if a byte was never written.
-    #[inline]
-    pub(crate) fn check_written(&self) -> Checked {
-        if self.buffer.written.is_empty() {
-            return Ok(());
-        }
-        let flags = &self.buffer.written[self.granules()];
-        match flags.iter().position(|flag| flag.load(Relaxed) == 0) {
-            None => Ok(()),
-            Some(granule) => Err(Fault::new(
-                Cause::Unwritten,
-                format!(
-                    "reads buffer `{}` at byte {}, which nothing has written",
-                    self.buffer.name,
-                    self.offset + granule as u64 * u64::from(GRANULE)
-                ),
-            )),
-        }
-    }
-
-    #[inline]
-    pub(crate) fn mark_written(&self) {
-        if !self.buffer.written.is_empty() {
-            for flag in &self.buffer.written[self.granules()] {
-                flag.store(1, Relaxed);
-            }
-        }
-    }
-
-    /// Fails if the buffer is constant.
-    #[inline]
-    pub(crate) fn check_writable(&self) -> Checked {
-        if self.buffer.constant {
-            return Err(Fault::new(
-                Cause::Constant,
-                format!(
-                    "writes byte {} of buffer `{}`, which is constant",
-                    self.offset, self.buffer.name
-                ),
-            ));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn is_constant(&self) -> bool {
-        self.buffer.constant
-    }
-
-    /// Granules of the span.
-    #[inline]
-    pub(crate) fn granules(&self) -> std::ops::Range<usize> {
-        let first = self.offset as usize / GRANULE as usize;
-        first..first + (self.bytes / GRANULE) as usize
-    }
-}
-
 impl Buffer {
     pub(crate) fn granules(&self) -> usize {
         if self.constant {
@@ -338,22 +206,71 @@ impl Buffer {
     }
 }
 
-/// Fails unless `address` is a multiple of `alignment`.
-#[inline]
-pub(crate) fn check_aligned(space: &str, address: u64, alignment: u32) -> Checked {
-    if address.is_multiple_of(u64::from(alignment)) {
-        return Ok(());
-    }
-    Err(Fault::new(
-        Cause::Misaligned,
-        format!(
-            "{space} address ends in {:#x}, which is not a multiple of {alignment}",
-            address % 256
-        ),
-    ))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// An address's site, kept as an integer so that it can be atomic.
-pub(crate) fn site_bits(site: Site) -> u64 {
-    std::ptr::from_ref(site) as u64
+    #[test]
+    fn an_address_out_of_bounds_names_the_buffer_it_was_meant_for() {
+        let mut memory = Memory::new();
+        let first = memory.buffer("first", &[0_u32; 4]);
+        let second = memory.buffer("second", &[0_u32; 4]);
+        for (address, words) in [
+            (
+                first.as_ptr().wrapping_add(4),
+                "byte 16 of buffer `first`, which has 16 bytes",
+            ),
+            (first.as_ptr().wrapping_add(1 << 40), "of buffer `first`"),
+            (
+                second.as_ptr().wrapping_sub(1),
+                "byte -4 of buffer `second`",
+            ),
+            (std::ptr::null(), "0x0, where no buffer is"),
+        ] {
+            let fault = memory.span(address as u64, 4).err().unwrap();
+            assert_eq!(fault.cause, Cause::OutOfBounds);
+            assert!(fault.message.contains(words), "{}", fault.message);
+        }
+        assert!(memory.span(second.as_ptr() as u64 + 12, 4).is_ok());
+        assert!(memory.span(second.as_ptr() as u64 + 12, 8).is_err());
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_in_any_width() {
+        let mut memory = Memory::new();
+        let bytes: Vec<u8> = (0..32).collect();
+        let buffer = memory.buffer("buffer", &bytes);
+        let at = |offset: u64, bytes| memory.span(buffer.as_ptr() as u64 + offset, bytes).unwrap();
+        assert_eq!(at(6, 2).load_value::<u16>().to_ne_bytes(), [6, 7]);
+        assert_eq!(
+            at(12, 4).load_value::<u32>().to_ne_bytes(),
+            [12, 13, 14, 15]
+        );
+        at(16, 16).store(&[9; 16]);
+        at(2, 2).store(&[1, 2]);
+        assert_eq!(at(0, 8).load_value::<[u8; 8]>(), [0, 1, 1, 2, 4, 5, 6, 7]);
+        assert_eq!(memory.read(buffer).unwrap()[16..], [9; 16]);
+    }
+
+    #[test]
+    fn an_element_that_was_never_written_is_named() {
+        let mut memory = Memory::new();
+        let buffer = memory.unwritten::<u32>("result", 4);
+        assert!(
+            memory
+                .read(buffer)
+                .unwrap_err()
+                .message
+                .contains("element 0 of buffer `result`")
+        );
+        memory.write(buffer, &[1, 2, 3]);
+        assert!(
+            memory
+                .read(buffer)
+                .unwrap_err()
+                .message
+                .contains("element 3 of buffer `result`")
+        );
+        assert_eq!(memory.read_poisoned(buffer), [1, 2, 3, u32::MAX]);
+    }
 }

@@ -36,3 +36,25 @@ impl Random {
         (mask.rotate_right(start).trailing_zeros() + start) % 32
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_set_bit_and_no_other_is_chosen() {
+        let mut random = Random::new(1, 2);
+        for mask in [1, 0x8000_0000, 0x8421_0003, u32::MAX] {
+            let seen = (0..2000).fold(0, |seen, _| seen | 1 << random.bit(mask));
+            assert_eq!(seen, mask);
+        }
+    }
+
+    #[test]
+    fn blocks_and_seeds_have_streams_of_their_own() {
+        let first = |seed, block| Random::new(seed, block).next();
+        assert_ne!(first(0, 0), first(0, 1));
+        assert_ne!(first(0, 0), first(1, 0));
+        assert_eq!(first(5, 7), first(5, 7));
+    }
+}

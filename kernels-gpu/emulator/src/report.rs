@@ -124,3 +124,16 @@ pub(crate) fn lanes(mask: u32) -> String {
     let lanes: Vec<u32> = (0..32).filter(|lane| mask >> lane & 1 == 1).collect();
     ranges(&lanes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thread_numbers_are_told_as_ranges() {
+        assert_eq!(ranges(&[]), "");
+        assert_eq!(ranges(&[7]), "7");
+        assert_eq!(ranges(&[0, 1, 2, 5, 8, 9]), "0-2, 5, 8-9");
+        assert_eq!(lanes(0x8000_0003), "0-1, 31");
+    }
+}

@@ -286,3 +286,88 @@ fn race(
         ),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::Location;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    fn views(count: u16) -> (Agents, Vec<View>) {
+        let agents = Agents::new(32);
+        let start: Clock = vec![0; agents.count()].into();
+        let views = (0..count).map(|agent| View::new(agent, &start)).collect();
+        (agents, views)
+    }
+
+    fn generic(view: &View) -> Access<'_> {
+        Access::generic(view, Location::caller())
+    }
+
+    /// Memory that thread 0 wrote and released to `readers` others, who each read all of it.
+    fn read_by_many(readers: u16) -> (Shadow, Agents, Vec<View>) {
+        let (agents, mut views) = views(readers + 1);
+        let mut shadow = Shadow::new(64);
+        shadow.write(0, 64, &generic(&views[0]), &agents).unwrap();
+        let released = views[0].release();
+        for view in &mut views[1..] {
+            view.acquire(&released, &mut crate::clock::Joins::default());
+            shadow.read(0, 64, &generic(view), &agents).unwrap();
+        }
+        (shadow, agents, views)
+    }
+
+    #[test]
+    fn a_write_races_with_every_reader_it_has_not_seen_even_after_a_collection() {
+        for collect in [false, true] {
+            for unseen in 1..6 {
+                let (mut shadow, agents, mut views) = read_by_many(5);
+                if collect {
+                    shadow.collect();
+                }
+                for reader in (1..6).filter(|reader| *reader != unseen) {
+                    let released = views[reader].release();
+                    views[0].acquire(&released, &mut crate::clock::Joins::default());
+                }
+                let fault = shadow
+                    .write(8, 4, &generic(&views[0]), &agents)
+                    .unwrap_err();
+                assert_eq!(fault.cause, Cause::Race);
+                assert!(
+                    fault.message.contains(&format!("thread {unseen} read")),
+                    "{}",
+                    fault.message
+                );
+                let released = views[unseen].release();
+                views[0].acquire(&released, &mut crate::clock::Joins::default());
+                shadow.write(8, 4, &generic(&views[0]), &agents).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_collection_drops_readers_that_a_write_has_made_superfluous() {
+        let (mut shadow, agents, mut views) = read_by_many(5);
+        for reader in 1..6 {
+            let released = views[reader].release();
+            views[0].acquire(&released, &mut crate::clock::Joins::default());
+        }
+        shadow.write(0, 64, &generic(&views[0]), &agents).unwrap();
+        shadow.collect();
+        assert_eq!(shadow.readers.len(), 1);
+    }
+
+    #[test]
+    fn reading_again_and_again_keeps_one_reader() {
+        let (agents, mut views) = views(1);
+        let mut shadow = Shadow::new(2);
+        shadow.write(0, 2, &generic(&views[0]), &agents).unwrap();
+        for _ in 0..100 {
+            views[0].release();
+            shadow.read(0, 2, &generic(&views[0]), &agents).unwrap();
+        }
+        shadow.collect();
+        assert_eq!(shadow.readers.len(), 2);
+    }
+}

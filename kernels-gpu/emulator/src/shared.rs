@@ -5,9 +5,10 @@ use std::panic::Location;
 use bytemuck::Pod;
 
 use crate::block::{Block, instruction};
-use crate::memory::{POISON, check_aligned};
+use crate::memory::POISON;
 use crate::report::{Cause, Checked, Fault, Site};
 use crate::shadow::{Access, Shadow};
+use crate::span::check_aligned;
 
 /// Address of dynamic shared memory: the system keeps what is below, as on the hardware.
 pub(crate) const BASE: u32 = 1024;
