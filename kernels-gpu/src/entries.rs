@@ -1,6 +1,8 @@
 //! The kernels by name, and how each is launched: the one table that the build (launch bounds in PTX)
 //! and the host (block size, shared memory) read.
 
+use core::str::FromStr;
+
 use crate::attention::tile;
 
 /// What PTX is compiled for.
@@ -24,13 +26,32 @@ impl Arch {
         }
     }
 
-    /// Dynamic shared memory that a block can have, in bytes (CUDA C++ Programming Guide, "Technical
-    /// Specifications per Compute Capability").
+    /// Dynamic shared memory that a block can have on all GPUs that run it, in bytes (CUDA C++ Programming Guide,
+    /// "Technical Specifications per Compute Capability").
     pub const fn shared_limit(self) -> u32 {
         match self {
-            Self::Sm80 => 163 * 1024,
+            Self::Sm80 => 99 * 1024,
             Self::Sm90a => 227 * 1024,
         }
+    }
+
+    /// Whether a kernel can begin before the one that it depends on has ended, and wait by itself.
+    pub const fn overlaps_grids(self) -> bool {
+        match self {
+            Self::Sm80 => false,
+            Self::Sm90a => true,
+        }
+    }
+}
+
+impl FromStr for Arch {
+    type Err = &'static str;
+
+    /// The architecture of that [`Arch::name`].
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|arch| arch.name() == name)
+            .ok_or("there are kernels for sm_80 and sm_90a")
     }
 }
 
@@ -77,12 +98,18 @@ pub const ENTRIES: &[Entry] = &[
     plain("export_pages_d64", "cache", 256),
     plain("export_pages_d128", "cache", 256),
     plain("export_pages_d256", "cache", 256),
-    attend::<64>("attend_d64", "attend_bf16_d64"),
-    attend::<128>("attend_d128", "attend_bf16_d128"),
-    attend::<256>("attend_d256", "attend_bf16_d256"),
-    attend::<64>("attend_d64", "attend_f16_d64"),
-    attend::<128>("attend_d128", "attend_f16_d128"),
-    attend::<256>("attend_d256", "attend_f16_d256"),
+    hopper::<64>("attend_d64", "attend_bf16_d64"),
+    hopper::<128>("attend_d128", "attend_bf16_d128"),
+    hopper::<256>("attend_d256", "attend_bf16_d256"),
+    hopper::<64>("attend_d64", "attend_f16_d64"),
+    hopper::<128>("attend_d128", "attend_f16_d128"),
+    hopper::<256>("attend_d256", "attend_f16_d256"),
+    ampere::<64>("attend_d64", "attend_bf16_d64"),
+    ampere::<128>("attend_d128", "attend_bf16_d128"),
+    ampere::<256>("attend_d256", "attend_bf16_d256"),
+    ampere::<64>("attend_d64", "attend_f16_d64"),
+    ampere::<128>("attend_d128", "attend_f16_d128"),
+    ampere::<256>("attend_d256", "attend_f16_d256"),
     merge("merge_bf16_d64"),
     merge("merge_bf16_d128"),
     merge("merge_bf16_d256"),
@@ -129,24 +156,33 @@ const fn plain(name: &'static str, group: &'static str, threads: u32) -> Entry {
     }
 }
 
-/// An `attend` kernel for head dimension `D`.
-const fn attend<const D: usize>(group: &'static str, name: &'static str) -> Entry {
+/// An `attend` kernel on Hopper, for head dimension `D`.
+const fn hopper<const D: usize>(group: &'static str, name: &'static str) -> Entry {
     Entry {
         name,
         group,
         archs: &[Arch::Sm90a],
-        threads: tile::THREADS,
+        threads: tile::hopper::THREADS,
         min_blocks: 1,
-        shared_bytes: tile::Tile::<D>::SHARED_BYTES,
+        shared_bytes: tile::hopper::Tile::<D>::SHARED_BYTES,
+    }
+}
+
+/// An `attend` kernel on everything else, for head dimension `D`.
+const fn ampere<const D: usize>(group: &'static str, name: &'static str) -> Entry {
+    Entry {
+        name,
+        group,
+        archs: &[Arch::Sm80],
+        threads: tile::ampere::THREADS,
+        min_blocks: 1,
+        shared_bytes: tile::ampere::Tile::<D>::SHARED_BYTES,
     }
 }
 
 /// A `merge` kernel.
 const fn merge(name: &'static str) -> Entry {
-    Entry {
-        archs: &[Arch::Sm90a],
-        ..plain(name, "merge", tile::MERGE_THREADS)
-    }
+    plain(name, "merge", tile::MERGE_THREADS)
 }
 
 /// A kernel that tests instructions, in one block on a multiprocessor.

@@ -9,11 +9,12 @@ use deft::attention::{
 use deft::cache::{CacheShape, DType, Elements};
 use emulator::{Launch, Memory, Report};
 use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
-use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS, THREADS, Tile};
-use kernels_gpu::attention::{self as kernels, Merge};
+use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
+use kernels_gpu::attention::{self as kernels, Merge, tile};
 use kernels_gpu::cache;
 use kernels_gpu::device::wgmma::Accumulators;
 use kernels_gpu::device::{Bf16, Element, F16};
+use kernels_gpu::entries::Arch;
 use kernels_gpu::layout::{element_offset, half_page_elements, page_offset};
 
 /// A cache of 16-bit elements whose every operation is a launch on the emulator.
@@ -22,11 +23,12 @@ pub struct Emulated {
     shape: CacheShape,
     /// `[layers][pages][kv_heads][page elements]`.
     pool: Vec<u16>,
+    arch: Arch,
     seed: u64,
 }
 
 impl Emulated {
-    /// A cache of zeros; `seed` decides what a schedule may.
+    /// A cache of zeros, whose attention is Hopper's; `seed` decides what a schedule may.
     ///
     /// # Panics
     /// If the elements do not have 16 bits, or the head dimension is none that the kernels have.
@@ -37,8 +39,15 @@ impl Emulated {
         Self {
             shape,
             pool: vec![0; elements],
+            arch: Arch::Sm90a,
             seed,
         }
+    }
+
+    /// The same with the attention kernels of `arch`.
+    #[must_use]
+    pub fn with_kernels(self, arch: Arch) -> Self {
+        Self { arch, ..self }
     }
 
     /// The pool's elements, as they lie in device memory.
@@ -233,8 +242,12 @@ impl Emulated {
         let partial_o = memory.unwritten::<f32>("partial o", partial_rows * D);
         let partial_lse = memory.unwritten::<f32>("partial lse", partial_rows);
         let lse_pointer = || lse.map_or(std::ptr::null_mut(), |lse| lse.as_mut_ptr());
-        self.launch([plan.shares(), kv_heads, 1], THREADS)
-            .shared_bytes(Tile::<D>::SHARED_BYTES)
+        let (threads, shared_bytes) = match self.arch {
+            Arch::Sm80 => (tile::ampere::THREADS, tile::ampere::Tile::<D>::SHARED_BYTES),
+            Arch::Sm90a => (tile::hopper::THREADS, tile::hopper::Tile::<D>::SHARED_BYTES),
+        };
+        self.launch([plan.shares(), kv_heads, 1], threads)
+            .shared_bytes(shared_bytes)
             // Of a page's last group of tokens, K is multiplied and then masked.
             .poison_matrix_reads()
             .run(&mut memory, || {
@@ -256,7 +269,12 @@ impl Emulated {
                     soft_cap: call.params.soft_cap.unwrap_or(0.0),
                 };
                 // SAFETY: the emulator checks every access.
-                unsafe { kernels::attend::<E, D, KS, NT, O>(arguments) }
+                unsafe {
+                    match self.arch {
+                        Arch::Sm80 => kernels::ampere::attend::<E, D, KS, NT>(arguments),
+                        Arch::Sm90a => kernels::hopper::attend::<E, D, KS, NT, O>(arguments),
+                    }
+                }
             })?;
         let warps = plan.merge_rows().len() as u32 * kv_heads * group;
         if warps > 0 {
@@ -304,7 +322,7 @@ impl Backend for Emulated {
     }
 
     fn name(&self) -> String {
-        "GPU kernels, emulated".to_owned()
+        format!("GPU kernels for {}, emulated", self.arch.name())
     }
 
     fn shares(&self) -> u32 {

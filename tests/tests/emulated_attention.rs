@@ -8,13 +8,14 @@ use deft_tests::emulated::Emulated;
 use deft_tests::problem::{Heads, Problem};
 use deft_tests::views::{self, Node};
 use half::{bf16, f16};
-use kernels_gpu::attention::tile::Tile;
+use kernels_gpu::attention::tile::max_rows;
+use kernels_gpu::entries::Arch;
 
 fn heads(q: u32, kv: u32, dim: u32) -> Heads {
     Heads { q, kv, dim }
 }
 
-/// Checks `view` on the emulator, cut into `shares`.
+/// Checks `view` on the emulator, cut into `shares`, by every architecture's kernels.
 fn check<T: KvElement>(
     view: TreeView,
     heads: Heads,
@@ -23,19 +24,19 @@ fn check<T: KvElement>(
     seed: u64,
 ) {
     let problem = Problem::<T>::new(view, heads, params, seed);
-    let mut backend = Emulated::new(problem.shape(1), seed);
-    problem.store(&mut backend, 0);
     let mut config = PlanConfig::new(grouping, heads.q / heads.kv, heads.dim, shares);
-    config.max_rows = match heads.dim {
-        64 | 128 => Tile::<64>::MAX_ROWS,
-        _ => Tile::<256>::MAX_ROWS,
-    };
+    config.max_rows = max_rows(heads.dim);
     let plan = Planner::new(config).unwrap().plan(&problem.view).unwrap();
-    let context = format!(
-        "seed {seed}, {grouping:?}, {shares} shares, {} {heads:?}",
-        T::DTYPE
-    );
-    problem.check(&mut backend, 0, &plan, &context);
+    for arch in Arch::ALL {
+        let mut backend = Emulated::new(problem.shape(1), seed).with_kernels(arch);
+        problem.store(&mut backend, 0);
+        let context = format!(
+            "{}, seed {seed}, {grouping:?}, {shares} shares, {} {heads:?}",
+            arch.name(),
+            T::DTYPE
+        );
+        problem.check(&mut backend, 0, &plan, &context);
+    }
 }
 
 fn plain(dim: u32) -> AttentionParams {

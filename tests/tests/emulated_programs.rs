@@ -14,19 +14,11 @@ use deft_tests::problem::{Heads, Problem, assert_close};
 use deft_tests::views::{self, Node};
 use half::{bf16, f16};
 use kernels_gpu::abi::{NONE, Segment, WorkItem};
-use kernels_gpu::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES, Tile};
+use kernels_gpu::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES, max_rows};
+use kernels_gpu::entries::Arch;
 
 const fn heads(q: u32, kv: u32, dim: u32) -> Heads {
     Heads { q, kv, dim }
-}
-
-/// Most rows of a work item.
-fn max_rows(dim: u32) -> u32 {
-    match dim {
-        64 => Tile::<64>::MAX_ROWS,
-        128 => Tile::<128>::MAX_ROWS,
-        _ => Tile::<256>::MAX_ROWS,
-    }
 }
 
 fn config(heads: Heads, grouping: Grouping, shares: u32) -> PlanConfig {
@@ -39,7 +31,7 @@ fn plan(view: &TreeView, config: PlanConfig) -> Plan {
     Planner::new(config).unwrap().plan(view).unwrap()
 }
 
-/// Runs `plan` over `view` with random values and compares.
+/// Runs `plan` over `view` with random values, by every architecture's kernels, and compares.
 fn check<T: KvElement>(view: &TreeView, heads: Heads, plan: &Plan, seed: u64) {
     check_with::<T>(view, heads, AttentionParams::new(heads.dim), plan, seed);
 }
@@ -52,10 +44,12 @@ fn check_with<T: KvElement>(
     seed: u64,
 ) {
     let problem = Problem::<T>::new(view.clone(), heads, params, seed);
-    let mut backend = Emulated::new(problem.shape(1), seed);
-    problem.store(&mut backend, 0);
-    let context = format!("seed {seed}, {} {heads:?}", T::DTYPE);
-    problem.check(&mut backend, 0, plan, &context);
+    for arch in Arch::ALL {
+        let mut backend = Emulated::new(problem.shape(1), seed).with_kernels(arch);
+        problem.store(&mut backend, 0);
+        let context = format!("{}, seed {seed}, {} {heads:?}", arch.name(), T::DTYPE);
+        problem.check(&mut backend, 0, plan, &context);
+    }
 }
 
 /// All work items, with the share they are in.
@@ -357,8 +351,8 @@ fn the_soft_cap_applies_in_items_of_all_heights() {
 }
 
 /// Output bits, without LSE, under the schedule of `seed`.
-fn bits<T: KvElement>(problem: &Problem<T>, plan: &Plan, seed: u64) -> Vec<T> {
-    let mut backend = Emulated::new(problem.shape(1), seed);
+fn bits<T: KvElement>(problem: &Problem<T>, plan: &Plan, arch: Arch, seed: u64) -> Vec<T> {
+    let mut backend = Emulated::new(problem.shape(1), seed).with_kernels(arch);
     problem.store(&mut backend, 0);
     let mut out = vec![T::from_f32(f32::NAN); problem.q.len()];
     let call = Attend {
@@ -385,18 +379,21 @@ fn results_without_lse_are_the_same_bits_under_every_schedule() {
         let view = views::from_nodes(&tree(200, queries));
         let plan = plan(&view, config(heads, Grouping::Flatten, 3));
         let problem = Problem::<bf16>::new(view, heads, AttentionParams::new(64), 1);
-        let first = bits(&problem, &plan, 0);
         let lse: Vec<f32> = problem.expected.lse.iter().map(|&lse| lse as f32).collect();
-        assert_close(&first, &lse, &problem.expected, 64, "without LSE");
-        for seed in 1..4 {
-            let again = bits(&problem, &plan, seed);
-            assert!(
-                first
-                    .iter()
-                    .map(|x| x.to_bits())
-                    .eq(again.iter().map(|x| x.to_bits())),
-                "schedule {seed} gives other bits"
-            );
+        for arch in Arch::ALL {
+            let first = bits(&problem, &plan, arch, 0);
+            assert_close(&first, &lse, &problem.expected, 64, "without LSE");
+            for seed in 1..4 {
+                let again = bits(&problem, &plan, arch, seed);
+                assert!(
+                    first
+                        .iter()
+                        .map(|x| x.to_bits())
+                        .eq(again.iter().map(|x| x.to_bits())),
+                    "{}: schedule {seed} gives other bits",
+                    arch.name()
+                );
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use deft::cuda::{
-    Arguments, CudaDevice, CudaError, DeviceBuffer, Event, Graph, Kernel, Launch, Stream,
+    Arch, Arguments, CudaDevice, CudaError, DeviceBuffer, Event, Graph, Kernel, Launch, Stream,
 };
 
 use crate::stats::Spread;
@@ -38,9 +38,17 @@ struct Flush {
 }
 
 impl Gpu {
-    /// Opens device `ordinal`; kernels come from the PTX files first, then from the embedded PTX.
-    pub(crate) fn open(ordinal: u32, ptx: &[std::path::PathBuf]) -> Result<Self> {
+    /// Opens device `ordinal`; kernels come from the PTX files first, then from the embedded PTX, that for `arch` if
+    /// it is given.
+    pub(crate) fn open(
+        ordinal: u32,
+        ptx: &[std::path::PathBuf],
+        arch: Option<Arch>,
+    ) -> Result<Self> {
         let device = CudaDevice::new(ordinal)?;
+        if let Some(arch) = arch {
+            device.modules().use_arch(arch)?;
+        }
         for path in ptx {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read {}", path.display()))?;

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
-use deft::cuda::CudaError;
+use deft::cuda::{Arch, CudaError};
 use deft::plan::Grouping;
 
 use crate::device::Device;
@@ -71,6 +71,9 @@ pub(crate) struct GpuArgs {
     /// PTX to take kernels from before the embedded; several may be given.
     #[arg(long, value_name = "FILE")]
     ptx: Vec<PathBuf>,
+    /// Take the embedded kernels for this architecture, not the GPU's own: `sm_80` runs on all.
+    #[arg(long)]
+    arch: Option<Arch>,
 }
 
 impl DeviceArgs {
@@ -93,7 +96,7 @@ impl DeviceArgs {
 
 impl GpuArgs {
     fn open(&self) -> Result<gpu::Gpu> {
-        gpu::Gpu::open(self.gpu, &self.ptx)
+        gpu::Gpu::open(self.gpu, &self.ptx, self.arch)
     }
 }
 

@@ -1,7 +1,9 @@
 //! The KV cache of one device: pages, counters, and attention over them.
 
+use kernels_gpu::attention::tile::max_rows;
+
 use super::counters::Counters;
-use super::kernels::{AttendPointers, AttentionKernels, max_item_rows};
+use super::kernels::{AttendPointers, AttentionKernels};
 use super::paged::PagedKernels;
 use super::plan::PlanImages;
 use super::writers::{Append, CachePointers, Rotary, WriterKernels};
@@ -246,7 +248,7 @@ impl CudaCache {
         let shape = &self.shape;
         let shares = (self.device.multiprocessors() / shape.kv_heads).max(1);
         let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, shares);
-        config.max_rows = max_item_rows(shape.head_dim);
+        config.max_rows = max_rows(shape.head_dim);
         config.element_bytes = shape.dtype.bytes() as u32;
         config
     }
@@ -264,7 +266,7 @@ impl CudaCache {
             partial_o: DeviceBuffer::uninitialized(&self.device, "partial outputs", o)?,
             partial_lse: DeviceBuffer::uninitialized(&self.device, "partial LSEs", rows)?,
             group_size,
-            max_rows: max_item_rows(self.shape.head_dim),
+            max_rows: max_rows(self.shape.head_dim),
         })
     }
 

@@ -29,9 +29,8 @@ impl Image {
         }
     }
 
-    /// The embedded image that has `entry` for a device of this capability, its hash checked.
-    pub(super) fn embedded(entry: &str, capability: (i32, i32)) -> Result<Self, CudaError> {
-        let arch = arch_of(capability);
+    /// The embedded image that has `entry` for `arch`, its hash checked.
+    pub(super) fn embedded(entry: &str, arch: Arch) -> Result<Self, CudaError> {
         let name = arch.name();
         let image = kernels_gpu::ptx::image(entry, arch).ok_or_else(|| CudaError::NoSuchEntry {
             entry: entry.to_owned(),
@@ -62,15 +61,15 @@ impl Image {
 }
 
 /// Dynamic shared memory of `entry`: what its PTX says, else what the table of entries says.
-pub(super) fn shared_bytes(entry: &str, ptx: &Entry, capability: (i32, i32)) -> u32 {
+pub(super) fn shared_bytes(entry: &str, ptx: &Entry, arch: Arch) -> u32 {
     ptx.shared_bytes
-        .or_else(|| entries::find(entry, arch_of(capability)).map(|row| row.shared_bytes))
+        .or_else(|| entries::find(entry, arch).map(|row| row.shared_bytes))
         .unwrap_or(0)
 }
 
 /// The architecture whose PTX a device runs: Hopper's only on Hopper, for `sm_90a` is not forward
 /// compatible (PTX ISA, ".target").
-fn arch_of(capability: (i32, i32)) -> Arch {
+pub(super) fn arch_of(capability: (i32, i32)) -> Arch {
     match capability {
         (9, 0) => Arch::Sm90a,
         _ => Arch::Sm80,
@@ -131,14 +130,16 @@ mod tests {
             let index = Index::parse(image.ptx).unwrap();
             for &name in image.entries {
                 let row = entries::find(name, image.arch).expect(name);
-                assert_eq!(index.entries[name].threads, Some(row.threads), "{name}");
+                let entry = &index.entries[name];
+                assert_eq!(entry.threads, Some(row.threads), "{name}");
+                assert_eq!(entry.shared_bytes, Some(row.shared_bytes), "{name}");
             }
         }
     }
 
     #[test]
     fn an_unknown_kernel_is_named_with_those_there_are() {
-        let error = Image::embedded("attend_f64_d77", (9, 0)).unwrap_err();
+        let error = Image::embedded("attend_f64_d77", Arch::Sm90a).unwrap_err();
         assert!(error.to_string().contains("attend_f64_d77"), "{error}");
     }
 }

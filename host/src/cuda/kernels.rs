@@ -1,21 +1,12 @@
 //! The kernels' names and arguments: the host's half of each entry's signature.
 
-use kernels_gpu::attention::tile::{MERGE_WARPS, Tile};
+use kernels_gpu::attention::tile::MERGE_WARPS;
 
 use super::launch::{Arguments, Launch};
 use super::plan::PlanImages;
 use super::{CudaDevice, CudaError, DevicePtr, Kernel, RawStream};
 use crate::attention::AttentionParams;
 use crate::cache::CacheShape;
-
-/// Most rows (queries x query heads a KV head) of a work item that the kernels have room for.
-pub(super) const fn max_item_rows(head_dim: u32) -> u32 {
-    match head_dim {
-        64 => Tile::<64>::MAX_ROWS,
-        128 => Tile::<128>::MAX_ROWS,
-        _ => Tile::<256>::MAX_ROWS,
-    }
-}
 
 /// Where one attention call reads and writes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -187,6 +178,7 @@ fn merge_arguments(at: &AttendPointers, plan: &PlanArguments, kv_heads: u32) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::Arch;
     use crate::cuda::images::Image;
 
     #[test]
@@ -194,14 +186,24 @@ mod tests {
         let (at, plan) = (AttendPointers::default(), PlanArguments::default());
         let attend = attend_arguments(&at, &plan, 0, &AttentionParams::new(64)).sizes();
         let merge = merge_arguments(&at, &plan, 0).sizes();
-        for dtype in ["bf16", "f16"] {
-            for head_dim in crate::cache::HEAD_DIMS {
-                for (kernel, passed) in [("attend", &attend), ("merge", &merge)] {
-                    let name = format!("{kernel}_{dtype}_d{head_dim}");
-                    let image = Image::embedded(&name, (9, 0)).unwrap();
-                    assert_eq!(&image.entry(&name).unwrap().parameters, passed, "{name}");
+        for arch in Arch::ALL {
+            for dtype in ["bf16", "f16"] {
+                for head_dim in crate::cache::HEAD_DIMS {
+                    for (kernel, passed) in [("attend", &attend), ("merge", &merge)] {
+                        let name = format!("{kernel}_{dtype}_d{head_dim}");
+                        let image = Image::embedded(&name, arch).unwrap();
+                        assert_eq!(&image.entry(&name).unwrap().parameters, passed, "{name}");
+                    }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn only_a_merge_that_waits_by_itself_is_said_to() {
+        for (arch, waits) in [(Arch::Sm80, false), (Arch::Sm90a, true)] {
+            let image = Image::embedded("merge_bf16_d128", arch).unwrap();
+            assert_eq!(image.entry("merge_bf16_d128").unwrap().waits, waits);
         }
     }
 

@@ -73,6 +73,8 @@ pub struct Kernel {
     pub(super) name: String,
     pub(super) threads: u32,
     pub(super) shared_bytes: u32,
+    /// It waits by itself for its predecessor.
+    pub(super) waits: bool,
 }
 
 // SAFETY: a function handle may be used from any thread; the device keeps its module loaded.
@@ -101,7 +103,7 @@ pub struct Launch {
     /// Blocks in x, y, z; none in one of them launches nothing.
     pub grid: [u32; 3],
     /// Whether the kernel may start before its predecessor in the stream has ended (CUDA programming
-    /// guide, "Programmatic dependent launch"); it waits by itself before it reads.
+    /// guide, "Programmatic dependent launch"). It does only if it waits by itself before it reads.
     pub overlaps_predecessor: bool,
 }
 
@@ -152,7 +154,7 @@ impl Kernel {
         let _current = self.device.activate()?;
         let mut pointers = arguments.pointers();
         let code = match self.device.launch_ex() {
-            Some(launch_ex) if launch.overlaps_predecessor => {
+            Some(launch_ex) if launch.overlaps_predecessor && self.waits => {
                 let mut value = [0; 8];
                 value[0] = 1;
                 let attribute = sys::LaunchAttribute {

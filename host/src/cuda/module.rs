@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::error::{check, reason};
 use super::images::{self, Image};
 use super::launch::Kernel;
-use super::{CudaDevice, CudaError, sys};
+use super::{Arch, CudaDevice, CudaError, sys};
 
 /// Shared memory a block gets without asking.
 const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
@@ -22,10 +22,13 @@ pub struct ModuleTable {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
-    /// Texts of the user's own first, then embedded ones.
-    images: Vec<Arc<Image>>,
+    /// The embedded kernels' architecture.
+    arch: Arch,
+    /// Texts of the user's own, the last first.
+    own: Vec<Arc<Image>>,
+    embedded: Vec<Arc<Image>>,
     kernels: HashMap<String, Loaded>,
     replaced: Vec<Loaded>,
 }
@@ -36,6 +39,7 @@ struct Loaded {
     function: sys::Handle,
     threads: u32,
     shared_bytes: u32,
+    waits: bool,
     parameters: Vec<u32>,
 }
 
@@ -48,7 +52,13 @@ impl ModuleTable {
     pub(super) fn new(capability: (i32, i32)) -> Self {
         Self {
             capability,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                arch: images::arch_of(capability),
+                own: Vec::new(),
+                embedded: Vec::new(),
+                kernels: HashMap::new(),
+                replaced: Vec::new(),
+            }),
         }
     }
 
@@ -60,11 +70,32 @@ impl ModuleTable {
     pub fn use_ptx(&self, label: &str, text: String) -> Result<(), CudaError> {
         let image = Image::new(label.to_owned(), Cow::Owned(text))?;
         let mut state = self.lock();
-        // Former ones may be in use, so they stay loaded as long as the device is open.
-        let replaced = std::mem::take(&mut state.kernels);
-        state.replaced.extend(replaced.into_values());
-        state.images.insert(0, Arc::new(image));
+        state.forget_kernels();
+        state.own.insert(0, Arc::new(image));
         Ok(())
+    }
+
+    /// Takes the embedded kernels for `arch` from now on: every device runs those for [`Arch::Sm80`], and its own are
+    /// what is taken anyway.
+    ///
+    /// # Errors
+    /// [`CudaError::Image`] if the device does not run them.
+    pub fn use_arch(&self, arch: Arch) -> Result<(), CudaError> {
+        let target = arch.name().trim_start_matches("sm_");
+        check_target(target, self.capability).map_err(|problem| CudaError::Image {
+            image: "the embedded PTX".to_owned(),
+            problem,
+        })?;
+        let mut state = self.lock();
+        state.forget_kernels();
+        state.embedded.clear();
+        state.arch = arch;
+        Ok(())
+    }
+
+    /// The architecture that embedded kernels are for.
+    pub fn arch(&self) -> Arch {
+        self.lock().arch
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -73,11 +104,11 @@ impl ModuleTable {
 
     fn image(&self, state: &mut State, entry: &str) -> Result<Arc<Image>, CudaError> {
         let has = |image: &&Arc<Image>| image.index.entries.contains_key(entry);
-        if let Some(image) = state.images.iter().find(has) {
+        if let Some(image) = state.own.iter().chain(&state.embedded).find(has) {
             return Ok(image.clone());
         }
-        let image = Arc::new(Image::embedded(entry, self.capability)?);
-        state.images.push(image.clone());
+        let image = Arc::new(Image::embedded(entry, state.arch)?);
+        state.embedded.push(image.clone());
         Ok(image)
     }
 
@@ -90,6 +121,14 @@ impl ModuleTable {
             // the context is lost, and the module with it.
             unsafe { sys::cuModuleUnload(loaded.module) };
         }
+    }
+}
+
+impl State {
+    /// Has kernels looked up anew. Former ones may be in use, so they stay loaded as long as the device is open.
+    fn forget_kernels(&mut self) {
+        let replaced = std::mem::take(&mut self.kernels);
+        self.replaced.extend(replaced.into_values());
     }
 }
 
@@ -107,7 +146,7 @@ impl CudaDevice {
         let loaded = match state.kernels.get(name) {
             Some(loaded) => loaded.clone(),
             None => {
-                let loaded = self.load(&image, name)?;
+                let loaded = self.load(&image, name, state.arch)?;
                 state.kernels.insert(name.to_owned(), loaded.clone());
                 loaded
             }
@@ -126,10 +165,11 @@ impl CudaDevice {
             name: name.to_owned(),
             threads: loaded.threads,
             shared_bytes: loaded.shared_bytes,
+            waits: loaded.waits,
         })
     }
 
-    fn load(&self, image: &Image, name: &str) -> Result<Loaded, CudaError> {
+    fn load(&self, image: &Image, name: &str, arch: Arch) -> Result<Loaded, CudaError> {
         let entry = image.entry(name)?;
         let wrong = |problem: String| CudaError::Image {
             image: image.label.clone(),
@@ -139,7 +179,7 @@ impl CudaDevice {
         let threads = entry
             .threads
             .ok_or_else(|| wrong(format!("entry {name} states no .maxntid")))?;
-        let shared_bytes = images::shared_bytes(name, entry, self.capability());
+        let shared_bytes = images::shared_bytes(name, entry, arch);
         if shared_bytes > self.shared_per_block() {
             return Err(wrong(format!(
                 "entry {name} needs {shared_bytes} bytes of shared memory a block; {} has {}",
@@ -167,6 +207,7 @@ impl CudaDevice {
             function,
             threads,
             shared_bytes,
+            waits: entry.waits,
             parameters: entry.parameters.clone(),
         })
     }
@@ -242,7 +283,27 @@ fn find_function(
 
 #[cfg(test)]
 mod tests {
-    use super::check_target;
+    use super::*;
+
+    #[test]
+    fn a_device_takes_its_own_kernels_unless_told_otherwise() {
+        let table = ModuleTable::new((9, 0));
+        assert_eq!(table.arch(), Arch::Sm90a);
+        table.use_arch(Arch::Sm80).unwrap();
+        let image = table.image(&mut table.lock(), "merge_f16_d64").unwrap();
+        assert_eq!(image.index.target, "80");
+        table.use_arch(Arch::Sm90a).unwrap();
+        let image = table.image(&mut table.lock(), "merge_f16_d64").unwrap();
+        assert_eq!(image.index.target, "90a");
+    }
+
+    #[test]
+    fn kernels_that_a_device_does_not_run_are_refused() {
+        let table = ModuleTable::new((8, 9));
+        let error = table.use_arch(Arch::Sm90a).unwrap_err();
+        assert!(error.to_string().contains("sm_90a"), "{error}");
+        assert_eq!(table.arch(), Arch::Sm80);
+    }
 
     #[test]
     fn ptx_runs_on_its_own_and_later_devices_unless_it_is_specific() {

@@ -164,6 +164,7 @@ fn arguments(paged: &PagedBuffers, shape: &CacheShape, at: &CachePointers) -> Ar
 mod tests {
     use super::*;
     use crate::cache::{DType, HEAD_DIMS};
+    use crate::cuda::Arch;
     use crate::cuda::images::Image;
 
     fn shape(head_dim: u32) -> CacheShape {
@@ -190,10 +191,10 @@ mod tests {
         };
         for head_dim in HEAD_DIMS {
             let passed = arguments(&paged, &shape(head_dim), &CachePointers::default()).sizes();
-            for capability in [(8, 0), (9, 0)] {
+            for arch in Arch::ALL {
                 for direction in ["import", "export"] {
                     let name = format!("{direction}_pages_d{head_dim}");
-                    let image = Image::embedded(&name, capability).unwrap();
+                    let image = Image::embedded(&name, arch).unwrap();
                     assert_eq!(image.entry(&name).unwrap().parameters, passed, "{name}");
                 }
             }

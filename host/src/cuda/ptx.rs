@@ -17,6 +17,8 @@ pub(super) struct Entry {
     pub(super) threads: Option<u32>,
     /// Dynamic shared memory a block in bytes (`// .shared_bytes`), if the entry states it.
     pub(super) shared_bytes: Option<u32>,
+    /// Whether it waits by itself for the kernels it depends on (`griddepcontrol.wait`).
+    pub(super) waits: bool,
 }
 
 /// The entries of a PTX text.
@@ -64,6 +66,7 @@ impl Index {
                 let header = text[begin..offset].split('{').next().unwrap_or("");
                 let entry = Entry {
                     span: begin..offset,
+                    waits: text[begin..offset].contains("griddepcontrol.wait"),
                     parameters: parameters(header).map_err(|e| format!("entry {name}: {e}"))?,
                     threads: threads(header).map_err(|e| format!("entry {name}: {e}"))?,
                     shared_bytes: shared_bytes(header).map_err(|e| format!("entry {name}: {e}"))?,
@@ -195,6 +198,7 @@ mod tests {
 {
 \t// begin inline asm
 \t{ .reg .pred p; } // }
+\tgriddepcontrol.wait;
 \tret;
 }
                                         // -- End function
@@ -216,6 +220,7 @@ mod tests {
         let empty = &index.entries["empty"];
         assert_eq!(empty.parameters, [0u32; 0]);
         assert_eq!((empty.threads, empty.shared_bytes), (None, None));
+        assert!(attend.waits && !empty.waits);
     }
 
     #[test]

@@ -213,6 +213,7 @@ fn copy_arguments(
 mod tests {
     use super::*;
     use crate::cache::DType;
+    use crate::cuda::Arch;
     use crate::cuda::images::Image;
 
     #[test]
@@ -231,7 +232,7 @@ mod tests {
             let rope = append_rope_arguments(&none, &rotary, &shape, &at).sizes();
             let copy = copy_arguments(DevicePtr::NULL, 0, &shape, &at).sizes();
             let advance = advance_arguments(DevicePtr::NULL, 0, &at).sizes();
-            for capability in [(8, 0), (9, 0)] {
+            for arch in Arch::ALL {
                 for (name, passed) in [
                     (format!("append_d{head_dim}"), &append),
                     (format!("append_rope_bf16_d{head_dim}"), &rope),
@@ -239,7 +240,7 @@ mod tests {
                     (format!("copy_d{head_dim}"), &copy),
                     ("advance_counters".to_owned(), &advance),
                 ] {
-                    let image = Image::embedded(&name, capability).unwrap();
+                    let image = Image::embedded(&name, arch).unwrap();
                     assert_eq!(&image.entry(&name).unwrap().parameters, passed, "{name}");
                 }
             }

@@ -1,4 +1,5 @@
-//! Overlap of kernels that depend on one another (PTX ISA, "griddepcontrol"); sm_90.
+//! Overlap of kernels that depend on one another (PTX ISA, "griddepcontrol"); sm_90. Before it nothing overlaps, and
+//! these functions do nothing.
 
 use super::bodies;
 #[cfg(target_arch = "nvptx64")]
@@ -9,8 +10,12 @@ use core::arch::asm;
 #[inline(always)]
 pub fn launch_dependents() {
     bodies! {
-        // SAFETY: touches no memory.
-        ptx { unsafe { asm!("griddepcontrol.launch_dependents;", options(nostack)) } }
+        ptx {
+            if super::ARCH.overlaps_grids() {
+                // SAFETY: touches no memory.
+                unsafe { asm!("griddepcontrol.launch_dependents;", options(nostack)) }
+            }
+        }
         emulated {}
     }
 }
@@ -20,8 +25,12 @@ pub fn launch_dependents() {
 #[inline(always)]
 pub fn wait_dependencies() {
     bodies! {
-        // SAFETY: only waits.
-        ptx { unsafe { asm!("griddepcontrol.wait;", options(nostack)) } }
+        ptx {
+            if super::ARCH.overlaps_grids() {
+                // SAFETY: only waits.
+                unsafe { asm!("griddepcontrol.wait;", options(nostack)) }
+            }
+        }
         emulated { emulator::thread::wait_dependencies() }
     }
 }

@@ -31,6 +31,15 @@ pub mod wgmma;
 
 pub use element::{Bf16, Element, F16};
 
+use crate::entries::Arch;
+
+/// What is compiled for. The host stands for Hopper, where it has to choose.
+pub const ARCH: Arch = if cfg!(any(not(target_arch = "nvptx64"), target_feature = "sm_90a")) {
+    Arch::Sm90a
+} else {
+    Arch::Sm80
+};
+
 /// Picks a function's body: assembly on the device, the emulator elsewhere.
 macro_rules! bodies {
     (ptx $ptx:block emulated $emulated:block) => {{

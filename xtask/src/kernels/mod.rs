@@ -32,7 +32,7 @@ use toolchain::Toolchain;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Build for this architecture only.
-    #[arg(long, value_parser = parse_arch)]
+    #[arg(long)]
     arch: Option<Arch>,
 
     /// Write nothing; fail if kernels-gpu/ptx is not what the source gives.
@@ -46,14 +46,6 @@ pub(crate) struct Args {
     /// Run the rustup command that installs what is missing instead of naming it.
     #[arg(long)]
     yes: bool,
-}
-
-fn parse_arch(name: &str) -> Result<Arch, String> {
-    let names = Arch::ALL.map(Arch::name).join(", ");
-    Arch::ALL
-        .into_iter()
-        .find(|arch| arch.name() == name)
-        .ok_or(format!("one of {names}"))
 }
 
 /// Runs the command.

@@ -1,5 +1,6 @@
 //! What every consumer thread of an `attend` block knows.
 
+use super::Attend;
 use super::program::Program;
 use super::query::{Group, RowMap};
 use super::rows::Logits;
@@ -32,6 +33,29 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// For the calling thread, in the block of `kv_head` whose shared memory begins at `shared`.
+    #[inline(always)]
+    pub(super) fn new(a: &Attend, shared: u32, thread: u32, warp: u32, kv_head: u32) -> Self {
+        Self {
+            shared,
+            thread,
+            warp,
+            kv_heads: a.kv_heads,
+            kv_head,
+            group: Group::new(a.group),
+            logits: Logits::new(a.scale_log2, a.soft_cap),
+            q: a.q,
+            masks: a.masks,
+            outputs: Outputs {
+                out: a.out,
+                lse: a.lse,
+                partial_o: a.partial_o,
+                partial_lse: a.partial_lse,
+                partial_slots: a.partial_slots,
+            },
+        }
+    }
+
     /// Where the rows of `item` lie.
     #[inline(always)]
     pub(super) fn row_map(&self, item: &WorkItem) -> RowMap {

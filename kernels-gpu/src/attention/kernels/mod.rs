@@ -8,29 +8,23 @@
     )
 )]
 
+pub mod ampere;
 mod block;
+mod finish;
+pub mod hopper;
 mod merge;
-mod narrow;
-mod page_tail;
-mod producer;
+mod page;
 mod program;
 mod query;
-mod ring;
 mod rows;
 mod sink;
-mod wide;
+mod warp_tile;
 
-use super::tile::{CONSUMER_WARPS, CONSUMERS, PROGRAM_BYTES, Tile};
 use crate::abi::MergeRow;
 use crate::device::wgmma::Accumulators;
-use crate::device::{Bf16, Element, F16, bulk, grid, mbarrier, register, shared, thread, warp};
+use crate::device::{self, Bf16, Element, F16};
+use crate::entries::Arch;
 use crate::{kernel, layout};
-use block::{Block, Work};
-use program::Program;
-use query::Group;
-use ring::Ring;
-use rows::Logits;
-use sink::Outputs;
 
 pub use merge::{Merge, merge};
 
@@ -69,155 +63,38 @@ pub struct Attend {
     pub soft_cap: f32,
 }
 
-/// One block of `attend`. `KS = D / 16`, `NT = D / 8`, `O = D / 2` for head dimension `D`.
-///
-/// # Safety
-/// Blocks have [`super::tile::THREADS`] threads and [`Tile::SHARED_BYTES`] of dynamic shared memory. The pointers
-/// are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie within pool, lengths and
-/// partials, and its segments lie in program order, each in one work item.
+impl Attend {
+    /// The KV head's first page, and bytes from a page to the next.
+    #[inline(always)]
+    unsafe fn pages<const D: usize>(&self, kv_head: u32) -> (*const u8, u64) {
+        let page_bytes = 2 * layout::page_elements(D as u32) as u64;
+        let offset = (u64::from(kv_head) * page_bytes) as usize;
+        // SAFETY: the pool holds pages of every KV head.
+        let first = unsafe { self.pool.cast::<u8>().add(offset) };
+        (first, page_bytes * u64::from(self.kv_heads))
+    }
+
+    /// A share's program.
+    #[inline(always)]
+    unsafe fn program(&self, share: u32) -> *const u32 {
+        // SAFETY: the share is one of the plan's.
+        unsafe { self.programs.add(share as usize * self.stride as usize) }
+    }
+}
+
+/// One block of `attend`, as the architecture that is compiled for has it. `KS = D / 16`, `NT = D / 8`, `O = D / 2`
+/// for head dimension `D`.
 #[inline(always)]
-pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize>(
+unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize>(
     a: Attend,
 ) where
     [f32; O]: Accumulators,
 {
-    let base = shared::dynamic_shared();
-    let share = thread::block_idx_x();
-    let kv_head = thread::block_idx_y();
-    let thread_index = thread::thread_idx_x();
-    // SAFETY: the caller's; roles are taken by whole warps, register counts by whole warpgroups.
+    // SAFETY: the caller's.
     unsafe {
-        let warp_index = warp::warp_id();
-        let words = a.programs.add(share as usize * a.stride as usize);
-        if thread_index == CONSUMERS {
-            prologue::<D>(base, words, a.stride);
-        }
-        // All blocks of a launch that fills the device are here by now: the merge may be set up meanwhile, and
-        // waits for this launch's end before it reads.
-        grid::launch_dependents();
-        thread::sync_threads();
-        let program = Program {
-            cached: base + Tile::<D>::PROGRAM,
-            counts: base + Tile::<D>::COUNTS,
-            words,
-            lengths: a.lengths,
-        };
-        if warp_index >= CONSUMER_WARPS {
-            register::set_max_dec::<40>();
-            if warp_index == CONSUMER_WARPS {
-                mbarrier::wait_parity(program_barrier::<D>(base), 0);
-                let page_bytes = 2 * layout::page_elements(D as u32) as u64;
-                let pages = a
-                    .pool
-                    .cast::<u8>()
-                    .add((u64::from(kv_head) * page_bytes) as usize);
-                producer::produce::<D>(base, program, pages, page_bytes * u64::from(a.kv_heads));
-            }
-        } else {
-            register::set_max_inc::<232>();
-            mbarrier::wait_parity(program_barrier::<D>(base), 0);
-            let block = Block {
-                shared: base,
-                thread: thread_index,
-                warp: warp_index,
-                kv_heads: a.kv_heads,
-                kv_head,
-                group: Group::new(a.group),
-                logits: Logits::new(a.scale_log2, a.soft_cap),
-                q: a.q,
-                masks: a.masks,
-                outputs: Outputs {
-                    out: a.out,
-                    lse: a.lse,
-                    partial_o: a.partial_o,
-                    partial_lse: a.partial_lse,
-                    partial_slots: a.partial_slots,
-                },
-            };
-            consume::<E, D, KS, NT, O>(&block, program);
-        }
-    }
-}
-
-/// Sets up the ring and asks for the program; one thread.
-#[inline(always)]
-unsafe fn prologue<const D: usize>(base: u32, words: *const u32, stride: u32) {
-    let program_barrier = program_barrier::<D>(base);
-    // SAFETY: nobody else is past the block's barrier yet; the program is at least as long as what is copied.
-    unsafe {
-        let mut ring = Ring::<D>::new(base);
-        let mut stage = 0;
-        while stage < Tile::<D>::STAGES {
-            mbarrier::init(ring.full(), 1);
-            mbarrier::init(ring.empty(), CONSUMER_WARPS);
-            ring.advance();
-            stage += 1;
-        }
-        mbarrier::init(program_barrier, 1);
-        mbarrier::fence_init();
-        bulk::fence_proxy_async_shared();
-        let bytes = (stride * 4).min(PROGRAM_BYTES);
-        mbarrier::arrive_expect_tx(program_barrier, bytes);
-        bulk::copy_global_to_shared(base + Tile::<D>::PROGRAM, words, bytes, program_barrier);
-    }
-}
-
-#[inline(always)]
-fn program_barrier<const D: usize>(base: u32) -> u32 {
-    base + Tile::<D>::RECORDS + Tile::<D>::STAGES * Tile::<D>::RECORD_BYTES
-}
-
-/// The consumers' way through the program's work items.
-#[inline(always)]
-unsafe fn consume<E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize>(
-    block: &Block,
-    program: Program,
-) where
-    [f32; O]: Accumulators,
-{
-    let mut ring = Ring::<D>::new(block.shared);
-    // SAFETY: as in `attend`; all consumers go the same way.
-    unsafe {
-        let header = program.header();
-        program.count_tokens(&header, block.thread);
-        let mut index = 0;
-        while index < header.items {
-            let item = program.item(index);
-            let map = block.row_map(&item);
-            let narrow = map.rows <= 16;
-            let padded = if narrow {
-                16
-            } else {
-                map.rows.next_multiple_of(64)
-            };
-            if index > 0 {
-                // The last item's epilogue still reads the query tile.
-                thread::named_barrier_sync::<1>(CONSUMERS);
-            }
-            query::load::<D>(
-                block.q,
-                block.shared + Tile::<D>::QUERY,
-                &map,
-                padded,
-                block.thread,
-            );
-            bulk::fence_proxy_async_shared();
-            thread::named_barrier_sync::<1>(CONSUMERS);
-            let work = Work {
-                block,
-                program,
-                items: header.items,
-                index,
-                pages: program.pages(header.items, &item),
-            };
-            if narrow {
-                narrow::run::<E, D, KS, NT>(&work, &mut ring);
-            } else if map.rows <= 64 {
-                wide::run::<E, D, KS, O>(&work, &mut ring, true);
-            } else if Tile::<D>::MAX_ROWS > 64 {
-                wide::run::<E, D, KS, O>(&work, &mut ring, false);
-            }
-            index += 1;
+        match device::ARCH {
+            Arch::Sm80 => ampere::attend::<E, D, KS, NT>(a),
+            Arch::Sm90a => hopper::attend::<E, D, KS, NT, O>(a),
         }
     }
 }

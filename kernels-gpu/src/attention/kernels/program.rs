@@ -132,21 +132,27 @@ impl Program {
         }
     }
 
+    /// Tokens that segment `index` holds at present, after [`Program::count_tokens`].
+    #[inline(always)]
+    pub(super) unsafe fn counted_tokens(&self, items: u32, index: u32) -> u32 {
+        // SAFETY: counts were written before the barrier, and the segment is one of the program's.
+        unsafe {
+            if index < COUNTED_SEGMENTS {
+                shared::load_u32(self.counts + index * 4)
+            } else {
+                self.tokens(&self.segment(items, index))
+            }
+        }
+    }
+
     /// Pages of a work item, after [`Program::count_tokens`].
     #[inline(always)]
     pub(super) unsafe fn pages(&self, items: u32, item: &WorkItem) -> u32 {
         let mut pages = 0;
         let mut index = item.segment_begin;
         while index < item.segment_begin + item.segment_count {
-            // SAFETY: counts were written before the barrier.
-            let tokens = unsafe {
-                if index < COUNTED_SEGMENTS {
-                    shared::load_u32(self.counts + index * 4)
-                } else {
-                    self.tokens(&self.segment(items, index))
-                }
-            };
-            pages += tokens.div_ceil(PAGE_TOKENS);
+            // SAFETY: the segment is one of the program's.
+            pages += unsafe { self.counted_tokens(items, index) }.div_ceil(PAGE_TOKENS);
             index += 1;
         }
         // The same for all lanes, which the compiler cannot see.

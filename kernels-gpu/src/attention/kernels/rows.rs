@@ -3,7 +3,7 @@
 //! (PTX ISA, "Matrix fragments for mma.m16n8k16" and "Register fragments for wgmma").
 
 use super::block::Work;
-use super::ring::PartialPage;
+use super::page::PartialPage;
 use crate::abi::NONE;
 use crate::device::{global, math, warp};
 use crate::softmax::Partial;

@@ -1,12 +1,13 @@
 //! 17 to 128 rows: `wgmma`, 64 rows a warpgroup.
 
-use super::block::{Block, Work};
 use super::page_tail;
 use super::ring::Ring;
-use super::rows::{Rows, hide, soft_cap};
-use super::sink::{Approximate, Sink, inverse};
 use crate::abi::PAGE_TOKENS;
-use crate::attention::tile::{CONSUMERS, Tile};
+use crate::attention::kernels::block::{Block, Work};
+use crate::attention::kernels::finish::store_rows;
+use crate::attention::kernels::rows::{Rows, hide, soft_cap};
+use crate::attention::kernels::sink::{Approximate, Sink, inverse};
+use crate::attention::tile::{CONSUMERS, hopper::Tile};
 use crate::device::wgmma::{Accumulators, Operand};
 use crate::device::{Element, bulk, math, register, shared, thread, warp, wgmma};
 use crate::softmax::Partial;
@@ -314,21 +315,14 @@ unsafe fn store<E: Element, const D: usize, const O: usize>(
     sink: &Sink<D>,
     row: u32,
 ) {
-    let lane = warp::lane_id();
     let scale = chunk.rows.sum.map(inverse);
     for i in 0..O {
         chunk.o[i] *= scale[i / 2 % 2];
     }
-    for e in 0..2 {
-        let place = sink.row(row + 8 * e as u32);
-        // SAFETY: the row is this thread's alone.
-        unsafe {
-            place.store::<E, D>(lane % 4 * 2, O / 4, |j| {
-                [chunk.o[4 * j + 2 * e], chunk.o[4 * j + 2 * e + 1]]
-            });
-            if lane.is_multiple_of(4) {
-                place.store_lse(chunk.rows.partial(e));
-            }
-        }
+    // SAFETY: the rows are this thread's alone.
+    unsafe {
+        store_rows::<E, D>(&chunk.rows, sink, row, |j, e| {
+            [chunk.o[4 * j + 2 * e], chunk.o[4 * j + 2 * e + 1]]
+        });
     }
 }

@@ -1,9 +1,10 @@
 //! The producer warp: streams the program's pages into the ring.
 
-use super::program::Program;
-use super::ring::{PartialPage, Ring};
+use super::ring::Ring;
 use crate::abi::{NONE, PAGE_TOKENS, Segment};
-use crate::attention::tile::Tile;
+use crate::attention::kernels::page::PartialPage;
+use crate::attention::kernels::program::Program;
+use crate::attention::tile::hopper::Tile;
 use crate::device::{bulk, mbarrier, warp};
 
 /// Streams every page of the program, in program order.

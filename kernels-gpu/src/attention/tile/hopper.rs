@@ -1,21 +1,10 @@
-//! Shared memory of one `attend` block, by head dimension.
+//! Shared memory of one `attend` block on Hopper, by head dimension.
 
+use super::{CONSUMERS, COUNTED_SEGMENTS, PROGRAM_BYTES, STATISTICS_BYTES};
 use crate::abi::PAGE_TOKENS;
 
-/// Consumer warps: two warpgroups.
-pub const CONSUMER_WARPS: u32 = 8;
-/// Consumer threads; the producer warp follows them.
-pub const CONSUMERS: u32 = CONSUMER_WARPS * 32;
 /// Threads of a block: registers are dealt out by warpgroup, so the producer warp has three idle companions.
 pub const THREADS: u32 = CONSUMERS + 128;
-/// Warps of a `merge` block, one a query and head.
-pub const MERGE_WARPS: u32 = 8;
-/// Threads of a `merge` block.
-pub const MERGE_THREADS: u32 = MERGE_WARPS * 32;
-/// Bytes of a program kept in shared memory; longer programs are read from global memory.
-pub const PROGRAM_BYTES: u32 = 1280;
-/// Segments whose present token counts are kept in shared memory; those of later ones are computed anew.
-pub const COUNTED_SEGMENTS: u32 = 64;
 
 /// Sizes and offsets, in bytes.
 ///
@@ -26,13 +15,13 @@ pub struct Tile<const D: usize>;
 
 impl<const D: usize> Tile<D> {
     /// Most rows of a work item.
-    pub const MAX_ROWS: u32 = if D <= 128 { 128 } else { 64 };
+    pub const MAX_ROWS: u32 = super::max_rows(D as u32);
     /// K (or V) of one page.
     pub const HALF_BYTES: u32 = PAGE_TOKENS * D as u32 * 2;
     /// A page: K, then V.
     pub const PAGE_BYTES: u32 = 2 * Self::HALF_BYTES;
     /// Bytes of 8 tokens of K (or V).
-    pub const GROUP_BYTES: u32 = 8 * D as u32 * 2;
+    pub const GROUP_BYTES: u32 = super::group_bytes(D);
     /// The query tile, at least what the epilogues exchange.
     pub const QUERY_BYTES: u32 = 32 * 1024;
     /// Pages in flight.
@@ -45,9 +34,8 @@ impl<const D: usize> Tile<D> {
     pub const COUNTS: u32 = Self::PROGRAM + PROGRAM_BYTES;
     /// Offset of the row statistics.
     pub const STATISTICS: u32 = Self::COUNTS + COUNTED_SEGMENTS * 4;
-    const STATISTICS_BYTES: u32 = CONSUMER_WARPS * 16 * 8;
     /// A stage's record: its two barriers and what the producer says of its page.
-    pub const RECORDS: u32 = Self::STATISTICS + Self::STATISTICS_BYTES;
+    pub const RECORDS: u32 = Self::STATISTICS + STATISTICS_BYTES;
     /// Two barriers and two words.
     pub const RECORD_BYTES: u32 = 24;
     /// Dynamic shared memory of a block.

@@ -1,6 +1,7 @@
 //! The ring of pages between the producer warp and the consumers.
 
-use crate::attention::tile::Tile;
+use crate::attention::kernels::page::PartialPage;
+use crate::attention::tile::hopper::Tile;
 use crate::device::{mbarrier, shared, warp};
 
 /// A position in the ring.
@@ -12,15 +13,6 @@ pub(super) struct Ring<const D: usize> {
 }
 
 const PHASE: u32 = 1 << 31;
-
-/// What the producer says of a page that not every query of its item sees whole.
-#[derive(Clone, Copy)]
-pub(super) struct PartialPage {
-    /// Tokens in it, 1 to 64; 0 says that the page is whole.
-    pub(super) tokens: u32,
-    /// Its segment, and its index within it in the upper half.
-    pub(super) place: u32,
-}
 
 impl<const D: usize> Ring<D> {
     /// The ring's start, in the shared memory that begins at `shared`.

@@ -1,0 +1,168 @@
+//! `attend` on Ampere and what follows it: `mma.sync`, `cp.async`, no roles.
+//!
+//! All eight warps load the program's pages ([`pages`]) and compute. A work item's rows are cut into tiles of 16, a
+//! warp each; where there are fewer tiles than warps, neighbouring warps have the same rows and share a page's tokens,
+//! each with a running softmax of its own, and their results are joined at the item's end.
+
+mod pages;
+
+use super::Attend;
+use super::block::{Block, Work};
+use super::finish::{Exchange, join, store_rows};
+use super::program::Program;
+use super::query;
+use super::rows::{hide, soft_cap};
+use super::sink::{Sink, inverse};
+use super::warp_tile::WarpTile;
+use crate::attention::tile::{PROGRAM_BYTES, ampere::Tile, group_bytes};
+use crate::device::{Element, global, register, shared, thread, warp};
+use pages::Pages;
+
+/// One block of `attend`. `KS = D / 16`, `NT = D / 8` for head dimension `D`.
+///
+/// # Safety
+/// Blocks have [`THREADS`](crate::attention::tile::ampere::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic
+/// shared memory. The pointers are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie
+/// within pool, lengths and partials, and its segments lie in program order, each in one work item.
+#[inline(always)]
+pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usize>(a: Attend) {
+    let base = shared::dynamic_shared();
+    let kv_head = thread::block_idx_y();
+    let thread_index = thread::thread_idx_x();
+    // SAFETY: the caller's; all threads go the same way.
+    unsafe {
+        let words = a.program(thread::block_idx_x());
+        load_program(base + Tile::<D>::PROGRAM, words, a.stride, thread_index);
+        thread::sync_threads();
+        let program = Program {
+            cached: base + Tile::<D>::PROGRAM,
+            counts: base + Tile::<D>::COUNTS,
+            words,
+            lengths: a.lengths,
+        };
+        let header = program.header();
+        program.count_tokens(&header, thread_index);
+        thread::sync_threads();
+        let block = Block::new(&a, base, thread_index, warp::warp_id(), kv_head);
+        let (pool, page_stride) = a.pages::<D>(kv_head);
+        let mut pages = Pages::<D>::start(base, thread_index, program, header, pool, page_stride);
+        let mut index = 0;
+        while index < header.items {
+            let item = program.item(index);
+            let map = block.row_map(&item);
+            if index > 0 {
+                // The last item's epilogue still reads the query tile.
+                thread::sync_threads();
+            }
+            let tile = base + Tile::<D>::QUERY;
+            // As many as all warps' tiles have.
+            let padded = map.rows.next_power_of_two().max(32);
+            query::load::<D>(a.q, tile, &map, padded, thread_index);
+            thread::sync_threads();
+            let work = Work {
+                block: &block,
+                program,
+                items: header.items,
+                index,
+                pages: program.pages(header.items, &item),
+            };
+            if map.rows <= 32 {
+                run::<E, D, KS, NT, 8, 4>(&work, &mut pages, map.rows);
+            } else if map.rows <= 64 {
+                run::<E, D, KS, NT, 16, 2>(&work, &mut pages, map.rows);
+            } else if Tile::<D>::MAX_ROWS > 64 {
+                run::<E, D, KS, NT, 32, 1>(&work, &mut pages, map.rows);
+            }
+            index += 1;
+        }
+    }
+}
+
+/// Fetches the program's beginning.
+#[inline(always)]
+unsafe fn load_program(cached: u32, words: *const u32, stride: u32, thread: u32) {
+    let bytes = (stride * 4).min(PROGRAM_BYTES);
+    if thread * 16 < bytes {
+        // SAFETY: programs are `stride` words long, a multiple of 4, and 16-byte aligned.
+        unsafe {
+            let piece = global::load_v4_u32(words.add(thread as usize * 4));
+            shared::store_v4_u32(cached + thread * 16, piece);
+        }
+    }
+}
+
+/// Processes all pages of an item: `PARTS` warps a row tile, each with `S` logits a thread, `S PARTS = 32`.
+#[inline(always)]
+unsafe fn run<
+    E: Element,
+    const D: usize,
+    const KS: usize,
+    const NT: usize,
+    const S: usize,
+    const PARTS: usize,
+>(
+    work: &Work,
+    pages: &mut Pages<D>,
+    rows: u32,
+) {
+    let block = work.block;
+    let row_tile = block.warp / PARTS as u32;
+    let first_token = block.warp % PARTS as u32 * 2 * S as u32;
+    let own = first_token / 8 * group_bytes(D);
+    let lane = block.thread % 32;
+    // Tiles past the item's last row take part in loads and barriers only.
+    let active = row_tile * 16 < rows;
+    let query = block.shared + Tile::<D>::QUERY + row_tile * 2 * group_bytes(D);
+    // SAFETY: all threads go through the item's pages together; a page is read between its arrival and the next step.
+    unsafe {
+        let mut tile = WarpTile::<KS, NT>::new::<D>(query);
+        let mut left = work.pages;
+        while left > 0 {
+            let mut p = [0.0f32; S];
+            let (key, page) = pages.next_key();
+            if active {
+                p = tile.logits::<E, D, S>(key + own);
+                soft_cap(&mut p, block.logits);
+                if page.tokens != 0 {
+                    let first = first_token + lane % 4 * 2;
+                    hide(&mut p, work, page, row_tile * 16 + lane / 4, first);
+                }
+                let factor = tile.rows.update(&mut p, block.logits);
+                tile.rescale(factor);
+            }
+            let value = pages.next_value();
+            if active {
+                tile.weigh::<E, D, S>(&p, value + own);
+            }
+            left -= 1;
+        }
+        let sink = work.sink();
+        if PARTS == 1 {
+            store::<E, D, KS, NT>(tile, &sink, register::late(row_tile * 16 + lane / 4));
+            return;
+        }
+        let exchange = Exchange {
+            statistics: block.shared + Tile::<D>::STATISTICS,
+            outputs: block.shared + Tile::<D>::QUERY,
+        };
+        join::<E, D, KS, NT, PARTS>(tile, block, exchange, &sink);
+    }
+}
+
+/// Stores the results of a warp that has its rows alone.
+#[inline(always)]
+unsafe fn store<E: Element, const D: usize, const KS: usize, const NT: usize>(
+    mut tile: WarpTile<KS, NT>,
+    sink: &Sink<D>,
+    row: u32,
+) {
+    // SAFETY: the warp is whole, and no other has its rows.
+    unsafe {
+        tile.rows.reduce();
+        let scale = tile.rows.sum.map(inverse);
+        tile.rescale(Some(scale));
+        store_rows::<E, D>(&tile.rows, sink, row, |j, e| {
+            [tile.o[j][2 * e], tile.o[j][2 * e + 1]]
+        });
+    }
+}

@@ -1,0 +1,285 @@
+//! The pages' way into shared memory, across segments and work items, without a producer of its own.
+//!
+//! There is room for `STAGES` pages. Half a page is a step: K for the logits, then V for the output. Each step waits for
+//! its half, passes the block's barrier, and asks for the half that takes the place of the step before, which nobody
+//! reads any more; so all of the room but what is being read is always under way:
+//!
+//! ```text
+//! step        K(i)                   V(i)                   K(i + 1)
+//! asks for    V(i + STAGES - 1)      K(i + STAGES)          V(i + STAGES)
+//! in place of V(i - 1)               K(i)                   V(i)
+//! ```
+
+use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment};
+use crate::attention::kernels::page::PartialPage;
+use crate::attention::kernels::program::Program;
+use crate::attention::tile::{CONSUMERS, ampere::Tile};
+use crate::device::{async_copy, shared, thread};
+
+/// The stages, and where the program's pages come from.
+pub(super) struct Pages<const D: usize> {
+    shared: u32,
+    thread: u32,
+    /// The KV head's first page; pages lie `page_stride` bytes apart.
+    pool: *const u8,
+    page_stride: u64,
+    /// Stage of the page that is next to be read.
+    stage: u32,
+    /// The page that was asked for last.
+    last: Cursor,
+}
+
+impl<const D: usize> Pages<D> {
+    /// Asks for the program's first pages. Called by all threads once program and token counts are there.
+    #[inline(always)]
+    pub(super) unsafe fn start(
+        shared: u32,
+        thread: u32,
+        program: Program,
+        header: ProgramHeader,
+        pool: *const u8,
+        page_stride: u64,
+    ) -> Self {
+        let mut pages = Self {
+            shared,
+            thread,
+            pool,
+            page_stride,
+            stage: 0,
+            last: Cursor::new(program, header),
+        };
+        for stage in 0..Tile::<D>::STAGES {
+            // SAFETY: the stages are empty. The last one's V is asked for in the first step.
+            unsafe {
+                pages.load_key(stage);
+                if stage + 1 < Tile::<D>::STAGES {
+                    pages.load_value(stage);
+                }
+            }
+        }
+        pages
+    }
+
+    /// Waits for the next page's K: its shared address, and what the page is. All threads call it, when they are
+    /// through with the V before.
+    #[inline(always)]
+    pub(super) unsafe fn next_key(&mut self) -> (u32, PartialPage) {
+        let freed = if self.stage == 0 {
+            Tile::<D>::STAGES - 1
+        } else {
+            self.stage - 1
+        };
+        // SAFETY: after the barrier nobody reads the V before; the record was written before it.
+        unsafe {
+            self.await_half();
+            self.load_value(freed);
+            let record = self.record(self.stage);
+            let page = PartialPage {
+                tokens: shared::load_u32(record),
+                place: shared::load_u32(record + 4),
+            };
+            (self.key(self.stage), page)
+        }
+    }
+
+    /// Waits for the same page's V: its shared address. All threads call it, when they are through with its K and
+    /// its record.
+    #[inline(always)]
+    pub(super) unsafe fn next_value(&mut self) -> u32 {
+        let value = self.key(self.stage) + Tile::<D>::HALF_BYTES;
+        // SAFETY: after the barrier nobody reads the page's K, nor its record.
+        unsafe {
+            self.await_half();
+            self.load_key(self.stage);
+        }
+        self.stage += 1;
+        if self.stage == Tile::<D>::STAGES {
+            self.stage = 0;
+        }
+        value
+    }
+
+    #[inline(always)]
+    fn key(&self, stage: u32) -> u32 {
+        self.shared + stage * Tile::<D>::PAGE_BYTES
+    }
+
+    #[inline(always)]
+    fn record(&self, stage: u32) -> u32 {
+        self.shared + Tile::<D>::RECORDS + stage * Tile::<D>::RECORD_BYTES
+    }
+
+    /// Waits until the next half has landed, for all threads. Of the halves asked for all but it may be under way.
+    #[inline(always)]
+    unsafe fn await_half(&self) {
+        match Tile::<D>::STAGES {
+            4 => async_copy::wait_group::<6>(),
+            2 => async_copy::wait_group::<2>(),
+            _ => async_copy::wait_group::<0>(),
+        }
+        // SAFETY: all threads of the block are here.
+        unsafe { thread::sync_threads() };
+    }
+
+    /// Moves to the program's next page and asks for its K.
+    #[inline(always)]
+    unsafe fn load_key(&mut self, stage: u32) {
+        // SAFETY: all threads move together; nobody reads the stage's K and record.
+        unsafe {
+            self.last.advance();
+            if self.thread == 0 {
+                let page = self.last.describe();
+                shared::store_u32(self.record(stage), page.tokens);
+                shared::store_u32(self.record(stage) + 4, page.place);
+            }
+            self.load_half(self.key(stage), 0);
+        }
+    }
+
+    /// Asks for the V of the page whose K was asked for last.
+    #[inline(always)]
+    unsafe fn load_value(&self, stage: u32) {
+        let half = Tile::<D>::HALF_BYTES;
+        // SAFETY: nobody reads the stage's V.
+        unsafe { self.load_half(self.key(stage) + half, half) };
+    }
+
+    /// Asks for the half `offset` bytes into the page; tokens past its last are zeros, for 0 x NaN is NaN.
+    #[inline(always)]
+    unsafe fn load_half(&self, destination: u32, offset: u32) {
+        let tokens = self.last.page_tokens();
+        if tokens > 0 {
+            let page = self.last.id as u64 * self.page_stride + u64::from(offset);
+            for i in 0..Tile::<D>::HALF_BYTES / (16 * CONSUMERS) {
+                // A piece is 8 dims of a token; 8 tokens' pieces of all chunks make a row group.
+                let piece = self.thread + i * CONSUMERS;
+                let token = piece / D as u32 * 8 + piece % 8;
+                let place = destination + piece * 16;
+                // SAFETY: the piece lies within the stage and the page, which lies in the pool.
+                unsafe {
+                    if token < tokens {
+                        let source = self.pool.add(page as usize + piece as usize * 16);
+                        async_copy::copy_16(place, source);
+                    } else {
+                        shared::store_v4_u32(place, [0; 4]);
+                    }
+                }
+            }
+        }
+        // Without copies too: steps count groups.
+        async_copy::commit_group();
+    }
+}
+
+/// A place among the program's pages.
+struct Cursor {
+    program: Program,
+    header: ProgramHeader,
+    /// Work items begun.
+    items: u32,
+    /// One past the segments of the present item.
+    end: u32,
+    /// What a segment is visible to if the whole item sees it.
+    everybody: u32,
+    /// Segments begun.
+    segments: u32,
+    /// Every token of the present segment is seen by every query of its item.
+    whole: bool,
+    /// Tokens of the present segment from the present page on; 0 before the first page and after the last.
+    left: u32,
+    /// Word of the present page's id.
+    word: u32,
+    /// The present page.
+    id: u32,
+    /// Its segment, and its index within it in the upper half.
+    place: u32,
+}
+
+impl Cursor {
+    /// Before the first page.
+    #[inline(always)]
+    fn new(program: Program, header: ProgramHeader) -> Self {
+        Self {
+            program,
+            header,
+            items: 0,
+            end: 0,
+            everybody: 0,
+            segments: 0,
+            whole: false,
+            left: 0,
+            word: 0,
+            id: 0,
+            place: 0,
+        }
+    }
+
+    /// Moves to the next page.
+    #[inline(always)]
+    unsafe fn advance(&mut self) {
+        if self.left > PAGE_TOKENS {
+            self.left -= PAGE_TOKENS;
+            self.word += 1;
+            self.place += 1 << 16;
+        } else {
+            self.left = 0;
+            // SAFETY: as long as there are segments.
+            while self.left == 0 && unsafe { self.next_segment() } {}
+        }
+        if self.left > 0 {
+            // SAFETY: the word is one of the segment's page ids.
+            self.id = unsafe { self.program.word(self.word) };
+        }
+    }
+
+    /// Begins the next segment, which may be empty; false after the last.
+    #[inline(always)]
+    unsafe fn next_segment(&mut self) -> bool {
+        while self.segments == self.end {
+            if self.items == self.header.items {
+                return false;
+            }
+            // SAFETY: an item of the program's; the warp is whole.
+            let item = unsafe { self.program.item(self.items) };
+            self.end = item.segment_begin + item.segment_count;
+            self.everybody = Segment::pack_visible(0, item.query_count);
+            self.items += 1;
+        }
+        // SAFETY: a segment of the program's, whose tokens are counted.
+        unsafe {
+            let segment = self.program.segment(self.header.items, self.segments);
+            self.left = self
+                .program
+                .counted_tokens(self.header.items, self.segments);
+            self.whole = segment.mask == NONE && segment.visible == self.everybody;
+            self.word = segment.page_word;
+        }
+        self.place = self.segments;
+        self.segments += 1;
+        true
+    }
+
+    /// Tokens of the present page, 1 to 64; 0 if there is none.
+    #[inline(always)]
+    fn page_tokens(&self) -> u32 {
+        if self.left < PAGE_TOKENS {
+            self.left
+        } else {
+            PAGE_TOKENS
+        }
+    }
+
+    /// What the block needs to know of the present page.
+    #[inline(always)]
+    fn describe(&self) -> PartialPage {
+        let tokens = self.page_tokens();
+        PartialPage {
+            tokens: if self.whole && tokens == PAGE_TOKENS {
+                0
+            } else {
+                tokens
+            },
+            place: self.place,
+        }
+    }
+}

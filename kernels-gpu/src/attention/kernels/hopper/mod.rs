@@ -1,0 +1,151 @@
+//! `attend` on Hopper: `wgmma`, bulk copies, a producer warp.
+//!
+//! The producer warp streams the pages of the share's program into a ring in shared memory ([`producer`], [`ring`]);
+//! eight consumer warps take the program's work items one after the other ([`consume`]), by [`narrow`] up to 16 rows
+//! and by [`wide`] above. So loads never wait for a work item's beginning or end.
+
+mod narrow;
+mod page_tail;
+mod producer;
+mod ring;
+mod wide;
+
+use super::Attend;
+use super::block::{Block, Work};
+use super::program::Program;
+use super::query;
+use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS, PROGRAM_BYTES, hopper::Tile};
+use crate::device::wgmma::Accumulators;
+use crate::device::{Element, bulk, grid, mbarrier, register, shared, thread, warp};
+use ring::Ring;
+
+/// One block of `attend`. `KS = D / 16`, `NT = D / 8`, `O = D / 2` for head dimension `D`.
+///
+/// # Safety
+/// Blocks have [`THREADS`](crate::attention::tile::hopper::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic shared memory. The pointers
+/// are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie within pool, lengths and
+/// partials, and its segments lie in program order, each in one work item.
+#[inline(always)]
+pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize>(
+    a: Attend,
+) where
+    [f32; O]: Accumulators,
+{
+    let base = shared::dynamic_shared();
+    let kv_head = thread::block_idx_y();
+    let thread_index = thread::thread_idx_x();
+    // SAFETY: the caller's; roles are taken by whole warps, register counts by whole warpgroups.
+    unsafe {
+        let warp_index = warp::warp_id();
+        let words = a.program(thread::block_idx_x());
+        if thread_index == CONSUMERS {
+            prologue::<D>(base, words, a.stride);
+        }
+        // All blocks of a launch that fills the device are here by now: the merge may be set up meanwhile, and
+        // waits for this launch's end before it reads.
+        grid::launch_dependents();
+        thread::sync_threads();
+        let program = Program {
+            cached: base + Tile::<D>::PROGRAM,
+            counts: base + Tile::<D>::COUNTS,
+            words,
+            lengths: a.lengths,
+        };
+        if warp_index >= CONSUMER_WARPS {
+            register::set_max_dec::<40>();
+            if warp_index == CONSUMER_WARPS {
+                mbarrier::wait_parity(program_barrier::<D>(base), 0);
+                let (pages, page_stride) = a.pages::<D>(kv_head);
+                producer::produce::<D>(base, program, pages, page_stride);
+            }
+        } else {
+            register::set_max_inc::<232>();
+            mbarrier::wait_parity(program_barrier::<D>(base), 0);
+            let block = Block::new(&a, base, thread_index, warp_index, kv_head);
+            consume::<E, D, KS, NT, O>(&block, program);
+        }
+    }
+}
+
+/// Sets up the ring and asks for the program; one thread.
+#[inline(always)]
+unsafe fn prologue<const D: usize>(base: u32, words: *const u32, stride: u32) {
+    let program_barrier = program_barrier::<D>(base);
+    // SAFETY: nobody else is past the block's barrier yet; the program is at least as long as what is copied.
+    unsafe {
+        let mut ring = Ring::<D>::new(base);
+        let mut stage = 0;
+        while stage < Tile::<D>::STAGES {
+            mbarrier::init(ring.full(), 1);
+            mbarrier::init(ring.empty(), CONSUMER_WARPS);
+            ring.advance();
+            stage += 1;
+        }
+        mbarrier::init(program_barrier, 1);
+        mbarrier::fence_init();
+        bulk::fence_proxy_async_shared();
+        let bytes = (stride * 4).min(PROGRAM_BYTES);
+        mbarrier::arrive_expect_tx(program_barrier, bytes);
+        bulk::copy_global_to_shared(base + Tile::<D>::PROGRAM, words, bytes, program_barrier);
+    }
+}
+
+#[inline(always)]
+fn program_barrier<const D: usize>(base: u32) -> u32 {
+    base + Tile::<D>::RECORDS + Tile::<D>::STAGES * Tile::<D>::RECORD_BYTES
+}
+
+/// The consumers' way through the program's work items.
+#[inline(always)]
+unsafe fn consume<E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize>(
+    block: &Block,
+    program: Program,
+) where
+    [f32; O]: Accumulators,
+{
+    let mut ring = Ring::<D>::new(block.shared);
+    // SAFETY: as in `attend`; all consumers go the same way.
+    unsafe {
+        let header = program.header();
+        program.count_tokens(&header, block.thread);
+        let mut index = 0;
+        while index < header.items {
+            let item = program.item(index);
+            let map = block.row_map(&item);
+            let narrow = map.rows <= 16;
+            let padded = if narrow {
+                16
+            } else {
+                map.rows.next_multiple_of(64)
+            };
+            if index > 0 {
+                // The last item's epilogue still reads the query tile.
+                thread::named_barrier_sync::<1>(CONSUMERS);
+            }
+            query::load::<D>(
+                block.q,
+                block.shared + Tile::<D>::QUERY,
+                &map,
+                padded,
+                block.thread,
+            );
+            bulk::fence_proxy_async_shared();
+            thread::named_barrier_sync::<1>(CONSUMERS);
+            let work = Work {
+                block,
+                program,
+                items: header.items,
+                index,
+                pages: program.pages(header.items, &item),
+            };
+            if narrow {
+                narrow::run::<E, D, KS, NT>(&work, &mut ring);
+            } else if map.rows <= 64 {
+                wide::run::<E, D, KS, O>(&work, &mut ring, true);
+            } else if Tile::<D>::MAX_ROWS > 64 {
+                wide::run::<E, D, KS, O>(&work, &mut ring, false);
+            }
+            index += 1;
+        }
+    }
+}

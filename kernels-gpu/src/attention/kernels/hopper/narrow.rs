@@ -1,0 +1,81 @@
+//! Up to 16 rows: `mma.sync`. The two warpgroups take turns at pages, the four warps of one share a
+//! page's tokens, each with a running softmax of its own; the eight partial results meet at the end.
+
+use super::page_tail;
+use super::ring::Ring;
+use crate::attention::kernels::block::Work;
+use crate::attention::kernels::finish::{Exchange, join};
+use crate::attention::kernels::rows::{hide, soft_cap};
+use crate::attention::kernels::warp_tile::WarpTile;
+use crate::attention::tile::{CONSUMER_WARPS, hopper::Tile};
+use crate::device::{Element, bulk, warp};
+
+/// Processes all pages of an item. `KS = D / 16`, `NT = D / 8`.
+#[inline(always)]
+pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const NT: usize>(
+    work: &Work,
+    ring: &mut Ring<D>,
+) {
+    let block = work.block;
+    // SAFETY: the query tile is loaded.
+    let mut tile = unsafe { WarpTile::<KS, NT>::new::<D>(block.shared + Tile::<D>::QUERY) };
+    let mut mine = block.warp < 4;
+    let mut left = work.pages;
+    while left > 0 {
+        // SAFETY: a stage is read between its arrival and its release.
+        unsafe {
+            if mine {
+                step::<E, D, KS, NT>(&mut tile, work, ring);
+            } else {
+                ring.skip();
+            }
+        }
+        mine = !mine;
+        left -= 1;
+    }
+    let exchange = Exchange {
+        statistics: block.shared + Tile::<D>::STATISTICS,
+        outputs: block.shared + Tile::<D>::QUERY,
+    };
+    // SAFETY: all consumers are through with the item's pages.
+    unsafe {
+        join::<E, D, KS, NT, { CONSUMER_WARPS as usize }>(tile, block, exchange, &work.sink())
+    };
+}
+
+/// One page: this warp's 16 tokens.
+#[inline(always)]
+unsafe fn step<E: Element, const D: usize, const KS: usize, const NT: usize>(
+    tile: &mut WarpTile<KS, NT>,
+    work: &Work,
+    ring: &mut Ring<D>,
+) {
+    let lane = work.block.thread % 32;
+    let quarter = work.block.warp % 4;
+    let own = quarter * 2 * Tile::<D>::GROUP_BYTES;
+    // SAFETY: the warp is whole; the page has landed, is not released yet, and its tail is this warp's.
+    unsafe {
+        ring.wait_full();
+        let page = ring.page();
+        let mut s: [f32; 8] = tile.logits::<E, D, 8>(ring.key() + own);
+        soft_cap(&mut s, work.block.logits);
+        if warp::any(page.tokens != 0) {
+            hide(&mut s, work, page, lane / 4, quarter * 16 + lane % 4 * 2);
+            page_tail::clear::<D>(
+                ring.value(),
+                page.tokens,
+                quarter * 16..quarter * 16 + 16,
+                lane,
+                32,
+            );
+            // The copy that fills the stage next is of the other proxy.
+            bulk::fence_proxy_async_shared();
+            warp::sync_warp();
+        }
+        let factor = tile.rows.update(&mut s, work.block.logits);
+        tile.rescale(factor);
+        tile.weigh::<E, D, 8>(&s, ring.value() + own);
+        ring.release();
+    }
+    ring.advance();
+}
