@@ -1,5 +1,7 @@
 //! Our run beside the peers'.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
@@ -10,7 +12,6 @@ pub(super) const GROUPING: &str = "flatten";
 #[derive(Deserialize)]
 struct Run {
     commit: String,
-    empty_graph_us: f64,
     rows: Vec<Measured>,
 }
 
@@ -27,8 +28,13 @@ struct Measured {
 
 #[derive(Deserialize)]
 struct Peers {
-    empty_graph_us: f64,
     rows: Vec<Peer>,
+}
+
+/// Our kernels timed by the peers' loop.
+#[derive(Deserialize)]
+struct Replay {
+    median_us: BTreeMap<String, f64>,
 }
 
 #[derive(Deserialize)]
@@ -41,10 +47,8 @@ struct Peer {
 pub(super) struct Comparison {
     /// Commit that was measured.
     pub(super) commit: String,
-    /// Replay of an empty graph in our run, in microseconds.
-    pub(super) empty_us: f64,
-    /// The same in the peers' run.
-    pub(super) peers_empty_us: f64,
+    /// The most that the peers' loop measures more than ours for the same kernel, in microseconds.
+    pub(super) handicap_us: f64,
     pub(super) rows: Vec<Row>,
 }
 
@@ -64,10 +68,12 @@ pub(super) struct Row {
 }
 
 impl Comparison {
-    /// From the texts of the two files. Workloads are in the peers' order.
-    pub(super) fn new(ours: &str, peers: &str) -> Result<Self> {
+    /// From the texts of the three files. Workloads are in the peers' order.
+    pub(super) fn new(ours: &str, peers: &str, replay: &str) -> Result<Self> {
         let run: Run = serde_json::from_str(ours).context("our run")?;
         let peers: Peers = serde_json::from_str(peers).context("the peers' run")?;
+        let replay: Replay =
+            serde_json::from_str(replay).context("our kernels in the peers' loop")?;
         let rows = peers.rows.iter().map(|peer| {
             let of_workload = || run.rows.iter().filter(|row| row.workload == peer.workload);
             let row = of_workload()
@@ -85,17 +91,16 @@ impl Comparison {
                     .collect(),
             })
         });
+        let rows: Vec<Row> = rows.collect::<Result<_>>()?;
+        let more = rows.iter().filter_map(|row| {
+            let us = replay.median_us.get(&row.workload)?;
+            Some(us - row.ours_us)
+        });
         Ok(Self {
-            rows: rows.collect::<Result<_>>()?,
+            handicap_us: more.fold(0.0, f64::max),
+            rows,
             commit: run.commit,
-            empty_us: run.empty_graph_us,
-            peers_empty_us: peers.empty_graph_us,
         })
-    }
-
-    /// By how much the peers' loop measures more than ours where there is nothing to measure.
-    pub(super) fn handicap_us(&self) -> f64 {
-        (self.peers_empty_us - self.empty_us).max(0.0)
     }
 
     /// The best peer's time over ours, with `added_us` added to ours: the geometric mean.
@@ -113,26 +118,29 @@ impl Row {
 }
 
 #[cfg(test)]
-pub(super) const OURS: &str = r#"{"commit": "abc", "empty_graph_us": 1.0, "rows": [
+pub(super) const OURS: &str = r#"{"commit": "abc", "rows": [
     {"workload": "b", "grouping": "node", "median_us": 30, "bytes_kv": 9, "bytes_unique": 3, "floor_us": 5},
     {"workload": "b", "grouping": "flatten", "median_us": 20, "bytes_kv": 6, "bytes_unique": 3, "floor_us": 5},
     {"workload": "a", "grouping": "flatten", "median_us": 10, "partial_us": 8, "bytes_kv": 3, "bytes_unique": 3,
      "floor_us": 2}]}"#;
 #[cfg(test)]
-pub(super) const PEERS: &str = r#"{"empty_graph_us": 5.0, "rows": [
+pub(super) const PEERS: &str = r#"{"rows": [
     {"workload": "a", "best_us": 10}, {"workload": "b", "best_us": 80}]}"#;
+
+#[cfg(test)]
+pub(super) const REPLAY: &str = r#"{"median_us": {"a": 14, "b": 21}}"#;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn rows_meet_by_name_and_the_empty_graphs_difference_can_be_added() {
-        let comparison = Comparison::new(OURS, PEERS).unwrap();
+    fn rows_meet_by_name_and_the_loops_largest_difference_can_be_added() {
+        let comparison = Comparison::new(OURS, PEERS, REPLAY).unwrap();
         let names: Vec<&str> = comparison.rows.iter().map(|row| &*row.workload).collect();
         assert_eq!(names, ["a", "b"]);
         assert_eq!(comparison.rows[1].reads, 2.0);
-        assert_eq!(comparison.handicap_us(), 4.0);
+        assert_eq!(comparison.handicap_us, 4.0);
         assert!((comparison.mean_speedup(0.0) - 2.0).abs() < 1e-12);
         assert!((comparison.rows[0].speedup(4.0) - 10.0 / 14.0).abs() < 1e-12);
     }
@@ -140,7 +148,7 @@ mod tests {
     #[test]
     fn a_workload_that_was_not_measured_is_named() {
         let peers = PEERS.replace("\"a\"", "\"c\"");
-        let error = Comparison::new(OURS, &peers).err().unwrap();
+        let error = Comparison::new(OURS, &peers, REPLAY).err().unwrap();
         assert_eq!(error.to_string(), "our run lacks c flatten");
     }
 }

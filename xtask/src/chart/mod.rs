@@ -13,8 +13,8 @@ use crate::workspace;
 
 /// Draws docs/figures/trees.svg and writes the numbers in README.md and docs/performance.md anew.
 ///
-/// They come from docs/benchmarks/h100-trees.json (`deft-bench trees --json`) and peers-h100.json
-/// there. A test compares what is committed with what these files give.
+/// They come from docs/benchmarks: h100-trees.json (`deft-bench trees --json`), peers-h100.json and
+/// h100-pytorch-replay.json. A test compares what is committed with what these files give.
 #[derive(clap::Args)]
 pub(crate) struct Args {}
 
@@ -33,6 +33,7 @@ fn outputs() -> Result<Vec<(&'static str, String)>> {
     let comparison = Comparison::new(
         &read("docs/benchmarks/h100-trees.json")?,
         &read("docs/benchmarks/peers-h100.json")?,
+        &read("docs/benchmarks/h100-pytorch-replay.json")?,
     )?;
     let readme = text::fill(&read("README.md")?, "summary", &text::summary(&comparison))?;
     let performance = read("docs/performance.md")?;

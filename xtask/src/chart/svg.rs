@@ -26,7 +26,7 @@ const STYLE: &str = "\
 
 /// A bar chart of `comparison`.
 pub(super) fn draw(comparison: &Comparison) -> String {
-    let added = comparison.handicap_us();
+    let added = comparison.handicap_us;
     let bottom = TOP + ROW * comparison.rows.len() as f64;
     let longest = comparison
         .rows
