@@ -168,11 +168,11 @@ fn line(svg: &mut String, class: &str, [x1, y1]: [f64; 2], [x2, y2]: [f64; 2]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chart::measurements::{OURS, PEERS};
+    use crate::chart::measurements::{OURS, PEERS, REPLAY};
 
     #[test]
     fn bars_are_as_long_as_the_times() {
-        let svg = draw(&Comparison::new(OURS, PEERS).unwrap());
+        let svg = draw(&Comparison::new(OURS, PEERS, REPLAY).unwrap());
         // 80 us, the longest, take the whole plot: 500 units.
         assert!(
             svg.contains("class=\"peer\" x=\"190.0\"") && svg.contains("width=\"500.0\""),
