@@ -9,8 +9,8 @@ pub(crate) const GRANULE: u32 = 2;
 /// Index of "no readers".
 const NOBODY: u32 = 0;
 
-/// Readers' nodes beyond which unreachable ones are dropped.
-const COLLECT_AT: usize = 1 << 21;
+/// Fewest nodes of readers at which unreachable ones are dropped.
+const COLLECT_AT: usize = 1 << 18;
 
 /// An access: by whom, on whose view of the past, and through which proxy.
 #[derive(Clone, Copy)]
@@ -68,6 +68,7 @@ pub(crate) struct Shadow {
     readers: Vec<Reader>,
     /// The latest change of a readers' list: from, to.
     memo: (u32, u32, Agent, u32),
+    collect_at: usize,
 }
 
 impl Shadow {
@@ -82,6 +83,7 @@ impl Shadow {
             granules: vec![Granule::default(); bytes.div_ceil(GRANULE) as usize],
             readers: vec![nobody],
             memo: (NOBODY, NOBODY, 0, 0),
+            collect_at: COLLECT_AT,
         }
     }
 
@@ -152,7 +154,7 @@ impl Shadow {
             let readers = self.with_reader(granule.readers, access);
             self.granules[index as usize].readers = readers;
         }
-        if self.readers.len() > COLLECT_AT {
+        if self.readers.len() > self.collect_at {
             self.collect();
         }
         Ok(())
@@ -246,14 +248,14 @@ impl Shadow {
         self.readers.push(old[0]);
         self.memo = (NOBODY, NOBODY, 0, 0);
         let mut moved = vec![NOBODY; old.len()];
+        let mut path = Vec::new();
         for index in 0..self.granules.len() {
             let mut next = self.granules[index].readers;
-            let mut path = Vec::new();
             while next != NOBODY && moved[next as usize] == NOBODY {
                 path.push(next);
                 next = old[next as usize].next;
             }
-            for node in path.into_iter().rev() {
+            for node in path.drain(..).rev() {
                 let reader = old[node as usize];
                 moved[node as usize] = self.push(Reader {
                     next: moved[reader.next as usize],
@@ -263,6 +265,7 @@ impl Shadow {
             let readers = self.granules[index].readers;
             self.granules[index].readers = moved[readers as usize];
         }
+        self.collect_at = COLLECT_AT.max(2 * self.readers.len());
     }
 }
 

@@ -3,7 +3,7 @@
 use std::any::TypeId;
 use std::panic::Location;
 
-use crate::block::{Block, State, Waiting, instruction, suspend};
+use crate::block::{Block, Waiting, instruction, suspend};
 use crate::clock::Gather;
 use crate::report::{Cause, Checked, Fault, Site, lanes};
 use crate::wgmma::WarpQueue;
@@ -101,20 +101,6 @@ impl Block<'_> {
         operands: *mut (),
     ) -> Checked<Option<[*mut (); 32]>> {
         let (warp, lane) = (self.current / 32, self.current % 32);
-        let others = Self::warp_threads(warp).filter(|thread| *thread != self.current);
-        for thread in others {
-            // Lanes that wait for the same barrier passed it together, this one among them.
-            let thread = &self.threads[thread as usize];
-            if let State::Waiting(Waiting::Barrier(id)) = thread.state {
-                let barrier = thread.site.map(ToString::to_string).unwrap_or_default();
-                return Err(Fault::new(
-                    Cause::Divergence,
-                    format!(
-                        "lane {lane} is in {name} while lanes of its warp wait at barrier {id} ({barrier})"
-                    ),
-                ));
-            }
-        }
         let state = &mut self.warps[warp as usize];
         if state.exited != 0 {
             return Err(Fault::new(
