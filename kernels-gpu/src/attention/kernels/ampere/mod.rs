@@ -1,6 +1,6 @@
 //! `attend` on Ampere and what follows it: `mma.sync`, `cp.async`, no roles.
 //!
-//! All eight warps load the program's pages ([`pages`]) and compute. A work item's rows are cut into tiles of 16, a
+//! All eight warps load the program's pages (`pages`) and compute. A work item's rows are cut into tiles of 16, a
 //! warp each; where there are fewer tiles than warps, neighbouring warps have the same rows and share a page's tokens,
 //! each with a running softmax of its own, and their results are joined at the item's end.
 

@@ -1,8 +1,8 @@
 //! `attend` on Hopper: `wgmma`, bulk copies, a producer warp.
 //!
-//! The producer warp streams the pages of the share's program into a ring in shared memory ([`producer`], [`ring`]);
-//! eight consumer warps take the program's work items one after the other ([`consume`]), by [`narrow`] up to 16 rows
-//! and by [`wide`] above. So loads never wait for a work item's beginning or end.
+//! The producer warp streams the pages of the share's program into a ring in shared memory (`producer`, `ring`);
+//! eight consumer warps take the program's work items one after the other (`consume`), by `narrow` up to 16 rows
+//! and by `wide` above. So loads never wait for a work item's beginning or end.
 
 mod narrow;
 mod page_tail;
