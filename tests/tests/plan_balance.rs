@@ -56,6 +56,7 @@ fn random_forests_of_many_pages_are_cut_evenly() {
                 max < 1.05 * mean + cut_ns,
                 "seed {seed}: {max} against {mean}\n{plan}"
             );
+            assert!(plan.imbalance() < 1.15, "seed {seed}\n{plan}");
             plans += 1;
             uneven += u32::from(max > 1.05 * mean);
         }

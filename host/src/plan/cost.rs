@@ -8,9 +8,9 @@ use kernels_gpu::layout::CORE;
 /// | constant | H100 | where from |
 /// |---|---|---|
 /// | `bytes_per_ns` | 42 | fitted: best balance between nodes that one tile reads and nodes that several do |
-/// | `flops_per_ns` | 4,400 | measured: `spec64_ctx32k` with row tiles of 64 and of 128 |
+/// | `flops_per_ns` | 4,400 | estimated: `spec64_ctx32k` with row tiles of 64 and of 128, less an assumed 12 us of fixed cost |
 /// | `item_ns` | 1,500 | fitted, of little weight: load queries, drain the pipeline, scale and store |
-/// | `cache_bytes_per_ns` | 66 | measured: `spec64_ctx32k` with row tiles of 64, where the cache sets the pace |
+/// | `cache_bytes_per_ns` | 66 | estimated from the same times: what a share asked for; the cache may give more |
 /// | `partial_bytes_per_ns` | 30 | fitted, between 21.7 (`spec64_ctx4k`) and what long contexts want |
 ///
 /// Refitted by `deft-bench trees --cost bytes_per_ns=42 --cost partial_bytes_per_ns=30 ...`; what was tried is in

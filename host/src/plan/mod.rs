@@ -13,8 +13,8 @@
 //! ```
 //! use deft::{cache::PagePool, plan::{Grouping, PlanConfig, Planner}, tree::TokenForest};
 //!
-//! let mut forest = TokenForest::new(PagePool::new(700)?);
-//! let prompt = forest.insert_root(40_000)?;
+//! let mut forest = TokenForest::new(PagePool::new(100)?);
+//! let prompt = forest.insert_root(4000)?;
 //! let leaves = forest.fork(prompt, 8)?;
 //! forest.extend(&leaves, 30)?;
 //! let mut planner = Planner::new(PlanConfig::new(Grouping::Flatten, 4, 128, 16))?;
