@@ -1,0 +1,132 @@
+//! What tree search asks of a language model.
+
+use deft::tree::TokenForest;
+use deft::{CacheError, NodeKey};
+
+/// One token of a draft, to be verified together with the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DraftToken {
+    /// Index of the token before it within the draft, below its own; `None` right after the trunk.
+    pub parent: Option<u32>,
+    /// The token.
+    pub token: u32,
+}
+
+/// Bytes of KV that attention has read since the model was made, all layers and KV heads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// By the plans that ran: shared prefixes once.
+    pub read: u64,
+    /// What one query at a time would have read: shared prefixes once a query.
+    pub per_query: u64,
+}
+
+/// A language model over a forest of token trees whose K and V it keeps.
+///
+/// A node is a run of tokens that were run through the model. Logits are those of the token that comes
+/// next, `f32`, one row of [`TreeModel::vocabulary`] entries for each token asked about.
+pub trait TreeModel {
+    /// Entries of a row of logits.
+    fn vocabulary(&self) -> usize;
+
+    /// Most tokens from a root to a leaf.
+    fn context(&self) -> usize;
+
+    /// The trees: lengths, parents, children, pages and the pool's counters.
+    fn forest(&self) -> &TokenForest;
+
+    /// What attention has read.
+    fn traffic(&self) -> Traffic;
+
+    /// Starts a tree with `tokens`, at least one; `logits` becomes the row after the last of them.
+    ///
+    /// # Errors
+    /// [`ModelError`]; then there is no new tree.
+    fn insert_prompt(
+        &mut self,
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<NodeKey, ModelError>;
+
+    /// Gives `node` `n` more children, each empty, and seals it. Nothing is computed or copied.
+    ///
+    /// # Errors
+    /// [`ModelError::Cache`].
+    fn fork(&mut self, node: NodeKey, n: usize) -> Result<Vec<NodeKey>, ModelError>;
+
+    /// Puts `tokens[i]` at the end of `leaves[i]` and runs all of them in one pass; `logits` becomes
+    /// `[leaves, vocabulary]`.
+    ///
+    /// # Errors
+    /// [`ModelError`]; then no leaf has grown.
+    fn step(
+        &mut self,
+        leaves: &[NodeKey],
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError>;
+
+    /// Puts a draft tree below `trunk` and runs all of it in one pass; `logits` becomes
+    /// `[draft, vocabulary]`. [`TreeModel::accept`] ends the draft.
+    ///
+    /// # Errors
+    /// [`ModelError`]; then there is no draft.
+    fn verify(
+        &mut self,
+        trunk: NodeKey,
+        draft: &[DraftToken],
+        logits: &mut Vec<f32>,
+    ) -> Result<Vec<NodeKey>, ModelError>;
+
+    /// Ends the draft of `trunk`: tokens along `path` join the trunk, the rest is dropped. `path` starts
+    /// at a child of the trunk, each entry is the parent of the next; it may be empty.
+    ///
+    /// # Errors
+    /// [`ModelError::Cache`].
+    fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError>;
+
+    /// Removes `node` and everything below it; the pages that came free.
+    ///
+    /// # Errors
+    /// [`ModelError::Cache`].
+    fn prune(&mut self, node: NodeKey) -> Result<u32, ModelError>;
+}
+
+/// Why a model did not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The tree, its pages or attention.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A token that the model does not have.
+    #[error("token {token} is not below the vocabulary's size, {vocabulary}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Entries of the vocabulary.
+        vocabulary: usize,
+    },
+    /// A path that would be longer than the model can attend to.
+    #[error("a path of {tokens} tokens is longer than the context of {context}")]
+    Context {
+        /// Tokens from the root.
+        tokens: u64,
+        /// Most that there may be.
+        context: usize,
+    },
+    /// An argument without tokens.
+    #[error("{argument} is empty: at least one token is needed")]
+    Empty {
+        /// Name of the argument.
+        argument: &'static str,
+    },
+    /// Arguments that belong together and differ in length.
+    #[error("{leaves} leaves and {tokens} tokens: one token a leaf is needed")]
+    Lengths {
+        /// Leaves given.
+        leaves: usize,
+        /// Tokens given.
+        tokens: usize,
+    },
+}
