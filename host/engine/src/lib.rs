@@ -1,5 +1,9 @@
 //! Language models that decode trees of tokens, and search over such trees.
 
+pub mod config;
 pub mod tree_model;
+pub mod weights;
 
+pub use config::{ConfigError, LlamaConfig, RopeScaling};
 pub use tree_model::{DraftToken, ModelError, Traffic, TreeModel};
+pub use weights::{LayerTensor, Tensor, Weights, WeightsError};

@@ -1,0 +1,432 @@
+//! The shape of a Llama-architecture model.
+
+use deft::RotaryTable;
+use deft::attention::BackendError;
+use deft::cache::{HEAD_DIMS, MAX_HEADS};
+
+/// Most elements of a row, entries of a vocabulary or tokens of a context: what fits 24 bits.
+const MAX_WIDTH: u32 = 1 << 24;
+/// Rows of weights are whole 16-byte chunks of 16-bit elements.
+const WIDTH_MULTIPLE: u32 = 8;
+
+/// The shape of a Llama-architecture model: pre-norm (RMSNorm), grouped-query attention with a rotary
+/// embedding, and SwiGLU.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LlamaConfig {
+    /// Layers.
+    pub layers: u32,
+    /// Elements of a token's state between layers.
+    pub hidden: u32,
+    /// Elements within the feed-forward part.
+    pub ffn: u32,
+    /// Query heads of a layer; a multiple of `kv_heads`.
+    pub q_heads: u32,
+    /// KV heads of a layer.
+    pub kv_heads: u32,
+    /// Elements of a head's query, key and value: 64, 128 or 256.
+    pub head_dim: u32,
+    /// Tokens that there are.
+    pub vocabulary: u32,
+    /// Most tokens from a root to a leaf.
+    pub context: u32,
+    /// What is added to the mean square before its root is taken.
+    pub rms_eps: f32,
+    /// Base of the rotary embedding's frequencies.
+    pub rope_theta: f64,
+    /// How those frequencies are changed for long contexts.
+    pub rope_scaling: RopeScaling,
+    /// Whether the head's weights are the embedding's.
+    pub tied_embeddings: bool,
+}
+
+/// How the frequencies of a rotary embedding are changed for long contexts.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// Llama 3.1's: wavelengths above `original_context / low` are stretched by `factor`, those below
+    /// `original_context / high` stay, between them it is interpolated.
+    Llama3 {
+        /// By how much long wavelengths are stretched; 1 or more.
+        factor: f64,
+        /// Turns within the original context below which a wavelength is long.
+        low: f64,
+        /// Turns within the original context above which a wavelength is short; above `low`.
+        high: f64,
+        /// Tokens that the model was first trained with.
+        original_context: u32,
+    },
+    /// By what each frequency is divided, `[head_dim / 2]`: how GGUF files keep the above.
+    Divisors(Vec<f32>),
+}
+
+/// A field of a [`LlamaConfig`] that is out of range.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value}; it must be {expected}")]
+pub struct ConfigError {
+    /// The field.
+    pub field: &'static str,
+    /// What it was.
+    pub value: String,
+    /// What it may be.
+    pub expected: String,
+}
+
+impl LlamaConfig {
+    /// SmolLM2-135M's.
+    pub fn smollm2_135m() -> Self {
+        Self {
+            layers: 30,
+            hidden: 576,
+            ffn: 1536,
+            q_heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            vocabulary: 49_152,
+            context: 8192,
+            rms_eps: 1e-5,
+            rope_theta: 100_000.0,
+            rope_scaling: RopeScaling::None,
+            tied_embeddings: true,
+        }
+    }
+
+    /// Llama-3-8B's.
+    pub fn llama3_8b() -> Self {
+        Self {
+            layers: 32,
+            hidden: 4096,
+            ffn: 14_336,
+            q_heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            vocabulary: 128_256,
+            context: 8192,
+            rms_eps: 1e-5,
+            rope_theta: 500_000.0,
+            rope_scaling: RopeScaling::None,
+            tied_embeddings: false,
+        }
+    }
+
+    /// CodeLlama-7B's.
+    pub fn codellama_7b() -> Self {
+        Self {
+            layers: 32,
+            hidden: 4096,
+            ffn: 11_008,
+            q_heads: 32,
+            kv_heads: 32,
+            head_dim: 128,
+            vocabulary: 32_016,
+            context: 16_384,
+            rms_eps: 1e-5,
+            rope_theta: 1e6,
+            rope_scaling: RopeScaling::None,
+            tied_embeddings: false,
+        }
+    }
+
+    /// CodeLlama-34B's.
+    pub fn codellama_34b() -> Self {
+        Self {
+            layers: 48,
+            hidden: 8192,
+            ffn: 22_016,
+            q_heads: 64,
+            kv_heads: 8,
+            head_dim: 128,
+            vocabulary: 32_000,
+            ..Self::codellama_7b()
+        }
+    }
+
+    /// Whether every field is in its range.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the field.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        within("layers", self.layers, MAX_HEADS)?;
+        width("hidden", self.hidden)?;
+        width("ffn", self.ffn)?;
+        within("kv_heads", self.kv_heads, MAX_HEADS)?;
+        within("q_heads", self.q_heads, MAX_HEADS)?;
+        if !self.q_heads.is_multiple_of(self.kv_heads) {
+            let expected = format!("a multiple of kv_heads, {}", self.kv_heads);
+            return Err(error("q_heads", self.q_heads, expected));
+        }
+        if !HEAD_DIMS.contains(&self.head_dim) {
+            return Err(error("head_dim", self.head_dim, "64, 128 or 256"));
+        }
+        within("vocabulary", self.vocabulary, MAX_WIDTH)?;
+        within("context", self.context, MAX_WIDTH)?;
+        positive("rms_eps", f64::from(self.rms_eps))?;
+        positive("rope_theta", self.rope_theta)?;
+        self.validate_scaling()
+    }
+
+    fn validate_scaling(&self) -> Result<(), ConfigError> {
+        match &self.rope_scaling {
+            RopeScaling::None => Ok(()),
+            &RopeScaling::Llama3 {
+                factor,
+                low,
+                high,
+                original_context,
+            } => {
+                if !(factor.is_finite() && factor >= 1.0) {
+                    return Err(error("rope_scaling.factor", factor, "1 or more"));
+                }
+                positive("rope_scaling.low", low)?;
+                if !(high.is_finite() && high > low) {
+                    let expected = format!("above rope_scaling.low, {low}");
+                    return Err(error("rope_scaling.high", high, expected));
+                }
+                within("rope_scaling.original_context", original_context, MAX_WIDTH)
+            }
+            RopeScaling::Divisors(divisors) => {
+                if divisors.len() != self.head_dim as usize / 2 {
+                    let value = format!("{} divisors", divisors.len());
+                    let expected = format!("head_dim / 2, {}", self.head_dim / 2);
+                    return Err(error("rope_scaling", value, expected));
+                }
+                let mut all = divisors.iter();
+                all.try_for_each(|&divisor| positive("rope_scaling", f64::from(divisor)))
+            }
+        }
+    }
+
+    /// Elements of a token's queries, all heads: `q_heads x head_dim`.
+    pub fn q_width(&self) -> u32 {
+        self.q_heads * self.head_dim
+    }
+
+    /// Elements of a token's keys, or values, all heads: `kv_heads x head_dim`.
+    pub fn kv_width(&self) -> u32 {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Angles of the first position after 0, `[head_dim / 2]`: `theta^(-2 i / head_dim)` (RoFormer, arXiv
+    /// 2104.09864, section 3.2.2), scaled.
+    pub fn rope_frequencies(&self) -> Vec<f64> {
+        let half = self.head_dim / 2;
+        (0..half)
+            .map(|i| {
+                let plain = self.rope_theta.powf(-f64::from(i) / f64::from(half));
+                match &self.rope_scaling {
+                    RopeScaling::None => plain,
+                    RopeScaling::Divisors(divisors) => plain / f64::from(divisors[i as usize]),
+                    &RopeScaling::Llama3 {
+                        factor,
+                        low,
+                        high,
+                        original_context,
+                    } => {
+                        let turns = f64::from(original_context) * plain / std::f64::consts::TAU;
+                        let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                        plain * (kept + (1.0 - kept) / factor)
+                    }
+                }
+            })
+            .collect()
+    }
+
+    /// Cosines and sines of the first `positions` positions, in this crate's order of dims: dim `d` turns
+    /// with dim `d + head_dim / 2`.
+    ///
+    /// # Errors
+    /// [`BackendError`] for a head dimension that is 0 or odd.
+    pub fn rotary_table(&self, positions: u32) -> Result<RotaryTable, BackendError> {
+        let frequencies = self.rope_frequencies();
+        let angles = (0..positions).flat_map(|position| {
+            let turn = move |frequency: &f64| (f64::from(position) * frequency).sin_cos();
+            frequencies.iter().map(turn)
+        });
+        let (cos, sin) = angles.map(|(sin, cos)| (cos as f32, sin as f32)).unzip();
+        RotaryTable::from_tables(self.head_dim, cos, sin)
+    }
+
+    /// Elements of all weights, a tied head's once.
+    pub fn parameters(&self) -> u64 {
+        let [hidden, ffn, q, kv, vocabulary] = [
+            self.hidden,
+            self.ffn,
+            self.q_width(),
+            self.kv_width(),
+            self.vocabulary,
+        ]
+        .map(u64::from);
+        let layer = 2 * hidden + 2 * hidden * (q + kv) + 3 * hidden * ffn;
+        let ends = if self.tied_embeddings { 1 } else { 2 } * vocabulary * hidden + hidden;
+        u64::from(self.layers) * layer + ends
+    }
+}
+
+fn error(
+    field: &'static str,
+    value: impl std::fmt::Display,
+    expected: impl Into<String>,
+) -> ConfigError {
+    ConfigError {
+        field,
+        value: value.to_string(),
+        expected: expected.into(),
+    }
+}
+
+fn within(field: &'static str, value: u32, max: u32) -> Result<(), ConfigError> {
+    if value == 0 || value > max {
+        return Err(error(field, value, format!("between 1 and {max}")));
+    }
+    Ok(())
+}
+
+fn width(field: &'static str, value: u32) -> Result<(), ConfigError> {
+    within(field, value, MAX_WIDTH)?;
+    if !value.is_multiple_of(WIDTH_MULTIPLE) {
+        return Err(error(
+            field,
+            value,
+            format!("a multiple of {WIDTH_MULTIPLE}"),
+        ));
+    }
+    Ok(())
+}
+
+fn positive(field: &'static str, value: f64) -> Result<(), ConfigError> {
+    if !(value.is_finite() && value > 0.0) {
+        return Err(error(field, value, "positive and finite"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_are_valid_and_as_large_as_their_names_say() {
+        let sizes = [
+            (LlamaConfig::smollm2_135m(), 134_515_008),
+            (LlamaConfig::llama3_8b(), 8_030_261_248),
+            (LlamaConfig::codellama_7b(), 6_738_546_688),
+            (LlamaConfig::codellama_34b(), 33_743_970_304),
+        ];
+        for (config, parameters) in sizes {
+            config.validate().unwrap();
+            assert_eq!(config.parameters(), parameters);
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut LlamaConfig)) -> String {
+        let mut config = LlamaConfig::smollm2_135m();
+        change(&mut config);
+        config.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn fields_out_of_range_are_named() {
+        assert_eq!(
+            refused(|config| config.layers = 0),
+            "layers is 0; it must be between 1 and 4096"
+        );
+        assert_eq!(
+            refused(|config| config.hidden = 577),
+            "hidden is 577; it must be a multiple of 8"
+        );
+        assert_eq!(
+            refused(|config| config.q_heads = 10),
+            "q_heads is 10; it must be a multiple of kv_heads, 3"
+        );
+        assert_eq!(
+            refused(|config| config.head_dim = 96),
+            "head_dim is 96; it must be 64, 128 or 256"
+        );
+        for (field, message) in [
+            (refused(|config| config.ffn = 0), "ffn is 0"),
+            (refused(|config| config.kv_heads = 0), "kv_heads is 0"),
+            (refused(|config| config.q_heads = 5000), "q_heads is 5000"),
+            (refused(|config| config.vocabulary = 0), "vocabulary is 0"),
+            (
+                refused(|config| config.context = 1 << 30),
+                "context is 1073741824",
+            ),
+            (
+                refused(|config| config.rms_eps = f32::NAN),
+                "rms_eps is NaN",
+            ),
+            (
+                refused(|config| config.rope_theta = -1.0),
+                "rope_theta is -1",
+            ),
+        ] {
+            assert!(field.starts_with(message), "{field}");
+        }
+    }
+
+    fn llama31(factor: f64, high: f64) -> RopeScaling {
+        RopeScaling::Llama3 {
+            factor,
+            low: 1.0,
+            high,
+            original_context: 8192,
+        }
+    }
+
+    #[test]
+    fn scaling_out_of_range_is_named() {
+        let scaled = |scaling| refused(|config| config.rope_scaling = scaling);
+        assert!(scaled(llama31(0.5, 4.0)).starts_with("rope_scaling.factor is 0.5"));
+        assert!(scaled(llama31(8.0, 1.0)).starts_with("rope_scaling.high is 1"));
+        assert!(scaled(RopeScaling::Divisors(vec![1.0; 31])).starts_with("rope_scaling is 31"));
+        assert!(scaled(RopeScaling::Divisors(vec![0.0; 32])).starts_with("rope_scaling is 0"));
+    }
+
+    #[test]
+    fn llama3_scaling_keeps_short_wavelengths_and_stretches_long_ones() {
+        let plain = LlamaConfig {
+            head_dim: 128,
+            ..LlamaConfig::llama3_8b()
+        };
+        let scaled = LlamaConfig {
+            rope_scaling: llama31(8.0, 4.0),
+            ..plain.clone()
+        };
+        let (plain, scaled) = (plain.rope_frequencies(), scaled.rope_frequencies());
+        let mut between = 0;
+        for (plain, scaled) in plain.into_iter().zip(scaled) {
+            // As published with Llama 3.1, by wavelength.
+            let wavelength = std::f64::consts::TAU / plain;
+            let expected = if wavelength < 8192.0 / 4.0 {
+                plain
+            } else if wavelength > 8192.0 {
+                plain / 8.0
+            } else {
+                between += 1;
+                let smooth = (8192.0 / wavelength - 1.0) / (4.0 - 1.0);
+                (1.0 - smooth) * plain / 8.0 + smooth * plain
+            };
+            assert!((scaled / expected - 1.0).abs() < 1e-12);
+        }
+        assert!(between > 2);
+    }
+
+    #[test]
+    fn tables_without_scaling_are_the_library_s() {
+        let config = LlamaConfig::smollm2_135m();
+        let table = config.rotary_table(300).unwrap();
+        assert_eq!(table, RotaryTable::new(64, 300, 100_000.0).unwrap());
+    }
+
+    #[test]
+    fn divisors_divide() {
+        let mut config = LlamaConfig::smollm2_135m();
+        let plain = config.rope_frequencies();
+        config.rope_scaling = RopeScaling::Divisors((0..32).map(|i| 1.0 + i as f32).collect());
+        config.validate().unwrap();
+        for (i, divided) in config.rope_frequencies().into_iter().enumerate() {
+            assert_eq!(divided, plain[i] / (1.0 + i as f64));
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! A model's weights, one tensor at a time, wherever they come from.
+
+mod error;
+mod synthetic;
+
+use std::ops::Range;
+
+use deft::bf16;
+use rayon::prelude::*;
+
+pub use self::error::WeightsError;
+
+use crate::config::{ConfigError, LlamaConfig};
+
+/// A tensor of a model, by what it is for.
+///
+/// Matrices are `[rows, columns]`, a row for each output: `y[r] = sum_c w[r][c] x[c]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tensor {
+    /// `[vocabulary, hidden]`: a token's first state.
+    Embedding,
+    /// `[1, hidden]`: RMSNorm before the head.
+    FinalNorm,
+    /// `[vocabulary, hidden]`; the embedding where that is tied.
+    Head,
+    /// A tensor of the layer with this index.
+    Layer(u32, LayerTensor),
+}
+
+/// A tensor of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LayerTensor {
+    /// `[1, hidden]`: RMSNorm before attention.
+    AttentionNorm,
+    /// `[q_heads x head_dim, hidden]`; within a head dim `d` turns with dim `d + head_dim / 2`.
+    Query,
+    /// `[kv_heads x head_dim, hidden]`, its dims as the queries'.
+    Key,
+    /// `[kv_heads x head_dim, hidden]`.
+    Value,
+    /// `[hidden, q_heads x head_dim]`.
+    Output,
+    /// `[1, hidden]`: RMSNorm before the feed-forward part.
+    FfnNorm,
+    /// `[ffn, hidden]`: what goes through SiLU.
+    Gate,
+    /// `[ffn, hidden]`: what that is multiplied with.
+    Up,
+    /// `[hidden, ffn]`.
+    Down,
+}
+
+impl LayerTensor {
+    /// All of them, in the order of their use.
+    pub const ALL: [Self; 9] = [
+        Self::AttentionNorm,
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Output,
+        Self::FfnNorm,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+    ];
+}
+
+impl Tensor {
+    /// Every tensor of a model, in the order of their use. A tied head is not listed.
+    pub fn all(config: &LlamaConfig) -> impl Iterator<Item = Self> + use<> {
+        let layers = 0..config.layers;
+        let head = (!config.tied_embeddings).then_some(Self::Head);
+        let of_layer = |layer| LayerTensor::ALL.map(|tensor| Self::Layer(layer, tensor));
+        std::iter::once(Self::Embedding)
+            .chain(layers.flat_map(of_layer))
+            .chain([Self::FinalNorm])
+            .chain(head)
+    }
+
+    /// `[rows, columns]`.
+    pub fn shape(self, config: &LlamaConfig) -> [usize; 2] {
+        let (hidden, ffn) = (config.hidden, config.ffn);
+        let shape = match self {
+            Self::Embedding | Self::Head => [config.vocabulary, hidden],
+            Self::FinalNorm => [1, hidden],
+            Self::Layer(_, tensor) => match tensor {
+                LayerTensor::AttentionNorm | LayerTensor::FfnNorm => [1, hidden],
+                LayerTensor::Query => [config.q_width(), hidden],
+                LayerTensor::Key | LayerTensor::Value => [config.kv_width(), hidden],
+                LayerTensor::Output => [hidden, config.q_width()],
+                LayerTensor::Gate | LayerTensor::Up => [ffn, hidden],
+                LayerTensor::Down => [hidden, ffn],
+            },
+        };
+        shape.map(|size| size as usize)
+    }
+}
+
+/// Where weights come from.
+///
+/// Arguments are those of [`Weights::read_f32`], checked: `rows` are within the tensor, `out` is `[rows,
+/// columns]`, and the tensor is none that is tied to another.
+pub(crate) trait Source: std::fmt::Debug + Send + Sync {
+    /// Writes rows of `tensor`, as f32.
+    fn read(&self, tensor: Tensor, rows: Range<usize>, out: &mut [f32])
+    -> Result<(), WeightsError>;
+}
+
+/// A model's weights: read row by row in the type that the reader wants, nothing is kept.
+#[derive(Debug)]
+pub struct Weights {
+    config: LlamaConfig,
+    source: Box<dyn Source>,
+}
+
+impl Weights {
+    /// Small random weights, uniform with variance `1 / columns` (norms: 1), the same for the same seed.
+    /// They are made as they are read.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn synthetic(config: LlamaConfig, seed: u64) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let source = Box::new(synthetic::Synthetic::new(config.clone(), seed));
+        Ok(Self { config, source })
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// `[rows, columns]` of `tensor`.
+    pub fn shape(&self, tensor: Tensor) -> [usize; 2] {
+        tensor.shape(&self.config)
+    }
+
+    /// Writes rows `rows` of `tensor` to `out`, `[rows, columns]`, on all threads of rayon's pool.
+    ///
+    /// # Errors
+    /// [`WeightsError`].
+    pub fn read_f32(
+        &self,
+        tensor: Tensor,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), WeightsError> {
+        self.read_blocks(tensor, rows, out, |rows, out| {
+            self.source.read(self.untied(tensor), rows, out)
+        })
+    }
+
+    /// As [`Weights::read_f32`], rounded to bf16.
+    ///
+    /// # Errors
+    /// [`WeightsError`].
+    pub fn read_bf16(
+        &self,
+        tensor: Tensor,
+        rows: Range<usize>,
+        out: &mut [bf16],
+    ) -> Result<(), WeightsError> {
+        self.read_blocks(tensor, rows, out, |rows, out| {
+            let mut wide = vec![0.0; out.len()];
+            self.source.read(self.untied(tensor), rows, &mut wide)?;
+            for (narrow, wide) in out.iter_mut().zip(wide) {
+                *narrow = bf16::from_f32(wide);
+            }
+            Ok(())
+        })
+    }
+
+    /// The tensor whose weights `tensor` has.
+    fn untied(&self, tensor: Tensor) -> Tensor {
+        match tensor {
+            Tensor::Head if self.config.tied_embeddings => Tensor::Embedding,
+            other => other,
+        }
+    }
+
+    /// Checks the arguments of a read, and does it in parallel by blocks of rows.
+    fn read_blocks<T: Send>(
+        &self,
+        tensor: Tensor,
+        rows: Range<usize>,
+        out: &mut [T],
+        read: impl Fn(Range<usize>, &mut [T]) -> Result<(), WeightsError> + Sync,
+    ) -> Result<(), WeightsError> {
+        const BLOCK_ELEMENTS: usize = 1 << 16;
+        if let Tensor::Layer(layer, _) = tensor
+            && layer >= self.config.layers
+        {
+            let layers = self.config.layers;
+            return Err(WeightsError::Layer { layer, layers });
+        }
+        let [height, columns] = self.shape(tensor);
+        if rows.start > rows.end || rows.end > height {
+            return Err(WeightsError::Rows {
+                tensor,
+                begin: rows.start,
+                end: rows.end,
+                rows: height,
+            });
+        }
+        if out.len() != rows.len() * columns {
+            return Err(WeightsError::Length {
+                tensor,
+                len: out.len(),
+                expected: rows.len() * columns,
+            });
+        }
+        let height = (BLOCK_ELEMENTS / columns).max(1);
+        let blocks = out.par_chunks_mut(height * columns).enumerate();
+        blocks.try_for_each(|(block, out)| {
+            let begin = rows.start + block * height;
+            read(begin..begin + out.len() / columns, out)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

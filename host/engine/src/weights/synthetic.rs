@@ -1,0 +1,79 @@
+//! Random weights that are made as they are read.
+
+use std::ops::Range;
+
+use super::{LayerTensor, Source, Tensor, WeightsError};
+use crate::config::LlamaConfig;
+
+#[derive(Debug)]
+pub(super) struct Synthetic {
+    config: LlamaConfig,
+    seed: u64,
+}
+
+impl Synthetic {
+    pub(super) fn new(config: LlamaConfig, seed: u64) -> Self {
+        Self { config, seed }
+    }
+
+    /// A stream of random words a row, so that rows can be made in any order.
+    fn row_state(&self, tensor: Tensor, row: usize) -> u64 {
+        let of_tensor = mix(self.seed ^ mix(number(tensor)));
+        mix(of_tensor ^ row as u64)
+    }
+}
+
+impl Source for Synthetic {
+    fn read(
+        &self,
+        tensor: Tensor,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), WeightsError> {
+        if is_norm(tensor) {
+            out.fill(1.0);
+            return Ok(());
+        }
+        let [_, columns] = tensor.shape(&self.config);
+        // A uniform variable on (-a, a) has variance a^2 / 3.
+        let scale = (3.0 / columns as f32).sqrt() / 32_768.0;
+        for (row, out) in rows.zip(out.chunks_exact_mut(columns)) {
+            let state = self.row_state(tensor, row);
+            for (index, four) in (0u64..).zip(out.chunks_mut(4)) {
+                let word = mix(state.wrapping_add(index));
+                for (lane, value) in four.iter_mut().enumerate() {
+                    let integer = (word >> (16 * lane)) as u16 as i16;
+                    *value = (f32::from(integer) + 0.5) * scale;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_norm(tensor: Tensor) -> bool {
+    matches!(
+        tensor,
+        Tensor::FinalNorm | Tensor::Layer(_, LayerTensor::AttentionNorm | LayerTensor::FfnNorm)
+    )
+}
+
+/// A number of its own for each tensor.
+fn number(tensor: Tensor) -> u64 {
+    match tensor {
+        Tensor::Embedding => 0,
+        Tensor::FinalNorm => 1,
+        Tensor::Head => 2,
+        Tensor::Layer(layer, tensor) => {
+            3 + u64::from(layer) * LayerTensor::ALL.len() as u64 + tensor as u64
+        }
+    }
+}
+
+/// A step of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+fn mix(word: u64) -> u64 {
+    let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
