@@ -1,7 +1,10 @@
 //! Why weights were not read.
 
+use std::path::{Path, PathBuf};
+
 use super::Tensor;
 use crate::config::ConfigError;
+use crate::gguf::GgufError;
 
 /// Why weights were not read.
 #[non_exhaustive]
@@ -40,4 +43,32 @@ pub enum WeightsError {
         /// Elements needed.
         expected: usize,
     },
+    /// A file cannot be read.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// A GGUF file is broken, or holds another kind of model.
+    #[error("{}: {error}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: GgufError,
+    },
+}
+
+impl WeightsError {
+    pub(crate) fn io(path: &Path, error: std::io::Error) -> Self {
+        let path = path.to_owned();
+        Self::Io { path, error }
+    }
+
+    pub(crate) fn gguf(path: &Path, error: GgufError) -> Self {
+        let path = path.to_owned();
+        Self::Gguf { path, error }
+    }
 }

@@ -1,6 +1,8 @@
 //! A model's weights, one tensor at a time, wherever they come from.
 
 mod error;
+mod format;
+pub(crate) mod stored;
 mod synthetic;
 
 use std::ops::Range;
@@ -9,6 +11,7 @@ use deft::bf16;
 use rayon::prelude::*;
 
 pub use self::error::WeightsError;
+pub use self::format::Format;
 
 use crate::config::{ConfigError, LlamaConfig};
 
@@ -122,7 +125,12 @@ impl Weights {
     pub fn synthetic(config: LlamaConfig, seed: u64) -> Result<Self, ConfigError> {
         config.validate()?;
         let source = Box::new(synthetic::Synthetic::new(config.clone(), seed));
-        Ok(Self { config, source })
+        Ok(Self::of(config, source))
+    }
+
+    /// Weights of a model of a valid shape.
+    pub(crate) fn of(config: LlamaConfig, source: Box<dyn Source>) -> Self {
+        Self { config, source }
     }
 
     /// The model's shape.
