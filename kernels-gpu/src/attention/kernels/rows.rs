@@ -75,21 +75,22 @@ impl Rows {
         for i in 8..N {
             tops[i % 8] = math::max(tops[i % 8], s[i]);
         }
-        let mut top = [0.0; 2];
-        for e in 0..2 {
-            let lane = math::max(
+        let top: [f32; 2] = core::array::from_fn(|e| {
+            let [a, b] = [
                 math::max(tops[2 * e], tops[2 * e + 1]),
                 math::max(tops[4 + 2 * e], tops[5 + 2 * e]),
-            );
-            // SAFETY: the caller's.
-            top[e] = unsafe { quad_max(lane) } * logits.scale;
-        }
+            ];
+            math::max(a, b) * logits.scale
+        });
+        // A thread's own columns say as much as its row's would: the vote is over all of them. So rows
+        // are reduced over their threads only when a reference moves.
         let behind = top[0] > self.max[0] + SLACK || top[1] > self.max[1] + SLACK;
         // SAFETY: the caller's.
         let rescale = if unsafe { warp::any(behind) } {
             let mut factor = [1.0; 2];
             for e in 0..2 {
-                let raised = math::max(self.max[e], top[e]);
+                // SAFETY: the caller's; the vote takes all lanes here together.
+                let raised = math::max(self.max[e], unsafe { quad_max(top[e]) });
                 // A row that has seen nothing keeps a finite reference: -inf - -inf is not a number.
                 let reference = if raised == f32::NEG_INFINITY {
                     0.0

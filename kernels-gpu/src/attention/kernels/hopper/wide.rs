@@ -5,6 +5,7 @@ use super::ring::Ring;
 use crate::abi::PAGE_TOKENS;
 use crate::attention::kernels::block::{Block, Work};
 use crate::attention::kernels::finish::store_rows;
+use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::rows::{Rows, hide, soft_cap};
 use crate::attention::kernels::sink::{Approximate, Sink, inverse};
 use crate::attention::tile::{CONSUMERS, hopper::Tile};
@@ -48,18 +49,22 @@ pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const O: u
         left: work.pages,
         shared_pages,
         mine: warpgroup == 0,
+        key: 0,
     };
     // SAFETY: the caller's; a stage is read between its arrival and its release.
     unsafe {
+        turns.look_ahead(ring);
         if turns.next(ring) {
             let mut s = [0.0f32; 32];
-            let mut now = start::<E, D, KS>(ring, query, &mut s);
+            let mut now = start::<E, D, KS>(ring, turns.key, query, &mut s);
+            turns.look_ahead(ring);
             wgmma::wait_group_settle::<0, _>(&mut s);
             softmax(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
             let mut p = pack::<E>(&s);
             while turns.next(ring) {
-                let next = start::<E, D, KS>(ring, query, &mut s);
+                let next = start::<E, D, KS>(ring, turns.key, query, &mut s);
                 multiply::<E, D, O>(&mut chunk.o, &p, &now);
+                turns.look_ahead(ring);
                 wgmma::wait_group_settle::<1, _>(&mut s);
                 let factor = softmax(work, &next, &mut chunk.rows, &mut s, row, shared_pages);
                 wgmma::wait_group_settle::<0, _>(&mut chunk.o);
@@ -89,9 +94,24 @@ struct Turns {
     shared_pages: bool,
     /// The next page is this warpgroup's.
     mine: bool,
+    /// Shared address of K of the warpgroup's next page.
+    key: u32,
 }
 
 impl Turns {
+    /// Finds the warpgroup's next page. The address is the same for all lanes, which the compiler cannot see;
+    /// after a shuffle it keeps descriptors in uniform registers. Done while products run, since a
+    /// shuffle takes its time.
+    #[inline(always)]
+    unsafe fn look_ahead<const D: usize>(&mut self, ring: &Ring<D>) {
+        let mut next = *ring;
+        if self.shared_pages && !self.mine {
+            next.advance();
+        }
+        // SAFETY: the warp is whole.
+        self.key = unsafe { warp::shuffle_idx_u32(next.key(), 0) };
+    }
+
     /// Moves to the warpgroup's next page, letting the other's pass; false after the last.
     #[inline(always)]
     unsafe fn next<const D: usize>(&mut self, ring: &mut Ring<D>) -> bool {
@@ -117,21 +137,25 @@ struct Stage<const D: usize> {
     ring: Ring<D>,
     /// Shared address of K; V follows.
     key: u32,
+    page: PartialPage,
 }
 
-/// Starts `s = Q K^T` of the ring's next page.
+/// Starts `s = Q K^T` of the ring's next page, whose K lies at `key`.
 #[inline(always)]
 unsafe fn start<E: Element, const D: usize, const KS: usize>(
     ring: &mut Ring<D>,
+    key: u32,
     query: Operand,
     s: &mut [f32; 32],
 ) -> Stage<D> {
     // SAFETY: all warps of the warpgroup are here; the page has landed when it is read.
     unsafe {
-        // The same for all lanes, which the compiler cannot see; it then keeps descriptors in uniform registers.
-        let key = warp::shuffle_idx_u32(ring.key(), 0);
-        let stage = Stage { ring: *ring, key };
         ring.wait_full();
+        let stage = Stage {
+            ring: *ring,
+            key,
+            page: ring.page(),
+        };
         let k = Operand {
             descriptor: wgmma::descriptor(key, 128, Tile::<D>::GROUP_BYTES),
             step_bytes: 256,
@@ -179,7 +203,7 @@ unsafe fn softmax<const D: usize>(
     soft_cap(s, work.block.logits);
     // SAFETY: the stage has landed and is not released yet.
     unsafe {
-        let page = stage.ring.page();
+        let page = stage.page;
         if warp::any(page.tokens != 0) {
             hide(s, work, page, row, work.block.thread % 4 * 2);
             clear_tail::<D>(
