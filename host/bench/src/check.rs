@@ -1,4 +1,6 @@
 //! `deft-bench check`: is what the GPU computes right, and the same every time?
+//!
+//! On the CPU only what needs no GPU runs: the recorded reasoning trees.
 
 use std::collections::BTreeMap;
 
@@ -6,15 +8,17 @@ use anyhow::{Context, Result};
 use deft::attention::AttentionParams;
 use deft::cache::DType;
 use deft::plan::Planner;
+use deft::workload::ReasoningRun;
 
 use crate::compare::{Oracle, sample};
 use crate::decode::{self, Outcome};
+use crate::device::Device;
 use crate::forests::{Asked, random_forest};
 use crate::gpu::Gpu;
 use crate::random::Random;
 use crate::session::Session;
 use crate::tensors::{Heads, HostPool, random_queries};
-use crate::{GpuArgs, GroupingArg, bits, say, writes};
+use crate::{DeviceKind, GpuArgs, GroupingArg, bits, reasoning, say, writes};
 
 /// KV heads and query heads a KV head: MHA, GQA up to 16, MQA, odd ones.
 const HEADS: [(u32, u32); 9] = [
@@ -33,9 +37,13 @@ const DTYPES: [DType; 2] = [DType::Bf16, DType::F16];
 /// Queries of a forest that are compared.
 const CHECKED: u32 = 40;
 
-/// Compares the GPU with f64 on random forests, and with itself over repeated runs.
+/// Compares the GPU with f64: random forests, recorded reasoning trees, decode loops under one graph; with the
+/// CPU bit by bit where it writes; and with itself over repeated runs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// What to check; the CPU replays the reasoning trees and nothing else.
+    #[arg(long, value_enum, default_value = "cuda")]
+    device: DeviceKind,
     #[command(flatten)]
     gpu: GpuArgs,
     /// Random forests to compare on.
@@ -47,6 +55,9 @@ pub(crate) struct Args {
     /// Steps of each decode loop, all under one captured graph.
     #[arg(long, default_value_t = 300)]
     steps: u32,
+    /// Recorded runs to replay of each reasoning task, 20 at most; 0 leaves them out.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(..=20))]
+    reasoning: u32,
     /// Where the random numbers start.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -69,8 +80,22 @@ struct Tally {
 
 /// Runs the command; the number of wrong cases.
 pub(crate) fn run(args: &Args) -> Result<usize> {
-    let gpu = args.gpu.open()?;
-    say(&gpu.device.describe());
+    let device = args.device.open(&args.gpu)?;
+    say(&device.describe());
+    let mut wrong = 0;
+    if let Device::Gpu(gpu) = &device {
+        wrong += random_forests(args, gpu)?;
+        wrong += backend_cases(args, gpu)?;
+        if args.steps > 0 {
+            wrong += decode_loops(args, gpu)?;
+        }
+    }
+    wrong += reasoning_runs(args, &device)?;
+    Ok(wrong as usize)
+}
+
+/// Attends to random forests with every grouping; the number of wrong cases.
+fn random_forests(args: &Args, gpu: &Gpu) -> Result<u32> {
     let mut tallies: BTreeMap<String, Tally> = BTreeMap::new();
     let mut described = 0;
     for case in 0..args.forests {
@@ -81,16 +106,12 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         );
         let heads = random_heads(&mut random);
         let variant = format!("{}_d{}", heads.dtype, heads.head_dim);
-        if args
-            .filter
-            .as_ref()
-            .is_some_and(|name| !variant.contains(name))
-        {
+        if !args.wants(&variant) {
             continue;
         }
         // A seed names a case: the same forest comes again with `--seed` and `--forests`.
         let runs = if case % 25 == 0 { args.runs } else { 1 };
-        let outcome = run_case(&gpu, heads, &mut random, case, runs)
+        let outcome = run_case(gpu, heads, &mut random, case, runs)
             .with_context(|| format!("forest {case} of seed {}, {variant}", args.seed))?;
         for (grouping, verdict) in outcome {
             let tally = tallies.entry(format!("{variant} {grouping}")).or_default();
@@ -117,43 +138,27 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         ));
     }
     let cases: u32 = tallies.values().map(|tally| tally.cases).sum();
-    let mut wrong: u32 = tallies.values().map(|tally| tally.wrong).sum();
+    let wrong: u32 = tallies.values().map(|tally| tally.wrong).sum();
     say(&format!("{cases} cases, {wrong} wrong"));
-    wrong += backend_cases(args, &gpu)?;
-    if args.steps > 0 {
-        wrong += decode_loops(args, &gpu)?;
-    }
-    Ok(wrong as usize)
+    Ok(wrong)
 }
 
 /// Appends, rotates, moves and attends through the host-slice backend; the number of wrong cases.
 fn backend_cases(args: &Args, gpu: &Gpu) -> Result<u32> {
     let (mut cases, mut wrong) = (0, 0);
-    for head_dim in HEAD_DIMS {
-        for dtype in DTYPES {
-            let variant = format!("{dtype}_d{head_dim}");
-            if args
-                .filter
-                .as_ref()
-                .is_some_and(|name| !variant.contains(name))
-            {
-                continue;
-            }
-            for case in 0..3 {
-                let mut random = Random::new(args.seed + u64::from(head_dim) + case);
-                let mut heads = random_heads(&mut random);
-                (heads.head_dim, heads.dtype) = (head_dim, dtype);
-                heads.params.scale = AttentionParams::new(head_dim).scale;
-                cases += 1;
-                let what = || format!("host-slice backend, {variant}, case {case}");
-                let problem = match writes::run(gpu, heads, &mut random).with_context(what)? {
-                    None => bits::run(gpu, heads, &mut random).with_context(what)?,
-                    problem => problem,
-                };
-                if let Some(problem) = problem {
-                    wrong += 1;
-                    say(&format!("host-slice backend, {heads:?}: {problem}"));
-                }
+    for (head_dim, dtype, variant) in args.variants() {
+        for case in 0..3 {
+            let mut random = Random::new(args.seed + u64::from(head_dim) + case);
+            let heads = heads_of(head_dim, dtype, &mut random);
+            cases += 1;
+            let what = || format!("host-slice backend, {variant}, case {case}");
+            let problem = match writes::run(gpu, heads, &mut random).with_context(what)? {
+                None => bits::run(gpu, heads, &mut random).with_context(what)?,
+                problem => problem,
+            };
+            if let Some(problem) = problem {
+                wrong += 1;
+                say(&format!("host-slice backend, {heads:?}: {problem}"));
             }
         }
     }
@@ -175,25 +180,13 @@ fn decode_loops(args: &Args, gpu: &Gpu) -> Result<u32> {
         "LSE error"
     ));
     let mut wrong = 0;
-    for head_dim in HEAD_DIMS {
-        for dtype in DTYPES {
-            let variant = format!("{dtype}_d{head_dim}");
-            if args
-                .filter
-                .as_ref()
-                .is_some_and(|name| !variant.contains(name))
-            {
-                continue;
-            }
-            for grouping in [GroupingArg::Flatten, GroupingArg::Node] {
-                let outcome = decode::run(gpu, dtype, head_dim, grouping.into(), args.steps)
-                    .with_context(|| format!("decode loop, {variant} {}", grouping.name()))?;
-                wrong += u32::from(outcome.problem.is_some());
-                say(&decode_line(
-                    &format!("{variant} {}", grouping.name()),
-                    &outcome,
-                ));
-            }
+    for (head_dim, dtype, variant) in args.variants() {
+        for grouping in [GroupingArg::Flatten, GroupingArg::Node] {
+            let name = format!("{variant} {}", grouping.name());
+            let outcome = decode::run(gpu, dtype, head_dim, grouping.into(), args.steps)
+                .with_context(|| format!("decode loop, {name}"))?;
+            wrong += u32::from(outcome.problem.is_some());
+            say(&decode_line(&name, &outcome));
         }
     }
     Ok(wrong)
@@ -210,9 +203,75 @@ fn decode_line(name: &str, outcome: &Outcome) -> String {
         outcome.max_rel_l2,
         outcome.max_lse_error
     );
-    match &outcome.problem {
+    with_problem(line, outcome.problem.as_deref())
+}
+
+/// Replays recorded runs, each with another kernel variant; the number that went wrong.
+fn reasoning_runs(args: &Args, device: &Device) -> Result<u32> {
+    let variants: Vec<_> = args.variants().collect();
+    if args.reasoning == 0 || variants.is_empty() {
+        return Ok(0);
+    }
+    say(&format!(
+        "{:28} {:>6} {:>9} {:>8} {:>8} {:>10} {:>10}",
+        "reasoning trees", "steps", "reshaped", "patched", "checked", "rel L2", "LSE error"
+    ));
+    let device = device.of_library();
+    let (mut replayed, mut wrong) = (0, 0);
+    for (task, text) in reasoning::TASKS {
+        let runs = ReasoningRun::parse(text)?;
+        for (index, run) in runs.iter().take(args.reasoning as usize).enumerate() {
+            let (head_dim, dtype, variant) = &variants[replayed % variants.len()];
+            replayed += 1;
+            let seed = args.seed.wrapping_mul(1_000_003) + replayed as u64;
+            let heads = heads_of(*head_dim, *dtype, &mut Random::new(seed));
+            let outcome = reasoning::run(&device, heads, run, seed)
+                .with_context(|| format!("{task}, run {index}, {heads:?}"))?;
+            wrong += u32::from(outcome.problem.is_some());
+            say(&reasoning_line(
+                &format!("{task} {index} {variant}"),
+                &outcome,
+            ));
+        }
+    }
+    say(&format!("reasoning trees: {replayed} runs, {wrong} wrong"));
+    Ok(wrong)
+}
+
+fn reasoning_line(name: &str, outcome: &reasoning::Outcome) -> String {
+    let line = format!(
+        "{name:28} {:6} {:9} {:8} {:8} {:10.1e} {:10.1e}",
+        outcome.steps,
+        outcome.reshaped,
+        outcome.patched,
+        outcome.checked,
+        outcome.max_rel_l2,
+        outcome.max_lse_error
+    );
+    with_problem(line, outcome.problem.as_deref())
+}
+
+/// A line of a table, and what went wrong behind it.
+fn with_problem(line: String, problem: Option<&str>) -> String {
+    match problem {
         Some(problem) => format!("{line}  WRONG: {problem}"),
         None => line,
+    }
+}
+
+impl Args {
+    /// Whether `--filter` lets kernels of this name through.
+    fn wants(&self, variant: &str) -> bool {
+        let filter = self.filter.as_ref();
+        filter.is_none_or(|name| variant.contains(name))
+    }
+
+    /// Head dimension, element type and name of every kernel variant that is wanted.
+    fn variants(&self) -> impl Iterator<Item = (u32, DType, String)> {
+        let all = HEAD_DIMS.into_iter().flat_map(|head_dim| {
+            DTYPES.map(|dtype| (head_dim, dtype, format!("{dtype}_d{head_dim}")))
+        });
+        all.filter(|(.., variant)| self.wants(variant))
     }
 }
 
@@ -225,14 +284,20 @@ struct CaseVerdict {
 }
 
 fn random_heads(random: &mut Random) -> Heads {
-    let (kv_heads, group) = random.pick(&HEADS);
     let head_dim = random.pick(&HEAD_DIMS);
+    let dtype = random.pick(&DTYPES);
+    heads_of(head_dim, dtype, random)
+}
+
+/// Random head counts, now and then with a soft cap.
+fn heads_of(head_dim: u32, dtype: DType, random: &mut Random) -> Heads {
+    let (kv_heads, group) = random.pick(&HEADS);
     let mut params = AttentionParams::new(head_dim);
     if random.between(0, 3) == 0 {
         params.soft_cap = Some(random.between(5, 50) as f32);
     }
     Heads {
-        dtype: random.pick(&DTYPES),
+        dtype,
         kv_heads,
         group,
         head_dim,
@@ -287,4 +352,29 @@ fn run_case(
         verdicts.push((grouping.name(), verdict));
     }
     Ok(verdicts)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Words {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_kernel_filter_leaves_the_variants_that_it_names() {
+        let names = |filter: &str| {
+            let words = ["check", "--filter", filter];
+            let args = Words::try_parse_from(words).unwrap().args;
+            args.variants().map(|variant| variant.2).collect::<Vec<_>>()
+        };
+        assert_eq!(names("d128"), ["bf16_d128", "f16_d128"]);
+        assert_eq!(names("bf16").len(), 3);
+        assert_eq!(names("fp8"), [""; 0]);
+    }
 }

@@ -1,5 +1,6 @@
 //! Results against the reference, and a useful word where they differ.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use deft::attention::reference::{ReferenceParams, attend_row, visible_tokens};
@@ -74,16 +75,41 @@ pub(crate) fn sample(queries: u32, count: u32) -> Vec<u32> {
 }
 
 impl Oracle {
-    /// Computes attention of `queries` in f64.
+    /// Computes attention of all heads of `queries` in f64.
     pub(crate) fn new(pool: &HostPool, view: &TreeView, q: &[u16], queries: &[u32]) -> Self {
-        let rows = queries.par_iter().flat_map(|&query| {
-            let tokens = visible_tokens(view, query);
-            (0..pool.heads.kv_heads)
-                .into_par_iter()
-                .map(move |kv_head| Right::new(pool, q, query, kv_head, &tokens))
+        let seen: HashMap<u32, Vec<(u32, u32)>> = queries
+            .par_iter()
+            .map(|&query| (query, visible_tokens(view, query)))
+            .collect();
+        let kv_heads = 0..pool.heads.kv_heads;
+        let all = queries.iter().flat_map(|&query| {
+            let kv_heads = kv_heads.clone();
+            kv_heads.map(move |kv_head| (query, kv_head))
+        });
+        let all: Vec<(u32, u32)> = all.collect();
+        Self::of(pool.heads, q, &all, |query, kv_head| {
+            let (mut k, mut v) = (Vec::new(), Vec::new());
+            for &token in &seen[&query] {
+                pool.read_token(token, kv_head, &mut k, &mut v);
+            }
+            (k, v)
+        })
+    }
+
+    /// Computes attention of some queries and KV heads, `(query, kv_head)`; `seen` tells K and V, both
+    /// `[tokens, head_dim]`, that such a pair sees.
+    pub(crate) fn of(
+        heads: Heads,
+        q: &[u16],
+        pairs: &[(u32, u32)],
+        seen: impl Fn(u32, u32) -> (Vec<f64>, Vec<f64>) + Sync,
+    ) -> Self {
+        let rows = pairs.par_iter().map(|&(query, kv_head)| {
+            let (k, v) = seen(query, kv_head);
+            Right::new(&heads, q, query, kv_head, &k, &v)
         });
         Self {
-            heads: pool.heads,
+            heads,
             rows: rows.collect(),
         }
     }
@@ -110,8 +136,7 @@ impl Oracle {
 }
 
 impl Right {
-    fn new(pool: &HostPool, q: &[u16], query: u32, kv_head: u32, tokens: &[(u32, u32)]) -> Self {
-        let heads = &pool.heads;
+    fn new(heads: &Heads, q: &[u16], query: u32, kv_head: u32, k: &[f64], v: &[f64]) -> Self {
         let (group, dims) = (heads.group as usize, heads.head_dim as usize);
         let params = ReferenceParams {
             q_heads: heads.q_heads() as usize,
@@ -120,10 +145,6 @@ impl Right {
             scale: f64::from(heads.params.scale),
             soft_cap: heads.params.soft_cap.map(f64::from),
         };
-        let (mut k, mut v) = (Vec::new(), Vec::new());
-        for &token in tokens {
-            pool.read_token(token, kv_head, &mut k, &mut v);
-        }
         let seen: Vec<_> = k.chunks_exact(dims).zip(v.chunks_exact(dims)).collect();
         let begin = query as usize * heads.query_elements() + kv_head as usize * group * dims;
         let mut right = Self {

@@ -32,6 +32,14 @@ impl Device {
         }
     }
 
+    /// The same for a [`deft::TreeCache`], kernels included.
+    pub(crate) fn of_library(&self) -> deft::Device {
+        match self {
+            Self::Gpu(gpu) => gpu.device.clone().into(),
+            Self::Cpu => deft::Device::cpu(),
+        }
+    }
+
     /// Microseconds of doing nothing, measured as everything else is.
     pub(crate) fn time_nothing(&self, repeats: Repeats) -> Result<f64> {
         match self {

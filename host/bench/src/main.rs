@@ -14,6 +14,7 @@ mod gpu;
 mod peers;
 mod problem;
 mod random;
+mod reasoning;
 mod report;
 mod session;
 mod stats;
@@ -56,7 +57,7 @@ pub(crate) struct DeviceArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum DeviceKind {
+pub(crate) enum DeviceKind {
     Auto,
     Cuda,
     Cpu,
@@ -78,13 +79,19 @@ pub(crate) struct GpuArgs {
 
 impl DeviceArgs {
     fn open(&self) -> Result<Device> {
-        if self.device == DeviceKind::Cpu {
+        self.device.open(&self.gpu)
+    }
+}
+
+impl DeviceKind {
+    fn open(self, gpu: &GpuArgs) -> Result<Device> {
+        if self == Self::Cpu {
             return Ok(Device::Cpu);
         }
-        match self.gpu.open() {
+        match gpu.open() {
             Ok(gpu) => Ok(Device::Gpu(gpu)),
             Err(error) => match error.downcast_ref() {
-                Some(CudaError::NoDevice { .. }) if self.device == DeviceKind::Auto => {
+                Some(CudaError::NoDevice { .. }) if self == Self::Auto => {
                     say(&format!("{error}; running on the CPU"));
                     Ok(Device::Cpu)
                 }

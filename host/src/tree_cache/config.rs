@@ -37,10 +37,10 @@ impl Device {
     /// [`CacheError::Device`] without a driver, without that GPU, or for one too old.
     #[cfg(feature = "cuda")]
     pub fn cuda(ordinal: u32) -> Result<Self, CacheError> {
-        let device = crate::cuda::CudaDevice::new(ordinal);
-        device
-            .map(|device| Self(Kind::Cuda(device)))
-            .map_err(|error| CacheError::Device(Box::new(error)))
+        match crate::cuda::CudaDevice::new(ordinal) {
+            Ok(device) => Ok(device.into()),
+            Err(error) => Err(CacheError::Device(Box::new(error))),
+        }
     }
 
     /// Whether this is a GPU.
@@ -57,6 +57,14 @@ impl Device {
                 Err(error) => Err(CacheError::Device(Box::new(error))),
             },
         }
+    }
+}
+
+/// A GPU that is open already, with the kernels it was told to use.
+#[cfg(feature = "cuda")]
+impl From<crate::cuda::CudaDevice> for Device {
+    fn from(device: crate::cuda::CudaDevice) -> Self {
+        Self(Kind::Cuda(device))
     }
 }
 
