@@ -1,11 +1,13 @@
 //! Language models that decode trees of tokens, and search over such trees.
 
 pub mod config;
+pub mod cpu;
 pub mod gguf;
 pub mod tree_model;
 pub mod weights;
 
 pub use config::{ConfigError, LlamaConfig, RopeScaling};
+pub use cpu::{CpuModel, CpuOptions, LoadError};
 pub use gguf::Gguf;
 pub use tree_model::{DraftToken, ModelError, Traffic, TreeModel};
 pub use weights::{LayerTensor, Tensor, Weights, WeightsError};

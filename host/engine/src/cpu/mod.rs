@@ -1,0 +1,119 @@
+//! A model on the CPU: weights and K and V in f32, products by the `gemm` crate.
+
+mod forward;
+mod matmul;
+mod ops;
+mod params;
+mod tree;
+
+use deft::attention::{BackendError, RotaryTable};
+use deft::cache::DType;
+use deft::{CacheConfig, CacheError, Device, Grouping, TreeCache, TreePlan};
+
+use self::forward::Scratch;
+use self::params::Params;
+use crate::config::LlamaConfig;
+use crate::tree_model::Traffic;
+use crate::weights::{Weights, WeightsError};
+
+/// How a [`CpuModel`] is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Bytes for K and V.
+    pub capacity_bytes: u64,
+    /// How attention is planned.
+    pub grouping: Grouping,
+}
+
+impl Default for CpuOptions {
+    /// 512 MiB, and Flatten.
+    fn default() -> Self {
+        Self {
+            capacity_bytes: 512 << 20,
+            grouping: Grouping::Flatten,
+        }
+    }
+}
+
+/// Why a model could not be set up.
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// Its cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// Its rotary embedding.
+    #[error(transparent)]
+    Rotary(#[from] BackendError),
+}
+
+/// A Llama-architecture model on the CPU, and the trees that it keeps K and V of.
+///
+/// [`TreeModel::traffic`](crate::TreeModel::traffic) counts K and V in whole groups of eight tokens a node. A
+/// prompt's prefill counts alike in both numbers: no engine reads its K and V once a token.
+#[derive(Debug)]
+pub struct CpuModel {
+    config: LlamaConfig,
+    params: Params,
+    rotary: RotaryTable,
+    cache: TreeCache,
+    grouping: Grouping,
+    /// Of the last step; good as long as its leaves are stepped on.
+    plan: Option<TreePlan>,
+    traffic: Traffic,
+    scratch: Scratch,
+}
+
+impl CpuModel {
+    /// Reads all of `weights`; `progress` hears now and then how many parameters of how many have been
+    /// read.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load(
+        weights: &Weights,
+        options: CpuOptions,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Self, LoadError> {
+        let config = weights.config().clone();
+        let cache_config = CacheConfig {
+            layers: config.layers,
+            q_heads: config.q_heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            dtype: DType::F32,
+            capacity_bytes: options.capacity_bytes,
+            scale: None,
+            soft_cap: None,
+        };
+        let cache = TreeCache::new(&Device::cpu(), cache_config)?;
+        // No path is longer than what all pages hold.
+        let held = cache.forest().pool().capacity().saturating_mul(PAGE_TOKENS);
+        Ok(Self {
+            rotary: config.rotary_table(config.context.min(held))?,
+            params: Params::load(weights, &mut progress)?,
+            config,
+            cache,
+            grouping: options.grouping,
+            plan: None,
+            traffic: Traffic::default(),
+            scratch: Scratch::default(),
+        })
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// How attention is planned from now on; results are the same up to rounding.
+    pub fn set_grouping(&mut self, grouping: Grouping) {
+        self.grouping = grouping;
+    }
+}
+
+/// Tokens of a page.
+const PAGE_TOKENS: u32 = 64;

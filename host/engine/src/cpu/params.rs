@@ -1,0 +1,99 @@
+//! Weights as the CPU multiplies with them: f32.
+
+use super::matmul::Matrix;
+use crate::config::LlamaConfig;
+use crate::weights::{LayerTensor, Tensor, Weights, WeightsError};
+
+/// All weights of a model.
+#[derive(Debug)]
+pub(super) struct Params {
+    pub(super) embedding: Matrix,
+    pub(super) layers: Vec<Layer>,
+    pub(super) final_norm: Vec<f32>,
+    /// `None`: the embedding's.
+    untied_head: Option<Matrix>,
+}
+
+/// Weights of a layer.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) attention_norm: Vec<f32>,
+    pub(super) query: Matrix,
+    pub(super) key: Matrix,
+    pub(super) value: Matrix,
+    pub(super) output: Matrix,
+    pub(super) ffn_norm: Vec<f32>,
+    pub(super) gate: Matrix,
+    pub(super) up: Matrix,
+    pub(super) down: Matrix,
+}
+
+impl Params {
+    /// Reads all tensors; `progress` hears how many parameters of how many have been read.
+    pub(super) fn load(
+        weights: &Weights,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, WeightsError> {
+        let config = weights.config();
+        let mut loader = Loader {
+            weights,
+            done: 0,
+            progress,
+        };
+        let embedding = loader.matrix(Tensor::Embedding)?;
+        let layers = (0..config.layers).map(|layer| loader.layer(layer));
+        Ok(Self {
+            embedding,
+            layers: layers.collect::<Result<_, _>>()?,
+            final_norm: loader.values(Tensor::FinalNorm)?,
+            untied_head: untied(config).map(|head| loader.matrix(head)).transpose()?,
+        })
+    }
+
+    pub(super) fn head(&self) -> &Matrix {
+        self.untied_head.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+fn untied(config: &LlamaConfig) -> Option<Tensor> {
+    (!config.tied_embeddings).then_some(Tensor::Head)
+}
+
+struct Loader<'a> {
+    weights: &'a Weights,
+    done: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl Loader<'_> {
+    fn values(&mut self, tensor: Tensor) -> Result<Vec<f32>, WeightsError> {
+        let [rows, columns] = self.weights.shape(tensor);
+        let mut values = vec![0.0; rows * columns];
+        self.weights.read_f32(tensor, 0..rows, &mut values)?;
+        self.done += values.len() as u64;
+        (self.progress)(self.done, self.weights.config().parameters());
+        Ok(values)
+    }
+
+    fn matrix(&mut self, tensor: Tensor) -> Result<Matrix, WeightsError> {
+        Ok(Matrix::new(
+            self.weights.shape(tensor),
+            self.values(tensor)?,
+        ))
+    }
+
+    fn layer(&mut self, layer: u32) -> Result<Layer, WeightsError> {
+        let of = |tensor| Tensor::Layer(layer, tensor);
+        Ok(Layer {
+            attention_norm: self.values(of(LayerTensor::AttentionNorm))?,
+            query: self.matrix(of(LayerTensor::Query))?,
+            key: self.matrix(of(LayerTensor::Key))?,
+            value: self.matrix(of(LayerTensor::Value))?,
+            output: self.matrix(of(LayerTensor::Output))?,
+            ffn_norm: self.values(of(LayerTensor::FfnNorm))?,
+            gate: self.matrix(of(LayerTensor::Gate))?,
+            up: self.matrix(of(LayerTensor::Up))?,
+            down: self.matrix(of(LayerTensor::Down))?,
+        })
+    }
+}

@@ -1,0 +1,269 @@
+//! The CPU's model against a plain one in f64, path by path.
+
+mod common;
+
+use common::{Reference, assert_rows, tiny, tokens};
+use deft::{Grouping, NodeKey};
+use deft_engine::{CpuModel, CpuOptions, DraftToken, Traffic, TreeModel, Weights};
+
+const GROUPINGS: [Grouping; 4] = [
+    Grouping::Flatten,
+    Grouping::Node,
+    Grouping::NodeChunk,
+    Grouping::PerQuery,
+];
+
+/// Bytes of a page of the tiny model: K and V of 64 tokens, 2 layers, 2 KV heads of 64 in f32.
+const PAGE: u64 = 2 * 64 * 2 * 2 * 64 * 4;
+
+fn model(pages: u64) -> (CpuModel, Reference) {
+    let weights = Weights::synthetic(tiny(false), 11).unwrap();
+    let options = CpuOptions {
+        capacity_bytes: pages * PAGE,
+        ..CpuOptions::default()
+    };
+    let model = CpuModel::load(&weights, options, |_, _| {}).unwrap();
+    (model, Reference::new(&weights))
+}
+
+fn last(reference: &Reference, path: &[u32]) -> Vec<f64> {
+    reference.logits(path).pop().unwrap()
+}
+
+/// What may not change when a call is refused.
+fn state(model: &CpuModel) -> (usize, u32, Vec<u32>, Traffic) {
+    let forest = model.forest();
+    let lengths = forest
+        .lengths()
+        .iter()
+        .copied()
+        .filter(|&length| length > 0);
+    let mut lengths: Vec<u32> = lengths.collect();
+    lengths.sort_unstable();
+    let (nodes, free) = (forest.node_count(), forest.pool().free());
+    (nodes, free, lengths, model.traffic())
+}
+
+#[test]
+fn prompts_of_any_length_give_the_last_token_s_logits() {
+    let (mut model, reference) = model(64);
+    let prompt = tokens(1, 300);
+    let expected = reference.logits(&prompt);
+    for length in [1, 2, 63, 64, 65, 127, 128, 129, 191, 193, 300] {
+        let mut logits = vec![f32::NAN; 3];
+        let root = model.insert_prompt(&prompt[..length], &mut logits).unwrap();
+        assert_rows(&logits, [&expected[length - 1]]);
+        assert_eq!(model.forest().length(root).unwrap() as usize, length);
+        model.prune(root).unwrap();
+    }
+    assert_eq!(model.forest().pool().live(), 0);
+}
+
+#[test]
+fn a_tied_head_is_the_embedding() {
+    let weights = Weights::synthetic(tiny(true), 3).unwrap();
+    let mut model = CpuModel::load(&weights, CpuOptions::default(), |_, _| {}).unwrap();
+    let mut logits = Vec::new();
+    let prompt = tokens(2, 5);
+    model.insert_prompt(&prompt, &mut logits).unwrap();
+    assert_rows(&logits, [&last(&Reference::new(&weights), &prompt)]);
+}
+
+#[test]
+fn leaves_of_a_growing_and_shrinking_tree_see_their_own_paths() {
+    for grouping in GROUPINGS {
+        let (mut model, reference) = model(64);
+        model.set_grouping(grouping);
+        let mut logits = Vec::new();
+        let prompt = tokens(4, 62);
+        let root = model.insert_prompt(&prompt, &mut logits).unwrap();
+        let mut leaves: Vec<(NodeKey, Vec<u32>)> = Vec::new();
+        for node in model.fork(root, 3).unwrap() {
+            leaves.push((node, prompt.clone()));
+        }
+        for round in 0..12 {
+            let next = tokens(100 + round, leaves.len());
+            for ((_, path), &token) in leaves.iter_mut().zip(&next) {
+                path.push(token);
+            }
+            let keys: Vec<NodeKey> = leaves.iter().map(|(key, _)| *key).collect();
+            logits.fill(f32::NAN);
+            model.step(&keys, &next, &mut logits).unwrap();
+            let expected = leaves.iter().map(|(_, path)| last(&reference, path));
+            assert_rows(&logits, &expected.collect::<Vec<_>>());
+            match round {
+                3 => {
+                    // The second leaf branches; its children come before the third, which is older.
+                    let (parent, path) = leaves.remove(1);
+                    for child in model.fork(parent, 2).unwrap() {
+                        leaves.insert(0, (child, path.clone()));
+                    }
+                }
+                7 => {
+                    let (gone, _) = leaves.remove(2);
+                    model.prune(gone).unwrap();
+                }
+                9 => leaves.reverse(),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A draft tree of eight tokens below `trunk`, and the path of each from the trunk on.
+fn draft() -> (Vec<DraftToken>, Vec<Vec<u32>>) {
+    let parents = [
+        None,
+        Some(0),
+        Some(1),
+        Some(0),
+        None,
+        Some(4),
+        Some(2),
+        Some(6),
+    ];
+    let tokens = tokens(77, parents.len());
+    let mut paths: Vec<Vec<u32>> = Vec::new();
+    for (&token, &parent) in tokens.iter().zip(&parents) {
+        let mut path = parent.map_or(Vec::new(), |parent: u32| paths[parent as usize].clone());
+        path.push(token);
+        paths.push(path);
+    }
+    let draft = parents.iter().zip(&tokens);
+    let draft = draft.map(|(&parent, &token)| DraftToken { parent, token });
+    (draft.collect(), paths)
+}
+
+#[test]
+fn a_draft_is_verified_and_its_path_joins_the_trunk() {
+    for (grouping, length) in GROUPINGS.into_iter().zip([60, 61, 64, 130]) {
+        let (mut model, reference) = model(64);
+        model.set_grouping(grouping);
+        let mut path = tokens(5, length);
+        let mut logits = Vec::new();
+        let trunk = model.insert_prompt(&path, &mut logits).unwrap();
+        let (draft, below) = draft();
+        let keys = model.verify(trunk, &draft, &mut logits).unwrap();
+        let whole = |below: &[u32]| [&path[..], below].concat();
+        let expected: Vec<_> = below
+            .iter()
+            .map(|below| last(&reference, &whole(below)))
+            .collect();
+        assert_rows(&logits, &expected);
+
+        model
+            .accept(trunk, &[keys[0], keys[1], keys[2], keys[6]])
+            .unwrap();
+        path.extend(&below[6]);
+        path.push(9);
+        model.step(&[trunk], &[9], &mut logits).unwrap();
+        assert_rows(&logits, [&last(&reference, &path)]);
+
+        // Nothing accepted: as if there had been no draft.
+        let before = model.forest().pool().free();
+        model.verify(trunk, &draft, &mut logits).unwrap();
+        model.accept(trunk, &[]).unwrap();
+        assert_eq!(model.forest().pool().free(), before);
+        path.push(10);
+        model.step(&[trunk], &[10], &mut logits).unwrap();
+        assert_rows(&logits, [&last(&reference, &path)]);
+    }
+}
+
+#[test]
+fn what_is_refused_changes_nothing() {
+    let (mut model, reference) = model(5);
+    let mut logits = Vec::new();
+    let mut path = tokens(6, 127);
+    let root = model.insert_prompt(&path, &mut logits).unwrap();
+    let leaves = model.fork(root, 2).unwrap();
+    let before = state(&model);
+
+    let refused = model
+        .insert_prompt(&tokens(1, 193), &mut logits)
+        .unwrap_err();
+    assert!(refused.to_string().contains("page"), "{refused}");
+    let refused = model
+        .insert_prompt(&tokens(1, 301), &mut logits)
+        .unwrap_err();
+    let message = "a path of 301 tokens is longer than the context of 300";
+    assert_eq!(refused.to_string(), message);
+    let refused = model.insert_prompt(&[], &mut logits).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "tokens is empty: at least one token is needed"
+    );
+    let refused = model.step(&leaves, &[1, 97], &mut logits).unwrap_err();
+    let message = "token 97 is not below the vocabulary's size, 97";
+    assert_eq!(refused.to_string(), message);
+    let refused = model.step(&leaves, &[1], &mut logits).unwrap_err();
+    assert!(refused.to_string().starts_with("2 leaves and 1 tokens"));
+    assert!(model.step(&[], &[], &mut logits).is_err());
+    let twice = [leaves[0], leaves[0]];
+    assert!(model.step(&twice, &[1, 2], &mut logits).is_err());
+    assert!(
+        model.step(&[root], &[1], &mut logits).is_err(),
+        "it was forked"
+    );
+    let token = |parent, token| DraftToken { parent, token };
+    for draft in [&[][..], &[token(Some(0), 1)], &[token(None, 97)]] {
+        assert!(model.verify(leaves[0], draft, &mut logits).is_err());
+    }
+    let chain: Vec<_> = (0..174_u32)
+        .map(|at| token(at.checked_sub(1), at % 97))
+        .collect();
+    let refused = model.verify(leaves[0], &chain, &mut logits).unwrap_err();
+    let message = "a path of 301 tokens is longer than the context of 300";
+    assert_eq!(refused.to_string(), message);
+    assert_eq!(state(&model), before);
+
+    model.step(&leaves, &[1, 2], &mut logits).unwrap();
+    path.push(2);
+    assert_rows(&logits[97..], [&last(&reference, &path)]);
+}
+
+#[test]
+fn a_step_without_pages_grows_no_leaf() {
+    let (mut model, reference) = model(3);
+    let mut logits = Vec::new();
+    let mut path = tokens(6, 64);
+    let root = model.insert_prompt(&path, &mut logits).unwrap();
+    let leaves = model.fork(root, 3).unwrap();
+    model.step(&leaves[..1], &[5], &mut logits).unwrap();
+    let before = state(&model);
+    let refused = model.step(&leaves, &[1, 2, 3], &mut logits).unwrap_err();
+    assert!(refused.to_string().contains("page"), "{refused}");
+    assert_eq!(state(&model), before);
+    path.extend([5, 6]);
+    model.step(&leaves[..1], &[6], &mut logits).unwrap();
+    assert_rows(&logits, [&last(&reference, &path)]);
+}
+
+#[test]
+fn traffic_counts_a_shared_prompt_once_and_once_a_query() {
+    let (mut model, _) = model(64);
+    let mut logits = Vec::new();
+    let root = model.insert_prompt(&tokens(1, 100), &mut logits).unwrap();
+    let prefill = model.traffic();
+    assert_eq!(prefill.read, prefill.per_query);
+    let leaves = model.fork(root, 4).unwrap();
+    model.step(&leaves, &[1, 2, 3, 4], &mut logits).unwrap();
+    let after = model.traffic();
+    // 100 tokens are 13 groups of eight, a leaf's one token is one; both layers, K and V.
+    let group = 8 * PAGE / 64;
+    assert_eq!(after.per_query - prefill.per_query, 4 * 14 * group);
+    assert_eq!(after.read - prefill.read, (13 + 4) * group);
+}
+
+#[test]
+fn loading_reports_every_parameter() {
+    let weights = Weights::synthetic(tiny(false), 1).unwrap();
+    let mut heard = Vec::new();
+    CpuModel::load(&weights, CpuOptions::default(), |done, all| {
+        heard.push((done, all))
+    })
+    .unwrap();
+    let all = weights.config().parameters();
+    assert_eq!(heard.last(), Some(&(all, all)));
+    assert!(heard.windows(2).all(|pair| pair[0].0 < pair[1].0));
+}
