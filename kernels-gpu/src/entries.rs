@@ -4,6 +4,7 @@
 use core::str::FromStr;
 
 use crate::attention::tile;
+use crate::model::limits as model;
 
 /// What PTX is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +117,24 @@ pub const ENTRIES: &[Entry] = &[
     merge("merge_f16_d64"),
     merge("merge_f16_d128"),
     merge("merge_f16_d256"),
+    plain("embed_bf16", "model", model::THREADS),
+    norm("rms_norm_bf16"),
+    plain("silu_mul_bf16", "model", model::THREADS),
+    plain("fill_random_bf16", "model", model::THREADS),
+    plain("embed_f16", "model", model::THREADS),
+    norm("rms_norm_f16"),
+    plain("silu_mul_f16", "model", model::THREADS),
+    plain("fill_random_f16", "model", model::THREADS),
+    plain("rotate_append_bf16_d64", "model", model::THREADS),
+    plain("rotate_append_bf16_d128", "model", model::THREADS),
+    plain("rotate_append_bf16_d256", "model", model::THREADS),
+    plain("rotate_append_f16_d64", "model", model::THREADS),
+    plain("rotate_append_f16_d128", "model", model::THREADS),
+    plain("rotate_append_f16_d256", "model", model::THREADS),
+    rank("log_softmax_top_k"),
+    rank("sample_top_k"),
+    plain("feed_tokens", "model", model::THREADS),
+    plain("fill_random_f32", "model", model::THREADS),
     selftest("selftest_arithmetic", 256),
     selftest("selftest_conversions", 128),
     selftest("selftest_shared_widths", 64),
@@ -183,6 +202,24 @@ const fn ampere<const D: usize>(group: &'static str, name: &'static str) -> Entr
 /// A `merge` kernel.
 const fn merge(name: &'static str) -> Entry {
     plain(name, "merge", tile::MERGE_THREADS)
+}
+
+/// A kernel that normalises rows.
+const fn norm(name: &'static str) -> Entry {
+    Entry {
+        min_blocks: 1,
+        shared_bytes: model::NORM_SHARED_BYTES,
+        ..plain(name, "model", model::NORM_THREADS)
+    }
+}
+
+/// A kernel that ranks rows of logits.
+const fn rank(name: &'static str) -> Entry {
+    Entry {
+        min_blocks: 1,
+        shared_bytes: model::TOP_K_SHARED_BYTES,
+        ..plain(name, "model", model::TOP_K_THREADS)
+    }
 }
 
 /// A kernel that tests instructions, in one block on a multiprocessor.

@@ -132,6 +132,16 @@ pub enum CudaError {
         /// Elements wanted.
         expected: usize,
     },
+    /// An argument is one that no kernel takes.
+    #[error("{argument} is {value}; expected {expected}")]
+    Argument {
+        /// The argument.
+        argument: &'static str,
+        /// What it was.
+        value: String,
+        /// What it may be.
+        expected: String,
+    },
     /// A plan does not fit the device buffers that were set aside for it.
     #[error("the plan needs {needed} {what}; the device plan holds {capacity}")]
     PlanCapacity {

@@ -45,6 +45,14 @@ impl Arguments {
     pub fn word(self, word: u32) -> Self {
         self.push(u64::from(word), 4)
     }
+    /// Adds a 64-bit integer.
+    ///
+    /// # Panics
+    /// With more than 24 arguments.
+    #[must_use]
+    pub fn long(self, long: u64) -> Self {
+        self.push(long, 8)
+    }
     /// Adds an f32.
     ///
     /// # Panics
@@ -213,6 +221,25 @@ impl Kernel {
             code,
             reason: reason(code),
         })
+    }
+
+    /// Enqueues at least `threads` threads in x.
+    ///
+    /// # Safety
+    /// As [`Kernel::launch`].
+    pub(super) unsafe fn launch_threads(
+        &self,
+        threads: u64,
+        arguments: Arguments,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let blocks = threads.div_ceil(u64::from(self.threads));
+        let launch = Launch {
+            grid: [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1],
+            overlaps_predecessor: false,
+        };
+        // SAFETY: the caller's.
+        unsafe { self.launch(launch, arguments, stream) }
     }
 }
 

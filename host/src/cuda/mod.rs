@@ -13,6 +13,7 @@
 //! | `counters` | lengths and tail pages of growing nodes |
 //! | `writers` | the kernels that write the cache |
 //! | `paged` | the kernels between this cache and other engines' |
+//! | `ops` | what a model does between its matrix products |
 //! | `cache` | pages and counters, and attention over them, by device pointers |
 //! | `backend` | the same for slices of the host |
 //!
@@ -32,6 +33,7 @@ mod kernels;
 mod launch;
 mod memory;
 mod module;
+pub mod ops;
 mod paged;
 mod plan;
 mod ptx;

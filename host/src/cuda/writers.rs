@@ -2,7 +2,7 @@
 
 use kernels_gpu::layout::CORE;
 
-use super::{Arguments, CudaDevice, CudaError, DevicePtr, Kernel, Launch, RawStream};
+use super::{Arguments, CudaDevice, CudaError, DevicePtr, Kernel, RawStream};
 use crate::cache::CacheShape;
 
 /// Device pointers of one append.
@@ -81,7 +81,10 @@ impl WriterKernels {
         let arguments = advance_arguments(targets, count, at);
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the
         // caller's promise.
-        unsafe { launch(&self.advance, u64::from(count), arguments, stream) }
+        unsafe {
+            self.advance
+                .launch_threads(u64::from(count), arguments, stream)
+        }
     }
 
     /// # Safety
@@ -97,7 +100,7 @@ impl WriterKernels {
         let threads = u64::from(append.count) * chunks;
         let arguments = append_arguments(append, &self.shape, at);
         // SAFETY: as in `advance`.
-        unsafe { launch(&self.append, threads, arguments, stream) }
+        unsafe { self.append.launch_threads(threads, arguments, stream) }
     }
 
     /// # Safety
@@ -113,7 +116,7 @@ impl WriterKernels {
         let threads = self.shape.row_elements() as u64 / u64::from(CORE) * u64::from(append.count);
         let arguments = append_rope_arguments(append, rotary, &self.shape, at);
         // SAFETY: as in `advance`.
-        unsafe { launch(&self.append_rope, threads, arguments, stream) }
+        unsafe { self.append_rope.launch_threads(threads, arguments, stream) }
     }
 
     /// # Safety
@@ -132,27 +135,8 @@ impl WriterKernels {
         };
         let arguments = copy_arguments(moves, count, &self.shape, at);
         // SAFETY: as in `advance`.
-        unsafe { launch(&self.copy, threads, arguments, stream) }
+        unsafe { self.copy.launch_threads(threads, arguments, stream) }
     }
-}
-
-/// Launches at least `threads` threads.
-///
-/// # Safety
-/// As [`Kernel::launch`].
-unsafe fn launch(
-    kernel: &Kernel,
-    threads: u64,
-    arguments: Arguments,
-    stream: RawStream,
-) -> Result<(), CudaError> {
-    let blocks = threads.div_ceil(u64::from(kernel.threads));
-    let launch = Launch {
-        grid: [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1],
-        overlaps_predecessor: false,
-    };
-    // SAFETY: the caller's.
-    unsafe { kernel.launch(launch, arguments, stream) }
 }
 
 fn advance_arguments(targets: DevicePtr, count: u32, at: &CachePointers) -> Arguments {

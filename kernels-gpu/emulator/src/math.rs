@@ -37,6 +37,12 @@ pub fn reciprocal(x: f32) -> f32 {
     flush(1.0 / flush(settled(x)))
 }
 
+/// `rsqrt.approx.ftz.f32`.
+#[track_caller]
+pub fn reciprocal_sqrt(x: f32) -> f32 {
+    flush(1.0 / flush(settled(x)).sqrt())
+}
+
 /// `fma.rn.f32`.
 #[track_caller]
 pub fn fma(a: f32, b: f32, c: f32) -> f32 {

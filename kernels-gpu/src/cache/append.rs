@@ -58,7 +58,7 @@ pub unsafe fn append<const D: u32>(
 /// # Safety
 /// `target` can be read, and a counter that it names exists.
 #[inline(always)]
-pub(super) unsafe fn place(
+pub(crate) unsafe fn place(
     target: *const AppendTarget,
     lengths: *const u32,
     tail_pages: *const u32,

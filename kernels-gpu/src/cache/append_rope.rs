@@ -49,24 +49,60 @@ pub unsafe fn append_rope<E: Element, const D: u32>(
         return;
     };
     let source = if is_value == 0 { k } else { v };
-    let from = (row as usize * kv_heads as usize + kv_head as usize) * D as usize + dim as usize;
-    // SAFETY: within `k` or `v`, on multiples of eight elements from an aligned start.
-    let (mut low, mut high): (Chunk, Chunk) = unsafe {
-        (
-            global::load_v4_u32(source.add(from).cast()),
-            global::load_v4_u32(source.add(from + D as usize / 2).cast()),
-        )
-    };
-    if is_value == 0 {
-        // SAFETY: a position of a row that is written.
-        let position = unsafe { global::load_u32(positions.add(row as usize)) };
-        let at = position as usize * (D as usize / 2) + dim as usize;
-        // SAFETY: eight entries of that position's row.
-        unsafe { rotate_chunks::<E>(&mut low, &mut high, cos.add(at), sin.add(at)) };
+    let from = (row as usize * kv_heads as usize + kv_head as usize) * D as usize;
+    // SAFETY: a head of `k` or `v`, its position, and the target's page.
+    unsafe {
+        let mut pair = load_pair::<D>(source.wrapping_add(from), dim);
+        if is_value == 0 {
+            let position = global::load_u32(positions.add(row as usize));
+            turn_pair::<E, D>(&mut pair, position, cos, sin, dim);
+        }
+        let head = page_offset(D, kv_heads, page, kv_head);
+        let half = u64::from(is_value * half_page_elements(D));
+        store_pair::<D>(pool.wrapping_add((head + half) as usize), token, dim, pair);
     }
-    let to = page_offset(D, kv_heads, page, kv_head) + u64::from(is_value * half_page_elements(D));
-    let chunk_at = |dim| pool.wrapping_add(to as usize + element_offset(D, token, dim) as usize);
-    // SAFETY: chunks of the target's page.
+}
+
+/// The chunks at `dim` and `dim + D / 2` of a head whose elements are contiguous.
+///
+/// # Safety
+/// `head` is valid for `D` reads and 16-byte aligned, `dim` a multiple of 8 below `D / 2`.
+#[inline(always)]
+pub(crate) unsafe fn load_pair<const D: u32>(head: *const u16, dim: u32) -> [Chunk; 2] {
+    // SAFETY: the caller's.
+    [dim, dim + D / 2].map(|dim| unsafe { global::load_v4_u32(head.add(dim as usize).cast()) })
+}
+
+/// Turns the pair at `dim` by `position`.
+///
+/// # Safety
+/// `cos` and `sin`, `[positions, D / 2]`, are 16-byte aligned and have that position; `dim` as in [`load_pair`].
+#[inline(always)]
+pub(crate) unsafe fn turn_pair<E: Element, const D: u32>(
+    [low, high]: &mut [Chunk; 2],
+    position: u32,
+    cos: *const f32,
+    sin: *const f32,
+    dim: u32,
+) {
+    let at = position as usize * (D as usize / 2) + dim as usize;
+    // SAFETY: eight entries of that position's row.
+    unsafe { rotate_chunks::<E>(low, high, cos.add(at), sin.add(at)) };
+}
+
+/// Stores the pair at `dim` of token `token`, where K or V of a page and KV head are `half`.
+///
+/// # Safety
+/// `half` is that of a page of the pool, `token` below 64, `dim` as in [`load_pair`].
+#[inline(always)]
+pub(crate) unsafe fn store_pair<const D: u32>(
+    half: *mut u16,
+    token: u32,
+    dim: u32,
+    [low, high]: [Chunk; 2],
+) {
+    let chunk_at = |dim| half.wrapping_add(element_offset(D, token, dim) as usize);
+    // SAFETY: chunks of the page.
     unsafe {
         global::store_v4_u32(chunk_at(dim).cast(), low);
         global::store_v4_u32(chunk_at(dim + D / 2).cast(), high);

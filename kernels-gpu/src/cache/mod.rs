@@ -12,7 +12,9 @@ mod paged;
 
 pub use advance::advance;
 pub use append::append;
+pub(crate) use append::place;
 pub use append_rope::append_rope;
+pub(crate) use append_rope::{load_pair, store_pair, turn_pair};
 pub use copy::copy;
 pub use paged::{export_pages, import_pages};
 
@@ -23,7 +25,7 @@ use crate::kernel;
 pub const THREADS: u32 = 256;
 
 /// 16 bytes: eight elements.
-type Chunk = [u32; 4];
+pub(crate) type Chunk = [u32; 4];
 
 kernel! {
     unsafe fn advance_counters(targets: *const u32, count: u32, lengths: *mut u32) = advance;

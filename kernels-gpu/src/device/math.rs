@@ -3,6 +3,7 @@
 
 use super::bodies;
 use super::element::Element;
+use crate::softmax;
 #[cfg(target_arch = "nvptx64")]
 use core::arch::asm;
 
@@ -36,6 +37,8 @@ unary! {
     tanh, "tanh.approx.f32";
     /// 1/x (at most 1 ulp off).
     reciprocal, "rcp.approx.ftz.f32";
+    /// 1/sqrt(x) (relative error at most 2^-22.9).
+    reciprocal_sqrt, "rsqrt.approx.ftz.f32";
 }
 
 /// `a * b + c`, rounded once.
@@ -82,4 +85,20 @@ pub fn pack<E: Element>(low: f32, high: f32) -> u32 {
 #[inline(always)]
 pub fn unpack<E: Element>(word: u32) -> [f32; 2] {
     E::unpack(word)
+}
+
+/// These functions for the softmax's algebra.
+#[derive(Clone, Copy, Debug)]
+pub struct Approximate;
+
+impl softmax::Math for Approximate {
+    #[inline(always)]
+    fn exp2(x: f32) -> f32 {
+        exp2(x)
+    }
+
+    #[inline(always)]
+    fn log2(x: f32) -> f32 {
+        log2(x)
+    }
 }

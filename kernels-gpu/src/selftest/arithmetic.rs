@@ -4,7 +4,8 @@ use super::{own_words, store_own_words};
 use crate::device::{Bf16, F16, math};
 use crate::kernel;
 
-/// `input: [threads][3]`: a, b, c. `output: [threads][6]`: 2^a, log2 |b|, tanh a, 1/b, a * b + c, max(a, b).
+/// `input: [threads][3]`: a, b, c. `output: [threads][7]`: 2^a, log2 |b|, tanh a, 1/b, 1/sqrt |b|,
+/// a * b + c, max(a, b).
 ///
 /// # Safety
 /// As the module says.
@@ -13,11 +14,13 @@ pub unsafe fn arithmetic(input: *const u32, output: *mut u32) {
     // SAFETY: the caller's.
     unsafe {
         let [a, b, c] = own_words(input).map(f32::from_bits);
+        let magnitude = f32::from_bits(b.to_bits() & 0x7fff_ffff);
         let results = [
             math::exp2(a),
-            math::log2(f32::from_bits(b.to_bits() & 0x7fff_ffff)),
+            math::log2(magnitude),
             math::tanh(a),
             math::reciprocal(b),
+            math::reciprocal_sqrt(magnitude),
             math::fma(a, b, c),
             math::max(a, b),
         ];

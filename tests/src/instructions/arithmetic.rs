@@ -67,6 +67,7 @@ fn case(operands: &[[f32; 3]]) -> Case {
             y.abs().log2() as f32,
             x.tanh() as f32,
             flush(1.0 / y),
+            flush(1.0 / y.abs().sqrt()),
             (x * y + z) as f32,
             a.max(b),
         ]

@@ -2,8 +2,9 @@
 
 use super::query::RowMap;
 use crate::abi::{NONE, WorkItem};
+use crate::device::math::Approximate;
 use crate::device::{Element, global, math};
-use crate::softmax::{Math, Partial};
+use crate::softmax::Partial;
 
 const LN_2: f32 = core::f32::consts::LN_2;
 
@@ -119,21 +120,6 @@ impl RowSink {
                 }
             }
         }
-    }
-}
-
-/// The device's approximate functions.
-pub(super) struct Approximate;
-
-impl Math for Approximate {
-    #[inline(always)]
-    fn exp2(x: f32) -> f32 {
-        math::exp2(x)
-    }
-
-    #[inline(always)]
-    fn log2(x: f32) -> f32 {
-        math::log2(x)
     }
 }
 

@@ -1,0 +1,287 @@
+//! What each operation reads and writes, and its kernel's arguments.
+
+use crate::cuda::writers::{CachePointers, Rotary};
+use crate::cuda::{Arguments, DevicePtr};
+
+/// Device pointers of an embedding.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Embed {
+    /// `[rows]` u32, each below the table's rows.
+    pub tokens: DevicePtr,
+    /// `[vocab, hidden]`, 16 bits.
+    pub table: DevicePtr,
+    /// `[rows, hidden]` f32, written.
+    pub x: DevicePtr,
+    /// Number of tokens.
+    pub rows: u32,
+    /// Elements of a row, a multiple of 8.
+    pub hidden: u32,
+}
+
+impl Embed {
+    pub(super) fn arguments(&self) -> Arguments {
+        Arguments::default()
+            .pointer(self.tokens)
+            .pointer(self.table)
+            .pointer(self.x)
+            .word(self.rows)
+            .word(self.hidden)
+    }
+}
+
+/// Device pointers of a root-mean-square normalisation.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RmsNorm {
+    /// `[_, hidden]` f32.
+    pub x: DevicePtr,
+    /// `[rows]` u32: which row of `x` each row of `out` is of, [`NONE`](kernels_gpu::abi::NONE) for one that is left
+    /// as it is. Null for the first `rows` of `x`.
+    pub picks: DevicePtr,
+    /// `[hidden]` f32.
+    pub weight: DevicePtr,
+    /// `[rows, hidden]`, 16 bits, written.
+    pub out: DevicePtr,
+    /// Rows to normalise.
+    pub rows: u32,
+    /// Elements of a row, a multiple of 8 up to 16,384.
+    pub hidden: u32,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
+impl RmsNorm {
+    pub(super) fn arguments(&self) -> Arguments {
+        Arguments::default()
+            .pointer(self.x)
+            .pointer(self.picks)
+            .pointer(self.weight)
+            .pointer(self.out)
+            .word(self.hidden)
+            .float(self.eps)
+    }
+}
+
+/// Device pointers of a rotation of queries and keys, with the append of keys and values.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RotateAppend {
+    /// `[count, q_heads + 2 * kv_heads, head_dim]`, 16 bits: queries, then keys, then values, as one product gives
+    /// them.
+    pub qkv: DevicePtr,
+    /// `[count, q_heads, head_dim]`, 16 bits, written.
+    pub q: DevicePtr,
+    /// `[count]` [`AppendTarget`](kernels_gpu::abi::AppendTarget)s; rows of [`NONE`](kernels_gpu::abi::NONE) are
+    /// passed over, queries included.
+    pub targets: DevicePtr,
+    /// Number of rows.
+    pub count: u32,
+    /// Query heads.
+    pub q_heads: u32,
+}
+
+impl RotateAppend {
+    pub(super) fn arguments(
+        &self,
+        rotary: &Rotary,
+        kv_heads: u32,
+        at: &CachePointers,
+    ) -> Arguments {
+        Arguments::default()
+            .pointer(self.qkv)
+            .pointer(self.q)
+            .pointer(at.pool)
+            .pointer(self.targets)
+            .pointer(at.lengths)
+            .pointer(at.tail_pages)
+            .pointer(rotary.positions)
+            .pointer(rotary.cos)
+            .pointer(rotary.sin)
+            .word(self.count)
+            .word(self.q_heads)
+            .word(kv_heads)
+    }
+}
+
+/// Device pointers of SwiGLU's gate.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SiluMul {
+    /// `[rows, 2 * ffn]`, 16 bits: the gate, then what it is multiplied with.
+    pub gate_up: DevicePtr,
+    /// `[rows, ffn]`, 16 bits, written.
+    pub out: DevicePtr,
+    /// Number of rows.
+    pub rows: u32,
+    /// Elements of a row, a multiple of 8.
+    pub ffn: u32,
+}
+
+impl SiluMul {
+    pub(super) fn arguments(&self) -> Arguments {
+        Arguments::default()
+            .pointer(self.gate_up)
+            .pointer(self.out)
+            .word(self.rows)
+            .word(self.ffn)
+    }
+}
+
+/// Device pointers of a ranking of logits.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TopK {
+    /// `[rows, vocab]` f32.
+    pub logits: DevicePtr,
+    /// `[rows, k]` u32, written.
+    pub ids: DevicePtr,
+    /// `[rows, k]` f32, natural logarithm, written.
+    pub log_probs: DevicePtr,
+    /// Number of rows.
+    pub rows: u32,
+    /// Entries of a row.
+    pub vocab: u32,
+    /// Entries to give of each row, 1 to 64.
+    pub k: u32,
+}
+
+impl TopK {
+    pub(super) fn arguments(&self) -> Arguments {
+        Arguments::default()
+            .pointer(self.logits)
+            .pointer(self.ids)
+            .pointer(self.log_probs)
+            .word(self.vocab)
+            .word(self.k)
+    }
+}
+
+/// How rows are sampled. The noise of an entry is a function of seed, stream, step and entry alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sampling {
+    /// `[rows]` u32: the number of each row's stream of noise.
+    pub streams: DevicePtr,
+    /// `[rows]` u32: each row's step within its stream. Positions serve, which [`Feed`] advances.
+    pub steps: DevicePtr,
+    /// Names the sequence of all streams.
+    pub seed: u64,
+    /// 0 for the highest logits, 1 for the model's distribution.
+    pub temperature: f32,
+}
+
+impl Sampling {
+    pub(super) fn arguments(&self, top_k: &TopK) -> Arguments {
+        top_k
+            .arguments()
+            .pointer(self.streams)
+            .pointer(self.steps)
+            .long(self.seed)
+            .float(self.temperature)
+    }
+}
+
+/// Device pointers of the step from chosen tokens to the next input.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Feed {
+    /// u32: row `i`'s choice is `next[i * next_stride]`.
+    pub next: DevicePtr,
+    /// `[count]` append targets, to leave out rows of [`NONE`](kernels_gpu::abi::NONE); null to take all.
+    pub targets: DevicePtr,
+    /// `[count]` u32, written: the choices.
+    pub tokens: DevicePtr,
+    /// `[count]` u32, written: one more each.
+    pub positions: DevicePtr,
+    /// `[count, history_len]` u32, written: the token of position `p` goes to column `p % history_len`. Null for none.
+    pub history: DevicePtr,
+    /// Columns of `history`.
+    pub history_len: u32,
+    /// Words from a row's choice to the next row's: the `k` of the ranking.
+    pub next_stride: u32,
+    /// Number of rows.
+    pub count: u32,
+}
+
+impl Feed {
+    pub(super) fn arguments(&self) -> Arguments {
+        Arguments::default()
+            .pointer(self.next)
+            .pointer(self.targets)
+            .pointer(self.tokens)
+            .pointer(self.positions)
+            .pointer(self.history)
+            .word(self.history_len)
+            .word(self.next_stride)
+            .word(self.count)
+    }
+}
+
+/// A buffer of uniform random values.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FillRandom {
+    /// `[count]`, written.
+    pub out: DevicePtr,
+    /// Number of elements, a multiple of 8.
+    pub count: u64,
+    /// Names the values: element `i` is [`uniform`](kernels_gpu::random::uniform)`(seed, i, scale)`, rounded to the
+    /// buffer's type.
+    pub seed: u64,
+    /// Values are from `-scale` to `scale`.
+    pub scale: f32,
+}
+
+impl FillRandom {
+    pub(super) fn chunks(&self) -> u64 {
+        self.count / u64::from(kernels_gpu::model::limits::CHUNK)
+    }
+
+    pub(super) fn arguments(&self) -> Arguments {
+        Arguments::default()
+            .pointer(self.out)
+            .long(self.chunks())
+            .long(self.seed)
+            .float(self.scale)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::Arch;
+    use crate::cuda::images::Image;
+
+    #[test]
+    fn the_embedded_kernels_take_the_arguments_that_are_passed() {
+        let rotate =
+            RotateAppend::default().arguments(&Rotary::default(), 0, &CachePointers::default());
+        let top_k = TopK::default();
+        let mut expected = vec![
+            ("log_softmax_top_k".to_owned(), top_k.arguments()),
+            (
+                "sample_top_k".to_owned(),
+                Sampling::default().arguments(&top_k),
+            ),
+            ("feed_tokens".to_owned(), Feed::default().arguments()),
+            (
+                "fill_random_f32".to_owned(),
+                FillRandom::default().arguments(),
+            ),
+        ];
+        for dtype in ["bf16", "f16"] {
+            expected.extend([
+                (format!("embed_{dtype}"), Embed::default().arguments()),
+                (format!("rms_norm_{dtype}"), RmsNorm::default().arguments()),
+                (format!("silu_mul_{dtype}"), SiluMul::default().arguments()),
+                (
+                    format!("fill_random_{dtype}"),
+                    FillRandom::default().arguments(),
+                ),
+            ]);
+            for dim in crate::cache::HEAD_DIMS {
+                expected.push((format!("rotate_append_{dtype}_d{dim}"), rotate.clone()));
+            }
+        }
+        for arch in Arch::ALL {
+            for (name, arguments) in &expected {
+                let image = Image::embedded(name, arch).unwrap();
+                let entry = image.entry(name).unwrap();
+                assert_eq!(entry.parameters, arguments.sizes(), "{name}");
+            }
+        }
+    }
+}

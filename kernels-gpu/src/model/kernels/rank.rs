@@ -1,0 +1,299 @@
+//! Log-softmax of a row of logits, and its highest entries.
+//!
+//! A block has a row; thread `t` owns its chunks `t`, `t + 1024`, ... of four entries and knows the best of them. The
+//! best of the block is the next winner, and only its owner's entries are read again, by the owner's warp.
+
+use super::noise::{Noise, Sampling};
+use crate::device::math::{self, Approximate};
+use crate::device::{global, shared, thread, warp};
+use crate::model::limits::{MAX_K, TOP_K_SHARED_BYTES, TOP_K_THREADS as THREADS};
+use crate::softmax::Partial;
+
+/// What a launch that ranks logits reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct TopK {
+    /// `[rows, vocab]`.
+    pub logits: *const f32,
+    /// `[rows, k]`.
+    pub ids: *mut u32,
+    /// `[rows, k]`, natural logarithm.
+    pub log_probs: *mut f32,
+    /// Entries of a row.
+    pub vocab: u32,
+    /// Entries to give.
+    pub k: u32,
+}
+
+/// The `k` highest entries of each row, highest first and the lower id first where they are equal, and their
+/// logarithms of the row's softmax. A block a row.
+///
+/// NaNs rank below all numbers, and make all log-probabilities of their row NaN. So do `+inf` and a row of nothing but
+/// `-inf`, for which softmax is not defined.
+///
+/// # Safety
+/// The arrays are valid for their shapes, `logits` 16-byte aligned; `k` is from 1 to `vocab` and at most 64.
+#[inline(always)]
+pub unsafe fn log_softmax_top_k(t: TopK) {
+    // SAFETY: the caller's.
+    unsafe { rank(t, Noise::NONE) }
+}
+
+/// The same by logits with noise of `s.temperature`, log-probabilities without it: `k` samples without replacement
+/// from the softmax of `logits / temperature`, in the order of drawing (Gumbel-top-k; Kool, van Hoof, Welling, arXiv
+/// 1903.06059). With temperature 0 it is [`log_softmax_top_k`].
+///
+/// # Safety
+/// As there; `s.streams` and `s.steps` are valid for a word a row.
+#[inline(always)]
+pub unsafe fn sample_top_k(t: TopK, s: Sampling) {
+    // SAFETY: the caller's.
+    unsafe { rank(t, s.noise(thread::block_idx_x())) }
+}
+
+/// Chunks that a thread asks for at a time.
+const BATCH: usize = 4;
+/// Entries of a chunk.
+const WIDTH: u32 = 4;
+const WARPS: u32 = THREADS / warp::LANES;
+const _: () = assert!(WARPS == warp::LANES && THREADS >= MAX_K);
+
+/// Where warps leave things for each other, in shared memory.
+#[derive(Clone, Copy)]
+struct Scratch {
+    /// `[warps]` pairs of maximum and sum.
+    partials: u32,
+    /// `[warps]` keys, each the warp's best.
+    keys: u32,
+    /// `[k]` keys.
+    winners: u32,
+}
+
+impl Scratch {
+    #[inline(always)]
+    fn new() -> Self {
+        const { assert!(16 * WARPS + 8 * MAX_K == TOP_K_SHARED_BYTES) }
+        let partials = shared::dynamic_shared();
+        Self {
+            partials,
+            keys: partials + 8 * WARPS,
+            winners: partials + 16 * WARPS,
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn rank<const NOISE: bool>(t: TopK, noise: Noise<NOISE>) {
+    let row = thread::block_idx_x() as usize;
+    let entries = Entries {
+        logits: t.logits.wrapping_add(row * t.vocab as usize),
+        vocab: t.vocab,
+        noise,
+    };
+    let (index, lane) = (thread::thread_idx_x(), warp::lane_id());
+    let own_warp = index / warp::LANES;
+    let scratch = Scratch::new();
+    // SAFETY: warps are whole and barriers reached by all; words are the scratch's; entries lie in the row.
+    unsafe {
+        let (mut best, partial) = entries.scan();
+        let (warp_best, partial) = (warp_max(best), warp_merge(partial));
+        if lane == 0 {
+            shared::store_v2_f32(scratch.partials + 8 * own_warp, [partial.max, partial.sum]);
+            shared::store_u64(scratch.keys + 8 * own_warp, warp_best);
+        }
+        for place in 0..t.k {
+            thread::sync_threads();
+            let winner = warp_max(shared::load_u64(scratch.keys + 8 * lane));
+            if index == 0 {
+                shared::store_u64(scratch.winners + 8 * place, winner);
+            }
+            let owner = id_of(winner) / WIDTH % THREADS;
+            // All have read the keys.
+            thread::sync_threads();
+            if own_warp == owner / warp::LANES && place + 1 < t.k {
+                let next = entries.best_below(winner, owner);
+                if index == owner {
+                    best = next;
+                }
+                let warp_best = warp_max(best);
+                if lane == 0 {
+                    shared::store_u64(scratch.keys + 8 * own_warp, warp_best);
+                }
+            }
+        }
+        let [max, sum] = shared::load_v2_f32(scratch.partials + 8 * lane);
+        let total = warp_merge(Partial { max, sum });
+        if index < t.k {
+            let id = id_of(shared::load_u64(scratch.winners + 8 * index));
+            let s2 = global::load_f32(entries.logits.add(id as usize)) * core::f32::consts::LOG2_E;
+            // Not `lse2`, which is for rows that may be empty and takes NaN for that.
+            let log2_prob = s2 - total.max - math::log2(total.sum);
+            let to = row * t.k as usize + index as usize;
+            global::store_u32(t.ids.add(to), id);
+            global::store_f32(t.log_probs.add(to), log2_prob * core::f32::consts::LN_2);
+        }
+    }
+}
+
+/// A row, and the order of its entries.
+#[derive(Clone, Copy)]
+struct Entries<const NOISE: bool> {
+    logits: *const f32,
+    vocab: u32,
+    noise: Noise<NOISE>,
+}
+
+impl<const NOISE: bool> Entries<NOISE> {
+    /// The best key of this thread's chunks, and their part of the softmax.
+    ///
+    /// # Safety
+    /// The row is valid.
+    #[inline(always)]
+    unsafe fn scan(&self) -> (u64, Partial) {
+        let (mut best, mut partial) = (0, Partial::EMPTY);
+        let mut chunk = thread::thread_idx_x();
+        while chunk * WIDTH < self.vocab {
+            // SAFETY: the caller's.
+            let batch: [[f32; WIDTH as usize]; BATCH] =
+                core::array::from_fn(|i| unsafe { self.load(chunk + i as u32 * THREADS) });
+            for (i, x) in batch.iter().enumerate() {
+                best = larger(best, self.best(chunk + i as u32 * THREADS, x, u64::MAX));
+            }
+            partial = partial.merge::<Approximate>(partial_of(&batch)).partial;
+            chunk += BATCH as u32 * THREADS;
+        }
+        (best, partial)
+    }
+
+    /// The best key below `limit` of the chunks of thread `owner`, the same in all lanes.
+    ///
+    /// # Safety
+    /// The row is valid and the warp whole.
+    #[inline(always)]
+    unsafe fn best_below(&self, limit: u64, owner: u32) -> u64 {
+        let mut best = 0;
+        let mut chunk = owner + THREADS * warp::lane_id();
+        // SAFETY: the caller's.
+        unsafe {
+            while chunk * WIDTH < self.vocab {
+                best = larger(best, self.best(chunk, &self.load(chunk), limit));
+                chunk += THREADS * warp::LANES;
+            }
+            warp_max(best)
+        }
+    }
+
+    /// A chunk's logits, `-inf` past the row's end.
+    ///
+    /// # Safety
+    /// The row is valid.
+    #[inline(always)]
+    unsafe fn load(&self, chunk: u32) -> [f32; WIDTH as usize] {
+        let first = chunk * WIDTH;
+        // SAFETY: entries below `vocab`; rows of whole chunks begin on multiples of 16 bytes.
+        unsafe {
+            if self.vocab.is_multiple_of(WIDTH) {
+                if first < self.vocab {
+                    return global::load_v4_f32(self.logits.add(first as usize));
+                }
+                return [f32::NEG_INFINITY; WIDTH as usize];
+            }
+            core::array::from_fn(|i| {
+                let entry = first + i as u32;
+                if entry < self.vocab {
+                    global::load_f32(self.logits.add(entry as usize))
+                } else {
+                    f32::NEG_INFINITY
+                }
+            })
+        }
+    }
+
+    /// The best key of a chunk below `limit`; 0 if there is none.
+    #[inline(always)]
+    fn best(&self, chunk: u32, x: &[f32; WIDTH as usize], limit: u64) -> u64 {
+        let mut best = 0;
+        for (i, x) in x.iter().enumerate() {
+            let entry = chunk * WIDTH + i as u32;
+            let key = key(self.noise.add(entry, *x), entry);
+            if entry < self.vocab && key < limit {
+                best = larger(best, key);
+            }
+        }
+        best
+    }
+}
+
+/// A number that orders entries by `score`, then by lower `id`; never 0.
+#[inline(always)]
+fn key(score: f32, id: u32) -> u64 {
+    // Makes +0 of -0, which are equal.
+    let bits = (score + 0.0).to_bits();
+    let ordered = match (score.is_nan(), bits >> 31) {
+        (true, _) => 0,
+        (_, 0) => bits | 1 << 31,
+        _ => !bits,
+    };
+    u64::from(ordered) << 32 | u64::from(!id)
+}
+
+#[inline(always)]
+fn id_of(key: u64) -> u32 {
+    !(key as u32)
+}
+
+#[inline(always)]
+fn larger(a: u64, b: u64) -> u64 {
+    if a > b { a } else { b }
+}
+
+/// What a batch of logits adds to the softmax; a sum of NaN for one that softmax is not defined for.
+#[inline(always)]
+fn partial_of(batch: &[[f32; WIDTH as usize]; BATCH]) -> Partial {
+    let s2 = batch.map(|x| x.map(|x| x * core::f32::consts::LOG2_E));
+    let mut max = f32::NEG_INFINITY;
+    for value in s2.as_flattened() {
+        max = math::max(max, *value);
+    }
+    let reference = if max == f32::NEG_INFINITY { 0.0 } else { max };
+    let mut sum = 0.0;
+    for value in s2.as_flattened() {
+        sum += math::exp2(*value - reference);
+    }
+    Partial { max, sum }
+}
+
+/// The largest key of the warp, in all lanes.
+///
+/// # Safety
+/// The warp is whole.
+#[inline(always)]
+unsafe fn warp_max(mut key: u64) -> u64 {
+    for step in [16, 8, 4, 2, 1] {
+        // SAFETY: the caller's.
+        let other = unsafe {
+            let high = warp::shuffle_xor_u32((key >> 32) as u32, step);
+            u64::from(high) << 32 | u64::from(warp::shuffle_xor_u32(key as u32, step))
+        };
+        key = larger(key, other);
+    }
+    key
+}
+
+/// The warp's partial sums as one, the same bits in all lanes.
+///
+/// # Safety
+/// The warp is whole.
+#[inline(always)]
+unsafe fn warp_merge(mut partial: Partial) -> Partial {
+    for step in [16, 8, 4, 2, 1] {
+        // SAFETY: the caller's.
+        let other = unsafe {
+            Partial {
+                max: warp::shuffle_xor_f32(partial.max, step),
+                sum: warp::shuffle_xor_f32(partial.sum, step),
+            }
+        };
+        partial = partial.merge::<Approximate>(other).partial;
+    }
+    partial
+}

@@ -1,0 +1,14 @@
+//! The operations of a Llama decode step between its matrix products, attention apart.
+//!
+//! The residual stream is f32, `[rows, hidden]`; what enters a product is 16-bit (`E`, bf16 or f16), and so is
+//! what the fused projections give. Arithmetic is f32, rounded once.
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+mod kernels;
+pub mod limits;
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+pub use kernels::{
+    Feed, Norm, Qkv, Sampling, TopK, embed, feed, fill, fill_f32, log_softmax_top_k, rms_norm,
+    rotate_append, sample_top_k, silu_mul,
+};
