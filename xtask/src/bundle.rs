@@ -22,19 +22,34 @@ const PROGRAMS: &[Program] = &[
         package: "deft-attention",
         kind: "test",
         name: "cuda_links",
+        packed_as: "cuda_links",
+        arguments: "",
         features: "cuda",
     },
     Program {
         package: "deft-tests",
         kind: "test",
         name: "gpu_instructions",
+        packed_as: "gpu_instructions",
+        arguments: "",
         features: "cuda",
     },
     Program {
         package: "deft-bench",
         kind: "bin",
         name: "deft-bench",
+        packed_as: "deft-bench",
+        arguments: " --help",
         features: "",
+    },
+    // `deft-replay replay` is what build-and-run ends with.
+    Program {
+        package: "xtask",
+        kind: "bin",
+        name: "xtask",
+        packed_as: "deft-replay",
+        arguments: " replay --device cuda",
+        features: "cuda",
     },
 ];
 
@@ -46,6 +61,10 @@ struct Program {
     /// Cargo's word for the target's kind: `bin`, `test`, `bench` or `example`.
     kind: &'static str,
     name: &'static str,
+    /// Its name in the bundle.
+    packed_as: &'static str,
+    /// How to start it, for people.
+    arguments: &'static str,
     features: &'static str,
 }
 
@@ -64,7 +83,7 @@ pub(crate) fn run(_args: &Args) -> Result<()> {
         fs::create_dir_all(&bundle)?;
         for program in PROGRAMS {
             let built = program.build()?;
-            copy(&built, &bundle.join(program.name))?;
+            copy(&built, &bundle.join(program.packed_as))?;
         }
         for (from, to) in FOLDERS {
             copy(&workspace::root().join(from), &bundle.join(to))?;
@@ -75,7 +94,7 @@ pub(crate) fn run(_args: &Args) -> Result<()> {
             workspace::shown(&bundle)
         ));
         for program in PROGRAMS {
-            say(format!("    ./{}", program.name));
+            say(format!("    ./{}{}", program.packed_as, program.arguments));
         }
         Ok(Outcome::Done)
     });

@@ -9,9 +9,13 @@ pub(crate) fn root() -> &'static Path {
         .expect("xtask is a member of the workspace")
 }
 
-/// Cargo's target folder.
+/// Cargo's target folder; `target` in the current folder where there is no checkout, as for a packed program.
 pub(crate) fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(folder) => folder.into(),
+        None if root().is_dir() => root().join("target"),
+        None => "target".into(),
+    }
 }
 
 /// `path` as seen from the root of the checkout, for messages.

@@ -9,6 +9,7 @@ mod compare;
 mod cpu;
 mod decode;
 mod device;
+mod draw;
 mod forests;
 mod gpu;
 mod peers;
@@ -44,6 +45,7 @@ struct Cli {
 enum Command {
     Trees(trees::Args),
     Check(check::Args),
+    Draw(draw::Args),
 }
 
 /// Which device runs it, with which kernels.
@@ -170,6 +172,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Trees(args) => trees::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Draw(args) => draw::run(&args),
     };
     match outcome {
         Ok(0) => ExitCode::SUCCESS,
