@@ -1,0 +1,155 @@
+//! Rotation with append, against the append of keys and values by themselves and the host's rotation of queries.
+
+use deft::attention::{Backend, Counters, RotaryTable, Rotation};
+use deft::cache::CacheShape;
+use deft_tests::emulated::Emulated;
+use emulator::Memory;
+use half::{bf16, f16};
+use kernels_gpu::abi::{APPEND_LIVE, NONE};
+use kernels_gpu::model::{self, Qkv};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use super::{Sixteen, chunks, constant};
+
+const COUNTERS: Counters<'static> = Counters {
+    lengths: &[9, 70, 0],
+    tail_pages: &[0, 2, 1],
+};
+
+/// Rows of a fused projection, and where they go.
+struct Case<T> {
+    shape: CacheShape,
+    q_heads: usize,
+    qkv: Vec<T>,
+    targets: Vec<u32>,
+    positions: Vec<u32>,
+    table: RotaryTable,
+}
+
+impl<T: Sixteen> Case<T> {
+    fn new(q_heads: usize, kv_heads: u32, head_dim: u32, count: usize) -> Self {
+        let mut rng = SmallRng::seed_from_u64(u64::from(head_dim) + count as u64);
+        let heads = q_heads + 2 * kv_heads as usize;
+        let mut targets: Vec<u32> = (0..count as u32).map(|i| (i * 37 + 5) % 128).collect();
+        let mut positions: Vec<u32> = (0..count).map(|_| rng.random_range(1..300)).collect();
+        positions[0] = 299;
+        if count > 2 {
+            // A growing node, no node, and a counter that counts no token: the last two have no position.
+            targets[count - 1] = APPEND_LIVE | 1;
+            targets[1] = NONE;
+            targets[2] = APPEND_LIVE | 2;
+            positions[1] = u32::MAX;
+            positions[2] = u32::MAX;
+        }
+        Self {
+            shape: CacheShape {
+                layers: 1,
+                kv_heads,
+                head_dim,
+                dtype: T::DTYPE,
+                pages: 3,
+            },
+            q_heads,
+            qkv: super::random(&mut rng, count * heads * head_dim as usize, 4.0),
+            targets,
+            positions,
+            table: RotaryTable::new(head_dim, 300, 10_000.0).unwrap(),
+        }
+    }
+
+    fn is_written(&self, row: usize) -> bool {
+        let target = self.targets[row];
+        target != NONE && target != APPEND_LIVE | 2
+    }
+
+    /// Queries (poison in rows passed over) and the pool, by the kernel.
+    fn run<const D: u32>(&self) -> (Vec<u16>, Vec<u16>) {
+        let (count, kv_heads) = (self.targets.len(), self.shape.kv_heads);
+        let d = D as usize;
+        let mut memory = Memory::new();
+        let qkv = constant(&mut memory, "qkv", &self.qkv);
+        let q = memory.unwritten::<u16>("q", count * self.q_heads * d);
+        let pool = memory.buffer("pool", &vec![0_u16; self.shape.plane_elements() as usize]);
+        let targets = memory.constant("targets", &self.targets);
+        let lengths = memory.constant("lengths", COUNTERS.lengths);
+        let tails = memory.constant("tail pages", COUNTERS.tail_pages);
+        let positions = memory.constant("positions", &self.positions);
+        let cos = memory.constant("cos", self.table.cos());
+        let sin = memory.constant("sin", self.table.sin());
+        chunks(count, (self.q_heads + 2 * kv_heads as usize) * d / 2)
+            .run(&mut memory, || {
+                let arguments = Qkv {
+                    qkv: qkv.as_ptr(),
+                    q: q.as_mut_ptr(),
+                    pool: pool.as_mut_ptr(),
+                    targets: targets.as_ptr(),
+                    lengths: lengths.as_ptr(),
+                    tail_pages: tails.as_ptr(),
+                    positions: positions.as_ptr(),
+                    cos: cos.as_ptr(),
+                    sin: sin.as_ptr(),
+                    count: count as u32,
+                    q_heads: self.q_heads as u32,
+                    kv_heads,
+                };
+                // SAFETY: the emulator checks every access.
+                unsafe { model::rotate_append::<T::Device, D>(arguments) }
+            })
+            .unwrap();
+        (memory.read_poisoned(q), memory.read(pool).unwrap())
+    }
+
+    /// The same by the host, and by the append of rows that are written.
+    fn expected(&self) -> (Vec<u16>, Vec<u16>) {
+        let (d, kv_heads) = (self.shape.head_dim as usize, self.shape.kv_heads as usize);
+        let (q_width, kv_width) = (self.q_heads * d, kv_heads * d);
+        let mut q = vec![u16::MAX; self.targets.len() * q_width];
+        let (mut k, mut v) = (Vec::new(), Vec::new());
+        let (mut targets, mut positions) = (Vec::new(), Vec::new());
+        for (row, fused) in self.qkv.chunks_exact(q_width + 2 * kv_width).enumerate() {
+            if !self.is_written(row) {
+                continue;
+            }
+            let mut queries = fused[..q_width].to_vec();
+            let position = self.positions[row];
+            self.table.rotate(&[position], &mut queries).unwrap();
+            q[row * q_width..][..q_width].copy_from_slice(bytemuck::cast_slice(&queries));
+            k.extend_from_slice(&fused[q_width..][..kv_width]);
+            v.extend_from_slice(&fused[q_width + kv_width..]);
+            targets.push(self.targets[row]);
+            positions.push(position);
+        }
+        let mut backend = Emulated::new(self.shape, 1);
+        let rotation = Rotation {
+            table: &self.table,
+            positions: &positions,
+        };
+        let (k, v) = (T::elements(&k), T::elements(&v));
+        backend
+            .append_rotated(0, &targets, COUNTERS, k, v, rotation)
+            .unwrap();
+        (q, backend.pool().to_vec())
+    }
+}
+
+fn compare<T: Sixteen, const D: u32>() {
+    for (q_heads, kv_heads) in [(1, 1), (9, 3), (8, 2)] {
+        for count in [1, 3, 17] {
+            let case = Case::<T>::new(q_heads, kv_heads, D, count);
+            let (q, pool) = case.run::<D>();
+            let (expected_q, expected_pool) = case.expected();
+            let context = format!("{count} rows, {q_heads} + 2 * {kv_heads} heads of {D}");
+            assert!(q == expected_q, "queries: {context}");
+            assert!(pool == expected_pool, "pages: {context}");
+        }
+    }
+}
+
+#[test]
+fn one_launch_rotates_queries_and_appends_as_append_rotated_does() {
+    compare::<bf16, 64>();
+    compare::<f16, 64>();
+    compare::<bf16, 128>();
+    compare::<f16, 256>();
+}
