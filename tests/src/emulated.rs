@@ -4,9 +4,9 @@ mod paged;
 
 use deft::attention::{
     Attend, Backend, BackendError, Counters, Rotation, check_append, check_append_rotated,
-    check_attend, check_moves,
+    check_attend, check_moves, check_paged,
 };
-use deft::cache::{CacheShape, DType, Elements};
+use deft::cache::{CacheShape, DType, Elements, ElementsMut, PagedTable};
 use emulator::{Launch, Memory, Report};
 use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
@@ -373,6 +373,36 @@ impl Backend for Emulated {
             _ => self.copy_d::<256>(moves),
         }
         .map_err(|report| BackendError::Device(report))
+    }
+
+    fn import(
+        &mut self,
+        layer: u32,
+        places: &[u32],
+        table: &PagedTable<'_>,
+        k: Elements<'_>,
+        v: Elements<'_>,
+    ) -> Result<(), BackendError> {
+        let foreign = [k, v].map(|foreign| (foreign.dtype(), foreign.len()));
+        check_paged(&self.shape, layer, places, table, foreign)?;
+        let foreign = [k, v].map(|foreign| bytemuck::cast_slice(foreign.bytes()));
+        self.import_strided(layer, places, (table, table.page_size), foreign)
+            .map_err(|report| BackendError::Device(report))
+    }
+
+    fn export(
+        &mut self,
+        layer: u32,
+        places: &[u32],
+        table: &PagedTable<'_>,
+        k: ElementsMut<'_>,
+        v: ElementsMut<'_>,
+    ) -> Result<(), BackendError> {
+        let foreign = [&k, &v].map(|foreign| (foreign.dtype(), foreign.len()));
+        check_paged(&self.shape, layer, places, table, foreign)?;
+        let foreign = [k, v].map(|foreign| bytemuck::cast_slice_mut(foreign.into_bytes()));
+        self.export_onto(layer, places, table, foreign)
+            .map_err(|report| BackendError::Device(report))
     }
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {

@@ -141,31 +141,34 @@ fn imports_and_exports_as_the_cpu(shape: CacheShape, order: PagedOrder, sequence
         places.len(),
         sequence.page_size
     );
-    let mut cpu = HostPages::<bf16>::new(shape).unwrap();
     let [k, v] = &sequence.foreign;
-    cpu.import(1, places, &table, k, v).unwrap();
+    let mut cpu = CpuBackend::<bf16>::new(shape).unwrap();
     let mut emulated = Emulated::new(shape, places.len() as u64);
-    let whole = (&table, sequence.page_size);
-    emulated.import(1, places, whole, sequence.bits()).unwrap();
+    for backend in [&mut cpu as &mut dyn Backend, &mut emulated] {
+        let (k, v) = ((&k[..]).into(), (&v[..]).into());
+        backend.import(1, places, &table, k, v).unwrap();
+    }
     for layer in 0..LAYERS {
         assert!(
-            emulated.rows(layer) == rows(&cpu, layer),
+            emulated.rows(layer) == rows(cpu.pages(), layer),
             "import, {context}"
         );
     }
-    let unwritten = vec![bf16::NAN; k.len()];
-    let mut right = [unwritten.clone(), unwritten.clone()];
-    let [right_k, right_v] = &mut right;
-    cpu.export(1, places, &table, right_k, right_v).unwrap();
-    let onto = [bytemuck::cast_slice(&unwritten); 2];
-    let exported = emulated.export(1, places, &table, onto).unwrap();
-    for (exported, right) in exported.iter().zip(&right) {
-        assert!(
-            exported[..] == *bytemuck::cast_slice::<_, u16>(right),
-            "export, {context}"
-        );
-    }
-    let back = emulated.export(1, places, &table, sequence.bits()).unwrap();
+    let bits =
+        |rows: [Vec<bf16>; 2]| rows.map(|rows| bytemuck::cast_slice::<_, u16>(&rows).to_vec());
+    let unwritten = [(); 2].map(|()| vec![bf16::NAN; k.len()]);
+    let exported = |backend: &mut dyn Backend, mut onto: [Vec<bf16>; 2]| {
+        let [k, v] = &mut onto;
+        let (k, v) = ((&mut k[..]).into(), (&mut v[..]).into());
+        backend.export(1, places, &table, k, v).unwrap();
+        bits(onto)
+    };
+    let right = exported(&mut cpu, unwritten.clone());
+    assert!(
+        exported(&mut emulated, unwritten) == right,
+        "export, {context}"
+    );
+    let back = exported(&mut emulated, sequence.foreign.clone());
     assert!(back.iter().eq(sequence.bits()), "round trip, {context}");
 }
 
@@ -196,7 +199,7 @@ fn a_pool_whose_pages_hold_k_then_v_is_imported_from_one_buffer() {
     cpu.import(0, &sequence.places, &table, k, v).unwrap();
     let mut emulated = Emulated::new(shape, 3);
     emulated
-        .import(
+        .import_strided(
             0,
             &sequence.places,
             (&table, 2 * 16),

@@ -95,9 +95,10 @@ impl<T: KvElement> Foreign<T> {
         places: &[u32],
         table: &PagedTable<'_>,
     ) -> Result<()> {
-        cpu.pages_mut()
-            .import(LAYERS - 1, places, table, &self.k, &self.v)?;
-        cuda.import(LAYERS - 1, places, table, &self.k, &self.v)?;
+        for backend in [cpu as &mut dyn Backend, cuda] {
+            let (k, v) = (T::elements(&self.k), T::elements(&self.v));
+            backend.import(LAYERS - 1, places, table, k, v)?;
+        }
         Ok(())
     }
 
@@ -113,7 +114,8 @@ impl<T: KvElement> Foreign<T> {
         cpu.pages()
             .export(LAYERS - 1, places, table, &mut right_k, &mut right_v)?;
         let [mut k, mut v] = [(); 2].map(|()| vec![T::default(); self.k.len()]);
-        cuda.export(LAYERS - 1, places, table, &mut k, &mut v)?;
+        let onto = (T::elements_mut(&mut k), T::elements_mut(&mut v));
+        cuda.export(LAYERS - 1, places, table, onto.0, onto.1)?;
         for (name, found, right) in [("K", &k, &right_k), ("V", &v, &right_v)] {
             let (found, right) = (bytemuck::cast_slice(found), bytemuck::cast_slice(right));
             if let Some(difference) = difference(found, right) {
@@ -122,7 +124,8 @@ impl<T: KvElement> Foreign<T> {
         }
         // Onto what was imported, an export changes nothing.
         let (k, v) = (self.k.clone(), self.v.clone());
-        cuda.export(LAYERS - 1, places, table, &mut self.k, &mut self.v)?;
+        let onto = (T::elements_mut(&mut self.k), T::elements_mut(&mut self.v));
+        cuda.export(LAYERS - 1, places, table, onto.0, onto.1)?;
         for (name, found, right) in [("K", &self.k, &k), ("V", &self.v, &v)] {
             let (found, right) = (bytemuck::cast_slice(found), bytemuck::cast_slice(right));
             if let Some(difference) = difference(found, right) {
@@ -220,7 +223,7 @@ fn compare<T: KvElement>(
 }
 
 /// How many elements differ, and the first.
-fn difference(found: &[u16], right: &[u16]) -> Option<String> {
+pub(crate) fn difference(found: &[u16], right: &[u16]) -> Option<String> {
     let pairs = found.iter().zip(right);
     let wrong = pairs.clone().filter(|(found, right)| found != right);
     let (wrong, of) = (wrong.count(), found.len());

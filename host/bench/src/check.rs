@@ -18,7 +18,7 @@ use crate::gpu::Gpu;
 use crate::random::Random;
 use crate::session::Session;
 use crate::tensors::{Heads, HostPool, random_queries};
-use crate::{DeviceKind, GpuArgs, GroupingArg, bits, reasoning, say, writes};
+use crate::{DeviceKind, GpuArgs, GroupingArg, bits, paths, reasoning, say, writes};
 
 /// KV heads and query heads a KV head: MHA, GQA up to 16, MQA, odd ones.
 const HEADS: [(u32, u32); 9] = [
@@ -146,16 +146,20 @@ fn random_forests(args: &Args, gpu: &Gpu) -> Result<u32> {
 /// Appends, rotates, moves and attends through the host-slice backend; the number of wrong cases.
 fn backend_cases(args: &Args, gpu: &Gpu) -> Result<u32> {
     let (mut cases, mut wrong) = (0, 0);
+    let library = gpu.device.clone().into();
     for (head_dim, dtype, variant) in args.variants() {
         for case in 0..3 {
             let mut random = Random::new(args.seed + u64::from(head_dim) + case);
             let heads = heads_of(head_dim, dtype, &mut random);
             cases += 1;
             let what = || format!("host-slice backend, {variant}, case {case}");
-            let problem = match writes::run(gpu, heads, &mut random).with_context(what)? {
-                None => bits::run(gpu, heads, &mut random).with_context(what)?,
-                problem => problem,
-            };
+            let mut problem = writes::run(gpu, heads, &mut random).with_context(what)?;
+            if problem.is_none() {
+                problem = bits::run(gpu, heads, &mut random).with_context(what)?;
+            }
+            if problem.is_none() {
+                problem = paths::run(&library, heads, &mut random).with_context(what)?;
+            }
             if let Some(problem) = problem {
                 wrong += 1;
                 say(&format!("host-slice backend, {heads:?}: {problem}"));

@@ -3,7 +3,7 @@
 use kernels_gpu::abi::{AppendTarget, TokenMove};
 
 use super::{BackendError, Rotation, rotary};
-use crate::cache::{CacheShape, Elements, ElementsMut, PageId};
+use crate::cache::{CacheShape, Elements, ElementsMut, PageId, PagedTable};
 use crate::plan::{Grouping, Plan, PlanConfig};
 
 /// A KV cache on some device, and attention over it.
@@ -66,6 +66,34 @@ pub trait Backend: std::fmt::Debug + Send {
     /// # Errors
     /// Those of [`super::check_moves`], and the device's own.
     fn copy(&mut self, moves: &[TokenMove]) -> Result<(), BackendError>;
+
+    /// Copies a foreign sequence's first tokens of one layer into this cache: token `i` to `places[i]`
+    /// (`page * 64 + token`), none twice. `k` and `v` are whole foreign caches in the table's layout.
+    ///
+    /// # Errors
+    /// Those of [`super::check_paged`], and the device's own.
+    fn import(
+        &mut self,
+        layer: u32,
+        places: &[u32],
+        table: &PagedTable<'_>,
+        k: Elements<'_>,
+        v: Elements<'_>,
+    ) -> Result<(), BackendError>;
+
+    /// Copies tokens of one layer out to a foreign cache: `places[i]` to the sequence's token `i`. The
+    /// rest of `k` and `v` stays as it is. The table names no page twice.
+    ///
+    /// # Errors
+    /// Those of [`super::check_paged`], and the device's own.
+    fn export(
+        &mut self,
+        layer: u32,
+        places: &[u32],
+        table: &PagedTable<'_>,
+        k: ElementsMut<'_>,
+        v: ElementsMut<'_>,
+    ) -> Result<(), BackendError>;
 
     /// Attention of one layer.
     ///

@@ -3,7 +3,7 @@
 use kernels_gpu::abi::{APPEND_LIVE, AppendTarget, NONE, PAGE_TOKENS, TokenMove};
 
 use super::{Attend, AttentionParams, Counters};
-use crate::cache::{CacheShape, DType, PageId};
+use crate::cache::{CacheShape, DType, PageId, PagedError, PagedTable};
 use crate::plan::Plan;
 
 /// Why a backend refused. The cache and the outputs are as they were before the call.
@@ -94,6 +94,9 @@ pub enum BackendError {
         /// What it may be.
         expected: &'static str,
     },
+    /// An import or an export does not fit the cache or the foreign one.
+    #[error(transparent)]
+    Paged(#[from] PagedError),
     /// The device cannot do it, or failed.
     #[error(transparent)]
     Device(Box<dyn std::error::Error + Send + Sync>),
@@ -136,6 +139,24 @@ pub fn check_moves(shape: &CacheShape, moves: &[TokenMove]) -> Result<(), Backen
         check_page(shape, "moves", index, step.to)?;
     }
     Ok(())
+}
+
+/// Checks the arguments of [`Backend::import`](super::Backend::import) and
+/// [`Backend::export`](super::Backend::export); `foreign` are those of `k` and `v`.
+///
+/// # Errors
+/// [`BackendError`], naming the argument.
+pub fn check_paged(
+    shape: &CacheShape,
+    layer: u32,
+    places: &[u32],
+    table: &PagedTable<'_>,
+    foreign: [(DType, usize); 2],
+) -> Result<(), BackendError> {
+    for (argument, (dtype, _)) in ["k", "v"].into_iter().zip(foreign) {
+        check_dtype(shape, argument, dtype)?;
+    }
+    Ok(table.check(shape, layer, places, foreign.map(|(_, elements)| elements))?)
 }
 
 /// Checks the arguments of [`Backend::attend`](super::Backend::attend). For the plan itself

@@ -12,9 +12,9 @@ use super::{
 };
 use crate::attention::{
     Attend, Backend, BackendError, Counters, Rotation, check_append, check_append_rotated,
-    check_attend, check_moves, check_plan,
+    check_attend, check_moves, check_paged, check_plan,
 };
-use crate::cache::{CacheShape, Elements};
+use crate::cache::{CacheShape, Elements, ElementsMut, PagedTable};
 use crate::plan::{Grouping, Plan, PlanConfig};
 use kernels_gpu::abi::{AppendTarget, TokenMove};
 
@@ -223,6 +223,34 @@ impl Backend for CudaBackend {
                 .copy(on_device.pointer(), moves.len() as u32, stream.raw())
         }?;
         Ok(stream.synchronize()?)
+    }
+
+    fn import(
+        &mut self,
+        layer: u32,
+        places: &[u32],
+        table: &PagedTable<'_>,
+        k: Elements<'_>,
+        v: Elements<'_>,
+    ) -> Result<(), BackendError> {
+        let foreign = [k, v].map(|foreign| (foreign.dtype(), foreign.len()));
+        check_paged(self.shape(), layer, places, table, foreign)?;
+        let foreign = [k, v].map(|foreign| bytemuck::cast_slice(foreign.bytes()));
+        Ok(self.import_checked(layer, places, table, foreign)?)
+    }
+
+    fn export(
+        &mut self,
+        layer: u32,
+        places: &[u32],
+        table: &PagedTable<'_>,
+        k: ElementsMut<'_>,
+        v: ElementsMut<'_>,
+    ) -> Result<(), BackendError> {
+        let foreign = [&k, &v].map(|foreign| (foreign.dtype(), foreign.len()));
+        check_paged(self.shape(), layer, places, table, foreign)?;
+        let foreign = [k, v].map(|foreign| bytemuck::cast_slice_mut(foreign.into_bytes()));
+        Ok(self.export_checked(layer, places, table, foreign)?)
     }
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {

@@ -37,6 +37,40 @@ impl TokenForest {
         Ok(())
     }
 
+    /// Adds to `targets` where tokens `tokens` of the path to `node` lie: its ancestors' from the root on,
+    /// then its own. So a token's number is its position.
+    ///
+    /// # Errors
+    /// As [`TokenForest::append_targets`].
+    pub fn path_targets(
+        &self,
+        node: NodeKey,
+        tokens: Range<u32>,
+        targets: &mut Vec<AppendTarget>,
+    ) -> Result<(), ForestError> {
+        let length = self.context_length(node)?;
+        if tokens.start > tokens.end || u64::from(tokens.end) > length {
+            return Err(ForestError::TokenRange {
+                node,
+                begin: tokens.start,
+                end: tokens.end,
+                length: u32::try_from(length).unwrap_or(u32::MAX),
+            });
+        }
+        let mut path = vec![node];
+        while let Some(parent) = self.parent(path[path.len() - 1])? {
+            path.push(parent);
+        }
+        let mut before = 0;
+        for &node in path.iter().rev() {
+            let length = self.length(node)?;
+            let own = |token: u32| token.saturating_sub(before).min(length);
+            self.append_targets(node, own(tokens.start)..own(tokens.end), targets)?;
+            before = before.saturating_add(length);
+        }
+        Ok(())
+    }
+
     /// Adds to `targets` the last token of each of `leaves`, in their order, by length slot: the same
     /// words serve every decode step until the leaves change.
     ///

@@ -2,6 +2,7 @@
 
 mod config;
 mod error;
+mod paged;
 mod plan;
 mod rotary;
 mod rows;

@@ -21,7 +21,7 @@ impl Emulated {
     ///
     /// # Errors
     /// A mistake of the kernel's.
-    pub fn import(
+    pub fn import_strided(
         &mut self,
         layer: u32,
         places: &[u32],
@@ -36,17 +36,14 @@ impl Emulated {
         }
     }
 
-    /// Copies `places[i]` of a layer to a foreign sequence's token `i`; K and V of the foreign cache.
-    ///
-    /// # Errors
-    /// A mistake of the kernel's.
-    pub fn export(
+    /// Copies `places[i]` of a layer to a foreign sequence's token `i`.
+    pub(super) fn export_onto(
         &self,
         layer: u32,
         places: &[u32],
         table: &PagedTable<'_>,
-        foreign: [&[u16]; 2],
-    ) -> Result<[Vec<u16>; 2], Box<Report>> {
+        foreign: [&mut [u16]; 2],
+    ) -> Result<(), Box<Report>> {
         let strides = self.strides(table, table.page_size);
         match self.shape.head_dim {
             64 => self.export_d::<64>(layer, places, table.pages, strides, foreign),
@@ -118,11 +115,12 @@ impl Emulated {
         places: &[u32],
         pages: &[u32],
         strides: Strides,
-        [k, v]: [&[u16]; 2],
-    ) -> Result<[Vec<u16>; 2], Box<Report>> {
+        foreign: [&mut [u16]; 2],
+    ) -> Result<(), Box<Report>> {
         let mut memory = Memory::new();
         let pool = memory.constant("pool", &self.pool[self.plane(layer)]);
-        let (k, v) = (memory.buffer("k", k), memory.buffer("v", v));
+        let [k, v] = [("k", &foreign[0]), ("v", &foreign[1])]
+            .map(|(name, elements)| memory.buffer(name, elements));
         let list = memory.constant("places", places);
         let table = memory.constant("table", pages);
         let (count, kv_heads) = (places.len() as u32, self.shape.kv_heads);
@@ -145,6 +143,9 @@ impl Emulated {
                     );
                 }
             })?;
-        Ok([k, v].map(|foreign| memory.read_poisoned(foreign)))
+        for (foreign, written) in foreign.into_iter().zip([k, v]) {
+            foreign.copy_from_slice(&memory.read_poisoned(written));
+        }
+        Ok(())
     }
 }

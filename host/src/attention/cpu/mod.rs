@@ -17,9 +17,11 @@ use rayon::prelude::*;
 
 use self::item::Call;
 use self::merge::Sources;
-use super::check::{check_append, check_attend, check_moves, check_plan, resolve};
+use super::check::{check_append, check_attend, check_moves, check_paged, check_plan, resolve};
 use super::{Attend, Backend, BackendError, Counters};
-use crate::cache::{CacheShape, DType, Elements, HostPages, KvElement, ShapeError};
+use crate::cache::{
+    CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, PagedTable, ShapeError,
+};
 use crate::plan::{CostModel, Grouping, PlanConfig};
 
 /// Shares a KV head and thread: enough for the last task of one thread not to keep the others waiting.
@@ -138,6 +140,37 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         check_moves(self.shape(), moves)?;
         self.pages.copy(moves);
         Ok(())
+    }
+
+    fn import(
+        &mut self,
+        layer: u32,
+        places: &[u32],
+        table: &PagedTable<'_>,
+        k: Elements<'_>,
+        v: Elements<'_>,
+    ) -> Result<(), BackendError> {
+        let foreign = [k, v].map(|foreign| (foreign.dtype(), foreign.len()));
+        check_paged(self.shape(), layer, places, table, foreign)?;
+        let (k, v) = (k.typed().expect(CHECKED), v.typed().expect(CHECKED));
+        Ok(self.pages.import(layer, places, table, k, v)?)
+    }
+
+    fn export(
+        &mut self,
+        layer: u32,
+        places: &[u32],
+        table: &PagedTable<'_>,
+        k: ElementsMut<'_>,
+        v: ElementsMut<'_>,
+    ) -> Result<(), BackendError> {
+        let foreign = [&k, &v].map(|foreign| (foreign.dtype(), foreign.len()));
+        check_paged(self.shape(), layer, places, table, foreign)?;
+        let (k, v) = (
+            k.into_typed().expect(CHECKED),
+            v.into_typed().expect(CHECKED),
+        );
+        Ok(self.pages.export(layer, places, table, k, v)?)
     }
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {

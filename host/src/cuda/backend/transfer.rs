@@ -1,7 +1,7 @@
-//! Import and export of host slices, as [`HostPages`](crate::cache::HostPages) has them.
+//! Import and export of host slices.
 
 use super::CudaBackend;
-use crate::cache::{KvElement, PagedTable, ShapeError};
+use crate::cache::PagedTable;
 use crate::cuda::{CudaError, DeviceBuffer, PagedBuffers};
 
 /// A foreign cache's layer and what to move, on the device.
@@ -28,22 +28,16 @@ impl Uploaded {
 }
 
 impl CudaBackend {
-    /// Copies a foreign sequence's first tokens of one layer into this cache: token `i` to `places[i]`
-    /// (`page * 64 + token`), none twice. `k` and `v` are whole foreign caches in the table's layout.
-    ///
-    /// # Errors
-    /// [`CudaError::Paged`], naming the argument; [`CudaError::Shape`] for another element type than the
-    /// cache's; [`CudaError::OutOfMemory`] and those of the driver.
-    pub fn import<T: KvElement>(
+    /// As the backend's import, its arguments checked.
+    pub(super) fn import_checked(
         &mut self,
         layer: u32,
         places: &[u32],
         table: &PagedTable<'_>,
-        k: &[T],
-        v: &[T],
+        foreign: [&[u16]; 2],
     ) -> Result<(), CudaError> {
-        let paged = self.upload_paged(layer, places, table, [k, v])?;
-        // SAFETY: pages and places were checked, and the wait below keeps the arrays alive.
+        let paged = self.upload_paged(places, table, foreign)?;
+        // SAFETY: the caller checked pages and places, and the wait below keeps the arrays alive.
         unsafe {
             self.cache
                 .import_pages(layer, &paged.buffers(table), self.stream.raw())
@@ -51,46 +45,31 @@ impl CudaBackend {
         self.stream.synchronize()
     }
 
-    /// Copies tokens of one layer out to a foreign cache: `places[i]` to the sequence's token `i`. The
-    /// rest of `k` and `v` stays as it is. The table names no page twice.
-    ///
-    /// # Errors
-    /// As [`CudaBackend::import`].
-    pub fn export<T: KvElement>(
+    /// As the backend's export, its arguments checked.
+    pub(super) fn export_checked(
         &mut self,
         layer: u32,
         places: &[u32],
         table: &PagedTable<'_>,
-        k: &mut [T],
-        v: &mut [T],
+        [k, v]: [&mut [u16]; 2],
     ) -> Result<(), CudaError> {
-        let paged = self.upload_paged(layer, places, table, [k, v])?;
-        // SAFETY: pages and places were checked, and the reads below wait for the work.
+        let paged = self.upload_paged(places, table, [k, v])?;
+        // SAFETY: the caller checked pages and places, and the reads below wait for the work.
         unsafe {
             self.cache
                 .export_pages(layer, &paged.buffers(table), self.stream.raw())
         }?;
-        paged.k.read(0, bytemuck::cast_slice_mut(k), &self.stream)?;
-        paged.v.read(0, bytemuck::cast_slice_mut(v), &self.stream)
+        paged.k.read(0, k, &self.stream)?;
+        paged.v.read(0, v, &self.stream)
     }
 
-    fn upload_paged<T: KvElement>(
+    fn upload_paged(
         &self,
-        layer: u32,
         places: &[u32],
         table: &PagedTable<'_>,
-        [k, v]: [&[T]; 2],
+        [k, v]: [&[u16]; 2],
     ) -> Result<Uploaded, CudaError> {
-        let shape = self.cache.shape();
-        if shape.dtype != T::DTYPE {
-            return Err(CudaError::Shape(ShapeError::Element {
-                expected: T::DTYPE,
-                found: shape.dtype,
-            }));
-        }
-        table.check(shape, layer, places, [k.len(), v.len()])?;
         let device = self.cache.device();
-        let (k, v) = (bytemuck::cast_slice(k), bytemuck::cast_slice(v));
         Ok(Uploaded {
             k: DeviceBuffer::from_slice(device, "foreign keys", k)?,
             v: DeviceBuffer::from_slice(device, "foreign values", v)?,
