@@ -2,7 +2,10 @@
 
 pub mod config;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod gguf;
+mod traffic;
 pub mod tree_model;
 pub mod weights;
 

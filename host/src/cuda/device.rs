@@ -209,6 +209,16 @@ impl CudaDevice {
         self.inner.launch_ex
     }
 
+    /// Runs `work` with the primary context current on this thread, as libraries of the CUDA runtime want it
+    /// (cuBLAS, say); then the thread's former context is again.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`]; then `work` has not run.
+    pub fn scoped<R>(&self, work: impl FnOnce() -> R) -> Result<R, CudaError> {
+        let _current = self.activate()?;
+        Ok(work())
+    }
+
     /// Makes the primary context current on this thread until the guard is dropped.
     pub(super) fn activate(&self) -> Result<Active, CudaError> {
         activate(self.inner.context.as_raw().cast())

@@ -165,7 +165,10 @@ impl<T: Pod> DeviceBuffer<T> {
     /// # Safety
     /// `first + data.len() <= self.len()`, the stream belongs to the context, and `data` lives and does
     /// not change until the copy is done (or is pageable, which the driver stages first).
-    unsafe fn enqueue_write(
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub unsafe fn enqueue_write(
         &self,
         first: usize,
         data: &[T],

@@ -1,15 +1,17 @@
 //! Trees: what search asks for.
 
-use deft::plan::HeadShape;
 use deft::tree::TokenForest;
 use deft::{CacheError, DraftNode, NodeKey, TreePlan};
 
 use super::forward::Wanted;
 use super::{CpuModel, PAGE_TOKENS};
+use crate::traffic::{path_bytes, plan_bytes};
 use crate::tree_model::{DraftToken, ModelError, Traffic, TreeModel};
 
 /// Tokens of a prompt that go through the model at once: whole pages, so that a page is written once.
 const CHUNK: usize = 128;
+/// Bytes of an element of K or V.
+const ELEMENT_BYTES: u32 = size_of::<f32>() as u32;
 
 impl TreeModel for CpuModel {
     fn vocabulary(&self) -> usize {
@@ -176,42 +178,15 @@ impl CpuModel {
     fn count(&mut self, plan: &TreePlan) -> Result<(), CacheError> {
         self.traffic.read += self.bytes_read(plan);
         for &leaf in plan.leaves() {
-            self.traffic.per_query += self.path_bytes(leaf)?;
+            let forest = self.cache.forest();
+            self.traffic.per_query += path_bytes(forest, leaf, &self.config, ELEMENT_BYTES)?;
         }
         Ok(())
     }
 
     /// Bytes of K and V that a pass by `plan` reads, all layers.
     fn bytes_read(&self, plan: &TreePlan) -> u64 {
-        let heads = HeadShape {
-            q_heads: self.config.q_heads,
-            kv_heads: self.config.kv_heads,
-            head_dim: self.config.head_dim,
-        };
         let lengths = self.cache.forest().lengths();
-        let io = plan
-            .plan()
-            .issued_io(heads, size_of::<f32>() as u32, lengths, false);
-        u64::from(self.config.layers) * io.kv
-    }
-
-    /// Bytes of K and V of a path, all layers: whole groups of eight tokens of each node. A draft's tokens
-    /// lie together.
-    fn path_bytes(&self, leaf: NodeKey) -> Result<u64, CacheError> {
-        let forest = self.cache.forest();
-        let (mut tokens, mut drafted) = (0, 0);
-        let mut next = Some(leaf);
-        while let Some(node) = next {
-            let length = u64::from(forest.length(node)?);
-            if forest.is_draft(node)? {
-                drafted += length;
-            } else {
-                tokens += length.next_multiple_of(8);
-            }
-            next = forest.parent(node)?;
-        }
-        tokens += drafted.next_multiple_of(8);
-        let token = 2 * u64::from(self.config.kv_width()) * size_of::<f32>() as u64;
-        Ok(u64::from(self.config.layers) * token * tokens)
+        plan_bytes(plan.plan(), &self.config, ELEMENT_BYTES, lengths)
     }
 }

@@ -1,0 +1,173 @@
+//! Everything a pass reads and writes besides weights and pages, at addresses that never change.
+
+use deft::RotaryTable;
+use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Stream};
+use kernels_gpu::abi::{NONE, TokenMove};
+
+use super::decode::HISTORY;
+use crate::LlamaConfig;
+
+/// Most entries that are ranked of a row of logits.
+pub const MAX_RANKED: u32 = kernels_gpu::model::limits::MAX_K;
+
+/// Parts of the input, each of one word a row.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Input {
+    Tokens,
+    Positions,
+    Targets,
+    Streams,
+}
+
+const INPUTS: usize = 4;
+
+/// A pass's inputs, with the host's copy.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    rows: usize,
+    /// `[tokens, positions, targets, streams][rows]`.
+    host: Vec<u32>,
+    device: DeviceBuffer<u32>,
+}
+
+impl Inputs {
+    fn new(device: &CudaDevice, rows: u32) -> Result<Self, CudaError> {
+        let rows = rows as usize;
+        let mut host = vec![0; INPUTS * rows];
+        host[Input::Targets as usize * rows..][..rows].fill(NONE);
+        Ok(Self {
+            device: DeviceBuffer::from_slice(device, "inputs", &host)?,
+            host,
+            rows,
+        })
+    }
+
+    pub(super) fn pointer(&self, input: Input) -> DevicePtr {
+        self.device
+            .pointer()
+            .offset((4 * input as usize * self.rows) as u64)
+    }
+
+    /// The rows of `input` as the device will have them after [`Inputs::upload`].
+    pub(super) fn rows_mut(&mut self, input: Input) -> &mut [u32] {
+        &mut self.host[input as usize * self.rows..][..self.rows]
+    }
+
+    /// Makes rows from `rows` on inert: token 0 at position 0, which goes nowhere.
+    pub(super) fn pad(&mut self, rows: usize) {
+        for input in [Input::Tokens, Input::Positions, Input::Streams] {
+            self.rows_mut(input)[rows..].fill(0);
+        }
+        self.rows_mut(Input::Targets)[rows..].fill(NONE);
+    }
+
+    /// Enqueues the copy to the device.
+    pub(super) fn upload(&self, stream: &Stream) -> Result<(), CudaError> {
+        // SAFETY: host and device array are as long, and the host's is pageable memory, of which the driver has taken
+        // its copy when the call returns.
+        unsafe { self.device.enqueue_write(0, &self.host, stream.raw()) }
+    }
+}
+
+/// Device memory of a pass. `rows` is the most rows of any pass, `logit_rows` of one that gives logits of all.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    pub(super) inputs: Inputs,
+    /// `[1]`: the row whose logits a prefill asks for.
+    pub(super) pick: DeviceBuffer<u32>,
+    /// Residual stream, `[rows, hidden]`.
+    pub(super) x: DeviceBuffer<f32>,
+    /// What enters a product, `[rows, hidden]`.
+    pub(super) normed: DeviceBuffer<u16>,
+    /// `[rows, q_heads + 2 kv_heads, head_dim]`.
+    pub(super) qkv: DeviceBuffer<u16>,
+    /// `[rows, q_heads, head_dim]`.
+    pub(super) q: DeviceBuffer<u16>,
+    /// `[rows, q_heads, head_dim]`.
+    pub(super) attended: DeviceBuffer<u16>,
+    /// `[rows, 2 ffn]`.
+    pub(super) gate_up: DeviceBuffer<u16>,
+    /// `[rows, ffn]`.
+    pub(super) gated: DeviceBuffer<u16>,
+    /// `[logit_rows, vocabulary]`.
+    pub(super) logits: DeviceBuffer<f32>,
+    /// `[logit_rows, MAX_RANKED]` at most.
+    pub(super) ids: DeviceBuffer<u32>,
+    /// As `ids`.
+    pub(super) log_probs: DeviceBuffer<f32>,
+    /// `[logit_rows, HISTORY]`.
+    pub(super) history: DeviceBuffer<u32>,
+    /// `[context, head_dim / 2]` each.
+    pub(super) cos: DeviceBuffer<f32>,
+    pub(super) sin: DeviceBuffer<f32>,
+    pub(super) moves: DeviceBuffer<TokenMove>,
+}
+
+impl Buffers {
+    pub(super) fn new(
+        device: &CudaDevice,
+        config: &LlamaConfig,
+        table: &RotaryTable,
+        rows: u32,
+        logit_rows: u32,
+    ) -> Result<Self, CudaError> {
+        let of = |rows: u32, width: u32| rows as usize * width as usize;
+        let heads = config.q_width() + 2 * config.kv_width();
+        let halves = |what, rows, width| {
+            let buffer = DeviceBuffer::uninitialized(device, what, of(rows, width))?;
+            // Inert rows are never written: what is there must be numbers.
+            buffer.fill_bytes(0, &Stream::legacy(device))?;
+            Ok::<_, CudaError>(buffer)
+        };
+        let moves = deft::tree::TokenForest::MAX_DRAFT_TOKENS as usize;
+        let buffers = Self {
+            inputs: Inputs::new(device, rows)?,
+            pick: DeviceBuffer::from_slice(device, "pick", &[0])?,
+            x: DeviceBuffer::uninitialized(device, "residual stream", of(rows, config.hidden))?,
+            normed: halves("normalised states", rows, config.hidden)?,
+            qkv: halves("queries, keys and values", rows, heads)?,
+            q: halves("rotated queries", rows, config.q_width())?,
+            attended: halves("attention's output", rows, config.q_width())?,
+            gate_up: halves("gate and up", rows, 2 * config.ffn)?,
+            gated: halves("gated", rows, config.ffn)?,
+            logits: DeviceBuffer::uninitialized(
+                device,
+                "logits",
+                of(logit_rows, config.vocabulary),
+            )?,
+            ids: DeviceBuffer::uninitialized(device, "ranked ids", of(logit_rows, MAX_RANKED))?,
+            log_probs: DeviceBuffer::uninitialized(
+                device,
+                "ranked log-probabilities",
+                of(logit_rows, MAX_RANKED),
+            )?,
+            history: DeviceBuffer::uninitialized(device, "chosen tokens", of(logit_rows, HISTORY))?,
+            cos: DeviceBuffer::from_slice(device, "rotary cosines", table.cos())?,
+            sin: DeviceBuffer::from_slice(device, "rotary sines", table.sin())?,
+            moves: DeviceBuffer::uninitialized(device, "token moves", moves)?,
+        };
+        // Other streams do not wait for the legacy one.
+        Stream::legacy(device).synchronize()?;
+        Ok(buffers)
+    }
+
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let words = self.inputs.host.len()
+            + self.pick.len()
+            + self.ids.len()
+            + self.history.len()
+            + 2 * self.moves.len();
+        let floats = [&self.x, &self.logits, &self.log_probs, &self.cos, &self.sin];
+        let halves = [
+            &self.normed,
+            &self.qkv,
+            &self.q,
+            &self.attended,
+            &self.gate_up,
+            &self.gated,
+        ];
+        let floats: usize = floats.map(DeviceBuffer::len).iter().sum();
+        let halves: usize = halves.map(DeviceBuffer::len).iter().sum();
+        (4 * (words + floats) + 2 * halves) as u64
+    }
+}

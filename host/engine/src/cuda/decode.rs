@@ -1,0 +1,212 @@
+//! Decoding whose tokens stay on the device: steps are enqueued one after the other, nobody waits.
+
+use deft::NodeKey;
+use deft::cuda::Event;
+
+use super::buffers::MAX_RANKED;
+use super::forward::{Pass, Tail};
+use super::{CudaModel, CudaModelError};
+use crate::ModelError;
+
+/// Chosen tokens of a row that the device keeps.
+pub(super) const HISTORY: u32 = 256;
+
+/// How each row's next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// Entries that are ranked, 1 to [`MAX_RANKED`]; the first is the token.
+    pub ranked: u32,
+    /// 0 for the most probable tokens, else samples of the softmax of `logits / temperature`.
+    pub temperature: f32,
+    /// Of the samples. The noise of a leaf is that of its index among the leaves.
+    pub seed: u64,
+}
+
+impl Choice {
+    /// The most probable token.
+    pub const GREEDY: Self = Self {
+        ranked: 1,
+        temperature: 0.0,
+        seed: 0,
+    };
+
+    pub(super) fn check(&self, vocabulary: u32) -> Result<(), CudaModelError> {
+        let most = MAX_RANKED.min(vocabulary);
+        if self.ranked == 0 || self.ranked > most {
+            return Err(CudaModelError::Option {
+                option: "ranked",
+                value: u64::from(self.ranked),
+                expected: format!("between 1 and {most}"),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Leaves that decode on the device.
+///
+/// [`Decode::step`] enqueues a step and returns: the host plans the next while the device is at it. The tokens that
+/// were chosen are read by [`Decode::tokens`], which waits.
+#[derive(Debug)]
+pub struct Decode<'m> {
+    model: &'m mut CudaModel,
+    leaves: Vec<NodeKey>,
+    pass: Pass,
+    /// Inputs that the device does not have yet.
+    first: Option<Vec<u32>>,
+    /// Steps whose tokens are still on the device alone.
+    unread: u32,
+    /// Position of each leaf's last token.
+    positions: Vec<u64>,
+    /// What was read: of each leaf.
+    chosen: Vec<Vec<u32>>,
+}
+
+impl CudaModel {
+    /// Begins to decode `leaves`, which get `tokens[i]` first.
+    ///
+    /// # Errors
+    /// [`ModelError`], as [`TreeModel::step`](crate::TreeModel::step).
+    pub fn decode(
+        &mut self,
+        leaves: &[NodeKey],
+        tokens: &[u32],
+        choice: Choice,
+    ) -> Result<Decode<'_>, ModelError> {
+        choice.check(self.config().vocabulary)?;
+        self.check_pass(leaves.len(), tokens)?;
+        let mut positions = Vec::with_capacity(leaves.len());
+        for &leaf in leaves {
+            positions.push(self.tokens_of(leaf)?);
+        }
+        Ok(Decode {
+            leaves: leaves.to_vec(),
+            pass: Pass {
+                tail: Tail::Choose(choice),
+                attention: true,
+            },
+            first: Some(tokens.to_vec()),
+            unread: 0,
+            positions,
+            chosen: vec![Vec::new(); leaves.len()],
+            model: self,
+        })
+    }
+}
+
+impl Decode<'_> {
+    /// Leaves out attention, for timings: what is decoded then means nothing.
+    pub fn leave_out_attention(&mut self) {
+        self.pass.attention = false;
+    }
+
+    /// Enqueues a step: each leaf grows by the token chosen for it last.
+    ///
+    /// # Errors
+    /// [`ModelError`]; then no leaf has grown.
+    pub fn step(&mut self) -> Result<(), ModelError> {
+        self.step_with(None)
+    }
+
+    /// The same with events right before and after the pass itself.
+    ///
+    /// # Errors
+    /// As [`Decode::step`].
+    pub fn step_between(&mut self, begin: &Event, end: &Event) -> Result<(), ModelError> {
+        self.step_with(Some((begin, end)))
+    }
+
+    fn step_with(&mut self, events: Option<(&Event, &Event)>) -> Result<(), ModelError> {
+        if self.unread == HISTORY {
+            self.read()?;
+        }
+        self.model.grow(&self.leaves)?;
+        let first = self.first.as_deref();
+        self.model
+            .run_grown(&self.leaves, first, self.pass, events)?;
+        self.first = None;
+        self.unread += 1;
+        for position in &mut self.positions {
+            *position += 1;
+        }
+        Ok(())
+    }
+
+    /// Waits, and says which tokens were chosen: `[leaves][steps]`. Those of the last step are in no leaf yet.
+    ///
+    /// # Errors
+    /// [`ModelError`]: a failed device.
+    pub fn tokens(&mut self) -> Result<&[Vec<u32>], ModelError> {
+        self.read()?;
+        Ok(&self.chosen)
+    }
+
+    /// Waits, and writes the last step's ranking: `ids` and `log_probs` become `[leaves, ranked]`, the
+    /// probabilities those of temperature 1.
+    ///
+    /// # Errors
+    /// [`ModelError`]: a failed device.
+    pub fn ranking(
+        &mut self,
+        ids: &mut Vec<u32>,
+        log_probs: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        let Tail::Choose(choice) = self.pass.tail else {
+            unreachable!("a decode chooses");
+        };
+        self.model.read_ranking(choice.ranked, ids, log_probs)
+    }
+
+    /// Waits until the device is through.
+    ///
+    /// # Errors
+    /// [`ModelError`]: a failed device.
+    pub fn synchronize(&self) -> Result<(), ModelError> {
+        Ok(self.model.stream().synchronize()?)
+    }
+
+    fn read(&mut self) -> Result<(), ModelError> {
+        if self.unread == 0 {
+            return Ok(());
+        }
+        let mut history = vec![0; self.leaves.len() * HISTORY as usize];
+        self.model.read_history(&mut history)?;
+        for (row, kept) in self
+            .model
+            .rows_order()
+            .iter()
+            .zip(history.chunks(HISTORY as usize))
+        {
+            let leaf = *row as usize;
+            let last = self.positions[leaf];
+            self.chosen[leaf].extend(newest(kept, last, self.unread));
+        }
+        self.unread = 0;
+        Ok(())
+    }
+}
+
+/// The newest `count` entries of a ring in which the token of position `p` is at `p % ring.len()`, oldest first; the
+/// newest is of position `last`.
+fn newest(ring: &[u32], last: u64, count: u32) -> impl Iterator<Item = u32> + '_ {
+    let positions = last + 1 - u64::from(count)..=last;
+    positions.map(|position| ring[(position % ring.len() as u64) as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::newest;
+
+    #[test]
+    fn the_newest_tokens_are_read_round_the_ring_s_end() {
+        let ring: Vec<u32> = (0..8)
+            .map(|column| if column < 3 { 8 + column } else { column })
+            .collect();
+        assert_eq!(newest(&ring, 10, 4).collect::<Vec<_>>(), [7, 8, 9, 10]);
+        assert_eq!(
+            newest(&ring, 10, 8).collect::<Vec<_>>(),
+            [3, 4, 5, 6, 7, 8, 9, 10]
+        );
+        assert_eq!(newest(&ring, 3, 1).collect::<Vec<_>>(), [3]);
+    }
+}

@@ -1,0 +1,136 @@
+//! How a model is made, and what memory it takes.
+
+use std::path::PathBuf;
+
+use deft::cache::{CacheShape, DType, PagePool};
+use deft::plan::Grouping;
+
+use super::CudaModelError;
+use crate::LlamaConfig;
+
+/// Most rows of a pass that an option may ask for.
+const MAX_ROWS: u32 = 4096;
+
+/// How a [`CudaModel`](super::CudaModel) is made.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq)]
+pub struct CudaOptions {
+    /// Bytes of device memory for KV pages.
+    pub kv_bytes: u64,
+    /// Most tokens of a step or a draft.
+    pub max_rows: u32,
+    /// Tokens of a prompt that are run at a time.
+    pub prefill_rows: u32,
+    /// How queries and KV are grouped; prompts are always run with [`Grouping::Flatten`].
+    pub grouping: Grouping,
+    /// cuBLAS's file or folder; left out, the environment variable [`CUBLAS_VARIABLE`](super::CUBLAS_VARIABLE) and
+    /// the usual places are looked at.
+    pub cublas: Option<PathBuf>,
+}
+
+impl Default for CudaOptions {
+    /// 4 GiB of pages, 256 rows, 512 tokens of a prompt at a time, `Flatten`.
+    fn default() -> Self {
+        Self {
+            kv_bytes: 4 << 30,
+            max_rows: 256,
+            prefill_rows: 512,
+            grouping: Grouping::Flatten,
+            cublas: None,
+        }
+    }
+}
+
+impl CudaOptions {
+    pub(super) fn check(&self) -> Result<(), CudaModelError> {
+        for (option, value) in [
+            ("max_rows", self.max_rows),
+            ("prefill_rows", self.prefill_rows),
+        ] {
+            if value == 0 || value > MAX_ROWS {
+                return Err(CudaModelError::Option {
+                    option,
+                    value: u64::from(value),
+                    expected: format!("between 1 and {MAX_ROWS}"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of device memory, by what they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CudaMemory {
+    /// Weights.
+    pub weights: u64,
+    /// KV pages, used or not.
+    pub pages: u64,
+    /// What passes read and write besides.
+    pub buffers: u64,
+    /// Plans and partial results of attention.
+    pub plans: u64,
+    /// cuBLAS's workspace.
+    pub cublas: u64,
+}
+
+impl CudaMemory {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.pages + self.buffers + self.plans + self.cublas
+    }
+}
+
+/// As many pages as `bytes` hold.
+pub(super) fn cache_shape(config: &LlamaConfig, bytes: u64) -> Result<CacheShape, CudaModelError> {
+    let mut shape = CacheShape {
+        layers: config.layers,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        dtype: DType::Bf16,
+        pages: 1,
+    };
+    let pages = bytes / shape.page_bytes();
+    if pages == 0 || pages > u64::from(PagePool::MAX_PAGES) {
+        return Err(CudaModelError::Option {
+            option: "kv_bytes",
+            value: bytes,
+            expected: format!(
+                "between 1 and {} pages of {} bytes each",
+                PagePool::MAX_PAGES,
+                shape.page_bytes()
+            ),
+        });
+    }
+    shape.pages = pages as u32;
+    Ok(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_fill_the_bytes_they_are_given() {
+        let config = LlamaConfig::llama3_8b();
+        // 64 tokens of 32 layers, 8 heads of 128, K and V, 2 bytes.
+        let page = 64 * 32 * 8 * 128 * 2 * 2;
+        assert_eq!(cache_shape(&config, 10 * page + 5).unwrap().pages, 10);
+        let error = cache_shape(&config, page - 1).unwrap_err().to_string();
+        assert!(
+            error.starts_with("kv_bytes is 8388607; it must be between 1 and"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn options_out_of_range_are_named() {
+        let options = CudaOptions {
+            max_rows: 0,
+            ..CudaOptions::default()
+        };
+        let error = options.check().unwrap_err().to_string();
+        assert_eq!(error, "max_rows is 0; it must be between 1 and 4096");
+        assert!(CudaOptions::default().check().is_ok());
+    }
+}

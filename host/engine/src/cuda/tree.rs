@@ -1,0 +1,248 @@
+//! [`TreeModel`] for a model on a device, and drafts that are judged there.
+
+use deft::NodeKey;
+use deft::cuda::Event;
+use deft::tree::{DraftNode, ForestError, TokenForest};
+
+use kernels_gpu::abi::PAGE_TOKENS;
+
+use super::decode::Choice;
+use super::forward::{Pass, Tail};
+use super::probe::{Nobody, Observer, Probe, Recorder};
+use super::{CudaModel, CudaModelError};
+use crate::{DraftToken, ModelError, Traffic, TreeModel};
+
+const LOGITS: Pass = Pass {
+    tail: Tail::Logits,
+    attention: true,
+};
+const LOGITS_OF_ONE: Pass = Pass {
+    tail: Tail::LogitsOfOne,
+    attention: true,
+};
+
+impl TreeModel for CudaModel {
+    fn vocabulary(&self) -> usize {
+        self.config().vocabulary as usize
+    }
+
+    fn context(&self) -> usize {
+        self.config().context as usize
+    }
+
+    fn forest(&self) -> &TokenForest {
+        &self.forest
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    fn insert_prompt(
+        &mut self,
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<NodeKey, ModelError> {
+        if tokens.is_empty() {
+            return Err(ModelError::Empty { argument: "tokens" });
+        }
+        self.check_tokens(tokens)?;
+        self.check_context(tokens.len() as u64)?;
+        let pages = tokens.len().div_ceil(PAGE_TOKENS as usize) as u64;
+        let room = self.forest.pool().check_free(pages);
+        room.map_err(ForestError::from)?;
+        let root = self.forest.insert_root(0)?;
+        if let Err(error) = self.prefill(root, tokens, logits) {
+            self.forest.remove_tree(root)?;
+            return Err(error);
+        }
+        Ok(root)
+    }
+
+    fn fork(&mut self, node: NodeKey, n: usize) -> Result<Vec<NodeKey>, ModelError> {
+        Ok(self.forest.fork(node, n)?)
+    }
+
+    fn step(
+        &mut self,
+        leaves: &[NodeKey],
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        self.check_pass(leaves.len(), tokens)?;
+        self.grow(leaves)?;
+        self.run_grown(leaves, Some(tokens), LOGITS, None)?;
+        self.read_logits(logits)
+    }
+
+    fn verify(
+        &mut self,
+        trunk: NodeKey,
+        draft: &[DraftToken],
+        logits: &mut Vec<f32>,
+    ) -> Result<Vec<NodeKey>, ModelError> {
+        let nodes = self.run_verify(trunk, draft, LOGITS, None)?;
+        self.read_logits(logits)?;
+        Ok(nodes)
+    }
+
+    fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
+        let moves = self.forest.accept(trunk, path)?;
+        let buffer = &self.forward.buffers.moves;
+        // SAFETY: a draft has at most as many tokens as the buffer has room for, and the moves are pageable memory, of
+        // which the driver has taken its copy when the call returns.
+        unsafe { buffer.enqueue_write(0, &moves, self.stream().raw()) }?;
+        let (at, count) = (buffer.pointer(), moves.len() as u32);
+        // SAFETY: the forest's places lie within the cache that was made as large as its pool; the buffer is the
+        // model's; all work is on one stream.
+        Ok(unsafe { self.cache.copy(at, count, self.stream().raw()) }?)
+    }
+
+    fn prune(&mut self, node: NodeKey) -> Result<u32, ModelError> {
+        Ok(self.forest.prune(node)?)
+    }
+}
+
+impl CudaModel {
+    /// As [`TreeModel::verify`], but the device ranks: `ids` becomes `[draft]`, the most probable token after each.
+    ///
+    /// # Errors
+    /// As [`TreeModel::verify`].
+    pub fn verify_greedily(
+        &mut self,
+        trunk: NodeKey,
+        draft: &[DraftToken],
+        ids: &mut Vec<u32>,
+    ) -> Result<Vec<NodeKey>, ModelError> {
+        self.verify_between(trunk, draft, ids, true, None)
+    }
+
+    /// The same with events right before and after the pass itself, and with attention or without it, for timings.
+    ///
+    /// # Errors
+    /// As [`TreeModel::verify`].
+    pub fn verify_between(
+        &mut self,
+        trunk: NodeKey,
+        draft: &[DraftToken],
+        ids: &mut Vec<u32>,
+        attention: bool,
+        events: Option<(&Event, &Event)>,
+    ) -> Result<Vec<NodeKey>, ModelError> {
+        let pass = Pass {
+            tail: Tail::Choose(Choice::GREEDY),
+            attention,
+        };
+        let nodes = self.run_verify(trunk, draft, pass, events)?;
+        self.read_ranking(1, ids, &mut Vec::new())?;
+        Ok(nodes)
+    }
+
+    /// Runs `tokens` as a tree of their own, at most `prefill_rows` of them, and gives every stage's output on the way.
+    /// The tree is gone afterwards.
+    ///
+    /// # Errors
+    /// As [`TreeModel::insert_prompt`].
+    pub fn probe(&mut self, tokens: &[u32]) -> Result<Vec<Probe>, ModelError> {
+        self.check_tokens(tokens)?;
+        let most = self.options().prefill_rows.min(self.options().max_rows);
+        if tokens.is_empty() || tokens.len() > most as usize {
+            let (rows, max_rows) = (tokens.len(), most);
+            return Err(CudaModelError::Rows { rows, max_rows }.into());
+        }
+        let root = self.forest.insert_root(0)?;
+        // SAFETY: the stream is the model's and outlives the value.
+        let stream =
+            unsafe { deft::cuda::Stream::borrow_raw(self.stream().device(), self.stream().raw()) };
+        let mut recorder = Recorder {
+            stream: &stream,
+            probes: Vec::new(),
+        };
+        let outcome = self.run_chain(root, tokens, LOGITS, &mut recorder);
+        let probes = recorder.probes;
+        self.forest.remove_tree(root)?;
+        outcome.map(|_| probes)
+    }
+
+    /// Puts a draft into the forest and runs it; on an error there is none.
+    fn run_verify(
+        &mut self,
+        trunk: NodeKey,
+        draft: &[DraftToken],
+        pass: Pass,
+        events: Option<(&Event, &Event)>,
+    ) -> Result<Vec<NodeKey>, ModelError> {
+        let tokens: Vec<u32> = draft.iter().map(|node| node.token).collect();
+        if tokens.is_empty() {
+            return Err(ModelError::Empty { argument: "draft" });
+        }
+        self.check_pass(tokens.len(), &tokens)?;
+        let nodes: Vec<DraftNode> = draft
+            .iter()
+            .map(|node| DraftNode {
+                parent: node.parent,
+                tokens: 1,
+            })
+            .collect();
+        let keys = self.forest.insert_draft(trunk, &nodes)?;
+        let outcome = self
+            .check_paths(&keys)
+            .and_then(|()| self.run_draft(&keys, &tokens, pass, events));
+        if let Err(error) = outcome {
+            self.forest.accept(trunk, &[])?;
+            return Err(error);
+        }
+        Ok(keys)
+    }
+
+    fn check_paths(&self, nodes: &[NodeKey]) -> Result<(), ModelError> {
+        let mut nodes = nodes.iter();
+        nodes.try_for_each(|&node| self.check_context(self.tokens_of(node)?))
+    }
+
+    /// Runs a prompt part by part: each is a draft of one path, all of which is accepted.
+    fn prefill(
+        &mut self,
+        root: NodeKey,
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        let mut rows = 0;
+        for part in tokens.chunks(self.options().prefill_rows as usize) {
+            let path = self.run_chain(root, part, LOGITS_OF_ONE, &mut Nobody)?;
+            self.accept(root, &path)?;
+            rows = path.len();
+        }
+        debug_assert!(rows > 0);
+        logits.clear();
+        logits.resize(self.vocabulary(), 0.0);
+        let buffer = &self.forward.buffers.logits;
+        Ok(buffer.read(0, logits, self.stream())?)
+    }
+
+    /// Runs `tokens` as one path below `trunk`; on an error there is none.
+    fn run_chain(
+        &mut self,
+        trunk: NodeKey,
+        tokens: &[u32],
+        pass: Pass,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<NodeKey>, ModelError> {
+        let chain = (0..tokens.len() as u32).map(|token| DraftNode {
+            parent: token.checked_sub(1),
+            tokens: 1,
+        });
+        let chain: Vec<DraftNode> = chain.collect();
+        let path = self.forest.insert_draft(trunk, &chain)?;
+        let last = [tokens.len() as u32 - 1];
+        let pick = &self.forward.buffers.pick;
+        // SAFETY: one word each, and the host's is pageable memory, of which the driver has taken its copy when the
+        // call returns.
+        unsafe { pick.enqueue_write(0, &last, self.stream().raw()) }?;
+        if let Err(error) = self.run_prefill(&path, tokens, pass, observer) {
+            self.forest.accept(trunk, &[])?;
+            return Err(error);
+        }
+        Ok(path)
+    }
+}

@@ -1,0 +1,250 @@
+//! A model's weights in device memory, bf16; projections that share their input lie together.
+
+use deft::bf16;
+use deft::cuda::ops::{FillRandom, ModelOps};
+use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, Stream};
+
+use super::CudaModelError;
+use crate::{LayerTensor, LlamaConfig, Tensor, Weights};
+
+/// Elements that are read from the source at a time.
+const BLOCK_ELEMENTS: usize = 16 << 20;
+
+/// A model's weights on a device.
+#[derive(Debug)]
+pub struct CudaWeights {
+    config: LlamaConfig,
+    /// `[vocabulary, hidden]`.
+    pub(super) embedding: DeviceBuffer<u16>,
+    /// `[hidden]`.
+    pub(super) final_norm: DeviceBuffer<f32>,
+    /// `[vocabulary, hidden]`; none where it is the embedding.
+    head: Option<DeviceBuffer<u16>>,
+    layers: Vec<LayerWeights>,
+}
+
+/// A layer's weights. Matrices are `[outputs, inputs]`.
+#[derive(Debug)]
+pub(super) struct LayerWeights {
+    /// `[hidden]`.
+    pub(super) attention_norm: DeviceBuffer<f32>,
+    /// Queries, keys and values: `[(q_heads + 2 kv_heads) head_dim, hidden]`.
+    pub(super) qkv: DeviceBuffer<u16>,
+    /// `[hidden, q_heads head_dim]`.
+    pub(super) output: DeviceBuffer<u16>,
+    /// `[hidden]`.
+    pub(super) ffn_norm: DeviceBuffer<f32>,
+    /// Gate, then up: `[2 ffn, hidden]`.
+    pub(super) gate_up: DeviceBuffer<u16>,
+    /// `[hidden, ffn]`.
+    pub(super) down: DeviceBuffer<u16>,
+}
+
+impl CudaWeights {
+    /// Reads `weights`, rounded to bf16, tensor by tensor.
+    ///
+    /// # Errors
+    /// [`CudaModelError::Weights`], or out of device memory.
+    pub fn read(device: &CudaDevice, weights: &Weights) -> Result<Self, CudaModelError> {
+        let config = weights.config().clone();
+        let stream = Stream::new(device)?;
+        let reader = Reader {
+            device,
+            weights,
+            stream: &stream,
+        };
+        let layers = (0..config.layers).map(|layer| reader.layer(layer));
+        Ok(Self {
+            layers: layers.collect::<Result<_, _>>()?,
+            embedding: reader.matrix("embedding", &[Tensor::Embedding])?,
+            final_norm: reader.norm("final norm", Tensor::FinalNorm)?,
+            head: match config.tied_embeddings {
+                true => None,
+                false => Some(reader.matrix("head", &[Tensor::Head])?),
+            },
+            config,
+        })
+    }
+
+    /// Random weights of `config`'s shape, made on the device: uniform with variance `1 / inputs`, norms 1.
+    /// Only `distinct_layers` layers are kept; layer `l` has the weights of layer `l % distinct_layers`, so
+    /// that timings of a model that is larger than the device's memory can be taken.
+    ///
+    /// # Errors
+    /// [`CudaModelError::Config`], [`CudaModelError::Option`], or out of device memory.
+    pub fn random(
+        device: &CudaDevice,
+        config: LlamaConfig,
+        distinct_layers: u32,
+        seed: u64,
+    ) -> Result<Self, CudaModelError> {
+        config.validate()?;
+        if distinct_layers == 0 || distinct_layers > config.layers {
+            return Err(CudaModelError::Option {
+                option: "distinct_layers",
+                value: u64::from(distinct_layers),
+                expected: format!("between 1 and the model's layers, {}", config.layers),
+            });
+        }
+        let stream = Stream::new(device)?;
+        let mut maker = Maker {
+            device,
+            ops: ModelOps::new(device, deft::DType::Bf16, config.head_dim)?,
+            stream: &stream,
+            seed,
+        };
+        let [hidden, ffn, q, kv] = [
+            config.hidden,
+            config.ffn,
+            config.q_width(),
+            config.kv_width(),
+        ];
+        let mut layers = Vec::new();
+        for _ in 0..distinct_layers {
+            layers.push(LayerWeights {
+                attention_norm: maker.norm(hidden)?,
+                qkv: maker.matrix("QKV weights", q + 2 * kv, hidden)?,
+                output: maker.matrix("output weights", hidden, q)?,
+                ffn_norm: maker.norm(hidden)?,
+                gate_up: maker.matrix("gate and up weights", 2 * ffn, hidden)?,
+                down: maker.matrix("down weights", hidden, ffn)?,
+            });
+        }
+        let random = Self {
+            layers,
+            embedding: maker.matrix("embedding", config.vocabulary, hidden)?,
+            final_norm: maker.norm(hidden)?,
+            head: match config.tied_embeddings {
+                true => None,
+                false => Some(maker.matrix("head", config.vocabulary, hidden)?),
+            },
+            config,
+        };
+        stream.synchronize()?;
+        Ok(random)
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Layers whose weights are there.
+    pub fn distinct_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Bytes of device memory.
+    pub fn memory_bytes(&self) -> u64 {
+        let of_layer = |layer: &LayerWeights| {
+            let norms = layer.attention_norm.len() + layer.ffn_norm.len();
+            let matrices = [&layer.qkv, &layer.output, &layer.gate_up, &layer.down];
+            4 * norms + 2 * matrices.map(DeviceBuffer::len).iter().sum::<usize>()
+        };
+        let layers: usize = self.layers.iter().map(of_layer).sum();
+        let head = self.head.as_ref().map_or(0, DeviceBuffer::len);
+        (layers + 2 * (self.embedding.len() + head) + 4 * self.final_norm.len()) as u64
+    }
+
+    pub(super) fn layer(&self, layer: u32) -> &LayerWeights {
+        &self.layers[layer as usize % self.layers.len()]
+    }
+
+    pub(super) fn head(&self) -> &DeviceBuffer<u16> {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+}
+
+/// Weights from the host to the device.
+struct Reader<'a> {
+    device: &'a CudaDevice,
+    weights: &'a Weights,
+    stream: &'a Stream,
+}
+
+impl Reader<'_> {
+    fn layer(&self, layer: u32) -> Result<LayerWeights, CudaModelError> {
+        use LayerTensor::{AttentionNorm, Down, FfnNorm, Gate, Key, Output, Query, Up, Value};
+        let of = |tensor| Tensor::Layer(layer, tensor);
+        Ok(LayerWeights {
+            attention_norm: self.norm("attention norm", of(AttentionNorm))?,
+            qkv: self.matrix("QKV weights", &[of(Query), of(Key), of(Value)])?,
+            output: self.matrix("output weights", &[of(Output)])?,
+            ffn_norm: self.norm("FFN norm", of(FfnNorm))?,
+            gate_up: self.matrix("gate and up weights", &[of(Gate), of(Up)])?,
+            down: self.matrix("down weights", &[of(Down)])?,
+        })
+    }
+
+    fn norm(
+        &self,
+        what: &'static str,
+        tensor: Tensor,
+    ) -> Result<DeviceBuffer<f32>, CudaModelError> {
+        let [rows, columns] = self.weights.shape(tensor);
+        let mut values = vec![0.0; rows * columns];
+        self.weights.read_f32(tensor, 0..rows, &mut values)?;
+        Ok(DeviceBuffer::from_slice(self.device, what, &values)?)
+    }
+
+    /// `tensors`, which have as many columns, one below the other.
+    fn matrix(
+        &self,
+        what: &'static str,
+        tensors: &[Tensor],
+    ) -> Result<DeviceBuffer<u16>, CudaModelError> {
+        let shapes = tensors.iter().map(|&tensor| self.weights.shape(tensor));
+        let elements = shapes.map(|[rows, columns]| rows * columns).sum();
+        let buffer = DeviceBuffer::uninitialized(self.device, what, elements)?;
+        let mut staged = Vec::new();
+        let mut first = 0;
+        for &tensor in tensors {
+            let [rows, columns] = self.weights.shape(tensor);
+            let block = (BLOCK_ELEMENTS / columns).max(1);
+            for begin in (0..rows).step_by(block) {
+                let end = (begin + block).min(rows);
+                staged.resize((end - begin) * columns, bf16::ZERO);
+                self.weights.read_bf16(tensor, begin..end, &mut staged)?;
+                buffer.write(first, bytemuck::cast_slice(&staged), self.stream)?;
+                first += staged.len();
+            }
+        }
+        Ok(buffer)
+    }
+}
+
+/// Weights made on the device.
+struct Maker<'a> {
+    device: &'a CudaDevice,
+    ops: ModelOps,
+    stream: &'a Stream,
+    seed: u64,
+}
+
+impl Maker<'_> {
+    fn norm(&self, hidden: u32) -> Result<DeviceBuffer<f32>, CudaError> {
+        DeviceBuffer::from_slice(self.device, "norm", &vec![1.0; hidden as usize])
+    }
+
+    fn matrix(
+        &mut self,
+        what: &'static str,
+        rows: u32,
+        columns: u32,
+    ) -> Result<DeviceBuffer<u16>, CudaError> {
+        let count = u64::from(rows) * u64::from(columns);
+        let buffer = DeviceBuffer::uninitialized(self.device, what, count as usize)?;
+        self.seed = self.seed.wrapping_add(1);
+        let fill = FillRandom {
+            out: buffer.pointer(),
+            count,
+            seed: self.seed,
+            // A uniform variable on (-a, a) has variance a^2 / 3.
+            scale: (3.0 / columns as f32).sqrt(),
+        };
+        // SAFETY: the buffer has `count` elements and outlives the work, for which `random` waits: an error on the
+        // way frees it, and freeing waits too.
+        unsafe { self.ops.fill_random(&fill, self.stream.raw()) }?;
+        Ok(buffer)
+    }
+}
