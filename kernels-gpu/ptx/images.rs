@@ -46,7 +46,7 @@
         arch: Arch::Sm80,
         group: "model",
         entries: &["embed_bf16", "rms_norm_bf16", "silu_mul_bf16", "fill_random_bf16", "embed_f16", "rms_norm_f16", "silu_mul_f16", "fill_random_f16", "rotate_append_bf16_d64", "rotate_append_bf16_d128", "rotate_append_bf16_d256", "rotate_append_f16_d64", "rotate_append_f16_d128", "rotate_append_f16_d256", "log_softmax_top_k", "sample_top_k", "feed_tokens", "fill_random_f32"],
-        sha256: "21b58081778ee703744aa125499b143b4fdb7f41c5983df3102ba04823177e7c",
+        sha256: "e19019ffd6220bd05e7e5e0ca91c8848b130f768a8116617e752d382dc6efb58",
         ptx: include_str!("sm_80/model.ptx"),
     },
     Image {
@@ -95,7 +95,7 @@
         arch: Arch::Sm90a,
         group: "model",
         entries: &["embed_bf16", "rms_norm_bf16", "silu_mul_bf16", "fill_random_bf16", "embed_f16", "rms_norm_f16", "silu_mul_f16", "fill_random_f16", "rotate_append_bf16_d64", "rotate_append_bf16_d128", "rotate_append_bf16_d256", "rotate_append_f16_d64", "rotate_append_f16_d128", "rotate_append_f16_d256", "log_softmax_top_k", "sample_top_k", "feed_tokens", "fill_random_f32"],
-        sha256: "570192d32b16c4022896564a78a177bf20a11f5a3edc05504d9fdeba7b827612",
+        sha256: "a8c08d8ce2abe27d64b200d55c871ee2d035437dd8733da4a8d9f44109b01704",
         ptx: include_str!("sm_90a/model.ptx"),
     },
     Image {

@@ -4,6 +4,7 @@
 //! best of the block is the next winner, and only its owner's entries are read again, by the owner's warp.
 
 use super::noise::{Noise, Sampling};
+use crate::abi::NONE;
 use crate::device::math::{self, Approximate};
 use crate::device::{global, shared, thread, warp};
 use crate::model::limits::{MAX_K, TOP_K_SHARED_BYTES, TOP_K_THREADS as THREADS};
@@ -110,7 +111,8 @@ unsafe fn rank<const NOISE: bool>(t: TopK, noise: Noise<NOISE>) {
             // All have read the keys.
             thread::sync_threads();
             if own_warp == owner / warp::LANES && place + 1 < t.k {
-                let next = entries.best_below(winner, owner);
+                let first = owner + THREADS * lane;
+                let next = warp_max(entries.best_below(winner, first, THREADS * warp::LANES));
                 if index == owner {
                     best = next;
                 }
@@ -149,37 +151,54 @@ impl<const NOISE: bool> Entries<NOISE> {
     /// The row is valid.
     #[inline(always)]
     unsafe fn scan(&self) -> (u64, Partial) {
-        let (mut best, mut partial) = (0, Partial::EMPTY);
-        let mut chunk = thread::thread_idx_x();
+        let (mut score, mut id, mut partial) = (f32::NEG_INFINITY, NONE, Partial::EMPTY);
+        let first = thread::thread_idx_x();
+        let mut chunk = first;
         while chunk * WIDTH < self.vocab {
             // SAFETY: the caller's.
             let batch: [[f32; WIDTH as usize]; BATCH] =
                 core::array::from_fn(|i| unsafe { self.load(chunk + i as u32 * THREADS) });
-            for (i, x) in batch.iter().enumerate() {
-                best = larger(best, self.best(chunk + i as u32 * THREADS, x, u64::MAX));
+            for (i, x) in batch.as_flattened().iter().enumerate() {
+                let (i, within) = (i as u32 / WIDTH, i as u32 % WIDTH);
+                let entry = (chunk + i * THREADS) * WIDTH + within;
+                let noisy = self.noise.add(entry, *x);
+                if noisy > score {
+                    (score, id) = (noisy, entry);
+                }
             }
             partial = partial.merge::<Approximate>(partial_of(&batch)).partial;
             chunk += BATCH as u32 * THREADS;
         }
+        if id != NONE {
+            return (key(score, id), partial);
+        }
+        // Nothing above -inf: what is there to rank is -inf and NaN.
+        // SAFETY: the caller's.
+        let best = unsafe { self.best_below(u64::MAX, first, THREADS) };
         (best, partial)
     }
 
-    /// The best key below `limit` of the chunks of thread `owner`, the same in all lanes.
+    /// The best key below `limit` of every `step`th chunk from `first` on; 0 if there is none.
     ///
     /// # Safety
-    /// The row is valid and the warp whole.
+    /// The row is valid.
     #[inline(always)]
-    unsafe fn best_below(&self, limit: u64, owner: u32) -> u64 {
+    unsafe fn best_below(&self, limit: u64, first: u32, step: u32) -> u64 {
         let mut best = 0;
-        let mut chunk = owner + THREADS * warp::lane_id();
-        // SAFETY: the caller's.
-        unsafe {
-            while chunk * WIDTH < self.vocab {
-                best = larger(best, self.best(chunk, &self.load(chunk), limit));
-                chunk += THREADS * warp::LANES;
+        let mut chunk = first;
+        while chunk * WIDTH < self.vocab {
+            // SAFETY: the caller's.
+            let x = unsafe { self.load(chunk) };
+            for (i, x) in x.iter().enumerate() {
+                let entry = chunk * WIDTH + i as u32;
+                let key = key(self.noise.add(entry, *x), entry);
+                if entry < self.vocab && key < limit {
+                    best = larger(best, key);
+                }
             }
-            warp_max(best)
+            chunk += step;
         }
+        best
     }
 
     /// A chunk's logits, `-inf` past the row's end.
@@ -206,20 +225,6 @@ impl<const NOISE: bool> Entries<NOISE> {
                 }
             })
         }
-    }
-
-    /// The best key of a chunk below `limit`; 0 if there is none.
-    #[inline(always)]
-    fn best(&self, chunk: u32, x: &[f32; WIDTH as usize], limit: u64) -> u64 {
-        let mut best = 0;
-        for (i, x) in x.iter().enumerate() {
-            let entry = chunk * WIDTH + i as u32;
-            let key = key(self.noise.add(entry, *x), entry);
-            if entry < self.vocab && key < limit {
-                best = larger(best, key);
-            }
-        }
-        best
     }
 }
 
