@@ -32,6 +32,7 @@
 //! | [`plan`] | from a view to a [`plan::Plan`], arrays that a backend executes; what it reads and writes |
 //! | [`attention`] | backends: the CPU's, and attention by its definition in f64 |
 //! | `cuda` | the GPU's, and the same for device pointers and streams (feature `cuda`) |
+//! | [`mod@reference`] | what a model does besides attention, by its definition in f64 |
 //! | `workload` | recorded tree shapes (feature `serde`) |
 //!
 //! `docs/using.md` has drafts, device pointers and CUDA graphs; `docs/architecture.md` says how it works.
@@ -41,6 +42,7 @@ pub mod cache;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod plan;
+pub mod reference;
 pub mod tree;
 mod tree_cache;
 #[cfg(feature = "serde")]

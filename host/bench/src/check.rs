@@ -18,7 +18,7 @@ use crate::gpu::Gpu;
 use crate::random::Random;
 use crate::session::Session;
 use crate::tensors::{Heads, HostPool, random_queries};
-use crate::{DeviceKind, GpuArgs, GroupingArg, bits, paths, reasoning, say, writes};
+use crate::{DeviceKind, GpuArgs, GroupingArg, bits, ops, paths, reasoning, say, writes};
 
 /// KV heads and query heads a KV head: MHA, GQA up to 16, MQA, odd ones.
 const HEADS: [(u32, u32); 9] = [
@@ -37,7 +37,7 @@ const DTYPES: [DType; 2] = [DType::Bf16, DType::F16];
 /// Queries of a forest that are compared.
 const CHECKED: u32 = 40;
 
-/// Compares the GPU with f64: random forests, recorded reasoning trees, decode loops under one graph; with the
+/// Compares the GPU with f64: random forests, the operations of a model step, recorded reasoning trees, decode loops under one graph; with the
 /// CPU bit by bit where it writes; and with itself over repeated runs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -61,7 +61,7 @@ pub(crate) struct Args {
     /// Where the random numbers start.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Only kernels whose name contains this, such as `bf16_d128`.
+    /// Only kernels whose name contains this, such as `bf16_d128` or `rms_norm`.
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
     /// Wrong cases to describe before the rest are only counted.
@@ -86,6 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     if let Device::Gpu(gpu) = &device {
         wrong += random_forests(args, gpu)?;
         wrong += backend_cases(args, gpu)?;
+        wrong += ops::run(gpu, args.filter.as_deref(), args.seed)?;
         if args.steps > 0 {
             wrong += decode_loops(args, gpu)?;
         }

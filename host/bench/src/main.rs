@@ -12,6 +12,7 @@ mod device;
 mod draw;
 mod forests;
 mod gpu;
+mod ops;
 mod paths;
 mod peers;
 mod problem;

@@ -1,9 +1,9 @@
 //! Ranking and sampling of logits.
 
+use deft::reference::{log_softmax, ranked, with_noise};
 use emulator::{Launch, Memory};
 use kernels_gpu::model::limits::{TOP_K_SHARED_BYTES, TOP_K_THREADS};
 use kernels_gpu::model::{self, Sampling, TopK};
-use kernels_gpu::random::{entry_bits, step_seed};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -60,25 +60,6 @@ fn rank(
         })
         .unwrap();
     (memory.read(ids).unwrap(), memory.read(log_probs).unwrap())
-}
-
-/// Entries by score, highest first, the lower id first where they are equal, NaNs last.
-fn ranked(scores: &[f64]) -> Vec<u32> {
-    let mut ids: Vec<u32> = (0..scores.len() as u32).collect();
-    ids.sort_by(|&a, &b| {
-        let [x, y] = [a, b].map(|id| scores[id as usize]);
-        let numbers = y.partial_cmp(&x);
-        numbers
-            .unwrap_or_else(|| x.is_nan().cmp(&y.is_nan()))
-            .then(a.cmp(&b))
-    });
-    ids
-}
-
-fn log_softmax(row: &[f32]) -> Vec<f64> {
-    let max = row.iter().copied().map(f64::from).fold(f64::MIN, f64::max);
-    let sum: f64 = row.iter().map(|x| (f64::from(*x) - max).exp()).sum();
-    row.iter().map(|x| f64::from(*x) - max - sum.ln()).collect()
 }
 
 fn assert_log_probs(row: &[f32], ids: &[u32], found: &[f32]) {
@@ -160,16 +141,6 @@ fn what_is_not_a_number_ranks_last_and_leaves_no_softmax() {
     assert!(log_probs.iter().all(|x| x.is_nan()), "{log_probs:?}");
 }
 
-/// Logits with noise, in f64.
-fn with_noise(row: &[f32], temperature: f32, stream: u32, step: u32) -> Vec<f64> {
-    let seed = step_seed(SEED, stream, step);
-    let scores = row.iter().enumerate().map(|(entry, x)| {
-        let v = (f64::from(entry_bits(seed, entry as u32)) + 0.5) / 2.0_f64.powi(32);
-        f64::from(*x) - f64::from(temperature) * (-(-v).ln_1p()).ln()
-    });
-    scores.collect()
-}
-
 #[test]
 fn samples_are_the_highest_entries_of_logits_with_gumbel_noise() {
     let mut rng = SmallRng::seed_from_u64(2);
@@ -186,7 +157,7 @@ fn samples_are_the_highest_entries_of_logits_with_gumbel_noise() {
         let noise = Some((temperature, &streams[..], &steps[..]));
         let (ids, log_probs) = rank(&logits, vocab, k, noise, 5);
         for (i, row) in logits.chunks_exact(vocab).enumerate() {
-            let scores = with_noise(row, temperature, streams[i], steps[i]);
+            let scores = with_noise(row, temperature, SEED, streams[i], steps[i]);
             let (ids, log_probs) = (&ids[i * k..][..k], &log_probs[i * k..][..k]);
             let right = ranked(&scores);
             for (id, right) in ids.iter().zip(&right) {
@@ -239,7 +210,7 @@ fn draws_follow_the_softmax_of_the_logits_over_temperature() {
     for draw in 0..draws {
         // Half along streams, half along steps.
         let (stream, step) = if draw % 2 == 0 { (draw, 0) } else { (1, draw) };
-        let scores = with_noise(&row, temperature, stream, step);
+        let scores = with_noise(&row, temperature, SEED, stream, step);
         counts[ranked(&scores)[0] as usize] += 1;
     }
     for (count, log_prob) in counts.iter().zip(log_softmax(&scaled)) {
@@ -255,7 +226,7 @@ fn draws_follow_the_softmax_of_the_logits_over_temperature() {
     let logits = row.repeat(8);
     let (ids, _) = rank(&logits, 5, 1, Some((temperature, &noise.0, &noise.1)), 0);
     for (i, id) in ids.iter().enumerate() {
-        let scores = with_noise(&row, temperature, noise.0[i], noise.1[i]);
+        let scores = with_noise(&row, temperature, SEED, noise.0[i], noise.1[i]);
         assert_eq!(*id, ranked(&scores)[0]);
     }
 }

@@ -1,5 +1,6 @@
 //! Embedding, normalisation, gate, feeding and filling.
 
+use deft::reference;
 use emulator::{Launch, Memory};
 use half::{bf16, f16};
 use kernels_gpu::abi::NONE;
@@ -95,22 +96,13 @@ fn norm<T: Sixteen>(
         .collect()
 }
 
-fn normalised(row: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
-    let squares: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
-    let scale = 1.0 / (squares / row.len() as f64 + f64::from(eps)).sqrt();
-    let pairs = row.iter().zip(weight);
-    pairs
-        .map(|(x, weight)| f64::from(*x) * scale * f64::from(*weight))
-        .collect()
-}
-
 fn norm_is_rms<T: Sixteen>(rows: usize, hidden: usize, eps: f32) {
     let mut rng = SmallRng::seed_from_u64(3 * hidden as u64);
     let x = uniform(&mut rng, rows * hidden, 20.0);
     let weight = uniform(&mut rng, hidden, 2.0);
     let found = norm::<T>(&x, &weight, None, eps, 1);
     for (row, found) in x.chunks_exact(hidden).zip(&found) {
-        let expected = normalised(row, &weight, eps);
+        let expected = reference::rms_norm(row, &weight, eps);
         let context = format!("{} rows={rows} hidden={hidden}", T::DTYPE);
         assert_rounded::<T>(found.as_ref().unwrap(), &expected, &context);
     }
@@ -177,7 +169,7 @@ fn silu_gates<T: Sixteen>(rows: usize, ffn: usize) {
     let expected: Vec<f64> = rows
         .flat_map(|row| {
             let value = |i: usize| f64::from(row[i].to_f32());
-            (0..ffn).map(move |i| value(i) / (1.0 + (-value(i)).exp()) * value(ffn + i))
+            (0..ffn).map(move |i| reference::silu_mul(value(i), value(ffn + i)))
         })
         .collect();
     assert_rounded::<T>(&memory.read(out).unwrap(), &expected, "silu");

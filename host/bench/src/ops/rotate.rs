@@ -1,0 +1,129 @@
+//! Rotation with append, against the append by itself and the host's rotation.
+
+use anyhow::Result;
+use deft::attention::RotaryTable;
+use deft::cache::{CacheShape, HEAD_DIMS, KvElement};
+use deft::cuda::ops::{ModelOps, RotateAppend};
+use deft::cuda::{Append, CudaCache, Rotary};
+use kernels_gpu::abi::{APPEND_LIVE, NONE};
+
+use super::{Case, Verdict, download, normal_elements, poisoned, upload};
+use crate::gpu::Gpu;
+use crate::random::Random;
+
+const LAYERS: u32 = 2;
+const PAGES: u32 = 5;
+const POSITIONS: u32 = 3000;
+
+pub(super) fn cases<'a, T: KvElement>(gpu: &'a Gpu) -> Vec<Case<'a>> {
+    let mut cases: Vec<Case<'a>> = Vec::new();
+    for head_dim in HEAD_DIMS {
+        for (q_heads, kv_heads) in [(9, 3), (32, 8), (1, 1)] {
+            cases.push((
+                format!(
+                    "rotate_append_{}_d{head_dim} {q_heads}/{kv_heads} heads",
+                    T::DTYPE
+                ),
+                Box::new(move |random| run::<T>(gpu, head_dim, q_heads, kv_heads, random)),
+            ));
+        }
+    }
+    cases
+}
+
+fn run<T: KvElement>(
+    gpu: &Gpu,
+    head_dim: u32,
+    q_heads: u32,
+    kv_heads: u32,
+    random: &mut Random,
+) -> Result<Verdict> {
+    let ops = ModelOps::new(&gpu.device, T::DTYPE, head_dim)?;
+    let shape = CacheShape {
+        layers: LAYERS,
+        kv_heads,
+        head_dim,
+        dtype: T::DTYPE,
+        pages: PAGES,
+    };
+    let count = random.pick(&[1, 3, 17, 50]);
+    let table = RotaryTable::new(head_dim, POSITIONS, 500_000.0)?;
+    let (q_width, kv_width) = ((q_heads * head_dim) as usize, shape.row_elements());
+    let qkv: Vec<T> = normal_elements(random, count * (q_width + 2 * kv_width), 1.0);
+    let mut places: Vec<u32> = (0..4 * 64).collect();
+    random.shuffle(&mut places);
+    let mut targets = places[..count].to_vec();
+    targets[count - 1] = APPEND_LIVE;
+    if count > 2 {
+        targets[1] = NONE;
+    }
+    let positions: Vec<u32> = targets
+        .iter()
+        .map(|&target| match target {
+            NONE => u32::MAX,
+            _ => random.between(0, POSITIONS - 1),
+        })
+        .collect();
+
+    let mut expected_q = vec![u8::MAX; size_of::<T>() * count * q_width];
+    let (mut k, mut v) = (Vec::new(), Vec::new());
+    let fused = qkv.chunks_exact(q_width + 2 * kv_width);
+    let rows = expected_q.chunks_exact_mut(size_of::<T>() * q_width);
+    for ((fused, expected), row) in fused.zip(rows).zip(0..) {
+        k.extend_from_slice(&fused[q_width..][..kv_width]);
+        v.extend_from_slice(&fused[q_width + kv_width..]);
+        let position: u32 = positions[row];
+        if position != u32::MAX {
+            let mut queries = fused[..q_width].to_vec();
+            table.rotate(&[position], &mut queries)?;
+            expected.copy_from_slice(bytemuck::cast_slice(&queries));
+        }
+    }
+
+    let [targets_at, positions_at] = [upload(gpu, &targets)?, upload(gpu, &positions)?];
+    let [cos, sin] = [upload(gpu, table.cos())?, upload(gpu, table.sin())?];
+    let [qkv, k, v] = [upload(gpu, &qkv)?, upload(gpu, &k)?, upload(gpu, &v)?];
+    let q = poisoned::<T>(gpu, count * q_width)?;
+    let rotary = Rotary {
+        positions: positions_at.pointer(),
+        cos: cos.pointer(),
+        sin: sin.pointer(),
+    };
+    let cache = || -> Result<CudaCache> {
+        let mut cache = CudaCache::new(&gpu.device, shape, 1)?;
+        // The growing node's last token is the second of the last page.
+        cache.set_counters(&[66], &[PAGES - 1], &gpu.stream)?;
+        Ok(cache)
+    };
+    let (fused, plain) = (cache()?, cache()?);
+    let append = RotateAppend {
+        qkv: qkv.pointer(),
+        q: q.pointer(),
+        targets: targets_at.pointer(),
+        count: count as u32,
+        q_heads,
+    };
+    let separate = Append {
+        targets: targets_at.pointer(),
+        count: count as u32,
+        k: k.pointer(),
+        v: v.pointer(),
+    };
+    // SAFETY: buffers of the documented shapes, distinct places of the caches, positions of the table, the device's
+    // stream.
+    unsafe {
+        ops.rotate_append(&fused, LAYERS - 1, &append, &rotary, gpu.stream.raw())?;
+        plain.append_rotated(LAYERS - 1, &separate, &rotary, gpu.stream.raw())?;
+    }
+    let mut verdict = Verdict::default();
+    let found = download(gpu, &q)?;
+    let same = bytemuck::cast_slice::<T, u8>(&found) == expected_q;
+    verdict.require(same, || format!("queries of {count} rows differ"));
+    let pages = download(gpu, fused.pool())?;
+    verdict.require(pages.iter().any(|bits| *bits != 0), || {
+        "no page was written".to_owned()
+    });
+    let same = pages == download(gpu, plain.pool())?;
+    verdict.require(same, || format!("pages after {count} rows differ"));
+    Ok(verdict)
+}
