@@ -120,19 +120,28 @@ impl Program {
         segment.tokens_at(length)
     }
 
-    /// Consumers, together: keeps the segments' present token counts, all asked for at once.
+    /// Consumer: asks for the present token count of the segment that is this thread's to keep. The value is on its
+    /// way when this returns: what comes before [`Program::keep_count`] costs no time of its own.
     #[inline(always)]
-    pub(super) unsafe fn count_tokens(&self, header: &ProgramHeader, thread: u32) {
+    pub(super) unsafe fn ask_count(&self, header: &ProgramHeader, thread: u32) -> u32 {
         if thread < header.segments && thread < COUNTED_SEGMENTS {
-            // SAFETY: one thread a count; a barrier follows before they are read.
-            unsafe {
-                let tokens = self.tokens(&self.segment(header.items, thread));
-                shared::store_u32(self.counts + thread * 4, tokens);
-            }
+            // SAFETY: a segment of the program's.
+            unsafe { self.tokens(&self.segment(header.items, thread)) }
+        } else {
+            0
         }
     }
 
-    /// Tokens that segment `index` holds at present, after [`Program::count_tokens`].
+    /// Consumers, together: keeps the counts that [`Program::ask_count`] brought; a barrier has to follow.
+    #[inline(always)]
+    pub(super) unsafe fn keep_count(&self, header: &ProgramHeader, thread: u32, tokens: u32) {
+        if thread < header.segments && thread < COUNTED_SEGMENTS {
+            // SAFETY: one thread a count.
+            unsafe { shared::store_u32(self.counts + thread * 4, tokens) };
+        }
+    }
+
+    /// Tokens that segment `index` holds at present, after [`Program::keep_count`].
     #[inline(always)]
     pub(super) unsafe fn counted_tokens(&self, items: u32, index: u32) -> u32 {
         // SAFETY: counts were written before the barrier, and the segment is one of the program's.
@@ -145,7 +154,7 @@ impl Program {
         }
     }
 
-    /// Pages of a work item, after [`Program::count_tokens`].
+    /// Pages of a work item, after [`Program::keep_count`].
     #[inline(always)]
     pub(super) unsafe fn pages(&self, items: u32, item: &WorkItem) -> u32 {
         let mut pages = 0;

@@ -32,12 +32,22 @@ impl RowMap {
         }
     }
 
+    /// Index of `(query, head)` of the item's first row, in units of `head_dim` elements.
+    #[inline(always)]
+    pub(super) fn first(&self) -> usize {
+        self.query_begin as usize * self.q_heads as usize + self.first_head as usize
+    }
+
+    /// How far a row is from the first: 32 bits, since an item has few rows.
+    #[inline(always)]
+    pub(super) fn offset(&self, row: u32) -> u32 {
+        self.group.query(row) * (self.q_heads - self.group.size) + row
+    }
+
     /// Index of `(query, head)` of a row, in units of `head_dim` elements.
     #[inline(always)]
     pub(super) fn index(&self, row: u32) -> usize {
-        let query = self.group.query(row);
-        let head = self.first_head + row - query * self.group.size;
-        (self.query_begin + query) as usize * self.q_heads as usize + head as usize
+        self.first() + self.offset(row) as usize
     }
 }
 
@@ -46,7 +56,7 @@ impl RowMap {
 pub(super) struct Group {
     /// Query heads a KV head.
     pub(super) size: u32,
-    /// `ceil(2^32 / size)`, exact for the rows there are; wraps to 0 for a size of 1.
+    /// `ceil(2^16 / size)`.
     reciprocal: u32,
 }
 
@@ -56,18 +66,15 @@ impl Group {
     pub(super) fn new(size: u32) -> Self {
         Self {
             size,
-            reciprocal: (u32::MAX / size).wrapping_add(1),
+            reciprocal: 0x10000_u32.div_ceil(size),
         }
     }
 
-    /// Query of `row`, relative to the item's first.
+    /// Query of `row`, relative to the item's first: exact for rows below 256 and sizes up to 256, where
+    /// rounding the reciprocal up adds less than `row / 2^16 < 1 / size`.
     #[inline(always)]
     pub(super) fn query(&self, row: u32) -> u32 {
-        if self.size == 1 {
-            row
-        } else {
-            ((row as u64 * self.reciprocal as u64) >> 32) as u32
-        }
+        (row * self.reciprocal) >> 16
     }
 }
 
@@ -87,6 +94,8 @@ pub(super) unsafe fn load<const D: usize>(
     // A piece is 8 dims of a row; from a thread's piece to its next is a whole number of row groups.
     let row_step = CONSUMERS / chunks;
     let chunk = thread / 8 % chunks;
+    // SAFETY: the item's first row, and in it the thread's dims.
+    let origin = unsafe { q.add(map.first() * D + chunk as usize * 8) };
     let mut row = thread / (8 * chunks) * 8 + thread % 8;
     let mut place = tile + thread * 16;
     while row < padded {
@@ -95,7 +104,7 @@ pub(super) unsafe fn load<const D: usize>(
             let row = row + i * row_step;
             if row < map.rows {
                 // SAFETY: a row of the item's.
-                let source = unsafe { q.add(map.index(row) * D + chunk as usize * 8) };
+                let source = unsafe { origin.add((map.offset(row) * D as u32) as usize) };
                 // SAFETY: 8 dims of that row.
                 pieces[i as usize] = unsafe { global::load_v4_u32(source.cast()) };
             }
@@ -108,5 +117,20 @@ pub(super) unsafe fn load<const D: usize>(
         }
         row += BATCH * row_step;
         place += BATCH * CONSUMERS * 16;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Group;
+
+    #[test]
+    fn a_row_is_divided_by_every_group_size_exactly() {
+        for size in 1..=256 {
+            let group = Group::new(size);
+            for row in 0..256 {
+                assert_eq!(group.query(row), row / size, "row {row}, size {size}");
+            }
+        }
     }
 }

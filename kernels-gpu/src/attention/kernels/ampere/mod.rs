@@ -41,7 +41,8 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
             lengths: a.lengths,
         };
         let header = program.header();
-        program.count_tokens(&header, thread_index);
+        let tokens = program.ask_count(&header, thread_index);
+        program.keep_count(&header, thread_index, tokens);
         thread::sync_threads();
         let block = Block::new(&a, base, thread_index, warp::warp_id(), kv_head);
         let (pool, page_stride) = a.pages::<D>(kv_head);

@@ -107,7 +107,7 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize, const NT: usize, 
     // SAFETY: as in `attend`; all consumers go the same way.
     unsafe {
         let header = program.header();
-        program.count_tokens(&header, block.thread);
+        let tokens = program.ask_count(&header, block.thread);
         let mut index = 0;
         while index < header.items {
             let item = program.item(index);
@@ -129,6 +129,9 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize, const NT: usize, 
                 padded,
                 block.thread,
             );
+            if index == 0 {
+                program.keep_count(&header, block.thread, tokens);
+            }
             bulk::fence_proxy_async_shared();
             thread::named_barrier_sync::<1>(CONSUMERS);
             let work = Work {

@@ -39,13 +39,19 @@ pub(super) unsafe fn produce<const D: usize>(
                     0
                 };
             }
-            // SAFETY: the warp is whole.
-            let tokens = unsafe { warp::shuffle_idx_u32(tokens, index % 32) };
+            // SAFETY: a segment of the program's.
+            let segment = unsafe { program.segment(header.items, index) };
+            // A node that has stopped growing is streamed while the others' lengths are on their way.
+            let tokens = if segment.length_slot == NONE {
+                segment.tokens
+            } else {
+                // SAFETY: the warp is whole, the segment being the same for all lanes.
+                unsafe { warp::shuffle_idx_u32(tokens, index % 32) }
+            };
             if lane == 0 {
+                let whole = segment.mask == NONE && segment.visible == everybody;
                 // SAFETY: one lane streams; the segment is the program's.
                 unsafe {
-                    let segment = program.segment(header.items, index);
-                    let whole = segment.mask == NONE && segment.visible == everybody;
                     stream(
                         &mut ring,
                         &program,
