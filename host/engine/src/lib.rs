@@ -5,6 +5,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod gguf;
+pub mod search;
 mod traffic;
 pub mod tree_model;
 pub mod weights;
