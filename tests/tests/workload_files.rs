@@ -158,3 +158,20 @@ fn hostile_draft_trees_are_refused() {
     let size = run(r#"{"3":{"parents":[-1,0],"accept_length":[]}}"#);
     assert!(size.contains("number of parents is 2"));
 }
+
+#[test]
+fn a_run_takes_another_prompt_unless_that_is_nothing_or_too_much() {
+    let run = workloads::reasoning("keywordToT").swap_remove(0);
+    let longer = run.clone().with_prompt(5000).unwrap();
+    assert_eq!(
+        (longer.prompt_tokens(), longer.steps()),
+        (5000, run.steps())
+    );
+    for tokens in [0, u32::MAX] {
+        let error = run.clone().with_prompt(tokens).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("prompt_tokens is {tokens}")),
+            "{error}"
+        );
+    }
+}

@@ -16,6 +16,16 @@ use crate::workspace;
 #[derive(clap::Args)]
 pub(crate) struct Args {}
 
+/// The benchmarks.
+const BENCH: Program = Program {
+    package: "deft-bench",
+    kind: "bin",
+    name: "deft-bench",
+    packed_as: "deft-bench",
+    arguments: " --help",
+    features: "",
+};
+
 /// What is built for the bundle. A test program takes libtest's arguments.
 const PROGRAMS: &[Program] = &[
     Program {
@@ -34,14 +44,7 @@ const PROGRAMS: &[Program] = &[
         arguments: "",
         features: "cuda",
     },
-    Program {
-        package: "deft-bench",
-        kind: "bin",
-        name: "deft-bench",
-        packed_as: "deft-bench",
-        arguments: " --help",
-        features: "",
-    },
+    BENCH,
     // `deft-replay replay` is what build-and-run ends with.
     Program {
         package: "xtask",
@@ -99,6 +102,11 @@ pub(crate) fn run(_args: &Args) -> Result<()> {
         Ok(Outcome::Done)
     });
     steps.finish()
+}
+
+/// Builds the benchmarks and returns the program's path.
+pub(crate) fn build_bench() -> Result<PathBuf> {
+    BENCH.build()
 }
 
 impl Program {

@@ -1,5 +1,6 @@
 //! `cargo xtask`: builds, tests and packs everything.
 
+mod bench;
 mod build_and_run;
 mod bundle;
 mod chart;
@@ -36,6 +37,7 @@ enum Command {
     BuildKernels(kernels::Args),
     Test(test::Args),
     Bundle(bundle::Args),
+    Bench(bench::Args),
     Chart(chart::Args),
     /// Replays a recorded tree: the last step of build-and-run, which explains the options.
     #[cfg(feature = "replay")]
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::BuildKernels(args) => kernels::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bundle(args) => bundle::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Chart(args) => chart::run(&args),
         #[cfg(feature = "replay")]
         Command::Replay(args) => replay::run(&args),

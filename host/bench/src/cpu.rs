@@ -9,15 +9,14 @@ use deft::plan::{Grouping, Plan, PlanConfig};
 
 use crate::compare::{Outputs, UNWRITTEN};
 use crate::gpu::Repeats;
-use crate::problem::Problem;
 use crate::stats::Spread;
-use crate::tensors::Heads;
+use crate::tensors::{Heads, HostPool};
 
 #[derive(Debug)]
 pub(crate) struct CpuSession {
     backend: Box<dyn Backend>,
     heads: Heads,
-    lengths: Vec<u32>,
+    pub(crate) lengths: Vec<u32>,
     q: Vec<u16>,
     outputs: Outputs,
     /// Counts loads: plans of one number are equal.
@@ -25,25 +24,24 @@ pub(crate) struct CpuSession {
 }
 
 impl CpuSession {
-    pub(crate) fn new(problem: &Problem) -> Result<Self> {
-        let heads = problem.heads;
-        let pages = problem.pool.pages();
-        let mut backend = cpu::new(heads.shape(pages))?;
-        for page in 0..pages {
-            let (targets, k, v) = problem.pool.page_rows(page);
+    /// Brings `pool` and queries `q` to the backend.
+    pub(crate) fn new(pool: &HostPool, q: &[u16]) -> Result<Self> {
+        let heads = pool.heads;
+        let mut backend = cpu::new(heads.shape(pool.pages()))?;
+        for page in 0..pool.pages() {
+            let (targets, k, v) = pool.page_rows(page);
             let (k, v) = (elements(heads.dtype, &k), elements(heads.dtype, &v));
             backend.append(0, &targets, Counters::default(), k, v)?;
         }
-        let rows = (problem.view.queries * heads.q_heads()) as usize;
         Ok(Self {
             backend,
             heads,
-            lengths: problem.lengths.clone(),
+            lengths: Vec::new(),
             outputs: Outputs {
-                out: vec![UNWRITTEN; problem.q.len()],
-                lse: vec![f32::NAN; rows],
+                out: vec![UNWRITTEN; q.len()],
+                lse: vec![f32::NAN; q.len() / heads.head_dim as usize],
             },
-            q: problem.q.clone(),
+            q: q.to_vec(),
             revision: 0,
         })
     }
@@ -72,8 +70,11 @@ impl CpuSession {
         Ok(Spread::of(samples))
     }
 
-    fn run(&mut self, plan: &Plan) -> Result<()> {
+    /// Attention over `plan`, whose queries are the first of those there are.
+    pub(crate) fn run(&mut self, plan: &Plan) -> Result<()> {
         let dtype = self.heads.dtype;
+        let rows = (plan.queries() * self.heads.q_heads()) as usize;
+        let elements_of = rows * self.heads.head_dim as usize;
         self.backend.attend(Attend {
             layer: 0,
             plan,
@@ -82,9 +83,9 @@ impl CpuSession {
                 lengths: &self.lengths,
                 tail_pages: &[],
             },
-            q: elements(dtype, &self.q),
-            out: elements_mut(dtype, &mut self.outputs.out),
-            lse: Some(&mut self.outputs.lse),
+            q: elements(dtype, &self.q[..elements_of]),
+            out: elements_mut(dtype, &mut self.outputs.out[..elements_of]),
+            lse: Some(&mut self.outputs.lse[..rows]),
             params: self.heads.params,
         })?;
         Ok(())

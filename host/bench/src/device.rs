@@ -9,6 +9,7 @@ use crate::gpu::{Gpu, Repeats};
 use crate::problem::Problem;
 use crate::session::{Part, Session};
 use crate::stats::Spread;
+use crate::tensors::HostPool;
 
 #[derive(Debug)]
 pub(crate) enum Device {
@@ -40,28 +41,38 @@ impl Device {
         }
     }
 
-    /// Microseconds of doing nothing, measured as everything else is.
-    pub(crate) fn time_nothing(&self, repeats: Repeats) -> Result<f64> {
+    /// The driver's version; `none` without a GPU.
+    pub(crate) fn driver(&self) -> String {
         match self {
-            Self::Gpu(gpu) => Ok(gpu.time_empty_graph(repeats)?.median),
-            Self::Cpu => Ok(0.0),
+            Self::Gpu(gpu) => {
+                let version = gpu.device.driver_version();
+                format!("CUDA {}.{}", version / 1000, version % 1000 / 10)
+            }
+            Self::Cpu => "none".to_owned(),
+        }
+    }
+
+    /// Microseconds of an empty graph, measured as everything else is; none on the CPU.
+    pub(crate) fn time_nothing(&self, repeats: Repeats) -> Result<Option<f64>> {
+        match self {
+            Self::Gpu(gpu) => Ok(Some(gpu.time_empty_graph(repeats)?.median)),
+            Self::Cpu => Ok(None),
         }
     }
 
     /// Brings a problem to the device.
     pub(crate) fn runner(&self, problem: &Problem) -> Result<Runner<'_>> {
+        let mut runner = self.runner_of(&problem.pool, &problem.q)?;
+        runner.set_counters(&problem.lengths, &problem.tail_pages)?;
+        Ok(runner)
+    }
+
+    /// Brings K, V and queries to the device, for all problems on them.
+    pub(crate) fn runner_of(&self, pool: &HostPool, q: &[u16]) -> Result<Runner<'_>> {
+        let queries = (q.len() / pool.heads.query_elements()) as u32;
         Ok(match self {
-            Self::Gpu(gpu) => {
-                let slots = problem.lengths.len() as u32;
-                let mut session =
-                    Session::new(gpu, &problem.pool, &problem.q, problem.view.queries, slots)?;
-                let counters = (&problem.lengths, &problem.tail_pages);
-                session
-                    .cache
-                    .set_counters(counters.0, counters.1, &gpu.stream)?;
-                Runner::Gpu(Box::new(session))
-            }
-            Self::Cpu => Runner::Cpu(CpuSession::new(problem)?),
+            Self::Gpu(gpu) => Runner::Gpu(Box::new(Session::new(gpu, pool, q, queries, 1)?)),
+            Self::Cpu => Runner::Cpu(CpuSession::new(pool, q)?),
         })
     }
 }
@@ -94,6 +105,19 @@ impl Runner<'_> {
                 ))
             })
             .collect()
+    }
+
+    /// Brings a forest's counters to the device.
+    pub(crate) fn set_counters(&mut self, lengths: &[u32], tail_pages: &[u32]) -> Result<()> {
+        match self {
+            Self::Gpu(session) => {
+                session.cache.reserve_slots(lengths.len())?;
+                let stream = &session.gpu.stream;
+                session.cache.set_counters(lengths, tail_pages, stream)?;
+            }
+            Self::Cpu(session) => session.lengths = lengths.to_vec(),
+        }
+        Ok(())
     }
 
     /// Brings `plan` to the device.

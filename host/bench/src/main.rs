@@ -5,20 +5,27 @@
 
 mod bits;
 mod check;
+mod clock;
 mod compare;
 mod cpu;
 mod decode;
 mod device;
+mod document;
 mod draw;
 mod forests;
 mod gpu;
 mod ops;
+mod paper;
 mod paths;
 mod peers;
+mod planning;
 mod problem;
+mod progress;
 mod random;
+mod ratios;
 mod reasoning;
 mod report;
+mod scaling;
 mod session;
 mod stats;
 mod tensors;
@@ -46,6 +53,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Trees(trees::Args),
+    Paper(paper::Args),
+    Scaling(scaling::Args),
+    Plan(planning::Args),
+    Cpu(ratios::Args),
     Check(check::Args),
     Draw(draw::Args),
 }
@@ -159,20 +170,13 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// The command as it was typed.
-pub(crate) fn command_line() -> String {
-    let mut words = std::env::args();
-    let program = words.next().unwrap_or_default();
-    let program = program.rsplit('/').next().unwrap_or_default().to_owned();
-    std::iter::once(program)
-        .chain(words)
-        .collect::<Vec<_>>()
-        .join(" ")
-}
-
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Trees(args) => trees::run(&args),
+        Command::Paper(args) => paper::run(&args),
+        Command::Scaling(args) => scaling::run(&args),
+        Command::Plan(args) => planning::run(&args),
+        Command::Cpu(args) => ratios::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Draw(args) => draw::run(&args),
     };
@@ -187,4 +191,10 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// A command line, for tests.
+#[cfg(test)]
+pub(crate) fn parse(words: &[&str]) -> Cli {
+    Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"))
 }

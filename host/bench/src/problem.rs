@@ -1,18 +1,17 @@
-//! A workload with K, V and queries.
+//! A forest with K, V and queries.
 
 use anyhow::{Result, ensure};
-use deft::attention::AttentionParams;
 use deft::cache::DType;
-use deft::plan::{Plan, PlanConfig};
-use deft::tree::TreeView;
-use deft::workload::{StepTree, StepWorkload};
+use deft::plan::{IssuedIo, PaperIo, PaperMethod, Plan, PlanConfig};
+use deft::tree::{NodeKey, TokenForest, TreeView};
+use deft::workload::StepWorkload;
 
 use crate::GroupingArg;
 use crate::random::Random;
 use crate::report::{Row, floor_us};
 use crate::tensors::{Heads, HostPool, random_queries};
 
-/// One layer of a workload, its pages in random order.
+/// One layer of a forest, its pages in random order.
 pub(crate) struct Problem {
     pub(crate) heads: Heads,
     pub(crate) view: TreeView,
@@ -20,51 +19,56 @@ pub(crate) struct Problem {
     pub(crate) q: Vec<u16>,
     pub(crate) lengths: Vec<u32>,
     pub(crate) tail_pages: Vec<u32>,
-    unique_tokens: u64,
-    path_tokens: u64,
 }
 
 impl Problem {
     pub(crate) fn new(workload: &StepWorkload) -> Result<Self> {
-        let shape = workload.heads;
         ensure!(
             workload.dtype != DType::F32,
             "the GPU kernels store bf16 and f16, not f32"
         );
-        let heads = Heads {
-            dtype: workload.dtype,
-            kv_heads: shape.kv_heads,
-            group: shape.group_size(),
-            head_dim: shape.head_dim,
-            params: AttentionParams::new(shape.head_dim),
-        };
         let built = workload.build(0)?;
-        let pages = built.forest.pool().capacity();
-        let mut view = built.forest.view(&built.queries)?;
-        // The forest hands pages out in order; a cache in use has them anywhere.
-        let mut order: Vec<u32> = (0..pages).collect();
-        Random::new(1).shuffle(&mut order);
-        for page in &mut view.pages {
-            *page = order[*page as usize];
-        }
-        let tail_pages = built.forest.tail_pages().iter();
+        let heads = Heads::of(workload.heads, workload.dtype);
+        Self::of(heads, &built.forest, &built.queries)
+    }
+
+    /// What `queries` of `forest` ask, with random K, V and queries.
+    pub(crate) fn of(heads: Heads, forest: &TokenForest, queries: &[NodeKey]) -> Result<Self> {
+        let pages = forest.pool().capacity();
+        let order = PageOrder::new(pages);
+        let mut view = forest.view(queries)?;
+        order.apply(&mut view.pages);
+        let mut tail_pages = forest.tail_pages().to_vec();
+        order.apply(&mut tail_pages);
         Ok(Self {
             pool: HostPool::random(heads, pages, &view, Random::new(2)),
             q: random_queries(&heads, view.queries, Random::new(3)),
-            lengths: built.forest.lengths().to_vec(),
-            tail_pages: tail_pages
-                .map(|&page| order.get(page as usize).copied().unwrap_or(page))
-                .collect(),
-            unique_tokens: workload
-                .trees()
-                .iter()
-                .flat_map(StepTree::tokens)
-                .map(|&t| u64::from(t))
-                .sum(),
-            path_tokens: workload.trees().iter().map(path_tokens).sum(),
+            lengths: forest.lengths().to_vec(),
+            tail_pages,
             heads,
             view,
         })
+    }
+
+    /// Bytes of K and V of all tokens that a query sees, each once.
+    pub(crate) fn bytes_unique(&self) -> u64 {
+        let runs = self.view.runs.iter().filter(|run| !run.queries.is_empty());
+        let tokens: u64 = runs.map(|run| u64::from(run.tokens)).sum();
+        tokens * self.heads.token_bytes()
+    }
+
+    /// Floating-point operations of both products, over what each query sees.
+    pub(crate) fn flops(&self) -> u64 {
+        let heads = self.heads.head_shape();
+        let seen = PaperIo::of(&self.view, PaperMethod::FlashDecoding, heads, 1);
+        // K and V of a byte an element: two operations each for every element read.
+        2 * seen.kv
+    }
+
+    /// Bytes that `plan` reads and writes.
+    pub(crate) fn issued_io(&self, plan: &Plan) -> IssuedIo {
+        let bytes = self.heads.dtype.bytes() as u32;
+        plan.issued_io(self.heads.head_shape(), bytes, &self.lengths, true)
     }
 
     /// The row of results, times and errors yet to come.
@@ -75,16 +79,8 @@ impl Problem {
         plan: &Plan,
         plan_us: f64,
     ) -> Row {
-        let heads = &self.heads;
-        let token_bytes = u64::from(heads.kv_heads * heads.head_dim) * 2 * 2;
-        let bytes_unique = self.unique_tokens * token_bytes;
-        let flops = self.path_tokens * u64::from(heads.q_heads() * heads.head_dim) * 4;
-        let io = plan.issued_io(
-            workload.heads,
-            heads.dtype.bytes() as u32,
-            &self.lengths,
-            true,
-        );
+        let bytes_unique = self.bytes_unique();
+        let io = self.issued_io(plan);
         Row {
             workload: workload.name.clone(),
             grouping: GroupingArg::name_of(config.grouping).to_owned(),
@@ -99,7 +95,7 @@ impl Problem {
             bytes_written: io.written(),
             max_rel_l2: 0.0,
             max_lse_error: 0.0,
-            floor_us: floor_us(bytes_unique, flops),
+            floor_us: floor_us(bytes_unique, self.flops()),
             best_peer_us: None,
             shares: plan.shares(),
             items: (0..plan.shares())
@@ -111,14 +107,23 @@ impl Problem {
     }
 }
 
-/// Tokens that all queries of a tree see together.
-fn path_tokens(tree: &StepTree) -> u64 {
-    let mut path = vec![0u64; tree.tokens().len()];
-    for (node, (parent, &tokens)) in tree.parents().iter().zip(tree.tokens()).enumerate() {
-        let above = parent.map_or(0, |parent| path[parent as usize]);
-        path[node] = above + u64::from(tokens);
+/// Where a forest's pages lie: it hands them out in order, a cache in use has them anywhere.
+pub(crate) struct PageOrder(Vec<u32>);
+
+impl PageOrder {
+    /// Of a pool of `pages` pages.
+    pub(crate) fn new(pages: u32) -> Self {
+        let mut order: Vec<u32> = (0..pages).collect();
+        Random::new(1).shuffle(&mut order);
+        Self(order)
     }
-    tree.queries().iter().map(|&node| path[node as usize]).sum()
+
+    /// Renames pages; what is no page stays as it is.
+    pub(crate) fn apply(&self, pages: &mut [u32]) {
+        for page in pages {
+            *page = self.0.get(*page as usize).copied().unwrap_or(*page);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -145,6 +150,19 @@ mod tests {
         let per_query = Planner::new(config).unwrap().plan(&problem.view).unwrap();
         let again = problem.row(&workload, &config, &per_query, 0.0);
         assert!(again.bytes_kv > 2 * row.bytes_kv, "no sharing reads more");
+    }
+
+    #[test]
+    fn bytes_and_floors_are_those_of_the_committed_run() {
+        let text = include_str!("../../../docs/benchmarks/h100-trees.json");
+        let run: crate::document::Document<Row> = serde_json::from_str(text).unwrap();
+        for name in ["tot_sorting_like", "spec64_ctx4k", "qwen05_tot"] {
+            let row = run.rows.iter().find(|row| row.workload == name).unwrap();
+            let (_, problem) = problem(name);
+            assert_eq!(problem.bytes_unique(), row.bytes_unique, "{name}");
+            let floor = floor_us(problem.bytes_unique(), problem.flops());
+            assert!((floor - row.floor_us).abs() < 1e-9, "{name}: {floor}");
+        }
     }
 
     #[test]

@@ -1,10 +1,8 @@
-//! What the measurements say: the table on screen and the JSON file.
+//! What the measurements of `trees` say: a row, and the table on screen.
 
-use std::path::Path;
+use serde::{Deserialize, Serialize};
 
-use anyhow::{Context, Result};
-use serde::Serialize;
-
+use crate::document::Document;
 use crate::peers::Peers;
 use crate::stats::{Spread, geometric_mean};
 
@@ -17,19 +15,8 @@ const BOUND_LAUNCH_US: f64 = 4.8;
 /// Slack of that bound.
 const BOUND_FACTOR: f64 = 1.25;
 
-/// What a run was made with.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Report {
-    pub(crate) device: String,
-    pub(crate) commit: String,
-    pub(crate) command: String,
-    pub(crate) empty_graph_us: f64,
-    pub(crate) kernels: Vec<String>,
-    pub(crate) rows: Vec<Row>,
-}
-
 /// One workload with one grouping.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) workload: String,
     pub(crate) grouping: String,
@@ -128,55 +115,39 @@ pub(crate) fn header() -> String {
     )
 }
 
-impl Report {
-    /// What to read under the table.
-    pub(crate) fn summary(&self, peers: &Peers) -> String {
-        let mut text = format!(
-            "us: median of replayed CUDA graphs, L2 cold; bound: ({BOUND_LAUNCH_US} + floor) x \
-             {BOUND_FACTOR}; reads: KV read / KV unique; empty graph here {:.2} us\n",
-            self.empty_graph_us
-        );
-        text += &format!(
-            "peer us: best of the peers, {}, {}: {}\n",
-            peers.device, peers.date, peers.source
-        );
-        let mut groupings: Vec<&str> = self.rows.iter().map(|row| &*row.grouping).collect();
-        groupings.dedup();
-        groupings.sort_unstable();
-        groupings.dedup();
-        for grouping in groupings {
-            let rows = || self.rows.iter().filter(|row| row.grouping == grouping);
-            let speedups: Vec<f64> = rows()
-                .filter_map(|row| Some(row.best_peer_us? / row.median_us))
-                .collect();
-            let ratios: Vec<f64> = rows().map(|row| row.median_us / row.bound_us()).collect();
-            let slower = speedups.iter().filter(|&&speedup| speedup < 1.0).count();
-            let within = ratios.iter().filter(|&&ratio| ratio <= 1.0).count();
-            if let Some(speedup) = geometric_mean(&speedups) {
-                text += &format!(
-                    "{grouping}: {speedup:.2}x the best peer (geometric mean of {}), {slower} rows \
-                     slower; {within} of {} rows within the bound\n",
-                    speedups.len(),
-                    ratios.len()
-                );
-            }
+/// What to read under the table.
+pub(crate) fn summary(run: &Document<Row>, peers: &Peers) -> String {
+    let mut text = format!(
+        "us: median of replayed CUDA graphs, L2 cold; bound: ({BOUND_LAUNCH_US} + floor) x \
+         {BOUND_FACTOR}; reads: KV read / KV unique; empty graph here {:.2} us\n",
+        run.empty_graph_us.unwrap_or(0.0)
+    );
+    text += &format!(
+        "peer us: best of the peers, {}, {}: {}\n",
+        peers.device, peers.date, peers.source
+    );
+    let mut groupings: Vec<&str> = run.rows.iter().map(|row| &*row.grouping).collect();
+    groupings.dedup();
+    groupings.sort_unstable();
+    groupings.dedup();
+    for grouping in groupings {
+        let rows = || run.rows.iter().filter(|row| row.grouping == grouping);
+        let speedups: Vec<f64> = rows()
+            .filter_map(|row| Some(row.best_peer_us? / row.median_us))
+            .collect();
+        let ratios: Vec<f64> = rows().map(|row| row.median_us / row.bound_us()).collect();
+        let slower = speedups.iter().filter(|&&speedup| speedup < 1.0).count();
+        let within = ratios.iter().filter(|&&ratio| ratio <= 1.0).count();
+        if let Some(speedup) = geometric_mean(&speedups) {
+            text += &format!(
+                "{grouping}: {speedup:.2}x the best peer (geometric mean of {}), {slower} rows \
+                 slower; {within} of {} rows within the bound\n",
+                speedups.len(),
+                ratios.len()
+            );
         }
-        text
     }
-
-    /// Writes the report as JSON, a row a line.
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        let head = Report {
-            rows: Vec::new(),
-            ..self.clone()
-        };
-        let rows = self.rows.iter().map(serde_json::to_string);
-        let rows = rows.collect::<Result<Vec<_>, _>>()?.join(",\n    ");
-        let text = serde_json::to_string_pretty(&head)?;
-        let text = text.replace("\"rows\": []", &format!("\"rows\": [\n    {rows}\n  ]"));
-        std::fs::write(path, text + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))
-    }
+    text
 }
 
 #[cfg(test)]
@@ -187,45 +158,5 @@ mod tests {
     fn a_memory_bound_problem_takes_its_bytes_and_a_large_one_its_flops() {
         assert!((floor_us(32_768_000, 0) - 10.61).abs() < 0.01);
         assert!((floor_us(1, 660_000_000) - 1.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn the_file_reads_back_as_json_with_all_rows() {
-        let row = Row {
-            workload: "w".into(),
-            grouping: "flatten".into(),
-            median_us: 2.0,
-            p20_us: 1.0,
-            p80_us: 3.0,
-            partial_us: None,
-            bytes_unique: 10,
-            bytes_issued: 20,
-            bytes_kv: 15,
-            bytes_written: 0,
-            max_rel_l2: 1e-3,
-            max_lse_error: 1e-6,
-            floor_us: 1.0,
-            best_peer_us: None,
-            shares: 1,
-            max_rows: 256,
-            items: 1,
-            partial_slots: 0,
-            plan_us: 1.0,
-        };
-        let report = Report {
-            device: "d".into(),
-            commit: "c".into(),
-            command: "x".into(),
-            empty_graph_us: 4.8,
-            kernels: vec![],
-            rows: vec![row.clone(), row],
-        };
-        let path = std::env::temp_dir().join(format!("deft-bench-{}.json", std::process::id()));
-        report.write(&path).unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(json["rows"].as_array().unwrap().len(), 2);
-        assert_eq!(json["rows"][1]["median_us"], 2.0);
     }
 }

@@ -2,6 +2,7 @@
 
 use deft::attention::AttentionParams;
 use deft::cache::{CacheShape, DType};
+use deft::plan::HeadShape;
 use deft::tree::TreeView;
 use half::{bf16, f16};
 use kernels_gpu::abi::PAGE_TOKENS;
@@ -42,6 +43,27 @@ pub(crate) struct Heads {
 }
 
 impl Heads {
+    /// Heads of `shape`, stored as `dtype`, with the usual scale.
+    pub(crate) fn of(shape: HeadShape, dtype: DType) -> Self {
+        Self {
+            dtype,
+            kv_heads: shape.kv_heads,
+            group: shape.group_size(),
+            head_dim: shape.head_dim,
+            params: AttentionParams::new(shape.head_dim),
+        }
+    }
+    pub(crate) fn head_shape(&self) -> HeadShape {
+        HeadShape {
+            q_heads: self.q_heads(),
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+        }
+    }
+    /// Bytes of a token's K and V of one layer.
+    pub(crate) fn token_bytes(&self) -> u64 {
+        2 * u64::from(self.kv_heads * self.head_dim) * self.dtype.bytes() as u64
+    }
     pub(crate) fn q_heads(&self) -> u32 {
         self.kv_heads * self.group
     }
@@ -83,15 +105,26 @@ impl HostPool {
                 filled[page as usize] = run.tokens.saturating_sub(before).min(PAGE_TOKENS);
             }
         }
+        Self::filled(heads, &filled, random)
+    }
+
+    /// Random K and V in all of `pages` pages.
+    pub(crate) fn full(heads: Heads, pages: u32, random: Random) -> Self {
+        Self::filled(heads, &vec![PAGE_TOKENS; pages as usize], random)
+    }
+
+    /// Random K and V of the first `filled[page]` tokens of each page, poison everywhere else.
+    fn filled(heads: Heads, filled: &[u32], random: Random) -> Self {
+        let elements = filled.len() * heads.page_elements();
         let mut pool = Self {
             heads,
-            elements: vec![encode(heads.dtype, POISON); pages as usize * heads.page_elements()],
+            elements: vec![encode(heads.dtype, POISON); elements],
         };
         pool.elements
             .par_chunks_mut(heads.page_elements())
             .zip(filled)
             .enumerate()
-            .for_each(|(page, (elements, tokens))| {
+            .for_each(|(page, (elements, &tokens))| {
                 fill_page(&heads, elements, tokens, random, page as u64);
             });
         pool

@@ -9,11 +9,14 @@ use deft::workload::StepWorkload;
 
 use crate::compare::{Oracle, sample};
 use crate::device::{Device, Runner};
+use crate::document::Document;
 use crate::gpu::Repeats;
 use crate::peers::Peers;
 use crate::problem::Problem;
-use crate::report::{Report, header};
-use crate::{DeviceArgs, GroupingArg, command_line, say};
+use crate::report::{header, summary};
+use crate::{DeviceArgs, GroupingArg, say};
+
+pub(crate) use crate::report::Row;
 
 /// Checks each workload's attention against f64, then times it.
 ///
@@ -109,25 +112,16 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         warmup: args.warmup,
         measured: args.iterations.max(1),
     };
-    let mut report = Report {
-        device: device.describe(),
-        commit: option_env!("DEFT_COMMIT").unwrap_or_default().to_owned(),
-        command: command_line(),
-        empty_graph_us: device.time_nothing(repeats)?,
-        kernels: Vec::new(),
-        rows: Vec::new(),
-    };
+    let mut report = Document::new("trees", &device, device.time_nothing(repeats)?);
     say(&header());
     let mut wrong = 0;
     for workload in &workloads {
         let outcome = run_workload(args, workload, &device, repeats, &peers, &mut report);
         // Rows so far are worth keeping, whatever happens next.
-        if let Some(path) = &args.json {
-            report.write(path)?;
-        }
+        report.write(args.json.as_deref())?;
         wrong += outcome.with_context(|| format!("workload {}", workload.name))?;
     }
-    say(&report.summary(&peers));
+    say(&summary(&report, &peers));
     Ok(wrong)
 }
 
@@ -137,7 +131,7 @@ fn run_workload(
     device: &Device,
     repeats: Repeats,
     peers: &Peers,
-    report: &mut Report,
+    report: &mut Document<Row>,
 ) -> Result<usize> {
     let problem = Problem::new(workload)?;
     let view = &problem.view;

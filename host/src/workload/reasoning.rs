@@ -81,6 +81,19 @@ impl ReasoningRun {
         self.prompt_tokens
     }
 
+    /// The same run on a prompt of `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`WorkloadError::OutOfRange`] for a prompt of no tokens or more than [`MAX_TOKENS`] with the rest.
+    pub fn with_prompt(mut self, tokens: u32) -> Result<Self, WorkloadError> {
+        let grown = self.steps.iter().skip(1);
+        let grown: i64 = grown.map(|&(start, end)| i64::from(end + 1 - start)).sum();
+        let most = MAX_TOKENS as i64 - grown;
+        check_range("run", "prompt_tokens", i64::from(tokens), 1, most)?;
+        self.prompt_tokens = tokens;
+        Ok(self)
+    }
+
     /// Parent of each node.
     pub fn parents(&self) -> &[Option<u32>] {
         &self.parents
