@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod gguf;
 pub mod search;
+pub mod tasks;
 mod traffic;
 pub mod tree_model;
 pub mod weights;

@@ -38,3 +38,8 @@ pub use speculative::Speculative;
 pub use thoughts::TreeOfThoughts;
 pub use tree::SearchTree;
 pub use tree_search::{SearchMethod, TreeSearch};
+
+/// The examples in the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../../../docs/search.md")]
+struct Guide;
