@@ -3,10 +3,10 @@
 mod paged;
 
 use deft::attention::{
-    Attend, Backend, BackendError, Counters, Rotation, check_append, check_append_rotated,
-    check_attend, check_moves, check_paged,
+    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append,
+    check_append_rotated, check_attend, check_moves, check_paged,
 };
-use deft::cache::{CacheShape, DType, Elements, ElementsMut, PagedTable};
+use deft::cache::{CacheShape, DType, Elements, ElementsMut};
 use emulator::{Launch, Memory, Report};
 use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
@@ -377,31 +377,27 @@ impl Backend for Emulated {
 
     fn import(
         &mut self,
-        layer: u32,
-        places: &[u32],
-        table: &PagedTable<'_>,
-        k: Elements<'_>,
-        v: Elements<'_>,
+        paged: PagedTokens<'_>,
+        foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
-        let foreign = [k, v].map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(&self.shape, layer, places, table, foreign)?;
-        let foreign = [k, v].map(|foreign| bytemuck::cast_slice(foreign.bytes()));
-        self.import_strided(layer, places, (table, table.page_size), foreign)
+        let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
+        check_paged(&self.shape, paged, sizes)?;
+        let foreign = foreign.map(|foreign| bytemuck::cast_slice(foreign.bytes()));
+        self.import_strided(paged, paged.table.page_size, foreign)
             .map_err(|report| BackendError::Device(report))
     }
 
     fn export(
         &mut self,
-        layer: u32,
-        places: &[u32],
-        table: &PagedTable<'_>,
-        k: ElementsMut<'_>,
-        v: ElementsMut<'_>,
+        paged: PagedTokens<'_>,
+        foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
-        let foreign = [&k, &v].map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(&self.shape, layer, places, table, foreign)?;
-        let foreign = [k, v].map(|foreign| bytemuck::cast_slice_mut(foreign.into_bytes()));
-        self.export_onto(layer, places, table, foreign)
+        let sizes = foreign
+            .each_ref()
+            .map(|foreign| (foreign.dtype(), foreign.len()));
+        check_paged(&self.shape, paged, sizes)?;
+        let foreign = foreign.map(|foreign| bytemuck::cast_slice_mut(foreign.into_bytes()));
+        self.export_onto(paged, foreign)
             .map_err(|report| BackendError::Device(report))
     }
 

@@ -1,7 +1,7 @@
 //! What the kernels write to the cache, on the emulator, bit by bit against the CPU's cache.
 
 use deft::attention::cpu::CpuBackend;
-use deft::attention::{Backend, Counters, RotaryTable, Rotation};
+use deft::attention::{Backend, Counters, PagedTokens, RotaryTable, Rotation};
 use deft::cache::{CacheShape, HEAD_DIMS, HostPages, KvElement, PagedOrder, PagedTable};
 use deft_tests::emulated::Emulated;
 use half::{bf16, f16};
@@ -142,11 +142,16 @@ fn imports_and_exports_as_the_cpu(shape: CacheShape, order: PagedOrder, sequence
         sequence.page_size
     );
     let [k, v] = &sequence.foreign;
+    let paged = PagedTokens {
+        layer: 1,
+        places,
+        table,
+    };
     let mut cpu = CpuBackend::<bf16>::new(shape).unwrap();
     let mut emulated = Emulated::new(shape, places.len() as u64);
     for backend in [&mut cpu as &mut dyn Backend, &mut emulated] {
         let (k, v) = ((&k[..]).into(), (&v[..]).into());
-        backend.import(1, places, &table, k, v).unwrap();
+        backend.import(paged, [k, v]).unwrap();
     }
     for layer in 0..LAYERS {
         assert!(
@@ -160,7 +165,7 @@ fn imports_and_exports_as_the_cpu(shape: CacheShape, order: PagedOrder, sequence
     let exported = |backend: &mut dyn Backend, mut onto: [Vec<bf16>; 2]| {
         let [k, v] = &mut onto;
         let (k, v) = ((&mut k[..]).into(), (&mut v[..]).into());
-        backend.export(1, places, &table, k, v).unwrap();
+        backend.export(paged, [k, v]).unwrap();
         bits(onto)
     };
     let right = exported(&mut cpu, unwritten.clone());
@@ -200,9 +205,12 @@ fn a_pool_whose_pages_hold_k_then_v_is_imported_from_one_buffer() {
     let mut emulated = Emulated::new(shape, 3);
     emulated
         .import_strided(
-            0,
-            &sequence.places,
-            (&table, 2 * 16),
+            PagedTokens {
+                layer: 0,
+                places: &sequence.places,
+                table,
+            },
+            2 * 16,
             [&pool, &pool[page..]],
         )
         .unwrap();

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use deft::attention::cpu::CpuBackend;
-use deft::attention::{Backend, Counters, RotaryTable, Rotation};
+use deft::attention::{Backend, Counters, PagedTokens, RotaryTable, Rotation};
 use deft::cache::{CacheShape, DType, HostPages, KvElement, PagedOrder, PagedTable};
 use deft::cuda::CudaBackend;
 use half::{bf16, f16};
@@ -96,8 +96,8 @@ impl<T: KvElement> Foreign<T> {
         table: &PagedTable<'_>,
     ) -> Result<()> {
         for backend in [cpu as &mut dyn Backend, cuda] {
-            let (k, v) = (T::elements(&self.k), T::elements(&self.v));
-            backend.import(LAYERS - 1, places, table, k, v)?;
+            let foreign = [&self.k, &self.v].map(|elements| T::elements(elements));
+            backend.import(paged(places, table), foreign)?;
         }
         Ok(())
     }
@@ -114,8 +114,8 @@ impl<T: KvElement> Foreign<T> {
         cpu.pages()
             .export(LAYERS - 1, places, table, &mut right_k, &mut right_v)?;
         let [mut k, mut v] = [(); 2].map(|()| vec![T::default(); self.k.len()]);
-        let onto = (T::elements_mut(&mut k), T::elements_mut(&mut v));
-        cuda.export(LAYERS - 1, places, table, onto.0, onto.1)?;
+        let onto = [T::elements_mut(&mut k), T::elements_mut(&mut v)];
+        cuda.export(paged(places, table), onto)?;
         for (name, found, right) in [("K", &k, &right_k), ("V", &v, &right_v)] {
             let (found, right) = (bytemuck::cast_slice(found), bytemuck::cast_slice(right));
             if let Some(difference) = difference(found, right) {
@@ -124,8 +124,8 @@ impl<T: KvElement> Foreign<T> {
         }
         // Onto what was imported, an export changes nothing.
         let (k, v) = (self.k.clone(), self.v.clone());
-        let onto = (T::elements_mut(&mut self.k), T::elements_mut(&mut self.v));
-        cuda.export(LAYERS - 1, places, table, onto.0, onto.1)?;
+        let onto = [T::elements_mut(&mut self.k), T::elements_mut(&mut self.v)];
+        cuda.export(paged(places, table), onto)?;
         for (name, found, right) in [("K", &self.k, &k), ("V", &self.v, &v)] {
             let (found, right) = (bytemuck::cast_slice(found), bytemuck::cast_slice(right));
             if let Some(difference) = difference(found, right) {
@@ -133,6 +133,14 @@ impl<T: KvElement> Foreign<T> {
             }
         }
         Ok(None)
+    }
+}
+
+fn paged<'a>(places: &'a [u32], table: &PagedTable<'a>) -> PagedTokens<'a> {
+    PagedTokens {
+        layer: LAYERS - 1,
+        places,
+        table: *table,
     }
 }
 

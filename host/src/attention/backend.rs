@@ -67,32 +67,26 @@ pub trait Backend: std::fmt::Debug + Send {
     /// Those of [`super::check_moves`], and the device's own.
     fn copy(&mut self, moves: &[TokenMove]) -> Result<(), BackendError>;
 
-    /// Copies a foreign sequence's first tokens of one layer into this cache: token `i` to `places[i]`
-    /// (`page * 64 + token`), none twice. `k` and `v` are whole foreign caches in the table's layout.
+    /// Copies a foreign sequence's first tokens of one layer into this cache, to places of which none is
+    /// named twice. `foreign` are K and V: whole caches in the table's layout.
     ///
     /// # Errors
     /// Those of [`super::check_paged`], and the device's own.
     fn import(
         &mut self,
-        layer: u32,
-        places: &[u32],
-        table: &PagedTable<'_>,
-        k: Elements<'_>,
-        v: Elements<'_>,
+        paged: PagedTokens<'_>,
+        foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError>;
 
-    /// Copies tokens of one layer out to a foreign cache: `places[i]` to the sequence's token `i`. The
-    /// rest of `k` and `v` stays as it is. The table names no page twice.
+    /// Copies tokens of one layer out to a foreign cache, whose rest stays as it is. The table names no
+    /// page twice.
     ///
     /// # Errors
     /// Those of [`super::check_paged`], and the device's own.
     fn export(
         &mut self,
-        layer: u32,
-        places: &[u32],
-        table: &PagedTable<'_>,
-        k: ElementsMut<'_>,
-        v: ElementsMut<'_>,
+        paged: PagedTokens<'_>,
+        foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError>;
 
     /// Attention of one layer.
@@ -100,6 +94,17 @@ pub trait Backend: std::fmt::Debug + Send {
     /// # Errors
     /// Those of [`super::check_attend`], and the device's own.
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError>;
+}
+
+/// Tokens that a cache and a foreign, paged one have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct PagedTokens<'a> {
+    /// The layer of this cache.
+    pub layer: u32,
+    /// Where each token lies in this cache, `page * 64 + token`: `[tokens]`.
+    pub places: &'a [u32],
+    /// Which pages of the foreign cache hold them: token `i` of its sequence is the one at `places[i]`.
+    pub table: PagedTable<'a>,
 }
 
 /// What a [`crate::tree::TokenForest`] counts, by length slot.

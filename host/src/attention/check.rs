@@ -2,8 +2,8 @@
 
 use kernels_gpu::abi::{APPEND_LIVE, AppendTarget, NONE, PAGE_TOKENS, TokenMove};
 
-use super::{Attend, AttentionParams, Counters};
-use crate::cache::{CacheShape, DType, PageId, PagedError, PagedTable};
+use super::{Attend, AttentionParams, Counters, PagedTokens};
+use crate::cache::{CacheShape, DType, PageId, PagedError};
 use crate::plan::Plan;
 
 /// Why a backend refused. The cache and the outputs are as they were before the call.
@@ -142,20 +142,23 @@ pub fn check_moves(shape: &CacheShape, moves: &[TokenMove]) -> Result<(), Backen
 }
 
 /// Checks the arguments of [`Backend::import`](super::Backend::import) and
-/// [`Backend::export`](super::Backend::export); `foreign` are those of `k` and `v`.
+/// [`Backend::export`](super::Backend::export); `foreign` are types and lengths of K and V.
 ///
 /// # Errors
 /// [`BackendError`], naming the argument.
 pub fn check_paged(
     shape: &CacheShape,
-    layer: u32,
-    places: &[u32],
-    table: &PagedTable<'_>,
+    paged: PagedTokens<'_>,
     foreign: [(DType, usize); 2],
 ) -> Result<(), BackendError> {
     for (argument, (dtype, _)) in ["k", "v"].into_iter().zip(foreign) {
         check_dtype(shape, argument, dtype)?;
     }
+    let PagedTokens {
+        layer,
+        places,
+        table,
+    } = paged;
     Ok(table.check(shape, layer, places, foreign.map(|(_, elements)| elements))?)
 }
 

@@ -6,7 +6,7 @@ pub mod cpu;
 pub mod reference;
 mod rotary;
 
-pub use backend::{Attend, AttentionParams, Backend, Counters};
+pub use backend::{Attend, AttentionParams, Backend, Counters, PagedTokens};
 pub(crate) use check::check_length;
 pub use check::{
     BackendError, check_append, check_attend, check_moves, check_paged, check_params, check_plan,

@@ -11,10 +11,10 @@ use super::{
     Rotary, Stream,
 };
 use crate::attention::{
-    Attend, Backend, BackendError, Counters, Rotation, check_append, check_append_rotated,
-    check_attend, check_moves, check_paged, check_plan,
+    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append,
+    check_append_rotated, check_attend, check_moves, check_paged, check_plan,
 };
-use crate::cache::{CacheShape, Elements, ElementsMut, PagedTable};
+use crate::cache::{CacheShape, Elements, ElementsMut};
 use crate::plan::{Grouping, Plan, PlanConfig};
 use kernels_gpu::abi::{AppendTarget, TokenMove};
 
@@ -227,30 +227,26 @@ impl Backend for CudaBackend {
 
     fn import(
         &mut self,
-        layer: u32,
-        places: &[u32],
-        table: &PagedTable<'_>,
-        k: Elements<'_>,
-        v: Elements<'_>,
+        paged: PagedTokens<'_>,
+        foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
-        let foreign = [k, v].map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(self.shape(), layer, places, table, foreign)?;
-        let foreign = [k, v].map(|foreign| bytemuck::cast_slice(foreign.bytes()));
-        Ok(self.import_checked(layer, places, table, foreign)?)
+        let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
+        check_paged(self.shape(), paged, sizes)?;
+        let foreign = foreign.map(|foreign| bytemuck::cast_slice(foreign.bytes()));
+        Ok(self.import_checked(paged, foreign)?)
     }
 
     fn export(
         &mut self,
-        layer: u32,
-        places: &[u32],
-        table: &PagedTable<'_>,
-        k: ElementsMut<'_>,
-        v: ElementsMut<'_>,
+        paged: PagedTokens<'_>,
+        foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
-        let foreign = [&k, &v].map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(self.shape(), layer, places, table, foreign)?;
-        let foreign = [k, v].map(|foreign| bytemuck::cast_slice_mut(foreign.into_bytes()));
-        Ok(self.export_checked(layer, places, table, foreign)?)
+        let sizes = foreign
+            .each_ref()
+            .map(|foreign| (foreign.dtype(), foreign.len()));
+        check_paged(self.shape(), paged, sizes)?;
+        let foreign = foreign.map(|foreign| bytemuck::cast_slice_mut(foreign.into_bytes()));
+        Ok(self.export_checked(paged, foreign)?)
     }
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::{CacheError, TreeCache};
+use crate::attention::PagedTokens;
 use crate::cache::{KvElement, PagedTable};
 use crate::tree::NodeKey;
 
@@ -29,8 +30,8 @@ impl TreeCache {
     ) -> Result<(), CacheError> {
         self.targets.clear();
         self.forest.path_targets(node, tokens, &mut self.targets)?;
-        let (k, v) = (T::elements(k), T::elements(v));
-        Ok(self.backend.import(layer, &self.targets, table, k, v)?)
+        let (paged, foreign) = (paged(layer, &self.targets, table), [k, v].map(T::elements));
+        Ok(self.backend.import(paged, foreign)?)
     }
 
     /// Copies K and V of tokens `tokens` of the path to `node`, of one layer, out to the first tokens of a
@@ -50,7 +51,18 @@ impl TreeCache {
     ) -> Result<(), CacheError> {
         self.targets.clear();
         self.forest.path_targets(node, tokens, &mut self.targets)?;
-        let (k, v) = (T::elements_mut(k), T::elements_mut(v));
-        Ok(self.backend.export(layer, &self.targets, table, k, v)?)
+        let (paged, foreign) = (
+            paged(layer, &self.targets, table),
+            [k, v].map(T::elements_mut),
+        );
+        Ok(self.backend.export(paged, foreign)?)
+    }
+}
+
+fn paged<'a>(layer: u32, places: &'a [u32], table: &PagedTable<'a>) -> PagedTokens<'a> {
+    PagedTokens {
+        layer,
+        places,
+        table: *table,
     }
 }

@@ -1,5 +1,6 @@
 //! Import and export between the emulated cache and a foreign paged one.
 
+use deft::attention::PagedTokens;
 use deft::cache::{PagedOrder, PagedTable};
 use emulator::{Memory, Report};
 use kernels_gpu::cache;
@@ -23,12 +24,15 @@ impl Emulated {
     /// A mistake of the kernel's.
     pub fn import_strided(
         &mut self,
-        layer: u32,
-        places: &[u32],
-        (table, page_stride): (&PagedTable<'_>, u32),
+        PagedTokens {
+            layer,
+            places,
+            table,
+        }: PagedTokens<'_>,
+        page_stride: u32,
         foreign: [&[u16]; 2],
     ) -> Result<(), Box<Report>> {
-        let strides = self.strides(table, page_stride);
+        let strides = self.strides(&table, page_stride);
         match self.shape.head_dim {
             64 => self.import_d::<64>(layer, places, table.pages, strides, foreign),
             128 => self.import_d::<128>(layer, places, table.pages, strides, foreign),
@@ -39,12 +43,14 @@ impl Emulated {
     /// Copies `places[i]` of a layer to a foreign sequence's token `i`.
     pub(super) fn export_onto(
         &self,
-        layer: u32,
-        places: &[u32],
-        table: &PagedTable<'_>,
+        PagedTokens {
+            layer,
+            places,
+            table,
+        }: PagedTokens<'_>,
         foreign: [&mut [u16]; 2],
     ) -> Result<(), Box<Report>> {
-        let strides = self.strides(table, table.page_size);
+        let strides = self.strides(&table, table.page_size);
         match self.shape.head_dim {
             64 => self.export_d::<64>(layer, places, table.pages, strides, foreign),
             128 => self.export_d::<128>(layer, places, table.pages, strides, foreign),

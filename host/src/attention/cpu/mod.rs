@@ -18,10 +18,8 @@ use rayon::prelude::*;
 use self::item::Call;
 use self::merge::Sources;
 use super::check::{check_append, check_attend, check_moves, check_paged, check_plan, resolve};
-use super::{Attend, Backend, BackendError, Counters};
-use crate::cache::{
-    CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, PagedTable, ShapeError,
-};
+use super::{Attend, Backend, BackendError, Counters, PagedTokens};
+use crate::cache::{CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, ShapeError};
 use crate::plan::{CostModel, Grouping, PlanConfig};
 
 /// Shares a KV head and thread: enough for the last task of one thread not to keep the others waiting.
@@ -144,33 +142,36 @@ impl<T: KvElement> Backend for CpuBackend<T> {
 
     fn import(
         &mut self,
-        layer: u32,
-        places: &[u32],
-        table: &PagedTable<'_>,
-        k: Elements<'_>,
-        v: Elements<'_>,
+        paged: PagedTokens<'_>,
+        foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
-        let foreign = [k, v].map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(self.shape(), layer, places, table, foreign)?;
-        let (k, v) = (k.typed().expect(CHECKED), v.typed().expect(CHECKED));
-        Ok(self.pages.import(layer, places, table, k, v)?)
+        let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
+        check_paged(self.shape(), paged, sizes)?;
+        let [k, v] = foreign.map(|foreign| foreign.typed().expect(CHECKED));
+        let PagedTokens {
+            layer,
+            places,
+            table,
+        } = paged;
+        Ok(self.pages.import(layer, places, &table, k, v)?)
     }
 
     fn export(
         &mut self,
-        layer: u32,
-        places: &[u32],
-        table: &PagedTable<'_>,
-        k: ElementsMut<'_>,
-        v: ElementsMut<'_>,
+        paged: PagedTokens<'_>,
+        foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
-        let foreign = [&k, &v].map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(self.shape(), layer, places, table, foreign)?;
-        let (k, v) = (
-            k.into_typed().expect(CHECKED),
-            v.into_typed().expect(CHECKED),
-        );
-        Ok(self.pages.export(layer, places, table, k, v)?)
+        let sizes = foreign
+            .each_ref()
+            .map(|foreign| (foreign.dtype(), foreign.len()));
+        check_paged(self.shape(), paged, sizes)?;
+        let [k, v] = foreign.map(|foreign| foreign.into_typed().expect(CHECKED));
+        let PagedTokens {
+            layer,
+            places,
+            table,
+        } = paged;
+        Ok(self.pages.export(layer, places, &table, k, v)?)
     }
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {

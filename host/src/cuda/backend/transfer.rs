@@ -1,6 +1,7 @@
 //! Import and export of host slices.
 
 use super::CudaBackend;
+use crate::attention::PagedTokens;
 use crate::cache::PagedTable;
 use crate::cuda::{CudaError, DeviceBuffer, PagedBuffers};
 
@@ -31,16 +32,14 @@ impl CudaBackend {
     /// As the backend's import, its arguments checked.
     pub(super) fn import_checked(
         &mut self,
-        layer: u32,
-        places: &[u32],
-        table: &PagedTable<'_>,
+        paged: PagedTokens<'_>,
         foreign: [&[u16]; 2],
     ) -> Result<(), CudaError> {
-        let paged = self.upload_paged(places, table, foreign)?;
+        let (layer, uploaded) = (paged.layer, self.upload_paged(paged, foreign)?);
         // SAFETY: the caller checked pages and places, and the wait below keeps the arrays alive.
         unsafe {
             self.cache
-                .import_pages(layer, &paged.buffers(table), self.stream.raw())
+                .import_pages(layer, &uploaded.buffers(&paged.table), self.stream.raw())
         }?;
         self.stream.synchronize()
     }
@@ -48,33 +47,30 @@ impl CudaBackend {
     /// As the backend's export, its arguments checked.
     pub(super) fn export_checked(
         &mut self,
-        layer: u32,
-        places: &[u32],
-        table: &PagedTable<'_>,
+        paged: PagedTokens<'_>,
         [k, v]: [&mut [u16]; 2],
     ) -> Result<(), CudaError> {
-        let paged = self.upload_paged(places, table, [k, v])?;
+        let (layer, uploaded) = (paged.layer, self.upload_paged(paged, [k, v])?);
         // SAFETY: the caller checked pages and places, and the reads below wait for the work.
         unsafe {
             self.cache
-                .export_pages(layer, &paged.buffers(table), self.stream.raw())
+                .export_pages(layer, &uploaded.buffers(&paged.table), self.stream.raw())
         }?;
-        paged.k.read(0, k, &self.stream)?;
-        paged.v.read(0, v, &self.stream)
+        uploaded.k.read(0, k, &self.stream)?;
+        uploaded.v.read(0, v, &self.stream)
     }
 
     fn upload_paged(
         &self,
-        places: &[u32],
-        table: &PagedTable<'_>,
+        paged: PagedTokens<'_>,
         [k, v]: [&[u16]; 2],
     ) -> Result<Uploaded, CudaError> {
         let device = self.cache.device();
         Ok(Uploaded {
             k: DeviceBuffer::from_slice(device, "foreign keys", k)?,
             v: DeviceBuffer::from_slice(device, "foreign values", v)?,
-            places: DeviceBuffer::from_slice(device, "places", places)?,
-            pages: DeviceBuffer::from_slice(device, "foreign pages", table.pages)?,
+            places: DeviceBuffer::from_slice(device, "places", paged.places)?,
+            pages: DeviceBuffer::from_slice(device, "foreign pages", paged.table.pages)?,
         })
     }
 }
