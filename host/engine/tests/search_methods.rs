@@ -8,7 +8,7 @@ use deft_engine::search::mock::{AsciiCodec, HashModel, HashModelConfig};
 use deft_engine::search::sampler::leaf_stream;
 use deft_engine::search::{
     BeamSearch, BestOfN, Candidate, Choice, DiverseBatch, Ending, Finish, Limits, MeanLogProb,
-    Sampler, SearchMethod, Speculative, Stop, TextCodec, TreeOfThoughts, TreeSearch, Verdict,
+    Sampler, SearchMethod, Speculative, Stop, TreeOfThoughts, TreeSearch, Verdict,
 };
 use search_common::{Custom, assert_empty, log_softmax, model, prompt, run, thoughts, with};
 

@@ -127,7 +127,7 @@ impl BeamSearch {
         candidate: &Candidate,
     ) -> Result<Option<Answer>, SearchError> {
         let mut tokens = tree.branch(branch)?.tokens().to_vec();
-        if tree.codec().end_tokens().contains(&candidate.token) {
+        if tree.codec().is_end(candidate.token) {
             let answer = self.answer(tree, tokens, candidate.log_prob, Finish::EndToken);
             return Ok(Some(answer));
         }

@@ -41,6 +41,9 @@ pub enum SearchError {
         /// The branch that the row belongs to.
         branch: BranchId,
     },
+    /// The tokenizer refused a text.
+    #[error("the prompt has no tokens: {0}")]
+    Encode(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ModelError),

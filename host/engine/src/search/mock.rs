@@ -3,6 +3,8 @@
 //! Its trees and pages are real. Each token lies in a page where K and V would lie, and logits are a hash of
 //! the tokens read back from there, so a page that is lost, shared by mistake or moved wrongly changes them.
 
+use std::error::Error;
+
 use deft::cache::PagePool;
 use deft::tree::TokenForest;
 use deft::{CacheError, DraftNode, NodeKey};
@@ -280,17 +282,21 @@ pub struct AsciiCodec;
 impl AsciiCodec {
     /// Tokens there are.
     pub const VOCABULARY: usize = 97;
-}
 
-impl TextCodec for AsciiCodec {
-    /// Other characters become `?`.
-    fn encode(&self, text: &str) -> Vec<u32> {
+    /// The tokens of `text`; other characters become `?`.
+    pub fn encode(self, text: &str) -> Vec<u32> {
         let token = |character| match character {
             '\n' => 1,
             ' '..='~' => character as u32 - 30,
             _ => '?' as u32 - 30,
         };
         text.chars().map(token).collect()
+    }
+}
+
+impl TextCodec for AsciiCodec {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, Box<dyn Error + Send + Sync>> {
+        Ok(Self::encode(*self, text))
     }
 
     fn decode(&self, tokens: &[u32]) -> String {
@@ -304,7 +310,7 @@ impl TextCodec for AsciiCodec {
         tokens.iter().map(character).collect()
     }
 
-    fn end_tokens(&self) -> &[u32] {
-        &[0]
+    fn is_end(&self, token: u32) -> bool {
+        token == 0
     }
 }

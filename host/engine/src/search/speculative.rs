@@ -56,7 +56,7 @@ impl SearchMethod for Speculative<'_> {
         let mut choose = |chosen: &mut Chosen, row: &super::Row| {
             let token = sampler.choices(row.logits()).draw(&mut rng);
             chosen.log_prob += row.log_prob(token);
-            if codec.end_tokens().contains(&token) {
+            if codec.is_end(token) {
                 chosen.finish = Some(Finish::EndToken);
                 return None;
             }

@@ -60,7 +60,7 @@ impl Walker {
         let token = choices.draw(&mut self.rng);
         self.log_prob_before = self.log_prob;
         self.log_prob += tree.branch(self.branch)?.row().log_prob(token);
-        if tree.codec().end_tokens().contains(&token) {
+        if tree.codec().is_end(token) {
             self.finish = Some(Finish::EndToken);
             return Ok(token);
         }

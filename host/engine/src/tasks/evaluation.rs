@@ -145,10 +145,12 @@ fn search(
         tokens: setting.tokens,
         ..Limits::default()
     };
+    let prompt = codec
+        .encode(&problem.prompt())
+        .map_err(SearchError::Encode)?;
     let search = TreeSearch::new(model, codec)
         .limits(limits)
         .cancel(setting.cancel.clone());
-    let prompt = codec.encode(&problem.prompt());
     let checker = Checker(problem);
     let extract = |text: &str| problem.extract(text);
     let samples = |width, choice| BestOfN {

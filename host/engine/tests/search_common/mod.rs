@@ -3,8 +3,8 @@
 use deft_engine::TreeModel;
 use deft_engine::search::mock::{AsciiCodec, HashModel, HashModelConfig};
 use deft_engine::search::{
-    Ending, Outcome, Sampler, Scorer, SearchError, SearchMethod, SearchTree, TextCodec,
-    TreeOfThoughts, TreeSearch,
+    Ending, Outcome, Sampler, Scorer, SearchError, SearchMethod, SearchTree, TreeOfThoughts,
+    TreeSearch,
 };
 
 pub(crate) fn model(seed: u64) -> HashModel {
