@@ -46,7 +46,7 @@
         arch: Arch::Sm80,
         group: "model",
         entries: &["embed_bf16", "rms_norm_bf16", "silu_mul_bf16", "fill_random_bf16", "embed_f16", "rms_norm_f16", "silu_mul_f16", "fill_random_f16", "rotate_append_bf16_d64", "rotate_append_bf16_d128", "rotate_append_bf16_d256", "rotate_append_f16_d64", "rotate_append_f16_d128", "rotate_append_f16_d256", "log_softmax_top_k", "sample_top_k", "feed_tokens", "fill_random_f32"],
-        sha256: "e19019ffd6220bd05e7e5e0ca91c8848b130f768a8116617e752d382dc6efb58",
+        sha256: "338fa1159e390798c3c5bf9033376c9cd6c6fefe1e3530058a38be8c098164fe",
         ptx: include_str!("sm_80/model.ptx"),
     },
     Image {
@@ -95,7 +95,7 @@
         arch: Arch::Sm90a,
         group: "model",
         entries: &["embed_bf16", "rms_norm_bf16", "silu_mul_bf16", "fill_random_bf16", "embed_f16", "rms_norm_f16", "silu_mul_f16", "fill_random_f16", "rotate_append_bf16_d64", "rotate_append_bf16_d128", "rotate_append_bf16_d256", "rotate_append_f16_d64", "rotate_append_f16_d128", "rotate_append_f16_d256", "log_softmax_top_k", "sample_top_k", "feed_tokens", "fill_random_f32"],
-        sha256: "a8c08d8ce2abe27d64b200d55c871ee2d035437dd8733da4a8d9f44109b01704",
+        sha256: "ee27d5db6f68d961b756e4d9dbbe5e282d1e366bd1cacf741724d564bdb36472",
         ptx: include_str!("sm_90a/model.ptx"),
     },
     Image {

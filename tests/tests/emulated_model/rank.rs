@@ -175,6 +175,29 @@ fn samples_are_the_highest_entries_of_logits_with_gumbel_noise() {
 }
 
 #[test]
+fn the_rarest_noise_decides_by_its_value_and_not_by_rounding() {
+    // Of 4,000 entries the one with most noise against one with hardly any, so that 3e-5 are between them.
+    let (vocab, margin) = (4000, 3e-5);
+    let (mut logits, mut streams, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+    for stream in 0..8 {
+        let noise = with_noise(&vec![0.0; vocab], 1.0, SEED, stream, 0);
+        let rarest = ranked(&noise)[0] as usize;
+        let common = ranked(&noise)[vocab / 2] as usize;
+        for (winner, loser) in [(rarest, common), (common, rarest)] {
+            let mut row = vec![-1000.0; vocab];
+            row[winner] = -noise[winner] as f32;
+            row[loser] = (-noise[loser] - margin) as f32;
+            logits.extend(row);
+            streams.push(stream);
+            expected.push(winner as u32);
+        }
+    }
+    let steps = vec![0; streams.len()];
+    let (ids, _) = rank(&logits, vocab, 1, Some((1.0, &streams, &steps)), 0);
+    assert_eq!(ids, expected);
+}
+
+#[test]
 fn temperature_zero_is_the_ranking_without_noise() {
     let mut rng = SmallRng::seed_from_u64(3);
     let logits = uniform(&mut rng, 3 * 5000, 8.0);

@@ -56,12 +56,13 @@ pub unsafe fn rotate_append<E: Element, const D: u32>(a: Qkv) {
     unsafe {
         let from = (row as usize * heads as usize + head as usize) * D as usize;
         let mut pair = load_pair::<D>(a.qkv.add(from), dim);
+        // Asked for before it is known to be needed: one trip to memory less.
+        let position = global::load_u32(a.positions.add(row as usize));
         let target = a.targets.add(row as usize);
         let Some((page, token)) = place(target, a.lengths, a.tail_pages) else {
             return;
         };
         if head < a.q_heads + a.kv_heads {
-            let position = global::load_u32(a.positions.add(row as usize));
             turn_pair::<E, D>(&mut pair, position, a.cos, a.sin, dim);
         }
         if head < a.q_heads {
