@@ -129,7 +129,7 @@ mod tests {
         let tables = paper["tables"].as_array().unwrap();
         let table = tables
             .iter()
-            .find(|table| table["table"] == "17" && table["metric"] == metric)
+            .find(|table| table["table"] == 17 && table["metric"] == metric)
             .unwrap();
         let columns = table["columns"].as_array().unwrap();
         let at = columns.iter().position(|column| {
