@@ -4,7 +4,9 @@
 mod search_common;
 
 use deft_engine::search::mock::AsciiCodec;
-use deft_engine::search::{Candidate, Event, MeanLogProb, TreeOfThoughts, TreeSearch, Verdict};
+use deft_engine::search::{
+    Candidate, Event, MeanLogProb, PruneReason, TreeOfThoughts, TreeSearch, Verdict,
+};
 use search_common::{assert_empty, model, prompt, run, thoughts};
 
 /// Counts lower-case vowels.
@@ -28,7 +30,10 @@ fn tree_of_thoughts_keeps_the_best_states_of_every_level() {
             assert!((3..=12).contains(&level.len()), "{} states", level.len());
             (level, levels) = (Vec::new(), levels + 1);
         }
-        Event::Pruned { branch, .. } if !level.is_empty() => {
+        Event::Pruned {
+            branch,
+            reason: PruneReason::Lost,
+        } => {
             let (_, score) = level.iter().find(|(id, _)| id == branch).unwrap();
             let better = level.iter().filter(|(_, other)| other >= score);
             assert!(better.count() > 3, "one of the best 3 was pruned");
@@ -78,5 +83,33 @@ fn tree_of_thoughts_ends_with_the_state_that_is_right_and_drops_dead_ones() {
             .answers
             .iter()
             .all(|answer| answer.score == f64::NEG_INFINITY)
+    );
+}
+
+#[test]
+fn rounds_go_on_until_an_answer_is_right() {
+    let scorer = |candidate: &Candidate<'_>| match vowels(candidate.text) >= 3.0 {
+        true => Verdict::Solved,
+        false => Verdict::Score(0.0),
+    };
+    let method = |rounds| TreeOfThoughts {
+        depth: 1,
+        thoughts: 2,
+        rounds,
+        ..thoughts(&scorer)
+    };
+    let one = run(&mut model(3), &mut method(1)).unwrap();
+    assert!(!one.answers[0].solved);
+    let many = run(&mut model(3), &mut method(1000)).unwrap();
+    assert!(many.answers[0].solved && vowels(&many.answers[0].text) >= 3.0);
+    // What the first round found is there, and it ended with the first right answer.
+    assert!(
+        one.answers
+            .iter()
+            .all(|answer| many.answers.contains(answer))
+    );
+    assert_eq!(
+        many.answers.iter().filter(|answer| answer.solved).count(),
+        1
     );
 }

@@ -22,7 +22,11 @@ pub struct TreeOfThoughts<'a> {
     pub sampler: Sampler,
     /// When a thought is complete. An end token completes the answer.
     pub thought: Ending,
-    /// Thought `j` after the state at path `p` has the random numbers of path `p + [j]`.
+    /// Times to start from the prompt, each with other random numbers, until an answer is right or tokens
+    /// run out.
+    pub rounds: usize,
+    /// Thought `j` after the state at path `p` has the random numbers of path `p + [j]`; the path of the
+    /// prompt is `[round]`.
     pub seed: u64,
     /// Judges states. The search ends with the first one that is right.
     pub scorer: &'a dyn Scorer,
@@ -40,35 +44,59 @@ impl SearchMethod for TreeOfThoughts<'_> {
         SearchError::at_least_one("thoughts", self.thoughts)?;
         SearchError::at_least_one("keep", self.keep)?;
         SearchError::at_least_one("depth", self.depth)?;
+        SearchError::at_least_one("rounds", self.rounds)?;
         SearchError::at_least_one("thought.tokens", self.thought.tokens)?;
         self.sampler.check()?;
-        let mut answers = Vec::new();
-        let mut places = vec![(tree.root(), Vec::new())];
-        let mut states = Vec::new();
-        for _ in 0..self.depth {
-            states = self.expand(tree, &places, &mut answers)?;
-            if answers.iter().any(|answer| answer.solved) || tree.stop().is_some() {
-                break;
-            }
-            self.select(tree, &mut states)?;
-            places = states
-                .iter()
-                .map(|state| (state.branch, state.path.clone()))
-                .collect();
-            if places.is_empty() {
-                break;
-            }
+        let root = tree.root();
+        if self.rounds > 1 {
+            tree.hold(root)?;
         }
-        for state in states {
-            tree.announce(state.branch, &state.answer);
-            answers.push(state.answer);
+        let mut answers = Vec::new();
+        for round in 0..self.rounds as u32 {
+            self.round(tree, (root, vec![round]), &mut answers)?;
+            if is_solved(&answers) || tree.stop().is_some() {
+                break;
+            }
         }
         rank(&mut answers);
         Ok(answers)
     }
 }
 
+fn is_solved(answers: &[Answer]) -> bool {
+    answers.iter().any(|answer| answer.solved)
+}
+
 impl TreeOfThoughts<'_> {
+    /// All levels, from the prompt on.
+    fn round(
+        &self,
+        tree: &mut SearchTree<'_>,
+        start: (BranchId, Vec<u32>),
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), SearchError> {
+        let mut places = vec![start];
+        let mut states = Vec::new();
+        for _ in 0..self.depth {
+            states = self.expand(tree, &places, answers)?;
+            if is_solved(answers) || tree.stop().is_some() {
+                break;
+            }
+            self.select(tree, &mut states)?;
+            let place = |state: &State| (state.branch, state.path.clone());
+            places = states.iter().map(place).collect();
+            if places.is_empty() {
+                break;
+            }
+        }
+        for state in states {
+            tree.announce(state.branch, &state.answer);
+            tree.release(state.branch, PruneReason::Done)?;
+            answers.push(state.answer);
+        }
+        Ok(())
+    }
+
     /// Samples the next level; complete answers go to `answers`.
     fn expand(
         &self,
@@ -109,7 +137,7 @@ impl TreeOfThoughts<'_> {
                     });
                 }
             }
-            if answers.iter().any(|answer| answer.solved) {
+            if is_solved(answers) {
                 break;
             }
         }

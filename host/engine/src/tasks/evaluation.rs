@@ -29,7 +29,8 @@ pub enum Method {
         /// Beams.
         width: usize,
     },
-    /// Tree of thoughts with the checker as scorer.
+    /// Trees of thoughts with the checker as scorer, one after the other until one is right or tokens run
+    /// out.
     Thoughts {
         /// Thoughts after a state.
         thoughts: usize,
@@ -58,7 +59,7 @@ pub struct Setting {
     /// Problems: those of seeds 0, 1, 2, ...
     pub problems: u64,
     /// Tokens to run for each problem after its prompt, the same for all methods. Greedy decoding and beam
-    /// search end when they have their answers.
+    /// search end when they have their answers, the checker ends others when one is right.
     pub tokens: u64,
     /// How tokens are drawn where they are.
     pub sampler: Sampler,
@@ -176,6 +177,7 @@ fn search(
             thoughts,
             keep,
             depth: problem.thoughts(),
+            rounds: usize::try_from(setting.tokens).unwrap_or(usize::MAX).max(1),
             sampler: setting.sampler,
             thought: problem.thought(),
             seed: setting.seed,

@@ -64,6 +64,7 @@ pub(crate) fn thoughts(scorer: &dyn Scorer) -> TreeOfThoughts<'_> {
         thoughts: 4,
         keep: 3,
         depth: 5,
+        rounds: 1,
         sampler: Sampler::at(1.0),
         thought: Ending::at(6).or_text(" "),
         seed: 2,
