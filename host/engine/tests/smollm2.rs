@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use deft::NodeKey;
-use deft_engine::{CpuModel, CpuOptions, Gguf, TreeModel};
+use deft_engine::{
+    ChatTemplate, Control, CpuModel, CpuOptions, Gguf, Message, Role, Tokenizer, TreeModel,
+};
 use serde_json::Value;
 
 /// The file of `DEFT_MODEL`, or where `cargo xtask` puts it.
@@ -26,9 +28,9 @@ fn model_file() -> Option<PathBuf> {
     Some(path)
 }
 
-fn expected() -> Vec<Value> {
+fn expected(name: &str) -> Vec<Value> {
     let all: Value = serde_json::from_str(include_str!("data/smollm2.json")).unwrap();
-    all["runs"].as_array().unwrap().clone()
+    all[name].as_array().unwrap().clone()
 }
 
 fn ids(of: &Value) -> Vec<u32> {
@@ -65,7 +67,7 @@ fn greedy_tokens_and_logits_are_those_of_transformers() {
     let Some(path) = model_file() else { return };
     let gguf = Gguf::open(&path).unwrap();
     let mut model = CpuModel::load(gguf.weights(), CpuOptions::default(), |_, _| {}).unwrap();
-    let runs = expected();
+    let runs = expected("runs");
     let vocabulary = model.vocabulary();
     let mut rows = Vec::new();
     let mut logits = Vec::new();
@@ -87,4 +89,52 @@ fn greedy_tokens_and_logits_are_those_of_transformers() {
     }
     println!("largest error of a logit, relative to its row's largest: {largest:.1e}");
     assert!(largest < 1e-4, "{largest}");
+}
+
+fn tokenizer(gguf: &Gguf) -> Tokenizer {
+    Tokenizer::from_gguf(gguf.metadata()).unwrap()
+}
+
+#[test]
+fn texts_are_the_same_tokens() {
+    let Some(path) = model_file() else { return };
+    let gguf = Gguf::open(&path).unwrap();
+    let tokenizer = tokenizer(&gguf);
+    assert_eq!(
+        tokenizer.vocabulary(),
+        gguf.weights().config().vocabulary as usize
+    );
+    let runs = expected("runs");
+    let prompts = runs
+        .iter()
+        .map(|run| (run["prompt"].clone(), ids(&run["ids"])));
+    let texts = expected("texts");
+    let texts = texts.iter().map(|text| (text[0].clone(), ids(&text[1])));
+    for (text, expected) in prompts.chain(texts) {
+        let text = text.as_str().unwrap();
+        let tokens = tokenizer.encode(text, Control::Recognized).unwrap();
+        assert_eq!(tokens, expected, "{text:?}");
+        assert_eq!(tokenizer.decode(&tokens), text);
+    }
+}
+
+#[test]
+fn a_conversation_is_the_same_tokens() {
+    let Some(path) = model_file() else { return };
+    let gguf = Gguf::open(&path).unwrap();
+    let source = gguf.metadata().text("tokenizer.chat_template").unwrap();
+    let template = ChatTemplate::new(source.unwrap()).unwrap();
+    let messages = expected("messages");
+    let messages: Vec<Message<'_>> = messages
+        .iter()
+        .map(|message| Message {
+            role: match message["role"].as_str() {
+                Some("user") => Role::User,
+                _ => Role::Assistant,
+            },
+            content: message["content"].as_str().unwrap(),
+        })
+        .collect();
+    let tokens = template.encode(&tokenizer(&gguf), &messages).unwrap();
+    assert_eq!(tokens, ids(&Value::Array(expected("chat"))));
 }

@@ -13,6 +13,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 pub use self::error::GgufError;
+pub(crate) use self::value::required;
 pub use self::value::{Metadata, Value};
 
 use crate::config::RopeScaling;

@@ -40,7 +40,14 @@ impl Value {
 /// Keys and values. Getters return `None` for a key that there is not, and an error for a value of another
 /// kind than asked for.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Metadata(pub(super) HashMap<String, Value>);
+pub struct Metadata(pub(crate) HashMap<String, Value>);
+
+impl<K: Into<String>> FromIterator<(K, Value)> for Metadata {
+    fn from_iter<I: IntoIterator<Item = (K, Value)>>(entries: I) -> Self {
+        let entries = entries.into_iter();
+        Self(entries.map(|(key, value)| (key.into(), value)).collect())
+    }
+}
 
 impl Metadata {
     /// The value of `key`.

@@ -1,0 +1,180 @@
+//! A small vocabulary: 256 bytes, a few merges, control tokens.
+
+use super::*;
+use crate::gguf::Value;
+
+/// Names of all bytes in order, as GPT-2 writes them.
+fn byte_names() -> Vec<String> {
+    let table = ByteTable::new();
+    let mut names: Vec<(u8, char)> = table.0.iter().map(|(&name, &byte)| (byte, name)).collect();
+    names.sort_unstable();
+    names
+        .into_iter()
+        .map(|(_, name)| name.to_string())
+        .collect()
+}
+
+fn metadata(pre: &str) -> Metadata {
+    let mut tokens = byte_names();
+    let merges = ["h i", "Ġ hi", "1 2", "a b"];
+    tokens.extend(merges.iter().map(|merge| merge.replace(' ', "")));
+    let ordinary = tokens.len();
+    tokens.extend(["<|im_start|>", "<|im_end|>", "<|im_end|>x"].map(str::to_owned));
+    let types = (0..tokens.len()).map(|at| if at < ordinary { 1 } else { 3 });
+    let texts = |texts: Vec<String>| Value::Texts(texts);
+    let text = |text: &str| Value::Text(text.to_owned());
+    Metadata::from_iter([
+        ("tokenizer.ggml.model", text("gpt2")),
+        ("tokenizer.ggml.pre", text(pre)),
+        (
+            "tokenizer.ggml.token_type",
+            Value::Integers(types.collect()),
+        ),
+        ("tokenizer.ggml.tokens", texts(tokens)),
+        (
+            "tokenizer.ggml.merges",
+            texts(merges.map(str::to_owned).to_vec()),
+        ),
+        ("tokenizer.ggml.bos_token_id", Value::Integer(260)),
+        ("tokenizer.ggml.eos_token_id", Value::Integer(261)),
+    ])
+}
+
+fn tokenizer(pre: &str) -> Tokenizer {
+    Tokenizer::from_gguf(&metadata(pre)).unwrap()
+}
+
+/// A tokenizer for tests elsewhere.
+pub(crate) fn small() -> Tokenizer {
+    tokenizer("smollm")
+}
+
+#[test]
+fn any_text_comes_back() {
+    for pre in ["smollm", "gpt-2", "llama-bpe"] {
+        let tokenizer = tokenizer(pre);
+        for text in ["", "hi hi", "naïve 12 😀\n\t\u{0} x", "<|im_end|>", "¡Ġ Ā!"] {
+            for control in [Control::Text, Control::Recognized] {
+                let tokens = tokenizer.encode(text, control).unwrap();
+                assert_eq!(tokenizer.decode(&tokens), text);
+            }
+        }
+    }
+}
+
+#[test]
+fn merges_apply_and_digits_stay_apart_where_the_model_says_so() {
+    let [hi, space_hi, twelve] = [256, 257, 258];
+    let smollm = tokenizer("smollm");
+    assert_eq!(
+        smollm.encode("hi hi", Control::Text).unwrap(),
+        [hi, space_hi]
+    );
+    let digits = [u32::from(b'1'), u32::from(b'2')];
+    assert_eq!(smollm.encode("12", Control::Text).unwrap(), digits);
+    assert_eq!(
+        tokenizer("gpt-2").encode("12", Control::Text).unwrap(),
+        [twelve]
+    );
+    assert_eq!(
+        tokenizer("llama-bpe").encode("12", Control::Text).unwrap(),
+        [twelve]
+    );
+}
+
+#[test]
+fn control_tokens_are_what_they_say_only_where_asked() {
+    let tokenizer = tokenizer("smollm");
+    let recognized = |text| tokenizer.encode(text, Control::Recognized).unwrap();
+    assert_eq!(recognized("hi<|im_end|>hi"), [256, 261, 256]);
+    assert_eq!(
+        recognized("<|im_end|>x<|im_start|>"),
+        [262, 260],
+        "the longest is taken"
+    );
+    let text = tokenizer.encode("hi<|im_end|>", Control::Text).unwrap();
+    assert_eq!(text.len(), 1 + "<|im_end|>".len());
+    let pieces = [
+        ("<|im_end|>a", Control::Recognized),
+        ("b<|im_end|>", Control::Text),
+    ];
+    let tokens = tokenizer.encode_pieces(&pieces).unwrap();
+    assert_eq!(tokens[..2], [261, 259], "a word may cross pieces");
+    assert!(!tokens[2..].contains(&261));
+    assert!(tokenizer.is_end(261) && !tokenizer.is_end(260));
+    assert_eq!(tokenizer.token("<|im_start|>"), Some(260));
+}
+
+#[test]
+fn characters_stream_when_they_are_whole() {
+    let tokenizer = tokenizer("smollm");
+    let tokens = tokenizer.encode("a😀é", Control::Text).unwrap();
+    let mut stream = TextStream::default();
+    let parts: Vec<String> = tokens
+        .iter()
+        .map(|&token| stream.push(&tokenizer, token))
+        .collect();
+    assert_eq!(parts, ["a", "", "", "", "😀", "", "é"]);
+    assert_eq!(stream.finish(), "");
+
+    let mut stream = TextStream::default();
+    assert_eq!(stream.push(&tokenizer, 0xf0), "");
+    assert_eq!(
+        stream.push(&tokenizer, u32::from(b'a')),
+        "\u{fffd}a",
+        "broken off"
+    );
+    assert_eq!(
+        stream.push(&tokenizer, 0x80),
+        "\u{fffd}",
+        "begins no character"
+    );
+    assert_eq!(stream.push(&tokenizer, 0xc3), "");
+    assert_eq!(stream.finish(), "\u{fffd}");
+}
+
+#[test]
+fn a_text_begins_only_where_the_model_says_so() {
+    assert_eq!(tokenizer("smollm").begin(), None);
+    let mut metadata = metadata("smollm");
+    let key = "tokenizer.ggml.add_bos_token".to_owned();
+    metadata.0.insert(key, Value::Bool(true));
+    assert_eq!(Tokenizer::from_gguf(&metadata).unwrap().begin(), Some(260));
+}
+
+#[test]
+fn what_cannot_be_is_named() {
+    let changed = |key: &str, value: Value| {
+        let mut metadata = metadata("smollm");
+        metadata.0.insert(key.to_owned(), value);
+        Tokenizer::from_gguf(&metadata).unwrap_err().to_string()
+    };
+    let text = |text: &str| Value::Text(text.to_owned());
+    assert_eq!(
+        changed("tokenizer.ggml.model", text("llama")),
+        "tokenizer.ggml.model is \"llama\"; it must be \"gpt2\", byte-level BPE"
+    );
+    assert!(
+        changed("tokenizer.ggml.pre", text("tekken"))
+            .starts_with("tokenizer.ggml.pre is \"tekken\"")
+    );
+    assert_eq!(
+        changed("tokenizer.ggml.token_type", Value::Integers(vec![1])),
+        "the tokenizer's 263 tokens have 1 types"
+    );
+    assert_eq!(
+        changed("tokenizer.ggml.merges", Value::Texts(vec!["ab".to_owned()])),
+        "the tokenizer's merge \"ab\" is not of two tokens"
+    );
+    let unknown = changed(
+        "tokenizer.ggml.merges",
+        Value::Texts(vec!["hi zz".to_owned()]),
+    );
+    assert!(unknown.starts_with("tokenizer: "), "{unknown}");
+    let twice = Value::Texts(vec!["a".to_owned(); 263]);
+    assert_eq!(
+        changed("tokenizer.ggml.tokens", twice),
+        "the tokenizer's 263 tokens have 1 names"
+    );
+    assert!(Tokenizer::from_json("{").is_err());
+}
