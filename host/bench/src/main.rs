@@ -12,6 +12,7 @@ mod decode;
 mod device;
 mod document;
 mod draw;
+mod engine;
 mod forests;
 mod gpu;
 mod ops;
@@ -59,6 +60,7 @@ enum Command {
     Cpu(ratios::Args),
     Check(check::Args),
     Draw(draw::Args),
+    Engine(engine::Args),
 }
 
 /// Which device runs it, with which kernels.
@@ -179,6 +181,7 @@ fn main() -> ExitCode {
         Command::Cpu(args) => ratios::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Draw(args) => draw::run(&args),
+        Command::Engine(args) => engine::run(&args),
     };
     match outcome {
         Ok(0) => ExitCode::SUCCESS,

@@ -6,7 +6,7 @@ use deft::cuda::Event;
 use super::buffers::MAX_RANKED;
 use super::forward::{Pass, Tail};
 use super::{CudaModel, CudaModelError};
-use crate::ModelError;
+use crate::{ModelError, Traffic};
 
 /// Chosen tokens of a row that the device keeps.
 pub(super) const HISTORY: u32 = 256;
@@ -155,6 +155,11 @@ impl Decode<'_> {
             unreachable!("a decode chooses");
         };
         self.model.read_ranking(choice.ranked, ids, log_probs)
+    }
+
+    /// What attention has read since the model was made.
+    pub fn traffic(&self) -> Traffic {
+        self.model.traffic
     }
 
     /// Waits until the device is through.

@@ -86,6 +86,17 @@ impl Gguf {
         })
     }
 
+    /// The model with its first `layers` layers alone.
+    ///
+    /// # Errors
+    /// [`WeightsError::Config`] for none, or more than there are.
+    pub fn with_layers(self, layers: u32) -> Result<Self, WeightsError> {
+        Ok(Self {
+            weights: self.weights.with_layers(layers)?,
+            metadata: self.metadata,
+        })
+    }
+
     /// All metadata.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata

@@ -133,6 +133,23 @@ impl Weights {
         Self { config, source }
     }
 
+    /// The same with the first `layers` layers alone.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for none, or more than there are.
+    pub fn with_layers(mut self, layers: u32) -> Result<Self, ConfigError> {
+        let most = self.config.layers;
+        if layers == 0 || layers > most {
+            return Err(ConfigError {
+                field: "layers",
+                value: layers.to_string(),
+                expected: format!("between 1 and the model's own, {most}"),
+            });
+        }
+        self.config.layers = layers;
+        Ok(self)
+    }
+
     /// The model's shape.
     pub fn config(&self) -> &LlamaConfig {
         &self.config

@@ -112,3 +112,19 @@ fn reads_out_of_range_are_named_and_write_nothing() {
     };
     assert_eq!(Weights::synthetic(config, 1).unwrap_err().field, "layers");
 }
+
+#[test]
+fn a_model_cut_short_has_the_first_layers_and_both_ends() {
+    let whole = Weights::synthetic(tiny(), 7).unwrap();
+    let cut = Weights::synthetic(tiny(), 7).unwrap();
+    let cut = cut.with_layers(1).unwrap();
+    assert_eq!(cut.config().layers, 1);
+    for tensor in Tensor::all(cut.config()) {
+        assert_eq!(self::whole(&cut, tensor), self::whole(&whole, tensor));
+    }
+    let error = cut.with_layers(2).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "layers is 2; it must be between 1 and the model's own, 1"
+    );
+}

@@ -1,0 +1,292 @@
+//! `--check`: is the model on the GPU right, and if not, where does it go wrong?
+
+use anyhow::{Result, ensure};
+use deft::NodeKey;
+use deft::cuda::CudaDevice;
+use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights, Probe};
+use deft_engine::{CpuModel, CpuOptions, LlamaConfig, TreeModel, Weights};
+
+use super::plain::{Plain, States, is_half, stages};
+use super::walk::{argmax, relative_error, tokens, walk};
+use super::{Engine, Watchdog};
+use crate::say;
+
+/// What rounding to bf16 and the order of sums leave, relative to a row's length: of what is rounded, and of sums
+/// of exact products.
+const HALF_LIMIT: f64 = 4e-3;
+const ATTENTION_LIMIT: f64 = 1e-2;
+const FLOAT_LIMIT: f64 = 1e-4;
+/// Logits of the bf16 model against those of the f32 one.
+const MODEL_LIMIT: f64 = 0.05;
+
+/// Small shapes: SmolLM2's heads, and Llama 3's with a head of its own.
+fn shapes() -> [(&'static str, LlamaConfig); 2] {
+    let small = LlamaConfig {
+        layers: 3,
+        hidden: 576,
+        ffn: 1536,
+        vocabulary: 1000,
+        context: 1024,
+        ..LlamaConfig::smollm2_135m()
+    };
+    let llama = LlamaConfig {
+        layers: 2,
+        hidden: 512,
+        ffn: 1408,
+        q_heads: 8,
+        kv_heads: 2,
+        vocabulary: 1003,
+        context: 1024,
+        ..LlamaConfig::llama3_8b()
+    };
+    [
+        ("9 heads of 64 over 3", small),
+        ("8 heads of 128 over 2", llama),
+    ]
+}
+
+/// Runs all checks; how many failed.
+pub(super) fn run(engine: &Engine<'_>) -> Result<usize> {
+    let mut wrong = 0;
+    for (name, config) in shapes() {
+        say(&format!("{name}: weights"));
+        let weights = Weights::synthetic(config, 5)?;
+        let mut gpu = open(engine, &weights)?;
+        if wrong == 0 {
+            say(&format!("  {}", gpu.cublas()));
+        }
+        wrong += check_stages(&mut gpu, &weights, &engine.watchdog)?;
+        wrong += check_walk(&mut gpu, &weights, &engine.watchdog)?;
+        wrong += check_decode(&mut gpu, &engine.watchdog)?;
+        let left = gpu.forest().pool().live();
+        ensure!(
+            left == 0,
+            "{left} pages are still in use after all trees are gone"
+        );
+    }
+    Ok(wrong)
+}
+
+fn open(engine: &Engine<'_>, weights: &Weights) -> Result<CudaModel> {
+    engine.watchdog.now("bringing weights to the GPU");
+    let device: &CudaDevice = &engine.gpu.device;
+    let mut options = CudaOptions::default();
+    options.kv_bytes = 256 << 20;
+    options.max_rows = 64;
+    // Parts of a prompt that end within pages and at their ends.
+    options.prefill_rows = 64;
+    options.cublas.clone_from(&engine.cublas);
+    Ok(CudaModel::new(
+        device,
+        CudaWeights::read(device, weights)?,
+        options,
+    )?)
+}
+
+/// Every stage of one pass, each from what the GPU itself left before it.
+fn check_stages(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> Result<usize> {
+    watchdog.now("running a prompt of 37 tokens, stage by stage");
+    let path = tokens(1, 37, weights.config().vocabulary);
+    let probes = gpu.probe(&path)?;
+    watchdog.now("comparing its stages with f64");
+    let faults = faults(&Plain::new(weights)?, &path, &probes);
+    for fault in &faults {
+        say(&format!("  WRONG: {fault}"));
+    }
+    if faults.is_empty() {
+        say(&format!(
+            "  {} stages of a pass agree with f64",
+            probes.len()
+        ));
+    }
+    Ok(usize::from(!faults.is_empty()))
+}
+
+/// The stages that are wrong, in order: the first is where to look.
+fn faults(plain: &Plain, path: &[u32], probes: &[Probe]) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut before = States::default();
+    let expected = stages(plain.layers());
+    if probes.len() != expected.len() {
+        faults.push(format!("{} stages, not {}", probes.len(), expected.len()));
+    }
+    for (probe, (layer, stage)) in probes.iter().zip(expected) {
+        let name = format!("layer {layer}, {stage:?}");
+        if (probe.layer, probe.stage) != (layer, stage) {
+            faults.push(format!("{name}: the GPU was at {:?} then", probe.stage));
+            return faults;
+        }
+        let right = plain.stage(layer, stage, path, &before);
+        let limit = match stage {
+            deft_engine::cuda::Stage::Attended => ATTENTION_LIMIT,
+            _ if is_half(stage) => HALF_LIMIT,
+            _ => FLOAT_LIMIT,
+        };
+        let width = right.len() / path.len();
+        let rows = right.chunks(width).zip(probe.values.chunks(width));
+        let errors = rows.map(|(right, got)| relative_error(got, right));
+        let bad = errors.enumerate().find(|&(_, error)| error > limit);
+        if let Some((row, error)) = bad {
+            let (got, right) = (&probe.values[row * width..], &right[row * width..]);
+            faults.push(format!(
+                "{name}: row {row} is off by {error:.2e} (limit {limit:.0e}); it begins {:.5?}, not {:.5?}",
+                &got[..3],
+                &right[..3]
+            ));
+        }
+        before.set(stage, probe.values.iter().map(|&x| f64::from(x)).collect());
+    }
+    faults
+}
+
+/// Trees that grow, branch, are drafted on and pruned, on the GPU and on the CPU.
+fn check_walk(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> Result<usize> {
+    let mut cpu = CpuModel::load(weights, CpuOptions::default(), |_, _| {})?;
+    watchdog.now("the walk on the CPU");
+    let right = walk(&mut cpu, |_| {})?;
+    let got = walk(gpu, |what| watchdog.now(what))?;
+    let mut largest = 0.0_f64;
+    for ((what, right), (_, got)) in right.iter().zip(&got) {
+        let vocabulary = cpu.vocabulary();
+        let rows = right.chunks(vocabulary).zip(got.chunks(vocabulary));
+        for (row, (right, got)) in rows.enumerate() {
+            let right: Vec<f64> = right.iter().map(|&x| f64::from(x)).collect();
+            let error = relative_error(got, &right);
+            if error > MODEL_LIMIT {
+                say(&format!(
+                    "  WRONG: {what}, row {row}: logits are off by {error:.2e}"
+                ));
+                return Ok(1);
+            }
+            largest = largest.max(error);
+        }
+    }
+    let graphs = gpu.graphs();
+    say(&format!(
+        "  {} passes over a changing tree: logits within {largest:.1e} of the CPU's f32 ones, {graphs} graphs",
+        right.len()
+    ));
+    Ok(0)
+}
+
+/// Tokens that stay on the device against the same steps by the host.
+fn check_decode(gpu: &mut CudaModel, watchdog: &Watchdog) -> Result<usize> {
+    const STEPS: usize = 300;
+    let vocabulary = gpu.vocabulary();
+    let prompt = tokens(7, 50, vocabulary as u32);
+    let mut logits = Vec::new();
+    let first = tokens(8, 5, vocabulary as u32);
+    watchdog.now("greedy steps by the host");
+    let root = gpu.insert_prompt(&prompt, &mut logits)?;
+    // Not in the tree's order, so that rows have another than leaves.
+    let order = |mut leaves: Vec<NodeKey>| {
+        leaves.swap(1, 4);
+        leaves
+    };
+    let leaves = order(gpu.fork(root, 5)?);
+    let mut right = vec![Vec::new(); 5];
+    let mut next = first.clone();
+    for _ in 0..STEPS {
+        gpu.step(&leaves, &next, &mut logits)?;
+        next = logits.chunks(vocabulary).map(argmax).collect();
+        right
+            .iter_mut()
+            .zip(&next)
+            .for_each(|(row, &token)| row.push(token));
+    }
+    gpu.prune(root)?;
+    watchdog.now("greedy steps by the device");
+    let root = gpu.insert_prompt(&prompt, &mut logits)?;
+    let leaves = order(gpu.fork(root, 5)?);
+    let mut decode = gpu.decode(&leaves, &first, Choice::GREEDY)?;
+    for _ in 0..STEPS {
+        decode.step()?;
+    }
+    let got = decode.tokens()?.to_vec();
+    let (mut ids, mut log_probs) = (Vec::new(), Vec::new());
+    decode.ranking(&mut ids, &mut log_probs)?;
+    gpu.prune(root)?;
+    let differing = got.iter().zip(&right).position(|(got, right)| got != right);
+    if let Some(leaf) = differing {
+        let at = got[leaf].iter().zip(&right[leaf]).position(|(a, b)| a != b);
+        say(&format!(
+            "  WRONG: leaf {leaf} chose another token at step {at:?} on the device"
+        ));
+        return Ok(1);
+    }
+    let last: Vec<u32> = right.iter().filter_map(|row| row.last().copied()).collect();
+    if ids != last || !log_probs.iter().all(|&x| x <= 0.0 && x.is_finite()) {
+        say(&format!(
+            "  WRONG: the last ranking is {ids:?} with {log_probs:?}, not {last:?}"
+        ));
+        return Ok(1);
+    }
+    say(&format!(
+        "  {STEPS} greedy steps of 5 leaves choose the same on the device as by the host"
+    ));
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tiny() -> (Plain, Vec<u32>, Vec<Probe>) {
+        let config = LlamaConfig {
+            layers: 2,
+            hidden: 40,
+            ffn: 56,
+            q_heads: 6,
+            kv_heads: 2,
+            vocabulary: 97,
+            context: 100,
+            ..LlamaConfig::smollm2_135m()
+        };
+        let plain = Plain::new(&Weights::synthetic(config, 3).unwrap()).unwrap();
+        let path = tokens(1, 9, 97);
+        let probes = plain.run(&path);
+        (plain, path, probes)
+    }
+
+    #[test]
+    fn a_right_pass_has_no_fault() {
+        let (plain, path, probes) = tiny();
+        assert_eq!(faults(&plain, &path, &probes), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_first_stage_that_is_wrong_is_named_first() {
+        let (plain, path, probes) = tiny();
+        for at in 0..probes.len() {
+            for poison in [1.5, f32::NAN] {
+                let mut wrong = probes.clone();
+                wrong[at].values[7] += poison;
+                let found = faults(&plain, &path, &wrong);
+                let name = format!("layer {}, {:?}: row 0 ", probes[at].layer, probes[at].stage);
+                assert!(found[0].starts_with(&name), "{name}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_stages_end_in_the_cpu_model_s_logits() {
+        let config = LlamaConfig {
+            layers: 2,
+            hidden: 64,
+            ffn: 96,
+            vocabulary: 97,
+            context: 100,
+            ..LlamaConfig::smollm2_135m()
+        };
+        let weights = Weights::synthetic(config, 3).unwrap();
+        let path = tokens(1, 9, 97);
+        let probes = Plain::new(&weights).unwrap().run(&path);
+        let mut cpu = CpuModel::load(&weights, CpuOptions::default(), |_, _| {}).unwrap();
+        let mut logits = Vec::new();
+        cpu.insert_prompt(&path, &mut logits).unwrap();
+        let right: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+        let last = &probes.last().unwrap().values[8 * 97..];
+        let error = relative_error(last, &right);
+        assert!(error < 0.03, "{error}");
+    }
+}

@@ -1,0 +1,190 @@
+//! Timing steps as a search would run them: one after the other, the host ahead of the device where it can be.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use deft::NodeKey;
+use deft::cuda::Event;
+use deft_engine::TreeModel;
+use deft_engine::cuda::{Choice, CudaModel};
+
+use super::Watchdog;
+use super::tasks::{Draft, Task, Work};
+
+/// Passes before those that are timed: as they are, captured, replayed.
+const WARMUP: usize = 3;
+/// Passes that are timed, with attention and without it.
+const TIMED: usize = 10;
+const TIMED_WITHOUT: usize = 6;
+
+/// A mean step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Timing {
+    /// From one step's begin to the next one's, on the wall clock.
+    pub(super) step_ms: f64,
+    /// The pass itself, by events around it.
+    pub(super) pass_ms: f64,
+    /// K and V that attention read, as issued, all layers.
+    pub(super) kv_bytes: f64,
+    /// Tokens that a step gives.
+    pub(super) output_tokens: f64,
+    /// Queries of a step.
+    pub(super) queries: f64,
+    /// The same pass without attention.
+    pub(super) without_attention_ms: f64,
+}
+
+impl Timing {
+    fn mean(all: &[Self]) -> Self {
+        let of = |field: fn(&Self) -> f64| all.iter().map(field).sum::<f64>() / all.len() as f64;
+        Self {
+            step_ms: of(|t| t.step_ms),
+            pass_ms: of(|t| t.pass_ms),
+            kv_bytes: of(|t| t.kv_bytes),
+            output_tokens: of(|t| t.output_tokens),
+            queries: of(|t| t.queries),
+            without_attention_ms: of(|t| t.without_attention_ms),
+        }
+    }
+}
+
+/// Events around each timed pass.
+struct Clock {
+    events: Vec<(Event, Event)>,
+}
+
+impl Clock {
+    fn new(model: &CudaModel, passes: usize) -> Result<Self> {
+        let device = model.stream().device();
+        let pair = || Ok::<_, anyhow::Error>((Event::new(device)?, Event::new(device)?));
+        let events = (0..passes).map(|_| pair()).collect::<Result<_>>()?;
+        Ok(Self { events })
+    }
+
+    /// Mean milliseconds of a pass.
+    fn pass_ms(&self) -> Result<f64> {
+        let mut total = 0.0;
+        for (begin, end) in &self.events {
+            total += end.microseconds_since(begin)?;
+        }
+        Ok(total / 1e3 / self.events.len() as f64)
+    }
+}
+
+/// Times a task; a task with several moments is their mean.
+pub(super) fn time(model: &mut CudaModel, task: &Task, watchdog: &Watchdog) -> Result<Timing> {
+    match &task.work {
+        Work::Steps(moments) => {
+            let mut timings = Vec::new();
+            for (at, moment) in moments.iter().enumerate() {
+                watchdog.now(&format!("{}, moment {at}", task.name));
+                let (root, leaves) = moment.build(model)?;
+                let mut timing = steps(model, &leaves, true, TIMED)?;
+                timing.without_attention_ms = steps(model, &leaves, false, TIMED_WITHOUT)?.pass_ms;
+                model.prune(root)?;
+                timings.push(timing);
+            }
+            Ok(Timing::mean(&timings))
+        }
+        Work::Drafts(draft) => {
+            watchdog.now(&task.name);
+            let trunk = model.assume_prompt(task.prompt_tokens)?;
+            let mut timing = drafts(model, trunk, draft, true, TIMED)?;
+            timing.without_attention_ms =
+                drafts(model, trunk, draft, false, TIMED_WITHOUT)?.pass_ms;
+            model.prune(trunk)?;
+            Ok(timing)
+        }
+    }
+}
+
+fn steps(
+    model: &mut CudaModel,
+    leaves: &[NodeKey],
+    attention: bool,
+    timed: usize,
+) -> Result<Timing> {
+    let clock = Clock::new(model, timed)?;
+    let mut decode = model.decode(leaves, &vec![1; leaves.len()], Choice::GREEDY)?;
+    if !attention {
+        decode.leave_out_attention();
+    }
+    for _ in 0..WARMUP {
+        decode.step()?;
+        decode.synchronize()?;
+    }
+    let before = decode.traffic();
+    let begin = Instant::now();
+    for (first, last) in &clock.events {
+        decode.step_between(first, last)?;
+    }
+    decode.synchronize()?;
+    let wall_ms = begin.elapsed().as_secs_f64() * 1e3;
+    Ok(Timing {
+        step_ms: wall_ms / timed as f64,
+        pass_ms: clock.pass_ms()?,
+        kv_bytes: (decode.traffic().read - before.read) as f64 / timed as f64,
+        output_tokens: leaves.len() as f64,
+        queries: leaves.len() as f64,
+        without_attention_ms: 0.0,
+    })
+}
+
+fn drafts(
+    model: &mut CudaModel,
+    trunk: NodeKey,
+    draft: &Draft,
+    attention: bool,
+    timed: usize,
+) -> Result<Timing> {
+    let clock = Clock::new(model, timed)?;
+    let mut ids = Vec::new();
+    let mut accepted = draft.accepted.iter().cycle();
+    let mut round = |model: &mut CudaModel, events| -> Result<usize> {
+        let keys = model.verify_between(trunk, &draft.tokens, &mut ids, attention, events)?;
+        let path = accepted
+            .next()
+            .context("no accepted lengths were recorded")?;
+        let path: Vec<NodeKey> = path.iter().map(|&node| keys[node]).collect();
+        model.accept(trunk, &path)?;
+        Ok(path.len())
+    };
+    for _ in 0..WARMUP {
+        round(model, None)?;
+    }
+    model.stream().synchronize()?;
+    let before = model.traffic();
+    let begin = Instant::now();
+    let mut tokens = 0;
+    for (first, last) in &clock.events {
+        tokens += round(model, Some((first, last)))?;
+    }
+    model.stream().synchronize()?;
+    let wall_ms = begin.elapsed().as_secs_f64() * 1e3;
+    Ok(Timing {
+        step_ms: wall_ms / timed as f64,
+        pass_ms: clock.pass_ms()?,
+        kv_bytes: (model.traffic().read - before.read) as f64 / timed as f64,
+        output_tokens: tokens as f64 / timed as f64,
+        queries: draft.tokens.len() as f64,
+        without_attention_ms: 0.0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_s_timing_is_the_mean_of_its_moments() {
+        let of = |x: f64| Timing {
+            step_ms: x,
+            pass_ms: 2.0 * x,
+            kv_bytes: 3.0 * x,
+            output_tokens: 4.0 * x,
+            queries: 5.0 * x,
+            without_attention_ms: 6.0 * x,
+        };
+        assert_eq!(Timing::mean(&[of(1.0), of(3.0)]), of(2.0));
+    }
+}

@@ -1,0 +1,244 @@
+//! `deft-bench engine`: language models on a GPU, checked, and timed end to end.
+
+mod check;
+mod measure;
+mod plain;
+mod real;
+mod report;
+mod tasks;
+mod walk;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use deft_engine::LlamaConfig;
+use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
+
+use self::report::{Row, header, summary};
+use self::tasks::Task;
+use crate::device::Device;
+use crate::document::Document;
+use crate::gpu::Gpu;
+use crate::progress::Progress;
+use crate::{GpuArgs, GroupingArg, say};
+
+/// Runs whole models on a GPU: times the paper's tasks end to end with synthetic weights.
+///
+/// With --check it compares small models with f64 and with the CPU's, stage by stage; with --model it runs a real one.
+/// Matrix products are cuBLAS's: it is looked for by name, in CUDA toolkits and in Python environments, and
+/// --cublas or DEFT_CUBLAS names its file or folder.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    gpu: GpuArgs,
+    /// cuBLAS's file (libcublas.so.12, say) or the folder it is in.
+    #[arg(long, value_name = "PATH")]
+    cublas: Option<PathBuf>,
+    /// Compare small models with f64 and with the CPU's instead of timing large ones.
+    #[arg(long)]
+    check: bool,
+    /// Run this GGUF file on GPU and CPU instead: greedy tokens, logits, speed.
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    model: Option<PathBuf>,
+    /// Only so many of the file's layers, on GPU and CPU alike.
+    #[arg(long, requires = "model")]
+    layers: Option<u32>,
+    /// A few tasks of one model: under a minute.
+    #[arg(long)]
+    quick: bool,
+    /// Tasks whose model and name contain this, such as `8b few-shot`.
+    #[arg(long, value_name = "WORDS")]
+    filter: Option<String>,
+    /// How queries and KV are grouped; several may be given, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "flatten,per-query")]
+    grouping: Vec<GroupingArg>,
+    /// Where to write the results.
+    #[arg(long, value_name = "OUT")]
+    json: Option<PathBuf>,
+}
+
+/// What all parts need.
+struct Engine<'g> {
+    gpu: &'g Gpu,
+    cublas: Option<PathBuf>,
+    watchdog: Watchdog,
+}
+
+/// A model to time.
+struct Shape {
+    name: &'static str,
+    config: LlamaConfig,
+    /// Layers whose weights are there: the others use them again.
+    distinct_layers: u32,
+}
+
+/// The models. Contexts are longer than the originals', for the tasks' prompts.
+fn shapes(quick: bool) -> Vec<Shape> {
+    let of = |name, config: LlamaConfig, distinct_layers| Shape {
+        name,
+        config: LlamaConfig {
+            context: 32_768,
+            ..config
+        },
+        distinct_layers,
+    };
+    let mut shapes = vec![of("llama3-8b", LlamaConfig::llama3_8b(), 32)];
+    if !quick {
+        shapes.push(of("codellama-34b", LlamaConfig::codellama_34b(), 8));
+    }
+    shapes
+}
+
+/// Runs the command; the number of checks that failed.
+pub(crate) fn run(args: &Args) -> Result<usize> {
+    let device = Device::Gpu(args.gpu.open()?);
+    let Device::Gpu(gpu) = &device else {
+        unreachable!("it was just opened");
+    };
+    say(&device.describe());
+    let engine = Engine {
+        gpu,
+        cublas: args.cublas.clone(),
+        watchdog: Watchdog::start(),
+    };
+    let outcome = match &args.model {
+        _ if args.check => check::run(&engine),
+        Some(path) => real::run(&engine, path, args.layers),
+        None => time(args, &engine, &device),
+    };
+    outcome.with_context(|| engine.watchdog.phase())
+}
+
+fn time(args: &Args, engine: &Engine<'_>, device: &Device) -> Result<usize> {
+    let mut document = Document::new("engine", device, None);
+    let all = tasks::all(args.quick)?;
+    let mut work = Vec::new();
+    for shape in shapes(args.quick) {
+        let wanted = |task: &&Task| args.wants(&format!("{} {}", shape.name, task.name));
+        let tasks: Vec<Task> = all.iter().filter(wanted).cloned().collect();
+        work.push((shape, tasks));
+    }
+    work.retain(|(_, tasks)| !tasks.is_empty());
+    ensure!(
+        !work.is_empty(),
+        "no model and task contain all words of the filter"
+    );
+    let rows = work
+        .iter()
+        .map(|(_, tasks)| tasks.len() * args.grouping.len());
+    let progress = Progress::new(rows.sum());
+    for (shape, tasks) in &work {
+        let outcome = time_model(args, engine, (shape, tasks), &progress, &mut document);
+        // Rows so far are worth keeping, whatever happens next.
+        document.write(args.json.as_deref())?;
+        outcome?;
+    }
+    progress.say(&summary(&document.rows));
+    Ok(0)
+}
+
+fn time_model(
+    args: &Args,
+    engine: &Engine<'_>,
+    (shape, tasks): (&Shape, &[Task]),
+    progress: &Progress,
+    document: &mut Document<Row>,
+) -> Result<()> {
+    engine.watchdog.now(&format!("{}: weights", shape.name));
+    progress.doing(&format!("{}: weights", shape.name));
+    let begin = Instant::now();
+    let pages = tasks.iter().map(Task::pages).max().unwrap_or(1);
+    let mut model = open(engine, shape, pages)?;
+    let memory = model.memory();
+    progress.say(&format!(
+        "{}: synthetic weights, {} distinct layers of {}, {:.1} GB, and {:.1} GB of random pages, ready in {:.1} s; {}",
+        shape.name,
+        shape.distinct_layers,
+        shape.config.layers,
+        memory.weights as f64 / 1e9,
+        memory.pages as f64 / 1e9,
+        begin.elapsed().as_secs_f64(),
+        model.cublas(),
+    ));
+    if document.kernels.is_empty() {
+        document.kernels.push(model.cublas());
+    }
+    progress.say(&header());
+    for task in tasks {
+        for &grouping in &args.grouping {
+            let what = format!("{} {} {}", shape.name, task.name, grouping.name());
+            progress.doing(&what);
+            model.set_grouping(grouping.into())?;
+            let timing = measure::time(&mut model, task, &engine.watchdog).context(what)?;
+            let (name, memory) = (grouping.name(), model.memory().total());
+            let row = Row::new(shape, &task.name, name, task.prompt_tokens, &timing, memory);
+            progress.say(&row.line());
+            progress.step();
+            document.rows.push(row);
+        }
+    }
+    Ok(())
+}
+
+fn open(engine: &Engine<'_>, shape: &Shape, pages: u32) -> Result<CudaModel> {
+    let device = &engine.gpu.device;
+    let config = shape.config.clone();
+    let token_bytes = 4 * u64::from(config.kv_width()) * u64::from(config.layers);
+    let mut options = CudaOptions::default();
+    options.kv_bytes = 64 * token_bytes * u64::from(pages);
+    options.cublas.clone_from(&engine.cublas);
+    let weights = CudaWeights::random(device, config, shape.distinct_layers, 1)?;
+    let mut model = CudaModel::new(device, weights, options)?;
+    model.randomize_pages(2)?;
+    Ok(model)
+}
+
+impl Args {
+    fn wants(&self, name: &str) -> bool {
+        let words = self.filter.as_deref().unwrap_or_default();
+        words.split_whitespace().all(|word| name.contains(word))
+    }
+}
+
+/// Ends the program with the name of what it was at if that takes too long: a kernel that hangs, most likely.
+struct Watchdog {
+    at: Arc<Mutex<(Instant, String)>>,
+}
+
+/// What nothing takes that goes on.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Watchdog {
+    fn start() -> Self {
+        let at = Arc::new(Mutex::new((Instant::now(), "start".to_owned())));
+        let seen = Arc::downgrade(&at);
+        std::thread::spawn(move || {
+            while let Some(at) = seen.upgrade() {
+                let (since, what) = at.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                drop(at);
+                if since.elapsed() > PATIENCE {
+                    eprintln!(
+                        "{what}: no answer for {} s: a kernel hangs",
+                        PATIENCE.as_secs()
+                    );
+                    std::process::exit(3);
+                }
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
+        Self { at }
+    }
+
+    /// Says what comes next.
+    fn now(&self, what: &str) {
+        let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        *at = (Instant::now(), what.to_owned());
+    }
+
+    fn phase(&self) -> String {
+        let at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        at.1.clone()
+    }
+}

@@ -1,0 +1,191 @@
+//! What was measured, as rows of the file and of the table.
+
+use serde::Serialize;
+
+use super::Shape;
+use super::measure::Timing;
+use crate::stats::geometric_mean;
+
+/// A task with one grouping.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    pub(super) model: String,
+    /// Layers of the model, and those whose weights are there: the others use them again.
+    pub(super) layers: u32,
+    pub(super) distinct_layers: u32,
+    pub(super) task: String,
+    pub(super) grouping: &'static str,
+    pub(super) prompt_tokens: u32,
+    /// Queries of a step; the mean where moments differ.
+    pub(super) queries: f64,
+    /// A step on the wall clock.
+    pub(super) step_ms: f64,
+    /// Its pass on the GPU.
+    pub(super) pass_ms: f64,
+    /// What the pass takes longer than without attention.
+    pub(super) attention_ms: f64,
+    /// What a step takes longer than its pass.
+    pub(super) host_gap_ms: f64,
+    /// Tokens that a step gives: a leaf each, or those of a draft that are accepted.
+    pub(super) output_tokens: f64,
+    pub(super) tokens_per_s: f64,
+    pub(super) token_ms: f64,
+    /// Of the pass.
+    pub(super) attention_share: f64,
+    /// K and V read in a step, as issued, in GB.
+    pub(super) kv_gb: f64,
+    /// Device memory of the model, pages and buffers, in GB.
+    pub(super) memory_gb: f64,
+}
+
+impl Row {
+    pub(super) fn new(
+        shape: &Shape,
+        task: &str,
+        grouping: &'static str,
+        prompt_tokens: u32,
+        timing: &Timing,
+        memory: u64,
+    ) -> Self {
+        let attention_ms = timing.pass_ms - timing.without_attention_ms;
+        Self {
+            model: shape.name.to_owned(),
+            layers: shape.config.layers,
+            distinct_layers: shape.distinct_layers,
+            task: task.to_owned(),
+            grouping,
+            prompt_tokens,
+            queries: timing.queries,
+            step_ms: timing.step_ms,
+            pass_ms: timing.pass_ms,
+            attention_ms,
+            host_gap_ms: timing.step_ms - timing.pass_ms,
+            output_tokens: timing.output_tokens,
+            tokens_per_s: timing.output_tokens / timing.step_ms * 1e3,
+            token_ms: timing.step_ms / timing.output_tokens,
+            attention_share: attention_ms / timing.pass_ms,
+            kv_gb: timing.kv_bytes / 1e9,
+            memory_gb: memory as f64 / 1e9,
+        }
+    }
+
+    pub(super) fn line(&self) -> String {
+        format!(
+            "{:14} {:16} {:>6} {:10} {:7.1} {:8.3} {:8.3} {:8.3} {:5.1} % {:7.3} {:5.1} % {:9.1} {:8.2} {:7.1}",
+            self.model,
+            self.task,
+            self.prompt_tokens,
+            self.grouping,
+            self.queries,
+            self.step_ms,
+            self.pass_ms,
+            self.attention_ms,
+            100.0 * self.attention_share,
+            self.host_gap_ms,
+            100.0 * self.host_gap_ms / self.step_ms,
+            self.tokens_per_s,
+            self.kv_gb,
+            self.memory_gb,
+        )
+    }
+}
+
+/// The table's head.
+pub(super) fn header() -> String {
+    format!(
+        "{:14} {:16} {:>6} {:10} {:>7} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>9} {:>8} {:>7}",
+        "model",
+        "task",
+        "prompt",
+        "grouping",
+        "queries",
+        "step ms",
+        "pass ms",
+        "attn ms",
+        "of pass",
+        "gap ms",
+        "of step",
+        "tokens/s",
+        "KV GB",
+        "mem GB"
+    )
+}
+
+/// Per-query's time of a step over Flatten's, by model and task: the prompts' speedups, and their mean.
+pub(super) fn summary(rows: &[Row]) -> String {
+    let mut text = String::from("step time of per-query over flatten, by prompt length:\n");
+    let mut tasks: Vec<[&str; 2]> = Vec::new();
+    for row in rows {
+        let task = [&*row.model, &*row.task];
+        if !tasks.contains(&task) {
+            tasks.push(task);
+        }
+    }
+    for [model, task] in tasks {
+        let of = |grouping| {
+            let rows = rows.iter();
+            rows.filter(move |row| {
+                row.model == model && row.task == task && row.grouping == grouping
+            })
+        };
+        let pairs = of("flatten").filter_map(|flat| {
+            let other = of("per-query").find(|row| row.prompt_tokens == flat.prompt_tokens)?;
+            Some((flat.prompt_tokens, other.step_ms / flat.step_ms))
+        });
+        let (prompts, speedups): (Vec<u32>, Vec<f64>) = pairs.unzip();
+        let Some(mean) = geometric_mean(&speedups) else {
+            continue;
+        };
+        let each = prompts.iter().zip(&speedups);
+        let each: Vec<String> = each
+            .map(|(prompt, speedup)| format!("{prompt}: {speedup:.2}"))
+            .collect();
+        text += &format!("{model:14} {task:16} {mean:.2}  ({})\n", each.join(", "));
+    }
+    let gaps = rows.iter().map(|row| row.host_gap_ms / row.step_ms);
+    let largest = gaps.fold(0.0, f64::max);
+    text + &format!("largest host gap: {:.1} % of a step\n", 100.0 * largest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(grouping: &'static str, prompt: u32, step_ms: f64) -> Row {
+        let timing = Timing {
+            step_ms,
+            pass_ms: 0.9 * step_ms,
+            kv_bytes: 2e9,
+            output_tokens: 8.0,
+            queries: 8.0,
+            without_attention_ms: 0.6 * step_ms,
+        };
+        let shape = &crate::engine::shapes(true)[0];
+        Row::new(shape, "t", grouping, prompt, &timing, 3_000_000_000)
+    }
+
+    #[test]
+    fn a_row_splits_a_step_into_attention_the_rest_and_the_gap() {
+        let row = row("flatten", 1000, 10.0);
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
+        assert!(near(row.attention_ms, 3.0) && near(row.host_gap_ms, 1.0));
+        assert!(near(row.attention_share, 1.0 / 3.0) && near(row.tokens_per_s, 800.0));
+        assert!(near(row.token_ms, 1.25) && near(row.memory_gb, 3.0));
+    }
+
+    #[test]
+    fn the_summary_holds_equal_prompts_against_each_other() {
+        let rows = [
+            row("flatten", 1000, 10.0),
+            row("per-query", 1000, 20.0),
+            row("flatten", 20_000, 10.0),
+            row("per-query", 20_000, 80.0),
+        ];
+        let summary = summary(&rows);
+        assert!(
+            summary.contains("4.00  (1000: 2.00, 20000: 8.00)"),
+            "{summary}"
+        );
+        assert!(summary.contains("largest host gap: 10.0 %"), "{summary}");
+    }
+}

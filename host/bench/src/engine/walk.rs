@@ -1,0 +1,190 @@
+//! The same trees on any model: prompts, growth, branches, drafts, pruning.
+
+use anyhow::{Result, ensure};
+use deft::NodeKey;
+use deft_engine::{DraftToken, TreeModel};
+
+use crate::random::Random;
+
+/// `count` tokens below `vocabulary`, from a seed.
+pub(super) fn tokens(seed: u64, count: usize, vocabulary: u32) -> Vec<u32> {
+    let mut random = Random::new(seed);
+    let token = || random.between(0, vocabulary - 1);
+    std::iter::repeat_with(token).take(count).collect()
+}
+
+/// Index of the largest entry, the first of equals.
+pub(super) fn argmax(row: &[f32]) -> u32 {
+    let mut best = 0;
+    for (at, &value) in row.iter().enumerate() {
+        if value > row[best] {
+            best = at;
+        }
+    }
+    best as u32
+}
+
+/// Length of the difference over the length of what is right; infinite for a NaN.
+pub(super) fn relative_error(got: &[f32], right: &[f64]) -> f64 {
+    let pairs = got.iter().zip(right);
+    let difference: f64 = pairs
+        .map(|(&got, right)| (f64::from(got) - right).powi(2))
+        .sum();
+    let length: f64 = right.iter().map(|x| x * x).sum();
+    let error = (difference / length.max(f64::MIN_POSITIVE)).sqrt();
+    if error.is_nan() { f64::INFINITY } else { error }
+}
+
+/// A model, and what it answered.
+struct Walk<'m> {
+    model: &'m mut dyn TreeModel,
+    seed: u64,
+    answers: Vec<(String, Vec<f32>)>,
+    logits: Vec<f32>,
+}
+
+/// Runs the walk; every pass by name, with its logits. `about_to` hears the name first.
+pub(super) fn walk(
+    model: &mut dyn TreeModel,
+    mut about_to: impl FnMut(&str),
+) -> Result<Vec<(String, Vec<f32>)>> {
+    let mut walk = Walk {
+        model,
+        seed: 100,
+        answers: Vec::new(),
+        logits: Vec::new(),
+    };
+    for length in [1, 64, 150] {
+        about_to("a prompt");
+        let root = walk.prompt(length)?;
+        walk.model.prune(root)?;
+    }
+    let root = walk.prompt(150)?;
+    let mut leaves = walk.model.fork(root, 5)?;
+    leaves.reverse();
+    about_to("steps of five leaves");
+    for _ in 0..70 {
+        walk.step("a step of five leaves", &leaves)?;
+    }
+    let parent = leaves.remove(1);
+    leaves.extend(walk.model.fork(parent, 4)?);
+    about_to("steps of leaves of two depths");
+    for _ in 0..5 {
+        walk.step("a step of leaves of two depths", &leaves)?;
+    }
+    let gone = leaves.remove(0);
+    walk.model.prune(gone)?;
+    walk.step("a step after a prune", &leaves)?;
+    walk.step("a step of some leaves", &leaves[2..4])?;
+    about_to("drafts");
+    for round in 0..4 {
+        walk.draft(leaves[0], round)?;
+        walk.step("a step after a draft", &leaves)?;
+    }
+    let other = walk.prompt(20)?;
+    leaves.extend(walk.model.fork(other, 12)?);
+    about_to("steps over two trees");
+    for _ in 0..3 {
+        walk.step("a step over two trees", &leaves)?;
+    }
+    for root in [root, other] {
+        walk.model.prune(root)?;
+    }
+    let live = walk.model.forest().pool().live();
+    ensure!(live == 0, "{live} pages are in use without a tree");
+    Ok(walk.answers)
+}
+
+impl Walk<'_> {
+    fn tokens(&mut self, count: usize) -> Vec<u32> {
+        self.seed += 1;
+        tokens(self.seed, count, self.model.vocabulary() as u32)
+    }
+
+    fn answered(&mut self, what: &str) {
+        let number = self.answers.len();
+        self.answers
+            .push((format!("{what} (pass {number})"), self.logits.clone()));
+    }
+
+    fn prompt(&mut self, length: usize) -> Result<NodeKey> {
+        let tokens = self.tokens(length);
+        let root = self.model.insert_prompt(&tokens, &mut self.logits)?;
+        self.answered(&format!("a prompt of {length} tokens"));
+        Ok(root)
+    }
+
+    fn step(&mut self, what: &str, leaves: &[NodeKey]) -> Result<()> {
+        let tokens = self.tokens(leaves.len());
+        self.model.step(leaves, &tokens, &mut self.logits)?;
+        self.answered(what);
+        Ok(())
+    }
+
+    /// Nine tokens of which a path of `kept` stays.
+    fn draft(&mut self, trunk: NodeKey, kept: usize) -> Result<()> {
+        let parents = [
+            None,
+            Some(0),
+            Some(0),
+            None,
+            Some(1),
+            Some(2),
+            Some(4),
+            Some(4),
+            Some(3),
+        ];
+        let tokens = self.tokens(parents.len());
+        let draft = parents.into_iter().zip(tokens);
+        let draft = draft.map(|(parent, token)| DraftToken { parent, token });
+        let draft: Vec<DraftToken> = draft.collect();
+        let keys = self.model.verify(trunk, &draft, &mut self.logits)?;
+        self.answered("a draft");
+        let path = [0, 1, 4, 7].map(|at| keys[at]);
+        self.model.accept(trunk, &path[..kept])?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deft::Grouping;
+    use deft_engine::{CpuModel, CpuOptions, LlamaConfig, Weights};
+
+    #[test]
+    fn the_walk_gives_the_same_whatever_the_grouping() {
+        let config = LlamaConfig {
+            layers: 1,
+            hidden: 64,
+            ffn: 64,
+            q_heads: 2,
+            kv_heads: 1,
+            vocabulary: 50,
+            context: 400,
+            ..LlamaConfig::smollm2_135m()
+        };
+        let weights = Weights::synthetic(config, 2).unwrap();
+        let run = |grouping| {
+            let options = CpuOptions {
+                grouping,
+                capacity_bytes: 16 << 20,
+            };
+            let mut model = CpuModel::load(&weights, options, |_, _| {}).unwrap();
+            walk(&mut model, |_| {}).unwrap()
+        };
+        let (flat, per_query) = (run(Grouping::Flatten), run(Grouping::PerQuery));
+        assert_eq!(flat.len(), per_query.len());
+        for ((what, a), (_, b)) in flat.iter().zip(&per_query) {
+            let b: Vec<f64> = b.iter().map(|&x| f64::from(x)).collect();
+            assert!(relative_error(a, &b) < 1e-4, "{what}");
+        }
+    }
+
+    #[test]
+    fn errors_are_relative_and_a_nan_is_no_small_one() {
+        assert!((relative_error(&[3.0, 4.5], &[3.0, 4.0]) - 0.1).abs() < 1e-12);
+        assert_eq!(relative_error(&[f32::NAN], &[1.0]), f64::INFINITY);
+        assert_eq!(argmax(&[1.0, 3.0, 3.0, 2.0]), 1);
+    }
+}
