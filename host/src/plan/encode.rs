@@ -28,12 +28,13 @@ const ITEM: u32 = words_of::<WorkItem>();
 const SEGMENT: u32 = words_of::<Segment>();
 
 impl Encoder {
-    /// Writes `draft` into `plan`'s programs and masks.
+    /// Writes `draft` into `plan`'s programs and masks; `merge_rows` of the plan's queries are merged.
     pub(super) fn encode(
         &mut self,
         view: &TreeView,
         config: &PlanConfig,
         draft: &Draft,
+        merge_rows: u32,
         plan: &mut Plan,
     ) -> Result<(), PlanError> {
         self.shares.clear();
@@ -73,7 +74,7 @@ impl Encoder {
                 items: share.item,
                 segments: share.segment,
                 words: share.words() as u32,
-                reserved: 0,
+                merge_rows,
             };
             put(program, 0, &header);
             *share = Cursor {

@@ -102,7 +102,8 @@ impl Planner {
         }
         merge.fill(draft, view.queries)?;
         plan.clear();
-        if let Err(error) = encoder.encode(view, config, draft, plan) {
+        let merge_rows = merge.rows.len() as u32;
+        if let Err(error) = encoder.encode(view, config, draft, merge_rows, plan) {
             plan.clear();
             return Err(error);
         }
