@@ -93,7 +93,7 @@ fn shapes(quick: bool) -> Vec<Shape> {
 
 /// Runs the command; the number of checks that failed.
 pub(crate) fn run(args: &Args) -> Result<usize> {
-    let device = Device::Gpu(args.gpu.open()?);
+    let device = Device::Gpu(Box::new(args.gpu.open()?));
     let Device::Gpu(gpu) = &device else {
         unreachable!("it was just opened");
     };
