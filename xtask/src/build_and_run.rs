@@ -58,8 +58,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     steps.finish()
 }
 
-/// This program once more, with the replay and the PTX that there is now.
-fn build() -> Result<PathBuf> {
+/// This program once more, with the replay, the report and the PTX that there is now.
+pub(crate) fn build() -> Result<PathBuf> {
     // Feature `cuda` exists for x86-64 Linux only.
     let feature = if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
         "cuda"

@@ -3,12 +3,12 @@
 mod bench;
 mod build_and_run;
 mod bundle;
-mod chart;
 mod console;
 mod kernels;
 mod model;
 mod process;
 mod replay;
+mod report;
 mod test;
 mod wheel;
 mod workspace;
@@ -40,8 +40,8 @@ enum Command {
     Test(test::Args),
     Bundle(bundle::Args),
     Bench(bench::Args),
-    Chart(chart::Args),
     Model(model::Args),
+    Report(report::Args),
     /// Replays a recorded tree: the last step of build-and-run, which explains the options.
     #[cfg(feature = "replay")]
     #[command(hide = true)]
@@ -55,8 +55,8 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Bench(args) => bench::run(&args),
-        Command::Chart(args) => chart::run(&args),
         Command::Model(args) => model::run(&args),
+        Command::Report(args) => report::run(&args),
         #[cfg(feature = "replay")]
         Command::Replay(args) => replay::run(&args),
     };

@@ -2,12 +2,13 @@
 
 use anyhow::{Result, ensure};
 
-use super::measurements::{Comparison, GROUPING, Row};
+use super::table::{Table, or_dash};
+use super::trees::{Comparison, GROUPING, Row};
 
-/// `page` with the block `name` replaced: what lies between the lines `<!-- chart: NAME -->` and
-/// `<!-- chart end -->`.
+/// `page` with the block `name` replaced: what lies between the lines `<!-- report: NAME -->` and
+/// `<!-- report end -->`.
 pub(super) fn fill(page: &str, name: &str, block: &str) -> Result<String> {
-    let (open, close) = (format!("<!-- chart: {name} -->\n"), "<!-- chart end -->");
+    let (open, close) = (format!("<!-- report: {name} -->\n"), "<!-- report end -->");
     let parts = page.split_once(&open).and_then(|(before, rest)| {
         let (_, after) = rest.split_once(close)?;
         Some((before, after))
@@ -46,75 +47,97 @@ pub(super) fn summary(comparison: &Comparison) -> String {
     )
 }
 
-/// The table of all rows.
+/// The table of all rows, and of what commit they are.
 pub(super) fn comparison(comparison: &Comparison) -> String {
-    let added = comparison.handicap_us;
-    let mut table = format!(
-        "| workload | floor | ours | without merge | KV read | best peer | speedup | ours + {added:.1} | speedup |\n\
-         |---|---|---|---|---|---|---|---|---|\n"
-    );
-    for row in &comparison.rows {
-        let partial = row
-            .partial_us
-            .map_or("-".to_owned(), |us| format!("{us:.1}"));
-        table += &format!(
-            "| {} | {:.1} | {:.1} | {partial} | {:.2}x | {:.1} | {:.2}x | {:.1} | {:.2}x |\n",
-            row.workload,
-            row.floor_us,
-            row.ours_us,
-            row.reads,
-            row.peer_us,
-            row.speedup(0.0),
-            row.ours_us + added,
-            row.speedup(added),
-        );
+    let mut text = comparison_table(comparison).markdown();
+    if let Some(commit) = &comparison.ours.commit {
+        text += &format!("\nMeasured at commit `{commit}`.\n");
     }
-    table += &format!(
-        "| geometric mean | | | | | | {:.2}x | | {:.2}x |\n\nMeasured at commit `{}`.\n",
-        comparison.mean_speedup(0.0),
-        comparison.mean_speedup(added),
-        comparison.commit,
-    );
+    text
+}
+
+pub(super) fn comparison_table(comparison: &Comparison) -> Table {
+    let added = comparison.handicap_us;
+    let with_added = format!("ours + {added:.1}");
+    let mut table = Table::new([
+        "workload",
+        "floor",
+        "ours",
+        "without merge",
+        "KV read",
+        "best peer",
+        "speedup",
+        &with_added,
+        "speedup",
+    ]);
+    for row in &comparison.rows {
+        table.row([
+            row.workload.clone(),
+            format!("{:.1}", row.floor_us),
+            format!("{:.1}", row.ours_us),
+            or_dash(row.partial_us, |us| format!("{us:.1}")),
+            format!("{:.2}x", row.reads),
+            format!("{:.1}", row.peer_us),
+            format!("{:.2}x", row.speedup(0.0)),
+            format!("{:.1}", row.ours_us + added),
+            format!("{:.2}x", row.speedup(added)),
+        ]);
+    }
+    let means = [0.0, added].map(|added| format!("{:.2}x", comparison.mean_speedup(added)));
+    let [as_measured, with_added] = means;
+    table.row([
+        "geometric mean",
+        "",
+        "",
+        "",
+        "",
+        "",
+        &as_measured,
+        "",
+        &with_added,
+    ]);
     table
 }
 
 /// The table of groupings, with those that the run has.
 pub(super) fn groupings(comparison: &Comparison) -> String {
+    groupings_table(comparison).markdown()
+}
+
+pub(super) fn groupings_table(comparison: &Comparison) -> Table {
     let mut names: Vec<&str> = Vec::new();
-    for (name, _) in comparison.rows.iter().flat_map(|row| &row.by_grouping) {
-        if !names.contains(&&**name) {
-            names.push(name);
+    for row in comparison.rows.iter().flat_map(|row| &row.by_grouping) {
+        if !names.contains(&&*row.grouping) {
+            names.push(&row.grouping);
         }
     }
-    let mut table = format!(
-        "| workload | {} |\n|---|{}\n",
-        names.join(" | "),
-        "---|".repeat(names.len())
-    );
+    let mut table = Table::new([&["workload"], &names[..]].concat());
     for row in &comparison.rows {
-        let cells: Vec<String> = names.iter().map(|name| cell(row, name)).collect();
-        table += &format!("| {} | {} |\n", row.workload, cells.join(" | "));
+        let cells = names.iter().map(|name| cell(row, name));
+        table.row(std::iter::once(row.workload.clone()).chain(cells));
     }
     table
 }
 
 /// The time with a grouping, and how it compares with the one that the peers are held against.
 fn cell(row: &Row, grouping: &str) -> String {
-    match row.by_grouping.iter().find(|(name, _)| name == grouping) {
-        None => "-".to_owned(),
-        Some((_, us)) if grouping == GROUPING => format!("{us:.1}"),
-        Some((_, us)) => format!("{us:.1} ({:.2}x)", us / row.ours_us),
-    }
+    or_dash(row.with(grouping), |with| {
+        if grouping == GROUPING {
+            format!("{:.1}", with.us)
+        } else {
+            format!("{:.1} ({:.2}x)", with.us, with.us / row.ours_us)
+        }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chart::measurements::{OURS, PEERS, REPLAY};
+    use crate::report::trees::example;
 
     #[test]
     fn a_block_is_replaced_and_the_rest_kept() {
-        let page = "a\n<!-- chart: x -->\nold\n<!-- chart end -->\nb\n";
+        let page = "a\n<!-- report: x -->\nold\n<!-- report end -->\nb\n";
         let filled = fill(page, "x", "new\n").unwrap();
         assert_eq!(filled, page.replace("old", "new"));
         assert_eq!(fill(&filled, "x", "new\n").unwrap(), filled);
@@ -126,7 +149,7 @@ mod tests {
 
     #[test]
     fn rows_that_are_slower_are_named_and_missing_times_are_dashes() {
-        let c = Comparison::new(OURS, PEERS, REPLAY).unwrap();
+        let c = example();
         let text = summary(&c);
         assert!(
             text.contains("2.00 times") && text.contains("no row is slower"),
