@@ -6,6 +6,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod gguf;
+pub mod safetensors;
 pub mod search;
 pub mod tasks;
 pub mod tokenizer;

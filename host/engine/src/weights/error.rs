@@ -59,9 +59,22 @@ pub enum WeightsError {
         /// What is wrong with it.
         error: GgufError,
     },
+    /// A safetensors file or its `config.json` is broken, or it is another kind of model.
+    #[error("{}: {what}", path.display())]
+    Safetensors {
+        /// The file, or the folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
 }
 
 impl WeightsError {
+    pub(crate) fn safetensors(path: &Path, what: impl Into<String>) -> Self {
+        let (path, what) = (path.to_owned(), what.into());
+        Self::Safetensors { path, what }
+    }
+
     pub(crate) fn io(path: &Path, error: std::io::Error) -> Self {
         let path = path.to_owned();
         Self::Io { path, error }
