@@ -1,8 +1,8 @@
 //! `--check`: is the model on the GPU right, and if not, where does it go wrong?
 
 use anyhow::{Result, ensure};
-use deft::NodeKey;
 use deft::cuda::CudaDevice;
+use deft::{Grouping, NodeKey};
 use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights, Probe};
 use deft_engine::{CpuModel, CpuOptions, LlamaConfig, TreeModel, Weights};
 
@@ -49,12 +49,9 @@ fn shapes() -> [(&'static str, LlamaConfig); 2] {
 pub(super) fn run(engine: &Engine<'_>) -> Result<usize> {
     let mut wrong = 0;
     for (name, config) in shapes() {
-        say(&format!("{name}: weights"));
         let weights = Weights::synthetic(config, 5)?;
         let mut gpu = open(engine, &weights)?;
-        if wrong == 0 {
-            say(&format!("  {}", gpu.cublas()));
-        }
+        say(&format!("{name}; {}", gpu.cublas()));
         wrong += check_stages(&mut gpu, &weights, &engine.watchdog)?;
         wrong += check_walk(&mut gpu, &weights, &engine.watchdog)?;
         wrong += check_decode(&mut gpu, &engine.watchdog)?;
@@ -205,6 +202,13 @@ fn check_decode(gpu: &mut CudaModel, watchdog: &Watchdog) -> Result<usize> {
     let got = decode.tokens()?.to_vec();
     let (mut ids, mut log_probs) = (Vec::new(), Vec::new());
     decode.ranking(&mut ids, &mut log_probs)?;
+    for grouping in [Grouping::Flatten, Grouping::PerQuery] {
+        watchdog.now(&format!("timing attention, {grouping:?}"));
+        let time = gpu.time_attention(&leaves, grouping)?;
+        say(&format!(
+            "  attention of all layers, {grouping:?}: {time:?}"
+        ));
+    }
     gpu.prune(root)?;
     let differing = got.iter().zip(&right).position(|(got, right)| got != right);
     if let Some(leaf) = differing {

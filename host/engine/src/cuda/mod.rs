@@ -3,6 +3,35 @@
 //! Weights and activations are bf16, sums and the residual stream f32. Matrix products are cuBLAS's, which is opened
 //! at run time; everything else is this project's kernels.
 //!
+//! ```no_run
+//! use deft::cuda::CudaDevice;
+//! use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights};
+//! use deft_engine::{Gguf, TreeModel};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let gguf = Gguf::open("model.gguf".as_ref())?;
+//! let device = CudaDevice::new(0)?;
+//! let weights = CudaWeights::read(&device, gguf.weights())?;
+//! let mut model = CudaModel::new(&device, weights, CudaOptions::default())?;
+//! let mut logits = Vec::new();
+//! let prompt = model.insert_prompt(&[1, 2, 3], &mut logits)?;
+//! let leaves = model.fork(prompt, 8)?;
+//!
+//! // Tokens by the host: the same calls as for a model on the CPU.
+//! model.step(&leaves, &[10, 11, 12, 13, 14, 15, 16, 17], &mut logits)?;
+//!
+//! // Tokens by the device: steps are enqueued, and read when they are wanted.
+//! let sampled = Choice { ranked: 4, temperature: 0.8, seed: 7 };
+//! let mut decode = model.decode(&leaves, &[20; 8], sampled)?;
+//! for _ in 0..100 {
+//!     decode.step()?;
+//! }
+//! let continuations = decode.tokens()?; // [leaves][steps]
+//! # assert_eq!(continuations.len(), 8);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! | file | what it adds |
 //! |---|---|
 //! | `cublas` | the library, found at run time, and row-major products by it |
@@ -15,6 +44,7 @@
 //! | `pass` | how a pass gets to the device, and its results back |
 //! | `tree` | the model as a [`TreeModel`](crate::TreeModel) |
 //! | `decode` | steps whose tokens stay on the device |
+//! | `timing` | attention by itself |
 //! | `probe` | every stage's output, to find the first that is wrong |
 
 mod buffers;
@@ -29,6 +59,7 @@ mod pass;
 mod probe;
 mod rows;
 mod schedule;
+mod timing;
 mod tree;
 mod weights;
 

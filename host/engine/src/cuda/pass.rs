@@ -151,7 +151,7 @@ impl CudaModel {
     }
 
     /// Makes sure that every node has a counter.
-    fn reserve_slots(&mut self) -> Result<(), CudaError> {
+    pub(super) fn reserve_slots(&mut self) -> Result<(), CudaError> {
         let slots = self.forest.lengths().len();
         if slots > self.cache.slots() as usize {
             self.stream.synchronize()?;
