@@ -1,7 +1,6 @@
 //! `--check`: is the model on the GPU right, and if not, where does it go wrong?
 
 use anyhow::{Result, ensure};
-use deft::cuda::CudaDevice;
 use deft::{Grouping, NodeKey};
 use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights, Probe};
 use deft_engine::{CpuModel, CpuOptions, LlamaConfig, TreeModel, Weights};
@@ -66,18 +65,12 @@ pub(super) fn run(engine: &Engine<'_>) -> Result<usize> {
 
 fn open(engine: &Engine<'_>, weights: &Weights) -> Result<CudaModel> {
     engine.watchdog.now("bringing weights to the GPU");
-    let device: &CudaDevice = &engine.gpu.device;
     let mut options = CudaOptions::default();
     options.kv_bytes = 256 << 20;
     options.max_rows = 64;
     // Parts of a prompt that end within pages and at their ends.
     options.prefill_rows = 64;
-    options.cublas.clone_from(&engine.cublas);
-    Ok(CudaModel::new(
-        device,
-        CudaWeights::read(device, weights)?,
-        options,
-    )?)
+    engine.model(CudaWeights::read(&engine.gpu.device, weights)?, options)
 }
 
 /// Every stage of one pass, each from what the GPU itself left before it.

@@ -66,6 +66,16 @@ struct Engine<'g> {
     watchdog: Watchdog,
 }
 
+impl Engine<'_> {
+    /// A model with the command line's cuBLAS and merge.
+    fn model(&self, weights: CudaWeights, mut options: CudaOptions) -> Result<CudaModel> {
+        options.cublas.clone_from(&self.cublas);
+        let mut model = CudaModel::new(&self.gpu.device, weights, options)?;
+        model.merge_in(self.gpu.merge)?;
+        Ok(model)
+    }
+}
+
 /// A model to time.
 struct Shape {
     name: &'static str,
@@ -183,14 +193,13 @@ fn time_model(
 }
 
 fn open(engine: &Engine<'_>, shape: &Shape, pages: u32) -> Result<CudaModel> {
-    let device = &engine.gpu.device;
     let config = shape.config.clone();
     let token_bytes = 4 * u64::from(config.kv_width()) * u64::from(config.layers);
     let mut options = CudaOptions::default();
     options.kv_bytes = 64 * token_bytes * u64::from(pages);
-    options.cublas.clone_from(&engine.cublas);
+    let device = &engine.gpu.device;
     let weights = CudaWeights::random(device, config, shape.distinct_layers, 1)?;
-    let mut model = CudaModel::new(device, weights, options)?;
+    let mut model = engine.model(weights, options)?;
     model.randomize_pages(2)?;
     Ok(model)
 }

@@ -80,13 +80,7 @@ fn open(engine: &Engine<'_>, weights: &Weights) -> Result<CudaModel> {
     engine.watchdog.now("bringing weights to the GPU");
     let mut options = CudaOptions::default();
     options.kv_bytes = 1 << 30;
-    options.cublas.clone_from(&engine.cublas);
-    let device = &engine.gpu.device;
-    Ok(CudaModel::new(
-        device,
-        CudaWeights::read(device, weights)?,
-        options,
-    )?)
+    engine.model(CudaWeights::read(&engine.gpu.device, weights)?, options)
 }
 
 /// Greedy tokens of all runs side by side, and the logits they were chosen by.
