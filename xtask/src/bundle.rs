@@ -126,7 +126,8 @@ impl Program {
             .args([&format!("--{}", self.kind), self.name])
             .args(["--message-format", "json-render-diagnostics"])
             // Results name the commit they were measured at.
-            .env("DEFT_COMMIT", commit());
+            .env("DEFT_COMMIT", commit())
+            .env("DEFT_COMMIT_DATE", commit_date());
         let output = process::capture(&mut command, &format!("building {}", self.name))?;
         let built = process::artifacts(&output.stdout)
             .filter_map(|artifact| artifact.executable)
@@ -138,16 +139,23 @@ impl Program {
     }
 }
 
+/// The day of the commit that is checked out; empty without git.
+fn commit_date() -> String {
+    git(&["show", "--no-patch", "--format=%cs", "HEAD"]).unwrap_or_default()
+}
+
 /// The commit that is checked out, `+` if files differ from it; empty without git.
 fn commit() -> String {
-    let git = |arguments: &[&str]| {
-        let mut command = std::process::Command::new("git");
-        command.current_dir(workspace::root()).args(arguments);
-        process::capture(&mut command, "git").map(|output| output.stdout.trim().to_owned())
-    };
     let changed = git(&["status", "--porcelain"]).is_ok_and(|files| !files.is_empty());
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_default();
     commit + if changed { "+" } else { "" }
+}
+
+/// What git says.
+fn git(arguments: &[&str]) -> Result<String> {
+    let mut command = std::process::Command::new("git");
+    command.current_dir(workspace::root()).args(arguments);
+    process::capture(&mut command, "git").map(|output| output.stdout.trim().to_owned())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

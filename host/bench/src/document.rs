@@ -18,6 +18,9 @@ pub(crate) struct Document<R> {
     #[serde(default)]
     pub(crate) driver: String,
     pub(crate) commit: String,
+    /// Day of that commit.
+    #[serde(default)]
+    pub(crate) commit_date: String,
     pub(crate) command: String,
     /// Microseconds of an empty graph, measured as the rows are; none on a CPU.
     #[serde(default)]
@@ -41,6 +44,9 @@ impl<R: Clone + Serialize> Document<R> {
             device: device.describe(),
             driver: device.driver(),
             commit: option_env!("DEFT_COMMIT").unwrap_or_default().to_owned(),
+            commit_date: option_env!("DEFT_COMMIT_DATE")
+                .unwrap_or_default()
+                .to_owned(),
             command: command_line(std::env::args()),
             empty_graph_us,
             kernels: Vec::new(),

@@ -9,6 +9,8 @@
 //! `replay`: the program that the user starts builds itself once more with it.
 
 #[cfg(feature = "replay")]
+mod ampere;
+#[cfg(feature = "replay")]
 mod axis;
 #[cfg(feature = "replay")]
 mod figure;
@@ -42,7 +44,7 @@ mod trees;
 /// Draws docs/report/index.html and docs/figures, and writes the numbers in README.md and docs anew.
 ///
 /// The page is one file without requests; it reads on a phone, light and dark. Everything comes from
-/// docs/benchmarks: h100-trees.json, peers-h100.json, h100-pytorch-replay.json and paper-a100.json, and, where
+/// docs/benchmarks: h100-trees.json, h100-trees-sm80.json, peers-h100.json, h100-pytorch-replay.json and paper-a100.json, and, where
 /// they are, h100-scaling.json, h100-paper.json, h100-engine.json, cpu-plan.json and cpu-ratios.json (`deft-bench SUITE
 /// --json FILE`). What was not measured has no section. A test compares what is committed with what these
 /// files give, and the numbers that README.md quotes with a list.

@@ -5,6 +5,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use deft::workload::StepWorkload;
 
+use super::ampere::Ampere;
 use super::figure::Size;
 use super::laid_out::{LaidOut, STAR, TREE};
 use super::page::page;
@@ -19,6 +20,7 @@ use crate::workspace;
 /// Everything that is shown.
 pub(crate) struct Data {
     pub(super) comparison: Comparison,
+    pub(super) ampere: Ampere,
     /// A star, and a tree with more levels.
     pub(super) star: LaidOut,
     pub(super) tree: LaidOut,
@@ -56,6 +58,7 @@ impl Data {
                 origin: Origin::of("paper-a100.json", &text)?,
                 rows: serde_json::from_str(&text).context("docs/benchmarks/paper-a100.json")?,
             },
+            ampere: Ampere::new(&benchmark("h100-trees-sm80.json")?, &comparison)?,
             comparison,
             scaling: Suite::read("h100-scaling.json")?,
             paper: Suite::read("h100-paper.json")?,
@@ -92,6 +95,7 @@ fn outputs() -> Result<Vec<(&'static str, String)>> {
     let performance = sources::read("docs/performance.md")?;
     let performance = text::fill(&performance, "comparison", &text::comparison(comparison))?;
     let performance = text::fill(&performance, "groupings", &text::groupings(comparison))?;
+    let performance = text::fill(&performance, "sm_80", &data.ampere.summary())?;
     let mut outputs = vec![
         ("README.md", readme),
         ("docs/performance.md", performance),

@@ -74,7 +74,7 @@ impl Section {
         });
         let origins = self.origins.iter().map(origin);
         format!(
-            "<section id=\"{}\">\n<h2>{}</h2>\n{}{}{}<details class=\"origin\"><summary>Where these numbers are from</summary>\n{}</details>\n</section>\n",
+            "<section id=\"{}\">\n<h2>{}</h2>\n{}{}{}{}\n</section>\n",
             self.id,
             escape(self.heading),
             words.collect::<String>(),
@@ -86,14 +86,13 @@ impl Section {
 }
 
 fn origin(origin: &Origin) -> String {
-    let facts = origin.facts();
-    let facts = facts.iter().map(|(name, value)| match *name {
-        "command" | "commit" => format!("<div>{name}: <code>{}</code></div>", escape(value)),
-        _ => format!("<div>{name}: {}</div>", escape(value)),
+    let facts = origin.facts().into_iter().map(|(name, value)| match name {
+        "command" | "commit" => format!("; {name} <code>{}</code>", escape(value)),
+        _ => format!("; {name}: {}", escape(value)),
     });
     let file = &origin.file;
     format!(
-        "<p><a href=\"{BENCHMARKS}{file}\">{file}</a></p>{}\n",
+        "<p class=\"origin\"><a href=\"{BENCHMARKS}{file}\">{file}</a>{}</p>\n",
         facts.collect::<String>()
     )
 }

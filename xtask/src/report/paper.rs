@@ -1,6 +1,6 @@
 //! The paper's numbers beside ours, for docs/reproduction.md and the page.
 
-use super::axis::rounded;
+use super::axis::{number, rounded};
 use super::suites::{Paper, Printed, PrintedColumn, PrintedRow, title};
 use super::table::{Table, or_dash};
 
@@ -63,13 +63,13 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    /// The paper's number, `mine`, and mine over theirs.
+    /// The paper's number as printed, `mine`, and mine over theirs.
     fn beside(&self, mine: Option<f64>) -> [String; 3] {
         let ratio = mine.filter(|_| self.printed != 0.0);
         [
-            rounded(self.printed),
+            number(self.printed),
             or_dash(mine, rounded),
-            or_dash(ratio, |mine| format!("{:.2}", mine / self.printed)),
+            or_dash(ratio, |mine| rounded(mine / self.printed)),
         ]
     }
 }
@@ -109,7 +109,7 @@ impl<'a> Both<'a> {
             "ours, over PerQuery",
         ]);
         let speedups = self.pairs(5, "attention_speedup_over_radix");
-        for pair in self.pairs(16, "attention_s") {
+        for pair in self.pairs(ATTENTION.0, ATTENTION.1) {
             if pair.ours.attention_s.is_none() {
                 continue;
             }
@@ -141,7 +141,7 @@ impl<'a> Both<'a> {
             "K and V issued TB",
             "partial results issued TB",
         ]);
-        for pair in self.pairs(17, "kv_tb") {
+        for pair in self.pairs(KV_IO.0, KV_IO.1) {
             let [printed, ours, ratio] = pair.beside(pair.ours.kv_tb);
             table.row([
                 pair.column.task.clone(),
@@ -158,7 +158,7 @@ impl<'a> Both<'a> {
 
     fn strategies(&self) -> Table {
         let mut table = Table::new(["task", "strategy", "paper s", "ours s", "ratio"]);
-        let pairs = self.pairs(16, "attention_s");
+        let pairs = self.pairs(ATTENTION.0, ATTENTION.1);
         let strategies = pairs
             .iter()
             .filter(|pair| pair.row.method.starts_with("deft-"));
@@ -238,11 +238,16 @@ impl<'a> Both<'a> {
     }
 }
 
-/// Whether `mine` is what the paper has in a cell. Its chunks have 128 tokens, two pages.
-fn is_same(mine: &Paper, column: &PrintedColumn, row: &PrintedRow) -> bool {
+/// Whether `mine` is of the task of a column.
+fn is_task(mine: &Paper, column: &PrintedColumn) -> bool {
     mine.task == column.task
         && mine.model == column.model
         && mine.prompt_tokens == column.prompt_tokens
+}
+
+/// Whether `mine` is what the paper has in a cell. Its chunks have 128 tokens, two pages.
+fn is_same(mine: &Paper, column: &PrintedColumn, row: &PrintedRow) -> bool {
+    is_task(mine, column)
         && row.grouping.as_deref() == Some(&mine.grouping)
         && mine.chunk_pages.is_none_or(|pages| pages == 2)
 }
@@ -268,17 +273,33 @@ fn strategy(row: &Paper) -> String {
     title(&row.grouping).to_owned() + &tokens.unwrap_or_default()
 }
 
-/// The KV cache IO that the paper prints for what `ours` is a run of.
-pub(super) fn printed_kv_tb(printed: &Printed, ours: &Paper, method: &str) -> Option<f64> {
-    let of_method = |pair: &Pair<'_>| pair.row.method == method;
-    let both = Both {
-        printed,
-        ours: std::slice::from_ref(ours),
-    };
-    both.pairs(17, "kv_tb")
-        .into_iter()
-        .find(of_method)
-        .map(|pair| pair.printed)
+/// A table of the paper, and what of it is looked at.
+pub(super) const ATTENTION: (u32, &str) = (16, "attention_s");
+pub(super) const KV_IO: (u32, &str) = (17, "kv_tb");
+
+/// What a table of the paper prints of `method` for what `ours` is a run of.
+pub(super) fn printed(
+    printed: &Printed,
+    (table, metric): (u32, &str),
+    ours: &Paper,
+    method: &str,
+) -> Option<f64> {
+    let tables = printed.tables.iter();
+    let mut tables = tables.filter(|t| t.table == table && t.metric == metric);
+    tables.find_map(|table| {
+        let row = table.rows.iter().find(|row| row.method == method)?;
+        let at = table
+            .columns
+            .iter()
+            .position(|column| is_task(ours, column))?;
+        row.values.get(at).copied().flatten()
+    })
+}
+
+/// A task, and its prompt where that was chosen.
+pub(super) fn task(row: &Paper) -> String {
+    let prompt = row.prompt_tokens.map(|tokens| f64::from(tokens) / 1e3);
+    row.task.clone() + &prompt.map_or(String::new(), |thousand| format!(" {}k", number(thousand)))
 }
 
 /// A prompt's tokens.
@@ -301,18 +322,18 @@ pub(super) fn runs(ours: &[Paper]) -> Table {
         "partial TB issued",
     ]);
     for row in ours {
-        let number = |value: Option<f64>| or_dash(value, rounded);
+        let figure = |value: Option<f64>| or_dash(value, rounded);
         table.row([
             row.task.clone(),
             row.model.clone(),
             prompt(row.prompt_tokens),
             strategy(row),
-            number(row.attention_s),
+            figure(row.attention_s),
             over_per_query(row),
-            number(row.kv_tb),
-            number(row.partial_tb),
-            number(row.kv_issued_tb),
-            number(row.partial_issued_tb),
+            figure(row.kv_tb),
+            figure(row.partial_tb),
+            figure(row.kv_issued_tb),
+            figure(row.partial_issued_tb),
         ]);
     }
     table
@@ -358,8 +379,8 @@ mod tests {
         let (printed, mut ours) = example();
         let shown = text(&printed, &ours);
         for row in [
-            "| few-shot-50 | deft-flatten | 5.87 | 0.4 | 0.07 | 1.70x | 3.40x |",
-            "| few-shot-50 | radix | 9.96 | 1.36 | 0.14 | - | 1.00x |",
+            "| few-shot-50 | deft-flatten | 5.87 | 0.4 | 0.068 | 1.70x | 3.40x |",
+            "| few-shot-50 | radix | 9.96 | 1.36 | 0.137 | - | 1.00x |",
             "| few-shot-50 | deft-flatten | 2.94 | 2.94 | 1.00 | 1.47 | 0.1 |",
         ] {
             assert!(shown.contains(row), "{shown}");
@@ -375,7 +396,7 @@ mod tests {
         let (printed, ours) = example();
         let shown = text(&printed, &ours);
         for row in [
-            "| few-shot-50 | NodeChunk, 128 tokens | 13.4 | 0.8 | 0.06 |",
+            "| few-shot-50 | NodeChunk, 128 tokens | 13.45 | 0.8 | 0.059 |",
             "| few-shot-50 | NodeChunk, 512 tokens | - | 0.9 | - |",
         ] {
             assert!(shown.contains(row), "{shown}");
@@ -394,7 +415,7 @@ mod tests {
         longer.prompt_tokens = Some(8000);
         ours.push(longer);
         let shown = text(&printed, &ours);
-        let model = "| codellama-7b | few-shot-30 | deft-flatten | 8.24 | 0.4 | 0.05 | 3.40x |";
+        let model = "| codellama-7b | few-shot-30 | deft-flatten | 8.24 | 0.4 | 0.049 | 3.40x |";
         assert!(shown.contains(model), "{shown}");
         assert!(
             shown.contains("| sorting | 8,000 | 1.97 | 3.40 | 1.73 |"),

@@ -34,6 +34,7 @@ pub(super) struct Origin {
     pub(super) driver: Option<String>,
     pub(super) commit: Option<String>,
     pub(super) command: Option<String>,
+    pub(super) commit_date: Option<String>,
     pub(super) date: Option<String>,
     /// Where numbers that were measured apart are from.
     pub(super) source: Option<String>,
@@ -58,6 +59,7 @@ impl Origin {
             ("device", &self.device),
             ("driver", &self.driver),
             ("commit", &self.commit),
+            ("day of the commit", &self.commit_date),
             ("date", &self.date),
             ("source", &self.source),
             ("method", &self.method),

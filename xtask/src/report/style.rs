@@ -18,15 +18,16 @@ const PARTS: &str = "\
 .fig .grid{stroke:var(--grid);fill:none}.fig .axis{stroke:var(--soft);fill:none}\
 .fig .link{stroke:var(--peer);fill:none}.fig .edge{stroke:var(--ground);stroke-width:1}\
 .fig .ours{fill:var(--ours)}.fig .added{fill:var(--ours);opacity:.4}.fig .peer{fill:var(--peer)}\
-.fig .deft{fill:var(--deft)}.fig .other{fill:var(--other)}.fig .fixed{fill:var(--fixed)}\
-.fig .partial{fill:var(--partial)}.fig .inside{fill:var(--ground)}\
+.fig .deft{fill:var(--deft)}.fig .other{fill:var(--other)}.fig .fixed{color:var(--fixed);fill:currentColor}\
+.fig .partial{color:var(--partial);fill:currentColor}.fig .inside{fill:var(--ground)}\
 .fig .bound{stroke:var(--bound);stroke-width:2;fill:none}\
 .fig .bound-dash{stroke:var(--bound);stroke-width:1.5;stroke-dasharray:5 4;fill:none}\
 .fig .ours-line{stroke:var(--ours);stroke-width:2;fill:none}.fig .deft-line{stroke:var(--deft);stroke-width:2;fill:none}\
 .fig .peer-ring{stroke:var(--peer);stroke-width:1.5;fill:var(--ground)}\
 .fig .ours-ring{stroke:var(--ours);stroke-width:1.5;fill:none}.fig .deft-ring{stroke:var(--deft);stroke-width:1.5;fill:none}\
-.fig .q0{fill:var(--q0)}.fig .q1{fill:var(--q1)}.fig .q2{fill:var(--q2)}.fig .q3{fill:var(--q3)}.fig .q4{fill:var(--q4)}\
-.fig .q5{fill:var(--q5)}.fig .q6{fill:var(--q6)}";
+.fig .q0{color:var(--q0);fill:currentColor}.fig .q1{color:var(--q1);fill:currentColor}.fig .q2{color:var(--q2);fill:currentColor}.fig .q3{color:var(--q3);fill:currentColor}.fig .q4{color:var(--q4);fill:currentColor}\
+.fig .q5{color:var(--q5);fill:currentColor}.fig .q6{color:var(--q6);fill:currentColor}\
+.fig .bar{fill:none;stroke:currentColor;stroke-width:8}";
 
 /// Least numbers of queries of the colours `q0` and on.
 const SHADES: [u32; 7] = [1, 2, 4, 8, 16, 32, 64];

@@ -47,13 +47,20 @@ pub(super) fn summary(comparison: &Comparison) -> String {
     )
 }
 
-/// The table of all rows, and of what commit they are.
+/// The table of all rows, how DeFT's own kernels compare, and of what commit all that is.
 pub(super) fn comparison(comparison: &Comparison) -> String {
+    let added = comparison.handicap_us;
+    let (deft, rows) = comparison.mean_over_deft(0.0);
     let mut text = comparison_table(comparison).markdown();
+    text += &format!(
+        "\nDeFT's own kernels have times for {rows} of the rows: {deft:.2} times ours (geometric mean), {:.2} with those\n\
+         {added:.1} us added.",
+        comparison.mean_over_deft(added).0,
+    );
     if let Some(commit) = &comparison.ours.commit {
-        text += &format!("\nMeasured at commit `{commit}`.\n");
+        text += &format!(" Ours were measured at commit `{commit}`.");
     }
-    text
+    text + "\n"
 }
 
 pub(super) fn comparison_table(comparison: &Comparison) -> Table {
@@ -69,6 +76,7 @@ pub(super) fn comparison_table(comparison: &Comparison) -> Table {
         "speedup",
         &with_added,
         "speedup",
+        "DeFT",
     ]);
     for row in &comparison.rows {
         table.row([
@@ -81,6 +89,7 @@ pub(super) fn comparison_table(comparison: &Comparison) -> Table {
             format!("{:.2}x", row.speedup(0.0)),
             format!("{:.1}", row.ours_us + added),
             format!("{:.2}x", row.speedup(added)),
+            or_dash(row.deft_us, |us| format!("{us:.0}")),
         ]);
     }
     let means = [0.0, added].map(|added| format!("{:.2}x", comparison.mean_speedup(added)));
@@ -95,6 +104,7 @@ pub(super) fn comparison_table(comparison: &Comparison) -> Table {
         &as_measured,
         "",
         &with_added,
+        "",
     ]);
     table
 }
@@ -158,9 +168,12 @@ mod tests {
         assert!(text.contains("slower: `a` at 0.71x"), "{text}");
         let rows = comparison(&c);
         assert!(
-            rows.contains("| b | 5.0 | 20.0 | - | 2.00x | 80.0 | 4.00x | 24.0 | 3.33x |"),
+            rows.contains("| b | 5.0 | 20.0 | - | 2.00x | 80.0 | 4.00x | 24.0 | 3.33x | - |"),
             "{rows}"
         );
+        let deft =
+            "times for 1 of the rows: 4.00 times ours (geometric mean), 2.86 with those\n4.0 us";
+        assert!(rows.contains(deft), "{rows}");
         let table = groupings(&c);
         assert!(table.contains("| workload | flatten | node |"), "{table}");
         assert!(

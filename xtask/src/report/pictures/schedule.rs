@@ -9,9 +9,8 @@ use super::super::laid_out::{LaidOut, Schedule, What};
 use super::super::style;
 use super::super::suites::title;
 
-/// Height of an SM's line, and of what is drawn of it.
+/// Height of an SM's line; the style's `bar` is a little less.
 const ROW: f64 = 9.0;
-const BAR: f64 = 8.0;
 
 /// Draws the schedules of `laid_out`, one below the other on the same axis.
 pub(in super::super) fn draw(laid_out: &LaidOut, size: Size) -> Figure {
@@ -113,10 +112,10 @@ fn panel(figure: &mut Figure, schedule: &Schedule, scale: &Scale) {
             &name,
         );
     }
-    // One path a colour keeps the page small.
-    let mut paths: BTreeMap<String, String> = BTreeMap::new();
+    // One line a colour, as thick as a bar is high, keeps the page small.
+    let mut lines: BTreeMap<String, String> = BTreeMap::new();
     for (i, parts) in schedule.shares.iter().enumerate() {
-        let y = top + ROW * i as f64 + (ROW - BAR) / 2.0;
+        let y = top + ROW * (i as f64 + 0.5);
         let mut at = 0.0;
         for part in parts {
             let [left, right] = [at, at + part.ns].map(|ns| scale.at(ns * 1e-3));
@@ -126,19 +125,13 @@ fn panel(figure: &mut Figure, schedule: &Schedule, scale: &Scale) {
                 What::Read(sharers) => style::shade(sharers),
             };
             let width = (right - left).max(0.3);
-            let _ = write!(
-                paths.entry(class).or_default(),
-                "M{} {}h{}v{BAR}h-{}z",
-                n(left),
-                n(y),
-                n(width),
-                n(width)
-            );
+            let line = lines.entry(class).or_default();
+            let _ = write!(line, "M{} {}h{}", n(left), n(y), n(width));
             at += part.ns;
         }
     }
-    for (class, path) in &paths {
-        figure.path(class, path);
+    for (class, line) in &lines {
+        figure.path(&format!("bar {class}"), line);
     }
     let x = scale.at(mean);
     figure.line("bound-dash", [x, top - 3.0], [x, bottom + 3.0]);
@@ -157,8 +150,8 @@ mod tests {
         for size in Size::BOTH {
             let svg = draw(&laid_out, size).inline();
             check(&svg);
-            assert_eq!(svg.matches("<path class=\"q6\"").count(), 3);
-            assert_eq!(svg.matches("<path class=\"fixed\"").count(), 3);
+            assert_eq!(svg.matches("<path class=\"bar q6\"").count(), 3);
+            assert_eq!(svg.matches("<path class=\"bar fixed\"").count(), 3);
         }
     }
 }

@@ -22,13 +22,13 @@ pub(super) fn tiles(data: &Data) -> Vec<Tile> {
         Tile {
             number: format!("{:.2}x", comparison.mean_speedup(added)),
             what: format!(
-                "the best of 22 peers on each of {} trees (geometric mean, {added:.1} us added to ours for the timing loops' difference)",
+                "as fast as the best of 22 peers on each of {} trees (geometric mean, {added:.1} us added to ours for the timing loops' difference)",
                 comparison.rows.len()
             ),
         },
         Tile {
             number: format!("{over_deft:.2}x"),
-            what: format!("DeFT's own kernels ({rows} trees, the same way)"),
+            what: format!("as fast as DeFT's own kernels ({rows} trees, the same way)"),
         },
         Tile {
             number: format!("{:.0} %", best * 100.0),
@@ -36,7 +36,7 @@ pub(super) fn tiles(data: &Data) -> Vec<Tile> {
         },
         Tile {
             number: format!("{less:.1} %"),
-            what: "less is read than by one query after the other, on the tree that shares most"
+            what: "less is read than if every query reads its own path, on the tree where that saves most"
                 .to_owned(),
         },
     ]

@@ -4,7 +4,7 @@ use super::super::axis::{number, rounded};
 use super::super::figure::Sign;
 use super::super::page::Section;
 use super::super::pictures::{engine, io, plans, scaling};
-use super::super::suites::{Paper, title};
+use super::super::suites::{Paper, Plan, title};
 use super::super::table::{Table, or_dash};
 use super::super::trees::{GROUPING, geometric_mean};
 use super::super::{Data, paper};
@@ -54,50 +54,18 @@ fn scale(data: &Data) -> Option<Section> {
 
 fn papers(data: &Data) -> Option<Section> {
     let suite = data.paper.as_ref()?;
-    let lines = paper_lines(data, &suite.rows);
-    let marks = [
-        io::Mark {
-            sign: Sign::Diamond,
-            class: "deft-ring",
-            label: "printed: Radix",
-        },
-        io::Mark {
-            sign: Sign::Triangle,
-            class: "deft",
-            label: "PerQuery, the paper's count",
-        },
-        io::Mark {
-            sign: Sign::Dot,
-            class: "ours-ring",
-            label: "printed: DeFT-Flatten",
-        },
-        io::Mark {
-            sign: Sign::Triangle,
-            class: "ours",
-            label: "Flatten, the paper's count",
-        },
-        io::Mark {
-            sign: Sign::Tick,
-            class: "bound",
-            label: "Flatten as issued, partial results included",
-        },
-    ];
-    let words = io::Words {
-        name: "paper-io",
-        title: "KV cache IO of whole tasks: printed, recomputed, issued",
-        description: "For each task marks on a logarithmic line of terabytes: what the paper prints for Radix and DeFT-Flatten, what \
-                      the same count gives here, and what our plans issue. The table below has the numbers.",
-        axis: "TB a task, all steps and layers",
-        right: "less (paper's count)",
-    };
-    let mut section = Section::new("paper", "The paper's tasks")
-        .says(
-            "The paper counts K and V at the width of the query heads and leaves out partial results of split KV; what plans of ours \
-             issue has the KV heads' width and counts all. Its times are of an A100, ours of the device named below: a ratio is ours over theirs. \
-             <a href=\"../reproduction.md\">docs/reproduction.md</a> says why they differ.",
-        );
-    if !lines.is_empty() {
-        section = section.shows(|size| io::draw(words, &marks, &lines, size));
+    let mut section = Section::new("paper", "The paper's tasks").says(
+        "The paper counts K and V at the width of the query heads and leaves out partial results of split KV; what plans of \
+         ours issue has the KV heads' width and counts all. Its times are of an A100, ours of the device named below: a ratio \
+         is ours over theirs. <a href=\"../reproduction.md\">docs/reproduction.md</a> says why they differ.",
+    );
+    for chart in [
+        attention_of_tasks(data, &suite.rows),
+        io_of_tasks(data, &suite.rows),
+    ] {
+        if !chart.lines.is_empty() {
+            section = section.shows(|size| io::draw(chart.words, &chart.marks, &chart.lines, size));
+        }
     }
     for block in paper::blocks(&data.printed.rows, &suite.rows) {
         section = section.lists(block.heading, block.table);
@@ -106,12 +74,103 @@ fn papers(data: &Data) -> Option<Section> {
     Some(section.from(&suite.origin).from(&data.printed.origin))
 }
 
-/// A line for each task that has both groupings, of the model that the paper's main tables have.
-fn paper_lines(data: &Data, rows: &[Paper]) -> Vec<io::Line> {
+/// Marks on lines, to be drawn.
+struct Chart {
+    words: io::Words<'static>,
+    marks: Vec<io::Mark>,
+    lines: Vec<io::Line>,
+}
+
+fn attention_of_tasks(data: &Data, rows: &[Paper]) -> Chart {
+    let line = |flatten: &Paper, each: &Paper| {
+        let printed =
+            |method| paper::printed(&data.printed.rows, paper::ATTENTION, flatten, method);
+        Some(io::Line {
+            name: paper::task(flatten),
+            values: vec![
+                printed("radix"),
+                printed("deft-flatten"),
+                each.attention_s,
+                Some(flatten.attention_s?),
+            ],
+            right: or_dash(flatten.speedup_over_per_query, |over| format!("{over:.2}x")),
+        })
+    };
+    Chart {
+        words: io::Words {
+            name: "paper-attention",
+            title: "Attention of whole tasks: printed (A100), and ours",
+            description: "For each task marks on a logarithmic line of seconds: what the paper prints for Radix and \
+                          DeFT-Flatten on an A100, and PerQuery and Flatten here. The table below has the numbers.",
+            axis: "seconds a task, all steps and layers",
+            right: "ours, over PerQuery",
+        },
+        marks: vec![
+            mark(Sign::Diamond, "deft-ring", "printed: Radix"),
+            mark(Sign::Dot, "ours-ring", "printed: DeFT-Flatten"),
+            mark(Sign::Diamond, "deft", "ours: PerQuery"),
+            mark(Sign::Dot, "ours", "ours: Flatten"),
+        ],
+        lines: pairs(rows)
+            .filter_map(|(flatten, each)| line(flatten, each))
+            .collect(),
+    }
+}
+
+fn io_of_tasks(data: &Data, rows: &[Paper]) -> Chart {
+    let line = |flatten: &Paper, each: &Paper| {
+        let printed = |method| paper::printed(&data.printed.rows, paper::KV_IO, flatten, method);
+        let issued = flatten.kv_issued_tb? + flatten.partial_issued_tb.unwrap_or(0.0);
+        let less = (1.0 - flatten.kv_tb? / each.kv_tb?) * 100.0;
+        Some(io::Line {
+            name: paper::task(flatten),
+            values: vec![
+                printed("radix"),
+                each.kv_tb,
+                printed("deft-flatten"),
+                flatten.kv_tb,
+                Some(issued),
+            ],
+            right: format!("{less:.1} %"),
+        })
+    };
+    Chart {
+        words: io::Words {
+            name: "paper-io",
+            title: "KV cache IO of whole tasks: printed, recomputed, issued",
+            description: "For each task marks on a logarithmic line of terabytes: what the paper prints for Radix and \
+                          DeFT-Flatten, what the same count gives here, and what our plans issue. The table below has the \
+                          numbers.",
+            axis: "TB a task, all steps and layers",
+            right: "less (paper's count)",
+        },
+        marks: vec![
+            mark(Sign::Diamond, "deft-ring", "printed: Radix"),
+            mark(Sign::Triangle, "deft", "PerQuery, the paper's count"),
+            mark(Sign::Dot, "ours-ring", "printed: DeFT-Flatten"),
+            mark(Sign::Triangle, "ours", "Flatten, the paper's count"),
+            mark(
+                Sign::Tick,
+                "bound",
+                "Flatten as issued, partial results included",
+            ),
+        ],
+        lines: pairs(rows)
+            .filter_map(|(flatten, each)| line(flatten, each))
+            .collect(),
+    }
+}
+
+fn mark(sign: Sign, class: &'static str, label: &'static str) -> io::Mark {
+    io::Mark { sign, class, label }
+}
+
+/// Flatten and PerQuery of each task of the model that the paper's main tables have.
+fn pairs(rows: &[Paper]) -> impl Iterator<Item = (&Paper, &Paper)> {
     let flatten = rows
         .iter()
         .filter(|row| row.grouping == GROUPING && row.model == paper::MODEL);
-    let line = |ours: &Paper| {
+    flatten.filter_map(|ours| {
         let same = |row: &&Paper| {
             row.task == ours.task
                 && row.model == ours.model
@@ -121,28 +180,8 @@ fn paper_lines(data: &Data, rows: &[Paper]) -> Vec<io::Line> {
             .iter()
             .filter(same)
             .find(|row| row.grouping == "per-query")?;
-        let printed = |method: &str| paper::printed_kv_tb(&data.printed.rows, ours, method);
-        let issued = Some(ours.kv_issued_tb? + ours.partial_issued_tb.unwrap_or(0.0));
-        let less = (1.0 - ours.kv_tb? / each.kv_tb?) * 100.0;
-        let prompt = ours.prompt_tokens.map_or(String::new(), |tokens| {
-            format!(
-                " {}k",
-                rounded(f64::from(tokens) / 1e3).trim_end_matches(".00")
-            )
-        });
-        Some(io::Line {
-            name: format!("{}{prompt}", ours.task),
-            values: vec![
-                printed("radix"),
-                each.kv_tb,
-                printed("deft-flatten"),
-                ours.kv_tb,
-                issued,
-            ],
-            right: format!("{less:.1} %"),
-        })
-    };
-    flatten.filter_map(line).collect()
+        Some((ours, each))
+    })
 }
 
 fn models(data: &Data) -> Option<Section> {
@@ -191,7 +230,11 @@ fn planning(data: &Data) -> Option<Section> {
     let suite = data.plan.as_ref()?;
     let tree = &suite.rows.first()?.tree;
     let mut table = Table::new(["tree", "nodes", "queries", "change", "grouping", "us"]);
-    for row in &suite.rows {
+    // Patches are about the same for all groupings.
+    let is_shown = |row: &&Plan| {
+        row.change == "plan" || row.grouping.as_deref().is_none_or(|name| name == GROUPING)
+    };
+    for row in suite.rows.iter().filter(is_shown) {
         table.row([
             row.tree.clone(),
             number(row.nodes.into()),
@@ -204,7 +247,7 @@ fn planning(data: &Data) -> Option<Section> {
     let section = Section::new("planning", "Planning on the host")
         .says("A plan is made on one core, between steps, only when the tree's shape changes; a page's edge patches it.")
         .shows(|size| plans::draw(&suite.rows, tree, size))
-        .lists("All rows", table);
+        .lists("Views, plans of all groupings, and patches of Flatten", table);
     Some(section.from(&suite.origin))
 }
 
@@ -231,21 +274,9 @@ fn processors(data: &Data) -> Option<Section> {
         });
     }
     let marks = [
-        io::Mark {
-            sign: Sign::Diamond,
-            class: "deft",
-            label: "Node",
-        },
-        io::Mark {
-            sign: Sign::Triangle,
-            class: "peer",
-            label: "NodeChunk",
-        },
-        io::Mark {
-            sign: Sign::Dot,
-            class: "ours",
-            label: "Flatten",
-        },
+        mark(Sign::Diamond, "deft", "Node"),
+        mark(Sign::Triangle, "peer", "NodeChunk"),
+        mark(Sign::Dot, "ours", "Flatten"),
     ];
     let words = io::Words {
         name: "cpu",

@@ -34,8 +34,13 @@ fn times(data: &Data) -> Section {
         .shows(|size| bars::draw(comparison, size))
         .lists("All trees, microseconds", text::comparison_table(comparison))
         .lists("Groupings on the same kernels, microseconds", text::groupings_table(comparison))
+        .lists(
+            "The kernels for GPUs before Hopper, on the same H100, microseconds",
+            data.ampere.table(),
+        )
         .from(&comparison.ours)
         .from(&comparison.peers)
+        .from(&data.ampere.origin)
 }
 
 fn under_roofs(data: &Data) -> Section {
@@ -181,7 +186,8 @@ fn balance(data: &Data) -> Section {
         )
         .says(
             "The plans are the planner's own, with the settings of the measured run; what each SM takes is the planner's \
-             estimate. The estimate has no launch and no second kernel in it: the measured times, which have, stand beside it.",
+             estimate. It leaves out the launch and what waits for the \
+             merge; the measured times, beside it, have all.",
         )
         .shows(|size| schedule::draw(&data.star, size))
         .shows(|size| schedule::draw(&data.tree, size))
