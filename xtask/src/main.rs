@@ -9,6 +9,8 @@ mod model;
 mod process;
 mod replay;
 mod report;
+#[cfg(feature = "replay")]
+mod style;
 mod test;
 mod wheel;
 mod workspace;

@@ -2,26 +2,17 @@
 
 use svg::node::element::Group;
 
-use super::picture::{Caption, LEFT, SHADES, arrow, cross, label, path, rectangle, sample};
+use super::picture::{Caption, LEFT, arrow, cross, label, path, rectangle, sample};
 use super::timeline::{Axis, Timeline};
+use crate::style;
 
-/// About the width of a character of the legend.
-const CHARACTER: f64 = 6.0;
 /// Two lines, of what occurs in `timeline` only.
 pub(crate) fn legend(timeline: &Timeline, caption: &Caption) -> Group {
     let most = timeline.most_queries();
     let mut line = Line::new(68.0);
     line.word("queries that share a node:");
-    for (shade, &from) in SHADES.iter().enumerate().filter(|&(_, &from)| from <= most) {
-        let to = SHADES.get(shade + 1).map_or(u32::MAX, |next| next - 1);
-        let range = match to.min(most) {
-            to if to == from => from.to_string(),
-            to => format!("{from}–{to}"),
-        };
-        line.item(
-            |x, y| rectangle(&format!("q{shade}"), (x, y - 9.0), (20.0, 9.0)),
-            &range,
-        );
+    for (shade, range) in style::shades(most) {
+        line.item(|x, y| rectangle(&shade, (x, y - 9.0), (20.0, 9.0)), &range);
     }
     let spans = || timeline.rows.iter().flat_map(|row| &row.spans);
     if spans().any(|span| span.queries == 0) {
@@ -78,7 +69,7 @@ impl Line {
     fn word(&mut self, text: &str) {
         let group = std::mem::take(&mut self.group);
         self.group = group.add(label(self.x, self.y, text, ""));
-        self.x += text.chars().count() as f64 * CHARACTER + 14.0;
+        self.x += style::text_width(text) + 14.0;
     }
 
     /// A sign of at most 20 units, and what it means.

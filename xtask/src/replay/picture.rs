@@ -6,6 +6,7 @@ use svg::node::element::{Description, Group, Path, Rectangle, Style, Text, Title
 use super::legend;
 use super::report::grouped;
 use super::timeline::{Axis, Row, Span, Timeline};
+use crate::style;
 
 const WIDTH: f64 = 1000.0;
 pub(super) const LEFT: f64 = 64.0;
@@ -18,22 +19,10 @@ const BARS: f64 = 900.0;
 const ROW: std::ops::RangeInclusive<f64> = 4.0..=20.0;
 /// Least height of a row that has its number written beside it.
 const LABELLED: f64 = 8.5;
-/// Least numbers of queries of the colours `q0` and on.
-pub(super) const SHADES: [u32; 6] = [1, 2, 4, 8, 16, 32];
-
-/// Colours by name; the second ones where the reader's surroundings are dark.
-const STYLE: &str = "
-text { font: 11px system-ui, sans-serif; fill: #24292f }
-.heading { font-size: 16px; font-weight: 600 } .number { font-size: 8px } .end { text-anchor: end } .middle { text-anchor: middle }
-.ground { fill: #ffffff } .grid { stroke: #d8dee4; fill: none } .link { stroke: #8c959f; fill: none }
-.q0 { fill: #6cc4b4 } .q1 { fill: #36a3c9 } .q2 { fill: #2b7bba } .q3 { fill: #3350a2 } .q4 { fill: #5b2a86 } .q5 { fill: #8e1c5f }
-.idle { fill: #c4cad1 } .gone { stroke: #cf222e; fill: none; stroke-width: 1.5 } .open { fill: #57606a } .sampled { fill: #bc4c00 }
-@media (prefers-color-scheme: dark) {
-text { fill: #e6edf3 } .ground { fill: #0d1117 } .grid { stroke: #30363d } .link { stroke: #7d8590 }
-.q0 { fill: #2d6f68 } .q1 { fill: #2f8aa3 } .q2 { fill: #4aa5dd } .q3 { fill: #8fb8ff } .q4 { fill: #d0b3ff } .q5 { fill: #ffb3d9 }
-.idle { fill: #4b535d } .gone { stroke: #ff7b72 } .open { fill: #adbac7 } .sampled { fill: #f0883e }
-}
-";
+/// What this picture has besides the others' parts.
+const STYLE: &str = "\
+.fig .number{font-size:8px}.fig .idle{fill:var(--fixed)}.fig .gone{stroke:var(--bound);stroke-width:1.5;fill:none}\
+.fig .open{fill:var(--soft)}.fig .sampled{fill:var(--deft)}";
 
 /// What is written above the bars.
 #[derive(Clone, Debug)]
@@ -55,6 +44,7 @@ pub(crate) fn draw(timeline: &Timeline, caption: &Caption) -> String {
     );
     let document = Document::new()
         .set("viewBox", (0.0, 0.0, WIDTH, frame.height()))
+        .set("class", "fig")
         .set("role", "img")
         .set("aria-labelledby", "title description")
         .add(Title::new(caption.title.as_str()).set("id", "title"))
@@ -63,9 +53,9 @@ pub(crate) fn draw(timeline: &Timeline, caption: &Caption) -> String {
                 .set("id", "description")
                 .add(svg::node::Text::new(text)),
         )
-        .add(Style::new(STYLE))
+        .add(Style::new(style::picture() + STYLE))
         .add(rectangle("ground", (0.0, 0.0), (WIDTH, frame.height())))
-        .add(label(LEFT, 26.0, &caption.title, "heading"))
+        .add(label(LEFT, 26.0, &caption.title, "title"))
         .add(label(LEFT, 46.0, &caption.subtitle, ""))
         .add(legend::legend(timeline, caption))
         .add(frame.axes(timeline))
@@ -234,9 +224,9 @@ fn bars(row: &Row) -> Vec<(String, bool, u32, u32)> {
 }
 
 fn shade(span: &Span) -> String {
-    match SHADES.iter().rposition(|&from| from <= span.queries) {
-        Some(shade) => format!("q{shade}"),
-        None => "idle".to_owned(),
+    match span.queries {
+        0 => "idle".to_owned(),
+        queries => style::shade(queries),
     }
 }
 

@@ -4,7 +4,7 @@ use svg::Document;
 use svg::Node;
 use svg::node::element::{Circle, Description, Group, Line, Path, Rectangle, Style, Text, Title};
 
-use super::style;
+use crate::style;
 
 /// How wide a picture is, in units of about a pixel where it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

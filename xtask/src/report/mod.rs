@@ -31,8 +31,6 @@ mod sections;
 #[cfg(feature = "replay")]
 mod sources;
 #[cfg(feature = "replay")]
-mod style;
-#[cfg(feature = "replay")]
 mod suites;
 #[cfg(feature = "replay")]
 mod table;

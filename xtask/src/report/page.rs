@@ -2,8 +2,8 @@
 
 use super::figure::{Figure, Size};
 use super::sources::Origin;
-use super::style;
 use super::table::{Table, escape};
+use crate::style;
 
 /// Where the raw files are, as seen from the page.
 const BENCHMARKS: &str = "../benchmarks/";

@@ -12,7 +12,8 @@ pub(super) mod tree;
 /// Gives picture text to tests: well-formed, inside its edges, and no text upon another.
 #[cfg(test)]
 pub(super) fn check(svg: &str) {
-    use super::{figure, style};
+    use super::figure;
+    use crate::style;
 
     let document = roxmltree::Document::parse(svg).unwrap();
     let root = document.root_element();

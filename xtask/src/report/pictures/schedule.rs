@@ -6,8 +6,8 @@ use std::fmt::Write;
 use super::super::axis::Scale;
 use super::super::figure::{Figure, MARGIN, Sign, Size, n};
 use super::super::laid_out::{LaidOut, Schedule, What};
-use super::super::style;
 use super::super::suites::title;
+use crate::style;
 
 /// Height of an SM's line; the style's `bar` is a little less.
 const ROW: f64 = 9.0;

@@ -5,7 +5,7 @@ use deft::tree::TreeView;
 use super::super::axis::{Scale, number};
 use super::super::figure::{Figure, MARGIN, Sign, Size};
 use super::super::laid_out::LaidOut;
-use super::super::style;
+use crate::style;
 
 const HEIGHT: f64 = 360.0;
 

@@ -1,4 +1,4 @@
-//! Colours and fonts of every picture and of the page, light and dark, in one place.
+//! Colours and fonts of every picture and of the report's page, light and dark, in one place.
 
 /// Colours as variables. Whoever reads on dark ground gets the second set.
 const COLOURS: &str = "\
@@ -33,23 +33,23 @@ const PARTS: &str = "\
 const SHADES: [u32; 7] = [1, 2, 4, 8, 16, 32, 64];
 
 /// For a picture by itself.
-pub(super) fn picture() -> String {
+pub(crate) fn picture() -> String {
     [COLOURS, PARTS].concat()
 }
 
 /// For the page with the pictures in it.
-pub(super) fn page() -> String {
+pub(crate) fn page() -> String {
     [COLOURS, PARTS, include_str!("page.css")].concat()
 }
 
 /// The class of something that `sharers` queries read.
-pub(super) fn shade(sharers: u32) -> String {
+pub(crate) fn shade(sharers: u32) -> String {
     let shade = SHADES.iter().rposition(|&from| from <= sharers);
     format!("q{}", shade.unwrap_or(0))
 }
 
 /// The classes of [`shade`] up to `most` sharers, and how many sharers each stands for.
-pub(super) fn shades(most: u32) -> Vec<(String, String)> {
+pub(crate) fn shades(most: u32) -> Vec<(String, String)> {
     let used = SHADES.iter().enumerate().filter(|&(_, &from)| from <= most);
     used.map(|(i, &from)| {
         let to = SHADES.get(i + 1).map_or(most, |next| (next - 1).min(most));
@@ -64,7 +64,7 @@ pub(super) fn shades(most: u32) -> Vec<(String, String)> {
 }
 
 /// About the width of `text` in the pictures' font at 12 px; no browser is asked.
-pub(super) fn text_width(text: &str) -> f64 {
+pub(crate) fn text_width(text: &str) -> f64 {
     6.3 * text.chars().count() as f64
 }
 
