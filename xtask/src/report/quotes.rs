@@ -48,7 +48,9 @@ fn quoted(page: &str) -> Vec<String> {
             next.trim_matches(|c: char| !c.is_alphanumeric() && c != '%')
         });
         let unit = if attached.is_empty() { next } else { attached };
-        if UNITS.contains(&unit) {
+        // "8 x 8" is a size, "8x" a claim.
+        let is_product = attached.is_empty() && unit == "x";
+        if UNITS.contains(&unit) && !is_product {
             quoted.push(format!("{} {unit}", number.trim_end_matches(['.', ','])));
         }
     }
@@ -81,7 +83,7 @@ fn the_readme_quotes_only_numbers_that_are_in_the_measurements() {
 
 #[test]
 fn numbers_with_a_unit_are_found_wherever_they_stand_in_prose() {
-    let page = "It takes 21.1 us (1.5x), 92.5 %.\n- **3,088\n  GB/s**: `660 TFLOP/s`; 14 trees, 99% of sm_90, 2 GB.\n\
+    let page = "It takes 21.1 us (1.5x), 92.5 %.\n- **3,088\n  GB/s**: `660 TFLOP/s`; 14 trees, 99% of sm_90, 2 GB, 8 x 8.\n\
                 ```\n5 us\n```\n<!-- report: x -->\n7 us\n<!-- report end -->\n8 us.";
     let numbers = [
         "21.1 us",
