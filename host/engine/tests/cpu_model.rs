@@ -110,6 +110,29 @@ fn leaves_of_a_growing_and_shrinking_tree_see_their_own_paths() {
     }
 }
 
+#[test]
+fn timing_attention_changes_no_logits() {
+    let (mut model, reference) = model(64);
+    let mut logits = Vec::new();
+    let prompt = tokens(8, 70);
+    let root = model.insert_prompt(&prompt, &mut logits).unwrap();
+    let leaves = model.fork(root, 3).unwrap();
+    model.step(&leaves, &[1, 2, 3], &mut logits).unwrap();
+    let before = state(&model);
+    for grouping in GROUPINGS {
+        let time = model.time_attention(&leaves, grouping).unwrap();
+        assert!(time > std::time::Duration::ZERO);
+    }
+    // Of other leaves than the last pass's, too.
+    model
+        .time_attention(&leaves[1..2], Grouping::Flatten)
+        .unwrap();
+    assert_eq!(state(&model), before);
+    model.step(&leaves, &[4, 5, 6], &mut logits).unwrap();
+    let path = |tail: [u32; 2]| last(&reference, &[&prompt[..], &tail].concat());
+    assert_rows(&logits, &[path([1, 4]), path([2, 5]), path([3, 6])]);
+}
+
 /// A draft tree of eight tokens below `trunk`, and the path of each from the trunk on.
 fn draft() -> (Vec<DraftToken>, Vec<Vec<u32>>) {
     let parents = [

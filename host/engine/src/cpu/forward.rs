@@ -35,6 +35,13 @@ pub(super) struct Scratch {
     up: Vec<f32>,
 }
 
+impl Scratch {
+    /// The last layer's queries, `[n, q_heads, head_dim]`.
+    pub(super) fn queries(&self) -> &[f32] {
+        &self.q
+    }
+}
+
 impl CpuModel {
     /// Runs the last token of each of the plan's leaves: `tokens[i]` is that of leaf `i`. `logits` becomes
     /// the rows wanted.

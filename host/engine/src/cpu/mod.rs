@@ -4,6 +4,7 @@ mod forward;
 mod matmul;
 mod ops;
 mod params;
+mod timing;
 mod tree;
 
 use deft::attention::{BackendError, RotaryTable};
