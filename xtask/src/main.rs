@@ -44,9 +44,6 @@ enum Command {
     Bench(bench::Args),
     Model(model::Args),
     Report(report::Args),
-    /// Replays a recorded tree: the last step of build-and-run, which explains the options.
-    #[cfg(feature = "replay")]
-    #[command(hide = true)]
     Replay(replay::Args),
 }
 
@@ -61,6 +58,8 @@ fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         #[cfg(feature = "replay")]
         Command::Replay(args) => replay::run(&args),
+        #[cfg(not(feature = "replay"))]
+        Command::Replay(args) => build_and_run::replay(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -9,10 +9,22 @@ use clap::ValueEnum;
 pub(crate) const TASKS: [&str; 4] = ["sorting128ToT", "docmergeToT", "keywordToT", "set128ToT"];
 const FEW_SHOT: &str = "few-shot";
 const MEDUSA: &str = "medusa";
+const STEPS: u32 = 24;
 
+/// Replays a recorded tree of decode steps, with each way to group its attention; needs no model.
+///
+/// The replay branches and prunes the tree as recorded, plans every step, and on some of them appends K and V,
+/// runs one layer's attention (of Llama-3-8B, unless the file has its own shape) and compares rows of the output
+/// with f64. It prints, for each grouping, the bytes read, attention's time and planning's, and draws the tree
+/// over time to target/replay as an SVG. An attention time is that of the fastest of two calls from the host:
+/// on a GPU, copies of queries and outputs are part of it; deft-bench, in the bundle, times the kernels alone.
+///
+/// Examples:
+///   cargo xtask replay
+///   cargo xtask replay --workload sorting128ToT --run 3 --grouping flatten
+///   cargo xtask replay --workload workloads/trees.json --run spec64_ctx4k --json
 #[derive(Clone, Debug, clap::Args)]
-// Two commands have these arguments, one of them among its own.
-#[group(skip)]
+#[command(verbatim_doc_comment)]
 pub(crate) struct Args {
     /// What to replay: a recorded tree-of-thought task (sorting128ToT, docmergeToT, keywordToT,
     /// set128ToT), few-shot (a 4,000-token prompt with 50 branches), medusa (draft trees with their
@@ -37,7 +49,7 @@ pub(crate) struct Args {
 
     /// Decode steps on which attention is run, timed and checked, spread evenly over the run. Bytes and
     /// plans are counted on every step.
-    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = STEPS, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) steps: u32,
 
     /// Print one JSON object instead of the table; everything else goes to stderr.
@@ -46,6 +58,18 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// Those of a command line without any, but for `--json`.
+    pub(crate) fn usual(json: bool) -> Self {
+        Self {
+            workload: Workload::Task(TASKS[0]),
+            run: None,
+            grouping: Vec::new(),
+            device: DeviceArg::Auto,
+            steps: STEPS,
+            json,
+        }
+    }
+
     /// What is replayed, for people.
     pub(crate) fn title(&self) -> String {
         let run = self.run.as_ref();
@@ -182,6 +206,7 @@ mod tests {
         let again = parse(&args.words()).unwrap();
         assert_eq!(format!("{again:?}"), format!("{args:?}"));
         let default = parse(&[]).unwrap();
+        assert_eq!(format!("{default:?}"), format!("{:?}", Args::usual(false)));
         let again = parse(&default.words()).unwrap();
         assert_eq!(format!("{again:?}"), format!("{default:?}"));
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask replay`, which `build-and-run` starts: a recorded tree, step by step, through the library.
+//! `cargo xtask replay`: a recorded tree, step by step, through the library.
 //!
 //! ```text
 //! args --[load]--> trace --[session: cache, plans, attention, check]--> report: table or JSON

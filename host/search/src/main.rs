@@ -1,0 +1,42 @@
+//! `deft-search`, the program.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use deft_search::args::{Args, model_file};
+
+/// Searches a tree of continuations with a language model, and shows the tree as it grows.
+///
+/// Branches share the K and V of the tokens they have in common, and attention reads them once a step; the
+/// summary says what reading them for every branch by itself would have cost.
+///
+/// Examples:
+///   deft-search --model SmolLM2-135M-Instruct.Q4_1.gguf
+///   deft-search --model llama.gguf --prompt "Name three rivers." --search best-of-n --width 6
+///   deft-search --model llama.gguf --task digit-sort --search beam --json
+#[derive(Parser)]
+#[command(version, verbatim_doc_comment, max_term_width = 100)]
+struct Cli {
+    /// A GGUF file of a Llama-architecture model with a byte-level BPE tokenizer.
+    #[arg(long, value_name = "PATH", value_parser = model_file)]
+    model: PathBuf,
+
+    #[command(flatten)]
+    args: Args,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(what) = cli.args.check() {
+        eprintln!("error: {what}");
+        return ExitCode::from(2);
+    }
+    match deft_search::run(&cli.model, &cli.args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

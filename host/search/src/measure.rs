@@ -1,0 +1,145 @@
+//! What attention costs with shared prefixes and without, measured while a search runs.
+
+use std::time::{Duration, Instant};
+
+use deft::tree::TokenForest;
+use deft::{Grouping, NodeKey};
+use deft_engine::{CpuModel, DraftToken, ModelError, Traffic, TreeModel};
+
+/// Of so many passes one is measured.
+const EVERY: u64 = 4;
+
+/// A model of which attention can be timed by itself.
+pub(crate) trait Timed: TreeModel {
+    /// Time of attention in all layers for a query at each of `leaves`, planned by `grouping`.
+    fn time_attention(
+        &mut self,
+        leaves: &[NodeKey],
+        grouping: Grouping,
+    ) -> Result<Duration, ModelError>;
+}
+
+impl Timed for CpuModel {
+    fn time_attention(
+        &mut self,
+        leaves: &[NodeKey],
+        grouping: Grouping,
+    ) -> Result<Duration, ModelError> {
+        Ok(self.time_attention(leaves, grouping)?)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Timed for deft_engine::cuda::CudaModel {
+    fn time_attention(
+        &mut self,
+        leaves: &[NodeKey],
+        grouping: Grouping,
+    ) -> Result<Duration, ModelError> {
+        self.time_attention(leaves, grouping)
+    }
+}
+
+/// What was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AttentionTime {
+    /// Passes measured.
+    pub(crate) passes: u64,
+    /// Shared prefixes read once, all measured passes together.
+    pub(crate) shared: Duration,
+    /// One query at a time.
+    pub(crate) per_query: Duration,
+}
+
+/// A model that measures every fourth pass after it: attention of the same tree, planned to share prefixes and
+/// planned a query at a time.
+pub(crate) struct Measured<'a> {
+    model: &'a mut dyn Timed,
+    passes: u64,
+    pub(crate) attention: AttentionTime,
+    /// What measuring took, which is no part of the search.
+    pub(crate) overhead: Duration,
+}
+
+impl<'a> Measured<'a> {
+    pub(crate) fn new(model: &'a mut dyn Timed) -> Self {
+        Self {
+            model,
+            passes: 0,
+            attention: AttentionTime::default(),
+            overhead: Duration::ZERO,
+        }
+    }
+
+    fn measure(&mut self, leaves: &[NodeKey]) -> Result<(), ModelError> {
+        self.passes += 1;
+        if !(self.passes - 1).is_multiple_of(EVERY) {
+            return Ok(());
+        }
+        let started = Instant::now();
+        self.attention.shared += self.model.time_attention(leaves, Grouping::Flatten)?;
+        self.attention.per_query += self.model.time_attention(leaves, Grouping::PerQuery)?;
+        self.attention.passes += 1;
+        self.overhead += started.elapsed();
+        Ok(())
+    }
+}
+
+impl TreeModel for Measured<'_> {
+    fn vocabulary(&self) -> usize {
+        self.model.vocabulary()
+    }
+
+    fn context(&self) -> usize {
+        self.model.context()
+    }
+
+    fn forest(&self) -> &TokenForest {
+        self.model.forest()
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.model.traffic()
+    }
+
+    fn insert_prompt(
+        &mut self,
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<NodeKey, ModelError> {
+        self.model.insert_prompt(tokens, logits)
+    }
+
+    fn fork(&mut self, node: NodeKey, n: usize) -> Result<Vec<NodeKey>, ModelError> {
+        self.model.fork(node, n)
+    }
+
+    fn step(
+        &mut self,
+        leaves: &[NodeKey],
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        self.model.step(leaves, tokens, logits)?;
+        self.measure(leaves)
+    }
+
+    fn verify(
+        &mut self,
+        trunk: NodeKey,
+        draft: &[DraftToken],
+        logits: &mut Vec<f32>,
+    ) -> Result<Vec<NodeKey>, ModelError> {
+        let nodes = self.model.verify(trunk, draft, logits)?;
+        self.measure(&nodes)?;
+        Ok(nodes)
+    }
+
+    fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
+        self.model.accept(trunk, path)
+    }
+
+    fn prune(&mut self, node: NodeKey) -> Result<u32, ModelError> {
+        self.model.prune(node)
+    }
+}
