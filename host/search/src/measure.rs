@@ -7,7 +7,7 @@ use deft::{Grouping, NodeKey};
 use deft_engine::{CpuModel, DraftToken, ModelError, Traffic, TreeModel};
 
 /// Of so many passes one is measured.
-const EVERY: u64 = 4;
+const EVERY: u64 = 2;
 
 /// A model of which attention can be timed by itself.
 pub(crate) trait Timed: TreeModel {
@@ -51,7 +51,7 @@ pub(crate) struct AttentionTime {
     pub(crate) per_query: Duration,
 }
 
-/// A model that measures every fourth pass after it: attention of the same tree, planned to share prefixes and
+/// A model that measures every second pass after it: attention of the same tree, planned to share prefixes and
 /// planned a query at a time.
 pub(crate) struct Measured<'a> {
     model: &'a mut dyn Timed,

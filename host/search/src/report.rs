@@ -161,7 +161,7 @@ impl Report {
             writeln!(
                 out,
                 "attention    {:.2} ms a step with shared prefixes, {:.2} ms a query at a time\n             \
-                 (all layers, measured alone on every fourth step)",
+                 (all layers, measured alone on every second step)",
                 milliseconds(self.attention.shared_seconds),
                 milliseconds(self.attention.per_query_seconds)
             )?;

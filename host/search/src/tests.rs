@@ -230,10 +230,10 @@ fn the_table_names_the_answer_and_both_ways_to_read() {
 }
 
 #[test]
-fn every_fourth_pass_is_measured_both_ways() {
+fn every_second_pass_is_measured_both_ways() {
     let (_, found) = searched("--task digit-sort --budget 100");
     let time = found.attention;
-    assert_eq!(time.passes, found.outcome.stats.steps.div_ceil(4));
+    assert_eq!(time.passes, found.outcome.stats.steps.div_ceil(2));
     assert!(time.shared > Duration::ZERO);
     assert_eq!(time.per_query, 2 * time.shared);
 }

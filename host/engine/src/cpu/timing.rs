@@ -8,7 +8,7 @@ use super::CpuModel;
 
 impl CpuModel {
     /// Time of attention in all layers, for a query at the end of each of `leaves`, planned by `grouping`: the
-    /// faster of two runs. Planning is not part of it. Trees stay as they are.
+    /// fastest of three runs. Planning is not part of it. Trees stay as they are.
     ///
     /// # Errors
     /// [`CacheError`], for leaves that cannot be planned.
@@ -24,7 +24,7 @@ impl CpuModel {
         q.resize(leaves.len() * width, 0.0);
         let mut out = vec![0.0; q.len()];
         let mut fastest = Duration::MAX;
-        for _ in 0..2 {
+        for _ in 0..3 {
             let started = Instant::now();
             for layer in 0..self.config.layers {
                 self.cache.attend(layer, &plan, &q, &mut out)?;
