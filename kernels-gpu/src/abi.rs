@@ -33,9 +33,8 @@ pub struct ProgramHeader {
     pub segments: u32,
     /// Words of the whole program, this header included, padding not.
     pub words: u32,
-    /// Number of [`MergeRow`]s of the whole plan, the same in all its programs: a block that merges knows it as
-    /// soon as it has its program.
-    pub merge_rows: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// A range of queries and what they attend to here.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use deft::plan::{Item, Plan};
 use deft::tree::TreeView;
-use kernels_gpu::abi::{NONE, PAGE_TOKENS, ProgramHeader};
+use kernels_gpu::abi::{NONE, PAGE_TOKENS};
 
 /// Of each query, by page, the tokens it sees as bits.
 pub type Coverage = Vec<BTreeMap<u32, u64>>;
@@ -92,11 +92,6 @@ pub fn assert_covers(plan: &Plan, view: &TreeView) {
 }
 
 fn assert_merges(plan: &Plan) {
-    for program in plan.words().chunks_exact(plan.stride() as usize) {
-        let header: ProgramHeader =
-            bytemuck::pod_read_unaligned(bytemuck::cast_slice(&program[..4]));
-        assert_eq!(header.merge_rows as usize, plan.merge_rows().len());
-    }
     let mut slots_of = vec![Vec::new(); plan.queries() as usize];
     let mut writers = vec![0; plan.queries() as usize];
     let mut used = vec![false; plan.partial_slots() as usize];

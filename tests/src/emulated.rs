@@ -1,6 +1,5 @@
 //! The GPU kernels as a backend: their own source, on the emulator.
 
-mod attend;
 mod paged;
 
 use deft::attention::{
@@ -10,7 +9,10 @@ use deft::attention::{
 use deft::cache::{CacheShape, DType, Elements, ElementsMut};
 use emulator::{Launch, Memory, Report};
 use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
+use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
+use kernels_gpu::attention::{self as kernels, Merge, tile};
 use kernels_gpu::cache;
+use kernels_gpu::device::wgmma::Accumulators;
 use kernels_gpu::device::{Bf16, Element, F16};
 use kernels_gpu::entries::Arch;
 use kernels_gpu::layout::{element_offset, half_page_elements, page_offset};
@@ -22,8 +24,6 @@ pub struct Emulated {
     /// `[layers][pages][kv_heads][page elements]`.
     pool: Vec<u16>,
     arch: Arch,
-    /// Whether Hopper's blocks merge within the attend launch.
-    merges_in_attend: bool,
     seed: u64,
 }
 
@@ -40,7 +40,6 @@ impl Emulated {
             shape,
             pool: vec![0; elements],
             arch: Arch::Sm90a,
-            merges_in_attend: true,
             seed,
         }
     }
@@ -49,15 +48,6 @@ impl Emulated {
     #[must_use]
     pub fn with_kernels(self, arch: Arch) -> Self {
         Self { arch, ..self }
-    }
-
-    /// The same with every merge in a launch of its own.
-    #[must_use]
-    pub fn with_merge_launches(self) -> Self {
-        Self {
-            merges_in_attend: false,
-            ..self
-        }
     }
 
     /// The pool's elements, as they lie in device memory.
@@ -217,6 +207,112 @@ impl Emulated {
             })?;
         self.pool = memory.read_poisoned(pool);
         Ok(())
+    }
+
+    fn attend_d<
+        E: Element,
+        const D: usize,
+        const KS: usize,
+        const NT: usize,
+        const O: usize,
+        const V: usize,
+    >(
+        &self,
+        call: Attend<'_>,
+    ) -> Result<(), Box<Report>>
+    where
+        [f32; O]: Accumulators,
+    {
+        let plan = call.plan;
+        let (kv_heads, group) = (self.shape.kv_heads, plan.group_size());
+        let partial_rows = (kv_heads * plan.partial_slots() * group) as usize;
+        let mut memory = Memory::new();
+        let q = memory.constant::<u16>("q", bytemuck::cast_slice(call.q.bytes()));
+        let pool = memory.constant("pool", &self.pool[self.plane(call.layer)]);
+        let programs = memory.constant("programs", plan.words());
+        let masks = memory.constant("masks", plan.masks());
+        let lengths = memory.constant("lengths", call.counters.lengths);
+        let rows = memory.constant("merge rows", plan.merge_rows());
+        let slots = memory.constant("merge slots", plan.merge_slots());
+        let out = memory.unwritten::<u16>("out", call.out.len());
+        let lse = call
+            .lse
+            .as_ref()
+            .map(|lse| memory.unwritten::<f32>("lse", lse.len()));
+        let partial_o = memory.unwritten::<f32>("partial o", partial_rows * D);
+        let partial_lse = memory.unwritten::<f32>("partial lse", partial_rows);
+        let lse_pointer = || lse.map_or(std::ptr::null_mut(), |lse| lse.as_mut_ptr());
+        let (threads, shared_bytes) = match self.arch {
+            Arch::Sm80 => (tile::ampere::THREADS, tile::ampere::Tile::<D>::SHARED_BYTES),
+            Arch::Sm90a => (tile::hopper::THREADS, tile::hopper::Tile::<D>::SHARED_BYTES),
+        };
+        self.launch([plan.shares(), kv_heads, 1], threads)
+            .shared_bytes(shared_bytes)
+            // Of a page's last group of tokens, K is multiplied and then masked.
+            .poison_matrix_reads()
+            .run(&mut memory, || {
+                let arguments = kernels::Attend {
+                    q: q.as_ptr(),
+                    pool: pool.as_ptr(),
+                    programs: programs.as_ptr(),
+                    masks: masks.as_ptr(),
+                    lengths: lengths.as_ptr(),
+                    out: out.as_mut_ptr(),
+                    lse: lse_pointer(),
+                    partial_o: partial_o.as_mut_ptr(),
+                    partial_lse: partial_lse.as_mut_ptr(),
+                    stride: plan.stride(),
+                    kv_heads,
+                    group,
+                    partial_slots: plan.partial_slots(),
+                    scale_log2: call.params.scale * std::f32::consts::LOG2_E,
+                    soft_cap: call.params.soft_cap.unwrap_or(0.0),
+                };
+                // SAFETY: the emulator checks every access.
+                unsafe {
+                    match self.arch {
+                        Arch::Sm80 => kernels::ampere::attend::<E, D, KS, NT>(arguments),
+                        Arch::Sm90a => kernels::hopper::attend::<E, D, KS, NT, O>(arguments),
+                    }
+                }
+            })?;
+        let warps = plan.merge_rows().len() as u32 * kv_heads * group;
+        if warps > 0 {
+            self.launch([warps.div_ceil(MERGE_WARPS), 1, 1], MERGE_THREADS)
+                .dependent()
+                .run(&mut memory, || {
+                    let arguments = Merge {
+                        partial_o: partial_o.as_ptr(),
+                        partial_lse: partial_lse.as_ptr(),
+                        rows: rows.as_ptr(),
+                        slots: slots.as_ptr(),
+                        out: out.as_mut_ptr(),
+                        lse: lse_pointer(),
+                        row_count: plan.merge_rows().len() as u32,
+                        partial_slots: plan.partial_slots(),
+                        kv_heads,
+                        group,
+                    };
+                    // SAFETY: the emulator checks every access.
+                    unsafe { kernels::merge::<E, D, V>(arguments) }
+                })?;
+        }
+        let result = memory.read(out).map_err(Box::new)?;
+        call.out
+            .into_bytes()
+            .copy_from_slice(bytemuck::cast_slice(&result));
+        if let (Some(values), Some(lse)) = (call.lse, lse) {
+            values.copy_from_slice(&memory.read(lse).map_err(Box::new)?);
+        }
+        Ok(())
+    }
+
+    fn attend_e<E: Element>(&self, call: Attend<'_>) -> Result<(), Box<Report>> {
+        match self.shape.head_dim {
+            64 => self.attend_d::<E, 64, 4, 8, 32, 2>(call),
+            128 => self.attend_d::<E, 128, 8, 16, 64, 4>(call),
+            _ => self.attend_d::<E, 256, 16, 32, 128, 8>(call),
+        }
     }
 }
 

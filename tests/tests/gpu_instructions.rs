@@ -35,7 +35,6 @@ fn run(case: &Case, device: &CudaDevice, stream: &Stream) -> Result<Vec<u32>, Cu
     let launch = Launch {
         grid: [case.blocks, 1, 1],
         overlaps_predecessor: false,
-        resident: false,
     };
     // SAFETY: the kernel takes these two arguments, which live until the read below has waited for it.
     unsafe { kernel.launch(launch, arguments, stream.raw()) }?;

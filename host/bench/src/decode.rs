@@ -110,7 +110,6 @@ impl<'g> Loop<'g> {
         let pool = HostPool::random(heads, PAGES, &forest.view(&[root])?, Random::new(12));
         let leaves = forest.fork(root, 4)?;
         let mut cache = CudaCache::new(&gpu.device, heads.shape(PAGES), SLOTS)?;
-        cache.merge_in(gpu.merge);
         let mut planner = Planner::new(cache.plan_config(grouping, heads.group))?;
         let plan = planner.plan(&forest.view(&leaves)?)?;
         cache.pool().write(0, &pool.elements, &gpu.stream)?;

@@ -13,7 +13,7 @@ use crate::tensors::HostPool;
 
 #[derive(Debug)]
 pub(crate) enum Device {
-    Gpu(Box<Gpu>),
+    Gpu(Gpu),
     Cpu,
 }
 

@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use deft::cuda::{
-    Arch, Arguments, CudaDevice, CudaError, DeviceBuffer, Event, Graph, Kernel, Launch, MergePlace,
-    Stream,
+    Arch, Arguments, CudaDevice, CudaError, DeviceBuffer, Event, Graph, Kernel, Launch, Stream,
 };
 
 use crate::stats::Spread;
@@ -27,8 +26,6 @@ pub(crate) struct Repeats {
 pub(crate) struct Gpu {
     pub(crate) device: CudaDevice,
     pub(crate) stream: Stream,
-    /// Where partial results are merged.
-    pub(crate) merge: MergePlace,
     flush: Flush,
     events: (Event, Event),
 }
@@ -47,7 +44,6 @@ impl Gpu {
         ordinal: u32,
         ptx: &[std::path::PathBuf],
         arch: Option<Arch>,
-        merge: MergePlace,
     ) -> Result<Self> {
         let device = CudaDevice::new(ordinal)?;
         if let Some(arch) = arch {
@@ -65,7 +61,6 @@ impl Gpu {
             flush: Flush::new(&device, &stream)?,
             events: (Event::new(&device)?, Event::new(&device)?),
             stream,
-            merge,
             device,
         })
     }
@@ -145,7 +140,6 @@ impl Flush {
         let launch = Launch {
             grid: [stream.device().multiprocessors() * 4, 1, 1],
             overlaps_predecessor: false,
-            resident: false,
         };
         let arguments = flush_arguments(&self.data, &self.sink);
         // SAFETY: the kernel reads `data`, all of it, and may write `sink`; both live as long as this.

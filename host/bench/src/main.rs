@@ -38,7 +38,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
-use deft::cuda::{Arch, CudaError, MergePlace};
+use deft::cuda::{Arch, CudaError};
 use deft::plan::Grouping;
 
 use crate::device::Device;
@@ -92,30 +92,6 @@ pub(crate) struct GpuArgs {
     /// Take the embedded kernels for this architecture, not the GPU's own: `sm_80` runs on all.
     #[arg(long)]
     arch: Option<Arch>,
-    /// Where partial results are merged.
-    #[arg(long, value_enum, default_value = "attend")]
-    merge: MergeArg,
-}
-
-/// [`MergePlace`] on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum MergeArg {
-    /// Within the attend launch, where its blocks fit on the GPU at once
-    Attend,
-    /// The same without asking the driver to start all blocks at once; with nothing else on the GPU only
-    AttendUnguarded,
-    /// In a launch of its own
-    Launch,
-}
-
-impl From<MergeArg> for MergePlace {
-    fn from(argument: MergeArg) -> Self {
-        match argument {
-            MergeArg::Attend => Self::Attend,
-            MergeArg::AttendUnguarded => Self::AttendUnguarded,
-            MergeArg::Launch => Self::Launch,
-        }
-    }
 }
 
 impl DeviceArgs {
@@ -130,7 +106,7 @@ impl DeviceKind {
             return Ok(Device::Cpu);
         }
         match gpu.open() {
-            Ok(gpu) => Ok(Device::Gpu(Box::new(gpu))),
+            Ok(gpu) => Ok(Device::Gpu(gpu)),
             Err(error) => match error.downcast_ref() {
                 Some(CudaError::NoDevice { .. }) if self == Self::Auto => {
                     say(&format!("{error}; running on the CPU"));
@@ -144,7 +120,7 @@ impl DeviceKind {
 
 impl GpuArgs {
     fn open(&self) -> Result<gpu::Gpu> {
-        gpu::Gpu::open(self.gpu, &self.ptx, self.arch, self.merge.into())
+        gpu::Gpu::open(self.gpu, &self.ptx, self.arch)
     }
 }
 

@@ -41,8 +41,7 @@ impl<'g> Session<'g> {
         slots: u32,
     ) -> Result<Self> {
         let heads = pool.heads;
-        let mut cache = CudaCache::new(&gpu.device, heads.shape(pool.pages()), slots.max(1))?;
-        cache.merge_in(gpu.merge);
+        let cache = CudaCache::new(&gpu.device, heads.shape(pool.pages()), slots.max(1))?;
         cache.pool().write(0, &pool.elements, &gpu.stream)?;
         let elements = queries as usize * heads.query_elements();
         let rows = (queries * heads.q_heads()) as usize;

@@ -3,7 +3,7 @@
 use kernels_gpu::attention::tile::max_rows;
 
 use super::counters::Counters;
-use super::kernels::{AttendPointers, AttentionKernels, MergePlace};
+use super::kernels::{AttendPointers, AttentionKernels};
 use super::paged::PagedKernels;
 use super::plan::PlanImages;
 use super::writers::{Append, CachePointers, Rotary, WriterKernels};
@@ -243,11 +243,6 @@ impl CudaCache {
         Ok(())
     }
 
-    /// Says where partial results are merged.
-    pub fn merge_in(&mut self, place: MergePlace) {
-        self.kernels.place = place;
-    }
-
     /// How to plan for this cache: as many shares as fill the device, items that the kernels have room for.
     pub fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
         let shape = &self.shape;
@@ -266,12 +261,10 @@ impl CudaCache {
         let rows = capacity.partial_slots as usize * group_size as usize;
         let rows = rows * self.shape.kv_heads as usize;
         let o = rows * self.shape.head_dim as usize;
-        let arrivals = vec![0; self.shape.kv_heads as usize];
         Ok(CudaPlan {
             images: PlanImages::new(&self.device, capacity)?,
             partial_o: DeviceBuffer::uninitialized(&self.device, "partial outputs", o)?,
             partial_lse: DeviceBuffer::uninitialized(&self.device, "partial LSEs", rows)?,
-            arrivals: DeviceBuffer::from_slice(&self.device, "arrivals", &arrivals)?,
             group_size,
             max_rows: max_rows(self.shape.head_dim),
         })
@@ -304,15 +297,10 @@ impl CudaCache {
         params: &AttentionParams,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let pointers = AttendPointers {
-            pool: self.plane(layer)?,
-            ..self.pointers(plan, buffers)
-        };
-        // SAFETY: the caller vouches for buffers and stream; pool, counters, partials and arrivals are ours and as
-        // large as the plan's capacity says.
+        // SAFETY: the caller's.
         unsafe {
-            self.kernels
-                .attend(&plan.images, plan.group_size, &pointers, params, stream)
+            self.attend_partial(layer, plan, buffers, params, stream)?;
+            self.merge(plan, buffers, stream)
         }
     }
 
@@ -336,10 +324,11 @@ impl CudaCache {
             pool: self.plane(layer)?,
             ..self.pointers(plan, buffers)
         };
-        // SAFETY: as in `attend`.
+        // SAFETY: the caller vouches for buffers and stream; pool, counters and partials are ours and as
+        // large as the plan's capacity says.
         unsafe {
             self.kernels
-                .attend_partial(&plan.images, plan.group_size, &pointers, params, stream)
+                .attend(&plan.images, plan.group_size, &pointers, params, stream)
         }
     }
 
@@ -358,7 +347,7 @@ impl CudaCache {
         stream: RawStream,
     ) -> Result<(), CudaError> {
         let pointers = self.pointers(plan, buffers);
-        // SAFETY: as in `attend`.
+        // SAFETY: as in `attend_partial`.
         unsafe {
             self.kernels
                 .merge(&plan.images, plan.group_size, &pointers, stream)
@@ -374,7 +363,6 @@ impl CudaCache {
             lse: buffers.lse,
             partial_o: plan.partial_o.pointer(),
             partial_lse: plan.partial_lse.pointer(),
-            arrivals: plan.arrivals.pointer(),
         }
     }
 

@@ -12,8 +12,6 @@ pub struct CudaPlan {
     pub(super) images: PlanImages,
     pub(super) partial_o: DeviceBuffer<f32>,
     pub(super) partial_lse: DeviceBuffer<f32>,
-    /// `[kv_heads]`: where the blocks of a KV head meet; zero at first, then every launch leaves it as the next wants it.
-    pub(super) arrivals: DeviceBuffer<u32>,
     pub(super) group_size: u32,
     /// Most rows of an item.
     pub(super) max_rows: u32,

@@ -25,31 +25,12 @@ pub(super) struct AttendPointers {
     pub(super) partial_o: DevicePtr,
     /// `[kv_heads][partial_slots][group]` f32, base 2.
     pub(super) partial_lse: DevicePtr,
-    /// `[kv_heads]` u32.
-    pub(super) arrivals: DevicePtr,
-}
-
-/// Where partial results are merged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum MergePlace {
-    /// Within the attend launch, where its kernel does that and all blocks fit on the device at once; else as
-    /// [`MergePlace::Launch`].
-    #[default]
-    Attend,
-    /// The same without asking the driver for all blocks at once: to measure what that costs. Anything else that
-    /// runs on the device may keep blocks out that others wait for, for ever.
-    AttendUnguarded,
-    /// In a launch of its own.
-    Launch,
 }
 
 /// The kernels of one shape, compiled.
 #[derive(Clone, Debug)]
 pub(super) struct AttentionKernels {
     kv_heads: u32,
-    multiprocessors: u32,
-    pub(super) place: MergePlace,
     attend: Kernel,
     merge: Kernel,
 }
@@ -63,8 +44,6 @@ impl AttentionKernels {
         let merge = merge_arguments(&nowhere, &none, 0).sizes();
         Ok(Self {
             kv_heads: shape.kv_heads,
-            multiprocessors: device.multiprocessors(),
-            place: MergePlace::default(),
             attend: device.kernel(&format!("attend_{dtype}_d{head_dim}"), &attend)?,
             merge: device.kernel(&format!("merge_{dtype}_d{head_dim}"), &merge)?,
         })
@@ -75,7 +54,8 @@ impl AttentionKernels {
         [&self.attend, &self.merge]
     }
 
-    /// Enqueues attention over the plan.
+    /// Enqueues attention over the plan: results where an item is alone with its queries, partial results
+    /// elsewhere.
     ///
     /// # Safety
     /// The pointers are valid for their documented shapes until the work is done, and `stream` belongs
@@ -88,67 +68,18 @@ impl AttentionKernels {
         params: &AttentionParams,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let sizes = PlanArguments::of(plan, group);
-        if !self.merges_in_attend(&sizes) {
-            // SAFETY: the caller's.
-            return unsafe {
-                self.attend_partial(plan, group, pointers, params, stream)?;
-                self.merge(plan, group, pointers, stream)
-            };
-        }
+        let plan = PlanArguments::of(plan, group);
         let launch = Launch {
-            resident: self.place == MergePlace::Attend,
-            ..self.attend_launch(&sizes)
+            grid: [plan.shares, self.kv_heads, 1],
+            overlaps_predecessor: false,
         };
-        let arguments = attend_arguments(pointers, &sizes, self.kv_heads, params);
+        let arguments = attend_arguments(pointers, &plan, self.kv_heads, params);
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the caller
         // vouches for the memory and the stream, the plan for its buffers.
         unsafe { self.attend.launch(launch, arguments, stream) }
     }
 
-    /// Enqueues attention over the plan, without the merge: results where an item is alone with its queries, partial
-    /// results elsewhere.
-    ///
-    /// # Safety
-    /// As [`Self::attend`].
-    pub(super) unsafe fn attend_partial(
-        &self,
-        plan: &PlanImages,
-        group: u32,
-        pointers: &AttendPointers,
-        params: &AttentionParams,
-        stream: RawStream,
-    ) -> Result<(), CudaError> {
-        let plan = PlanArguments::of(plan, group);
-        let pointers = AttendPointers {
-            arrivals: DevicePtr::NULL,
-            ..*pointers
-        };
-        let arguments = attend_arguments(&pointers, &plan, self.kv_heads, params);
-        // SAFETY: as in `attend`.
-        unsafe {
-            self.attend
-                .launch(self.attend_launch(&plan), arguments, stream)
-        }
-    }
-
-    /// Whether the blocks of `attend` merge.
-    fn merges_in_attend(&self, plan: &PlanArguments) -> bool {
-        self.place != MergePlace::Launch
-            && self.attend.meets
-            && plan.rows > 0
-            && resident_at_once(plan.shares, self.kv_heads, self.multiprocessors)
-    }
-
-    fn attend_launch(&self, plan: &PlanArguments) -> Launch {
-        Launch {
-            grid: [plan.shares, self.kv_heads, 1],
-            overlaps_predecessor: false,
-            resident: false,
-        }
-    }
-
-    /// Enqueues the merge of what [`Self::attend_partial`] left, if the plan may leave anything.
+    /// Enqueues the merge of what [`Self::attend`] left, if the plan may leave anything.
     ///
     /// # Safety
     /// As [`Self::attend`].
@@ -163,7 +94,6 @@ impl AttentionKernels {
         let launch = Launch {
             grid: [merge_blocks(&plan, self.kv_heads), 1, 1],
             overlaps_predecessor: true,
-            resident: false,
         };
         let arguments = merge_arguments(pointers, &plan, self.kv_heads);
         // SAFETY: as in `attend`.
@@ -202,11 +132,6 @@ impl PlanArguments {
     }
 }
 
-/// Whether all blocks of an `attend` launch are on the device at once, where a multiprocessor has room for one.
-fn resident_at_once(shares: u32, kv_heads: u32, multiprocessors: u32) -> bool {
-    u64::from(shares) * u64::from(kv_heads) <= u64::from(multiprocessors)
-}
-
 /// Blocks of the merge launch: a warp a merge row and query head.
 fn merge_blocks(plan: &PlanArguments, kv_heads: u32) -> u32 {
     (plan.rows * plan.group * kv_heads).div_ceil(MERGE_WARPS)
@@ -228,9 +153,6 @@ fn attend_arguments(
         .pointer(at.lse)
         .pointer(at.partial_o)
         .pointer(at.partial_lse)
-        .pointer(plan.merge_rows)
-        .pointer(plan.merge_slots)
-        .pointer(at.arrivals)
         .word(plan.stride_words)
         .word(kv_heads)
         .word(plan.group)
@@ -283,21 +205,6 @@ mod tests {
             let image = Image::embedded("merge_bf16_d128", arch).unwrap();
             assert_eq!(image.entry("merge_bf16_d128").unwrap().waits, waits);
         }
-    }
-
-    #[test]
-    fn only_an_attend_whose_blocks_wait_for_one_another_is_said_to() {
-        for (arch, meets) in [(Arch::Sm80, false), (Arch::Sm90a, true)] {
-            let image = Image::embedded("attend_bf16_d128", arch).unwrap();
-            assert_eq!(image.entry("attend_bf16_d128").unwrap().meets, meets);
-        }
-    }
-
-    #[test]
-    fn blocks_that_need_more_multiprocessors_than_there_are_do_not_wait_for_one_another() {
-        assert!(resident_at_once(16, 8, 132) && resident_at_once(132, 1, 132));
-        assert!(!resident_at_once(17, 8, 132) && !resident_at_once(1, 133, 132));
-        assert!(!resident_at_once(1 << 16, 1 << 16, 132));
     }
 
     #[test]

@@ -83,8 +83,6 @@ pub struct Kernel {
     pub(super) shared_bytes: u32,
     /// It waits by itself for its predecessor.
     pub(super) waits: bool,
-    /// Its blocks can wait for one another.
-    pub(super) meets: bool,
 }
 
 // SAFETY: a function handle may be used from any thread; the device keeps its module loaded.
@@ -115,10 +113,6 @@ pub struct Launch {
     /// Whether the kernel may start before its predecessor in the stream has ended (CUDA programming
     /// guide, "Programmatic dependent launch"). It does only if it waits by itself before it reads.
     pub overlaps_predecessor: bool,
-    /// Whether all blocks have to be on the device at once, because they wait for one another (CUDA programming
-    /// guide, "Cooperative groups", "Grid synchronization"). The driver refuses more than fit, and then begins with
-    /// none before there is room for all.
-    pub resident: bool,
 }
 
 impl Kernel {
@@ -167,16 +161,53 @@ impl Kernel {
         }
         let _current = self.device.activate()?;
         let mut pointers = arguments.pointers();
-        let pointers = pointers.as_mut_ptr();
-        // SAFETY: the context is current, `pointers` has a place for each parameter; the rest is the caller's promise.
-        let code = unsafe {
-            match self.device.launch_ex() {
-                _ if launch.resident => self.launch_resident(launch.grid, pointers, stream),
-                Some(launch_ex) if launch.overlaps_predecessor && self.waits => {
-                    self.launch_dependent(launch_ex, launch.grid, pointers, stream)
+        let code = match self.device.launch_ex() {
+            Some(launch_ex) if launch.overlaps_predecessor && self.waits => {
+                let mut value = [0; 8];
+                value[0] = 1;
+                let attribute = sys::LaunchAttribute {
+                    id: sys::ATTRIBUTE_PROGRAMMATIC_SERIALIZATION,
+                    padding: 0,
+                    value,
+                };
+                let config = sys::LaunchConfig {
+                    grid: launch.grid,
+                    block: [self.threads, 1, 1],
+                    shared_bytes: self.shared_bytes,
+                    stream: stream.handle(),
+                    attributes: &raw const attribute,
+                    attribute_count: 1,
+                };
+                // SAFETY: the structures are the driver's (sizes asserted), `pointers` has a place for
+                // each parameter; the rest is the caller's promise.
+                unsafe {
+                    launch_ex(
+                        &raw const config,
+                        self.function,
+                        pointers.as_mut_ptr(),
+                        std::ptr::null_mut(),
+                    )
                 }
-                // Without the attribute the kernel simply starts after its predecessor.
-                _ => self.launch_plain(launch.grid, pointers, stream),
+            }
+            // Without the attribute the kernel simply starts after its predecessor.
+            _ => {
+                let [x, y, z] = launch.grid;
+                // SAFETY: as above.
+                unsafe {
+                    sys::cuLaunchKernel(
+                        self.function,
+                        x,
+                        y,
+                        z,
+                        self.threads,
+                        1,
+                        1,
+                        self.shared_bytes,
+                        stream.handle(),
+                        pointers.as_mut_ptr(),
+                        std::ptr::null_mut(),
+                    )
+                }
             }
         };
         if code == sys::SUCCESS {
@@ -206,95 +237,9 @@ impl Kernel {
         let launch = Launch {
             grid: [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1],
             overlaps_predecessor: false,
-            resident: false,
         };
         // SAFETY: the caller's.
         unsafe { self.launch(launch, arguments, stream) }
-    }
-
-    /// # Safety
-    /// As [`Kernel::launch`], and `arguments` points to each argument; so for the two below.
-    unsafe fn launch_plain(
-        &self,
-        [x, y, z]: [u32; 3],
-        arguments: *mut *mut c_void,
-        stream: RawStream,
-    ) -> i32 {
-        let (threads, shared, stream) = (self.threads, self.shared_bytes, stream.handle());
-        let nothing = std::ptr::null_mut();
-        // SAFETY: the caller's.
-        unsafe {
-            sys::cuLaunchKernel(
-                self.function,
-                x,
-                y,
-                z,
-                threads,
-                1,
-                1,
-                shared,
-                stream,
-                arguments,
-                nothing,
-            )
-        }
-    }
-
-    unsafe fn launch_resident(
-        &self,
-        [x, y, z]: [u32; 3],
-        arguments: *mut *mut c_void,
-        stream: RawStream,
-    ) -> i32 {
-        let (threads, shared, stream) = (self.threads, self.shared_bytes, stream.handle());
-        // SAFETY: the caller's.
-        unsafe {
-            sys::cuLaunchCooperativeKernel(
-                self.function,
-                x,
-                y,
-                z,
-                threads,
-                1,
-                1,
-                shared,
-                stream,
-                arguments,
-            )
-        }
-    }
-
-    unsafe fn launch_dependent(
-        &self,
-        launch_ex: sys::LaunchKernelEx,
-        grid: [u32; 3],
-        arguments: *mut *mut c_void,
-        stream: RawStream,
-    ) -> i32 {
-        let mut value = [0; 8];
-        value[0] = 1;
-        let attribute = sys::LaunchAttribute {
-            id: sys::ATTRIBUTE_PROGRAMMATIC_SERIALIZATION,
-            padding: 0,
-            value,
-        };
-        let config = sys::LaunchConfig {
-            grid,
-            block: [self.threads, 1, 1],
-            shared_bytes: self.shared_bytes,
-            stream: stream.handle(),
-            attributes: &raw const attribute,
-            attribute_count: 1,
-        };
-        // SAFETY: the structures are the driver's (sizes asserted); the rest is the caller's.
-        unsafe {
-            launch_ex(
-                &raw const config,
-                self.function,
-                arguments,
-                std::ptr::null_mut(),
-            )
-        }
     }
 }
 

@@ -47,7 +47,6 @@ pub use capacity::PlanCapacity;
 pub use device::{CudaDevice, DevicePtr, RawStream};
 pub use device_plan::CudaPlan;
 pub use error::CudaError;
-pub use kernels::MergePlace;
 pub use kernels_gpu::entries::Arch;
 pub use launch::{Arguments, Kernel, Launch, Resources};
 pub use memory::DeviceBuffer;

@@ -40,7 +40,6 @@ struct Loaded {
     threads: u32,
     shared_bytes: u32,
     waits: bool,
-    meets: bool,
     parameters: Vec<u32>,
 }
 
@@ -167,7 +166,6 @@ impl CudaDevice {
             threads: loaded.threads,
             shared_bytes: loaded.shared_bytes,
             waits: loaded.waits,
-            meets: loaded.meets,
         })
     }
 
@@ -210,7 +208,6 @@ impl CudaDevice {
             threads,
             shared_bytes,
             waits: entry.waits,
-            meets: entry.meets,
             parameters: entry.parameters.clone(),
         })
     }

@@ -87,7 +87,6 @@ impl PagedKernels {
         let launch = Launch {
             grid: grid(paged.count, &self.shape, kernel.threads),
             overlaps_predecessor: false,
-            resident: false,
         };
         let arguments = arguments(paged, &self.shape, at);
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the

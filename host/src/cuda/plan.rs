@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use kernels_gpu::abi::{MergeRow, NONE, ProgramHeader, words_of};
+use kernels_gpu::abi::{MergeRow, NONE};
 
 use super::{CudaDevice, CudaError, DeviceBuffer, PlanCapacity, Stream};
 use crate::plan::Plan;
@@ -60,15 +60,15 @@ impl PlanImage {
     fn set(&mut self, capacity: &PlanCapacity, plan: &Plan) -> Changes {
         let stride = capacity.stride_words as usize;
         let mut words = Vec::new();
-        let idle = idle_program(plan.merge_rows().len() as u32);
         for share in 0..capacity.shares {
             let begin = share as usize * stride;
+            // Word 0 of a header is its item count: 0 makes an empty program.
             let program = if share < plan.shares() {
                 let program =
                     &plan.words()[(share * plan.stride()) as usize..][..plan.stride() as usize];
                 &program[..program[2] as usize]
             } else {
-                &idle
+                &[0; 4]
             };
             overwrite(&mut self.words, begin, program, &mut words);
         }
@@ -106,15 +106,6 @@ struct Changes {
     masks: Vec<Range<usize>>,
     merge_rows: Vec<Range<usize>>,
     merge_slots: Vec<Range<usize>>,
-}
-
-/// The program of a share that has no work items, but may merge.
-fn idle_program(merge_rows: u32) -> [u32; words_of::<ProgramHeader>() as usize] {
-    bytemuck::cast(ProgramHeader {
-        words: words_of::<ProgramHeader>(),
-        merge_rows,
-        ..ProgramHeader::default()
-    })
 }
 
 /// Writes `new` to `image[begin..]` and notes the runs that differed.
@@ -249,12 +240,15 @@ mod tests {
                 &from[..words]
             );
         }
+        for share in 5..7 {
+            assert_eq!(
+                image.words[share * stride],
+                0,
+                "an unused share has no items"
+            );
+        }
         let rows = plan.merge_rows().len();
         assert!(rows > 0);
-        for share in 5..7 {
-            let header = &image.words[share * stride..][..4];
-            assert_eq!(header, [0, 0, 4, rows as u32], "no items, but may merge");
-        }
         assert_eq!(&image.merge_rows[..rows], plan.merge_rows());
         assert!(image.merge_rows[rows..].iter().all(|row| row.query == NONE));
     }

@@ -19,8 +19,6 @@ pub(super) struct Entry {
     pub(super) shared_bytes: Option<u32>,
     /// Whether it waits by itself for the kernels it depends on (`griddepcontrol.wait`).
     pub(super) waits: bool,
-    /// Whether its blocks can wait for one another (`ld.acquire.gpu`).
-    pub(super) meets: bool,
 }
 
 /// The entries of a PTX text.
@@ -69,7 +67,6 @@ impl Index {
                 let entry = Entry {
                     span: begin..offset,
                     waits: text[begin..offset].contains("griddepcontrol.wait"),
-                    meets: text[begin..offset].contains("ld.acquire.gpu"),
                     parameters: parameters(header).map_err(|e| format!("entry {name}: {e}"))?,
                     threads: threads(header).map_err(|e| format!("entry {name}: {e}"))?,
                     shared_bytes: shared_bytes(header).map_err(|e| format!("entry {name}: {e}"))?,

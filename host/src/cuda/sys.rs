@@ -118,19 +118,6 @@ unsafe extern "C" {
         extra: *mut *mut c_void,
     ) -> i32;
 
-    pub(super) fn cuLaunchCooperativeKernel(
-        function: Handle,
-        grid_x: u32,
-        grid_y: u32,
-        grid_z: u32,
-        block_x: u32,
-        block_y: u32,
-        block_z: u32,
-        shared_bytes: u32,
-        stream: Handle,
-        arguments: *mut *mut c_void,
-    ) -> i32;
-
     pub(super) fn cuStreamCreate(stream: *mut Handle, flags: u32) -> i32;
     pub(super) fn cuStreamDestroy_v2(stream: Handle) -> i32;
     pub(super) fn cuStreamQuery(stream: Handle) -> i32;

@@ -28,13 +28,12 @@ const ITEM: u32 = words_of::<WorkItem>();
 const SEGMENT: u32 = words_of::<Segment>();
 
 impl Encoder {
-    /// Writes `draft` into `plan`'s programs and masks; `merge_rows` of the plan's queries are merged.
+    /// Writes `draft` into `plan`'s programs and masks.
     pub(super) fn encode(
         &mut self,
         view: &TreeView,
         config: &PlanConfig,
         draft: &Draft,
-        merge_rows: u32,
         plan: &mut Plan,
     ) -> Result<(), PlanError> {
         self.shares.clear();
@@ -74,7 +73,7 @@ impl Encoder {
                 items: share.item,
                 segments: share.segment,
                 words: share.words() as u32,
-                merge_rows,
+                reserved: 0,
             };
             put(program, 0, &header);
             *share = Cursor {

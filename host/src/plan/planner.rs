@@ -102,8 +102,7 @@ impl Planner {
         }
         merge.fill(draft, view.queries)?;
         plan.clear();
-        let merge_rows = merge.rows.len() as u32;
-        if let Err(error) = encoder.encode(view, config, draft, merge_rows, plan) {
+        if let Err(error) = encoder.encode(view, config, draft, plan) {
             plan.clear();
             return Err(error);
         }

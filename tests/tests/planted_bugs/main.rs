@@ -1,7 +1,6 @@
 //! Kernels with one bug each: the emulator must name it, whatever the seed, and pass the kernel without it.
 
 mod asynchronous;
-mod meeting;
 mod memory;
 mod synchronisation;
 

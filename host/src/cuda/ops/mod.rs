@@ -271,6 +271,5 @@ fn blocks(count: u32) -> Launch {
     Launch {
         grid: [count, 1, 1],
         overlaps_predecessor: false,
-        resident: false,
     }
 }

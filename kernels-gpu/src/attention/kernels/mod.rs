@@ -12,7 +12,6 @@ pub mod ampere;
 mod block;
 mod finish;
 pub mod hopper;
-pub mod meeting;
 mod merge;
 mod page;
 mod program;
@@ -50,13 +49,6 @@ pub struct Attend {
     pub partial_o: *mut f32,
     /// `[kv_heads][partial_slots][group]`, base 2.
     pub partial_lse: *mut f32,
-    /// The plan's merge rows.
-    pub merge_rows: *const MergeRow,
-    /// Their slots.
-    pub merge_slots: *const u32,
-    /// `[kv_heads]`, zero before the first launch: where the blocks of a KV head meet before they merge. Null: partial
-    /// results stay, for a launch of [`merge()`]; so does `sm_80`'s, whatever this is.
-    pub arrivals: *mut u32,
     /// Words from one program to the next; a multiple of 4.
     pub stride: u32,
     /// KV heads.
@@ -88,36 +80,12 @@ impl Attend {
         // SAFETY: the share is one of the plan's.
         unsafe { self.programs.add(share as usize * self.stride as usize) }
     }
-
-    /// The merge of `row_count` queries.
-    #[inline(always)]
-    fn merge(&self, row_count: u32) -> Merge {
-        Merge {
-            partial_o: self.partial_o,
-            partial_lse: self.partial_lse,
-            rows: self.merge_rows,
-            slots: self.merge_slots,
-            out: self.out,
-            lse: self.lse,
-            row_count,
-            partial_slots: self.partial_slots,
-            kv_heads: self.kv_heads,
-            group: self.group,
-        }
-    }
 }
 
-/// One block of `attend`, as the architecture that is compiled for has it. `V = D / 32`, `KS = D / 16`,
-/// `NT = D / 8`, `O = D / 2` for head dimension `D`.
+/// One block of `attend`, as the architecture that is compiled for has it. `KS = D / 16`, `NT = D / 8`, `O = D / 2`
+/// for head dimension `D`.
 #[inline(always)]
-unsafe fn attend<
-    E: Element,
-    const D: usize,
-    const V: usize,
-    const KS: usize,
-    const NT: usize,
-    const O: usize,
->(
+unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize>(
     a: Attend,
 ) where
     [f32; O]: Accumulators,
@@ -126,7 +94,7 @@ unsafe fn attend<
     unsafe {
         match device::ARCH {
             Arch::Sm80 => ampere::attend::<E, D, KS, NT>(a),
-            Arch::Sm90a => hopper::attend::<E, D, V, KS, NT, O>(a),
+            Arch::Sm90a => hopper::attend::<E, D, KS, NT, O>(a),
         }
     }
 }
@@ -144,22 +112,19 @@ macro_rules! attend_entries {
                 lse: *mut f32,
                 partial_o: *mut f32,
                 partial_lse: *mut f32,
-                merge_rows: *const MergeRow,
-                merge_slots: *const u32,
-                arrivals: *mut u32,
                 stride: u32,
                 kv_heads: u32,
                 group: u32,
                 partial_slots: u32,
                 scale_log2: f32,
                 soft_cap: f32,
-            ) = |q, pool, programs, masks, lengths, out, lse, partial_o, partial_lse, merge_rows, merge_slots, arrivals,
-                 stride, kv_heads, group, partial_slots, scale_log2, soft_cap| {
-                attend::<$element, $d, { $d / 32 }, { $d / 16 }, { $d / 8 }, { $d / 2 }>(Attend {
-                    q, pool, programs, masks, lengths, out, lse, partial_o, partial_lse, merge_rows, merge_slots,
-                    arrivals, stride, kv_heads, group, partial_slots, scale_log2, soft_cap,
-                })
-            };
+            ) = |q, pool, programs, masks, lengths, out, lse, partial_o, partial_lse, stride, kv_heads, group,
+                 partial_slots, scale_log2, soft_cap| attend::<$element, $d, { $d / 16 }, { $d / 8 }, { $d / 2 }>(
+                Attend {
+                    q, pool, programs, masks, lengths, out, lse, partial_o, partial_lse, stride, kv_heads, group,
+                    partial_slots, scale_log2, soft_cap,
+                },
+            );
         )+ }
     };
 }

@@ -58,12 +58,12 @@ impl Program {
     #[inline(always)]
     pub(super) unsafe fn header(&self) -> ProgramHeader {
         // SAFETY: every program has a header.
-        let [items, segments, words, merge_rows] = unsafe { self.uniform4(0) };
+        let [items, segments, words, reserved] = unsafe { self.uniform4(0) };
         ProgramHeader {
             items,
             segments,
             words,
-            merge_rows,
+            reserved,
         }
     }
 

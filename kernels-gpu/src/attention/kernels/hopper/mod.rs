@@ -2,8 +2,7 @@
 //!
 //! The producer warp streams the pages of the share's program into a ring in shared memory (`producer`, `ring`);
 //! eight consumer warps take the program's work items one after the other (`consume`), by `narrow` up to 16 rows
-//! and by `wide` above. So loads never wait for a work item's beginning or end. Then the blocks of a KV head meet, and
-//! merge their partial results.
+//! and by `wide` above. So loads never wait for a work item's beginning or end.
 
 mod narrow;
 mod page_tail;
@@ -13,8 +12,6 @@ mod wide;
 
 use super::Attend;
 use super::block::{Block, Work};
-use super::meeting::{Arrival, Meeting};
-use super::merge::merge_head;
 use super::program::Program;
 use super::query;
 use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS, PROGRAM_BYTES, hopper::Tile};
@@ -22,22 +19,14 @@ use crate::device::wgmma::Accumulators;
 use crate::device::{Element, bulk, grid, mbarrier, register, shared, thread, warp};
 use ring::Ring;
 
-/// One block of `attend`. `V = D / 32`, `KS = D / 16`, `NT = D / 8`, `O = D / 2` for head dimension `D`.
+/// One block of `attend`. `KS = D / 16`, `NT = D / 8`, `O = D / 2` for head dimension `D`.
 ///
 /// # Safety
 /// Blocks have [`THREADS`](crate::attention::tile::hopper::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic shared memory. The pointers
 /// are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie within pool, lengths and
-/// partials, and its segments lie in program order, each in one work item. With
-/// [`Attend::arrivals`] all blocks are resident at once, and all programs state the same number of merge rows.
+/// partials, and its segments lie in program order, each in one work item.
 #[inline(always)]
-pub unsafe fn attend<
-    E: Element,
-    const D: usize,
-    const V: usize,
-    const KS: usize,
-    const NT: usize,
-    const O: usize,
->(
+pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize>(
     a: Attend,
 ) where
     [f32; O]: Accumulators,
@@ -74,7 +63,6 @@ pub unsafe fn attend<
             mbarrier::wait_parity(program_barrier::<D>(base), 0);
             let block = Block::new(&a, base, thread_index, warp_index, kv_head);
             consume::<E, D, KS, NT, O>(&block, program);
-            merge_with_others::<E, D, V>(&a, &block, program);
         }
     }
 }
@@ -163,47 +151,4 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize, const NT: usize, 
             index += 1;
         }
     }
-}
-
-/// Merges the partial results of the KV head, if the plan has any, together with the head's other blocks.
-#[inline(always)]
-unsafe fn merge_with_others<E: Element, const D: usize, const V: usize>(
-    a: &Attend,
-    block: &Block,
-    program: Program,
-) {
-    // SAFETY: the program has a header.
-    let rows = unsafe { program.header() }.merge_rows;
-    if a.arrivals.is_null() || rows == 0 {
-        return;
-    }
-    let (share, shares) = (thread::block_idx_x(), thread::grid_dim_x());
-    let meeting = Meeting {
-        // SAFETY: there is a counter for each KV head.
-        counter: unsafe { a.arrivals.add(block.kv_head as usize) },
-        blocks: shares,
-        leads: share == 0,
-    };
-    let speaks = block.thread == 0;
-    // SAFETY: all consumers come here, blocks without work items too; barriers carry what the block has stored to the
-    // thread that arrives, and from the one that has waited what the others have.
-    let arrive = || unsafe {
-        thread::named_barrier_sync::<1>(CONSUMERS);
-        if speaks {
-            meeting.arrive()
-        } else {
-            Arrival::default()
-        }
-    };
-    // SAFETY: as above; the blocks are resident.
-    let wait = |arrival| unsafe {
-        if speaks {
-            meeting.wait(arrival);
-        }
-        thread::named_barrier_sync::<1>(CONSUMERS);
-    };
-    // Rows go round the blocks first, then round their warps: all multiprocessors take part.
-    let mine = [block.warp * shares + share, CONSUMER_WARPS * shares];
-    // SAFETY: rows and slots are the plan's, and the rows are this warp's alone.
-    unsafe { merge_head::<E, D, V, _>(&a.merge(rows), block.kv_head, mine, arrive, wait) };
 }
