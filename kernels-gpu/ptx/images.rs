@@ -39,7 +39,7 @@
         arch: Arch::Sm80,
         group: "merge",
         entries: &["merge_bf16_d64", "merge_bf16_d128", "merge_bf16_d256", "merge_f16_d64", "merge_f16_d128", "merge_f16_d256"],
-        sha256: "a973eb090a860a5a1923a9e72047ff1d45040c0cff0671907129e88322ebdb92",
+        sha256: "3bed4d9769f187804e588e2e79b1227516f7cbb77479c5c7364384bbbf4e14b3",
         ptx: include_str!("sm_80/merge.ptx"),
     },
     Image {
@@ -88,7 +88,7 @@
         arch: Arch::Sm90a,
         group: "merge",
         entries: &["merge_bf16_d64", "merge_bf16_d128", "merge_bf16_d256", "merge_f16_d64", "merge_f16_d128", "merge_f16_d256"],
-        sha256: "fa9fae71d399bb32d9e267e3a8af3ef7b6bb6197eb7705d752cf8547d5ad7914",
+        sha256: "282bdee1d0b1c3d8f3ffc867ae85f61ff1cb4d9d526e7bffa29b1692f40d519d",
         ptx: include_str!("sm_90a/merge.ptx"),
     },
     Image {

@@ -67,12 +67,10 @@ struct Engine<'g> {
 }
 
 impl Engine<'_> {
-    /// A model with the command line's cuBLAS and merge.
+    /// A model with the command line's cuBLAS.
     fn model(&self, weights: CudaWeights, mut options: CudaOptions) -> Result<CudaModel> {
         options.cublas.clone_from(&self.cublas);
-        let mut model = CudaModel::new(&self.gpu.device, weights, options)?;
-        model.merge_in(self.gpu.merge)?;
-        Ok(model)
+        Ok(CudaModel::new(&self.gpu.device, weights, options)?)
     }
 }
 
@@ -103,7 +101,7 @@ fn shapes(quick: bool) -> Vec<Shape> {
 
 /// Runs the command; the number of checks that failed.
 pub(crate) fn run(args: &Args) -> Result<usize> {
-    let device = Device::Gpu(Box::new(args.gpu.open()?));
+    let device = Device::Gpu(args.gpu.open()?);
     let Device::Gpu(gpu) = &device else {
         unreachable!("it was just opened");
     };

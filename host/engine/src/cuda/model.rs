@@ -2,7 +2,7 @@
 
 use deft::cache::{DType, PagePool};
 use deft::cuda::ops::{FillRandom, ModelOps};
-use deft::cuda::{CudaCache, CudaDevice, MergePlace, Stream};
+use deft::cuda::{CudaCache, CudaDevice, Stream};
 use deft::plan::{Grouping, PlanConfig};
 use deft::tree::TokenForest;
 use deft::{CacheError, NodeKey};
@@ -126,18 +126,6 @@ impl CudaModel {
         let group = self.config().q_heads / self.config().kv_heads;
         self.decode = Schedule::new(self.cache.plan_config(grouping, group))?;
         self.options.grouping = grouping;
-        Ok(())
-    }
-
-    /// Says where partial results of attention are merged from now on.
-    ///
-    /// # Errors
-    /// [`ModelError`]: a failed device.
-    pub fn merge_in(&mut self, place: MergePlace) -> Result<(), ModelError> {
-        // Graphs in use may be of the other place.
-        self.stream.synchronize()?;
-        self.lanes.iter_mut().for_each(Lane::forget);
-        self.cache.merge_in(place);
         Ok(())
     }
 

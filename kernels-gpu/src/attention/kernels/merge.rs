@@ -1,11 +1,12 @@
-//! Merging partial results along the tree: one warp a query and head.
+//! Merging partial results along the tree: one warp a row, which is a query and one of its heads. Lanes have dims; each
+//! of them reads all log-sum-exps of the row, so that lanes need nothing of each other.
 
 use super::sink::inverse;
 use crate::abi::{MergeRow, NONE};
 use crate::attention::tile::MERGE_WARPS;
 use crate::device::{Element, global, grid, math, thread, warp};
 
-/// What a `merge` launch reads and writes; the partials as `attend` leaves them.
+/// What a merge reads and writes; the partials as `attend` leaves them.
 #[derive(Clone, Copy)]
 pub struct Merge {
     /// `[kv_heads][partial_slots][group][head_dim]`.
@@ -30,7 +31,7 @@ pub struct Merge {
     pub group: u32,
 }
 
-/// Merges one query and head. `V = D / 32` values a lane.
+/// Merges one row. `V = D / 32` values a lane.
 ///
 /// # Safety
 /// The pointers are valid for what the sizes say; the rows' slots lie within `slots`, and what those name
@@ -42,17 +43,95 @@ pub unsafe fn merge<E: Element, const D: usize, const V: usize>(m: Merge) {
     if task >= m.row_count * q_heads {
         return;
     }
-    let head = task % q_heads;
-    let first = head / m.group * m.partial_slots;
-    let place = |slot: u32| (first + slot) as usize * m.group as usize + (head % m.group) as usize;
-    let lane = warp::lane_id();
-    // SAFETY: rows, slots and partials lie where `Merge` says; the warp is whole, and partials are read after the launch that writes them.
+    // SAFETY: the caller's; partials are read after the launch that writes them.
     unsafe {
+        let row = Row::load(&m, task / q_heads, task % q_heads);
+        let slots = row.slots(&m, 0);
+        // The grid must not end before the one it waits for, even if all its rows are unused.
+        grid::wait_dependencies();
+        row.finish::<E, D, V>(&m, &row.batch::<D, V>(&m, &slots, 0));
+    }
+}
+
+/// Partial results that are asked for at a time.
+const BATCH: usize = 8;
+
+/// A query and head to merge.
+#[derive(Clone, Copy)]
+struct Row {
+    query: u32,
+    slot_begin: u32,
+    slot_count: u32,
+    /// Query head.
+    head: u32,
+    /// Place of slot 0 in the partials.
+    first: u32,
+}
+
+impl Row {
+    /// Entry `index` of the plan's list, for query head `head`.
+    #[inline(always)]
+    unsafe fn load(m: &Merge, index: u32, head: u32) -> Self {
         let [query, slot_begin, slot_count, _] =
-            global::load_v4_u32(m.rows.add((task / q_heads) as usize).cast());
-        if query == NONE {
-            // The grid must not end before the one it waits for, even if all its rows are unused.
-            grid::wait_dependencies();
+            // SAFETY: the caller's.
+            unsafe { global::load_v4_u32(m.rows.add(index as usize).cast()) };
+        Self {
+            query,
+            slot_begin,
+            slot_count,
+            head,
+            first: head / m.group * m.partial_slots * m.group + head % m.group,
+        }
+    }
+
+    /// The row's slots from number `begin` on, as many as a batch has.
+    #[inline(always)]
+    unsafe fn slots(&self, m: &Merge, begin: u32) -> [u32; BATCH] {
+        core::array::from_fn(|i| {
+            let number = begin + i as u32;
+            if number < self.slot_count {
+                // SAFETY: an entry of the row's.
+                unsafe { global::load_u32(m.slots.add((self.slot_begin + number) as usize)) }
+            } else {
+                0
+            }
+        })
+    }
+
+    /// Asks for the partial results in `slots`, which are the row's from number `begin` on.
+    #[inline(always)]
+    unsafe fn batch<const D: usize, const V: usize>(
+        &self,
+        m: &Merge,
+        slots: &[u32; BATCH],
+        begin: u32,
+    ) -> Batch<V> {
+        let mut batch = Batch {
+            lse: [f32::NEG_INFINITY; BATCH],
+            values: [[0.0; V]; BATCH],
+        };
+        let lane = warp::lane_id() as usize;
+        for i in 0..BATCH {
+            if begin + (i as u32) < self.slot_count {
+                let place = (self.first + slots[i] * m.group) as usize;
+                // SAFETY: a partial result of the row's.
+                unsafe {
+                    batch.lse[i] = global::load_f32(m.partial_lse.add(place));
+                    batch.values[i] = load_values(m.partial_o.add(place * D + lane * V));
+                }
+            }
+        }
+        batch
+    }
+
+    /// Merges all partial results, of which `batch` has the first, and stores the row.
+    #[inline(always)]
+    unsafe fn finish<E: Element, const D: usize, const V: usize>(
+        &self,
+        m: &Merge,
+        batch: &Batch<V>,
+    ) {
+        if self.query == NONE {
             return;
         }
         let mut running = Running::<V> {
@@ -60,60 +139,34 @@ pub unsafe fn merge<E: Element, const D: usize, const V: usize>(m: Merge) {
             sum: 0.0,
             o: [0.0; V],
         };
-        let mut done = 0;
-        let mut slot = load_slot(&m, slot_begin, slot_count, lane);
-        grid::wait_dependencies();
-        while done < slot_count {
-            let left = slot_count - done;
-            let batch = if left < 32 { left } else { 32 };
-            let lse = if lane < batch {
-                global::load_f32(m.partial_lse.add(place(slot)))
-            } else {
-                f32::NEG_INFINITY
-            };
-            let row = |i: u32| {
-                // Past the last slot the last is read again, with weight zero.
-                let i = if i < batch { i } else { batch - 1 };
-                m.partial_o
-                    .add(place(warp::shuffle_idx_u32(slot, i)) * D + lane as usize * V)
-            };
-            // Asked for before the weights are known: one trip to memory less.
-            let mut values = load_rows(row, 0);
-            let weight = running.raise(lse);
-            let mut next = 0;
-            loop {
-                running.add(&values, weight, next);
-                next += ROWS as u32;
-                if next >= batch {
-                    break;
-                }
-                values = load_rows(row, next);
+        let mut begin = BATCH as u32;
+        // SAFETY: the caller's; the row is the warp's alone.
+        unsafe {
+            let mut slots = self.slots(m, begin);
+            running.add(batch);
+            while begin < self.slot_count {
+                let batch = self.batch::<D, V>(m, &slots, begin);
+                begin += BATCH as u32;
+                slots = self.slots(m, begin);
+                running.add(&batch);
             }
-            done += batch;
-            slot = load_slot(&m, slot_begin + done, slot_count - done, lane);
-        }
-        let scale = inverse(running.sum);
-        let index = query as usize * q_heads as usize + head as usize;
-        let out = m.out.add(index * D + lane as usize * V);
-        for i in 0..V / 2 {
-            let pair = math::pack::<E>(running.o[2 * i] * scale, running.o[2 * i + 1] * scale);
-            global::store_u32(out.add(2 * i).cast(), pair);
-        }
-        if lane == 0 && !m.lse.is_null() {
-            let lse = (running.max + math::log2(running.sum)) * core::f32::consts::LN_2;
-            global::store_f32(m.lse.add(index), lse);
+            let index = self.query as usize * (m.kv_heads * m.group) as usize + self.head as usize;
+            let lane = warp::lane_id();
+            running.store::<E>(m.out.add(index * D + lane as usize * V));
+            if lane == 0 && !m.lse.is_null() {
+                let lse = (running.max + math::log2(running.sum)) * core::f32::consts::LN_2;
+                global::store_f32(m.lse.add(index), lse);
+            }
         }
     }
 }
 
-#[inline(always)]
-unsafe fn load_slot(m: &Merge, begin: u32, count: u32, lane: u32) -> u32 {
-    if lane < count {
-        // SAFETY: an entry of the row's.
-        unsafe { global::load_u32(m.slots.add((begin + lane) as usize)) }
-    } else {
-        0
-    }
+/// Partial results of a row, in the order of its slots: every lane has the log-sum-exps and `V` values of each. Past the
+/// last slot there is nothing: minus infinity, and zeros.
+#[derive(Clone, Copy)]
+struct Batch<const V: usize> {
+    lse: [f32; BATCH],
+    values: [[f32; V]; BATCH],
 }
 
 /// The merge so far: every lane has all of the scalars and `V` values of the output.
@@ -124,57 +177,43 @@ struct Running<const V: usize> {
 }
 
 impl<const V: usize> Running<V> {
-    /// Takes in the next slots' log-sum-exps, one a lane; returns the lane's weight.
+    /// Takes in further partial results.
     #[inline(always)]
-    unsafe fn raise(&mut self, lse: f32) -> f32 {
-        let mut max = math::max(self.max, lse);
-        for step in [16, 8, 4, 2, 1] {
-            // SAFETY: the warp is whole.
-            max = math::max(max, unsafe { warp::shuffle_xor_f32(max, step) });
+    fn add(&mut self, batch: &Batch<V>) {
+        let mut max = self.max;
+        for lse in batch.lse {
+            max = math::max(max, lse);
         }
         let reference = if max == f32::NEG_INFINITY { 0.0 } else { max };
         let keep = math::exp2(self.max - reference);
-        let weight = math::exp2(lse - reference);
-        let mut total = weight;
-        for step in [16, 8, 4, 2, 1] {
-            // SAFETY: the warp is whole.
-            total += unsafe { warp::shuffle_xor_f32(total, step) };
-        }
         self.max = max;
-        self.sum = self.sum * keep + total;
+        self.sum *= keep;
         for o in self.o.iter_mut() {
             *o *= keep;
         }
-        weight
-    }
-
-    /// Adds the rows of slots `first` to `first + ROWS`, weighted by the lanes of those numbers; lanes past the last
-    /// slot have weight 0.
-    ///
-    /// # Safety
-    /// The warp is whole.
-    #[inline(always)]
-    unsafe fn add(&mut self, values: &[[f32; V]; ROWS], weight: f32, first: u32) {
-        for (i, value) in values.iter().enumerate() {
-            // SAFETY: the caller's.
-            let share = unsafe { warp::shuffle_idx_f32(weight, first + i as u32) };
+        for i in 0..BATCH {
+            let weight = math::exp2(batch.lse[i] - reference);
+            self.sum += weight;
             for j in 0..V {
-                self.o[j] = math::fma(share, value[j], self.o[j]);
+                self.o[j] = math::fma(weight, batch.values[i][j], self.o[j]);
             }
         }
     }
-}
 
-/// Rows asked for at a time; divides 32.
-const ROWS: usize = 8;
-
-#[inline(always)]
-unsafe fn load_rows<const V: usize>(
-    row: impl Fn(u32) -> *const f32,
-    first: u32,
-) -> [[f32; V]; ROWS] {
-    // SAFETY: partial rows of the query's.
-    core::array::from_fn(|i| unsafe { load_values(row(first + i as u32)) })
+    /// Stores the lane's values at `out`, normalised.
+    #[inline(always)]
+    unsafe fn store<E: Element>(&self, out: *mut u16) {
+        let scale = inverse(self.sum);
+        let pair = |i: usize| math::pack::<E>(self.o[2 * i] * scale, self.o[2 * i + 1] * scale);
+        // SAFETY: the caller gives a place for `V` values.
+        unsafe {
+            match V {
+                2 => global::store_u32(out.cast(), pair(0)),
+                4 => global::store_v2_u32(out.cast(), [pair(0), pair(1)]),
+                _ => global::store_v4_u32(out.cast(), core::array::from_fn(pair)),
+            }
+        }
+    }
 }
 
 #[inline(always)]

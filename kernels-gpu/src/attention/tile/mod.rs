@@ -8,7 +8,7 @@ pub const CONSUMER_WARPS: u32 = 8;
 /// Their threads.
 pub const CONSUMERS: u32 = CONSUMER_WARPS * 32;
 /// Warps of a `merge` block, one a query and head.
-pub const MERGE_WARPS: u32 = 8;
+pub const MERGE_WARPS: u32 = 4;
 /// Threads of a `merge` block.
 pub const MERGE_THREADS: u32 = MERGE_WARPS * 32;
 /// Bytes of a program kept in shared memory; longer programs are read from global memory.
