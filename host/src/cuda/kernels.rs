@@ -214,7 +214,7 @@ mod tests {
             group: 7,
             ..PlanArguments::default()
         };
-        assert_eq!(merge_blocks(&plan, 2), 6);
+        assert_eq!(merge_blocks(&plan, 2), 11);
         assert_eq!(merge_blocks(&PlanArguments::default(), 2), 0);
     }
 }
