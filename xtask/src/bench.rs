@@ -19,6 +19,7 @@ use crate::process;
 ///   cargo xtask bench --suite paper --json docs/benchmarks/h100-paper.json
 ///   cargo xtask bench --suite paper --device cpu -- --quick
 ///   cargo xtask bench --suite cpu -- --filter fewshot
+///   cargo xtask bench --suite search -- --task acrostic --problems 20
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
@@ -48,6 +49,8 @@ enum Suite {
     Plan,
     /// The CPU backend: each grouping against PerQuery.
     Cpu,
+    /// Search methods on tasks with checkers, by a language model (`cargo xtask model` fetches it).
+    Search,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -81,7 +84,7 @@ impl Args {
                 self.device != Device::Cuda,
                 "--device is cuda, but the suite `{suite}` measures this machine's CPU; leave it out"
             ),
-            Suite::Trees | Suite::Paper | Suite::Scaling => {
+            Suite::Trees | Suite::Paper | Suite::Scaling | Suite::Search => {
                 words.extend(["--device".to_owned(), device]);
             }
         }

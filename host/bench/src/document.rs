@@ -28,6 +28,9 @@ pub(crate) struct Document<R> {
     /// The kernels and what they take of a multiprocessor.
     #[serde(default)]
     pub(crate) kernels: Vec<String>,
+    /// The language model, where one was run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<String>,
     pub(crate) rows: Vec<R>,
 }
 
@@ -50,6 +53,7 @@ impl<R: Clone + Serialize> Document<R> {
             command: command_line(std::env::args()),
             empty_graph_us,
             kernels: Vec::new(),
+            model: None,
             rows: Vec::new(),
         }
     }

@@ -27,6 +27,7 @@ mod ratios;
 mod reasoning;
 mod report;
 mod scaling;
+mod search;
 mod session;
 mod stats;
 mod tensors;
@@ -61,6 +62,7 @@ enum Command {
     Check(check::Args),
     Draw(draw::Args),
     Engine(engine::Args),
+    Search(search::Args),
 }
 
 /// Which device runs it, with which kernels.
@@ -182,6 +184,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Draw(args) => draw::run(&args),
         Command::Engine(args) => engine::run(&args),
+        Command::Search(args) => search::run(&args),
     };
     match outcome {
         Ok(0) => ExitCode::SUCCESS,

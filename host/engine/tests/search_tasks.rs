@@ -218,7 +218,7 @@ impl Task for SmallDigits {
 fn evaluated(method: Method, tokens: u64) -> Evaluation {
     let mut model = misled();
     let setting = Setting {
-        problems: 8,
+        problems: 0..8,
         tokens,
         sampler: Sampler::at(1.0),
         seed: 1,
@@ -282,7 +282,7 @@ fn few_tokens_find_less() {
 fn a_cancelled_evaluation_counts_no_half_problem() {
     let cancel = Cancel::new();
     let setting = Setting {
-        problems: 8,
+        problems: 0..8,
         tokens: 100,
         sampler: Sampler::at(1.0),
         seed: 1,

@@ -1,6 +1,7 @@
 //! How often a method is right.
 
 use std::fmt;
+use std::ops::Range;
 
 use super::{Checker, Problem, Task, is_right};
 use crate::TreeModel;
@@ -56,8 +57,8 @@ impl fmt::Display for Method {
 /// What an evaluation runs.
 #[derive(Clone, Debug)]
 pub struct Setting {
-    /// Problems: those of seeds 0, 1, 2, ...
-    pub problems: u64,
+    /// Seeds of the problems.
+    pub problems: Range<u64>,
     /// Tokens to run for each problem after its prompt, the same for all methods. Greedy decoding and beam
     /// search end when they have their answers, the checker ends others when one is right.
     pub tokens: u64,
@@ -124,7 +125,7 @@ pub fn evaluate(
     progress: &mut dyn FnMut(&Evaluation),
 ) -> Result<Evaluation, SearchError> {
     let mut evaluation = Evaluation::default();
-    for seed in 0..setting.problems {
+    for seed in setting.problems.clone() {
         let problem = task.problem(seed);
         let outcome = search(&mut *model, codec, &*problem, (method, setting))?;
         if setting.cancel.is_cancelled() {

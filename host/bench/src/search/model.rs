@@ -1,0 +1,55 @@
+//! The model that is asked.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
+use deft_engine::search::TextCodec;
+use deft_engine::{CpuModel, CpuOptions, Gguf, Tokenizer, TreeModel};
+
+use crate::device::Device;
+
+/// A model and its tokenizer.
+pub(super) struct Opened {
+    /// The file's name and what it runs in.
+    pub(super) name: String,
+    model: Box<dyn TreeModel>,
+    tokenizer: Tokenizer,
+}
+
+impl Opened {
+    /// Reads a GGUF file and brings it to `device`.
+    pub(super) fn read(path: &Path, device: &Device, cublas: Option<&Path>) -> Result<Self> {
+        ensure!(
+            path.exists(),
+            "there is no {}; `cargo xtask model` fetches the default model, --model names another file",
+            path.display()
+        );
+        let gguf = Gguf::open(path)?;
+        let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
+        let weights = gguf.weights();
+        let (model, precision): (Box<dyn TreeModel>, _) = match device {
+            Device::Cpu => (
+                Box::new(CpuModel::load(weights, CpuOptions::default(), |_, _| {})?),
+                "f32",
+            ),
+            Device::Gpu(gpu) => {
+                let mut options = CudaOptions::default();
+                options.cublas = cublas.map(Path::to_owned);
+                let weights = CudaWeights::read(&gpu.device, weights)?;
+                let model = CudaModel::new(&gpu.device, weights, options)?;
+                (Box::new(model), "bf16")
+            }
+        };
+        let file = path.file_name().context("--model is no file")?;
+        Ok(Self {
+            name: format!("{} in {precision}", file.to_string_lossy()),
+            model,
+            tokenizer,
+        })
+    }
+
+    pub(super) fn parts(&mut self) -> (&mut dyn TreeModel, &dyn TextCodec) {
+        (&mut *self.model, &self.tokenizer)
+    }
+}
