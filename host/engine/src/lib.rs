@@ -21,3 +21,8 @@ pub use gguf::Gguf;
 pub use tokenizer::{Control, TextStream, Tokenizer, TokenizerError};
 pub use tree_model::{DraftToken, ModelError, Traffic, TreeModel};
 pub use weights::{LayerTensor, Tensor, Weights, WeightsError};
+
+/// The examples in the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/engine.md")]
+struct Guide;

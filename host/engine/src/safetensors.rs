@@ -190,6 +190,7 @@ fn config(text: &str) -> Result<LlamaConfig, String> {
     }
     let hidden = integer(&json, "hidden_size")?;
     let q_heads = integer(&json, "num_attention_heads")?;
+    let (rope_theta, rope_scaling) = rope(&json)?;
     let or = |key: &str, default: u32| match &json[key] {
         Value::Null => Ok(default),
         _ => integer(&json, key),
@@ -204,16 +205,42 @@ fn config(text: &str) -> Result<LlamaConfig, String> {
         vocabulary: integer(&json, "vocab_size")?,
         context: integer(&json, "max_position_embeddings")?,
         rms_eps: number(&json, "rms_norm_eps")? as f32,
-        rope_theta: match &json["rope_theta"] {
-            Value::Null => 10_000.0,
-            _ => number(&json, "rope_theta")?,
-        },
-        rope_scaling: scaling(&json["rope_scaling"])?,
+        rope_theta,
+        rope_scaling,
         tied_embeddings: json["tie_word_embeddings"] == true,
     })
 }
 
-fn scaling(json: &Value) -> Result<RopeScaling, String> {
+/// Base and scaling of the rotary embedding: from `rope_parameters`, which has both, or as transformers
+/// wrote them before its version 5, from `rope_theta` and `rope_scaling`.
+fn rope(json: &Value) -> Result<(f64, RopeScaling), String> {
+    let (new, old) = (&json["rope_parameters"], &json["rope_scaling"]);
+    for part in [json, new].map(|json| &json["partial_rotary_factor"]) {
+        if !part.is_null() && part.as_f64() != Some(1.0) {
+            return Err(format!("partial_rotary_factor is {part}; it must be 1"));
+        }
+    }
+    if new.is_null() {
+        let theta = match &json["rope_theta"] {
+            Value::Null => 10_000.0,
+            _ => number(json, "rope_theta")?,
+        };
+        return Ok((theta, scaling(old, "rope_scaling")?));
+    }
+    if !old.is_null() {
+        return Err("rope_parameters and rope_scaling are both there; one is needed".to_owned());
+    }
+    let holder = if new["rope_theta"].is_null() {
+        json
+    } else {
+        new
+    };
+    let theta = number(holder, "rope_theta")
+        .map_err(|what| format!("{what} beside or in rope_parameters"))?;
+    Ok((theta, scaling(new, "rope_parameters")?))
+}
+
+fn scaling(json: &Value, name: &str) -> Result<RopeScaling, String> {
     if json.is_null() {
         return Ok(RopeScaling::None);
     }
@@ -224,6 +251,7 @@ fn scaling(json: &Value) -> Result<RopeScaling, String> {
     };
     match kind.as_str() {
         Some("default") => Ok(RopeScaling::None),
+        None if kind.is_null() && json["factor"].is_null() => Ok(RopeScaling::None),
         Some("llama3") => Ok(RopeScaling::Llama3 {
             factor: number(json, "factor")?,
             low: number(json, "low_freq_factor")?,
@@ -231,7 +259,7 @@ fn scaling(json: &Value) -> Result<RopeScaling, String> {
             original_context: integer(json, "original_max_position_embeddings")?,
         }),
         _ => Err(format!(
-            "rope_scaling is of type {kind}; \"llama3\" and \"default\" are known"
+            "{name} is of type {kind}; \"llama3\" and \"default\" are known"
         )),
     }
 }

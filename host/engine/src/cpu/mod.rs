@@ -10,6 +10,7 @@ mod tree;
 use deft::attention::{BackendError, RotaryTable};
 use deft::cache::DType;
 use deft::{CacheConfig, CacheError, Device, Grouping, TreeCache, TreePlan};
+use kernels_gpu::abi::PAGE_TOKENS;
 
 use self::forward::Scratch;
 use self::params::Params;
@@ -115,6 +116,3 @@ impl CpuModel {
         self.grouping = grouping;
     }
 }
-
-/// Tokens of a page.
-const PAGE_TOKENS: u32 = 64;

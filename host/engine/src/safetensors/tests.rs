@@ -106,3 +106,75 @@ fn shapes_that_cannot_be_run_are_named() {
     assert!(refused("1e-5", "\"x\"").starts_with("rms_norm_eps is \"x\""));
     assert!(refused("\"head_dim\": 64", "\"mlp_bias\": true").starts_with("mlp_bias is true"));
 }
+
+/// [`CONFIG`] with this in place of its `rope_theta`, and without its `rope_scaling`.
+fn with_rope(fields: &str) -> Result<LlamaConfig, String> {
+    let mut json: Value = serde_json::from_str(CONFIG).unwrap();
+    let fields: Value = serde_json::from_str(fields).unwrap();
+    let config_fields = json.as_object_mut().unwrap();
+    config_fields.remove("rope_theta");
+    config_fields.remove("rope_scaling");
+    config_fields.extend(fields.as_object().unwrap().clone());
+    config(&json.to_string())
+}
+
+#[test]
+fn rotary_parameters_are_read_from_either_form() {
+    let read = |fields: &str| {
+        let config = with_rope(fields).unwrap();
+        (config.rope_theta, config.rope_scaling)
+    };
+    let llama3 = r#""rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64"#;
+    let new = format!(r#"{{"rope_parameters": {{"rope_theta": 5e5, {llama3}}}}}"#);
+    let old = format!(r#"{{"rope_theta": 5e5, "rope_scaling": {{{llama3}}}}}"#);
+    assert_eq!(read(&new), read(&old));
+    assert!(matches!(
+        read(&new).1,
+        RopeScaling::Llama3 { factor: 8.0, .. }
+    ));
+    let plain = (123.0, RopeScaling::None);
+    assert_eq!(
+        read(r#"{"rope_parameters": {"rope_theta": 123.0, "rope_type": "default"}}"#),
+        plain
+    );
+    assert_eq!(
+        read(r#"{"rope_parameters": {"rope_theta": 123.0}, "rope_scaling": null}"#),
+        plain
+    );
+    assert_eq!(read(r#"{"rope_parameters": {}, "rope_theta": 123}"#), plain);
+    assert_eq!(read("{}"), (10_000.0, RopeScaling::None));
+}
+
+#[test]
+fn rotary_parameters_that_cannot_be_run_are_named() {
+    for (fields, message) in [
+        (
+            r#"{"rope_parameters": {"rope_type": "default"}}"#,
+            "rope_theta is null",
+        ),
+        (
+            r#"{"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}"#,
+            "rope_parameters is of type \"yarn\"",
+        ),
+        (
+            r#"{"rope_parameters": {"rope_theta": 1e4, "factor": 2.0}}"#,
+            "rope_parameters is of type null",
+        ),
+        (
+            r#"{"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}"#,
+            "partial_rotary_factor is 0.5",
+        ),
+        (
+            r#"{"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"type": "default"}}"#,
+            "rope_parameters and rope_scaling are both",
+        ),
+        (
+            r#"{"partial_rotary_factor": "x"}"#,
+            "partial_rotary_factor is \"x\"",
+        ),
+    ] {
+        let error = with_rope(fields).unwrap_err();
+        assert!(error.starts_with(message), "{fields}: {error}");
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::gguf::Value;
+use crate::search::TextCodec;
 
 /// Names of all bytes in order, as GPT-2 writes them.
 fn byte_names() -> Vec<String> {
@@ -177,4 +178,22 @@ fn what_cannot_be_is_named() {
         "the tokenizer's 263 tokens have 1 names"
     );
     assert!(Tokenizer::from_json("{").is_err());
+}
+
+#[test]
+fn searches_see_the_tokenizer_s_text_and_ends_and_no_control_tokens() {
+    let tokenizer = small();
+    let codec: &dyn TextCodec = &tokenizer;
+    let written = "hi<|im_end|> hi";
+    let tokens = codec.encode(written).unwrap();
+    let [hi, space_hi, end] = [256, 257, 261];
+    assert_eq!((tokens[0], tokens[tokens.len() - 1]), (hi, space_hi));
+    assert!(tokens.iter().all(|&token| !codec.is_end(token)));
+    assert_eq!(codec.decode(&tokens), written);
+    assert!(codec.is_end(end) && !codec.is_end(hi));
+    assert_eq!(codec.decode(&[hi, end]), "hi<|im_end|>");
+    // The first two of the four bytes of a character.
+    let character = codec.encode("\u{1f600}").unwrap();
+    assert_eq!(character.len(), 4);
+    assert_eq!(codec.decode(&character[..2]), "\u{fffd}");
 }

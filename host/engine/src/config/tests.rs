@@ -1,0 +1,128 @@
+//! Ranges, presets and frequencies.
+
+use super::*;
+
+#[test]
+fn presets_are_valid_and_as_large_as_their_names_say() {
+    let sizes = [
+        (LlamaConfig::smollm2_135m(), 134_515_008),
+        (LlamaConfig::llama3_8b(), 8_030_261_248),
+        (LlamaConfig::codellama_7b(), 6_738_546_688),
+        (LlamaConfig::codellama_34b(), 33_743_970_304),
+    ];
+    for (config, parameters) in sizes {
+        config.validate().unwrap();
+        assert_eq!(config.parameters(), parameters);
+    }
+}
+
+fn refused(change: impl FnOnce(&mut LlamaConfig)) -> String {
+    let mut config = LlamaConfig::smollm2_135m();
+    change(&mut config);
+    config.validate().unwrap_err().to_string()
+}
+
+#[test]
+fn fields_out_of_range_are_named() {
+    assert_eq!(
+        refused(|config| config.layers = 0),
+        "layers is 0; it must be between 1 and 4096"
+    );
+    assert_eq!(
+        refused(|config| config.hidden = 577),
+        "hidden is 577; it must be a multiple of 8"
+    );
+    assert_eq!(
+        refused(|config| config.q_heads = 10),
+        "q_heads is 10; it must be a multiple of kv_heads, 3"
+    );
+    assert_eq!(
+        refused(|config| config.head_dim = 96),
+        "head_dim is 96; it must be 64, 128 or 256"
+    );
+    for (field, message) in [
+        (refused(|config| config.ffn = 0), "ffn is 0"),
+        (refused(|config| config.kv_heads = 0), "kv_heads is 0"),
+        (refused(|config| config.q_heads = 5000), "q_heads is 5000"),
+        (refused(|config| config.vocabulary = 0), "vocabulary is 0"),
+        (
+            refused(|config| config.context = 1 << 30),
+            "context is 1073741824",
+        ),
+        (
+            refused(|config| config.rms_eps = f32::NAN),
+            "rms_eps is NaN",
+        ),
+        (
+            refused(|config| config.rope_theta = -1.0),
+            "rope_theta is -1",
+        ),
+    ] {
+        assert!(field.starts_with(message), "{field}");
+    }
+}
+
+fn llama31(factor: f64, high: f64) -> RopeScaling {
+    RopeScaling::Llama3 {
+        factor,
+        low: 1.0,
+        high,
+        original_context: 8192,
+    }
+}
+
+#[test]
+fn scaling_out_of_range_is_named() {
+    let scaled = |scaling| refused(|config| config.rope_scaling = scaling);
+    assert!(scaled(llama31(0.5, 4.0)).starts_with("rope_scaling.factor is 0.5"));
+    assert!(scaled(llama31(8.0, 1.0)).starts_with("rope_scaling.high is 1"));
+    assert!(scaled(RopeScaling::Divisors(vec![1.0; 31])).starts_with("rope_scaling is 31"));
+    assert!(scaled(RopeScaling::Divisors(vec![0.0; 32])).starts_with("rope_scaling is 0"));
+}
+
+#[test]
+fn llama3_scaling_keeps_short_wavelengths_and_stretches_long_ones() {
+    let plain = LlamaConfig {
+        head_dim: 128,
+        ..LlamaConfig::llama3_8b()
+    };
+    let scaled = LlamaConfig {
+        rope_scaling: llama31(8.0, 4.0),
+        ..plain.clone()
+    };
+    let (plain, scaled) = (plain.rope_frequencies(), scaled.rope_frequencies());
+    let mut between = 0;
+    for (plain, scaled) in plain.into_iter().zip(scaled) {
+        // As published with Llama 3.1, by wavelength.
+        let wavelength = std::f64::consts::TAU / plain;
+        let expected = if wavelength < 8192.0 / 4.0 {
+            plain
+        } else if wavelength > 8192.0 {
+            plain / 8.0
+        } else {
+            between += 1;
+            let smooth = (8192.0 / wavelength - 1.0) / (4.0 - 1.0);
+            (1.0 - smooth) * plain / 8.0 + smooth * plain
+        };
+        assert!((scaled / expected - 1.0).abs() < 1e-12);
+    }
+    assert!(between > 2);
+}
+
+#[test]
+fn tables_without_scaling_are_the_library_s() {
+    let config = LlamaConfig::smollm2_135m();
+    let table = config.rotary_table(300).unwrap();
+    assert_eq!(table, RotaryTable::new(64, 300, 100_000.0).unwrap());
+}
+
+#[test]
+fn divisors_divide() {
+    let mut config = LlamaConfig::smollm2_135m();
+    let plain = config.rope_frequencies();
+    config.rope_scaling = RopeScaling::Divisors((0..32).map(|i| 1.0 + i as f32).collect());
+    config.validate().unwrap();
+    for (i, divided) in config.rope_frequencies().into_iter().enumerate() {
+        assert_eq!(divided, plain[i] / (1.0 + i as f64));
+    }
+}
