@@ -216,7 +216,10 @@ impl Task for SmallDigits {
 }
 
 fn evaluated(method: Method, tokens: u64) -> Evaluation {
-    let mut model = misled();
+    evaluated_with(misled(), method, tokens)
+}
+
+fn evaluated_with(mut model: HashModel, method: Method, tokens: u64) -> Evaluation {
     let setting = Setting {
         problems: 0..8,
         tokens,
@@ -276,6 +279,31 @@ fn few_tokens_find_less() {
     let checked = |tokens| evaluated(Method::Checked { width: 1 }, tokens);
     let (few, more, many) = (checked(5), checked(20), checked(400));
     assert!(few.right <= more.right && more.right < many.right);
+}
+
+/// Sorts two digits, but does not stop there.
+fn talkative() -> HashModel {
+    with(HashModelConfig::default()).with_bias(|path, logits| {
+        let text = AsciiCodec.decode(path);
+        let Some((question, answer)) = text.rsplit_once("Output:") else {
+            return;
+        };
+        let mut digits = numbers(question.rsplit_once("Input:").unwrap().1);
+        digits.sort_unstable();
+        let whole = format!(" {}, {}, 9\n", digits[0], digits[1]);
+        let next = whole.get(answer.len()..=answer.len()).unwrap_or("\n");
+        logits.fill(-100.0);
+        logits[AsciiCodec.encode(next)[0] as usize] = 0.0;
+    })
+}
+
+#[test]
+fn what_a_model_would_go_on_with_is_no_answer() {
+    // The limit falls on each of its characters, one of which ends what would be right.
+    for tokens in 3..12 {
+        let found = evaluated_with(talkative(), Method::Greedy, tokens);
+        assert_eq!((found.right, found.covered), (0, 0), "{tokens}");
+    }
 }
 
 #[test]

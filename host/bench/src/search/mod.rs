@@ -226,7 +226,9 @@ mod tests {
     #[test]
     fn a_model_that_is_not_there_is_fetched_by_the_command_that_the_error_names() {
         let path = std::path::Path::new("no/such.gguf");
-        let error = Opened::read(path, &crate::device::Device::Cpu, None).unwrap_err();
+        let Err(error) = Opened::read(path, &crate::device::Device::Cpu, None) else {
+            panic!("there is no such file");
+        };
         let message = format!("{error:#}");
         assert!(
             message.contains("no/such.gguf") && message.contains("cargo xtask model"),

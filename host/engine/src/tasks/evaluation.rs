@@ -6,8 +6,8 @@ use std::ops::Range;
 use super::{Checker, Problem, Task, is_right};
 use crate::TreeModel;
 use crate::search::{
-    BeamSearch, BestOfN, Cancel, Choice, Limits, Outcome, Sampler, SearchError, SearchMethod,
-    Speculative, TextCodec, TreeOfThoughts, TreeSearch,
+    Answer, BeamSearch, BestOfN, Cancel, Choice, Finish, Limits, Outcome, Sampler, SearchError,
+    SearchMethod, Speculative, TextCodec, TreeOfThoughts, TreeSearch,
 };
 
 /// A search method and its width.
@@ -75,9 +75,9 @@ pub struct Setting {
 pub struct Evaluation {
     /// Problems tried.
     pub problems: u64,
-    /// Problems of which the first answer is right.
+    /// Problems of which the first answer is complete and right.
     pub right: u64,
-    /// Problems of which any answer is right.
+    /// Problems of which any answer is complete and right.
     pub covered: u64,
     /// Tokens run after prompts.
     pub tokens: u64,
@@ -95,10 +95,16 @@ impl Evaluation {
         self.right as f64 / self.problems.max(1) as f64
     }
 
-    fn add(&mut self, problem: &dyn Problem, outcome: &Outcome) {
+    fn add(&mut self, problem: &dyn Problem, codec: &dyn TextCodec, outcome: &Outcome) {
         let ending = problem.ending();
-        let right = |text: &str| is_right(problem, ending.trim(text));
-        let mut answers = outcome.answers.iter().map(|answer| right(&answer.text));
+        // What the model would have gone on with is no answer, whatever it says so far.
+        let complete = |answer: &Answer| {
+            let ended = answer.solved || answer.finish == Finish::EndToken;
+            ended || ending.finish(codec, &answer.tokens).is_some()
+        };
+        let right =
+            |answer: &Answer| complete(answer) && is_right(problem, ending.trim(&answer.text));
+        let mut answers = outcome.answers.iter().map(right);
         let first = answers.next().unwrap_or(false);
         self.problems += 1;
         self.right += u64::from(first);
@@ -131,7 +137,7 @@ pub fn evaluate(
         if setting.cancel.is_cancelled() {
             break;
         }
-        evaluation.add(&*problem, &outcome);
+        evaluation.add(&*problem, codec, &outcome);
         progress(&evaluation);
     }
     Ok(evaluation)

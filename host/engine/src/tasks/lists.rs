@@ -121,47 +121,30 @@ impl Task for Acrostic {
     }
 
     fn problem(&self, seed: u64) -> Box<dyn Problem> {
+        // Letters that many words begin with, and no example's in its order.
+        const LETTERS: &[u8] = b"abcdefghilmnoprstw";
         let mut rng = leaf_stream(seed, &[1]);
-        let mut draw = |from: &[&'static str]| -> Vec<&'static str> {
-            let word = |_| from[rng.random_range(0..from.len())];
-            (0..self.words).map(word).collect()
-        };
-        let letters: Vec<char> = draw(WORDS).into_iter().filter_map(initial).collect();
-        let is_other =
-            |word: &&&str| initial(word).is_some_and(|letter| !letters.contains(&letter));
-        let mut others: Vec<&str> = WORDS.iter().filter(is_other).copied().collect();
-        if others.is_empty() {
-            others.extend(WORDS);
-        }
-        let examples = [(); 5].map(|()| draw(&others));
-        Box::new(Initials { letters, examples })
+        let letter = |_| char::from(LETTERS[rng.random_range(0..LETTERS.len())]);
+        let letters = (0..self.words).map(letter).collect();
+        Box::new(Initials { letters })
     }
-}
-
-/// Words of examples. Their initials are letters that many words begin with.
-const WORDS: &[&str] = &[
-    "apple", "bread", "castle", "door", "east", "flower", "garden", "house", "ice", "lemon",
-    "mother", "night", "orange", "paper", "river", "summer", "table", "water",
-];
-
-fn initial(word: &str) -> Option<char> {
-    word.chars().next()
 }
 
 struct Initials {
     letters: Vec<char>,
-    examples: [Vec<&'static str>; 5],
 }
 
 impl Problem for Initials {
     fn prompt(&self) -> String {
-        let mut prompt = "For each letter write a word that starts with it.\n\n".to_owned();
-        for words in &self.examples {
-            let letters: Vec<char> = words.iter().copied().filter_map(initial).collect();
-            let (letters, words) = (spaced(&letters), words.join(", "));
-            prompt += &format!("Letters: {letters}\nWords: {words}\n\n");
-        }
-        prompt + &format!("Letters: {}\nWords:", spaced(&self.letters))
+        let letters: Vec<String> = self.letters.iter().map(char::to_string).collect();
+        let letters = letters.join(" ");
+        format!(
+            "For each letter write a word that starts with it. Use no word twice.\n\n\
+             Letters: t r e e\nWords: table, river, eagle, east\n\n\
+             Letters: b o o k s\nWords: bread, orange, open, king, summer\n\n\
+             Letters: l a m p\nWords: lemon, apple, mother, paper\n\n\
+             Letters: {letters}\nWords:"
+        )
     }
 
     fn ending(&self) -> Ending {
@@ -209,9 +192,4 @@ fn follow(words: &[&str], letters: &[char]) -> bool {
             .zip(letters)
             .all(|(word, &letter)| is_word(word) && word.starts_with(letter))
         && (1..words.len()).all(|index| !words[..index].contains(&words[index]))
-}
-
-fn spaced(letters: &[char]) -> String {
-    let letters: Vec<String> = letters.iter().map(char::to_string).collect();
-    letters.join(" ")
 }
