@@ -72,13 +72,14 @@ fn on_cpu(gguf: &Gguf, fallback: Option<String>) -> Result<Placed> {
 
 #[cfg(feature = "cuda")]
 fn on_gpu(gguf: &Gguf) -> Result<Placed> {
+    use deft::DType;
     use deft::cuda::CudaDevice;
     use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
 
     let device = CudaDevice::new(0)?;
-    let weights = CudaWeights::read(&device, gguf.weights())?;
+    let weights = CudaWeights::read(&device, gguf.weights(), DType::F16)?;
     let model = CudaModel::new(&device, weights, CudaOptions::default())?;
-    let name = format!("{}, {}", device.name(), model.cublas());
+    let name = format!("{}, {}, {}", device.name(), model.dtype(), model.cublas());
     Ok((Box::new(model), name, None))
 }
 

@@ -1,7 +1,7 @@
 //! `--check`: is the model on the GPU right, and if not, where does it go wrong?
 
 use anyhow::{Result, ensure};
-use deft::{Grouping, NodeKey};
+use deft::{DType, Grouping, NodeKey};
 use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights, Probe};
 use deft_engine::{CpuModel, CpuOptions, LlamaConfig, TreeModel, Weights};
 
@@ -10,13 +10,36 @@ use super::walk::{argmax, relative_error, tokens, walk};
 use super::{Engine, Watchdog};
 use crate::say;
 
-/// What rounding to bf16 and the order of sums leave, relative to a row's length: of what is rounded, and of sums
-/// of exact products.
-const HALF_LIMIT: f64 = 4e-3;
-const ATTENTION_LIMIT: f64 = 1e-2;
-const FLOAT_LIMIT: f64 = 1e-4;
-/// Logits of the bf16 model against those of the f32 one.
-const MODEL_LIMIT: f64 = 0.05;
+/// What rounding and the order of sums leave, relative to a row's length.
+struct Limits {
+    /// Of what is rounded to the model's type.
+    half: f64,
+    attention: f64,
+    /// Of sums of exact products.
+    float: f64,
+    /// Logits of the model against those of the f32 one.
+    model: f64,
+}
+
+impl Limits {
+    const BF16: Self = Self {
+        half: 4e-3,
+        attention: 1e-2,
+        float: 1e-4,
+        model: 0.05,
+    };
+
+    /// f16 has three bits more than bf16.
+    fn of(dtype: DType) -> Self {
+        let finer = if dtype == DType::F16 { 8.0 } else { 1.0 };
+        Self {
+            half: Self::BF16.half / finer,
+            attention: Self::BF16.attention / finer,
+            model: Self::BF16.model / finer,
+            ..Self::BF16
+        }
+    }
+}
 
 /// Small shapes: SmolLM2's heads, and Llama 3's with a head of its own.
 fn shapes() -> [(&'static str, LlamaConfig); 2] {
@@ -45,32 +68,45 @@ fn shapes() -> [(&'static str, LlamaConfig); 2] {
 }
 
 /// Runs all checks; how many failed.
-pub(super) fn run(engine: &Engine<'_>) -> Result<usize> {
+pub(super) fn run(engine: &Engine<'_>, dtypes: &[DType]) -> Result<usize> {
     let mut wrong = 0;
-    for (name, config) in shapes() {
-        let weights = Weights::synthetic(config, 5)?;
-        let mut gpu = open(engine, &weights)?;
-        say(&format!("{name}; {}", gpu.cublas()));
-        wrong += check_stages(&mut gpu, &weights, &engine.watchdog)?;
-        wrong += check_walk(&mut gpu, &weights, &engine.watchdog)?;
-        wrong += check_decode(&mut gpu, &engine.watchdog)?;
-        let left = gpu.forest().pool().live();
-        ensure!(
-            left == 0,
-            "{left} pages are still in use after all trees are gone"
-        );
+    for &dtype in dtypes {
+        for (name, config) in shapes() {
+            wrong += check_model(engine, name, config, dtype)?;
+        }
     }
     Ok(wrong)
 }
 
-fn open(engine: &Engine<'_>, weights: &Weights) -> Result<CudaModel> {
+fn check_model(
+    engine: &Engine<'_>,
+    name: &str,
+    config: LlamaConfig,
+    dtype: DType,
+) -> Result<usize> {
+    let weights = Weights::synthetic(config, 5)?;
+    let mut gpu = open(engine, &weights, dtype)?;
+    say(&format!("{name} in {dtype}; {}", gpu.cublas()));
+    let mut wrong = check_stages(&mut gpu, &weights, &engine.watchdog)?;
+    wrong += check_walk(&mut gpu, &weights, &engine.watchdog)?;
+    wrong += check_decode(&mut gpu, &engine.watchdog)?;
+    let left = gpu.forest().pool().live();
+    ensure!(
+        left == 0,
+        "{left} pages are still in use after all trees are gone"
+    );
+    Ok(wrong)
+}
+
+fn open(engine: &Engine<'_>, weights: &Weights, dtype: DType) -> Result<CudaModel> {
     engine.watchdog.now("bringing weights to the GPU");
     let mut options = CudaOptions::default();
     options.kv_bytes = 256 << 20;
     options.max_rows = 64;
     // Parts of a prompt that end within pages and at their ends.
     options.prefill_rows = 64;
-    engine.model(CudaWeights::read(&engine.gpu.device, weights)?, options)
+    let weights = CudaWeights::read(&engine.gpu.device, weights, dtype)?;
+    engine.model(weights, options)
 }
 
 /// Every stage of one pass, each from what the GPU itself left before it.
@@ -79,7 +115,7 @@ fn check_stages(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> 
     let path = tokens(1, 37, weights.config().vocabulary);
     let probes = gpu.probe(&path)?;
     watchdog.now("comparing its stages with f64");
-    let faults = faults(&Plain::new(weights)?, &path, &probes);
+    let faults = faults(&Plain::new(weights, gpu.dtype())?, &path, &probes);
     for fault in &faults {
         say(&format!("  WRONG: {fault}"));
     }
@@ -96,7 +132,7 @@ fn check_stages(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> 
 fn faults(plain: &Plain, path: &[u32], probes: &[Probe]) -> Vec<String> {
     let mut faults = Vec::new();
     let mut before = States::default();
-    let expected = stages(plain.layers());
+    let (expected, limits) = (stages(plain.layers()), Limits::of(plain.dtype()));
     if probes.len() != expected.len() {
         faults.push(format!("{} stages, not {}", probes.len(), expected.len()));
     }
@@ -108,9 +144,9 @@ fn faults(plain: &Plain, path: &[u32], probes: &[Probe]) -> Vec<String> {
         }
         let right = plain.stage(layer, stage, path, &before);
         let limit = match stage {
-            deft_engine::cuda::Stage::Attended => ATTENTION_LIMIT,
-            _ if is_half(stage) => HALF_LIMIT,
-            _ => FLOAT_LIMIT,
+            deft_engine::cuda::Stage::Attended => limits.attention,
+            _ if is_half(stage) => limits.half,
+            _ => limits.float,
         };
         let width = right.len() / path.len();
         let rows = right.chunks(width).zip(probe.values.chunks(width));
@@ -135,16 +171,16 @@ fn check_walk(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> Re
     watchdog.now("the walk on the CPU");
     let right = walk(&mut cpu, |_| {})?;
     let got = walk(gpu, |what| watchdog.now(what))?;
-    let mut largest = 0.0_f64;
+    let (limit, mut largest) = (Limits::of(gpu.dtype()).model, 0.0_f64);
     for ((what, right), (_, got)) in right.iter().zip(&got) {
         let vocabulary = cpu.vocabulary();
         let rows = right.chunks(vocabulary).zip(got.chunks(vocabulary));
         for (row, (right, got)) in rows.enumerate() {
             let right: Vec<f64> = right.iter().map(|&x| f64::from(x)).collect();
             let error = relative_error(got, &right);
-            if error > MODEL_LIMIT {
+            if error > limit {
                 say(&format!(
-                    "  WRONG: {what}, row {row}: logits are off by {error:.2e}"
+                    "  WRONG: {what}, row {row}: logits are off by {error:.2e} (limit {limit:.0e})"
                 ));
                 return Ok(1);
             }
@@ -228,7 +264,9 @@ fn check_decode(gpu: &mut CudaModel, watchdog: &Watchdog) -> Result<usize> {
 mod tests {
     use super::*;
 
-    fn tiny() -> (Plain, Vec<u32>, Vec<Probe>) {
+    const DTYPES: [DType; 2] = [DType::Bf16, DType::F16];
+
+    fn tiny(dtype: DType) -> (Plain, Vec<u32>, Vec<Probe>) {
         let config = LlamaConfig {
             layers: 2,
             hidden: 40,
@@ -239,7 +277,7 @@ mod tests {
             context: 100,
             ..LlamaConfig::smollm2_135m()
         };
-        let plain = Plain::new(&Weights::synthetic(config, 3).unwrap()).unwrap();
+        let plain = Plain::new(&Weights::synthetic(config, 3).unwrap(), dtype).unwrap();
         let path = tokens(1, 9, 97);
         let probes = plain.run(&path);
         (plain, path, probes)
@@ -247,15 +285,25 @@ mod tests {
 
     #[test]
     fn a_right_pass_has_no_fault() {
-        let (plain, path, probes) = tiny();
-        assert_eq!(faults(&plain, &path, &probes), Vec::<String>::new());
+        for dtype in DTYPES {
+            let (plain, path, probes) = tiny(dtype);
+            assert_eq!(faults(&plain, &path, &probes), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn a_pass_in_bf16_is_at_fault_where_f16_was_asked_for() {
+        let (_, path, probes) = tiny(DType::Bf16);
+        let (plain, ..) = tiny(DType::F16);
+        let found = faults(&plain, &path, &probes);
+        assert!(found[0].starts_with("layer 0, "), "{found:?}");
     }
 
     #[test]
     fn the_first_stage_that_is_wrong_is_named_first() {
-        let (plain, path, probes) = tiny();
+        let (plain, path, probes) = tiny(DType::F16);
         for at in 0..probes.len() {
-            for poison in [1.5, f32::NAN] {
+            for poison in [1.5, f32::INFINITY, f32::NAN] {
                 let mut wrong = probes.clone();
                 wrong[at].values[7] += poison;
                 let found = faults(&plain, &path, &wrong);
@@ -277,13 +325,15 @@ mod tests {
         };
         let weights = Weights::synthetic(config, 3).unwrap();
         let path = tokens(1, 9, 97);
-        let probes = Plain::new(&weights).unwrap().run(&path);
         let mut cpu = CpuModel::load(&weights, CpuOptions::default(), |_, _| {}).unwrap();
         let mut logits = Vec::new();
         cpu.insert_prompt(&path, &mut logits).unwrap();
         let right: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
-        let last = &probes.last().unwrap().values[8 * 97..];
-        let error = relative_error(last, &right);
-        assert!(error < 0.03, "{error}");
+        for (dtype, limit) in [(DType::Bf16, 0.03), (DType::F16, 0.03 / 8.0)] {
+            let probes = Plain::new(&weights, dtype).unwrap().run(&path);
+            let last = &probes.last().unwrap().values[8 * 97..];
+            let error = relative_error(last, &right);
+            assert!(error < limit, "{dtype}: {error}");
+        }
     }
 }

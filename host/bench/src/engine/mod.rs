@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use deft::DType;
 use deft_engine::LlamaConfig;
 use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
 
@@ -45,6 +47,10 @@ pub(crate) struct Args {
     /// Only so many of the file's layers, on GPU and CPU alike.
     #[arg(long, requires = "model")]
     layers: Option<u32>,
+    /// Type of weights, activations, K and V on the GPU; left out, `f16` with --model, both with --check, `bf16` with
+    /// synthetic weights. `f16` is the closer to f32, and holds up to 65,504.
+    #[arg(long, value_enum)]
+    dtype: Option<HalfArg>,
     /// A few tasks of one model: under a minute.
     #[arg(long)]
     quick: bool,
@@ -57,6 +63,22 @@ pub(crate) struct Args {
     /// Where to write the results.
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
+}
+
+/// A 16-bit [`DType`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum HalfArg {
+    F16,
+    Bf16,
+}
+
+impl From<HalfArg> for DType {
+    fn from(argument: HalfArg) -> Self {
+        match argument {
+            HalfArg::F16 => Self::F16,
+            HalfArg::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// What all parts need.
@@ -112,8 +134,8 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         watchdog: Watchdog::start(),
     };
     let outcome = match &args.model {
-        _ if args.check => check::run(&engine),
-        Some(path) => real::run(&engine, path, args.layers),
+        _ if args.check => check::run(&engine, &args.dtypes()),
+        Some(path) => real::run(&engine, path, args.dtypes()[0], args.layers),
         None => time(args, &engine, &device),
     };
     outcome.with_context(|| engine.watchdog.phase())
@@ -158,11 +180,12 @@ fn time_model(
     progress.doing(&format!("{}: weights", shape.name));
     let begin = Instant::now();
     let pages = tasks.iter().map(Task::pages).max().unwrap_or(1);
-    let mut model = open(engine, shape, pages)?;
+    let mut model = open(engine, shape, args.dtypes()[0], pages)?;
     let memory = model.memory();
     progress.say(&format!(
-        "{}: synthetic weights, {} distinct layers of {}, {:.1} GB, and {:.1} GB of random pages, ready in {:.1} s; {}",
+        "{}: synthetic weights in {}, {} distinct layers of {}, {:.1} GB, and {:.1} GB of random pages, ready in {:.1} s; {}",
         shape.name,
+        model.dtype(),
         shape.distinct_layers,
         shape.config.layers,
         memory.weights as f64 / 1e9,
@@ -181,7 +204,8 @@ fn time_model(
             model.set_grouping(grouping.into())?;
             let timing = measure::time(&mut model, task, &engine.watchdog).context(what)?;
             let (name, memory) = (grouping.name(), model.memory().total());
-            let row = Row::new(shape, &task.name, name, task.prompt_tokens, &timing, memory);
+            let of = (shape, model.dtype());
+            let row = Row::new(of, &task.name, name, task.prompt_tokens, &timing, memory);
             progress.say(&row.line());
             progress.step();
             document.rows.push(row);
@@ -190,19 +214,29 @@ fn time_model(
     Ok(())
 }
 
-fn open(engine: &Engine<'_>, shape: &Shape, pages: u32) -> Result<CudaModel> {
+fn open(engine: &Engine<'_>, shape: &Shape, dtype: DType, pages: u32) -> Result<CudaModel> {
     let config = shape.config.clone();
     let token_bytes = 4 * u64::from(config.kv_width()) * u64::from(config.layers);
     let mut options = CudaOptions::default();
     options.kv_bytes = 64 * token_bytes * u64::from(pages);
     let device = &engine.gpu.device;
-    let weights = CudaWeights::random(device, config, shape.distinct_layers, 1)?;
+    let weights = CudaWeights::random(device, config, dtype, shape.distinct_layers, 1)?;
     let mut model = engine.model(weights, options)?;
     model.randomize_pages(2)?;
     Ok(model)
 }
 
 impl Args {
+    /// The types to run in: one, but for checks.
+    fn dtypes(&self) -> Vec<DType> {
+        match self.dtype {
+            Some(dtype) => vec![dtype.into()],
+            None if self.check => vec![DType::Bf16, DType::F16],
+            None if self.model.is_some() => vec![DType::F16],
+            None => vec![DType::Bf16],
+        }
+    }
+
     fn wants(&self, name: &str) -> bool {
         let words = self.filter.as_deref().unwrap_or_default();
         words.split_whitespace().all(|word| name.contains(word))
@@ -247,5 +281,32 @@ impl Watchdog {
     fn phase(&self) -> String {
         let at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
         at.1.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn files_run_in_f16_synthetic_weights_in_bf16_and_checks_in_both() {
+        let dtypes = |line: &str| {
+            let words = std::iter::once("engine").chain(line.split_whitespace());
+            Line::try_parse_from(words).unwrap().args.dtypes()
+        };
+        assert_eq!(dtypes(""), [DType::Bf16]);
+        assert_eq!(dtypes("--model some.gguf"), [DType::F16]);
+        assert_eq!(dtypes("--check"), [DType::Bf16, DType::F16]);
+        assert_eq!(dtypes("--model some.gguf --dtype bf16"), [DType::Bf16]);
+        assert_eq!(dtypes("--check --dtype f16"), [DType::F16]);
+        assert_eq!(dtypes("--dtype f16"), [DType::F16]);
     }
 }

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use anyhow::Result;
-use deft::bf16;
+use deft::{DType, bf16, f16};
 use deft_engine::cuda::Stage;
 use deft_engine::{LayerTensor, LlamaConfig, Tensor, Weights};
 
-/// The weights as a GPU has them: matrices rounded to bf16.
+/// The weights as a GPU has them: matrices rounded to its type.
 pub(crate) struct Plain {
     config: LlamaConfig,
+    dtype: DType,
     tensors: HashMap<Tensor, Vec<f64>>,
     frequencies: Vec<f64>,
 }
@@ -65,32 +66,39 @@ pub(crate) fn stages(layers: u32) -> Vec<(u32, Stage)> {
 }
 
 impl Plain {
-    pub(crate) fn new(weights: &Weights) -> Result<Self> {
+    pub(crate) fn new(weights: &Weights, dtype: DType) -> Result<Self> {
         let config = weights.config().clone();
         let mut tensors = HashMap::new();
         for tensor in Tensor::all(&config).chain([Tensor::Head]) {
             let [rows, columns] = weights.shape(tensor);
             let mut values = vec![0.0; rows * columns];
             weights.read_f32(tensor, 0..rows, &mut values)?;
-            let rounded = |x: f32| {
-                if rows == 1 {
-                    x
+            let values = values.into_iter().map(f64::from).collect();
+            let is_norm = rows == 1;
+            tensors.insert(
+                tensor,
+                if is_norm {
+                    values
                 } else {
-                    bf16::from_f32(x).to_f32()
-                }
-            };
-            let values = values.into_iter().map(|x| f64::from(rounded(x)));
-            tensors.insert(tensor, values.collect());
+                    round(dtype, values)
+                },
+            );
         }
         Ok(Self {
             frequencies: config.rope_frequencies(),
             config,
+            dtype,
             tensors,
         })
     }
 
     pub(crate) fn layers(&self) -> u32 {
         self.config.layers
+    }
+
+    /// The type of weights, activations, K and V.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// What `stage` should leave of a path of `tokens`, from what was left before.
@@ -201,7 +209,7 @@ impl Plain {
         out
     }
 
-    /// Causal attention; keys are bf16 in the cache.
+    /// Causal attention; keys are rounded in the cache.
     fn attend(&self, before: &States, rows: usize) -> Vec<f64> {
         let config = &self.config;
         let (q, kv) = (config.q_width() as usize, config.kv_width() as usize);
@@ -213,7 +221,7 @@ impl Plain {
         let keys: Vec<Vec<f64>> = projected
             .iter()
             .enumerate()
-            .map(|(at, row)| round(self.rotated(&row[q..q + kv], at)))
+            .map(|(at, row)| round(self.dtype, self.rotated(&row[q..q + kv], at)))
             .collect();
         let mut out = Vec::with_capacity(rows * q);
         for (at, query) in before.queries.chunks(q).enumerate() {
@@ -244,7 +252,7 @@ impl Plain {
         all.map(|(layer, stage)| {
             let mut values = self.stage(layer, stage, tokens, &before);
             if is_half(stage) {
-                values = round(values);
+                values = round(self.dtype, values);
             }
             let width = values.len() / tokens.len();
             before.set(stage, values.clone());
@@ -259,7 +267,7 @@ impl Plain {
     }
 }
 
-/// Whether a stage leaves bf16.
+/// Whether a stage leaves 16 bits.
 pub(crate) fn is_half(stage: Stage) -> bool {
     !matches!(
         stage,
@@ -267,9 +275,12 @@ pub(crate) fn is_half(stage: Stage) -> bool {
     )
 }
 
-fn round(values: Vec<f64>) -> Vec<f64> {
-    let values = values.into_iter();
-    values.map(|x| bf16::from_f64(x).to_f64()).collect()
+fn round(dtype: DType, values: Vec<f64>) -> Vec<f64> {
+    let nearest = |x| match dtype {
+        DType::F16 => f16::from_f64(x).to_f64(),
+        _ => bf16::from_f64(x).to_f64(),
+    };
+    values.into_iter().map(nearest).collect()
 }
 
 fn sum(x: &[f64], y: &[f64]) -> Vec<f64> {

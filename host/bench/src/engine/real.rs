@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use deft::NodeKey;
+use deft::{DType, NodeKey};
 use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights};
 use deft_engine::{CpuModel, CpuOptions, Gguf, TreeModel, Weights};
 use serde_json::Value;
@@ -17,7 +17,7 @@ use crate::say;
 const RECORDED: &str = include_str!("../../../engine/tests/data/smollm2.json");
 /// Where two logits are closer than this, relative to a row's largest, rounding may choose between them.
 const TIE: f64 = 0.02;
-/// Logits of the bf16 model against those of the f32 one, relative to a row's length.
+/// Logits of the 16-bit model against those of the f32 one, relative to a row's length.
 const LIMIT: f64 = 0.03;
 
 /// A prompt, and the tokens that transformers chose after it.
@@ -43,7 +43,12 @@ fn recorded() -> Result<Vec<Recorded>> {
 }
 
 /// Compares and times the model; how many comparisons failed.
-pub(super) fn run(engine: &Engine<'_>, path: &Path, layers: Option<u32>) -> Result<usize> {
+pub(super) fn run(
+    engine: &Engine<'_>,
+    path: &Path,
+    dtype: DType,
+    layers: Option<u32>,
+) -> Result<usize> {
     let gguf = Gguf::open(path)?;
     let whole = gguf.weights().config().layers;
     let gguf = match layers {
@@ -53,7 +58,7 @@ pub(super) fn run(engine: &Engine<'_>, path: &Path, layers: Option<u32>) -> Resu
     let weights = gguf.weights();
     let config = weights.config();
     say(&format!(
-        "{}: {} of {whole} layers, {:.0} M parameters; bf16 on the GPU, f32 on the CPU",
+        "{}: {} of {whole} layers, {:.0} M parameters; {dtype} on the GPU, f32 on the CPU",
         path.display(),
         config.layers,
         config.parameters() as f64 / 1e6
@@ -65,7 +70,7 @@ pub(super) fn run(engine: &Engine<'_>, path: &Path, layers: Option<u32>) -> Resu
         "the prompts are SmolLM2's, and this model's vocabulary of {} is smaller",
         config.vocabulary
     );
-    let mut gpu = open(engine, weights)?;
+    let mut gpu = open(engine, weights, dtype)?;
     say(&format!("  {}", gpu.cublas()));
     engine.watchdog.now("the CPU's model");
     let mut cpu = CpuModel::load(weights, CpuOptions::default(), |_, _| {})?;
@@ -76,11 +81,12 @@ pub(super) fn run(engine: &Engine<'_>, path: &Path, layers: Option<u32>) -> Resu
     Ok(wrong)
 }
 
-fn open(engine: &Engine<'_>, weights: &Weights) -> Result<CudaModel> {
+fn open(engine: &Engine<'_>, weights: &Weights, dtype: DType) -> Result<CudaModel> {
     engine.watchdog.now("bringing weights to the GPU");
     let mut options = CudaOptions::default();
     options.kv_bytes = 1 << 30;
-    engine.model(CudaWeights::read(&engine.gpu.device, weights)?, options)
+    let weights = CudaWeights::read(&engine.gpu.device, weights, dtype)?;
+    engine.model(weights, options)
 }
 
 /// Greedy tokens of all runs side by side, and the logits they were chosen by.

@@ -1,5 +1,6 @@
 //! What was measured, as rows of the file and of the table.
 
+use deft::DType;
 use serde::Serialize;
 
 use super::Shape;
@@ -13,6 +14,7 @@ pub(super) struct Row {
     /// Layers of the model, and those whose weights are there: the others use them again.
     pub(super) layers: u32,
     pub(super) distinct_layers: u32,
+    pub(super) dtype: &'static str,
     pub(super) task: String,
     pub(super) grouping: &'static str,
     pub(super) prompt_tokens: u32,
@@ -40,7 +42,7 @@ pub(super) struct Row {
 
 impl Row {
     pub(super) fn new(
-        shape: &Shape,
+        (shape, dtype): (&Shape, DType),
         task: &str,
         grouping: &'static str,
         prompt_tokens: u32,
@@ -52,6 +54,7 @@ impl Row {
             model: shape.name.to_owned(),
             layers: shape.config.layers,
             distinct_layers: shape.distinct_layers,
+            dtype: dtype.name(),
             task: task.to_owned(),
             grouping,
             prompt_tokens,
@@ -161,7 +164,14 @@ mod tests {
             without_attention_ms: 0.6 * step_ms,
         };
         let shape = &crate::engine::shapes(true)[0];
-        Row::new(shape, "t", grouping, prompt, &timing, 3_000_000_000)
+        Row::new(
+            (shape, DType::Bf16),
+            "t",
+            grouping,
+            prompt,
+            &timing,
+            3_000_000_000,
+        )
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use deft::DType;
 use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
 use deft_engine::search::TextCodec;
 use deft_engine::{CpuModel, CpuOptions, Gguf, Tokenizer, TreeModel};
@@ -31,14 +32,15 @@ impl Opened {
         let (model, precision): (Box<dyn TreeModel>, _) = match device {
             Device::Cpu => (
                 Box::new(CpuModel::load(weights, CpuOptions::default(), |_, _| {})?),
-                "f32",
+                DType::F32.name(),
             ),
             Device::Gpu(gpu) => {
                 let mut options = CudaOptions::default();
                 options.cublas = cublas.map(Path::to_owned);
-                let weights = CudaWeights::read(&gpu.device, weights)?;
+                let weights = CudaWeights::read(&gpu.device, weights, DType::F16)?;
                 let model = CudaModel::new(&gpu.device, weights, options)?;
-                (Box::new(model), "bf16")
+                let dtype = model.dtype();
+                (Box::new(model), dtype.name())
             }
         };
         let file = path.file_name().context("--model is no file")?;

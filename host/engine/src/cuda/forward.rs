@@ -135,7 +135,7 @@ impl Run<'_> {
                 &w.qkv,
                 buffers.qkv.pointer(),
                 [q + 2 * kv, config.hidden],
-                Into::Bf16,
+                Into::Half,
             )?;
             observer.saw(
                 layer,
@@ -197,7 +197,7 @@ impl Run<'_> {
                 &w.gate_up,
                 silu.gate_up,
                 [2 * ffn, hidden],
-                Into::Bf16,
+                Into::Half,
             )?;
             observer.saw(layer, Stage::GateUp, self.halves(&buffers.gate_up, 2 * ffn))?;
             ops.silu_mul(&silu, self.stream)?;
@@ -335,6 +335,7 @@ impl Run<'_> {
             x,
             w: w.pointer(),
             y,
+            dtype: self.forward.weights.dtype(),
             into,
         };
         // SAFETY: as in `enqueue`.
@@ -346,6 +347,6 @@ impl Run<'_> {
     }
 
     fn halves<'b>(&self, buffer: &'b DeviceBuffer<u16>, width: u32) -> Seen<'b> {
-        Seen::Bf16(buffer, [self.rows, width])
+        Seen::Half(buffer, [self.rows, width])
     }
 }

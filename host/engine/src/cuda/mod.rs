@@ -1,17 +1,17 @@
 //! Llama-architecture models on NVIDIA GPUs (feature `cuda`).
 //!
-//! Weights and activations are bf16, sums and the residual stream f32. Matrix products are cuBLAS's, which is opened
+//! Weights, activations, K and V are f16 or bf16 ([`CudaWeights::read`]), sums and the residual stream f32. Matrix products are cuBLAS's, which is opened
 //! at run time; everything else is this project's kernels.
 //!
 //! ```no_run
-//! use deft::cuda::CudaDevice;
+//! use deft::{DType, cuda::CudaDevice};
 //! use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights};
 //! use deft_engine::{Gguf, TreeModel};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let gguf = Gguf::open("model.gguf".as_ref())?;
 //! let device = CudaDevice::new(0)?;
-//! let weights = CudaWeights::read(&device, gguf.weights())?;
+//! let weights = CudaWeights::read(&device, gguf.weights(), DType::F16)?;
 //! let mut model = CudaModel::new(&device, weights, CudaOptions::default())?;
 //! let mut logits = Vec::new();
 //! let prompt = model.insert_prompt(&[1, 2, 3], &mut logits)?;

@@ -46,7 +46,7 @@ pub struct CudaModel {
 }
 
 impl CudaModel {
-    /// A model with `weights` on `device`.
+    /// A model with `weights` on `device`; activations, K and V are of the weights' type.
     ///
     /// # Errors
     /// [`CudaModelError`]: a missing cuBLAS, too little device memory, options out of range.
@@ -60,7 +60,7 @@ impl CudaModel {
         let stream = Stream::new(device)?;
         // SAFETY: the stream is the model's and its last field, so it outlives the handle.
         let blas = unsafe { Cublas::new(device, options.cublas.as_deref(), stream.raw()) }?;
-        let shape = cache_shape(config, options.kv_bytes)?;
+        let shape = cache_shape(config, weights.dtype(), options.kv_bytes)?;
         let cache = CudaCache::new(device, shape, SLOTS)?;
         let table = config
             .rotary_table(config.context)
@@ -80,7 +80,7 @@ impl CudaModel {
             decode: schedule(plan(options.grouping))?,
             prefill: schedule(plan(Grouping::Flatten))?,
             forward: Forward {
-                ops: ModelOps::new(device, DType::Bf16, config.head_dim)?,
+                ops: ModelOps::new(device, weights.dtype(), config.head_dim)?,
                 weights,
                 blas,
                 buffers,
@@ -100,6 +100,10 @@ impl CudaModel {
     /// The model's shape.
     pub fn config(&self) -> &LlamaConfig {
         self.forward.weights.config()
+    }
+    /// The type of weights, activations, K and V.
+    pub fn dtype(&self) -> DType {
+        self.forward.weights.dtype()
     }
     /// How it was made; [`CudaModel::set_grouping`] changes one of them.
     pub fn options(&self) -> &CudaOptions {

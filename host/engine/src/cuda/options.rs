@@ -82,12 +82,16 @@ impl CudaMemory {
 }
 
 /// As many pages as `bytes` hold.
-pub(super) fn cache_shape(config: &LlamaConfig, bytes: u64) -> Result<CacheShape, CudaModelError> {
+pub(super) fn cache_shape(
+    config: &LlamaConfig,
+    dtype: DType,
+    bytes: u64,
+) -> Result<CacheShape, CudaModelError> {
     let mut shape = CacheShape {
         layers: config.layers,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        dtype: DType::Bf16,
+        dtype,
         pages: 1,
     };
     let pages = bytes / shape.page_bytes();
@@ -115,8 +119,11 @@ mod tests {
         let config = LlamaConfig::llama3_8b();
         // 64 tokens of 32 layers, 8 heads of 128, K and V, 2 bytes.
         let page = 64 * 32 * 8 * 128 * 2 * 2;
-        assert_eq!(cache_shape(&config, 10 * page + 5).unwrap().pages, 10);
-        let error = cache_shape(&config, page - 1).unwrap_err().to_string();
+        let shape = cache_shape(&config, DType::F16, 10 * page + 5).unwrap();
+        assert_eq!((shape.dtype, shape.pages), (DType::F16, 10));
+        let error = cache_shape(&config, DType::Bf16, page - 1)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.starts_with("kv_bytes is 8388607; it must be between 1 and"),
             "{error}"

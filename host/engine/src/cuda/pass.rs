@@ -13,8 +13,8 @@ use super::schedule::{Change, Schedule};
 use crate::ModelError;
 use crate::traffic::{path_bytes, plan_bytes};
 
-/// Bytes of an element of K or V.
-const ELEMENT_BYTES: u32 = size_of::<deft::bf16>() as u32;
+/// Bytes of an element of K or V, f16 or bf16.
+const ELEMENT_BYTES: u32 = size_of::<u16>() as u32;
 
 impl CudaModel {
     /// Adds a token to each of `leaves`, or to none.

@@ -1,7 +1,7 @@
 //! Looking into a pass: every stage's output, to find the first that is wrong.
 
-use deft::bf16;
 use deft::cuda::{DeviceBuffer, Stream};
+use deft::{DType, KvElement, bf16, f16};
 
 use super::CudaModelError;
 
@@ -52,7 +52,7 @@ pub struct Probe {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Seen<'b> {
     F32(&'b DeviceBuffer<f32>, [u32; 2]),
-    Bf16(&'b DeviceBuffer<u16>, [u32; 2]),
+    Half(&'b DeviceBuffer<u16>, [u32; 2]),
 }
 
 /// Sees each stage's output after its work was enqueued.
@@ -72,6 +72,8 @@ impl Observer for Nobody {
 /// Waits for each stage and copies its output.
 pub(super) struct Recorder<'s> {
     pub(super) stream: &'s Stream,
+    /// Of 16-bit outputs.
+    pub(super) dtype: DType,
     pub(super) probes: Vec<Probe>,
 }
 
@@ -83,11 +85,10 @@ impl Observer for Recorder<'_> {
                 buffer.read(0, &mut values, self.stream)?;
                 (shape, values)
             }
-            Seen::Bf16(buffer, shape) => {
+            Seen::Half(buffer, shape) => {
                 let mut bits = vec![0; elements(shape)];
                 buffer.read(0, &mut bits, self.stream)?;
-                let values = bits.into_iter().map(|bits| bf16::from_bits(bits).to_f32());
-                (shape, values.collect())
+                (shape, widened(self.dtype, &bits))
             }
         };
         self.probes.push(Probe {
@@ -100,6 +101,29 @@ impl Observer for Recorder<'_> {
     }
 }
 
+/// 16-bit patterns as what they stand for.
+fn widened(dtype: DType, bits: &[u16]) -> Vec<f32> {
+    let mut values = vec![0.0; bits.len()];
+    match dtype {
+        DType::F16 => f16::widen(bytemuck::cast_slice(bits), &mut values),
+        _ => bf16::widen(bytemuck::cast_slice(bits), &mut values),
+    }
+    values
+}
+
 fn elements([rows, width]: [u32; 2]) -> usize {
     rows as usize * width as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_read_as_the_model_s_type() {
+        // Sign, exponent and mantissa: 5 and 10 bits of f16, 8 and 7 of bf16.
+        let bits = [0x3c00, 0xc100, 0x3f80];
+        assert_eq!(widened(DType::F16, &bits), [1.0, -2.5, 1.875]);
+        assert_eq!(widened(DType::Bf16, &bits), [0.007_812_5, -8.0, 1.0]);
+    }
 }

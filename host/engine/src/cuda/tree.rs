@@ -156,6 +156,7 @@ impl CudaModel {
             unsafe { deft::cuda::Stream::borrow_raw(self.stream().device(), self.stream().raw()) };
         let mut recorder = Recorder {
             stream: &stream,
+            dtype: self.dtype(),
             probes: Vec::new(),
         };
         let outcome = self.run_chain(root, tokens, LOGITS, &mut recorder);

@@ -1,8 +1,8 @@
-//! A model's weights in device memory, bf16; projections that share their input lie together.
+//! A model's weights in device memory, f16 or bf16; projections that share their input lie together.
 
-use deft::bf16;
 use deft::cuda::ops::{FillRandom, ModelOps};
 use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, Stream};
+use deft::{DType, KvElement, bf16, f16};
 
 use super::CudaModelError;
 use crate::{LayerTensor, LlamaConfig, Tensor, Weights};
@@ -14,6 +14,7 @@ const BLOCK_ELEMENTS: usize = 16 << 20;
 #[derive(Debug)]
 pub struct CudaWeights {
     config: LlamaConfig,
+    dtype: DType,
     /// `[vocabulary, hidden]`.
     pub(super) embedding: DeviceBuffer<u16>,
     /// `[hidden]`.
@@ -41,16 +42,28 @@ pub(super) struct LayerWeights {
 }
 
 impl CudaWeights {
-    /// Reads `weights`, rounded to bf16, tensor by tensor.
+    /// Reads `weights`, rounded to `dtype`, tensor by tensor.
+    ///
+    /// [`DType::F16`] is the closer to f32, with 11 bits of a number where [`DType::Bf16`] has 8, and holds up to
+    /// 65,504, weights and activations alike; `Bf16` has the range of f32.
     ///
     /// # Errors
-    /// [`CudaModelError::Weights`], or out of device memory.
-    pub fn read(device: &CudaDevice, weights: &Weights) -> Result<Self, CudaModelError> {
+    /// [`CudaModelError::Weights`], with [`WeightsError::Range`](crate::WeightsError::Range) for a weight that f16
+    /// does not hold; [`CudaError::DType`] for a type that has not 16 bits; out of device memory.
+    pub fn read(
+        device: &CudaDevice,
+        weights: &Weights,
+        dtype: DType,
+    ) -> Result<Self, CudaModelError> {
+        if !matches!(dtype, DType::F16 | DType::Bf16) {
+            return Err(CudaError::DType { dtype }.into());
+        }
         let config = weights.config().clone();
         let stream = Stream::new(device)?;
         let reader = Reader {
             device,
             weights,
+            dtype,
             stream: &stream,
         };
         let layers = (0..config.layers).map(|layer| reader.layer(layer));
@@ -63,6 +76,7 @@ impl CudaWeights {
                 false => Some(reader.matrix("head", &[Tensor::Head])?),
             },
             config,
+            dtype,
         })
     }
 
@@ -71,10 +85,11 @@ impl CudaWeights {
     /// that timings of a model that is larger than the device's memory can be taken.
     ///
     /// # Errors
-    /// [`CudaModelError::Config`], [`CudaModelError::Option`], or out of device memory.
+    /// [`CudaModelError::Config`], [`CudaModelError::Option`], [`CudaError::DType`], or out of device memory.
     pub fn random(
         device: &CudaDevice,
         config: LlamaConfig,
+        dtype: DType,
         distinct_layers: u32,
         seed: u64,
     ) -> Result<Self, CudaModelError> {
@@ -89,7 +104,7 @@ impl CudaWeights {
         let stream = Stream::new(device)?;
         let mut maker = Maker {
             device,
-            ops: ModelOps::new(device, deft::DType::Bf16, config.head_dim)?,
+            ops: ModelOps::new(device, dtype, config.head_dim)?,
             stream: &stream,
             seed,
         };
@@ -119,6 +134,7 @@ impl CudaWeights {
                 false => Some(maker.matrix("head", config.vocabulary, hidden)?),
             },
             config,
+            dtype,
         };
         stream.synchronize()?;
         Ok(random)
@@ -127,6 +143,11 @@ impl CudaWeights {
     /// The model's shape.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
+    }
+
+    /// The type of matrices; norms are f32.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Layers whose weights are there.
@@ -159,6 +180,7 @@ impl CudaWeights {
 struct Reader<'a> {
     device: &'a CudaDevice,
     weights: &'a Weights,
+    dtype: DType,
     stream: &'a Stream,
 }
 
@@ -193,6 +215,17 @@ impl Reader<'_> {
         what: &'static str,
         tensors: &[Tensor],
     ) -> Result<DeviceBuffer<u16>, CudaModelError> {
+        match self.dtype {
+            DType::F16 => self.matrix_of::<f16>(what, tensors),
+            _ => self.matrix_of::<bf16>(what, tensors),
+        }
+    }
+
+    fn matrix_of<T: KvElement>(
+        &self,
+        what: &'static str,
+        tensors: &[Tensor],
+    ) -> Result<DeviceBuffer<u16>, CudaModelError> {
         let shapes = tensors.iter().map(|&tensor| self.weights.shape(tensor));
         let elements = shapes.map(|[rows, columns]| rows * columns).sum();
         let buffer = DeviceBuffer::uninitialized(self.device, what, elements)?;
@@ -203,8 +236,8 @@ impl Reader<'_> {
             let block = (BLOCK_ELEMENTS / columns).max(1);
             for begin in (0..rows).step_by(block) {
                 let end = (begin + block).min(rows);
-                staged.resize((end - begin) * columns, bf16::ZERO);
-                self.weights.read_bf16(tensor, begin..end, &mut staged)?;
+                staged.resize((end - begin) * columns, T::default());
+                self.weights.read_as(tensor, begin..end, &mut staged)?;
                 buffer.write(first, bytemuck::cast_slice(&staged), self.stream)?;
                 first += staged.len();
             }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use deft::{DType, KvElement, bf16, f16};
+
 use super::Tensor;
 use crate::config::ConfigError;
 use crate::gguf::GgufError;
@@ -43,6 +45,21 @@ pub enum WeightsError {
         /// Elements needed.
         expected: usize,
     },
+    /// A weight is too large for the type it is wanted in.
+    #[error(
+        "{tensor:?} has a weight of {value}; {dtype} holds up to {largest}, bf16 up to {:.2e}",
+        bf16::MAX.to_f32()
+    )]
+    Range {
+        /// The tensor.
+        tensor: Tensor,
+        /// The weight.
+        value: f32,
+        /// The type that it is wanted in.
+        dtype: DType,
+        /// The largest number of that type.
+        largest: f32,
+    },
     /// A file cannot be read.
     #[error("{}: {error}", path.display())]
     Io {
@@ -73,6 +90,21 @@ impl WeightsError {
     pub(crate) fn safetensors(path: &Path, what: impl Into<String>) -> Self {
         let (path, what) = (path.to_owned(), what.into());
         Self::Safetensors { path, what }
+    }
+
+    pub(super) fn range<T: KvElement>(tensor: Tensor, value: f32) -> Self {
+        let dtype = T::DTYPE;
+        let largest = match dtype {
+            DType::F16 => f16::MAX.to_f32(),
+            DType::Bf16 => bf16::MAX.to_f32(),
+            _ => f32::MAX,
+        };
+        Self::Range {
+            tensor,
+            value,
+            dtype,
+            largest,
+        }
     }
 
     pub(crate) fn io(path: &Path, error: std::io::Error) -> Self {

@@ -7,7 +7,7 @@ mod synthetic;
 
 use std::ops::Range;
 
-use deft::bf16;
+use deft::KvElement;
 use rayon::prelude::*;
 
 pub use self::error::WeightsError;
@@ -175,21 +175,24 @@ impl Weights {
         })
     }
 
-    /// As [`Weights::read_f32`], rounded to bf16.
+    /// As [`Weights::read_f32`], rounded to `T`: [`bf16`](deft::bf16), say, or [`f16`](deft::f16).
     ///
     /// # Errors
-    /// [`WeightsError`].
-    pub fn read_bf16(
+    /// [`WeightsError`]; [`WeightsError::Range`] for a weight that is finite and would not be so in `T`.
+    pub fn read_as<T: KvElement>(
         &self,
         tensor: Tensor,
         rows: Range<usize>,
-        out: &mut [bf16],
+        out: &mut [T],
     ) -> Result<(), WeightsError> {
         self.read_blocks(tensor, rows, out, |rows, out| {
             let mut wide = vec![0.0; out.len()];
             self.source.read(self.untied(tensor), rows, &mut wide)?;
             for (narrow, wide) in out.iter_mut().zip(wide) {
-                *narrow = bf16::from_f32(wide);
+                *narrow = T::from_f32(wide);
+                if wide.is_finite() && !narrow.to_f32().is_finite() {
+                    return Err(WeightsError::range::<T>(tensor, wide));
+                }
             }
             Ok(())
         })

@@ -1,5 +1,7 @@
 //! What every reader of weights relies on.
 
+use deft::{bf16, f16};
+
 use super::*;
 
 fn tiny() -> LlamaConfig {
@@ -36,6 +38,16 @@ fn every_parameter_is_listed_once() {
     }
 }
 
+fn narrow_reads_round<T: KvElement + PartialEq>(weights: &Weights, embedding: &[f32]) {
+    let mut narrow = vec![T::from_f32(f32::NAN); embedding.len()];
+    let rows = 0..weights.shape(Tensor::Embedding)[0];
+    weights
+        .read_as(Tensor::Embedding, rows, &mut narrow)
+        .unwrap();
+    let mut pairs = narrow.iter().zip(embedding);
+    assert!(pairs.all(|(&narrow, &wide)| narrow == T::from_f32(wide)));
+}
+
 #[test]
 fn rows_are_the_same_however_they_are_read() {
     let weights = Weights::synthetic(tiny(), 7).unwrap();
@@ -45,16 +57,8 @@ fn rows_are_the_same_however_they_are_read() {
         .read_f32(Tensor::Embedding, 999..4000, &mut some)
         .unwrap();
     assert_eq!(some, embedding[24 * 999..24 * 4000]);
-    let mut narrow = vec![bf16::NAN; 24 * 5000];
-    weights
-        .read_bf16(Tensor::Embedding, 0..5000, &mut narrow)
-        .unwrap();
-    assert!(
-        narrow
-            .iter()
-            .zip(&embedding)
-            .all(|(&narrow, &wide)| narrow == bf16::from_f32(wide))
-    );
+    narrow_reads_round::<bf16>(&weights, &embedding);
+    narrow_reads_round::<f16>(&weights, &embedding);
     assert_eq!(whole(&weights, Tensor::Head), embedding, "tied");
     assert_eq!(
         embedding,
@@ -127,4 +131,39 @@ fn a_model_cut_short_has_the_first_layers_and_both_ends() {
         error,
         "layers is 2; it must be between 1 and the model's own, 1"
     );
+}
+
+/// All weights are one value.
+#[derive(Debug)]
+struct Constant(f32);
+
+impl Source for Constant {
+    fn read(&self, _: Tensor, _: Range<usize>, out: &mut [f32]) -> Result<(), WeightsError> {
+        out.fill(self.0);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_weight_beyond_a_type_s_range_is_named_and_not_made_infinite() {
+    let of = |value| Weights::of(tiny(), Box::new(Constant(value)));
+    let mut out = [f16::ZERO; 24];
+    // The largest that is rounded down to f16's largest, and the least that is not.
+    let (last, first) = (65_519.0, 65_520.0);
+    of(-last)
+        .read_as(Tensor::Embedding, 0..1, &mut out)
+        .unwrap();
+    assert_eq!(out, [f16::MIN; 24]);
+    let error = of(-first)
+        .read_as(Tensor::Embedding, 0..1, &mut out)
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Embedding has a weight of -65520; f16 holds up to 65504, bf16 up to 3.39e38"
+    );
+    let mut wide = [bf16::ZERO; 24];
+    of(first)
+        .read_as(Tensor::Embedding, 0..1, &mut wide)
+        .unwrap();
+    assert_eq!(wide, [bf16::from_f32(first); 24]);
 }

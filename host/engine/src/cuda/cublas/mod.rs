@@ -9,6 +9,7 @@ mod product;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 
+use deft::DType;
 use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, RawStream};
 use libloading::os::unix::{Library, Symbol};
 
@@ -23,9 +24,6 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 
 const OP_N: c_int = 0;
 const OP_T: c_int = 1;
-/// `CUDA_R_32F` and `CUDA_R_16BF`.
-const F32: c_int = 0;
-const BF16: c_int = 14;
 /// `CUBLAS_COMPUTE_32F`.
 const COMPUTE_F32: c_int = 68;
 /// `CUBLAS_GEMM_DEFAULT`.
@@ -220,10 +218,10 @@ impl Cublas {
     pub(crate) unsafe fn multiply(&self, product: &Product) -> Result<(), CublasError> {
         let call = product.column_major();
         let op = |transpose| if transpose { OP_T } else { OP_N };
-        let output = if product.into == Into::Bf16 {
-            BF16
-        } else {
-            F32
+        let input = data_type(product.dtype);
+        let output = match product.into {
+            Into::Half => input,
+            Into::F32 | Into::Added => data_type(DType::F32),
         };
         let (one, [a, b, c]) = (1.0f32, [product.w, product.x, product.y].map(|at| at.0));
         // SAFETY: a live handle; factors are read before the call returns (the pointer mode is the host's); the
@@ -238,10 +236,10 @@ impl Cublas {
                 call.k,
                 (&raw const one).cast(),
                 a as *const c_void,
-                BF16,
+                input,
                 call.lda,
                 b as *const c_void,
-                BF16,
+                input,
                 call.ldb,
                 (&raw const call.beta).cast(),
                 c as *mut c_void,
@@ -291,6 +289,15 @@ impl Drop for Cublas {
         let _ = self
             .device
             .scoped(|| unsafe { (self.functions.destroy)(self.handle) });
+    }
+}
+
+/// `cudaDataType`: `CUDA_R_16F`, `CUDA_R_16BF` and `CUDA_R_32F`.
+fn data_type(dtype: DType) -> c_int {
+    match dtype {
+        DType::F16 => 2,
+        DType::Bf16 => 14,
+        _ => 0,
     }
 }
 

@@ -1,8 +1,9 @@
 //! Row-major products as cuBLAS, which counts columns first, wants them.
 
+use deft::DType;
 use deft::cuda::DevicePtr;
 
-/// `y[rows, outputs] = x[rows, inner] w[outputs, inner]^T`, all row-major; `x` and `w` are bf16, sums f32.
+/// `y[rows, outputs] = x[rows, inner] w[outputs, inner]^T`, all row-major; `x` and `w` are of 16 bits, sums f32.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product {
     pub(crate) rows: u32,
@@ -11,14 +12,16 @@ pub(crate) struct Product {
     pub(crate) x: DevicePtr,
     pub(crate) w: DevicePtr,
     pub(crate) y: DevicePtr,
+    /// Of `x` and `w`.
+    pub(crate) dtype: DType,
     pub(crate) into: Into,
 }
 
 /// What becomes of a product's sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Into {
-    /// They are rounded to bf16.
-    Bf16,
+    /// They are rounded to the type of `x` and `w`.
+    Half,
     /// They are f32.
     F32,
     /// They are added to what is in `y`, f32.
@@ -99,7 +102,7 @@ mod tests {
             let x: Vec<f64> = (0..rows * inner).map(|i| value(1, i)).collect();
             let w: Vec<f64> = (0..outputs * inner).map(|i| value(2, i)).collect();
             let before: Vec<f64> = (0..rows * outputs).map(|i| value(3, i)).collect();
-            for into in [Into::Bf16, Into::F32, Into::Added] {
+            for into in [Into::Half, Into::F32, Into::Added] {
                 let product = Product {
                     rows: rows as u32,
                     outputs: outputs as u32,
@@ -107,6 +110,7 @@ mod tests {
                     x: DevicePtr::NULL,
                     w: DevicePtr::NULL,
                     y: DevicePtr::NULL,
+                    dtype: DType::F16,
                     into,
                 };
                 let kept = if into == Into::Added {
