@@ -42,16 +42,6 @@ pub fn store<T: Pod>(address: *mut T, value: T) {
     });
 }
 
-/// `cp.async.bulk.prefetch.L2`: checks the range.
-#[track_caller]
-pub fn prefetch(address: *const u8, bytes: u32) {
-    instruction(Location::caller(), |block| {
-        check_aligned("global", address as u64, 16)?;
-        check_aligned("size of a", bytes.into(), 16)?;
-        block.grid.memory.span(address as u64, bytes).map(|_| ())
-    });
-}
-
 impl Block<'_> {
     /// In a dependent launch, what earlier kernels write may be read only after `wait_dependencies`.
     #[inline]

@@ -87,16 +87,6 @@ pub unsafe fn store_release_u32(address: *mut u32, value: u32) {
     }
 }
 
-/// Orders this thread's accesses before and after it, GPU scope (CUDA's `__threadfence`).
-#[inline(always)]
-pub fn fence_gpu() {
-    bodies! {
-        // SAFETY: touches no memory.
-        ptx { unsafe { asm!("fence.acq_rel.gpu;", options(nostack)) } }
-        emulated {}
-    }
-}
-
 /// Makes this thread's writes to shared and global memory visible to the async proxy (bulk copies,
 /// `wgmma`); needs sm_90. A barrier carries it to other threads.
 #[inline(always)]

@@ -151,22 +151,3 @@ vector! {
     load_v2_f32, load_nc_v2_f32, store_v2_f32, f32, 2, "v2.f32", "{0}, {1}", (0 1);
     load_v4_f32, load_nc_v4_f32, store_v4_f32, f32, 4, "v4.f32", "{0}, {1}, {2}, {3}", (0 1 2 3);
 }
-
-/// Starts bringing `bytes` (a multiple of 16) at `address` into L2; needs sm_90.
-///
-/// # Safety
-/// The range is in global memory, valid and 16-byte aligned.
-#[inline(always)]
-#[track_caller]
-pub unsafe fn prefetch_l2<T>(address: *const T, bytes: u32) {
-    bodies! {
-        // SAFETY: the caller's.
-        ptx {
-            unsafe {
-                asm!("cp.async.bulk.prefetch.L2.global [{0}], {1};",
-                    in(reg64) address, in(reg32) bytes, options(nostack))
-            }
-        }
-        emulated { emulator::global::prefetch(address.cast(), bytes) }
-    }
-}
