@@ -4,9 +4,6 @@ use super::axis::{number, rounded};
 use super::suites::{Paper, Printed, PrintedColumn, PrintedRow, title};
 use super::table::{Table, or_dash};
 
-/// The model of the paper's main tables.
-pub(super) const MODEL: &str = "llama3-8b";
-
 /// A block of docs/reproduction.md: its name, what it shows, and the table.
 pub(super) struct Block {
     pub(super) name: &'static str,
@@ -298,8 +295,15 @@ pub(super) fn printed(
 
 /// A task, and its prompt where that was chosen.
 pub(super) fn task(row: &Paper) -> String {
-    let prompt = row.prompt_tokens.map(|tokens| f64::from(tokens) / 1e3);
-    row.task.clone() + &prompt.map_or(String::new(), |thousand| format!(" {}k", number(thousand)))
+    let prompt = row
+        .prompt_tokens
+        .map(|tokens| format!(" {}", thousands(tokens)));
+    row.task.clone() + &prompt.unwrap_or_default()
+}
+
+/// A number of tokens in thousands.
+pub(super) fn thousands(tokens: u32) -> String {
+    number(f64::from(tokens) / 1e3) + "k"
 }
 
 /// A prompt's tokens.
@@ -307,12 +311,10 @@ fn prompt(tokens: Option<u32>) -> String {
     tokens.map_or("recorded".to_owned(), |tokens| rounded(tokens.into()))
 }
 
-/// All of our run.
-pub(super) fn runs(ours: &[Paper]) -> Table {
+/// All of our run with `model`.
+pub(super) fn runs(ours: &[Paper], model: &str) -> Table {
     let mut table = Table::new([
-        "task",
-        "model",
-        "prompt",
+        "task, prompt",
         "grouping",
         "attention s",
         "over PerQuery",
@@ -321,12 +323,10 @@ pub(super) fn runs(ours: &[Paper]) -> Table {
         "KV TB issued",
         "partial TB issued",
     ]);
-    for row in ours {
+    for row in ours.iter().filter(|row| row.model == model) {
         let figure = |value: Option<f64>| or_dash(value, rounded);
         table.row([
-            row.task.clone(),
-            row.model.clone(),
-            prompt(row.prompt_tokens),
+            task(row),
             strategy(row),
             figure(row.attention_s),
             over_per_query(row),
@@ -338,6 +338,10 @@ pub(super) fn runs(ours: &[Paper]) -> Table {
     }
     table
 }
+
+/// The model of the paper's main tables.
+#[cfg(test)]
+const MODEL: &str = "llama3-8b";
 
 /// What the paper prints, and a run of few-shot-50, for tests.
 #[cfg(test)]

@@ -2,19 +2,24 @@
 
 use super::super::axis::{Scale, number, rounded};
 use super::super::figure::{Figure, MARGIN, Sign, Size};
+use super::super::paper::thousands;
 use super::super::suites::{Engine, title};
 
-const BAR: f64 = 14.0;
-const ROW: f64 = 20.0;
-const NAME: f64 = 24.0;
+const BAR: f64 = 13.0;
+const ROW: f64 = 17.0;
+const NAME: f64 = 22.0;
+/// Room between columns, and below a model for its axis.
+const GAP: f64 = 24.0;
+const AXIS: f64 = 44.0;
 
-/// Draws `rows`, those of a model and task together.
+/// Draws the shortest and the longest prompt of each task of `rows`, a column a model where there is room for two.
 pub(in super::super) fn draw(rows: &[Engine], size: Size) -> Figure {
     let mut figure = Figure::new(
         "engine",
         "A whole model: where the time of a decode step goes",
-        "Stacked bars of milliseconds a step, one for each grouping of each model and task: attention, gaps in which the GPU \
-         waits for the host, and the rest. The table below has the numbers."
+        "Stacked bars of milliseconds a step, one for each grouping of each model and task, with its shortest and its longest \
+         prompt: attention, gaps in which the GPU waits for the host, and the rest. The table below has the numbers and the \
+         prompts between."
             .to_owned(),
         size,
     );
@@ -23,72 +28,121 @@ pub(in super::super) fn draw(rows: &[Engine], size: Size) -> Figure {
         (Sign::Box, "deft", "gaps, the GPU waits for the host"),
         (Sign::Box, "peer", "the rest of the model"),
     ]);
-    let range = [MARGIN + 70.0, size.width() - 110.0];
+    let models = models(rows);
+    let columns = if size.is_narrow() {
+        1
+    } else {
+        models.len().clamp(1, 2)
+    };
+    let gaps = GAP * (columns - 1) as f64;
+    let width = (size.width() - 2.0 * MARGIN - gaps) / columns as f64;
     let longest = rows.iter().map(|row| row.step_ms).fold(0.0, f64::max);
-    let scale = Scale::linear(longest, range);
-    let top = figure.top + 4.0;
-    let groups: Vec<&[Engine]> = rows.chunk_by(|a, b| key(a) == key(b)).collect();
-    let bottom = top + groups.len() as f64 * NAME + rows.len() as f64 * ROW;
-    scale.draw_x(&mut figure, [top + NAME, bottom]);
-    let mut y = top;
-    for group in groups {
-        figure.text("strong", MARGIN, y + 16.0, &heading(&group[0]));
-        y += NAME;
-        for row in group {
-            bar(&mut figure, row, y, &scale);
-            y += ROW;
+    for line in models.chunks(columns) {
+        let top = figure.top + 4.0;
+        let mut bottom = top;
+        for (at, tasks) in line.iter().enumerate() {
+            let left = MARGIN + at as f64 * (width + GAP);
+            let column = Column {
+                left,
+                right: left + width,
+                // One scale for all models, so that bars compare.
+                scale: Scale::linear(longest, [left + 100.0, left + width - 94.0]),
+            };
+            bottom = bottom.max(column.draw(&mut figure, tasks, top));
         }
+        figure.top = bottom + AXIS;
     }
-    figure.text(
-        "small middle",
-        (range[0] + range[1]) / 2.0,
-        bottom + 32.0,
-        "milliseconds a step",
-    );
-    figure.top = bottom + 44.0;
     figure
 }
 
-fn key(row: &Engine) -> (&str, &str, Option<u32>) {
-    (&row.model, &row.task, row.prompt_tokens)
+/// Tasks of each model, with the rows that are drawn.
+fn models(rows: &[Engine]) -> Vec<Vec<Vec<&Engine>>> {
+    let models = groups(rows.iter().collect(), |row| &row.model);
+    models
+        .into_iter()
+        .map(|rows| {
+            let tasks = groups(rows, |row| &row.task);
+            tasks.into_iter().map(shortest_and_longest).collect()
+        })
+        .collect()
 }
 
-fn heading(row: &Engine) -> String {
-    let mut text = format!("{}, {}", row.model, row.task);
-    if let Some(tokens) = row.prompt_tokens {
-        text += &format!(", prompt {}", number(tokens.into()));
-    }
-    text
-}
-
-fn bar(figure: &mut Figure, row: &Engine, y: f64, scale: &Scale) {
-    figure.text(
-        "small end",
-        scale.at(0.0) - 6.0,
-        y + 11.0,
-        title(&row.grouping),
-    );
-    let (attention, gap) = (
-        row.attention_ms.unwrap_or(0.0),
-        row.host_gap_ms.unwrap_or(0.0),
-    );
-    let mut from = 0.0;
-    for (class, ms) in [
-        ("ours", attention),
-        ("deft", gap),
-        ("peer", row.step_ms - attention - gap),
-    ] {
-        if ms > 0.0 {
-            let [left, right] = [from, from + ms].map(|ms| scale.at(ms));
-            figure.rect(class, [left, y], [right - left, BAR]);
-            from += ms;
+/// `rows` by `key`, in the order in which keys appear.
+fn groups<'a>(rows: Vec<&'a Engine>, key: impl Fn(&Engine) -> &str) -> Vec<Vec<&'a Engine>> {
+    let mut groups: Vec<Vec<&Engine>> = Vec::new();
+    for row in rows {
+        match groups.iter_mut().find(|group| key(group[0]) == key(row)) {
+            Some(group) => group.push(row),
+            None => groups.push(vec![row]),
         }
     }
-    let label = match row.tokens_per_s {
-        Some(rate) => format!("{} tokens/s", number(rate.round())),
-        None => format!("{} ms", rounded(row.step_ms)),
-    };
-    figure.text("small end", figure.width() - MARGIN, y + 11.0, &label);
+    groups
+}
+
+/// Those of a task's `rows` with its shortest prompt, and then those with its longest.
+fn shortest_and_longest(mut rows: Vec<&Engine>) -> Vec<&Engine> {
+    rows.sort_by_key(|row| row.prompt_tokens);
+    let prompt = |row: Option<&&Engine>| row.and_then(|row| row.prompt_tokens);
+    let drawn = [prompt(rows.first()), prompt(rows.last())];
+    rows.retain(|row| drawn.contains(&row.prompt_tokens));
+    rows
+}
+
+/// Where a model is drawn.
+struct Column {
+    left: f64,
+    right: f64,
+    scale: Scale,
+}
+
+impl Column {
+    /// Draws a model from `top` down to the bottom that it returns.
+    fn draw(&self, figure: &mut Figure, tasks: &[Vec<&Engine>], top: f64) -> f64 {
+        let rows: usize = tasks.iter().map(Vec::len).sum();
+        let heads = top + NAME;
+        let bottom = heads + tasks.len() as f64 * NAME + rows as f64 * ROW;
+        self.scale.draw_x(figure, [heads, bottom]);
+        figure.text("strong", self.left, top + 14.0, &tasks[0][0].model);
+        let mut y = heads;
+        for task in tasks {
+            figure.text("", self.left, y + 16.0, &task[0].task);
+            y += NAME;
+            for row in task {
+                self.bar(figure, row, y);
+                y += ROW;
+            }
+        }
+        let middle = (self.scale.at(0.0) + self.right - 94.0) / 2.0;
+        figure.text("small middle", middle, bottom + 32.0, "milliseconds a step");
+        bottom
+    }
+
+    fn bar(&self, figure: &mut Figure, row: &Engine, y: f64) {
+        let mut name = title(&row.grouping).to_owned();
+        if let Some(tokens) = row.prompt_tokens {
+            name = name + " " + &thousands(tokens);
+        }
+        figure.text("small end", self.scale.at(0.0) - 6.0, y + 11.0, &name);
+        let [attention, gap] = [row.attention_ms, row.host_gap_ms].map(|ms| ms.unwrap_or(0.0));
+        let mut from = 0.0;
+        for (class, ms) in [
+            ("ours", attention),
+            ("deft", gap),
+            ("peer", row.step_ms - attention - gap),
+        ] {
+            let [left, right] = [from, from + ms].map(|ms| self.scale.at(ms));
+            // Less would not be seen, and there are many bars.
+            if right - left >= 0.1 {
+                figure.rect(class, [left, y], [right - left, BAR]);
+            }
+            from += ms;
+        }
+        let label = match row.tokens_per_s {
+            Some(rate) => format!("{} tokens/s", number(rate.round())),
+            None => format!("{} ms", rounded(row.step_ms)),
+        };
+        figure.text("small end", self.right, y + 11.0, &label);
+    }
 }
 
 /// Two groupings of one model for tests.
@@ -124,6 +178,28 @@ mod tests {
             // Nobody measured gaps: the legend's sign is the only one.
             assert_eq!(svg.matches("class=\"deft\"").count(), 1);
             assert_eq!(svg.matches("class=\"ours\"").count(), 3);
+        }
+    }
+
+    #[test]
+    fn prompts_between_the_shortest_and_the_longest_are_not_drawn() {
+        let rows: Vec<Engine> = ["b-model", "a-model"]
+            .iter()
+            .flat_map(|model| [20_000, 5000, 1000].map(|tokens| (model, tokens)))
+            .flat_map(|(model, tokens)| {
+                example().into_iter().map(move |row| Engine {
+                    model: (*model).to_owned(),
+                    prompt_tokens: Some(tokens),
+                    ..row
+                })
+            })
+            .collect();
+        for size in Size::BOTH {
+            let svg = draw(&rows, size).inline();
+            check(&svg);
+            let shown = [" 1k", " 5k", " 20k"].map(|prompt| svg.matches(prompt).count());
+            assert_eq!(shown, [4, 0, 4]);
+            assert!(svg.find("b-model") < svg.find("a-model"), "{svg}");
         }
     }
 }

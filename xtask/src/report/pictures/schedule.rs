@@ -113,7 +113,7 @@ fn panel(figure: &mut Figure, schedule: &Schedule, scale: &Scale) {
         );
     }
     // One line a colour, as thick as a bar is high, keeps the page small.
-    let mut lines: BTreeMap<String, String> = BTreeMap::new();
+    let mut lines: BTreeMap<String, Bars> = BTreeMap::new();
     for (i, parts) in schedule.shares.iter().enumerate() {
         let y = top + ROW * (i as f64 + 0.5);
         let mut at = 0.0;
@@ -125,17 +125,38 @@ fn panel(figure: &mut Figure, schedule: &Schedule, scale: &Scale) {
                 What::Read(sharers) => style::shade(sharers),
             };
             let width = (right - left).max(0.3);
-            let line = lines.entry(class).or_default();
-            let _ = write!(line, "M{} {}h{}", n(left), n(y), n(width));
+            lines.entry(class).or_default().push([left, y], width);
             at += part.ns;
         }
     }
     for (class, line) in &lines {
-        figure.path(&format!("bar {class}"), line);
+        figure.path(&format!("bar {class}"), &line.path);
     }
     let x = scale.at(mean);
     figure.line("bound-dash", [x, top - 3.0], [x, bottom + 3.0]);
     figure.top = bottom + 20.0;
+}
+
+/// A path of level strokes.
+#[derive(Default)]
+struct Bars {
+    path: String,
+    /// Where it ends, as it was written.
+    end: [f64; 2],
+}
+
+impl Bars {
+    /// Adds a stroke from `[x, y]` to the right. It is said from the end of the one before, which takes fewer digits.
+    fn push(&mut self, [x, y]: [f64; 2], width: f64) {
+        let [x, y, width] = [x, y, width].map(n);
+        let _ = write!(
+            self.path,
+            "m{} {}h{width}",
+            n(x - self.end[0]),
+            n(y - self.end[1])
+        );
+        self.end = [x + width, y];
+    }
 }
 
 #[cfg(test)]
@@ -153,5 +174,14 @@ mod tests {
             assert_eq!(svg.matches("<path class=\"bar q6\"").count(), 3);
             assert_eq!(svg.matches("<path class=\"bar fixed\"").count(), 3);
         }
+    }
+
+    #[test]
+    fn strokes_are_said_from_the_end_of_the_one_before() {
+        let mut bars = Bars::default();
+        for (start, width) in [([2.04, 4.5], 3.0), ([9.96, 4.5], 0.31), ([1.0, 13.5], 2.0)] {
+            bars.push(start, width);
+        }
+        assert_eq!(bars.path, "m2 4.5h3m5 0h0.3m-9.3 9h2");
     }
 }

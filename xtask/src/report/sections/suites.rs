@@ -57,7 +57,8 @@ fn papers(data: &Data) -> Option<Section> {
     let mut section = Section::new("paper", "The paper's tasks").says(
         "The paper counts K and V at the width of the query heads and leaves out partial results of split KV; what plans of \
          ours issue has the KV heads' width and counts all. Its times are of an A100, ours of the device named below: a ratio \
-         is ours over theirs. <a href=\"../reproduction.md\">docs/reproduction.md</a> says why they differ.",
+         is ours over theirs. <a href=\"../reproduction.md\">docs/reproduction.md</a> says why they differ. The pictures show \
+         what the paper's Tables 16 and 17 have, the tables below all that we ran.",
     );
     for chart in [
         attention_of_tasks(data, &suite.rows),
@@ -70,7 +71,16 @@ fn papers(data: &Data) -> Option<Section> {
     for block in paper::blocks(&data.printed.rows, &suite.rows) {
         section = section.lists(block.heading, block.table);
     }
-    let section = section.lists("All rows of our run", paper::runs(&suite.rows));
+    let mut models: Vec<&str> = Vec::new();
+    for row in &suite.rows {
+        if !models.contains(&row.model.as_str()) {
+            models.push(&row.model);
+        }
+    }
+    for model in models {
+        let heading = format!("All rows of our run with {model}");
+        section = section.lists(heading, paper::runs(&suite.rows, model));
+    }
     Some(section.from(&suite.origin).from(&data.printed.origin))
 }
 
@@ -111,7 +121,7 @@ fn attention_of_tasks(data: &Data, rows: &[Paper]) -> Chart {
             mark(Sign::Diamond, "deft", "ours: PerQuery"),
             mark(Sign::Dot, "ours", "ours: Flatten"),
         ],
-        lines: pairs(rows)
+        lines: pairs(data, paper::ATTENTION, rows)
             .filter_map(|(flatten, each)| line(flatten, each))
             .collect(),
     }
@@ -155,7 +165,7 @@ fn io_of_tasks(data: &Data, rows: &[Paper]) -> Chart {
                 "Flatten as issued, partial results included",
             ),
         ],
-        lines: pairs(rows)
+        lines: pairs(data, paper::KV_IO, rows)
             .filter_map(|(flatten, each)| line(flatten, each))
             .collect(),
     }
@@ -165,11 +175,16 @@ fn mark(sign: Sign, class: &'static str, label: &'static str) -> io::Mark {
     io::Mark { sign, class, label }
 }
 
-/// Flatten and PerQuery of each task of the model that the paper's main tables have.
-fn pairs(rows: &[Paper]) -> impl Iterator<Item = (&Paper, &Paper)> {
-    let flatten = rows
-        .iter()
-        .filter(|row| row.grouping == GROUPING && row.model == paper::MODEL);
+/// Flatten and PerQuery of each task that a table of the paper has; all prompts and models would be too many to draw.
+fn pairs<'a>(
+    data: &Data,
+    table: (u32, &str),
+    rows: &'a [Paper],
+) -> impl Iterator<Item = (&'a Paper, &'a Paper)> {
+    let flatten = rows.iter().filter(move |row| {
+        row.grouping == GROUPING
+            && paper::printed(&data.printed.rows, table, row, "deft-flatten").is_some()
+    });
     flatten.filter_map(|ours| {
         let same = |row: &&Paper| {
             row.task == ours.task
