@@ -1,10 +1,14 @@
 //! Where a step of a whole model goes, by grouping.
 
+use std::fmt::Write;
+
 use super::super::axis::{Scale, number, rounded};
-use super::super::figure::{Figure, MARGIN, Sign, Size};
+use super::super::figure::{Figure, MARGIN, Sign, Size, n};
 use super::super::paper::thousands;
 use super::super::suites::{Engine, title};
 
+/// Classes of a bar's parts: attention, gaps, the rest.
+const PARTS: [&str; 3] = ["ours", "deft", "peer"];
 const BAR: f64 = 13.0;
 const ROW: f64 = 17.0;
 const NAME: f64 = 22.0;
@@ -24,9 +28,9 @@ pub(in super::super) fn draw(rows: &[Engine], size: Size) -> Figure {
         size,
     );
     figure.legend(&[
-        (Sign::Box, "ours", "attention"),
-        (Sign::Box, "deft", "gaps, the GPU waits for the host"),
-        (Sign::Box, "peer", "the rest of the model"),
+        (Sign::Box, PARTS[0], "attention"),
+        (Sign::Box, PARTS[1], "gaps, the GPU waits for the host"),
+        (Sign::Box, PARTS[2], "the rest of the model"),
     ]);
     let models = models(rows);
     let columns = if size.is_narrow() {
@@ -68,7 +72,7 @@ fn models(rows: &[Engine]) -> Vec<Vec<Vec<&Engine>>> {
 }
 
 /// `rows` by `key`, in the order in which keys appear.
-fn groups<'a>(rows: Vec<&'a Engine>, key: impl Fn(&Engine) -> &str) -> Vec<Vec<&'a Engine>> {
+fn groups(rows: Vec<&Engine>, key: impl Fn(&Engine) -> &str) -> Vec<Vec<&Engine>> {
     let mut groups: Vec<Vec<&Engine>> = Vec::new();
     for row in rows {
         match groups.iter_mut().find(|group| key(group[0]) == key(row)) {
@@ -104,20 +108,26 @@ impl Column {
         self.scale.draw_x(figure, [heads, bottom]);
         figure.text("strong", self.left, top + 14.0, &tasks[0][0].model);
         let mut y = heads;
+        // One path a colour keeps the page small.
+        let mut bars = PARTS.map(|class| (class, String::new()));
         for task in tasks {
             figure.text("", self.left, y + 16.0, &task[0].task);
             y += NAME;
             for row in task {
-                self.bar(figure, row, y);
+                self.bar(figure, row, y, &mut bars);
                 y += ROW;
             }
+        }
+        for (class, path) in bars.iter().filter(|(_, path)| !path.is_empty()) {
+            figure.path(class, path);
         }
         let middle = (self.scale.at(0.0) + self.right - 94.0) / 2.0;
         figure.text("small middle", middle, bottom + 32.0, "milliseconds a step");
         bottom
     }
 
-    fn bar(&self, figure: &mut Figure, row: &Engine, y: f64) {
+    /// Writes what a bar says, and adds its parts to the paths of their colours.
+    fn bar(&self, figure: &mut Figure, row: &Engine, y: f64, bars: &mut [(&str, String); 3]) {
         let mut name = title(&row.grouping).to_owned();
         if let Some(tokens) = row.prompt_tokens {
             name = name + " " + &thousands(tokens);
@@ -125,15 +135,13 @@ impl Column {
         figure.text("small end", self.scale.at(0.0) - 6.0, y + 11.0, &name);
         let [attention, gap] = [row.attention_ms, row.host_gap_ms].map(|ms| ms.unwrap_or(0.0));
         let mut from = 0.0;
-        for (class, ms) in [
-            ("ours", attention),
-            ("deft", gap),
-            ("peer", row.step_ms - attention - gap),
-        ] {
+        let parts = [attention, gap, row.step_ms - attention - gap];
+        for ((_, path), ms) in bars.iter_mut().zip(parts) {
             let [left, right] = [from, from + ms].map(|ms| self.scale.at(ms));
+            let width = n(right - left);
             // Less would not be seen, and there are many bars.
-            if right - left >= 0.1 {
-                figure.rect(class, [left, y], [right - left, BAR]);
+            if width > 0.0 {
+                let _ = write!(path, "M{} {}h{width}v{BAR}h-{width}z", n(left), n(y));
             }
             from += ms;
         }
@@ -177,7 +185,11 @@ mod tests {
             check(&svg);
             // Nobody measured gaps: the legend's sign is the only one.
             assert_eq!(svg.matches("class=\"deft\"").count(), 1);
-            assert_eq!(svg.matches("class=\"ours\"").count(), 3);
+            for class in ["ours", "peer"] {
+                let path = svg.split(&format!("<path class=\"{class}\" d=\"")).nth(1);
+                let path = path.unwrap().split('"').next().unwrap();
+                assert_eq!(path.matches('z').count(), 2, "{path}");
+            }
         }
     }
 
