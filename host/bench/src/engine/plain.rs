@@ -276,9 +276,11 @@ pub(crate) fn is_half(stage: Stage) -> bool {
 }
 
 fn round(dtype: DType, values: Vec<f64>) -> Vec<f64> {
+    // Through f32, in which weights are exact: `from_f64` drops the last 32 bits first, and then takes a value just
+    // above the middle of two for the middle.
     let nearest = |x| match dtype {
-        DType::F16 => f16::from_f64(x).to_f64(),
-        _ => bf16::from_f64(x).to_f64(),
+        DType::F16 => f16::from_f32(x as f32).to_f64(),
+        _ => bf16::from_f32(x as f32).to_f64(),
     };
     values.into_iter().map(nearest).collect()
 }
