@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+pub(crate) use deft_search::args::DeviceArg;
 
 /// Recorded tree-of-thought tasks that come along, by the name of their file in workloads/reasoning.
 pub(crate) const TASKS: [&str; 4] = ["sorting128ToT", "docmergeToT", "keywordToT", "set128ToT"];
@@ -167,13 +168,6 @@ impl GroupingArg {
             Self::Flatten => "flatten",
         }
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DeviceArg {
-    Auto,
-    Cpu,
-    Cuda,
 }
 
 #[cfg(test)]
