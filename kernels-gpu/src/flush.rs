@@ -1,7 +1,7 @@
 //! Reads a buffer larger than the L2 cache, so that what a benchmark times next finds the cache cold.
 
-use crate::device::thread::{block_dim_x, block_idx_x, grid_dim_x, thread_idx_x};
-use crate::kernel;
+use device::kernel;
+use device::thread::{block_dim_x, block_idx_x, grid_dim_x, thread_idx_x};
 
 /// 16 bytes: one load.
 #[repr(C, align(16))]

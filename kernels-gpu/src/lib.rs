@@ -4,17 +4,14 @@
 //! an ordinary `no_std` dependency that holds what both sides share ([`abi`], [`layout`], [`random`],
 //! [`rotary`], [`softmax`]); with the feature `emulate` the kernels themselves come too, on the emulator.
 #![no_std]
-#![cfg_attr(
-    target_arch = "nvptx64",
-    feature(abi_ptx, asm_experimental_arch, stdarch_nvptx)
-)]
+#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
+
+device::dynamic_shared_memory!();
 
 pub mod abi;
 pub mod attention;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod cache;
-#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
-pub mod device;
 pub mod entries;
 #[cfg(target_arch = "nvptx64")]
 pub mod flush;

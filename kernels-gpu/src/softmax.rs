@@ -13,6 +13,24 @@ pub trait Math {
     fn log2(x: f32) -> f32;
 }
 
+/// The device's approximations, for this algebra.
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+#[derive(Clone, Copy, Debug)]
+pub struct Approximate;
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+impl Math for Approximate {
+    #[inline(always)]
+    fn exp2(x: f32) -> f32 {
+        device::math::exp2(x)
+    }
+
+    #[inline(always)]
+    fn log2(x: f32) -> f32 {
+        device::math::log2(x)
+    }
+}
+
 /// The scalar part of a partial result: what is needed to weigh its `o` against others.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Partial {

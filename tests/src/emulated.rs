@@ -7,13 +7,13 @@ use deft::attention::{
     check_append_rotated, check_attend, check_moves, check_paged,
 };
 use deft::cache::{CacheShape, DType, Elements, ElementsMut};
-use emulator::{Launch, Memory, Report};
+use device::emulator::{Launch, Memory, Report};
+use device::wgmma::Accumulators;
+use device::{Bf16, Element, F16};
 use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
 use kernels_gpu::attention::{self as kernels, Merge, tile};
 use kernels_gpu::cache;
-use kernels_gpu::device::wgmma::Accumulators;
-use kernels_gpu::device::{Bf16, Element, F16};
 use kernels_gpu::entries::Arch;
 use kernels_gpu::layout::{element_offset, half_page_elements, page_offset};
 

@@ -3,7 +3,7 @@
 use deft::attention::{Backend, Counters};
 use deft::cache::{CacheShape, DType, Elements};
 use deft_tests::emulated::Emulated;
-use emulator::{Launch, Memory};
+use device::emulator::{Launch, Memory};
 use kernels_gpu::abi::{APPEND_LIVE, NONE, TokenMove};
 use kernels_gpu::cache::{self, THREADS};
 use rand::rngs::SmallRng;
@@ -131,7 +131,7 @@ fn append_raw(
     pool_pages: usize,
     targets: &[u32],
     lengths: &[u32],
-) -> Result<Vec<u16>, Box<emulator::Report>> {
+) -> Result<Vec<u16>, Box<device::emulator::Report>> {
     let mut memory = Memory::new();
     let pool = memory.buffer("pool", &vec![0_u16; pool_pages * 2 * 64 * 64]);
     let rows = vec![1_u16; targets.len() * 64];
@@ -168,7 +168,7 @@ fn append_passes_over_absent_targets_and_counters_of_nothing() {
 #[test]
 fn a_target_beyond_the_pool_is_reported_with_the_buffers_name() {
     let report = append_raw(1, &[64], &[]).unwrap_err();
-    assert_eq!(report.cause, emulator::Cause::OutOfBounds);
+    assert_eq!(report.cause, device::emulator::Cause::OutOfBounds);
     assert!(
         report
             .message
@@ -186,7 +186,7 @@ fn a_target_beyond_the_pool_is_reported_with_the_buffers_name() {
 #[test]
 fn two_rows_with_one_target_are_reported_as_a_race() {
     let report = append_raw(1, &[5, 5], &[]).unwrap_err();
-    assert_eq!(report.cause, emulator::Cause::Race, "{report}");
+    assert_eq!(report.cause, device::emulator::Cause::Race, "{report}");
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn features() -> &'static [&'static str] {
     } else {
         &[
             "--features",
-            "deft-attention/serde,kernels-gpu/emulate,xtask/replay",
+            "deft-attention/serde,deft-kernels/emulate,xtask/replay",
         ]
     }
 }

@@ -2,7 +2,7 @@
 
 use super::THREADS;
 use crate::abi::{APPEND_LIVE, AppendTarget, NONE};
-use crate::device::{global, thread};
+use device::{global, thread};
 
 /// Adds 1 to the length counter of each of `targets: [count]` that names one; a thread each. Once a decode
 /// step, before the first layer's append.

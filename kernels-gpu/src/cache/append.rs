@@ -2,8 +2,8 @@
 
 use super::{Chunk, THREADS};
 use crate::abi::{APPEND_LIVE, AppendTarget, NONE, PAGE_TOKENS};
-use crate::device::{global, thread};
 use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
+use device::{global, thread};
 
 /// Writes row `i` of `k` and `v`, both `[count, kv_heads, D]`, to where `targets[i]` says, in the layer's
 /// plane `pool`; a thread a chunk of eight dims of K or V. A target [`NONE`], and one whose counter counts

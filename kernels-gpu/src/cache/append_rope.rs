@@ -3,9 +3,9 @@
 use super::append::place;
 use super::{Chunk, THREADS};
 use crate::abi::AppendTarget;
-use crate::device::{Element, global, math, thread};
 use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
 use crate::rotary::rotate;
+use device::{Element, global, math, thread};
 
 /// As [`append`](super::append()), and rotates row `i` of `k` by `positions[i]` on its way: dim `d` pairs
 /// with dim `d + D / 2` (see [`crate::rotary`]). `cos` and `sin` are `[positions, D / 2]`. Arithmetic is

@@ -2,8 +2,8 @@
 
 use super::{Chunk, THREADS};
 use crate::abi::PAGE_TOKENS;
-use crate::device::{global, thread};
 use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
+use device::{global, thread};
 
 /// Moves tokens of all layers and KV heads. `moves: [count]` are pairs `from, to` of `page * 64 + token`.
 ///

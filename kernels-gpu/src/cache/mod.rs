@@ -18,8 +18,8 @@ pub(crate) use append_rope::{load_pair, store_pair, turn_pair};
 pub use copy::copy;
 pub use paged::{export_pages, import_pages};
 
-use crate::device::{Bf16, F16};
-use crate::kernel;
+use device::kernel;
+use device::{Bf16, F16};
 
 /// Threads of a block of any of these kernels.
 pub const THREADS: u32 = 256;

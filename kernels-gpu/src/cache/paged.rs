@@ -2,8 +2,8 @@
 
 use super::{Chunk, THREADS};
 use crate::abi::PAGE_TOKENS;
-use crate::device::{global, thread};
 use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
+use device::{global, thread};
 
 /// Chunks of a token that neighbouring threads move: with eight tokens a warp touches whole 32-byte sectors
 /// on either side.

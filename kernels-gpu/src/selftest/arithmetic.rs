@@ -1,8 +1,8 @@
 //! Arithmetic and conversions.
 
 use super::{own_words, store_own_words};
-use crate::device::{Bf16, F16, math};
-use crate::kernel;
+use device::kernel;
+use device::{Bf16, F16, math};
 
 /// `input: [threads][3]`: a, b, c. `output: [threads][7]`: 2^a, log2 |b|, tanh a, 1/b, 1/sqrt |b|,
 /// a * b + c, max(a, b).

@@ -1,8 +1,8 @@
 //! Loads and stores of every width, and asynchronous copies.
 
 use super::{own_words, store_own_words};
-use crate::device::{async_copy, bulk, global, mbarrier, shared, thread, warp};
-use crate::kernel;
+use device::kernel;
+use device::{async_copy, bulk, global, mbarrier, shared, thread, warp};
 
 /// 64 threads. `input: [64][4]`, 16 bytes a thread. `output: [64][4]`: the same after it went through shared
 /// memory in one width and came back in another.

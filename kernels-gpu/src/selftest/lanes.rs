@@ -1,8 +1,8 @@
 //! Shuffles, votes and barriers.
 
 use super::{own_words, store_own_words};
-use crate::device::{global, shared, thread, warp};
-use crate::kernel;
+use device::kernel;
+use device::{global, shared, thread, warp};
 
 /// One warp. `input: [32][2]`: a value, and the lane to read. `output: [32][7]`: the value of lane
 /// `lane ^ m` for m = 1, 2, 4, 8, 16, 31, then that of the lane named.

@@ -1,8 +1,8 @@
 //! Fragments: `ldmatrix`, `stmatrix`, `mma`.
 
 use super::{fill_shared, own_words, store_own_words};
-use crate::device::{Bf16, Element, F16, global, matrix, shared, warp};
-use crate::kernel;
+use device::kernel;
+use device::{Bf16, Element, F16, global, matrix, shared, warp};
 
 /// Words of four 8x8 matrices of 16 bits.
 const MATRICES: u32 = 4 * 32;

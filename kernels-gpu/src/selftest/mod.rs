@@ -12,7 +12,7 @@ mod matrices;
 mod ordering;
 mod warpgroup;
 
-use crate::device::{global, shared, thread};
+use device::{global, shared, thread};
 
 pub use arithmetic::{arithmetic, conversions};
 pub use copies::{async_copies, bulk_copies, global_widths, shared_widths};
@@ -41,7 +41,7 @@ unsafe fn fill_shared(base: u32, input: *const u32, words: u32) {
             );
             index += thread::block_dim_x();
         }
-        crate::device::bulk::fence_proxy_async_shared();
+        device::bulk::fence_proxy_async_shared();
         thread::sync_threads();
     }
 }

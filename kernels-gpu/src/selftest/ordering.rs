@@ -1,8 +1,8 @@
 //! Order between blocks.
 
 use super::own_words;
-use crate::device::{atomic, global, shared, thread};
-use crate::kernel;
+use device::kernel;
+use device::{atomic, global, shared, thread};
 
 /// Any number of blocks. `input: [threads]`, `output: [1 + blocks * threads + threads]`: a counter that is 0,
 /// each block's values times its number plus one, and their sums, by the last block to arrive.

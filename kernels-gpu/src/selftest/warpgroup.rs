@@ -1,9 +1,9 @@
 //! `wgmma`, from shared memory and from registers.
 
 use super::{fill_shared, own_words, store_own_words};
-use crate::device::wgmma::{self, Accumulators, Operand};
-use crate::device::{Bf16, Element, F16, global, shared};
-use crate::kernel;
+use device::kernel;
+use device::wgmma::{self, Accumulators, Operand};
+use device::{Bf16, Element, F16, global, shared};
 
 /// First words of the input of a `wgmma` kernel: where operands lie, in bytes.
 #[repr(C)]

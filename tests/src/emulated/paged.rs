@@ -2,7 +2,7 @@
 
 use deft::attention::PagedTokens;
 use deft::cache::{PagedOrder, PagedTable};
-use emulator::{Memory, Report};
+use device::emulator::{Memory, Report};
 use kernels_gpu::cache;
 
 use super::Emulated;

@@ -1,6 +1,6 @@
 //! Fragments of 8x8 matrices, and `mma`.
 
-use kernels_gpu::device::{Bf16, F16};
+use device::{Bf16, F16};
 use kernels_gpu::selftest;
 use rand::seq::SliceRandom;
 

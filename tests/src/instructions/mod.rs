@@ -8,7 +8,7 @@ mod matrices;
 mod ordering;
 mod warpgroup;
 
-use emulator::{Launch, Memory, Report};
+use device::emulator::{Launch, Memory, Report};
 use kernels_gpu::selftest::SHARED_BYTES;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};

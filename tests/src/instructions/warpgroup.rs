@@ -1,6 +1,6 @@
 //! `wgmma`: descriptors, layouts of operands, and accumulators.
 
-use kernels_gpu::device::{Bf16, F16};
+use device::{Bf16, F16};
 use kernels_gpu::selftest::{self, Warpgroup, wgmma_registers, wgmma_shared};
 
 use super::{Case, Half, Values, matrix, product, rng};

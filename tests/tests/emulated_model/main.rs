@@ -5,9 +5,9 @@ mod rotate;
 mod rows;
 
 use deft::cache::KvElement;
-use emulator::{DevicePointer, Launch, Memory};
+use device::emulator::{DevicePointer, Launch, Memory};
+use device::{Bf16, Element, F16};
 use half::{bf16, f16};
-use kernels_gpu::device::{Bf16, Element, F16};
 use kernels_gpu::model::limits::{CHUNK, THREADS};
 use rand::RngExt;
 use rand::rngs::SmallRng;

@@ -1,7 +1,7 @@
 //! Ranking and sampling of logits.
 
 use deft::reference::{log_softmax, ranked, with_noise};
-use emulator::{Launch, Memory};
+use device::emulator::{Launch, Memory};
 use kernels_gpu::model::limits::{TOP_K_SHARED_BYTES, TOP_K_THREADS};
 use kernels_gpu::model::{self, Sampling, TopK};
 use rand::rngs::SmallRng;

@@ -3,7 +3,7 @@
 use deft::attention::{Backend, Counters, RotaryTable, Rotation};
 use deft::cache::CacheShape;
 use deft_tests::emulated::Emulated;
-use emulator::Memory;
+use device::emulator::Memory;
 use half::{bf16, f16};
 use kernels_gpu::abi::{APPEND_LIVE, NONE};
 use kernels_gpu::model::{self, Qkv};

@@ -1,7 +1,7 @@
 //! Embedding, normalisation, gate, feeding and filling.
 
 use deft::reference;
-use emulator::{Launch, Memory};
+use device::emulator::{Launch, Memory};
 use half::{bf16, f16};
 use kernels_gpu::abi::NONE;
 use kernels_gpu::model::limits::{MAX_HIDDEN, NORM_SHARED_BYTES, NORM_THREADS, THREADS};

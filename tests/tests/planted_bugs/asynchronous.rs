@@ -1,8 +1,8 @@
 //! Copies and products that take effect later.
 
-use emulator::{Cause, Launch, Memory};
-use kernels_gpu::device::wgmma::{self, Operand, descriptor};
-use kernels_gpu::device::{Bf16, async_copy, bulk, global, grid, mbarrier, shared, thread};
+use device::emulator::{Cause, Launch, Memory};
+use device::wgmma::{self, Operand, descriptor};
+use device::{Bf16, async_copy, bulk, global, grid, mbarrier, shared, thread};
 
 use super::{SHARED_BYTES, finds};
 

@@ -4,7 +4,7 @@ mod asynchronous;
 mod memory;
 mod synchronisation;
 
-use emulator::{Cause, DevicePointer, Launch, Memory, Report};
+use device::emulator::{Cause, DevicePointer, Launch, Memory, Report};
 
 /// Shared memory of a block, in bytes.
 const SHARED_BYTES: u32 = 48 * 1024;

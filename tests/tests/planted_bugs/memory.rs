@@ -1,7 +1,7 @@
 //! Addresses and contents.
 
-use emulator::Cause;
-use kernels_gpu::device::{bulk, global, mbarrier, shared, thread};
+use device::emulator::Cause;
+use device::{bulk, global, mbarrier, shared, thread};
 
 use super::finds;
 

@@ -1,7 +1,7 @@
 //! Barriers, shuffles and order between threads.
 
-use emulator::{Cause, Launch, Memory};
-use kernels_gpu::device::{atomic, global, shared, thread, warp};
+use device::emulator::{Cause, Launch, Memory};
+use device::{atomic, global, shared, thread, warp};
 
 use super::finds;
 
@@ -196,7 +196,7 @@ fn a_barrier_named_with_two_counts() {
 }
 
 /// Two blocks: the second waits for the first one's flag.
-fn handshake(resident: u32, released: bool) -> Result<(), Box<emulator::Report>> {
+fn handshake(resident: u32, released: bool) -> Result<(), Box<device::emulator::Report>> {
     let mut memory = Memory::new();
     let flag = memory.buffer("flag", &[0_u32]);
     let data = memory.buffer("data", &[0_u32]);

@@ -11,7 +11,7 @@ use crate::console::say;
 use crate::{process, workspace};
 
 const TARGET: &str = "nvptx64-nvidia-cuda";
-const PACKAGE: &str = "kernels-gpu";
+const PACKAGE: &str = "deft-kernels";
 const PROFILE: &str = "kernels";
 
 /// Flags that every crate of the build gets, `core` included. One set an architecture: another set
@@ -71,7 +71,12 @@ pub(crate) fn compile(toolchain: &Toolchain, arch: Arch) -> Result<String> {
 /// Where the assembly is, from cargo's messages: beside the crate's metadata.
 fn assembly(messages: &str) -> Option<PathBuf> {
     let metadata = process::artifacts(messages)
-        .filter(|artifact| artifact.package_id.contains(PACKAGE))
+        .filter(|artifact| {
+            artifact
+                .filenames
+                .iter()
+                .any(|file| file.to_string_lossy().contains("libkernels_gpu"))
+        })
         .flat_map(|artifact| artifact.filenames)
         .find(|path| {
             path.extension()

@@ -5,8 +5,8 @@ use super::rows::Rows;
 use super::sink::{Sink, inverse};
 use super::warp_tile::WarpTile;
 use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS};
-use crate::device::{Element, math, register, shared, thread, warp};
 use crate::softmax::Partial;
+use device::{Element, math, register, shared, thread, warp};
 
 /// Stores a thread's rows, `row` and `row + 8`, whose statistics are reduced. `pair(j, e)` is row `row + 8 e`'s
 /// normalised value of columns `8 j + 2 (lane % 4)` and the next.

@@ -4,7 +4,7 @@
 use super::sink::inverse;
 use crate::abi::{MergeRow, NONE};
 use crate::attention::tile::MERGE_WARPS;
-use crate::device::{Element, global, grid, math, thread, warp};
+use device::{Element, global, grid, math, thread, warp};
 
 /// What a merge reads and writes; the partials as `attend` leaves them.
 #[derive(Clone, Copy)]

@@ -21,10 +21,11 @@ mod sink;
 mod warp_tile;
 
 use crate::abi::MergeRow;
-use crate::device::wgmma::Accumulators;
-use crate::device::{self, Bf16, Element, F16};
 use crate::entries::Arch;
-use crate::{kernel, layout};
+use crate::layout;
+use device::kernel;
+use device::wgmma::Accumulators;
+use device::{self, Bf16, Element, F16};
 
 pub use merge::{Merge, merge};
 

@@ -2,7 +2,7 @@
 
 use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment, WorkItem, words_of};
 use crate::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES};
-use crate::device::{global, shared, warp};
+use device::{global, shared, warp};
 
 /// Where the program's words are.
 #[derive(Clone, Copy)]

@@ -2,7 +2,7 @@
 
 use crate::abi::WorkItem;
 use crate::attention::tile::CONSUMERS;
-use crate::device::{global, shared};
+use device::{global, shared};
 
 /// Where rows of a work item lie in `[queries, q_heads, head_dim]`.
 #[derive(Clone, Copy)]

@@ -5,8 +5,8 @@
 use super::block::Work;
 use super::page::PartialPage;
 use crate::abi::NONE;
-use crate::device::{global, math, warp};
 use crate::softmax::Partial;
+use device::{global, math, warp};
 
 const LOG2_E: f32 = core::f32::consts::LOG2_E;
 

@@ -2,9 +2,9 @@
 
 use super::query::RowMap;
 use crate::abi::{NONE, WorkItem};
-use crate::device::math::Approximate;
-use crate::device::{Element, global, math};
+use crate::softmax::Approximate;
 use crate::softmax::Partial;
+use device::{Element, global, math};
 
 const LN_2: f32 = core::f32::consts::LN_2;
 

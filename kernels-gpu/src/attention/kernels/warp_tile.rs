@@ -5,7 +5,7 @@
 
 use super::rows::Rows;
 use crate::attention::tile::group_bytes;
-use crate::device::{Element, math, matrix, warp};
+use device::{Element, math, matrix, warp};
 
 /// Fragments of one warp.
 pub(super) struct WarpTile<const KS: usize, const NT: usize> {

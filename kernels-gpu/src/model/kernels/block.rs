@@ -1,6 +1,6 @@
 //! What all threads of a block find out together, in a fixed order.
 
-use crate::device::{shared, thread, warp};
+use device::{shared, thread, warp};
 
 /// The sum of all threads' values, the same bits in all of them. `scratch` has a word for each of `WARPS` warps.
 ///

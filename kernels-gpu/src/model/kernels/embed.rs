@@ -1,7 +1,7 @@
 //! Rows of the embedding table as the residual stream's begin.
 
 use super::{chunk_of_row, load_chunk, store_chunk_f32, unpack_chunk};
-use crate::device::{Element, global};
+use device::{Element, global};
 
 /// `x[i] = table[tokens[i]]`: `tokens: [rows]`, `table: [vocab, hidden]` of `E`, `x: [rows, hidden]` f32. A thread
 /// a chunk.

@@ -1,8 +1,8 @@
 //! Sampled tokens as the next step's input.
 
 use crate::abi::NONE;
-use crate::device::{global, thread};
 use crate::model::limits::THREADS;
+use device::{global, thread};
 
 /// What a `feed` launch reads and writes.
 #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,9 @@
 //! Synthetic weights, made where they are needed.
 
 use super::{Values, pack_chunk, store_chunk_f32};
-use crate::device::{Element, global, thread};
 use crate::model::limits::CHUNK;
 use crate::random::{half_to_uniform, word};
+use device::{Element, global, thread};
 
 /// `out[i] = uniform(seed, i, scale)` (see [`crate::random`]) rounded to `E`, for `i` below `8 * chunks`.
 ///

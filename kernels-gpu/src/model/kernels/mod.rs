@@ -13,8 +13,8 @@ mod silu;
 use super::limits::{CHUNK, THREADS};
 use crate::abi::AppendTarget;
 use crate::cache::Chunk;
-use crate::device::{Bf16, Element, F16, global, math, thread};
-use crate::kernel;
+use device::kernel;
+use device::{Bf16, Element, F16, global, math, thread};
 
 pub use embed::embed;
 pub use feed::{Feed, feed};

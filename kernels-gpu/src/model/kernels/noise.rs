@@ -1,7 +1,7 @@
 //! Gumbel noise by counter.
 
-use crate::device::{global, math};
 use crate::random::{entry_bits, step_seed};
+use device::{global, math};
 
 /// How rows are sampled.
 #[derive(Clone, Copy, Debug)]

@@ -2,8 +2,8 @@
 
 use super::{block, load_chunk_f32, pack_chunk};
 use crate::abi::NONE;
-use crate::device::{Element, global, math, shared, thread};
 use crate::model::limits::{CHUNK, NORM_CHUNKS, NORM_THREADS};
+use device::{Element, global, math, shared, thread};
 
 /// What a `rms_norm` launch reads and writes.
 #[derive(Clone, Copy, Debug)]

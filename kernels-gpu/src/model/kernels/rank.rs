@@ -5,10 +5,11 @@
 
 use super::noise::{Noise, Sampling};
 use crate::abi::NONE;
-use crate::device::math::{self, Approximate};
-use crate::device::{global, shared, thread, warp};
 use crate::model::limits::{MAX_K, TOP_K_SHARED_BYTES, TOP_K_THREADS as THREADS};
+use crate::softmax::Approximate;
 use crate::softmax::Partial;
+use device::math;
+use device::{global, shared, thread, warp};
 
 /// What a launch that ranks logits reads and writes.
 #[derive(Clone, Copy, Debug)]

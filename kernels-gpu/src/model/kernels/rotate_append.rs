@@ -2,9 +2,9 @@
 
 use crate::abi::AppendTarget;
 use crate::cache::{load_pair, place, store_pair, turn_pair};
-use crate::device::{Element, global, thread};
 use crate::layout::{CORE, half_page_elements, page_offset};
 use crate::model::limits::THREADS;
+use device::{Element, global, thread};
 
 /// What a `rotate_append` launch reads and writes.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! SwiGLU's gate.
 
 use super::{chunk_of_row, load_chunk, pack_chunk, sigmoid, unpack_chunk};
-use crate::device::{Element, global};
+use device::{Element, global};
 
 /// `out[i] = silu(gate[i]) * up[i]` with `silu(x) = x / (1 + e^-x)`: row `i` of `gate_up: [rows, 2 * ffn]` has the
 /// gate first. `out: [rows, ffn]`. A thread a chunk.

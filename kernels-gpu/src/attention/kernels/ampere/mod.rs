@@ -15,7 +15,7 @@ use super::rows::{hide, soft_cap};
 use super::sink::{Sink, inverse};
 use super::warp_tile::WarpTile;
 use crate::attention::tile::{PROGRAM_BYTES, ampere::Tile, group_bytes};
-use crate::device::{Element, global, register, shared, thread, warp};
+use device::{Element, global, register, shared, thread, warp};
 use pages::Pages;
 
 /// One block of `attend`. `KS = D / 16`, `NT = D / 8` for head dimension `D`.

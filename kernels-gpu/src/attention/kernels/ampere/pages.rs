@@ -14,7 +14,7 @@ use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment};
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::{CONSUMERS, ampere::Tile};
-use crate::device::{async_copy, shared, thread};
+use device::{async_copy, shared, thread};
 
 /// The stages, and where the program's pages come from.
 pub(super) struct Pages<const D: usize> {

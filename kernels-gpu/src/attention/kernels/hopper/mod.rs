@@ -15,8 +15,8 @@ use super::block::{Block, Work};
 use super::program::Program;
 use super::query;
 use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS, PROGRAM_BYTES, hopper::Tile};
-use crate::device::wgmma::Accumulators;
-use crate::device::{Element, bulk, grid, mbarrier, register, shared, thread, warp};
+use device::wgmma::Accumulators;
+use device::{Element, bulk, grid, mbarrier, register, shared, thread, warp};
 use ring::Ring;
 
 /// One block of `attend`. `KS = D / 16`, `NT = D / 8`, `O = D / 2` for head dimension `D`.

@@ -8,7 +8,7 @@ use crate::attention::kernels::finish::{Exchange, join};
 use crate::attention::kernels::rows::{hide, soft_cap};
 use crate::attention::kernels::warp_tile::WarpTile;
 use crate::attention::tile::{CONSUMER_WARPS, hopper::Tile};
-use crate::device::{Element, bulk, warp};
+use device::{Element, bulk, warp};
 
 /// Processes all pages of an item. `KS = D / 16`, `NT = D / 8`.
 #[inline(always)]

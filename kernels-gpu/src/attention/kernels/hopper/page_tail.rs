@@ -5,7 +5,7 @@
 
 use core::ops::Range;
 
-use crate::device::shared;
+use device::shared;
 
 /// Clears V's rows of those of `range` that are not below `tokens`, a multiple of 8 at both ends. Taken part in
 /// by `threads` threads, this one being `thread`.

@@ -5,7 +5,7 @@ use crate::abi::{NONE, PAGE_TOKENS, Segment};
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::hopper::Tile;
-use crate::device::{bulk, mbarrier, warp};
+use device::{bulk, mbarrier, warp};
 
 /// Streams every page of the program, in program order.
 ///

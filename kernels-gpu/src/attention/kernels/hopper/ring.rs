@@ -2,7 +2,7 @@
 
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::tile::hopper::Tile;
-use crate::device::{mbarrier, shared, warp};
+use device::{mbarrier, shared, warp};
 
 /// A position in the ring.
 #[derive(Clone, Copy)]

@@ -9,10 +9,10 @@ use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::rows::{Rows, hide, soft_cap};
 use crate::attention::kernels::sink::{Sink, inverse};
 use crate::attention::tile::{CONSUMERS, hopper::Tile};
-use crate::device::math::Approximate;
-use crate::device::wgmma::{Accumulators, Operand};
-use crate::device::{Element, bulk, math, register, shared, thread, warp, wgmma};
+use crate::softmax::Approximate;
 use crate::softmax::Partial;
+use device::wgmma::{Accumulators, Operand};
+use device::{Element, bulk, math, register, shared, thread, warp, wgmma};
 
 /// A warpgroup's 64 rows; `O` output registers a thread, half the head dimension.
 struct Chunk<const O: usize> {

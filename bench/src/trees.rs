@@ -1,0 +1,227 @@
+//! `deft-bench trees`: single decode steps of whole trees, checked and timed.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use deft::plan::{CostModel, PlanConfig, Planner};
+use deft::workload::StepWorkload;
+
+use crate::compare::{Oracle, sample};
+use crate::device::{Device, Runner};
+use crate::document::Document;
+use crate::gpu::Repeats;
+use crate::peers::Peers;
+use crate::problem::Problem;
+use crate::report::{header, summary};
+use crate::{DeviceArgs, GroupingArg, say};
+
+pub(crate) use crate::report::Row;
+
+/// Checks each workload's attention against f64, then times it.
+///
+/// Times are those of one replayed CUDA graph, with an L2 that a 256 MB read has emptied. A row whose
+/// results are wrong is not timed, and the program ends with status 1.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Workloads to run instead of those that come with the program; see workloads/README.md.
+    #[arg(long, value_name = "FILE")]
+    workloads: Option<PathBuf>,
+    /// How queries and KV are grouped; several may be given, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "flatten")]
+    grouping: Vec<GroupingArg>,
+    /// Run workloads whose name contains this.
+    #[arg(long, value_name = "NAME")]
+    filter: Option<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Where to write the results.
+    #[arg(long, value_name = "OUT")]
+    json: Option<PathBuf>,
+    /// Timed replays a row.
+    #[arg(long, default_value_t = 60)]
+    iterations: usize,
+    /// Replays before those.
+    #[arg(long, default_value_t = 10)]
+    warmup: usize,
+    /// Queries that are compared with f64, all heads each.
+    #[arg(long, default_value_t = 16)]
+    checked: u32,
+    /// Shares a KV head; left out, as many as fill the device. Several are tried one after the other.
+    #[arg(long, value_delimiter = ',')]
+    shares: Vec<u32>,
+    /// Most rows of a work item; several are tried one after the other.
+    #[arg(long, value_delimiter = ',')]
+    max_rows: Vec<u32>,
+    /// Pages of a node-chunk item; several are tried one after the other.
+    #[arg(long, value_delimiter = ',')]
+    chunk_pages: Vec<u32>,
+    /// Time attention without its merge as well.
+    #[arg(long)]
+    parts: bool,
+    /// A constant of the planner's cost model, to refit it: such as `bytes_per_ns=42` (see `CostModel`).
+    #[arg(long, value_name = "NAME=VALUE", value_parser = cost_constant)]
+    cost: Vec<(String, f64)>,
+}
+
+/// Parses `NAME=VALUE`, where NAME is a field of the cost model.
+fn cost_constant(text: &str) -> std::result::Result<(String, f64), String> {
+    let (name, value) = text.split_once('=').ok_or("not of the form NAME=VALUE")?;
+    let value: f64 = value
+        .parse()
+        .map_err(|_| format!("`{value}` is no number"))?;
+    set_cost(&mut { CostModel::H100 }, name, value)?;
+    Ok((name.to_owned(), value))
+}
+
+fn set_cost(cost: &mut CostModel, name: &str, value: f64) -> std::result::Result<(), String> {
+    let field = match name {
+        "bytes_per_ns" => &mut cost.bytes_per_ns,
+        "flops_per_ns" => &mut cost.flops_per_ns,
+        "item_ns" => &mut cost.item_ns,
+        "cache_bytes_per_ns" => &mut cost.cache_bytes_per_ns,
+        "partial_bytes_per_ns" => &mut cost.partial_bytes_per_ns,
+        _ => return Err(format!("the cost model has no `{name}`")),
+    };
+    *field = value;
+    Ok(())
+}
+
+/// The workloads that come with the program.
+pub(crate) const WORKLOADS: &str = include_str!("../../workloads/trees.json");
+
+/// Runs the command; the number of rows that are wrong.
+pub(crate) fn run(args: &Args) -> Result<usize> {
+    let text = match &args.workloads {
+        Some(path) => std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?,
+        None => WORKLOADS.to_owned(),
+    };
+    let mut workloads = StepWorkload::parse(&text)?;
+    if let Some(name) = &args.filter {
+        workloads.retain(|workload| workload.name.contains(name));
+        ensure!(
+            !workloads.is_empty(),
+            "no workload's name contains `{name}`"
+        );
+    }
+    let peers = Peers::embedded()?;
+    let device = args.device.open()?;
+    say(&device.describe());
+    let repeats = Repeats {
+        warmup: args.warmup,
+        measured: args.iterations.max(1),
+    };
+    let mut report = Document::new("trees", &device, device.time_nothing(repeats)?);
+    say(&header());
+    let mut wrong = 0;
+    for workload in &workloads {
+        let outcome = run_workload(args, workload, &device, repeats, &peers, &mut report);
+        // Rows so far are worth keeping, whatever happens next.
+        report.write(args.json.as_deref())?;
+        wrong += outcome.with_context(|| format!("workload {}", workload.name))?;
+    }
+    say(&summary(&report, &peers));
+    Ok(wrong)
+}
+
+fn run_workload(
+    args: &Args,
+    workload: &StepWorkload,
+    device: &Device,
+    repeats: Repeats,
+    peers: &Peers,
+    report: &mut Document<Row>,
+) -> Result<usize> {
+    let problem = Problem::new(workload)?;
+    let view = &problem.view;
+    let queries = sample(view.queries, args.checked);
+    let oracle = Oracle::new(&problem.pool, view, &problem.q, &queries);
+    let mut runner = device.runner(&problem)?;
+    for line in runner.kernels()? {
+        if !report.kernels.contains(&line) {
+            say(&format!("  {line}"));
+            report.kernels.push(line);
+        }
+    }
+    let mut wrong = 0;
+    for config in args.configs(&problem, &runner) {
+        let name = GroupingArg::name_of(config.grouping);
+        let what = format!(
+            "{} {name}, {} shares, {} rows",
+            workload.name, config.shares, config.max_rows
+        );
+        let mut planner = Planner::new(config)?;
+        let begin = Instant::now();
+        let plan = planner.plan(view)?;
+        let plan_us = begin.elapsed().as_secs_f64() * 1e6;
+        runner.load(&plan)?;
+        let verdict = oracle.judge(&runner.attend(&plan, &what)?);
+        if !verdict.passes() {
+            say(&format!("{what}: WRONG: {verdict}"));
+            wrong += 1;
+            continue;
+        }
+        let time = runner.time(&plan, repeats, &what)?;
+        let mut row = problem.row(workload, &config, &plan, plan_us);
+        row.max_rel_l2 = verdict.max_rel_l2;
+        row.max_lse_error = verdict.max_lse_error;
+        // The peers ran on a GPU.
+        if let Device::Gpu(_) = device {
+            row.best_peer_us = peers.best_us(&workload.name);
+        }
+        row.set_time(time);
+        if args.parts {
+            row.partial_us = runner.time_partial(repeats, &what)?;
+        }
+        say(&row.line());
+        report.rows.push(row);
+    }
+    Ok(wrong)
+}
+
+impl Args {
+    /// Every combination of what was asked for.
+    fn configs(&self, problem: &Problem, runner: &Runner<'_>) -> Vec<PlanConfig> {
+        let pages = problem.view.pages.len() as u32;
+        let mut configs = Vec::new();
+        for &grouping in &self.grouping {
+            let mut config = runner.plan_config(grouping.into());
+            // More shares than pages have nothing to do.
+            config.shares = config.shares.min(pages.max(1));
+            for (name, value) in &self.cost {
+                set_cost(&mut config.cost, name, *value).expect("checked when it was parsed");
+            }
+            configs.push(config);
+        }
+        let configs = vary(configs, &self.shares, |config, shares| {
+            config.shares = shares
+        });
+        let configs = vary(configs, &self.max_rows, |config, rows| {
+            config.max_rows = rows
+        });
+        vary(configs, &self.chunk_pages, |config, pages| {
+            config.chunk_pages = pages;
+        })
+    }
+}
+
+/// Each of `configs` with each of `values`, or as it is if there are none.
+fn vary(
+    configs: Vec<PlanConfig>,
+    values: &[u32],
+    set: impl Fn(&mut PlanConfig, u32),
+) -> Vec<PlanConfig> {
+    if values.is_empty() {
+        return configs;
+    }
+    let each = configs.into_iter().flat_map(|config| {
+        let set = &set;
+        values.iter().map(move |&value| {
+            let mut config = config;
+            set(&mut config, value);
+            config
+        })
+    });
+    each.collect()
+}

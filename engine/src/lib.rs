@@ -1,0 +1,28 @@
+//! Language models that decode trees of tokens, and search over such trees.
+
+pub mod chat;
+pub mod config;
+pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod gguf;
+pub mod safetensors;
+pub mod search;
+pub mod tasks;
+pub mod tokenizer;
+mod traffic;
+pub mod tree_model;
+pub mod weights;
+
+pub use chat::{ChatError, ChatTemplate, Message, Role};
+pub use config::{ConfigError, LlamaConfig, RopeScaling};
+pub use cpu::{CpuModel, CpuOptions, LoadError};
+pub use gguf::Gguf;
+pub use tokenizer::{Control, TextStream, Tokenizer, TokenizerError};
+pub use tree_model::{DraftToken, ModelError, Traffic, TreeModel};
+pub use weights::{LayerTensor, Tensor, Weights, WeightsError};
+
+/// The examples in the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/engine.md")]
+struct Guide;

@@ -1,0 +1,248 @@
+//! What the blocks of a launch share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::panic::Location;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+use bytemuck::Zeroable;
+
+use crate::emulator::clock::{Agents, Joins, Released, View};
+use crate::emulator::launch::Launch;
+use crate::emulator::memory::Memory;
+use crate::emulator::report::{Cause, Checked, Fault, Site};
+use crate::emulator::shadow::Access;
+use crate::emulator::span::{Span, site_bits};
+
+/// A launch under way.
+pub(crate) struct Grid<'m> {
+    pub(crate) memory: &'m Memory,
+    pub(crate) blocks: [u32; 3],
+    pub(crate) threads: u32,
+    pub(crate) shared_bytes: u32,
+    pub(crate) seed: u64,
+    /// Started before the kernels it depends on were complete.
+    pub(crate) dependent: bool,
+    /// Matrix loads may read what nothing has written.
+    pub(crate) poison_matrix_reads: bool,
+    /// Counts what could end somebody's polling.
+    pub(crate) progress: AtomicU64,
+    shadows: Vec<Box<[Granule]>>,
+    /// What was released at each address, by block.
+    released: Mutex<HashMap<u64, BTreeMap<u32, Released>>>,
+}
+
+/// Who last wrote and read a granule of global memory. Of several readers one is remembered.
+struct Granule {
+    writer: AtomicU64,
+    writer_site: AtomicU64,
+    reader: AtomicU64,
+    reader_site: AtomicU64,
+}
+
+// SAFETY: all-zero atomics are valid.
+unsafe impl Zeroable for Granule {}
+
+/// `block | agent | epoch` in 20, 12 and 32 bits; 0 is nobody, since epochs start at 1.
+#[derive(Clone, Copy)]
+struct Who(u64);
+
+impl Who {
+    fn new(block: u32, access: &Access<'_>) -> Self {
+        Self(u64::from(block) << 44 | u64::from(access.agent) << 32 | u64::from(access.epoch))
+    }
+
+    fn block(self) -> u32 {
+        (self.0 >> 44) as u32
+    }
+
+    fn agent(self) -> u16 {
+        (self.0 >> 32 & 0xfff) as u16
+    }
+
+    fn epoch(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Whether this access happened before `access` of `block`.
+    #[inline]
+    fn precedes(self, block: u32, access: &Access<'_>) -> bool {
+        let (agent, epoch) = (self.agent(), self.epoch());
+        if self.0 == 0 {
+            true
+        } else if self.block() != block {
+            access.view.sees_foreign(self.block(), agent, epoch)
+        } else {
+            (agent == access.agent && epoch <= access.epoch) || access.view.sees(agent, epoch)
+        }
+    }
+}
+
+impl<'m> Grid<'m> {
+    pub(crate) fn new(memory: &'m Memory, launch: &Launch) -> Self {
+        let shadow = |granules| bytemuck::zeroed_slice_box(granules);
+        Self {
+            memory,
+            blocks: launch.blocks,
+            threads: launch.threads,
+            shared_bytes: launch.shared_bytes,
+            seed: launch.seed,
+            dependent: launch.dependent,
+            poison_matrix_reads: launch.poison_matrix_reads,
+            progress: AtomicU64::new(0),
+            shadows: memory
+                .buffers()
+                .iter()
+                .map(|buffer| shadow(buffer.granules()))
+                .collect(),
+            released: Mutex::default(),
+        }
+    }
+
+    /// Notes something that could end somebody's polling.
+    pub(crate) fn note_progress(&self) {
+        self.progress.fetch_add(1, Relaxed);
+    }
+
+    /// Records a read by an agent of `block`.
+    #[inline]
+    pub(crate) fn read(&self, span: &Span<'_>, block: u32, access: &Access<'_>) -> Checked {
+        if span.is_constant() {
+            return Ok(());
+        }
+        span.check_written()?;
+        let who = Who::new(block, access);
+        for granule in &self.shadows[span.index][span.granules()] {
+            let writer = Who(granule.writer.load(Relaxed));
+            if !writer.precedes(block, access) {
+                let site = granule.writer_site.load(Relaxed);
+                return Err(self.race(span, block, access, ["reads", "wrote"], writer, site));
+            }
+            granule.reader_site.store(site_bits(access.site), Relaxed);
+            granule.reader.store(who.0, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Records a write by an agent of `block`.
+    #[inline]
+    pub(crate) fn write(&self, span: &Span<'_>, block: u32, access: &Access<'_>) -> Checked {
+        span.check_writable()?;
+        let who = Who::new(block, access);
+        for granule in &self.shadows[span.index][span.granules()] {
+            let writer = Who(granule.writer.load(Relaxed));
+            if !writer.precedes(block, access) {
+                let site = granule.writer_site.load(Relaxed);
+                return Err(self.race(span, block, access, ["writes", "wrote"], writer, site));
+            }
+            let reader = Who(granule.reader.load(Relaxed));
+            if !reader.precedes(block, access) {
+                let site = granule.reader_site.load(Relaxed);
+                return Err(self.race(span, block, access, ["writes", "read"], reader, site));
+            }
+            granule.writer_site.store(site_bits(access.site), Relaxed);
+            granule.writer.store(who.0, Relaxed);
+            granule.reader.store(0, Relaxed);
+        }
+        span.mark_written();
+        Ok(())
+    }
+
+    #[cold]
+    fn race(
+        &self,
+        span: &Span<'_>,
+        block: u32,
+        access: &Access<'_>,
+        [verb, other_verb]: [&str; 2],
+        other: Who,
+        other_site: u64,
+    ) -> Box<Fault> {
+        // SAFETY: made from a `Site` by `site_bits`.
+        let site: Site = unsafe { &*(other_site as *const Location<'static>) };
+        let agents = Agents::new(self.threads);
+        let whose = if other.block() == block {
+            String::new()
+        } else {
+            format!(" of block {}", other.block())
+        };
+        Fault::new(
+            Cause::Race,
+            format!(
+                "{} {verb} byte {} of buffer `{}`, which {}{whose} {other_verb} at {site}, and nothing \
+                 orders the two",
+                agents.describe(access.agent),
+                span.offset,
+                span.buffer.name,
+                agents.describe(other.agent())
+            ),
+        )
+    }
+
+    /// Releases at `address` what a thread of `block` has seen, as part of `store`: an addition keeps
+    /// what others released there, anything else (`replaces`) drops it.
+    pub(crate) fn release<R>(
+        &self,
+        address: u64,
+        block: u32,
+        view: &mut View,
+        replaces: bool,
+        store: impl FnOnce() -> R,
+    ) -> R {
+        let mut all = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        let released = all.entry(address).or_default();
+        if replaces {
+            released.clear();
+        }
+        add_release(released, block, view);
+        store()
+    }
+
+    /// Acquires what was released at `address`, as part of `load`.
+    pub(crate) fn acquire<R>(
+        &self,
+        address: u64,
+        block: u32,
+        view: &mut View,
+        load: impl FnOnce() -> R,
+    ) -> R {
+        let mut all = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        add_acquire(all.entry(address).or_default(), block, view);
+        load()
+    }
+
+    /// [`Grid::acquire`] and [`Grid::release`], as part of an addition.
+    pub(crate) fn acquire_release<R>(
+        &self,
+        address: u64,
+        block: u32,
+        view: &mut View,
+        add: impl FnOnce() -> R,
+    ) -> R {
+        let mut all = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        let released = all.entry(address).or_default();
+        add_acquire(released, block, view);
+        add_release(released, block, view);
+        add()
+    }
+}
+
+fn add_release(released: &mut BTreeMap<u32, Released>, block: u32, view: &mut View) {
+    let now = view.release();
+    match released.get_mut(&block) {
+        Some(before) => before.join(&now, &mut Joins::default()),
+        None => {
+            released.insert(block, now);
+        }
+    }
+}
+
+fn add_acquire(released: &BTreeMap<u32, Released>, block: u32, view: &mut View) {
+    for (from, released) in released {
+        if *from == block {
+            view.acquire(released, &mut Joins::default());
+        } else {
+            view.acquire_foreign(*from, released);
+        }
+    }
+}

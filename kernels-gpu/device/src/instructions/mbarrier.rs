@@ -1,0 +1,135 @@
+//! Memory barriers in shared memory, which count arrivals and bytes (PTX ISA, "mbarrier"); sm_90.
+//!
+//! A barrier's phases are numbered from 0; a phase completes when its arrivals and its expected bytes
+//! have all come. [`wait_parity`] waits for the completion of the phase of that parity: the first wait
+//! of a consumer passes 0. Waiting with parity 1 on a fresh barrier returns at once, which is how a
+//! producer starts on an empty ring.
+
+use super::bodies;
+#[cfg(target_arch = "nvptx64")]
+use core::arch::asm;
+
+/// Bytes of a barrier, and its alignment.
+pub const BYTES: u32 = 8;
+
+/// Makes a barrier at `address` that expects `count` arrivals a phase.
+///
+/// # Safety
+/// `address` is in shared memory, 8-byte aligned, and no barrier is there. Others use it only after a
+/// block barrier; bulk copies after [`fence_init`] as well.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn init(address: u32, count: u32) {
+    bodies! {
+        // SAFETY: the caller's.
+        ptx {
+            unsafe {
+                asm!("mbarrier.init.shared.b64 [{0}], {1};",
+                    in(reg32) address, in(reg32) count, options(nostack))
+            }
+        }
+        emulated { crate::emulator::mbarrier::init(address, count) }
+    }
+}
+
+/// Makes this thread's [`init`]s visible to the async proxy and the cluster.
+#[inline(always)]
+pub fn fence_init() {
+    bodies! {
+        // SAFETY: touches no memory.
+        ptx { unsafe { asm!("fence.mbarrier_init.release.cluster;", options(nostack)) } }
+        emulated { crate::emulator::mbarrier::fence_init() }
+    }
+}
+
+/// Ends the barrier at `address`, so that its memory can be used otherwise.
+///
+/// # Safety
+/// A barrier is there, and nobody uses it any more.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn invalidate(address: u32) {
+    bodies! {
+        // SAFETY: the caller's.
+        ptx {
+            unsafe {
+                asm!("mbarrier.inval.shared.b64 [{0}];", in(reg32) address, options(nostack))
+            }
+        }
+        emulated { crate::emulator::mbarrier::invalidate(address) }
+    }
+}
+
+/// Arrives once, releasing what this thread did before.
+///
+/// # Safety
+/// A barrier is at `address`.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn arrive(address: u32) {
+    bodies! {
+        // SAFETY: the caller's.
+        ptx {
+            unsafe {
+                asm!("mbarrier.arrive.shared.b64 _, [{0}];", in(reg32) address, options(nostack))
+            }
+        }
+        emulated { crate::emulator::mbarrier::arrive(address) }
+    }
+}
+
+/// Arrives once and adds `bytes` to what the present phase waits for.
+///
+/// # Safety
+/// A barrier is at `address`; at most 2^20 - 1 bytes are outstanding.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn arrive_expect_tx(address: u32, bytes: u32) {
+    bodies! {
+        // SAFETY: the caller's.
+        ptx {
+            unsafe {
+                asm!("mbarrier.arrive.expect_tx.shared.b64 _, [{0}], {1};",
+                    in(reg32) address, in(reg32) bytes, options(nostack))
+            }
+        }
+        emulated { crate::emulator::mbarrier::arrive_expect_tx(address, bytes) }
+    }
+}
+
+/// Whether the phase of this parity has completed; may wait a while before it says no.
+///
+/// # Safety
+/// A barrier is at `address`.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn try_wait_parity(address: u32, parity: u32) -> bool {
+    bodies! {
+        ptx {
+            let done: u32;
+            // SAFETY: the caller's.
+            unsafe {
+                asm!("{{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [{1}], {2};",
+                    "selp.u32 {0}, 1, 0, p; }}",
+                    out(reg32) done, in(reg32) address, in(reg32) parity, options(nostack));
+            }
+            done != 0
+        }
+        emulated { crate::emulator::mbarrier::try_wait(address, parity) }
+    }
+}
+
+/// Waits until the phase of this parity has completed, acquiring what those who arrived did.
+///
+/// # Safety
+/// A barrier is at `address`.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn wait_parity(address: u32, parity: u32) {
+    bodies! {
+        // A Rust loop: a label inside the assembly would be duplicated by inlining.
+        // SAFETY: the caller's.
+        ptx { while unsafe { !try_wait_parity(address, parity) } {} }
+        emulated { crate::emulator::mbarrier::wait(address, parity) }
+    }
+}
