@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use deft::attention::AttentionParams;
 use deft::cache::DType;
 use deft::plan::Planner;
-use deft::workload::ReasoningRun;
+use deft_workloads::ReasoningRun;
 
 use crate::compare::{Oracle, sample};
 use crate::decode::{self, Outcome};

@@ -102,7 +102,7 @@ mod tests {
         let text = include_str!("../../docs/benchmarks/h100-trees.json");
         let document: Document<Row> = serde_json::from_str(text).unwrap();
         assert_eq!(document.suite, "trees");
-        let workloads = deft::workload::StepWorkload::parse(crate::trees::WORKLOADS).unwrap();
+        let workloads = deft_workloads::StepWorkload::parse(crate::trees::WORKLOADS).unwrap();
         assert_eq!(document.rows.len(), 4 * workloads.len());
         let again: Document<Row> = serde_json::from_str(&document.text().unwrap()).unwrap();
         assert_eq!(again, document);

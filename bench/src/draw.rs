@@ -195,7 +195,7 @@ fn draft(context: u32, nodes: u32, random: &mut Random) -> Tree {
 mod tests {
     use std::collections::HashSet;
 
-    use deft::workload::StepWorkload;
+    use deft_workloads::StepWorkload;
 
     use super::*;
 

@@ -2,9 +2,10 @@
 
 use anyhow::{Result, ensure};
 use deft::cache::DType;
-use deft::plan::{IssuedIo, PaperIo, PaperMethod, Plan, PlanConfig};
+use deft::plan::{IssuedIo, Plan, PlanConfig};
 use deft::tree::{NodeKey, TokenForest, TreeView};
-use deft::workload::StepWorkload;
+use deft_workloads::StepWorkload;
+use deft_workloads::{PaperIo, PaperMethod};
 
 use crate::GroupingArg;
 use crate::random::Random;

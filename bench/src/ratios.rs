@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use deft::plan::Planner;
-use deft::workload::StepWorkload;
+use deft_workloads::StepWorkload;
 use serde::{Deserialize, Serialize};
 
 use crate::GroupingArg;

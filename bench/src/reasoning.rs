@@ -7,8 +7,8 @@
 use anyhow::{Context, Result};
 use deft::cache::{DType, KvElement};
 use deft::tree::NodeKey;
-use deft::workload::{ReasoningRun, ReasoningStep};
 use deft::{CacheConfig, Device, PlanUpdate, TreeCache, TreePlan};
+use deft_workloads::{ReasoningRun, ReasoningStep};
 use half::{bf16, f16};
 
 use crate::GroupingArg;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use deft::plan::{CostModel, PlanConfig, Planner};
-use deft::workload::StepWorkload;
+use deft_workloads::StepWorkload;
 
 use crate::compare::{Oracle, sample};
 use crate::device::{Device, Runner};

@@ -1,20 +1,20 @@
-//! Language models that decode trees of tokens, and search over such trees.
+//! Language models that decode trees of tokens.
 
 pub mod chat;
+mod codec;
 pub mod config;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod gguf;
 pub mod safetensors;
-pub mod search;
-pub mod tasks;
 pub mod tokenizer;
 mod traffic;
 pub mod tree_model;
 pub mod weights;
 
 pub use chat::{ChatError, ChatTemplate, Message, Role};
+pub use codec::TextCodec;
 pub use config::{ConfigError, LlamaConfig, RopeScaling};
 pub use cpu::{CpuModel, CpuOptions, LoadError};
 pub use gguf::Gguf;

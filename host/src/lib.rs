@@ -33,7 +33,6 @@
 //! | [`attention`] | backends: the CPU's, and attention by its definition in f64 |
 //! | `cuda` | the GPU's, and the same for device pointers and streams (feature `cuda`) |
 //! | [`mod@reference`] | what a model does besides attention, by its definition in f64 |
-//! | `workload` | recorded tree shapes (feature `serde`) |
 //!
 //! `docs/using.md` has drafts, device pointers and CUDA graphs; `docs/architecture.md` says how it works.
 
@@ -45,8 +44,6 @@ pub mod plan;
 pub mod reference;
 pub mod tree;
 mod tree_cache;
-#[cfg(feature = "serde")]
-pub mod workload;
 
 pub use attention::RotaryTable;
 pub use cache::{DType, KvElement};

@@ -1,33 +1,45 @@
-//! `deft-search`: a language model searches a tree of continuations, and the tree is shown as it grows.
-//!
-//! ```text
-//! args --> question (prompt, checker) --> method --[TreeSearch over a measured model]--> outcome --> report
-//!      \-> model (GGUF, CPU or GPU)                      \--> events --> tree --[draw]--> terminal, or lines
-//! ```
+#![doc = include_str!("../README.md")]
 
-pub mod args;
-
-#[cfg(feature = "run")]
-mod draw;
-#[cfg(feature = "run")]
-mod measure;
-#[cfg(feature = "run")]
-mod method;
-#[cfg(feature = "run")]
-mod model;
-#[cfg(feature = "run")]
-mod question;
-#[cfg(feature = "run")]
-mod report;
-#[cfg(feature = "run")]
-mod run;
-#[cfg(feature = "run")]
-mod show;
-#[cfg(feature = "run")]
+mod advance;
+mod answer;
+mod beam;
+mod best_of_n;
+mod branch;
+mod compact;
+mod drafter;
+mod error;
+mod event;
+mod follow;
+mod limits;
+pub mod mock;
+mod room;
+pub mod sampler;
+mod scorer;
+mod speculative;
+pub mod tasks;
+mod thoughts;
 mod tree;
+mod tree_search;
+mod walkers;
 
-#[cfg(feature = "run")]
-pub use run::run;
+pub use advance::Growth;
+pub use answer::{Answer, Ending, Finish, Outcome, Stats, Stop};
+pub use beam::BeamSearch;
+pub use best_of_n::{BestOfN, Choice, DiverseBatch};
+pub use branch::{Branch, BranchId, Row};
+pub use deft_engine::TextCodec;
+pub use drafter::{Drafter, PromptLookup};
+pub use error::SearchError;
+pub use event::{Event, Observer, PruneReason};
+pub use limits::{Cancel, Limits};
+pub use sampler::Sampler;
+pub use scorer::{Candidate, MeanLogProb, Scorer, Verdict};
+pub use speculative::Speculative;
+pub use thoughts::TreeOfThoughts;
+pub use tree::SearchTree;
+pub use tree_search::{SearchMethod, TreeSearch};
 
-#[cfg(all(test, feature = "run"))]
-mod tests;
+/// The examples in the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/search.md")]
+struct Guide;

@@ -1,178 +1,282 @@
-//! The tree as its search tells of it.
+//! The tree that a search grows, and its nodes in the model.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Instant;
 
-use deft_engine::search::{Answer, Event, PruneReason};
+use deft::NodeKey;
 
-/// What became of a branch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
-    /// It grows, or waits to.
-    Alive,
-    /// It goes on in its children.
-    Inner,
-    /// Others were better.
-    Lost,
-    /// It cannot become right.
-    Dead,
-    /// There was no page for it.
-    Crowded,
-    /// Its answers are complete.
-    Done,
+use super::branch::{Branch, BranchId, Row};
+use super::{
+    Answer, Cancel, Event, Limits, Observer, PruneReason, SearchError, Stats, Stop, TextCodec,
+};
+use deft_engine::{Traffic, TreeModel};
+
+/// A tree below one prompt: its branches, what they hold in the model, and what may still be spent.
+///
+/// Search methods work on this. Whatever happens, dropping it frees all its nodes.
+pub struct SearchTree<'a> {
+    pub(super) model: &'a mut dyn TreeModel,
+    codec: &'a dyn TextCodec,
+    observer: Option<&'a mut dyn Observer>,
+    pub(super) limits: Limits,
+    cancel: Cancel,
+    root: NodeKey,
+    root_branch: BranchId,
+    prompt: Vec<u32>,
+    pub(super) branches: BTreeMap<BranchId, Branch>,
+    next_branch: u64,
+    pub(super) stats: Stats,
+    pub(super) stop: Option<Stop>,
+    pub(super) logits: Vec<f32>,
+    before: Before,
 }
 
-/// An answer that ends in a branch.
-#[derive(Clone, Debug)]
-pub(crate) struct Leaf {
-    /// Tokens since the prompt.
-    pub(crate) tokens: Vec<u32>,
-    /// Tokens since the prompt that the branch had when the answer ended in it; it may have grown since.
-    pub(crate) run: usize,
-    /// Whether it has.
-    pub(crate) outgrown: bool,
-    pub(crate) score: f64,
-    /// Whether it is right, where that can be told.
-    pub(crate) right: Option<bool>,
-    /// Whether the search chose it.
-    pub(crate) best: bool,
+/// What the model held and had read before the search.
+struct Before {
+    nodes: usize,
+    pages: u32,
+    traffic: Traffic,
+    time: Instant,
 }
 
-/// A branch and its place.
-#[derive(Clone, Debug)]
-pub(crate) struct Branch {
-    pub(crate) parent: Option<u64>,
-    pub(crate) children: Vec<u64>,
-    /// Its own tokens, those of its parents left out.
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) score: Option<f64>,
-    pub(crate) state: State,
-    pub(crate) answers: Vec<Leaf>,
-}
-
-/// All branches that there were, by their index. Branch 0 begins right after the prompt.
-#[derive(Debug, Default)]
-pub(crate) struct Tree {
-    pub(crate) branches: BTreeMap<u64, Branch>,
-}
-
-impl Tree {
-    fn add(&mut self, index: u64, parent: Option<u64>) {
-        let branch = Branch {
-            parent,
-            children: Vec::new(),
-            tokens: Vec::new(),
-            score: None,
-            state: State::Alive,
-            answers: Vec::new(),
+impl<'a> SearchTree<'a> {
+    /// Runs the prompt.
+    pub(super) fn start(
+        model: &'a mut dyn TreeModel,
+        codec: &'a dyn TextCodec,
+        observer: Option<&'a mut dyn Observer>,
+        (limits, cancel): (Limits, Cancel),
+        prompt: &[u32],
+    ) -> Result<Self, SearchError> {
+        SearchError::at_least_one("limits.nodes", limits.nodes)?;
+        let before = Before {
+            nodes: model.forest().node_count(),
+            pages: model.forest().pool().live(),
+            traffic: model.traffic(),
+            time: Instant::now(),
         };
-        self.branches.insert(index, branch);
-    }
-
-    fn branch(&mut self, index: u64) -> &mut Branch {
-        self.branches
-            .get_mut(&index)
-            .expect("a search speaks only of branches that it has announced")
-    }
-
-    /// Takes an event in; `is_right` judges answers.
-    pub(crate) fn event(&mut self, event: &Event<'_>, is_right: &dyn Fn(&Answer) -> Option<bool>) {
-        match *event {
-            Event::Started { root, .. } => self.add(root.index(), None),
-            Event::Forked { parent, children } => {
-                let indices = children.iter().map(|child| child.index());
-                let parent = parent.index();
-                for child in indices.clone() {
-                    self.add(child, Some(parent));
-                }
-                self.branch(parent).children.extend(indices);
-                self.branch(parent).state = State::Inner;
-            }
-            Event::Token { branch, token, .. } => {
-                let branch = self.branch(branch.index());
-                branch.tokens.push(token);
-                for leaf in &mut branch.answers {
-                    leaf.outgrown = true;
-                }
-            }
-            Event::Scored { branch, score } => self.branch(branch.index()).score = Some(score),
-            Event::Pruned { branch, reason } => {
-                let branch = self.branch(branch.index());
-                let dead = branch.score == Some(f64::NEG_INFINITY);
-                branch.state = match reason {
-                    _ if !branch.children.is_empty() => State::Inner,
-                    PruneReason::OutOfPages => State::Crowded,
-                    PruneReason::Lost if dead => State::Dead,
-                    PruneReason::Lost => State::Lost,
-                    _ => State::Done,
-                };
-            }
-            Event::Finished { branch, answer } => self.answer(branch.index(), answer, is_right),
-            _ => {}
-        }
-    }
-
-    fn answer(&mut self, index: u64, answer: &Answer, is_right: &dyn Fn(&Answer) -> Option<bool>) {
-        let leaf = Leaf {
-            tokens: answer.tokens.clone(),
-            run: self.path(index).len(),
-            outgrown: false,
-            score: answer.score,
-            right: is_right(answer),
-            best: false,
+        let mut logits = Vec::new();
+        let root = model.insert_prompt(prompt, &mut logits)?;
+        let root_branch = BranchId(0);
+        let mut tree = Self {
+            model,
+            codec,
+            observer,
+            limits,
+            cancel,
+            root,
+            root_branch,
+            prompt: prompt.to_vec(),
+            branches: BTreeMap::new(),
+            next_branch: 1,
+            stats: Stats::default(),
+            stop: None,
+            logits,
+            before,
         };
-        self.branch(index).answers.push(leaf);
+        let branch = root_branch;
+        let row = Row::new(&tree.logits).ok_or(SearchError::Logits { branch })?;
+        tree.branches.insert(
+            branch,
+            Branch {
+                node: root,
+                tokens: Vec::new(),
+                log_prob: 0.0,
+                score: 0.0,
+                held: false,
+                row: Rc::new(row),
+            },
+        );
+        tree.stats.prompt_tokens = prompt.len() as u64;
+        tree.note_peaks();
+        let root = root_branch;
+        tree.emit(&Event::Started { root, prompt });
+        Ok(tree)
     }
 
-    /// Marks the best answer, and adds it where the search has not told of it.
-    pub(crate) fn conclude(
-        &mut self,
-        answers: &[Answer],
-        is_right: &dyn Fn(&Answer) -> Option<bool>,
-    ) {
-        let Some(best) = answers.first() else { return };
-        let told = |branch: &Branch| branch.answers.iter().any(|leaf| leaf.tokens == best.tokens);
-        if !self.branches.values().any(told) {
-            let ends_here = |index: &u64| self.path(*index) == best.tokens;
-            let found = self.branches.keys().copied().find(ends_here);
-            // A search that ended in mid-step has not run the answer's last token.
-            let Some(index) = found else { return };
-            self.answer(index, best, is_right);
-        }
-        let leaves = self.branches.values_mut();
-        let mut leaves = leaves.flat_map(|branch| &mut branch.answers);
-        if let Some(leaf) = leaves.find(|leaf| leaf.tokens == best.tokens) {
-            leaf.best = true;
-        }
+    /// The branch that ends with the prompt, until it is grown, forked or released.
+    pub fn root(&self) -> BranchId {
+        self.root_branch
     }
 
-    /// The tokens from the prompt to the end of a branch.
-    pub(crate) fn path(&self, index: u64) -> Vec<u32> {
-        let mut parts = Vec::new();
-        let mut next = Some(index);
-        while let Some(branch) = next.and_then(|index| self.branches.get(&index)) {
-            parts.push(branch.tokens.as_slice());
-            next = branch.parent;
-        }
-        parts.into_iter().rev().flatten().copied().collect()
+    /// The prompt's tokens.
+    pub fn prompt(&self) -> &[u32] {
+        &self.prompt
     }
 
-    /// Whether a branch and all below it were given up.
-    pub(crate) fn is_dropped(&self, index: u64) -> bool {
-        let branch = &self.branches[&index];
-        let wrong = |leaf: &Leaf| leaf.right == Some(false) && !leaf.best;
-        branch.answers.iter().all(wrong)
-            && match branch.state {
-                State::Lost | State::Dead | State::Crowded => true,
-                State::Alive => false,
-                State::Inner => branch.children.iter().all(|&child| self.is_dropped(child)),
-                State::Done => !branch.answers.is_empty(),
+    /// What turns tokens into text.
+    pub fn codec(&self) -> &'a dyn TextCodec {
+        self.codec
+    }
+
+    /// The model, to look at.
+    pub fn model(&self) -> &dyn TreeModel {
+        self.model
+    }
+
+    /// A branch.
+    ///
+    /// # Errors
+    /// [`SearchError::UnknownBranch`].
+    pub fn branch(&self, branch: BranchId) -> Result<&Branch, SearchError> {
+        let found = self.branches.get(&branch);
+        found.ok_or(SearchError::UnknownBranch { branch })
+    }
+
+    /// All branches, oldest first.
+    pub fn branches(&self) -> impl Iterator<Item = (BranchId, &Branch)> {
+        self.branches.iter().map(|(&id, branch)| (id, branch))
+    }
+
+    /// Why no branch grows any more, if so.
+    pub fn stop(&self) -> Option<Stop> {
+        self.stop
+    }
+
+    /// What the search took so far.
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.stats;
+        let (now, then) = (self.model.traffic(), self.before.traffic);
+        stats.traffic = Traffic {
+            read: now.read - then.read,
+            per_query: now.per_query - then.per_query,
+        };
+        stats.elapsed = self.before.time.elapsed();
+        stats
+    }
+
+    /// Tokens that the limit leaves.
+    pub fn tokens_left(&self) -> u64 {
+        self.limits.tokens - self.stats.tokens
+    }
+
+    /// Tokens that an answer may have: the model's context less the prompt, and one that is not run.
+    pub fn longest_answer(&self) -> usize {
+        (self.model.context() + 1).saturating_sub(self.prompt.len())
+    }
+
+    /// Keeps `branch` as it is, to be grown from again: whatever grows from it is a fork.
+    ///
+    /// # Errors
+    /// [`SearchError::UnknownBranch`].
+    pub fn hold(&mut self, branch: BranchId) -> Result<(), SearchError> {
+        self.branch_mut(branch)?.held = true;
+        Ok(())
+    }
+
+    /// Says how good `branch` is. Without pages the worst leaf goes first.
+    ///
+    /// # Errors
+    /// [`SearchError::UnknownBranch`].
+    pub fn set_score(&mut self, branch: BranchId, score: f64) -> Result<(), SearchError> {
+        self.branch_mut(branch)?.score = score;
+        self.emit(&Event::Scored { branch, score });
+        Ok(())
+    }
+
+    /// Drops `branch`, and of its tokens those that no other branch shares.
+    ///
+    /// # Errors
+    /// [`SearchError::UnknownBranch`], or the model's.
+    pub fn release(&mut self, branch: BranchId, reason: PruneReason) -> Result<(), SearchError> {
+        let node = self.branch(branch)?.node;
+        self.branches.remove(&branch);
+        if let Some(top) = self.unshared(node)? {
+            self.model.prune(top)?;
+        }
+        self.emit(&Event::Pruned { branch, reason });
+        Ok(())
+    }
+
+    /// Tells the observer of a complete answer that ends in `branch`.
+    pub fn announce(&mut self, branch: BranchId, answer: &Answer) {
+        self.emit(&Event::Finished { branch, answer });
+    }
+
+    /// The highest node that only `node` needs, which is no branch's any more; `None` if others do.
+    fn unshared(&self, node: NodeKey) -> Result<Option<NodeKey>, SearchError> {
+        if node == self.root || self.children(node)? > 0 {
+            return Ok(None);
+        }
+        let mut top = node;
+        while let Some(parent) = self.parent(top)? {
+            if parent == self.root || self.children(parent)? > 1 || self.is_branch(parent) {
+                break;
             }
+            top = parent;
+        }
+        Ok(Some(top))
     }
 
-    /// How many branches end at or below this one.
-    pub(crate) fn ends(&self, index: u64) -> usize {
-        let children = &self.branches[&index].children;
-        let below: usize = children.iter().map(|&child| self.ends(child)).sum();
-        below.max(1)
+    pub(super) fn is_branch(&self, node: NodeKey) -> bool {
+        self.branches.values().any(|branch| branch.node == node)
+    }
+
+    pub(super) fn is_root(&self, node: NodeKey) -> bool {
+        node == self.root
+    }
+
+    pub(super) fn children(&self, node: NodeKey) -> Result<usize, SearchError> {
+        Ok(self
+            .forest_result(self.model.forest().children(node))?
+            .count())
+    }
+
+    pub(super) fn parent(&self, node: NodeKey) -> Result<Option<NodeKey>, SearchError> {
+        self.forest_result(self.model.forest().parent(node))
+    }
+
+    pub(super) fn forest_result<T>(
+        &self,
+        result: Result<T, deft::tree::ForestError>,
+    ) -> Result<T, SearchError> {
+        Ok(result.map_err(|error| deft_engine::ModelError::from(deft::CacheError::from(error)))?)
+    }
+
+    pub(super) fn branch_mut(&mut self, branch: BranchId) -> Result<&mut Branch, SearchError> {
+        let found = self.branches.get_mut(&branch);
+        found.ok_or(SearchError::UnknownBranch { branch })
+    }
+
+    pub(super) fn new_branch(&mut self, branch: Branch) -> BranchId {
+        let id = BranchId(self.next_branch);
+        self.next_branch += 1;
+        self.branches.insert(id, branch);
+        id
+    }
+
+    /// Nodes that the search holds in the model.
+    pub(super) fn nodes(&self) -> usize {
+        self.model.forest().node_count() - self.before.nodes
+    }
+
+    /// Whether nothing may grow any more.
+    pub(super) fn is_over(&mut self) -> bool {
+        if self.cancel.is_cancelled() {
+            self.stop = Some(Stop::Cancelled);
+        } else if self.tokens_left() == 0 {
+            self.stop.get_or_insert(Stop::Budget);
+        }
+        self.stop.is_some()
+    }
+
+    pub(super) fn note_peaks(&mut self) {
+        let pages = self.model.forest().pool().live() - self.before.pages;
+        self.stats.peak_pages = self.stats.peak_pages.max(pages);
+        self.stats.peak_nodes = self.stats.peak_nodes.max(self.nodes());
+    }
+
+    pub(super) fn emit(&mut self, event: &Event<'_>) {
+        if let Some(observer) = &mut self.observer {
+            observer.event(event);
+        }
+    }
+}
+
+impl Drop for SearchTree<'_> {
+    fn drop(&mut self) {
+        let pruned = self.model.prune(self.root);
+        debug_assert!(pruned.is_ok() || std::thread::panicking(), "{pruned:?}");
     }
 }

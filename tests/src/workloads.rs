@@ -1,6 +1,6 @@
 //! The workloads folder at the repository's root.
 
-use deft::workload::{MedusaRun, ReasoningRun, StepWorkload};
+use deft_workloads::{MedusaRun, ReasoningRun, StepWorkload};
 
 fn read(name: &str) -> String {
     let path = format!("{}/../workloads/{name}", env!("CARGO_MANIFEST_DIR"));

@@ -3,9 +3,10 @@
 //! The table's other columns are replayed by `deft-bench paper`, whose tests compare them.
 
 use deft::cache::PagePool;
-use deft::plan::{Grouping, HeadShape, PaperIo, PaperMethod, PlanConfig, Planner, unique_kv_bytes};
+use deft::plan::{Grouping, HeadShape, PlanConfig, Planner, unique_kv_bytes};
 use deft::tree::{DraftNode, NodeKey, TokenForest, TreeView};
 use deft_tests::workloads;
+use deft_workloads::{PaperIo, PaperMethod};
 
 const HEADS: HeadShape = HeadShape::LLAMA3_8B;
 const LAYERS: f64 = 32.0;

@@ -1,10 +1,10 @@
 //! Flatten gives every share about the same to do, and makes few pieces.
 
 use deft::plan::{Grouping, Plan, PlanConfig, Planner, shares_for};
-use deft::workload::StepWorkload;
 use deft_tests::coverage::assert_covers;
 use deft_tests::views::random;
 use deft_tests::workloads;
+use deft_workloads::StepWorkload;
 
 fn plan(workload: &StepWorkload, grouping: Grouping) -> (Plan, f64) {
     let built = workload.build(0).unwrap();

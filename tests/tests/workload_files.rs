@@ -1,7 +1,7 @@
 //! Workload files: the shipped ones load and replay, hostile ones are refused by name.
 
-use deft::workload::{MedusaRun, ReasoningRun, StepWorkload, WorkloadError};
 use deft_tests::workloads;
+use deft_workloads::{MedusaRun, ReasoningRun, StepWorkload, WorkloadError};
 
 fn tree(parents: &str, lens: &str, rest: &str) -> String {
     format!(

@@ -1,10 +1,10 @@
 //! `cargo xtask build-and-run`: the main job.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
-use deft_search::args::{Args as Search, model_file};
+use anyhow::{Context, Result};
 
 use crate::console::{self, Outcome, Steps, say};
 use crate::model::{self, Model};
@@ -27,24 +27,32 @@ use crate::{bundle, kernels, replay};
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    #[command(flatten)]
-    search: Search,
-
     /// A GGUF file of another Llama-architecture model.
-    #[arg(long, value_name = "PATH", value_parser = model_file)]
+    #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
+
+    /// What deft-search is to do: its arguments, as `deft-search --help` lists them.
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "SEARCH"
+    )]
+    search: Vec<OsString>,
 
     /// Run the rustup command that installs what is missing instead of naming it.
     #[arg(long)]
     yes: bool,
 }
 
+impl Args {
+    fn json(&self) -> bool {
+        self.search.iter().any(|word| word == "--json")
+    }
+}
+
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if let Err(what) = args.search.check() {
-        bail!(what);
-    }
-    if args.search.json {
+    if args.json() {
         console::leave_stdout();
     }
     let mut steps = Steps::new();
@@ -60,7 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(path) => search(&mut steps, args, &path),
         None => {
             say("there is no model to search with; a recorded tree is replayed instead");
-            let replayed = replay::Args::usual(args.search.json);
+            let replayed = replay::Args::usual(args.json());
             replay_steps(&mut steps, &replayed, args.yes);
         }
     }
@@ -96,7 +104,7 @@ fn search(steps: &mut Steps, args: &Args, model: &Path) {
     if let Some(program) = program {
         steps.run("search", "a tree of continuations, as it grows", || {
             let mut command = Command::new(program);
-            command.arg("--model").arg(model).args(args.search.words());
+            command.arg("--model").arg(model).args(&args.search);
             process::run(&mut command).map(|()| Outcome::Done)
         });
     }

@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result};
 use deft::NodeKey;
-use deft::workload::{MedusaRun, ReasoningRun};
 use deft_engine::cuda::CudaModel;
 use deft_engine::{DraftToken, TreeModel};
+use deft_workloads::{MedusaRun, ReasoningRun};
 use kernels_gpu::abi::PAGE_TOKENS;
 
 use crate::reasoning;

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use anyhow::Result;
-use deft::plan::{HeadShape, PaperIo, PaperMethod, unique_kv_bytes};
+use deft::plan::{HeadShape, unique_kv_bytes};
 use deft::tree::{TreeView, ViewScratch};
+use deft_workloads::{PaperIo, PaperMethod};
 
 use super::integral::samples;
 use super::task::Run;

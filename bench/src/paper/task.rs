@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use deft::cache::PagePool;
 use deft::tree::{NodeKey, TokenForest};
-use deft::workload::{MedusaRun, ReasoningReplay, ReasoningRun};
+use deft_workloads::{MedusaRun, ReasoningReplay, ReasoningRun};
 use kernels_gpu::abi::PAGE_TOKENS;
 
 use crate::reasoning::TASKS;

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use deft_engine::TreeModel;
-use deft_engine::search::{Cancel, Sampler, TextCodec};
-use deft_engine::tasks::{Evaluation, Method, Setting, evaluate};
+use deft_search::tasks::{Evaluation, Method, Setting, evaluate};
+use deft_search::{Cancel, Sampler, TextCodec};
 
 use self::model::Opened;
 use self::report::Row;
@@ -181,7 +181,7 @@ fn count(
 
 #[cfg(test)]
 mod tests {
-    use deft_engine::search::mock::{AsciiCodec, HashModel, HashModelConfig};
+    use deft_search::mock::{AsciiCodec, HashModel, HashModelConfig};
 
     use super::*;
 

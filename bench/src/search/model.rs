@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use deft::DType;
 use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
-use deft_engine::search::TextCodec;
 use deft_engine::{CpuModel, CpuOptions, Gguf, Tokenizer, TreeModel};
+use deft_search::TextCodec;
 
 use crate::device::Device;
 

@@ -1,6 +1,6 @@
 //! A row: in the file, and in the table on screen.
 
-use deft_engine::tasks::{Evaluation, Method, Setting};
+use deft_search::tasks::{Evaluation, Method, Setting};
 use serde::{Deserialize, Serialize};
 
 /// One task with one method.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use deft_engine::tasks::{Acrostic, DigitSort, DistinctSum, GameOf24, Task};
+use deft_search::tasks::{Acrostic, DigitSort, DistinctSum, GameOf24, Task};
 
 /// A task and its size.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! A small vocabulary: 256 bytes, a few merges, control tokens.
 
 use super::*;
+use crate::TextCodec;
 use crate::gguf::Value;
-use crate::search::TextCodec;
 
 /// Names of all bytes in order, as GPT-2 writes them.
 fn byte_names() -> Vec<String> {

@@ -44,7 +44,7 @@ mod tiles;
 pub use config::{MAX_QUERIES, MAX_ROWS, MAX_SHARES, PlanConfig, shares_for};
 pub use cost::CostModel;
 pub use error::PlanError;
-pub use io::{HeadShape, IssuedIo, PaperIo, PaperMethod, unique_kv_bytes};
+pub use io::{HeadShape, IssuedIo, unique_kv_bytes};
 pub use patch::Patch;
 pub use planner::Planner;
 pub use program::{Item, Plan, Share};

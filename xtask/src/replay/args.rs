@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-pub(crate) use deft_search::args::DeviceArg;
 
 /// Recorded tree-of-thought tasks that come along, by the name of their file in workloads/reasoning.
 pub(crate) const TASKS: [&str; 4] = ["sorting128ToT", "docmergeToT", "keywordToT", "set128ToT"];
@@ -168,6 +167,17 @@ impl GroupingArg {
             Self::Flatten => "flatten",
         }
     }
+}
+
+/// Where attention runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceArg {
+    /// a GPU if it can be, else the CPU
+    Auto,
+    /// the CPU
+    Cpu,
+    /// an NVIDIA GPU, or an error that says what is missing
+    Cuda,
 }
 
 #[cfg(test)]

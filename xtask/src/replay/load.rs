@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, bail};
-use deft::workload::{MedusaRun, ReasoningRun, StepWorkload};
+use deft_workloads::{MedusaRun, ReasoningRun, StepWorkload};
 use serde_json::Value;
 
 use super::args::{Args, TASKS, Workload};

@@ -212,7 +212,7 @@ fn depth_first(trace: &Trace, mut nodes: Vec<Row>) -> Vec<Row> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use deft::workload::{MedusaRun, ReasoningRun, StepWorkload};
+    use deft_workloads::{MedusaRun, ReasoningRun, StepWorkload};
 
     /// A prompt, two children of which the second branches again, and the first is pruned.
     pub(crate) fn small_run() -> Trace {

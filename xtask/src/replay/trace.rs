@@ -4,7 +4,7 @@ use anyhow::Result;
 use deft::cache::DType;
 use deft::plan::HeadShape;
 use deft::tree::DraftNode;
-use deft::workload::{MedusaRun, ReasoningRun, StepTree, StepWorkload};
+use deft_workloads::{MedusaRun, ReasoningRun, StepTree, StepWorkload};
 
 /// Tokens of the few-shot prompt, branches of it and steps that they grow (DeFT, section 4.1).
 const FEW_SHOT: (u32, u32, u32) = (4000, 50, 400);

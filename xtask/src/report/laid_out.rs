@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use deft::plan::{CostModel, Grouping, Plan, PlanConfig, Planner};
 use deft::tree::TreeView;
-use deft::workload::StepWorkload;
+use deft_workloads::StepWorkload;
 use kernels_gpu::abi::NONE;
 
 use super::trees::Row;

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use deft::workload::StepWorkload;
+use deft_workloads::StepWorkload;
 
 use super::ampere::Ampere;
 use super::figure::Size;

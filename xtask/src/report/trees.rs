@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use deft::workload::{StepTree, StepWorkload};
+use deft_workloads::{StepTree, StepWorkload};
 use serde::Deserialize;
 
 use super::sources::{Origin, Suite};

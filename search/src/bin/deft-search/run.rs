@@ -1,0 +1,154 @@
+//! The program from its arguments to its report.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use console::Term;
+use deft_search::{Answer, Event, Limits, Outcome, Speculative, TextCodec, TreeSearch};
+
+use crate::args::{Args, SearchArg};
+use crate::measure::{AttentionTime, Measured, Timed};
+use crate::method::{describe, with_method};
+use crate::model::{Loaded, load};
+use crate::question::Question;
+use crate::report::{Report, Run};
+use crate::show::Show;
+
+/// Loads the model at `path` and runs the search that `args` ask for.
+///
+/// # Errors
+/// What went wrong, for people.
+pub(crate) fn run(path: &Path, args: &Args) -> Result<()> {
+    let question = Question::new(args);
+    let mut loaded = load(path, args.device)?;
+    let prompt = question.tokens(&loaded.tokenizer, loaded.template.as_ref())?;
+    let (mut out, term): (Box<dyn Write>, Term) = match args.json {
+        true => (Box::new(io::stderr()), Term::stderr()),
+        false => (Box::new(io::stdout()), Term::stdout()),
+    };
+    head(&loaded, &question, args, &mut *out)?;
+    let found = Search {
+        model: &mut *loaded.model,
+        codec: &loaded.tokenizer,
+        prompt: &prompt,
+        question: &question,
+        args,
+    }
+    .run(&mut *out, term.is_term().then_some(term))?;
+    let run = Run {
+        model: &loaded.name,
+        device: &loaded.device,
+        search: &describe(&question, args),
+        prompt: &question.text(),
+        seed: args.seed,
+        prompt_time: found.prompt_time,
+        search_time: found.search_time,
+        attention: found.attention,
+        greedy: found.greedy.as_ref(),
+    };
+    let is_right = |answer: &Answer| question.is_right(&answer.text);
+    let report = Report::new(&run, &found.outcome, &is_right);
+    report.table(&mut out)?;
+    if args.json {
+        report.json(&mut io::stdout().lock())?;
+    }
+    Ok(())
+}
+
+/// What runs where, and the prompt.
+fn head(loaded: &Loaded, question: &Question, args: &Args, out: &mut dyn Write) -> io::Result<()> {
+    let config = &loaded.config;
+    writeln!(
+        out,
+        "model        {}: {} layers, {} query heads over {}, {:.0} million parameters",
+        loaded.name,
+        config.layers,
+        config.q_heads,
+        config.kv_heads,
+        config.parameters() as f64 / 1e6
+    )?;
+    writeln!(out, "device       {}", loaded.device)?;
+    if let Some(why) = &loaded.fallback {
+        writeln!(out, "             no GPU: {why}")?;
+    }
+    let search = describe(question, args);
+    writeln!(out, "search       {search}; seed {}\n", args.seed)?;
+    for line in question.text().lines() {
+        writeln!(out, "  | {line}")?;
+    }
+    writeln!(out)
+}
+
+/// A search that is to be run and shown.
+pub(crate) struct Search<'a> {
+    pub(crate) model: &'a mut dyn Timed,
+    pub(crate) codec: &'a dyn TextCodec,
+    pub(crate) prompt: &'a [u32],
+    pub(crate) question: &'a Question,
+    pub(crate) args: &'a Args,
+}
+
+/// What a search found, and its times.
+pub(crate) struct Found {
+    pub(crate) outcome: Outcome,
+    pub(crate) prompt_time: Duration,
+    pub(crate) search_time: Duration,
+    pub(crate) attention: AttentionTime,
+    /// What greedy decoding answers to a puzzle.
+    pub(crate) greedy: Option<Answer>,
+}
+
+impl Search<'_> {
+    /// Runs it, and shows it on `term`, or in lines to `out`.
+    ///
+    /// # Errors
+    /// The search's, or `out`'s.
+    pub(crate) fn run(mut self, out: &mut dyn Write, term: Option<Term>) -> Result<Found> {
+        let question = self.question;
+        let is_right = |answer: &Answer| question.is_right(&answer.text);
+        let mut show = Show::new(self.codec, &is_right, Box::new(out), term);
+        let began = Instant::now();
+        let mut model = Measured::new(&mut *self.model);
+        let mut observer = |event: &Event<'_>| show.event(event);
+        let limits = limits(self.args);
+        let outcome = with_method(question, self.args, |method| {
+            TreeSearch::new(&mut model, self.codec)
+                .limits(limits)
+                .observer(&mut observer)
+                .run(self.prompt, method)
+        })?;
+        let (attention, overhead) = (model.attention, model.overhead);
+        let searched = show
+            .started
+            .map_or(Duration::ZERO, |started| started.elapsed());
+        let prompt_time = began.elapsed().saturating_sub(searched);
+        show.finish(&outcome.answers)?;
+        Ok(Found {
+            greedy: self.greedy()?,
+            attention,
+            outcome,
+            prompt_time,
+            search_time: searched.saturating_sub(overhead),
+        })
+    }
+
+    /// Greedy decoding of a puzzle, to compare with; not where it is what was asked for.
+    fn greedy(&mut self) -> Result<Option<Answer>> {
+        if self.args.prompt.is_some() || self.args.search == SearchArg::Speculative {
+            return Ok(None);
+        }
+        let mut method = Speculative::greedy(self.question.ending(self.args));
+        let search = TreeSearch::new(&mut *self.model, self.codec);
+        let outcome = search.run(self.prompt, &mut method)?;
+        Ok(outcome.answers.into_iter().next())
+    }
+}
+
+fn limits(args: &Args) -> Limits {
+    Limits {
+        tokens: args.budget,
+        ..Limits::default()
+    }
+}

@@ -1,0 +1,142 @@
+//! Speculative decoding with draft trees.
+
+use super::sampler::leaf_stream;
+use super::{
+    Answer, BranchId, Drafter, Ending, Finish, Sampler, SearchError, SearchMethod, SearchTree,
+};
+use deft_engine::DraftToken;
+
+/// One answer, of which several tokens may come out of a pass: a drafted tree is run at once and the path
+/// that the sampler would have taken is kept.
+///
+/// The answer is the one that the same sampler and seed give without drafts; greedy decoding at temperature
+/// 0. An arithmetic that depends on the number of tokens in a pass can change close decisions.
+pub struct Speculative<'a> {
+    /// Where drafts come from; `None` for a token a pass.
+    pub drafter: Option<&'a mut dyn Drafter>,
+    /// How tokens are drawn.
+    pub sampler: Sampler,
+    /// When the answer is complete.
+    pub ending: Ending,
+    /// The random numbers are those of path `[0]`.
+    pub seed: u64,
+}
+
+impl Speculative<'static> {
+    /// Greedy decoding without drafts.
+    pub fn greedy(ending: Ending) -> Self {
+        Self {
+            drafter: None,
+            sampler: Sampler::GREEDY,
+            ending,
+            seed: 0,
+        }
+    }
+}
+
+/// The answer as it grows.
+struct Chosen {
+    tokens: Vec<u32>,
+    log_prob: f64,
+    finish: Option<Finish>,
+}
+
+impl SearchMethod for Speculative<'_> {
+    fn search(&mut self, tree: &mut SearchTree<'_>) -> Result<Vec<Answer>, SearchError> {
+        SearchError::at_least_one("ending.tokens", self.ending.tokens)?;
+        self.sampler.check()?;
+        let mut rng = leaf_stream(self.seed, &[0]);
+        let (sampler, ending) = (self.sampler, self.ending.clone());
+        let (codec, longest, root) = (tree.codec(), tree.longest_answer(), tree.root());
+        let mut chosen = Chosen {
+            tokens: Vec::new(),
+            log_prob: 0.0,
+            finish: None,
+        };
+        let mut choose = |chosen: &mut Chosen, row: &super::Row| {
+            let token = sampler.choices(row.logits()).draw(&mut rng);
+            chosen.log_prob += row.log_prob(token);
+            if codec.is_end(token) {
+                chosen.finish = Some(Finish::EndToken);
+                return None;
+            }
+            chosen.tokens.push(token);
+            chosen.finish = ending.finish(codec, &chosen.tokens);
+            if chosen.tokens.len() >= longest {
+                chosen.finish.get_or_insert(Finish::Length);
+            }
+            chosen.finish.is_none().then_some(token)
+        };
+        let first = tree.branch(root)?.row().clone();
+        let mut next = choose(&mut chosen, &first);
+        while let Some(token) = next {
+            let left = self.ending.tokens.min(longest) - chosen.tokens.len();
+            let draft = self.draft(tree, root, token, left)?;
+            next = tree.follow(root, &draft, &mut |row| choose(&mut chosen, row))?;
+        }
+        let answer = self.answer(tree, chosen)?;
+        tree.announce(root, &answer);
+        Ok(vec![answer])
+    }
+}
+
+impl Speculative<'_> {
+    /// `token` and what may follow it. Of the `left` tokens that the answer may still get the last is not
+    /// run, so one less is drafted in depth.
+    fn draft(
+        &mut self,
+        tree: &SearchTree<'_>,
+        root: BranchId,
+        token: u32,
+        left: usize,
+    ) -> Result<Vec<DraftToken>, SearchError> {
+        let mut draft = vec![DraftToken {
+            parent: None,
+            token,
+        }];
+        let Some(drafter) = &mut self.drafter else {
+            return Ok(draft);
+        };
+        let context = tree.prompt().iter().chain(tree.branch(root)?.tokens());
+        let context: Vec<u32> = context.copied().chain([token]).collect();
+        let room = usize::try_from(tree.tokens_left()).unwrap_or(usize::MAX);
+        let mut depth = vec![0usize];
+        let mut place = Vec::new();
+        for guess in drafter.draft(&context, room.saturating_sub(1)) {
+            // What lies too deep is left out, and with it all below.
+            let parent = guess
+                .parent
+                .map_or(Some(0), |parent| place[parent as usize]);
+            let parent = parent.filter(|&parent: &usize| depth[parent] + 1 < left);
+            place.push(parent.map(|parent| {
+                depth.push(depth[parent] + 1);
+                draft.push(DraftToken {
+                    parent: Some(parent as u32),
+                    token: guess.token,
+                });
+                draft.len() - 1
+            }));
+        }
+        Ok(draft)
+    }
+
+    fn answer(&self, tree: &SearchTree<'_>, chosen: Chosen) -> Result<Answer, SearchError> {
+        let branch = tree.branch(tree.root())?;
+        let mut answer = Answer {
+            text: String::new(),
+            tokens: chosen.tokens,
+            log_prob: chosen.log_prob,
+            score: 0.0,
+            solved: false,
+            finish: chosen.finish.unwrap_or(Finish::Interrupted),
+        };
+        if answer.finish == Finish::Interrupted {
+            answer.tokens = branch.tokens().to_vec();
+            answer.log_prob = branch.log_prob();
+        }
+        let text = tree.codec().decode(&answer.tokens);
+        answer.text = self.ending.trim(&text).to_owned();
+        answer.score = answer.mean_log_prob();
+        Ok(answer)
+    }
+}

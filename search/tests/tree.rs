@@ -1,0 +1,401 @@
+//! Trees that searches grow: growth, pages, limits, and ending in any way.
+
+#[expect(dead_code, reason = "each test file uses a part of it")]
+mod common;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use common::{Custom, assert_empty, model, prompt, run, with};
+use deft_engine::TreeModel;
+use deft_search::mock::{AsciiCodec, HashModelConfig};
+use deft_search::{
+    BeamSearch, BestOfN, BranchId, Cancel, Choice, Ending, Event, Finish, Growth, Limits,
+    PruneReason, Sampler, SearchError, SearchTree, Stop, TreeSearch,
+};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+fn samples(n: usize, tokens: usize) -> BestOfN<'static> {
+    BestOfN {
+        samples: n,
+        width: n,
+        sampler: Sampler::at(1.0),
+        ending: Ending::at(tokens),
+        seed: 7,
+        choice: Choice::LogProb,
+    }
+}
+
+fn pick(rng: &mut SmallRng, tree: &SearchTree<'_>) -> BranchId {
+    let count = tree.branches().count();
+    let nth = rng.random_range(0..count);
+    tree.branches().nth(nth).unwrap().0
+}
+
+/// Grows some branches by one or several tokens, now and then releases one.
+fn random_step(rng: &mut SmallRng, tree: &mut SearchTree<'_>) -> Result<(), SearchError> {
+    while tree.branches().count() > 12 || (tree.branches().count() > 1 && rng.random_bool(0.2)) {
+        let branch = pick(rng, tree);
+        if branch != tree.root() {
+            tree.release(branch, PruneReason::Lost)?;
+        }
+    }
+    let mut growth = Vec::new();
+    for _ in 0..rng.random_range(1..5) {
+        let branch = pick(rng, tree);
+        for _ in 0..if rng.random_bool(0.1) { 3 } else { 1 } {
+            let token = rng.random_range(1..97);
+            let score = rng.random();
+            growth.push(Growth {
+                branch,
+                token,
+                score,
+            });
+        }
+    }
+    tree.advance(&growth)?;
+    Ok(())
+}
+
+#[test]
+fn ten_thousand_steps_of_branching_and_pruning_leak_no_page_and_mix_no_paths() {
+    let mut model = with(HashModelConfig {
+        pages: 20,
+        context: 1 << 20,
+        ..HashModelConfig::default()
+    });
+    let mut rng = SmallRng::seed_from_u64(1);
+    let mut method = Custom(|tree: &mut SearchTree<'_>| {
+        tree.hold(tree.root())?;
+        for step in 0..10_000 {
+            random_step(&mut rng, tree)?;
+            tree.model().forest().debug_assert_invariants();
+            // Long branches go, so that reading paths back does not take forever.
+            let long = tree
+                .branches()
+                .filter(|(_, branch)| branch.tokens().len() > 150);
+            for id in long.map(|(id, _)| id).collect::<Vec<_>>() {
+                tree.release(id, PruneReason::Lost)?;
+            }
+            if step % 50 == 0 {
+                assert_paths_are_whole(tree);
+            }
+        }
+        assert!(tree.stats().recomputed > 0, "no chain was merged");
+        assert!(tree.stats().pruned_for_pages > 0, "there were always pages");
+        assert!(tree.stats().steps >= 10_000);
+        Ok(())
+    });
+    run(&mut model, &mut method).unwrap();
+}
+
+/// Nodes on the way to each branch hold as many tokens as the branch says, and its row is the row that those
+/// tokens have in another model without any tree.
+fn assert_paths_are_whole(tree: &SearchTree<'_>) {
+    let oracle = model(0);
+    for (id, branch) in tree.branches() {
+        let forest = tree.model().forest();
+        let path: Vec<u32> = tree
+            .prompt()
+            .iter()
+            .chain(branch.tokens())
+            .copied()
+            .collect();
+        assert_eq!(
+            forest.context_length(branch.node()).unwrap(),
+            path.len() as u64,
+            "{id}"
+        );
+        assert_eq!(branch.row().logits(), oracle.logits_after(&path), "{id}");
+    }
+}
+
+#[test]
+fn merging_a_chain_leaves_what_the_model_says_as_it_was() {
+    let mut model = model(0);
+    let mut merged = 0;
+    let mut observer = |event: &Event<'_>| {
+        if let Event::Compacted { nodes, tokens, .. } = event {
+            assert!(nodes > &8 && tokens >= nodes);
+            merged += 1;
+        }
+    };
+    let mut method = Custom(|tree: &mut SearchTree<'_>| {
+        let mut branch = tree.root();
+        for step in 0..100 {
+            // Fork at every token and drop the sibling: the worst case for pages.
+            let grow = |token| Growth {
+                branch,
+                token,
+                score: 0.0,
+            };
+            let grown = tree.advance(&[grow(1 + step % 90), grow(2 + step % 90)])?;
+            tree.release(grown[1].unwrap(), PruneReason::Lost)?;
+            branch = grown[0].unwrap();
+            assert_paths_are_whole(tree);
+        }
+        Ok(())
+    });
+    let outcome = TreeSearch::new(&mut model, &AsciiCodec)
+        .observer(&mut observer)
+        .run(&prompt(), &mut method)
+        .unwrap();
+    assert_empty(&model);
+    assert!(merged >= 8, "{merged} merges");
+    let (pages, again) = (outcome.stats.peak_pages, outcome.stats.recomputed);
+    assert!(pages < 24, "{pages} pages held for a path of 100 tokens");
+    assert!(again < 400, "{again} tokens run again for 100");
+}
+
+#[test]
+fn the_token_limit_is_used_up_exactly_and_never_passed() {
+    for tokens in [1, 2, 3, 17, 100, 101] {
+        let mut model = model(3);
+        let outcome = TreeSearch::new(&mut model, &AsciiCodec)
+            .limits(Limits {
+                tokens,
+                ..Limits::default()
+            })
+            .run(&prompt(), &mut samples(6, 1000))
+            .unwrap();
+        assert_eq!((outcome.stats.tokens, outcome.stop), (tokens, Stop::Budget));
+        assert!(
+            outcome
+                .answers
+                .iter()
+                .all(|answer| answer.tokens.len() <= tokens as usize)
+        );
+        let mut beam = BeamSearch {
+            width: 5,
+            length_penalty: 1.0,
+            ending: Ending::at(1000),
+        };
+        let outcome = TreeSearch::new(&mut model, &AsciiCodec)
+            .limits(Limits {
+                tokens,
+                ..Limits::default()
+            })
+            .run(&prompt(), &mut beam)
+            .unwrap();
+        assert!(outcome.stats.tokens <= tokens);
+        assert_empty(&model);
+    }
+}
+
+#[test]
+fn no_more_nodes_are_held_than_allowed() {
+    for nodes in [1, 2, 3, 5, 9] {
+        let mut model = model(4);
+        let mut beam = BeamSearch {
+            width: 4,
+            length_penalty: 1.0,
+            ending: Ending::at(30),
+        };
+        let limits = Limits {
+            nodes,
+            ..Limits::default()
+        };
+        let outcome = TreeSearch::new(&mut model, &AsciiCodec)
+            .limits(limits)
+            .run(&prompt(), &mut beam)
+            .unwrap();
+        // Merging a chain holds one node more for a moment.
+        assert!(
+            outcome.stats.peak_nodes <= nodes,
+            "{} of {nodes}",
+            outcome.stats.peak_nodes
+        );
+        assert_empty(&model);
+    }
+}
+
+#[test]
+fn when_pages_run_out_the_lowest_scored_leaf_goes_and_the_rest_is_unharmed() {
+    // One page for the prompt, 3 for leaves.
+    let mut model = with(HashModelConfig {
+        pages: 4,
+        ..HashModelConfig::default()
+    });
+    let mut method = Custom(|tree: &mut SearchTree<'_>| {
+        let branch = tree.root();
+        let scores = [0.3, 0.1, 0.5, 0.2, 0.4];
+        let growth = scores.iter().zip(1..).map(|(&score, token)| Growth {
+            branch,
+            token,
+            score,
+        });
+        let grown = tree.advance(&growth.collect::<Vec<_>>())?;
+        let alive: Vec<bool> = grown.iter().map(Option::is_some).collect();
+        assert_eq!(alive, [true, false, true, false, true]);
+        assert_eq!(tree.stats().pruned_for_pages, 2);
+        assert_paths_are_whole(tree);
+        Ok(())
+    });
+    run(&mut model, &mut method).unwrap();
+}
+
+#[test]
+fn searches_in_small_pools_end_with_an_answer_or_say_that_pages_are_missing() {
+    for pages in 1..12 {
+        let mut model = with(HashModelConfig {
+            pages,
+            ..HashModelConfig::default()
+        });
+        let result = run(&mut model, &mut samples(8, 100));
+        match result {
+            Ok(outcome) => assert!(
+                outcome
+                    .answers
+                    .iter()
+                    .any(|a| a.finish != Finish::Interrupted)
+            ),
+            Err(error) => {
+                assert!(matches!(error, SearchError::OutOfPages { .. }), "{error}");
+                assert!(pages <= 2, "{pages} pages hold a prompt and 100 tokens");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prompt_that_does_not_fit_is_an_error_that_changes_nothing() {
+    let mut model = with(HashModelConfig {
+        pages: 1,
+        ..HashModelConfig::default()
+    });
+    let long = vec![5; 65];
+    let result = TreeSearch::new(&mut model, &AsciiCodec).run(&long, &mut samples(1, 1));
+    assert!(
+        result
+            .unwrap_err()
+            .to_string()
+            .contains("out of pages: 2 wanted")
+    );
+    assert_empty(&model);
+    let mut model = with(HashModelConfig {
+        context: 64,
+        ..HashModelConfig::default()
+    });
+    let result = TreeSearch::new(&mut model, &AsciiCodec).run(&long, &mut samples(1, 1));
+    assert!(result.unwrap_err().to_string().contains("context of 64"));
+    assert_empty(&model);
+}
+
+#[test]
+fn an_answer_is_as_long_as_the_context_allows() {
+    let context = prompt().len() + 10;
+    let mut model = with(HashModelConfig {
+        context,
+        ..HashModelConfig::default()
+    })
+    .with_bias(|_, logits| logits[0] = f32::NEG_INFINITY);
+    let outcome = run(&mut model, &mut samples(3, 1000)).unwrap();
+    for answer in &outcome.answers {
+        // The last token is chosen, not run.
+        assert_eq!((answer.tokens.len(), answer.finish), (11, Finish::Length));
+    }
+    let mut beam = BeamSearch {
+        width: 3,
+        length_penalty: 1.0,
+        ending: Ending::at(1000),
+    };
+    let outcome = run(&mut model, &mut beam).unwrap();
+    assert!(
+        outcome
+            .answers
+            .iter()
+            .all(|answer| answer.tokens.len() == 11)
+    );
+}
+
+#[test]
+fn a_cancelled_search_stops_before_its_next_step_with_what_it_has() {
+    let mut model = model(5);
+    let cancel = Cancel::new();
+    let from_observer = cancel.clone();
+    let mut steps = 0;
+    let mut observer = |event: &Event<'_>| {
+        if matches!(event, Event::Stepped { .. }) {
+            steps += 1;
+            if steps == 9 {
+                from_observer.cancel();
+            }
+        }
+    };
+    let outcome = TreeSearch::new(&mut model, &AsciiCodec)
+        .observer(&mut observer)
+        .cancel(cancel)
+        .run(&prompt(), &mut samples(4, 1000))
+        .unwrap();
+    assert_eq!((outcome.stop, outcome.stats.steps), (Stop::Cancelled, 9));
+    assert!(
+        outcome
+            .answers
+            .iter()
+            .any(|answer| answer.tokens.len() == 9)
+    );
+    assert_empty(&model);
+}
+
+#[test]
+fn a_search_that_dies_of_a_panic_frees_its_nodes() {
+    for deadly in [1, 2, 30, 100] {
+        let mut model = model(6);
+        let mut events = 0;
+        let mut observer = |_: &Event<'_>| {
+            events += 1;
+            assert!(events < deadly, "the observer dies");
+        };
+        let search = TreeSearch::new(&mut model, &AsciiCodec).observer(&mut observer);
+        let mut method = samples(4, 50);
+        let died = catch_unwind(AssertUnwindSafe(|| search.run(&prompt(), &mut method)));
+        assert!(died.is_err());
+        assert_empty(&model);
+    }
+}
+
+#[test]
+fn a_model_that_fails_ends_the_search_and_frees_its_nodes() {
+    let length = prompt().len();
+    let mut model = model(0).with_bias(move |path, logits| {
+        if path.len() > length + 5 {
+            logits[3] = f32::NAN;
+        }
+    });
+    let error = run(&mut model, &mut samples(3, 50)).unwrap_err();
+    assert!(matches!(error, SearchError::Logits { .. }), "{error}");
+}
+
+#[test]
+fn branches_that_are_gone_are_named() {
+    let mut method = Custom(|tree: &mut SearchTree<'_>| {
+        let branch = tree.root();
+        let grow = |token| Growth {
+            branch,
+            token,
+            score: 0.0,
+        };
+        tree.advance(&[grow(1), grow(2)])?;
+        let error = tree.advance(&[grow(3)]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "branch 0 is not a branch of this search any more"
+        );
+        assert_eq!(tree.branches().count(), 2);
+        Ok(())
+    });
+    run(&mut model(0), &mut method).unwrap();
+}
+
+#[test]
+fn searches_leave_the_trees_of_others_alone() {
+    let mut model = model(8);
+    let mut logits = Vec::new();
+    let other = model.insert_prompt(&[5; 100], &mut logits).unwrap();
+    let (before, free) = (model.path(other).unwrap(), model.forest().pool().free());
+    TreeSearch::new(&mut model, &AsciiCodec)
+        .run(&prompt(), &mut samples(4, 50))
+        .unwrap();
+    assert_eq!(model.path(other).unwrap(), before);
+    assert_eq!(model.forest().pool().free(), free);
+}
