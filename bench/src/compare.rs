@@ -302,6 +302,7 @@ mod tests {
                 pages: 0..1,
                 length_slot: None,
                 mask: None,
+                causal: 0,
             }],
             pages: vec![0],
             queries: 3,

@@ -290,6 +290,7 @@ mod tests {
                 pages: 0..2,
                 length_slot: None,
                 mask: None,
+                causal: 0,
             }],
             pages: vec![3, 1],
             queries: 1,

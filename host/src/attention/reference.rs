@@ -79,10 +79,12 @@ pub fn visible_tokens(view: &TreeView, query: u32) -> Vec<(PageId, u32)> {
         for position in 0..run.tokens {
             let (page, token) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
             let width = run.queries.end - run.queries.start;
-            let visible = run.mask.is_none_or(|mask| {
-                let word = mask + page * width + (query - run.queries.start);
-                view.masks[word as usize] >> token & 1 == 1
-            });
+            let own = run.causal_tokens(&(query..query + 1));
+            let visible = own.is_none_or(|tokens| position < tokens)
+                && run.mask.is_none_or(|mask| {
+                    let word = mask + page * width + (query - run.queries.start);
+                    view.masks[word as usize] >> token & 1 == 1
+                });
             if visible {
                 tokens.push((view.pages[(run.pages.start + page) as usize], token));
             }
@@ -138,6 +140,7 @@ mod tests {
             pages,
             length_slot: None,
             mask,
+            causal: 0,
         };
         TreeView {
             runs: vec![

@@ -66,10 +66,20 @@ fn check_arrays(view: &TreeView, run: &Run) -> Result<(), &'static str> {
     if pages != run.tokens.div_ceil(PAGE_TOKENS) {
         return Err("it has not as many pages as its tokens fill");
     }
+    let width = run.queries.end - run.queries.start;
+    if run.causal > 0 {
+        if run.causal > run.tokens || run.causal > width {
+            return Err("more of its tokens have queries than it has tokens, or queries");
+        }
+        if pages > 1 || run.mask.is_some() || run.length_slot.is_some() {
+            return Err(
+                "a run whose queries see its tokens one by one is a page, without masks or growth",
+            );
+        }
+    }
     let Some(mask) = run.mask else {
         return Ok(());
     };
-    let width = run.queries.end - run.queries.start;
     let end = u64::from(mask) + u64::from(pages) * u64::from(width);
     if end > view.masks.len() as u64 {
         return Err("its masks are not in the view's masks");

@@ -126,8 +126,8 @@ impl Encoder {
                         segment_word: base as u32 + cursor.segment,
                     });
                 }
-                let pages = &view.pages[(run.pages.start + segment.pages.start) as usize
-                    ..(run.pages.start + segment.pages.end) as usize];
+                let first = (run.pages.start + segment.pages.start) as usize;
+                let pages = &view.pages[first..first + record.page_count as usize];
                 let at = cursor.page as usize;
                 program[at..at + pages.len()].copy_from_slice(pages);
                 cursor.segment += SEGMENT;
@@ -160,7 +160,7 @@ fn is_live(run: &Run, segment: &DraftSegment) -> bool {
 }
 
 fn capacity(run: &Run, segment: &DraftSegment, slack: u32) -> u32 {
-    let pages = segment.pages.end - segment.pages.start;
+    let pages = segment.pages.end - segment.pages.start + segment.joined.pages;
     if is_live(run, segment) {
         pages + slack
     } else {
@@ -172,11 +172,12 @@ fn capacity(run: &Run, segment: &DraftSegment, slack: u32) -> u32 {
 fn record_of(run: &Run, segment: &DraftSegment) -> Segment {
     let first_token = segment.pages.start * PAGE_TOKENS;
     Segment {
-        page_count: segment.pages.end - segment.pages.start,
+        page_count: segment.pages.end - segment.pages.start + segment.joined.pages,
         tokens: run
             .tokens
             .min(segment.pages.end.saturating_mul(PAGE_TOKENS))
-            - first_token,
+            - first_token
+            + segment.joined.tokens,
         length_slot: run
             .length_slot
             .filter(|_| is_live(run, segment))
@@ -194,6 +195,9 @@ fn push_masks(
     segment: &DraftSegment,
     queries: &std::ops::Range<u32>,
 ) -> u32 {
+    if let Some(tokens) = run.causal_tokens(&segment.queries) {
+        return Segment::causal_mask(tokens);
+    }
     let Some(mask) = run.mask else { return NONE };
     let at = masks.len() as u32;
     let width = run.queries.end - run.queries.start;

@@ -100,6 +100,7 @@ impl Planner {
                 deal(sequence, costs, chunk, shares, dealer, draft);
             }
         }
+        draft.join_pages(view);
         merge.fill(draft, view.queries)?;
         plan.clear();
         if let Err(error) = encoder.encode(view, config, draft, plan) {
