@@ -5,7 +5,7 @@
 //! block fetches with one bulk copy before it knows anything else.
 //!
 //! ```text
-//! program := ProgramHeader  WorkItem*  Segment*  page ids*          (16-byte aligned, zero padded)
+//! program := ProgramHeader  WorkItem*  Segment*  (page ids | rows)*  (16-byte aligned, zero padded)
 //! ```
 //!
 //! A [`WorkItem`] is one running softmax: a contiguous range of queries against one or more
@@ -56,8 +56,11 @@ pub struct WorkItem {
     /// Partial slot of `query_begin`; query `q` uses `partial_slot + (q - query_begin)`. [`NONE`]: no
     /// other item holds KV of these queries, so the item writes the output itself.
     pub partial_slot: u32,
+    /// Word index, counted from the program's start, of the row in `q`, `out` and `lse` of each of the item's queries;
+    /// [`NONE`]: query `q` is row `q`.
+    pub row_word: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
 }
 
 /// A run of pages, all of one node (or of one block of small nodes), for some of an item's queries.
@@ -109,8 +112,8 @@ pub struct MergeRow {
     /// Number of entries, merged in their order; 0 for a query that sees no token (its output is zero
     /// and its LSE is -inf).
     pub slot_count: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The query's row in `out` and `lse`.
+    pub row: u32,
 }
 
 /// Where `append` writes one token's K and V: `page * 64 + token`, or [`APPEND_LIVE`]` | slot` for the

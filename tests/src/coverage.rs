@@ -97,7 +97,20 @@ pub fn lengths(view: &TreeView) -> HashMap<u32, u32> {
 pub fn assert_covers(plan: &Plan, view: &TreeView) {
     assert_eq!(plan.queries(), view.queries);
     assert_eq!(of_plan(plan, &lengths(view)), of_view(view));
+    assert_rows(plan, view);
     assert_merges(plan);
+}
+
+/// Asserts that items and merges read and write each query's own row.
+fn assert_rows(plan: &Plan, view: &TreeView) {
+    for item in items(plan) {
+        let begin = item.record.query_begin as usize;
+        let rows = &view.query_order[begin..begin + item.record.query_count as usize];
+        assert!(item.rows().eq(rows.iter().copied()));
+    }
+    for row in plan.merge_rows() {
+        assert_eq!(row.row, view.query_order[row.query as usize]);
+    }
 }
 
 fn assert_merges(plan: &Plan) {

@@ -29,7 +29,7 @@ pub struct Problem<T> {
     pub heads: Heads,
     /// Numbers of the model.
     pub params: AttentionParams,
-    /// `[queries, q_heads, head_dim]`.
+    /// `[queries, q_heads, head_dim]`, in the order of [`TreeView::query_order`]'s rows.
     pub q: Vec<T>,
     /// `[pages * 64, kv_heads, head_dim]`; NaN where no run has a token.
     pub k: Vec<T>,
@@ -194,11 +194,30 @@ fn expected<T: KvElement>(
         scale: params.scale.into(),
         soft_cap: params.soft_cap.map(f64::from),
     };
-    reference::attend(view, &params, &q, |page, token, head| {
+    let order = &view.query_order;
+    let width = params.q_heads * dim;
+    let by_query = order
+        .iter()
+        .flat_map(|&row| &q[row as usize * width..][..width]);
+    let by_query: Vec<f64> = by_query.copied().collect();
+    let answer = reference::attend(view, &params, &by_query, |page, token, head| {
         let place = (page * PAGE_TOKENS + token) as usize;
         let at = (place * params.kv_heads + head) * dim;
         (&k[at..at + dim], &v[at..at + dim])
-    })
+    });
+    ReferenceOutput {
+        out: by_row(order, width, &answer.out),
+        lse: by_row(order, params.q_heads, &answer.lse),
+    }
+}
+
+/// `values`, `width` a query, in the order of the rows.
+fn by_row(order: &[u32], width: usize, values: &[f64]) -> Vec<f64> {
+    let mut rows = vec![0.0; values.len()];
+    for (&row, values) in order.iter().zip(values.chunks_exact(width)) {
+        rows[row as usize * width..][..width].copy_from_slice(values);
+    }
+    rows
 }
 
 fn fill<T: KvElement>(rng: &mut SmallRng, values: &mut [T]) {

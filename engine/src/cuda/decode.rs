@@ -176,13 +176,7 @@ impl Decode<'_> {
         }
         let mut history = vec![0; self.leaves.len() * HISTORY as usize];
         self.model.read_history(&mut history)?;
-        for (row, kept) in self
-            .model
-            .rows_order()
-            .iter()
-            .zip(history.chunks(HISTORY as usize))
-        {
-            let leaf = *row as usize;
+        for (leaf, kept) in history.chunks(HISTORY as usize).enumerate() {
             let last = self.positions[leaf];
             self.chosen[leaf].extend(newest(kept, last, self.unread));
         }

@@ -159,7 +159,7 @@ impl CudaModel {
             dtype: self.dtype(),
             probes: Vec::new(),
         };
-        let outcome = self.run_chain(root, tokens, LOGITS, &mut recorder);
+        let outcome = self.run_part(root, tokens, LOGITS, &mut recorder);
         let probes = recorder.probes;
         self.forest.remove_tree(root)?;
         outcome.map(|_| probes)
@@ -201,49 +201,36 @@ impl CudaModel {
         nodes.try_for_each(|&node| self.check_context(self.tokens_of(node)?))
     }
 
-    /// Runs a prompt part by part: each is a draft of one path, all of which is accepted.
+    /// Runs a prompt part by part.
     fn prefill(
         &mut self,
         root: NodeKey,
         tokens: &[u32],
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
-        let mut rows = 0;
         for part in tokens.chunks(self.options().prefill_rows as usize) {
-            let path = self.run_chain(root, part, LOGITS_OF_ONE, &mut Nobody)?;
-            self.accept(root, &path)?;
-            rows = path.len();
+            self.run_part(root, part, LOGITS_OF_ONE, &mut Nobody)?;
         }
-        debug_assert!(rows > 0);
         logits.clear();
         logits.resize(self.vocabulary(), 0.0);
         let buffer = &self.forward.buffers.logits;
         Ok(buffer.read(0, logits, self.stream())?)
     }
 
-    /// Runs `tokens` as one path below `trunk`; on an error there is none.
-    fn run_chain(
+    /// Adds `tokens` to `root` and runs them; on an error the root is to be removed.
+    fn run_part(
         &mut self,
-        trunk: NodeKey,
+        root: NodeKey,
         tokens: &[u32],
         pass: Pass,
         observer: &mut dyn Observer,
-    ) -> Result<Vec<NodeKey>, ModelError> {
-        let chain = (0..tokens.len() as u32).map(|token| DraftNode {
-            parent: token.checked_sub(1),
-            tokens: 1,
-        });
-        let chain: Vec<DraftNode> = chain.collect();
-        let path = self.forest.insert_draft(trunk, &chain)?;
+    ) -> Result<(), ModelError> {
+        self.forest.extend(&[root], tokens.len() as u32)?;
         let last = [tokens.len() as u32 - 1];
         let pick = &self.forward.buffers.pick;
         // SAFETY: one word each, and the host's is pageable memory, of which the driver has taken its copy when the
         // call returns.
         unsafe { pick.enqueue_write(0, &last, self.stream().raw()) }?;
-        if let Err(error) = self.run_prefill(&path, tokens, pass, observer) {
-            self.forest.accept(trunk, &[])?;
-            return Err(error);
-        }
-        Ok(path)
+        self.run_prefill(root, tokens, pass, observer)
     }
 }

@@ -147,7 +147,7 @@ pub struct Attend<'a> {
     pub plan_revision: u64,
     /// Lengths of the nodes that still grow.
     pub counters: Counters<'a>,
-    /// `[queries, q_heads, head_dim]` in the plan's order of queries; `q_heads` =
+    /// `[queries, q_heads, head_dim]` in the order of the rows that the plan's view was asked for; `q_heads` =
     /// [`Plan::group_size`] x KV heads, query head `h` reads KV head `h / group_size`.
     pub q: Elements<'a>,
     /// As `q`. Zero for a query that sees no token.

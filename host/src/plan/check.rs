@@ -14,6 +14,7 @@ pub(super) fn check(view: &TreeView, ancestors: &mut Vec<(u32, u32)>) -> Result<
             max: MAX_QUERIES,
         });
     }
+    check_order(view, ancestors)?;
     for (of, len) in [
         ("runs", view.runs.len()),
         ("pages", view.pages.len()),
@@ -54,6 +55,31 @@ pub(super) fn check(view: &TreeView, ancestors: &mut Vec<(u32, u32)>) -> Result<
         *next = run.queries.end;
         ancestors.push((index, run.queries.start));
         check_arrays(view, run).map_err(bad)?;
+    }
+    Ok(())
+}
+
+/// Whether the order names each row once. `seen` is scratch.
+fn check_order(view: &TreeView, seen: &mut Vec<(u32, u32)>) -> Result<(), PlanError> {
+    let bad = || PlanError::QueryOrder {
+        queries: view.queries,
+    };
+    if view.query_order.len() != view.queries as usize {
+        return Err(bad());
+    }
+    if (0..)
+        .zip(&view.query_order)
+        .all(|(query, &row)| query == row)
+    {
+        return Ok(());
+    }
+    seen.clear();
+    seen.resize(view.queries as usize, (0, 0));
+    for &row in &view.query_order {
+        match seen.get_mut(row as usize) {
+            Some(count) if count.0 == 0 => count.0 = 1,
+            _ => return Err(bad()),
+        }
     }
     Ok(())
 }

@@ -13,6 +13,8 @@ use crate::tree::{Run, TreeView};
 pub(super) struct Encoder {
     /// What each share holds, then where its next entry goes.
     shares: Vec<Cursor>,
+    /// Query `q` is row `q`: no rows are listed.
+    in_order: bool,
 }
 
 /// Counts, or positions, within one share's program.
@@ -39,10 +41,16 @@ impl Encoder {
         self.shares.clear();
         self.shares
             .resize(config.shares as usize, Cursor::default());
+        self.in_order = (0..)
+            .zip(&view.query_order)
+            .all(|(query, &row)| query == row);
         let mut masks = 0u64;
         for item in &draft.items {
             let share = &mut self.shares[item.share as usize];
             share.item += 1;
+            if !self.in_order {
+                share.page += u64::from(item.queries.end - item.queries.start);
+            }
             for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]
             {
                 let run = &view.runs[segment.run as usize];
@@ -102,8 +110,20 @@ impl Encoder {
                 segment_begin: (cursor.segment - first_segment) / SEGMENT,
                 segment_count: item.segments.end - item.segments.start,
                 partial_slot: item.partial_slot,
-                reserved: [0; 3],
+                row_word: if self.in_order {
+                    NONE
+                } else {
+                    cursor.page as u32
+                },
+                reserved: [0; 2],
             };
+            if !self.in_order {
+                let rows =
+                    &view.query_order[item.queries.start as usize..item.queries.end as usize];
+                let at = cursor.page as usize;
+                program[at..at + rows.len()].copy_from_slice(rows);
+                cursor.page += rows.len() as u64;
+            }
             put(program, cursor.item, &record);
             cursor.item += ITEM;
             for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]

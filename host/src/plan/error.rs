@@ -32,6 +32,12 @@ pub enum PlanError {
         /// Most allowed.
         max: u32,
     },
+    /// The order of the queries is no permutation.
+    #[error("query_order does not name each of the view's {queries} rows once")]
+    QueryOrder {
+        /// Queries of the view.
+        queries: u32,
+    },
     /// A run of the view contradicts another or the view's arrays.
     #[error("run {run} of the view: {what}")]
     BadRun {

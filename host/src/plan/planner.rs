@@ -101,7 +101,7 @@ impl Planner {
             }
         }
         draft.join_pages(view);
-        merge.fill(draft, view.queries)?;
+        merge.fill(draft, &view.query_order)?;
         plan.clear();
         if let Err(error) = encoder.encode(view, config, draft, plan) {
             plan.clear();

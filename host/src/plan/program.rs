@@ -1,6 +1,6 @@
 //! A plan as the kernels read it, and typed views of it for everybody else.
 
-use kernels_gpu::abi::{MergeRow, ProgramHeader, Segment, WorkItem, words_of};
+use kernels_gpu::abi::{MergeRow, NONE, ProgramHeader, Segment, WorkItem, words_of};
 
 use super::Grouping;
 
@@ -179,6 +179,14 @@ impl<'a> Share<'a> {
 }
 
 impl<'a> Item<'a> {
+    /// The row in `q`, `out` and `lse` of each of the item's queries.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = u32> + use<'a> {
+        let (record, program) = (self.record, self.program);
+        (0..record.query_count).map(move |query| match record.row_word {
+            NONE => record.query_begin + query,
+            word => program[(word + query) as usize],
+        })
+    }
     /// Page ids of one of the item's segments.
     pub fn pages(&self, segment: &Segment) -> &'a [u32] {
         let begin = segment.page_word as usize;

@@ -5,7 +5,6 @@ mod error;
 mod paged;
 mod plan;
 mod rotary;
-mod rows;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +15,6 @@ pub use self::config::{CacheConfig, Device};
 pub use self::error::CacheError;
 pub use self::plan::{PlanUpdate, TreePlan};
 
-use self::rows::{Rows, gather, scatter};
 use crate::attention::{Attend, AttentionParams, Backend, Counters, check_length};
 use crate::cache::KvElement;
 use crate::plan::{Grouping, Patch, Plan, Planner};
@@ -47,9 +45,6 @@ pub struct TreeCache {
     targets: Vec<AppendTarget>,
     positions: Vec<u32>,
     dirty: Vec<Range<u32>>,
-    q: Rows,
-    out: Rows,
-    lse: Vec<f32>,
 }
 
 impl TreeCache {
@@ -71,9 +66,6 @@ impl TreeCache {
             targets: Vec::new(),
             positions: Vec::new(),
             dirty: Vec::new(),
-            q: Rows::default(),
-            out: Rows::default(),
-            lse: Vec::new(),
         })
     }
 
@@ -160,7 +152,6 @@ impl TreeCache {
             revision: 0,
             cursor: self.forest.growth_cursor(),
             targets: Vec::new(),
-            order: Vec::new(),
         };
         self.replan(&mut plan)?;
         Ok(plan)
@@ -288,7 +279,7 @@ impl TreeCache {
         if let Some(lse) = &lse {
             check_length("lse", lse.len(), heads, "[leaves, q_heads]")?;
         }
-        let call = |q, out, lse| Attend {
+        Ok(self.backend.attend(Attend {
             layer,
             plan: &plan.plan,
             plan_revision: plan.revision,
@@ -297,22 +288,7 @@ impl TreeCache {
             out: T::elements_mut(out),
             lse,
             params: self.params,
-        };
-        if plan.order.is_empty() {
-            return Ok(self.backend.attend(call(q, out, lse))?);
-        }
-        let sorted_q = self.q.take(elements);
-        gather(&plan.order, q, sorted_q);
-        let sorted_out = self.out.take(elements);
-        self.lse.resize(heads.max(self.lse.len()), 0.0);
-        let sorted_lse = &mut self.lse[..heads];
-        let wanted = lse.is_some().then_some(&mut *sorted_lse);
-        self.backend.attend(call(sorted_q, sorted_out, wanted))?;
-        scatter(&plan.order, sorted_out, out);
-        if let Some(lse) = lse {
-            scatter(&plan.order, sorted_lse, lse);
-        }
-        Ok(())
+        })?)
     }
 
     fn check_ours(&self, plan: &TreePlan) -> Result<(), CacheError> {
@@ -347,7 +323,7 @@ impl TreeCache {
             }
         };
         self.planners[at].plan_into(&self.view, &mut plan.plan)?;
-        plan.set_order(&self.forest, &self.view.query_order)?;
+        plan.set_targets(&self.forest)?;
         plan.cursor = self.forest.growth_cursor();
         plan.revision = next_id();
         Ok(())

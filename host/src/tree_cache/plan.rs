@@ -20,8 +20,6 @@ pub struct TreePlan {
     /// Where the last token of each leaf is, in the order of `leaves`; [`NONE`] for one that has none
     /// and does not grow.
     pub(super) targets: Vec<AppendTarget>,
-    /// Query `q` of `plan` is entry `order[q]` of `leaves`; empty when that is `q` itself.
-    pub(super) order: Vec<u32>,
 }
 
 /// What [`TreeCache::update`](super::TreeCache::update) had to do.
@@ -47,22 +45,13 @@ impl TreePlan {
         self.grouping
     }
 
-    /// The plan as backends and kernels read it; its queries are in depth-first order.
+    /// The plan as backends and kernels read it; its rows are in the order of the leaves.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// Takes over the order of a view's queries and the targets that go with the leaves.
-    pub(super) fn set_order(
-        &mut self,
-        forest: &TokenForest,
-        query_order: &[u32],
-    ) -> Result<(), ForestError> {
-        self.order.clear();
-        let sorted = (0..).zip(query_order).all(|(query, &at)| query == at);
-        if !sorted {
-            self.order.extend_from_slice(query_order);
-        }
+    /// Looks up the targets that go with the leaves.
+    pub(super) fn set_targets(&mut self, forest: &TokenForest) -> Result<(), ForestError> {
         self.targets.clear();
         for &leaf in &self.leaves {
             let length = forest.length(leaf)?;

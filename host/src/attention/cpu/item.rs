@@ -120,11 +120,12 @@ impl<T: KvElement> Call<'_, T> {
             Some(cap) => self.params.scale / cap,
             None => self.params.scale * std::f32::consts::LOG2_E,
         };
-        let first = item.record.query_begin as usize;
-        let queries = self.q.chunks_exact(kv_heads * group * head_dim);
-        let queries = queries.skip(first).take(item.record.query_count as usize);
-        let heads = kv_head as usize * group * head_dim..(kv_head as usize + 1) * group * head_dim;
-        let rows = queries.flat_map(|query| query[heads.clone()].chunks_exact(head_dim));
+        let width = kv_heads * group * head_dim;
+        let first_head = kv_head as usize * group * head_dim;
+        let rows = item.rows().flat_map(|row| {
+            let heads = row as usize * width + first_head;
+            self.q[heads..heads + group * head_dim].chunks_exact(head_dim)
+        });
         for (row, source) in rows.enumerate() {
             for (element, target) in source.iter().zip(target[row..].iter_mut().step_by(stride)) {
                 *target = element.to_f32() * factor;

@@ -58,14 +58,19 @@ impl Block {
 
     /// Where the rows of `item` lie.
     #[inline(always)]
-    pub(super) fn row_map(&self, item: &WorkItem) -> RowMap {
-        RowMap::new(item, self.group, self.kv_heads, self.kv_head)
+    pub(super) fn row_map(&self, item: &WorkItem, program: Program) -> RowMap {
+        RowMap::new(item, program, self.group, self.kv_heads, self.kv_head)
     }
 
     /// Where the results of `item` go.
     #[inline(always)]
-    pub(super) fn sink<const D: usize>(&self, item: &WorkItem) -> Sink<D> {
-        Sink::new(self.outputs, self.row_map(item), item, self.kv_head)
+    pub(super) fn sink<const D: usize>(&self, item: &WorkItem, program: Program) -> Sink<D> {
+        Sink::new(
+            self.outputs,
+            self.row_map(item, program),
+            item,
+            self.kv_head,
+        )
     }
 }
 
@@ -96,6 +101,6 @@ impl Work<'_> {
     #[inline(always)]
     pub(super) unsafe fn sink<const D: usize>(&self) -> Sink<D> {
         // SAFETY: the item is one of the program's.
-        self.block.sink(&unsafe { self.item() })
+        self.block.sink(&unsafe { self.item() }, self.program)
     }
 }

@@ -75,14 +75,15 @@ impl Program {
             // SAFETY: the item is one of the program's.
             unsafe { self.uniform4(word) };
         // SAFETY: the item is one of the program's.
-        let [partial_slot, ..] = unsafe { self.uniform4(word + 4) };
+        let [partial_slot, row_word, ..] = unsafe { self.uniform4(word + 4) };
         WorkItem {
             query_begin,
             query_count,
             segment_begin,
             segment_count,
             partial_slot,
-            reserved: [0; 3],
+            row_word,
+            reserved: [0; 2],
         }
     }
 

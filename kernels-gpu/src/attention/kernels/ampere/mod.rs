@@ -50,7 +50,7 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
         let mut index = 0;
         while index < header.items {
             let item = program.item(index);
-            let map = block.row_map(&item);
+            let map = block.row_map(&item, program);
             if index > 0 {
                 // The last item's epilogue still reads the query tile.
                 thread::sync_threads();

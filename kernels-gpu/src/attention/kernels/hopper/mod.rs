@@ -111,7 +111,7 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize, const NT: usize, 
         let mut index = 0;
         while index < header.items {
             let item = program.item(index);
-            let map = block.row_map(&item);
+            let map = block.row_map(&item, program);
             let narrow = map.rows <= 16;
             let padded = if narrow {
                 16
