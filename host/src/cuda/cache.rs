@@ -237,8 +237,11 @@ impl CudaCache {
     /// # Errors
     /// [`CudaError::OutOfMemory`], [`CudaError::Driver`].
     pub fn reserve_slots(&mut self, slots: usize) -> Result<(), CudaError> {
-        for counters in [&mut self.lengths, &mut self.tail_pages] {
-            counters.reserve(&self.device, slots)?;
+        // Both or none: they have as many slots.
+        let lengths = self.lengths.grown(&self.device, slots)?;
+        let tail_pages = self.tail_pages.grown(&self.device, slots)?;
+        if let (Some(lengths), Some(tail_pages)) = (lengths, tail_pages) {
+            (self.lengths, self.tail_pages) = (lengths, tail_pages);
         }
         Ok(())
     }

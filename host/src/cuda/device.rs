@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::CudaError;
 use super::error::{check, reason, version};
 use super::module::ModuleTable;
+use super::pinned::Staging;
 use super::sys;
 
 /// An address in device memory (`CUdeviceptr`).
@@ -44,6 +45,7 @@ pub struct CudaDevice {
 
 struct Inner {
     modules: ModuleTable,
+    staging: Staging,
     context: PrimaryContext,
     ordinal: u32,
     properties: Properties,
@@ -80,9 +82,10 @@ impl Drop for PrimaryContext {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Modules belong to the context, which is released after this. Where it cannot be made current,
+        // Modules and pinned memory belong to the context, which is released after this. Where it cannot be made current,
         // the driver refuses what it cannot do.
         let _current = activate(self.context.handle);
+        self.staging.free();
         self.modules.unload();
     }
 }
@@ -134,6 +137,7 @@ impl CudaDevice {
         Ok(Self {
             inner: Arc::new(Inner {
                 modules: ModuleTable::new(properties.capability),
+                staging: Staging::default(),
                 context: PrimaryContext::retain(device)?,
                 ordinal,
                 properties,
@@ -221,6 +225,10 @@ impl CudaDevice {
     /// Where this device's kernels come from; a PTX file can take the embedded one's place.
     pub fn modules(&self) -> &ModuleTable {
         &self.inner.modules
+    }
+
+    pub(super) fn staging(&self) -> &Staging {
+        &self.inner.staging
     }
 
     #[cfg(feature = "cust")]

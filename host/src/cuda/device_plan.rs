@@ -31,6 +31,7 @@ impl CudaPlan {
                 expected: self.group_size,
             });
         }
+        self.capacity().holds(&PlanCapacity::of(plan))?;
         let rows = most_item_rows(plan);
         if rows > self.max_rows {
             return Err(CudaError::ItemRows {

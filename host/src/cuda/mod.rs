@@ -6,6 +6,7 @@
 //! | `error` | one error enum, with the driver's codes and words |
 //! | `device` | a device on its primary context; raw pointers and streams |
 //! | `memory` | arrays in device memory |
+//! | `pinned` | arrays in pinned host memory, and what copies are staged in |
 //! | `stream` | streams, events, graphs |
 //! | `ptx`, `images`, `module` | kernels by name, compiled when first used |
 //! | `launch`, `kernels` | arguments and launches |
@@ -38,6 +39,7 @@ mod memory;
 mod module;
 pub mod ops;
 mod paged;
+mod pinned;
 mod plan;
 mod ptx;
 mod stream;
@@ -55,5 +57,6 @@ pub use launch::{Arguments, Kernel, Launch, Resources};
 pub use memory::DeviceBuffer;
 pub use module::ModuleTable;
 pub use paged::PagedBuffers;
+pub use pinned::PinnedBuffer;
 pub use stream::{Event, Graph, Stream};
 pub use writers::{Append, Rotary};
