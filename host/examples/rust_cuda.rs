@@ -149,7 +149,6 @@ fn on_cpu(tree: &Tree, [k, v, q]: [&[bf16]; 3]) -> Result<Vec<bf16>, Box<dyn Err
     backend.attend(Attend {
         layer: 0,
         plan: &plan,
-        plan_revision: 0,
         counters,
         q: Elements::from(q),
         out: ElementsMut::from(out.as_mut_slice()),

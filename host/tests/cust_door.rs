@@ -61,10 +61,7 @@ fn slices_of_cust_are_rows_if_they_are_as_long() {
     assert_eq!(rows.q, DevicePtr(q.as_device_ptr().as_raw()));
     assert_eq!(rows.lse, DevicePtr::from(&lse));
     let refused = AttendBuffers::from_cust(&shape, &plan, &short, &mut out, None).unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "q has 511 elements; expected 512"
-    );
+    assert_eq!(refused.to_string(), "q has 511 elements; expected 512");
     let wide = DeviceBuffer::from_slice(&[0f32; 512]).unwrap();
     let mut wide_out = DeviceBuffer::from_slice(&[0f32; 512]).unwrap();
     let refused = AttendBuffers::from_cust(&shape, &plan, &wide, &mut wide_out, None);

@@ -43,6 +43,8 @@ struct State {
     copies: Vec<[usize; 3]>,
     /// Copies that have.
     copied: usize,
+    /// Bytes copied in either direction.
+    bytes: u64,
     /// How many copies are before each recorded event.
     events: BTreeMap<usize, usize>,
     contexts: usize,
@@ -169,6 +171,12 @@ pub extern "C" fn fake_live() -> usize {
     state.objects.len() + state.contexts + state.capturing.len()
 }
 
+/// Bytes copied in either direction.
+#[unsafe(no_mangle)]
+pub extern "C" fn fake_bytes() -> u64 {
+    state().bytes
+}
+
 /// Uses of what is not there.
 #[unsafe(no_mangle)]
 pub extern "C" fn fake_misuse() -> u64 {
@@ -293,11 +301,17 @@ driver! {
     }
     cuMemcpyHtoDAsync_v2(to: usize, from: *const u8, bytes: usize, stream: usize) |state| {
         state.expect(Kind::Stream, stream);
+        state.bytes += bytes as u64;
         state.copies.push([to, from as usize, bytes]);
+    }
+    cuMemcpyHtoD_v2(to: usize, from: *const u8, bytes: usize) |state| {
+        state.finish();
+        if state.holds(to, bytes) { (to as *mut u8).copy_from(from, bytes); }
     }
     cuMemcpyDtoHAsync_v2(to: *mut u8, from: usize, bytes: usize, stream: usize) |state| {
         state.expect(Kind::Stream, stream);
         state.finish();
+        state.bytes += bytes as u64;
         if state.holds(from, bytes) { to.copy_from(from as *const u8, bytes); }
     }
     cuMemsetD8Async(to: usize, value: u8, bytes: usize, stream: usize) |state| {

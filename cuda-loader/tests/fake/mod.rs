@@ -13,6 +13,8 @@ pub(crate) struct Fake {
     pub(crate) calls: unsafe extern "C" fn() -> u64,
     /// Objects that were made and not destroyed.
     pub(crate) live: unsafe extern "C" fn() -> usize,
+    /// Bytes copied in either direction.
+    pub(crate) bytes: unsafe extern "C" fn() -> u64,
     /// Uses of what is not there.
     pub(crate) misuse: unsafe extern "C" fn() -> u64,
     failed: unsafe extern "C" fn(*mut u8, usize) -> usize,
@@ -37,6 +39,7 @@ impl Fake {
                 fail: *library.get("fake_fail").unwrap(),
                 calls: *library.get("fake_calls").unwrap(),
                 live: *library.get("fake_live").unwrap(),
+                bytes: *library.get("fake_bytes").unwrap(),
                 misuse: *library.get("fake_misuse").unwrap(),
                 failed: *library.get("fake_failed").unwrap(),
                 _alone: alone,
