@@ -37,7 +37,7 @@ fn fake() -> Fake {
 }
 
 impl Fake {
-    fn from_now_on(&self, call: u64, code: i32) {
+    fn fail_from_now(&self, call: u64, code: i32) {
         // SAFETY: takes any numbers.
         unsafe { (self.fail)(call, code) };
     }
@@ -136,17 +136,17 @@ fn use_the_cache() -> Result<(), CudaError> {
 /// Runs `work` once for each of its driver calls, with that call failing.
 fn fail_each_call(fake: &Fake, work: fn() -> Result<(), CudaError>) {
     let misused = fake.misused();
-    fake.from_now_on(0, 0);
+    fake.fail_from_now(0, 0);
     work().unwrap();
     let calls = fake.calls_made();
     assert_eq!(fake.live_objects(), 0);
     assert_eq!(fake.misused(), misused);
     for call in 1..=calls {
         let code = CODES[call as usize % CODES.len()];
-        fake.from_now_on(call, code);
+        fake.fail_from_now(call, code);
         let outcome = work();
         let failed = fake.failed();
-        fake.from_now_on(0, 0);
+        fake.fail_from_now(0, 0);
         let what = format!("{failed}, call {call} of {calls}, failing with {code}");
         match outcome {
             Err(error) => assert_eq!(code_of(&error), Some(code), "{what}: {error}"),
@@ -187,15 +187,15 @@ fn one_failing_call_of_the_cache_is_an_error_and_leaves_nothing_behind() {
 fn codes_that_nobody_knows_are_errors_with_their_number_at_every_call() {
     let fake = fake();
     for code in CODES {
-        fake.from_now_on(u64::MAX, code);
+        fake.fail_from_now(u64::MAX, code);
         let refused = CudaDevice::new(0).unwrap_err();
         assert_eq!(code_of(&refused), Some(code), "{refused}");
-        fake.from_now_on(0, 0);
+        fake.fail_from_now(0, 0);
         let device = CudaDevice::new(0).unwrap();
         let stream = Stream::new(&device).unwrap();
         let event = Event::new(&device).unwrap();
         let buffer = DeviceBuffer::from_slice(&device, "numbers", &[1u32; 9]).unwrap();
-        fake.from_now_on(u64::MAX, code);
+        fake.fail_from_now(u64::MAX, code);
         let mut numbers = [0; 9];
         let errors = [
             CudaDevice::count().err(),
@@ -219,7 +219,7 @@ fn codes_that_nobody_knows_are_errors_with_their_number_at_every_call() {
             assert_eq!(code_of(&error), Some(code), "{error}");
         }
         drop((buffer, event, stream, device));
-        fake.from_now_on(0, 0);
+        fake.fail_from_now(0, 0);
         assert_eq!(fake.live_objects(), 0);
     }
 }
@@ -271,14 +271,14 @@ fn counters_that_could_not_be_copied_are_copied_the_next_time() {
     let device = CudaDevice::new(0).unwrap();
     let stream = Stream::new(&device).unwrap();
     let mut cache = CudaCache::new(&device, SHAPE, 4).unwrap();
-    fake.from_now_on(0, 0);
+    fake.fail_from_now(0, 0);
     cache.set_counters(&[9, 8, 7], &[1, 2, 3], &stream).unwrap();
     for call in 1..=fake.calls_made() {
         let lengths = [call as u32; 3];
-        fake.from_now_on(call, 46);
+        fake.fail_from_now(call, 46);
         // Restoring the thread's context may be what fails.
         let _ = cache.set_counters(&lengths, &[call as u32 + 1; 3], &stream);
-        fake.from_now_on(0, 0);
+        fake.fail_from_now(0, 0);
         cache
             .set_counters(&lengths, &[call as u32 + 1; 3], &stream)
             .unwrap();
