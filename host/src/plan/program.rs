@@ -40,6 +40,7 @@ pub struct Plan {
 pub(super) struct Identity {
     number: u64,
     /// The number before the last patch.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only devices ask"))]
     before: Option<u64>,
 }
 
