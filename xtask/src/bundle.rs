@@ -49,7 +49,7 @@ const PROGRAMS: &[Program] = &[
         name: "cuda_links",
         packed_as: "cuda_links",
         arguments: "",
-        features: "cuda",
+        features: "cust",
     },
     Program {
         package: "deft-tests",
