@@ -6,9 +6,9 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::bundle::{self, Program};
 use crate::console::{self, Outcome, Steps, say};
 use crate::model::{self, Model};
-use crate::bundle::{self, Program};
 use crate::{kernels, process};
 
 /// Builds everything and has a small language model search a tree for an answer, shown as it grows.
@@ -69,14 +69,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let mut words: Vec<OsString> = vec!["--model".into(), path.into()];
             words.extend(args.search.iter().cloned());
             let what = "a tree of continuations, as it grows";
-            build_and_start(&mut steps, args.yes, &bundle::SEARCH, ("search", what), &words);
+            build_and_start(
+                &mut steps,
+                args.yes,
+                &bundle::SEARCH,
+                ("search", what),
+                &words,
+            );
         }
         None => {
             say("there is no model to search with; a recorded tree is replayed instead");
             let json = args.json().then(|| "--json".into());
             let words: Vec<OsString> = json.into_iter().collect();
             let what = "a recorded tree of thoughts, step by step";
-            build_and_start(&mut steps, args.yes, &bundle::REPLAY, ("replay", what), &words);
+            build_and_start(
+                &mut steps,
+                args.yes,
+                &bundle::REPLAY,
+                ("replay", what),
+                &words,
+            );
         }
     }
     steps.finish()
