@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::data::{Suite, Table, escape, number, or_dash, rounded};
+use crate::data::{Suite, Table, escape, number, or_dash, rounded, title};
 use crate::figure::{COLOURS, Figure, PARTS, Scale};
 
 /// A part of the page, as HTML so far.
@@ -146,12 +146,17 @@ impl Chart {
     }
 }
 
-/// All rows of a suite, the fields `names` of each; a number is rounded.
-pub(crate) fn listing(suite: &Suite, names: &[(&str, &str)]) -> Table {
-    let mut table = Table::new(names.iter().map(|(_, heading)| *heading));
+/// All rows of a suite: the fields `field: heading; field: heading` of each, numbers rounded. A field without a
+/// heading is its own.
+pub(crate) fn listing(suite: &Suite, fields: &str) -> Table {
+    let fields = fields
+        .split("; ")
+        .map(|item| item.split_once(": ").unwrap_or((item, item)));
+    let (names, headings): (Vec<&str>, Vec<&str>) = fields.unzip();
+    let mut table = Table::new(&headings.join(" | "));
     for row in &suite.rows {
-        let cell = |(name, _): &(&str, &str)| match row.0[*name].as_str() {
-            Some(text) => crate::data::title(text).to_owned(),
+        let cell = |name: &&str| match row.0[*name].as_str() {
+            Some(text) => title(text).to_owned(),
             None => or_dash(row.number(name), rounded),
         };
         table.row(names.iter().map(cell).collect::<Vec<String>>());

@@ -118,9 +118,9 @@ impl Paper {
     }
 
     fn attention(&self) -> Table {
-        let head = ["task", "method", "paper s", "ours s", "ratio"];
-        let over = ["paper, over Radix", "ours, over PerQuery"];
-        let mut table = Table::new([&head[..], &over].concat());
+        let mut table = Table::new(
+            "task | method | paper s | ours s | ratio | paper, over Radix | ours, over PerQuery",
+        );
         let speedups = self.pairs((5, "attention_speedup_over_radix"));
         for pair in self.timed(ATTENTION) {
             let mut same = speedups.iter();
@@ -147,9 +147,9 @@ impl Paper {
     }
 
     fn io(&self) -> Table {
-        let head = ["task", "method", "paper TB", "recomputed TB", "ratio"];
-        let issued = ["K and V issued TB", "partial results issued TB"];
-        let mut table = Table::new([&head[..], &issued].concat());
+        let mut table = Table::new(
+            "task | method | paper TB | recomputed TB | ratio | K and V issued TB | partial results issued TB",
+        );
         for pair in self.pairs(KV_IO) {
             let [printed, ours, ratio] = pair.beside(pair.ours.number("kv_tb"));
             table.row([
@@ -166,7 +166,7 @@ impl Paper {
     }
 
     fn strategies(&self) -> Table {
-        let mut table = Table::new(["task", "strategy", "paper s", "ours s", "ratio"]);
+        let mut table = Table::new("task | strategy | paper s | ours s | ratio");
         for pair in self
             .timed(ATTENTION)
             .filter(|pair| pair.method.starts_with("deft-"))
@@ -203,8 +203,8 @@ impl Paper {
     }
 
     fn prompts(&self) -> Table {
-        let over = ["paper, over Radix", "ours, over PerQuery", "ratio"];
-        let mut table = Table::new([&["task", "prompt"][..], &over].concat());
+        let head = "task | prompt | paper, over Radix | ours, over PerQuery | ratio";
+        let mut table = Table::new(head);
         for pair in self.pairs((7, "attention_speedup_over_radix")) {
             let [printed, ours, ratio] = pair.beside(pair.ours.number("speedup_over_per_query"));
             let prompt = pair.column["prompt_tokens"].as_f64();
@@ -215,8 +215,8 @@ impl Paper {
     }
 
     fn models(&self) -> Table {
-        let head = ["model", "task", "method", "paper s", "ours s", "ratio"];
-        let mut table = Table::new([&head[..], &["ours, over PerQuery"]].concat());
+        let head = "model | task | method | paper s | ours s | ratio | ours, over PerQuery";
+        let mut table = Table::new(head);
         for pair in [20, 21]
             .iter()
             .flat_map(|&table| self.pairs((table, "attention_s")))
@@ -260,15 +260,9 @@ impl Paper {
 
     /// All of our run.
     pub(crate) fn runs(&self) -> Table {
-        let head = [
-            "model",
-            "task, prompt",
-            "grouping",
-            "attention s",
-            "over PerQuery",
-        ];
-        let sums = ["paper's count TB: KV + partial", "issued TB: KV + partial"];
-        let mut table = Table::new([&head[..], &sums].concat());
+        let mut table = Table::new(
+            "model | task, prompt | grouping | attention s | over PerQuery | paper's count TB: KV + partial | issued TB: KV + partial",
+        );
         for row in &self.ours.rows {
             let shown = |name| or_dash(row.number(name), rounded);
             table.row([

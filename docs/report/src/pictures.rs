@@ -27,7 +27,7 @@ pub(crate) fn trees(comparison: &Comparison) -> Figure {
     );
     let title = "Attention of one layer: this library, the best of 22 peers, DeFT's own kernels";
     let mut figure = Figure::new("trees", title, &description);
-    let with_added = format!("+ {added:.1} us, the timing loops' difference");
+    let with_added = format!("+ {added:.1} us, the loops' difference");
     figure.legend(
         MARGIN,
         [

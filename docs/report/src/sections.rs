@@ -70,10 +70,12 @@ pub(crate) fn sections(
     ])
 }
 
-fn key<const N: usize>(items: [(&'static str, &str); N]) -> Vec<(&'static str, String)> {
+/// Classes and meanings of a chart's values, from `class: meaning; class: meaning`.
+fn key(items: &'static str) -> Vec<(&'static str, String)> {
+    let items = items.split("; ").filter_map(|item| item.split_once(": "));
     items
         .map(|(class, meaning)| (class, meaning.to_owned()))
-        .into()
+        .collect()
 }
 
 fn times(comparison: &Comparison) -> Section {
@@ -91,12 +93,9 @@ fn times(comparison: &Comparison) -> Section {
     let chart = Chart {
         caption: "Microseconds a layer and decode step; right: times as fast as the best peer",
         bars: false,
-        key: key([
-            ("ours", "this library"),
-            ("peer", "best peer of the row"),
-            ("deft", "DeFT's own kernels"),
-            ("bound", "bound of the hardware"),
-        ]),
+        key: key(
+            "ours: this library; peer: best peer of the row; deft: DeFT's own kernels; bound: bound of the hardware",
+        ),
         lines: comparison.rows.iter().map(line).collect(),
     };
     let words = format!(
@@ -150,12 +149,9 @@ fn against_per_query(
 }
 
 fn flatten_and_per_query() -> Vec<(&'static str, String)> {
-    let each = "PerQuery: a shared prefix is read once a query";
-    key([
-        ("ours", "Flatten"),
-        ("deft", each),
-        ("bound", "bound of the hardware"),
-    ])
+    key(
+        "ours: Flatten; deft: PerQuery, a shared prefix is read once a query; bound: bound of the hardware",
+    )
 }
 
 fn held_out() -> Result<Section> {
@@ -168,35 +164,20 @@ fn held_out() -> Result<Section> {
             row.text("workload").to_owned()
         }),
     };
-    let fields = [
-        ("workload", "tree"),
-        ("grouping", "grouping"),
-        ("median_us", "us"),
-        ("floor_us", "bound us"),
-        ("shares", "shares"),
-        ("max_rows", "rows a tile"),
-    ];
+    let fields = "workload: tree; grouping; median_us: us; floor_us: bound us; shares; max_rows: rows a tile";
     Ok(Section::new("held-out", "Trees that no constant was fitted on")
         .says(
             "Drawn by a rule before anything was run on them \
              (<a href=\"../../workloads/README.md\">workloads/README.md</a>); the peers have no times for these.",
         )
         .draws(&chart)
-        .lists("All rows", &listing(&suite, &fields))
+        .lists("All rows", &listing(&suite, fields))
         .from(&suite))
 }
 
 fn roofs(comparison: &Comparison) -> Section {
-    let head = [
-        "tree",
-        "FLOP a byte",
-        "GB/s",
-        "of 3,088",
-        "TFLOP/s",
-        "of 660",
-        "best peer TFLOP/s",
-    ];
-    let mut table = Table::new(head);
+    let mut table =
+        Table::new("tree | FLOP a byte | GB/s | of 3,088 | TFLOP/s | of 660 | best peer TFLOP/s");
     for row in &comparison.rows {
         let (bytes, flops) = (row.bytes_unique / row.us * 1e-3, row.tflops(row.us));
         table.row([
@@ -221,13 +202,8 @@ fn roofs(comparison: &Comparison) -> Section {
 }
 
 fn bytes(comparison: &Comparison) -> Section {
-    let mut table = Table::new([
-        "tree",
-        "unique KV MB",
-        "Flatten MB",
-        "PerQuery MB",
-        "less than PerQuery",
-    ]);
+    let mut table =
+        Table::new("tree | unique KV MB | Flatten MB | PerQuery MB | less than PerQuery");
     let mut lines = Vec::new();
     for row in &comparison.rows {
         let issued = |name| {
@@ -263,14 +239,9 @@ fn bytes(comparison: &Comparison) -> Section {
     let chart = Chart {
         caption: "MB a layer and step; right: less than PerQuery",
         bars: false,
-        key: key([
-            (
-                "ours",
-                "read by Flatten, partial results and queries included",
-            ),
-            ("deft", "read by PerQuery"),
-            ("bound", "unique KV"),
-        ]),
+        key: key(
+            "ours: read by Flatten, partial results and queries included; deft: read by PerQuery; bound: unique KV",
+        ),
         lines,
     };
     Section::new("io", "What is read")
@@ -284,16 +255,9 @@ fn bytes(comparison: &Comparison) -> Section {
 }
 
 fn balance(comparison: &Comparison, plans: [&LaidOut; 2]) -> Section {
-    let head = [
-        "tree",
-        "grouping",
-        "last SM ends, us",
-        "mean of the SMs, us",
-        "last / mean",
-        "items",
-        "measured us",
-    ];
-    let mut table = Table::new(head);
+    let mut table = Table::new(
+        "tree | grouping | last SM ends, us | mean of the SMs, us | last / mean | items | measured us",
+    );
     plans.iter().for_each(|plan| plan.rows(&mut table));
     Section::new("schedule", "Who works when")
         .says(
@@ -347,19 +311,9 @@ fn scaling() -> Result<Section> {
             lines,
         });
     }
-    let fields = [
-        ("workload", "varied"),
-        ("queries", "queries"),
-        ("context", "context"),
-        ("trees", "trees"),
-        ("grouping", "grouping"),
-        ("median_us", "us"),
-        ("floor_us", "bound us"),
-        ("bytes_unique", "unique bytes"),
-        ("bytes_issued", "bytes read"),
-    ];
+    let fields = "workload: varied; queries; context; trees; grouping; median_us: us; floor_us: bound us; bytes_unique: unique bytes; bytes_issued: bytes read";
     Ok(section
-        .lists("All rows", &listing(&suite, &fields))
+        .lists("All rows", &listing(&suite, fields))
         .from(&suite))
 }
 
@@ -377,12 +331,9 @@ fn papers(paper: &Paper) -> Section {
     let attention = Chart {
         caption: "Attention of whole tasks, seconds, all steps and layers; right: ours, over PerQuery",
         bars: false,
-        key: key([
-            ("deft ring", "printed (A100): Radix"),
-            ("ours ring", "printed (A100): DeFT-Flatten"),
-            ("deft", "ours: PerQuery"),
-            ("ours", "ours: Flatten"),
-        ]),
+        key: key(
+            "deft ring: printed (A100): Radix; ours ring: printed (A100): DeFT-Flatten; deft: ours: PerQuery; ours: ours: Flatten",
+        ),
         lines: attention.collect(),
     };
     let io = paper.drawn(paper::KV_IO).map(|(flatten, each)| {
@@ -407,13 +358,9 @@ fn papers(paper: &Paper) -> Section {
     let io = Chart {
         caption: "KV cache IO of whole tasks, TB: printed, recomputed, issued; right: less than PerQuery (paper's count)",
         bars: false,
-        key: key([
-            ("deft ring", "printed: Radix"),
-            ("deft", "PerQuery, the paper's count"),
-            ("ours ring", "printed: DeFT-Flatten"),
-            ("ours", "Flatten, the paper's count"),
-            ("bound", "Flatten as issued, partial results included"),
-        ]),
+        key: key(
+            "deft ring: printed: Radix; deft: PerQuery, the paper's count; ours ring: printed: DeFT-Flatten; ours: Flatten, the paper's count; bound: Flatten as issued, partial results included",
+        ),
         lines: io.collect(),
     };
     let mut section = Section::new("paper", "The paper's tasks").says(
@@ -434,19 +381,7 @@ fn papers(paper: &Paper) -> Section {
 
 fn engine() -> Result<Section> {
     let suite = Suite::read("h100-engine.json")?;
-    let fields = [
-        ("model", "model"),
-        ("task", "task"),
-        ("prompt_tokens", "prompt"),
-        ("queries", "queries"),
-        ("grouping", "grouping"),
-        ("step_ms", "step ms"),
-        ("attention_ms", "attention ms"),
-        ("host_gap_ms", "host gap ms"),
-        ("attention_share", "attention's share"),
-        ("tokens_per_s", "tokens/s"),
-        ("memory_gb", "memory GB"),
-    ];
+    let fields = "model; task; prompt_tokens: prompt; queries; grouping; step_ms: step ms; attention_ms: attention ms; host_gap_ms: host gap ms; attention_share: attention's share; tokens_per_s: tokens/s; memory_gb: memory GB";
     let mut section = Section::new("engine", "Whole models").says(
         "A model decodes over a tree: all layers, sampling and the tree's upkeep. Groupings differ in attention alone.",
     );
@@ -471,7 +406,7 @@ fn engine() -> Result<Section> {
         let chart = Chart {
             caption: "Milliseconds a decode step; right: times as fast as PerQuery",
             bars: true,
-            key: key([("ours", "Flatten"), ("deft", "PerQuery")]),
+            key: key("ours: Flatten; deft: PerQuery"),
             lines: against_per_query(&part, &["task", "prompt_tokens"], "step_ms", paper::task),
         };
         section = section
@@ -479,7 +414,7 @@ fn engine() -> Result<Section> {
             .draws(&chart);
     }
     Ok(section
-        .lists("All rows", &listing(&suite, &fields))
+        .lists("All rows", &listing(&suite, fields))
         .from(&suite))
 }
 
@@ -488,17 +423,7 @@ fn search() -> Result<Section> {
         "How often a small model's answer is right, by search method, on tasks whose answers a program checks. Covered: some \
          candidate was right.",
     );
-    let fields = [
-        ("task", "task"),
-        ("method", "method"),
-        ("problems", "problems"),
-        ("right", "right"),
-        ("covered", "covered"),
-        ("tokens", "tokens"),
-        ("steps", "steps"),
-        ("kv_read_bytes", "KV bytes read"),
-        ("kv_per_query_bytes", "bytes with PerQuery"),
-    ];
+    let fields = "task; method; problems; right; covered; tokens; steps; kv_read_bytes: KV bytes read; kv_per_query_bytes: bytes with PerQuery";
     for (file, summary) in [
         ("h100-search.json", "On an H100"),
         ("cpu-search.json", "On a CPU"),
@@ -515,12 +440,12 @@ fn search() -> Result<Section> {
             section = section.draws(&Chart {
                 caption: "Percent of the problems, on an H100",
                 bars: true,
-                key: key([("ours", "right"), ("peer", "covered")]),
+                key: key("ours: right; peer: covered"),
                 lines: suite.rows.iter().map(line).collect(),
             });
         }
         section = section
-            .lists(summary, &listing(&suite, &fields))
+            .lists(summary, &listing(&suite, fields))
             .from(&suite);
     }
     Ok(section)
@@ -528,14 +453,7 @@ fn search() -> Result<Section> {
 
 fn planning() -> Result<Section> {
     let suite = Suite::read("cpu-plan.json")?;
-    let fields = [
-        ("tree", "tree"),
-        ("nodes", "nodes"),
-        ("queries", "queries"),
-        ("change", "change"),
-        ("grouping", "grouping"),
-        ("median_us", "us"),
-    ];
+    let fields = "tree; nodes; queries; change; grouping; median_us: us";
     let is_plan = |row: &&Row| row.text("change") == "plan" && row.text("grouping") == GROUPING;
     let line = |row: &Row| Line {
         name: format!(
@@ -549,13 +467,13 @@ fn planning() -> Result<Section> {
     let chart = Chart {
         caption: "A new plan of Flatten, microseconds",
         bars: false,
-        key: key([("ours", "a new plan")]),
+        key: key("ours: a new plan"),
         lines: suite.rows.iter().filter(is_plan).map(line).collect(),
     };
     Ok(Section::new("planning", "Planning on the host")
         .says("A plan is made on one core, between steps, only when the tree's shape changes; a page's edge patches it.")
         .draws(&chart)
-        .lists("Views, plans and patches", &listing(&suite, &fields))
+        .lists("Views, plans and patches", &listing(&suite, fields))
         .from(&suite))
 }
 
@@ -589,17 +507,13 @@ fn processors() -> Result<Section> {
         lines: flatten().map(line).collect(),
     };
     let mean = geometric_mean(flatten().filter_map(|workload| ratio(workload, GROUPING)));
-    let fields = [
-        ("workload", "workload"),
-        ("grouping", "grouping"),
-        ("ratio_to_per_query", "over PerQuery"),
-    ];
+    let fields = "workload; grouping; ratio_to_per_query: over PerQuery";
     Ok(Section::new("cpu", "On the CPU")
         .says(&format!(
             "The CPU backend runs the same plans. Only ratios within one run are compared: Flatten is {mean:.2} times as fast \
              as PerQuery (geometric mean)."
         ))
         .draws(&chart)
-        .lists("All workloads", &listing(&suite, &fields))
+        .lists("All workloads", &listing(&suite, fields))
         .from(&suite))
 }

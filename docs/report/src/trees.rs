@@ -150,17 +150,8 @@ impl Comparison {
 
     pub(crate) fn table(&self) -> Table {
         let added = self.added_us;
-        let with_added = format!("ours + {added:.1}");
-        let head = [
-            "workload",
-            "floor",
-            "ours",
-            "without merge",
-            "KV read",
-            "best peer",
-            "speedup",
-        ];
-        let mut table = Table::new([&head[..], &[&with_added, "speedup", "DeFT"]].concat());
+        let head = "workload | floor | ours | without merge | KV read | best peer | speedup";
+        let mut table = Table::new(&format!("{head} | ours + {added:.1} | speedup | DeFT"));
         for row in &self.rows {
             table.row([
                 row.workload.clone(),
@@ -189,7 +180,7 @@ impl Comparison {
                 names.push(row.text("grouping"));
             }
         }
-        let mut table = Table::new([&["workload"], &names[..]].concat());
+        let mut table = Table::new(&format!("workload | {}", names.join(" | ")));
         for row in &self.rows {
             let cell = |&name: &&str| {
                 let us = self.run.row(&row.workload, name).ok();
@@ -220,15 +211,8 @@ impl Comparison {
     }
 
     pub(crate) fn ampere_table(&self) -> Table {
-        let head = [
-            "workload",
-            "sm_80 kernels",
-            "Hopper kernels",
-            "ratio",
-            "best peer",
-            "speedup",
-        ];
-        let mut table = Table::new(head);
+        let mut table =
+            Table::new("workload | sm_80 kernels | Hopper kernels | ratio | best peer | speedup");
         for row in &self.rows {
             table.row([
                 row.workload.clone(),
