@@ -118,13 +118,14 @@ fn replay(args: &Args) -> Result<Value> {
     while let Some(change) = replay.advance()? {
         let step = change.step;
         picture.step(&change, replay.growing());
+        let is_sampled = sampled.binary_search(&step).is_ok();
         session
-            .step(
-                &change,
-                replay.growing(),
-                sampled.binary_search(&step).is_ok(),
-            )
+            .step(&change, replay.growing(), is_sampled)
             .with_context(|| format!("step {step}"))?;
+        if is_sampled {
+            let rows = session.checked_rows;
+            eprintln!("step {step} of {}: {rows} rows compared", run.steps());
+        }
     }
     let path = args.out.join(file_name(&title));
     fs::create_dir_all(&args.out)
@@ -268,9 +269,9 @@ fn print(report: &Value) {
             "{:<10}{:>10.2} GB{:>8.2} %{:>10.2} GB{:>8.2} %{:>8.2} ms{:>8.2} x{:>8.1} us{:>7}",
             text(row, "grouping"),
             gb(row, "paper_kv_bytes"),
-            -number(row, "paper_reduction_percent"),
+            0.0 - number(row, "paper_reduction_percent"),
             gb(row, "issued_read_bytes"),
-            -number(row, "issued_reduction_percent"),
+            0.0 - number(row, "issued_reduction_percent"),
             number(row, "attention_ms"),
             number(row, "attention_of_per_query"),
             number(row, "plan_us"),

@@ -166,14 +166,18 @@ impl<'a> Picture<'a> {
         let spans = rows.iter().flat_map(|row| &row.spans);
         let most = spans.map(|span| span.queries).max().unwrap_or(0);
         self.text("", (LEFT, 68.0), "queries that share a node:");
-        let mut x = LEFT + 160.0;
+        let mut x = LEFT + 176.0;
         for (at, &from) in SHADES.iter().enumerate() {
             if from > most {
                 break;
             }
             let to = SHADES.get(at + 1).map_or(most, |next| most.min(next - 1));
             self.rect(&shade(from), [x, 59.0, 20.0, 9.0]);
-            self.text("", (x + 26.0, 68.0), &format!("{from}–{to}"));
+            let range = match to {
+                _ if to == from => from.to_string(),
+                _ => format!("{from}–{to}"),
+            };
+            self.text("", (x + 26.0, 68.0), &range);
             x += 80.0;
         }
         self.rect("idle", [x, 62.0, 20.0, 4.0]);
