@@ -3,7 +3,7 @@
 //! The rule: a number with one of [`UNITS`] stands in a generated block, in a code block, or in [`QUOTES`] with the
 //! file of docs/benchmarks that has it.
 
-use super::sources;
+use crate::data;
 
 /// What makes a number a claim.
 const UNITS: &[&str] = &[
@@ -59,17 +59,17 @@ fn quoted(page: &str) -> Vec<String> {
 
 #[test]
 fn the_readme_quotes_only_numbers_that_are_in_the_measurements() {
-    let quoted = quoted(&sources::read("README.md").unwrap());
+    let quoted = quoted(&data::read("README.md").unwrap());
     for number in &quoted {
         let known = QUOTES.iter().any(|(quote, ..)| quote == number);
         assert!(
             known,
             "README.md says \"{number}\", which no generated block has: write it by `cargo xtask report`, or add it to \
-             QUOTES in xtask/src/report/quotes.rs with the file that it is from"
+             QUOTES in docs/report/src/quotes.rs with the file that it is from"
         );
     }
     for (quote, file, written) in QUOTES {
-        let text = sources::measured(file).unwrap().unwrap_or_default();
+        let text = data::read(&format!("docs/benchmarks/{file}")).unwrap();
         assert!(
             text.contains(written),
             "{quote}: {file} does not say {written:?}"
