@@ -19,8 +19,6 @@ pub(crate) struct CpuSession {
     pub(crate) lengths: Vec<u32>,
     q: Vec<u16>,
     outputs: Outputs,
-    /// Counts loads: plans of one number are equal.
-    revision: u64,
 }
 
 impl CpuSession {
@@ -42,7 +40,6 @@ impl CpuSession {
                 lse: vec![f32::NAN; q.len() / heads.head_dim as usize],
             },
             q: q.to_vec(),
-            revision: 0,
         })
     }
 
@@ -53,7 +50,6 @@ impl CpuSession {
     pub(crate) fn attend(&mut self, plan: &Plan) -> Result<Outputs> {
         self.outputs.out.fill(UNWRITTEN);
         self.outputs.lse.fill(f32::NAN);
-        self.revision += 1;
         self.run(plan)?;
         Ok(self.outputs.clone())
     }
@@ -78,7 +74,6 @@ impl CpuSession {
         self.backend.attend(Attend {
             layer: 0,
             plan,
-            plan_revision: self.revision,
             counters: Counters {
                 lengths: &self.lengths,
                 tail_pages: &[],

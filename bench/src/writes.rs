@@ -1,5 +1,7 @@
 //! The host-slice backend: what it appends and moves, bit by bit, and what it attends to.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use deft::attention::{Attend, Backend, Counters};
 use deft::cuda::CudaBackend;
@@ -49,7 +51,8 @@ pub(crate) fn run(gpu: &Gpu, heads: Heads, random: &mut Random) -> Result<Option
     let config = backend.plan_config(Grouping::Flatten, heads.group);
     let plan = Planner::new(config)?.plan(&view)?;
     let oracle = Oracle::new(&pool, &view, &q, &sample(view.queries, CHECKED));
-    for revision in [1, 1, 0] {
+    // After the first time the plan is on the device.
+    for _ in 0..2 {
         let mut outputs = Outputs {
             out: vec![UNWRITTEN; q.len()],
             lse: vec![f32::NAN; (view.queries * heads.q_heads()) as usize],
@@ -57,7 +60,6 @@ pub(crate) fn run(gpu: &Gpu, heads: Heads, random: &mut Random) -> Result<Option
         backend.attend(Attend {
             layer: LAYERS - 1,
             plan: &plan,
-            plan_revision: revision,
             counters,
             q: elements(heads.dtype, &q),
             out: elements_mut(heads.dtype, &mut outputs.out),
@@ -75,7 +77,9 @@ pub(crate) fn run(gpu: &Gpu, heads: Heads, random: &mut Random) -> Result<Option
 /// Appends all tokens of all pages in use, poison included, to the last layer.
 fn append(backend: &mut CudaBackend, pool: &HostPool, view: &TreeView) -> Result<()> {
     let (mut targets, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
-    for &page in &view.pages {
+    // A page of several draft nodes is listed for each of them.
+    let pages: BTreeSet<u32> = view.pages.iter().copied().collect();
+    for page in pages {
         let (places, keys, values) = pool.page_rows(page);
         targets.extend(places);
         k.extend(keys);

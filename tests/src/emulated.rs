@@ -4,7 +4,7 @@ mod paged;
 
 use deft::attention::{
     Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append,
-    check_append_rotated, check_attend, check_moves, check_paged,
+    check_append_rotated, check_attend, check_export, check_import, check_moves,
 };
 use deft::cache::{CacheShape, DType, Elements, ElementsMut};
 use device::emulator::{Launch, Memory, Report};
@@ -381,7 +381,7 @@ impl Backend for Emulated {
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
         let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(&self.shape, paged, sizes)?;
+        check_import(&self.shape, paged, sizes)?;
         let foreign = foreign.map(|foreign| bytemuck::cast_slice(foreign.bytes()));
         self.import_strided(paged, paged.table.page_size, foreign)
             .map_err(|report| BackendError::Device(report))
@@ -395,7 +395,7 @@ impl Backend for Emulated {
         let sizes = foreign
             .each_ref()
             .map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(&self.shape, paged, sizes)?;
+        check_export(&self.shape, paged, sizes)?;
         let foreign = foreign.map(|foreign| bytemuck::cast_slice_mut(foreign.into_bytes()));
         self.export_onto(paged, foreign)
             .map_err(|report| BackendError::Device(report))

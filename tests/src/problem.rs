@@ -120,7 +120,6 @@ impl<T: KvElement> Problem<T> {
         let call = Attend {
             layer,
             plan,
-            plan_revision: 0,
             counters: Counters {
                 lengths: &self.lengths,
                 tail_pages: &[],

@@ -358,7 +358,6 @@ fn bits<T: KvElement>(problem: &Problem<T>, plan: &Plan, arch: Arch, seed: u64) 
     let call = Attend {
         layer: 0,
         plan,
-        plan_revision: 0,
         counters: Counters {
             lengths: &problem.lengths,
             tail_pages: &[],

@@ -66,9 +66,7 @@ impl Inputs {
 
     /// Enqueues the copy to the device.
     pub(super) fn upload(&self, stream: &Stream) -> Result<(), CudaError> {
-        // SAFETY: host and device array are as long, and the host's is pageable memory, of which the driver has taken
-        // its copy when the call returns.
-        unsafe { self.device.enqueue_write(0, &self.host, stream.raw()) }
+        self.device.upload(0, &self.host, stream)
     }
 }
 

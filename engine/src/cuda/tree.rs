@@ -89,9 +89,7 @@ impl TreeModel for CudaModel {
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
         let moves = self.forest.accept(trunk, path)?;
         let buffer = &self.forward.buffers.moves;
-        // SAFETY: a draft has at most as many tokens as the buffer has room for, and the moves are pageable memory, of
-        // which the driver has taken its copy when the call returns.
-        unsafe { buffer.enqueue_write(0, &moves, self.stream().raw()) }?;
+        buffer.upload(0, &moves, self.stream())?;
         let (at, count) = (buffer.pointer(), moves.len() as u32);
         // SAFETY: the forest's places lie within the cache that was made as large as its pool; the buffer is the
         // model's; all work is on one stream.
@@ -227,10 +225,7 @@ impl CudaModel {
     ) -> Result<(), ModelError> {
         self.forest.extend(&[root], tokens.len() as u32)?;
         let last = [tokens.len() as u32 - 1];
-        let pick = &self.forward.buffers.pick;
-        // SAFETY: one word each, and the host's is pageable memory, of which the driver has taken its copy when the
-        // call returns.
-        unsafe { pick.enqueue_write(0, &last, self.stream().raw()) }?;
+        self.forward.buffers.pick.upload(0, &last, self.stream())?;
         self.run_prefill(root, tokens, pass, observer)
     }
 }

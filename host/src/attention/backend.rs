@@ -30,7 +30,7 @@ pub trait Backend: std::fmt::Debug + Send {
     }
 
     /// Writes K and V of new tokens of one layer: row `i` of `k` and `v`, both
-    /// `[targets, kv_heads, head_dim]`, goes where `targets[i]` says. Targets are distinct.
+    /// `[targets, kv_heads, head_dim]`, goes where `targets[i]` says. No place is named twice.
     ///
     /// # Errors
     /// Those of [`super::check_append`], and the device's own.
@@ -71,7 +71,7 @@ pub trait Backend: std::fmt::Debug + Send {
     /// named twice. `foreign` are K and V: whole caches in the table's layout.
     ///
     /// # Errors
-    /// Those of [`super::check_paged`], and the device's own.
+    /// Those of [`super::check_import`], and the device's own.
     fn import(
         &mut self,
         paged: PagedTokens<'_>,
@@ -82,7 +82,7 @@ pub trait Backend: std::fmt::Debug + Send {
     /// page twice.
     ///
     /// # Errors
-    /// Those of [`super::check_paged`], and the device's own.
+    /// Those of [`super::check_export`], and the device's own.
     fn export(
         &mut self,
         paged: PagedTokens<'_>,
@@ -142,9 +142,6 @@ pub struct Attend<'a> {
     pub layer: u32,
     /// Which queries meet which pages.
     pub plan: &'a Plan,
-    /// Plans of the same non-zero revision are equal: a device that keeps a copy need not compare. 0:
-    /// unknown.
-    pub plan_revision: u64,
     /// Lengths of the nodes that still grow.
     pub counters: Counters<'a>,
     /// `[queries, q_heads, head_dim]` in the order of the rows that the plan's view was asked for; `q_heads` =

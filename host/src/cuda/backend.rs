@@ -12,7 +12,7 @@ use super::{
 };
 use crate::attention::{
     Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append,
-    check_append_rotated, check_attend, check_moves, check_paged, check_plan,
+    check_append_rotated, check_attend, check_export, check_import, check_moves, check_plan,
 };
 use crate::cache::{CacheShape, Elements, ElementsMut};
 use crate::plan::{Grouping, Plan, PlanConfig};
@@ -43,8 +43,8 @@ pub struct CudaBackend {
 #[derive(Debug)]
 struct Loaded {
     plan: CudaPlan,
-    /// 0 if the caller does not count.
-    revision: u64,
+    /// Counters that the plan was checked against.
+    slots: usize,
 }
 
 /// A device buffer that grows.
@@ -128,8 +128,9 @@ impl CudaBackend {
     }
 
     /// Brings the plan to the device, unless it is there.
-    fn load(&mut self, plan: &Plan, revision: u64, slots: usize) -> Result<(), BackendError> {
-        if revision != 0 && self.plan.as_ref().is_some_and(|on| on.revision == revision) {
+    fn load(&mut self, plan: &Plan, slots: usize) -> Result<(), BackendError> {
+        let loaded = |on: &Loaded| on.plan.holds(plan) && on.slots <= slots;
+        if self.plan.as_ref().is_some_and(loaded) {
             return Ok(());
         }
         check_plan(self.cache.shape(), plan, slots)?;
@@ -146,10 +147,7 @@ impl CudaBackend {
                 .reserve(needed.scaled(PLAN_HEADROOM), plan.group_size())?,
         };
         room.update(plan, &self.stream)?;
-        self.plan = Some(Loaded {
-            plan: room,
-            revision,
-        });
+        self.plan = Some(Loaded { plan: room, slots });
         Ok(())
     }
 }
@@ -231,7 +229,7 @@ impl Backend for CudaBackend {
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
         let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(self.shape(), paged, sizes)?;
+        check_import(self.shape(), paged, sizes)?;
         let foreign = foreign.map(|foreign| bytemuck::cast_slice(foreign.bytes()));
         Ok(self.import_checked(paged, foreign)?)
     }
@@ -244,7 +242,7 @@ impl Backend for CudaBackend {
         let sizes = foreign
             .each_ref()
             .map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(self.shape(), paged, sizes)?;
+        check_export(self.shape(), paged, sizes)?;
         let foreign = foreign.map(|foreign| bytemuck::cast_slice_mut(foreign.into_bytes()));
         Ok(self.export_checked(paged, foreign)?)
     }
@@ -252,7 +250,7 @@ impl Backend for CudaBackend {
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
         check_attend(self.shape(), &call)?;
         self.set_counters(call.counters)?;
-        self.load(call.plan, call.plan_revision, call.counters.lengths.len())?;
+        self.load(call.plan, call.counters.lengths.len())?;
         let Some(on) = &self.plan else {
             unreachable!("the plan was just loaded");
         };

@@ -5,7 +5,6 @@ use kernels_gpu::attention::tile::max_rows;
 use super::counters::Counters;
 use super::kernels::{AttendPointers, AttentionKernels};
 use super::paged::PagedKernels;
-use super::plan::PlanImages;
 use super::writers::{Append, CachePointers, Rotary, WriterKernels};
 use super::{
     CudaDevice, CudaError, CudaPlan, DeviceBuffer, DevicePtr, Kernel, PlanCapacity, RawStream,
@@ -237,8 +236,11 @@ impl CudaCache {
     /// # Errors
     /// [`CudaError::OutOfMemory`], [`CudaError::Driver`].
     pub fn reserve_slots(&mut self, slots: usize) -> Result<(), CudaError> {
-        for counters in [&mut self.lengths, &mut self.tail_pages] {
-            counters.reserve(&self.device, slots)?;
+        // Both or none: they have as many slots.
+        let lengths = self.lengths.grown(&self.device, slots)?;
+        let tail_pages = self.tail_pages.grown(&self.device, slots)?;
+        if let (Some(lengths), Some(tail_pages)) = (lengths, tail_pages) {
+            (self.lengths, self.tail_pages) = (lengths, tail_pages);
         }
         Ok(())
     }
@@ -258,16 +260,7 @@ impl CudaCache {
     /// # Errors
     /// [`CudaError::OutOfMemory`], [`CudaError::Driver`].
     pub fn reserve(&self, capacity: PlanCapacity, group_size: u32) -> Result<CudaPlan, CudaError> {
-        let rows = capacity.partial_slots as usize * group_size as usize;
-        let rows = rows * self.shape.kv_heads as usize;
-        let o = rows * self.shape.head_dim as usize;
-        Ok(CudaPlan {
-            images: PlanImages::new(&self.device, capacity)?,
-            partial_o: DeviceBuffer::uninitialized(&self.device, "partial outputs", o)?,
-            partial_lse: DeviceBuffer::uninitialized(&self.device, "partial LSEs", rows)?,
-            group_size,
-            max_rows: max_rows(self.shape.head_dim),
-        })
+        CudaPlan::new(&self.device, &self.shape, capacity, group_size)
     }
 
     /// Bytes that [`CudaCache::reserve`] takes for partial results.
@@ -288,7 +281,8 @@ impl CudaCache {
     /// - The plan's pages and length counters are the cache's.
     ///
     /// # Errors
-    /// [`CudaError::NoSuchLayer`], [`CudaError::Launch`].
+    /// [`CudaError::NoSuchLayer`], [`CudaError::PlanShape`] for a plan reserved by a cache of other heads,
+    /// [`CudaError::PlanMixed`], [`CudaError::Launch`].
     pub unsafe fn attend(
         &self,
         layer: u32,
@@ -311,7 +305,7 @@ impl CudaCache {
     /// As [`CudaCache::attend`].
     ///
     /// # Errors
-    /// [`CudaError::NoSuchLayer`], [`CudaError::Launch`].
+    /// As [`CudaCache::attend`].
     pub unsafe fn attend_partial(
         &self,
         layer: u32,
@@ -322,7 +316,7 @@ impl CudaCache {
     ) -> Result<(), CudaError> {
         let pointers = AttendPointers {
             pool: self.plane(layer)?,
-            ..self.pointers(plan, buffers)
+            ..self.pointers(plan, buffers)?
         };
         // SAFETY: the caller vouches for buffers and stream; pool, counters and partials are ours and as
         // large as the plan's capacity says.
@@ -339,14 +333,14 @@ impl CudaCache {
     /// As [`CudaCache::attend`].
     ///
     /// # Errors
-    /// [`CudaError::Launch`].
+    /// As [`CudaCache::attend`].
     pub unsafe fn merge(
         &self,
         plan: &CudaPlan,
         buffers: &AttendBuffers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let pointers = self.pointers(plan, buffers);
+        let pointers = self.pointers(plan, buffers)?;
         // SAFETY: as in `attend_partial`.
         unsafe {
             self.kernels
@@ -354,8 +348,13 @@ impl CudaCache {
         }
     }
 
-    fn pointers(&self, plan: &CudaPlan, buffers: &AttendBuffers) -> AttendPointers {
-        AttendPointers {
+    fn pointers(
+        &self,
+        plan: &CudaPlan,
+        buffers: &AttendBuffers,
+    ) -> Result<AttendPointers, CudaError> {
+        plan.check_for(&self.device, &self.shape)?;
+        Ok(AttendPointers {
             q: buffers.q,
             pool: self.pool.pointer(),
             lengths: self.lengths.device.pointer(),
@@ -363,7 +362,7 @@ impl CudaCache {
             lse: buffers.lse,
             partial_o: plan.partial_o.pointer(),
             partial_lse: plan.partial_lse.pointer(),
-        }
+        })
     }
 
     /// Where a layer's pages begin.

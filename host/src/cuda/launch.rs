@@ -161,54 +161,31 @@ impl Kernel {
         }
         let _current = self.device.activate()?;
         let mut pointers = arguments.pointers();
-        let code = match self.device.launch_ex() {
-            Some(launch_ex) if launch.overlaps_predecessor && self.waits => {
-                let mut value = [0; 8];
-                value[0] = 1;
-                let attribute = sys::LaunchAttribute {
-                    id: sys::ATTRIBUTE_PROGRAMMATIC_SERIALIZATION,
-                    padding: 0,
-                    value,
-                };
-                let config = sys::LaunchConfig {
-                    grid: launch.grid,
-                    block: [self.threads, 1, 1],
-                    shared_bytes: self.shared_bytes,
-                    stream: stream.handle(),
-                    attributes: &raw const attribute,
-                    attribute_count: 1,
-                };
-                // SAFETY: the structures are the driver's (sizes asserted), `pointers` has a place for
-                // each parameter; the rest is the caller's promise.
-                unsafe {
-                    launch_ex(
-                        &raw const config,
-                        self.function,
-                        pointers.as_mut_ptr(),
-                        std::ptr::null_mut(),
-                    )
-                }
-            }
+        let mut value = [0; 8];
+        value[0] = 1;
+        let attribute = sys::LaunchAttribute {
+            id: sys::ATTRIBUTE_PROGRAMMATIC_SERIALIZATION,
+            padding: 0,
+            value,
+        };
+        let config = sys::LaunchConfig {
+            grid: launch.grid,
+            block: [self.threads, 1, 1],
+            shared_bytes: self.shared_bytes,
+            stream: stream.handle(),
+            attributes: &raw const attribute,
             // Without the attribute the kernel simply starts after its predecessor.
-            _ => {
-                let [x, y, z] = launch.grid;
-                // SAFETY: as above.
-                unsafe {
-                    sys::cuLaunchKernel(
-                        self.function,
-                        x,
-                        y,
-                        z,
-                        self.threads,
-                        1,
-                        1,
-                        self.shared_bytes,
-                        stream.handle(),
-                        pointers.as_mut_ptr(),
-                        std::ptr::null_mut(),
-                    )
-                }
-            }
+            attribute_count: u32::from(launch.overlaps_predecessor && self.waits),
+        };
+        // SAFETY: the structures are the driver's (sizes asserted), `pointers` has a place for each
+        // parameter; the rest is the caller's promise.
+        let code = unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                self.function,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
         };
         if code == sys::SUCCESS {
             return Ok(());

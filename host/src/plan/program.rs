@@ -1,5 +1,7 @@
 //! A plan as the kernels read it, and typed views of it for everybody else.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use kernels_gpu::abi::{MergeRow, NONE, ProgramHeader, Segment, WorkItem, words_of};
 
 use super::Grouping;
@@ -28,7 +30,47 @@ pub struct Plan {
     /// Where runs grow, by length counter.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) live: Vec<LiveTail>,
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(super) identity: Identity,
 }
+
+/// Which plan this is: no two that differ have the same number, so who keeps a copy need not compare. Equality of
+/// plans is of what they say, whoever made them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Identity {
+    number: u64,
+    /// The number before the last patch.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only devices ask"))]
+    before: Option<u64>,
+}
+
+impl Identity {
+    const EMPTY: Self = Self {
+        number: 0,
+        before: None,
+    };
+
+    fn next(before: Option<u64>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            before,
+        }
+    }
+
+    /// To be called when a plan was patched.
+    pub(super) fn patched(&mut self) {
+        *self = Self::next(Some(self.number));
+    }
+}
+
+impl PartialEq for Identity {
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Identity {}
 
 /// A segment that holds the last page of a run that may grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +96,7 @@ impl Plan {
             partial_slots: 0,
             share_ns: Vec::new(),
             live: Vec::new(),
+            identity: Identity::EMPTY,
         }
     }
 
@@ -69,6 +112,18 @@ impl Plan {
         self.merge_slots.clear();
         self.share_ns.clear();
         self.live.clear();
+        self.identity = Identity::next(None);
+    }
+
+    /// The plan's number: another one after every change.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn number(&self) -> u64 {
+        self.identity.number
+    }
+    /// The number before the last [`Plan::patch`], if nothing else has changed the plan since.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn number_before_patch(&self) -> Option<u64> {
+        self.identity.before
     }
 
     /// How the plan was grouped.

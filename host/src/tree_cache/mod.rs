@@ -20,7 +20,7 @@ use crate::cache::KvElement;
 use crate::plan::{Grouping, Patch, Plan, Planner};
 use crate::tree::{DraftNode, NodeKey, TokenForest, TreeView, ViewScratch};
 
-/// Numbers caches and plans; 0 stands for none.
+/// Numbers caches.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 fn next_id() -> u64 {
@@ -149,7 +149,6 @@ impl TreeCache {
             grouping,
             leaves: leaves.to_vec(),
             plan: Plan::empty(),
-            revision: 0,
             cursor: self.forest.growth_cursor(),
             targets: Vec::new(),
         };
@@ -172,7 +171,6 @@ impl TreeCache {
         let patched = growth.map(|growth| plan.plan.patch(growth, &mut self.dirty));
         if patched == Some(Patch::Patched) {
             plan.cursor = self.forest.growth_cursor();
-            plan.revision = next_id();
             return Ok(PlanUpdate::Patched);
         }
         self.replan(plan)?;
@@ -282,7 +280,6 @@ impl TreeCache {
         Ok(self.backend.attend(Attend {
             layer,
             plan: &plan.plan,
-            plan_revision: plan.revision,
             counters: counters(&self.forest),
             q: T::elements(q),
             out: T::elements_mut(out),
@@ -325,7 +322,6 @@ impl TreeCache {
         self.planners[at].plan_into(&self.view, &mut plan.plan)?;
         plan.set_targets(&self.forest)?;
         plan.cursor = self.forest.growth_cursor();
-        plan.revision = next_id();
         Ok(())
     }
 }

@@ -15,7 +15,6 @@ pub struct TreePlan {
     pub(super) grouping: Grouping,
     pub(super) leaves: Vec<NodeKey>,
     pub(super) plan: Plan,
-    pub(super) revision: u64,
     pub(super) cursor: GrowthCursor,
     /// Where the last token of each leaf is, in the order of `leaves`; [`NONE`] for one that has none
     /// and does not grow.

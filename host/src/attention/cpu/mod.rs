@@ -17,7 +17,9 @@ use rayon::prelude::*;
 
 use self::item::Call;
 use self::merge::Sources;
-use super::check::{check_append, check_attend, check_moves, check_paged, check_plan, resolve};
+use super::check::{
+    check_append, check_attend, check_export, check_import, check_moves, check_plan, resolve,
+};
 use super::{Attend, Backend, BackendError, Counters, PagedTokens};
 use crate::cache::{CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, ShapeError};
 use crate::plan::{CostModel, Grouping, PlanConfig};
@@ -146,7 +148,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
         let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(self.shape(), paged, sizes)?;
+        check_import(self.shape(), paged, sizes)?;
         let [k, v] = foreign.map(|foreign| foreign.typed().expect(CHECKED));
         let PagedTokens {
             layer,
@@ -164,7 +166,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         let sizes = foreign
             .each_ref()
             .map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(self.shape(), paged, sizes)?;
+        check_export(self.shape(), paged, sizes)?;
         let [k, v] = foreign.map(|foreign| foreign.into_typed().expect(CHECKED));
         let PagedTokens {
             layer,
