@@ -10,7 +10,7 @@ fn plan(workload: &StepWorkload, grouping: Grouping) -> (Plan, f64) {
     let built = workload.build(0).unwrap();
     let view = built.forest.view(&built.queries).unwrap();
     let heads = workload.heads;
-    let shares = shares_for(132, heads.kv_heads, view.pages.len() as u32);
+    let shares = shares_for(132, heads.kv_heads);
     let mut config = PlanConfig::new(grouping, heads.group_size(), heads.head_dim, shares);
     config.element_bytes = workload.dtype.bytes() as u32;
     let page_ns =
