@@ -24,7 +24,7 @@ use crate::tree::TreeView;
 use kernels_gpu::layout::CORE;
 
 /// Pieces and shares that candidates of fewer shares may have in all before no more of them are made.
-const EFFORT: usize = 128;
+const EFFORT: usize = 1_000;
 /// PerQuery's plan is taken if it is no dearer than another by this.
 const DRAW: f64 = 1.01;
 

@@ -117,7 +117,8 @@ impl Plan {
     pub fn partial_slots(&self) -> u32 {
         self.partial_slots
     }
-    /// What each share is estimated to cost, in nanoseconds by the configuration's cost model.
+    /// What each share is estimated to cost, in nanoseconds by the configuration's cost model, if the row tiles of
+    /// a tree keep in step.
     pub fn share_ns(&self) -> &[u64] {
         &self.share_ns
     }

@@ -86,13 +86,17 @@ impl Scorer {
             self.pass(run, view, draft, &mut passing);
         }
         for (ns, walk) in draft.share_ns.iter_mut().zip(&self.walks) {
-            *ns = walk.ns + walk.missed_ns;
+            *ns = walk.ns;
         }
-        let costliest = draft.share_ns.iter().copied().fold(0.0, f64::max);
-        let memory = (asked - passing.kept_groups) * costs.memory_group_ns / shares;
+        let costliest = self.walks.iter().map(|walk| walk.ns + walk.missed_ns);
+        let costliest = costliest.fold(0.0, f64::max);
+        let read = asked - passing.kept_groups;
+        let memory = read * costs.memory_group_ns / shares;
+        // What comes from memory passes; of that, no more can be different than there are.
+        let passed = read / f64::from(PAGE_GROUPS) * passing.longest_ns / makespan.max(1.0);
         Score {
             ns: costs.launch_ns + costliest.max(memory),
-            reuse_pages: passing.longest_ns * pages_per_ns,
+            reuse_pages: passed.min(unique as f64),
             out_of_step: passing.out_of_step,
         }
     }
