@@ -120,7 +120,7 @@ impl Chooser {
             self.judge(request, best, 1.0)?;
         }
         if !in_step {
-            self.sequence.to_lanes();
+            self.sequence.order_in_lanes();
             if self.cut(request, shares, max_queries, best) {
                 self.judge(request, best, 1.0)?;
             }

@@ -4,7 +4,7 @@
 //! queries than an item may hold, one row tile of it; for [`Grouping::PerQuery`](super::Grouping) one
 //! query's path. Units share no query. Row tiles follow one another, each in depth-first order
 //! (tile-major), so that a tile's pieces can merge into few items. Shares that read the same pages for
-//! different tiles do so at about the same time if every tile begins with a share; [`Sequence::to_lanes`]
+//! different tiles do so at about the same time if every tile begins with a share; [`Sequence::order_in_lanes`]
 //! puts the tiles in an order in which that takes few shares more.
 
 use std::cmp::Reverse;
@@ -103,7 +103,7 @@ impl Sequence {
     /// Orders the units of trees with as many row tiles by tile and not by tree: a *lane* has one tile of each,
     /// and begins with a share. Lanes are about as long as each other and read the same pages at the same time.
     /// Trees of one tile come last and fill what the lanes leave.
-    pub(super) fn to_lanes(&mut self) {
+    pub(super) fn order_in_lanes(&mut self) {
         let lane = |unit: &Unit| (Reverse(unit.tiles), unit.tile);
         self.units.sort_by_key(lane);
         let mut before: Option<(Reverse<u32>, u32, u32)> = None;
