@@ -12,7 +12,7 @@ use super::{
 };
 use crate::attention::AttentionParams;
 use crate::cache::{CacheShape, DType};
-use crate::plan::{Grouping, PlanConfig};
+use crate::plan::{CostModel, Grouping, PlanConfig};
 
 /// Device pointers of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -252,6 +252,7 @@ impl CudaCache {
         let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, shares);
         config.max_rows = max_rows(shape.head_dim);
         config.element_bytes = shape.dtype.bytes() as u32;
+        config.cost = CostModel::of_gpu(self.device.name());
         config
     }
 

@@ -12,6 +12,8 @@ pub(super) struct DraftSegment {
     pub(super) pages: Range<u32>,
     /// Queries that see them, counted over the whole plan.
     pub(super) queries: Range<u32>,
+    /// Priced as pages that several row tiles read while the cache has them.
+    pub(super) shared: bool,
 }
 
 /// A work item and its share.
@@ -59,6 +61,7 @@ impl Draft {
             run: piece.run,
             pages,
             queries: piece.queries.clone(),
+            shared: piece.shared,
         });
         if let Some(item) = self.items.last_mut() {
             item.queries.start = item.queries.start.min(piece.queries.start);
