@@ -30,9 +30,8 @@
 //! | [`cache`] | pages: who owns them, how they lie, import and export |
 //! | [`tree`] | forests of token runs: grow, fork, prune, draft and accept; the view that is planned |
 //! | [`plan`] | from a view to a [`plan::Plan`], arrays that a backend executes; what it reads and writes |
-//! | [`attention`] | backends: the CPU's, and attention by its definition in f64 |
+//! | [`attention`] | backends: the CPU's, and what every one has to do |
 //! | `cuda` | the GPU's, and the same for device pointers and streams (feature `cuda`) |
-//! | [`mod@reference`] | what a model does besides attention, by its definition in f64 |
 //!
 //! `docs/using.md` has drafts, device pointers and CUDA graphs; `docs/architecture.md` says how it works.
 
@@ -41,7 +40,6 @@ pub mod cache;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod plan;
-pub mod reference;
 pub mod tree;
 mod tree_cache;
 

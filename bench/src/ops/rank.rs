@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use deft::cuda::ops::{ModelOps, Sampling, TopK};
-use deft::reference::{log_softmax, ranked, with_noise};
+use deft_tests::reference::{log_softmax, ranked, with_noise};
 
 use super::{Case, Verdict, download, normal, poisoned, upload};
 use crate::gpu::Gpu;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use deft::cache::KvElement;
 use deft::cuda::DevicePtr;
 use deft::cuda::ops::{Embed, Feed, FillRandom, ModelOps, RmsNorm, SiluMul};
-use deft::reference;
+use deft_tests::reference;
 use kernels_gpu::abi::NONE;
 use kernels_gpu::random::uniform;
 

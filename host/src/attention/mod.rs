@@ -1,9 +1,8 @@
-//! Running a plan: the backends and their reference.
+//! Running a plan: the backends.
 
 mod backend;
 mod check;
 pub mod cpu;
-pub mod reference;
 mod rotary;
 
 pub use backend::{Attend, AttentionParams, Backend, Counters, PagedTokens};

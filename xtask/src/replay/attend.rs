@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use deft::KvElement;
-use deft::attention::reference::{ReferenceParams, attend_row};
 use deft::plan::HeadShape;
+use deft_tests::reference::attention::{ReferenceParams, attend_row};
 
 use super::check::{Expected, tolerances};
 use super::data::{self, Kind};
