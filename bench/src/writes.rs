@@ -1,11 +1,11 @@
 //! The host-slice backend: what it appends and moves, bit by bit, and what it attends to.
 
 use anyhow::Result;
+use deft::abi::{PAGE_TOKENS, TokenMove};
 use deft::attention::{Attend, Backend, Counters};
 use deft::cuda::CudaBackend;
 use deft::plan::{Grouping, Planner};
 use deft::tree::TreeView;
-use kernels_gpu::abi::{PAGE_TOKENS, TokenMove};
 
 use crate::compare::{Oracle, Outputs, UNWRITTEN, sample};
 use crate::cpu::{elements, elements_mut};

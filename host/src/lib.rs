@@ -46,6 +46,8 @@ mod tree_cache;
 pub use attention::RotaryTable;
 pub use cache::{DType, KvElement};
 pub use half::{bf16, f16};
+/// The records of plans and of kernels' arguments, and how K and V lie in a page.
+pub use kernels_gpu::{abi, layout};
 pub use plan::Grouping;
 pub use tree::{DraftNode, NodeKey};
 pub use tree_cache::{CacheConfig, CacheError, Device, PlanUpdate, TreeCache, TreePlan};

@@ -5,10 +5,10 @@
 
 use std::error::Error;
 
+use deft::abi::PAGE_TOKENS;
 use deft::cache::PagePool;
 use deft::tree::TokenForest;
 use deft::{CacheError, DraftNode, NodeKey};
-use kernels_gpu::abi::PAGE_TOKENS;
 
 use super::TextCodec;
 use super::sampler::mix;

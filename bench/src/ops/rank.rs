@@ -1,7 +1,7 @@
 //! Ranking and sampling of logits.
 
 use anyhow::Result;
-use deft::cuda::ops::{ModelOps, Sampling, TopK};
+use deft_engine::cuda::ops::{ModelOps, Sampling, TopK};
 use deft_tests::reference::{log_softmax, ranked, with_noise};
 
 use super::{Case, Verdict, download, normal, poisoned, upload};

@@ -7,10 +7,10 @@ mod params;
 mod timing;
 mod tree;
 
+use deft::abi::PAGE_TOKENS;
 use deft::attention::{BackendError, RotaryTable};
 use deft::cache::DType;
 use deft::{CacheConfig, CacheError, Device, Grouping, TreeCache, TreePlan};
-use kernels_gpu::abi::PAGE_TOKENS;
 
 use self::forward::Scratch;
 use self::params::Params;

@@ -1,8 +1,8 @@
 //! The forward pass, as work enqueued on a stream: nothing is allocated, copied or waited for, so it can be
 //! captured.
 
+use super::ops::{Embed, Feed, ModelOps, RmsNorm, RotateAppend, Sampling, SiluMul, TopK};
 use deft::attention::AttentionParams;
-use deft::cuda::ops::{Embed, Feed, ModelOps, RmsNorm, RotateAppend, Sampling, SiluMul, TopK};
 use deft::cuda::{AttendBuffers, CudaCache, CudaPlan, DeviceBuffer, DevicePtr, RawStream, Rotary};
 
 use super::buffers::{Buffers, Input};

@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use deft::abi::PAGE_TOKENS;
 use deft::plan::{HeadShape, IssuedIo, unique_kv_bytes};
 use deft::tree::{TreeView, ViewScratch};
 use deft::{CacheConfig, Device, Grouping, KvElement, NodeKey, PlanUpdate, TreeCache, TreePlan};
 use deft_workloads::PaperIo;
-use kernels_gpu::abi::PAGE_TOKENS;
 
 use super::trace::{Accepted, Op, Step, Trace};
 
