@@ -85,7 +85,7 @@ impl Plain {
             );
         }
         Ok(Self {
-            frequencies: config.rope_frequencies(),
+            frequencies: config.rope_frequencies()?,
             config,
             dtype,
             tensors,

@@ -62,9 +62,7 @@ impl CudaModel {
         let blas = unsafe { Cublas::new(device, options.cublas.as_deref(), stream.raw()) }?;
         let shape = cache_shape(config, weights.dtype(), options.kv_bytes)?;
         let cache = CudaCache::new(device, shape, SLOTS)?;
-        let table = config
-            .rotary_table(config.context)
-            .map_err(CacheError::from)?;
+        let table = config.rotary_table(config.context)?;
         let rows = options.max_rows.max(options.prefill_rows);
         let buffers = Buffers::new(
             device,
