@@ -4,7 +4,7 @@
 //! use deft::{CacheConfig, DType, Device, Grouping, TreeCache, bf16};
 //!
 //! let config = CacheConfig { layers: 1, q_heads: 8, kv_heads: 2, head_dim: 64, dtype: DType::Bf16,
-//!     capacity_bytes: 4 << 20, ..CacheConfig::default() };
+//!     capacity_bytes: 4 << 20, scale: None, soft_cap: None };
 //! let mut cache = TreeCache::new(&Device::best(), config)?;
 //! let prompt = cache.insert_root(100)?;
 //! let kv = vec![bf16::ONE; 100 * 2 * 64]; // [tokens, kv_heads, head_dim]

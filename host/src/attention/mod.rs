@@ -6,9 +6,8 @@ pub mod cpu;
 mod rotary;
 
 pub use backend::{Attend, AttentionParams, Backend, Counters, PagedTokens};
-pub(crate) use check::check_length;
-pub use check::{
-    BackendError, check_append, check_attend, check_moves, check_paged, check_params, check_plan,
-    resolve,
-};
+#[cfg(feature = "cuda")]
+pub(crate) use check::check_plan;
+pub use check::{BackendError, check_append, check_attend, check_moves, check_paged, resolve};
+pub(crate) use check::{check_length, check_params};
 pub use rotary::{RotaryTable, Rotation, check_append_rotated};

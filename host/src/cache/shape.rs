@@ -92,7 +92,7 @@ impl CacheShape {
     ///
     /// # Errors
     /// [`ShapeError`], naming the dimension.
-    pub fn validate_page(&self) -> Result<(), ShapeError> {
+    pub(crate) fn validate_page(&self) -> Result<(), ShapeError> {
         let max = u64::from(MAX_HEADS);
         in_range("layers", u64::from(self.layers), max)?;
         in_range("kv_heads", u64::from(self.kv_heads), max)?;

@@ -95,7 +95,8 @@ impl<'a, T: KvElement> Session<'a, T> {
             head_dim,
             dtype: T::DTYPE,
             capacity_bytes: trace.most_pages(PAGE_TOKENS).max(1) * u64::from(page_bytes),
-            ..CacheConfig::default()
+            scale: None,
+            soft_cap: None,
         };
         let track = |&grouping| Track {
             grouping,
