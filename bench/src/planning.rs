@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use deft::abi::PAGE_TOKENS;
 use deft::cache::PagePool;
 use deft::plan::{Patch, Plan, PlanConfig, Planner, shares_for};
 use deft::tree::{NodeKey, TokenForest, TreeView, ViewScratch};
-use kernels_gpu::abi::PAGE_TOKENS;
 use serde::{Deserialize, Serialize};
 
 use crate::GroupingArg;

@@ -1,6 +1,5 @@
 //! Attention problems with a known answer: K, V and queries for any view, and the comparison.
 
-use deft::attention::reference::{self, ReferenceOutput, ReferenceParams};
 use deft::attention::{Attend, AttentionParams, Backend, Counters};
 use deft::cache::{CacheShape, KvElement};
 use deft::plan::Plan;
@@ -8,6 +7,8 @@ use deft::tree::TreeView;
 use kernels_gpu::abi::PAGE_TOKENS;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+
+use crate::reference::attention::{self, ReferenceOutput, ReferenceParams};
 
 /// Heads of a model's layer.
 #[derive(Clone, Copy, Debug)]
@@ -193,7 +194,7 @@ fn expected<T: KvElement>(
         scale: params.scale.into(),
         soft_cap: params.soft_cap.map(f64::from),
     };
-    reference::attend(view, &params, &q, |page, token, head| {
+    attention::attend(view, &params, &q, |page, token, head| {
         let place = (page * PAGE_TOKENS + token) as usize;
         let at = (place * params.kv_heads + head) * dim;
         (&k[at..at + dim], &v[at..at + dim])

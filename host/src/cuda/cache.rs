@@ -176,7 +176,7 @@ impl CudaCache {
         append: &Append,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let at = self.cache_pointers(self.plane(layer)?);
+        let at = self.layer_pointers(layer)?;
         // SAFETY: the caller's.
         unsafe { self.writers.append(append, &at, stream) }
     }
@@ -197,7 +197,7 @@ impl CudaCache {
         rotary: &Rotary,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let at = self.cache_pointers(self.plane(layer)?);
+        let at = self.layer_pointers(layer)?;
         // SAFETY: the caller's.
         unsafe { self.writers.append_rope(append, rotary, &at, stream) }
     }
@@ -222,7 +222,7 @@ impl CudaCache {
         unsafe { self.writers.copy(moves, count, &at, stream) }
     }
 
-    pub(super) fn cache_pointers(&self, pool: DevicePtr) -> CachePointers {
+    fn cache_pointers(&self, pool: DevicePtr) -> CachePointers {
         CachePointers {
             pool,
             lengths: self.lengths.device.pointer(),
@@ -366,8 +366,16 @@ impl CudaCache {
         })
     }
 
+    /// Where `layer`'s pages and the counters are, for kernels of one's own.
+    ///
+    /// # Errors
+    /// [`CudaError::NoSuchLayer`].
+    pub fn layer_pointers(&self, layer: u32) -> Result<CachePointers, CudaError> {
+        Ok(self.cache_pointers(self.plane(layer)?))
+    }
+
     /// Where a layer's pages begin.
-    pub(super) fn plane(&self, layer: u32) -> Result<DevicePtr, CudaError> {
+    fn plane(&self, layer: u32) -> Result<DevicePtr, CudaError> {
         if layer >= self.shape.layers {
             return Err(CudaError::NoSuchLayer {
                 layer,

@@ -79,11 +79,6 @@ impl<T: KvElement> CpuBackend<T> {
     pub fn pages(&self) -> &HostPages<T> {
         &self.pages
     }
-
-    /// The pages, to be imported into.
-    pub fn pages_mut(&mut self) -> &mut HostPages<T> {
-        &mut self.pages
-    }
 }
 
 impl<T: KvElement> Backend for CpuBackend<T> {
