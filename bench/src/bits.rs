@@ -1,12 +1,12 @@
 //! What a GPU writes to its cache, bit by bit against the CPU's.
 
 use anyhow::Result;
+use deft::abi::{APPEND_LIVE, PAGE_TOKENS};
 use deft::attention::cpu::CpuBackend;
 use deft::attention::{Backend, Counters, PagedTokens, RotaryTable, Rotation};
 use deft::cache::{CacheShape, DType, HostPages, KvElement, PagedOrder, PagedTable};
 use deft::cuda::CudaBackend;
 use half::{bf16, f16};
-use kernels_gpu::abi::{APPEND_LIVE, PAGE_TOKENS};
 
 use crate::gpu::Gpu;
 use crate::random::{Random, normal_pair};

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use deft::attention::reference::{ReferenceParams, attend_row, visible_tokens};
 use deft::tree::TreeView;
+use deft_tests::reference::attention::{ReferenceParams, attend_row, visible_tokens};
 use rayon::prelude::*;
 
 use crate::tensors::{Heads, HostPool, decode};

@@ -2,12 +2,12 @@
 //! with f64.
 
 use anyhow::{Context, Result, ensure};
+use deft::abi::{AppendTarget, NONE};
 use deft::attention::AttentionParams;
 use deft::cache::DType;
 use deft::cuda::{Append, AttendBuffers, CudaCache, CudaPlan, DeviceBuffer, Graph, PlanCapacity};
 use deft::plan::{Grouping, Patch, Plan, Planner};
 use deft::tree::{GrowthCursor, NodeKey, TokenForest};
-use kernels_gpu::abi::{AppendTarget, NONE};
 
 use crate::compare::{Oracle, Outputs, UNWRITTEN, Verdict};
 use crate::forests::shuffled_pool;

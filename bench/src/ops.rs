@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use bytemuck::Pod;
 use deft::cache::KvElement;
 use deft::cuda::DeviceBuffer;
-use deft::cuda::ops::ModelOps;
+use deft_engine::cuda::ops::ModelOps;
 use half::{bf16, f16};
 
 use crate::gpu::Gpu;

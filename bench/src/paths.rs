@@ -35,7 +35,8 @@ fn run_typed<T: KvElement>(
             head_dim: heads.head_dim,
             dtype: heads.dtype,
             capacity_bytes: 16 * u64::from(LAYERS) * heads.shape(16).page_bytes(),
-            ..CacheConfig::default()
+            scale: None,
+            soft_cap: None,
         },
     )?;
     // Three nodes of the path, and a sibling each that only takes pages.

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use deft::abi::PAGE_TOKENS;
 use deft::cache::{DType, PagePool};
 use deft::plan::{HeadShape, Planner};
 use deft::tree::{NodeKey, TokenForest};
-use kernels_gpu::abi::PAGE_TOKENS;
 use serde::{Deserialize, Serialize};
 
 use crate::compare::{Oracle, sample};

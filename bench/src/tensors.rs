@@ -1,11 +1,11 @@
 //! Keys, values and queries on the host.
 
+use deft::abi::PAGE_TOKENS;
 use deft::attention::AttentionParams;
 use deft::cache::{CacheShape, DType};
 use deft::plan::HeadShape;
 use deft::tree::TreeView;
 use half::{bf16, f16};
-use kernels_gpu::abi::PAGE_TOKENS;
 use kernels_gpu::layout::{CORE, element_offset, half_page_elements, page_elements};
 use rayon::prelude::*;
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use anyhow::Result;
+use deft::abi::{PAGE_TOKENS, TokenMove};
 use deft::attention::{Attend, Backend, Counters};
 use deft::cuda::CudaBackend;
 use deft::plan::{Grouping, Planner};
 use deft::tree::TreeView;
-use kernels_gpu::abi::{PAGE_TOKENS, TokenMove};
 
 use crate::compare::{Oracle, Outputs, UNWRITTEN, sample};
 use crate::cpu::{elements, elements_mut};

@@ -4,7 +4,7 @@
 //! use deft::{CacheConfig, DType, Device, Grouping, TreeCache, bf16};
 //!
 //! let config = CacheConfig { layers: 1, q_heads: 8, kv_heads: 2, head_dim: 64, dtype: DType::Bf16,
-//!     capacity_bytes: 4 << 20, ..CacheConfig::default() };
+//!     capacity_bytes: 4 << 20, scale: None, soft_cap: None };
 //! let mut cache = TreeCache::new(&Device::best(), config)?;
 //! let prompt = cache.insert_root(100)?;
 //! let kv = vec![bf16::ONE; 100 * 2 * 64]; // [tokens, kv_heads, head_dim]
@@ -30,9 +30,8 @@
 //! | [`cache`] | pages: who owns them, how they lie, import and export |
 //! | [`tree`] | forests of token runs: grow, fork, prune, draft and accept; the view that is planned |
 //! | [`plan`] | from a view to a [`plan::Plan`], arrays that a backend executes; what it reads and writes |
-//! | [`attention`] | backends: the CPU's, and attention by its definition in f64 |
+//! | [`attention`] | backends: the CPU's, and what every one has to do |
 //! | `cuda` | the GPU's, and the same for device pointers and streams (feature `cuda`) |
-//! | [`mod@reference`] | what a model does besides attention, by its definition in f64 |
 //!
 //! `docs/using.md` has drafts, device pointers and CUDA graphs; `docs/architecture.md` says how it works.
 
@@ -41,13 +40,14 @@ pub mod cache;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod plan;
-pub mod reference;
 pub mod tree;
 mod tree_cache;
 
 pub use attention::RotaryTable;
 pub use cache::{DType, KvElement};
 pub use half::{bf16, f16};
+/// The records of plans and of kernels' arguments, and how K and V lie in a page.
+pub use kernels_gpu::{abi, layout};
 pub use plan::Grouping;
 pub use tree::{DraftNode, NodeKey};
 pub use tree_cache::{CacheConfig, CacheError, Device, PlanUpdate, TreeCache, TreePlan};

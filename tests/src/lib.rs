@@ -4,6 +4,7 @@ pub mod coverage;
 pub mod emulated;
 pub mod instructions;
 pub mod problem;
+pub mod reference;
 pub mod shadow;
 pub mod views;
 pub mod workloads;

@@ -1,6 +1,5 @@
 //! Attention problems with a known answer: K, V and queries for any view, and the comparison.
 
-use deft::attention::reference::{self, ReferenceOutput, ReferenceParams};
 use deft::attention::{Attend, AttentionParams, Backend, Counters};
 use deft::cache::{CacheShape, KvElement};
 use deft::plan::Plan;
@@ -8,6 +7,8 @@ use deft::tree::TreeView;
 use kernels_gpu::abi::PAGE_TOKENS;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+
+use crate::reference::attention::{self, ReferenceOutput, ReferenceParams};
 
 /// Heads of a model's layer.
 #[derive(Clone, Copy, Debug)]
@@ -199,7 +200,7 @@ fn expected<T: KvElement>(
         .iter()
         .flat_map(|&row| &q[row as usize * width..][..width]);
     let by_query: Vec<f64> = by_query.copied().collect();
-    let answer = reference::attend(view, &params, &by_query, |page, token, head| {
+    let answer = attention::attend(view, &params, &by_query, |page, token, head| {
         let place = (page * PAGE_TOKENS + token) as usize;
         let at = (place * params.kv_heads + head) * dim;
         (&k[at..at + dim], &v[at..at + dim])

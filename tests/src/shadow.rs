@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use deft::attention::reference::{self, ReferenceOutput, ReferenceParams};
 use deft::tree::{Run, TreeView};
 use deft::{KvElement, NodeKey, TreeCache};
 use kernels_gpu::abi::PAGE_TOKENS;
+
+use crate::reference::attention::{self, ReferenceOutput, ReferenceParams};
 
 /// K and V of one token, `[layer][k, v][kv_heads, head_dim]`.
 pub type Token = Vec<[Vec<f64>; 2]>;
@@ -82,7 +83,7 @@ impl Shadow {
         let q: Vec<f64> = q.iter().map(|value| value.to_f32().into()).collect();
         let paths: Vec<_> = leaves.iter().map(|&leaf| self.path(leaf)).collect();
         let (view, places) = separate_sequences(paths.iter().map(Vec::len));
-        reference::attend(&view, &params, &q, |page, token, head| {
+        attention::attend(&view, &params, &q, |page, token, head| {
             let (path, first) = places[page as usize];
             let [k, v] = &paths[path][first + token as usize][layer];
             let row = head * params.head_dim..(head + 1) * params.head_dim;

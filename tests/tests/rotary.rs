@@ -26,7 +26,8 @@ impl Pair {
                 head_dim: DIM as u32,
                 dtype: DType::F32,
                 capacity_bytes: 8 << 20,
-                ..CacheConfig::default()
+                scale: None,
+                soft_cap: None,
             };
             TreeCache::new(&Device::cpu(), config).unwrap()
         };

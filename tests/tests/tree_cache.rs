@@ -25,7 +25,8 @@ fn config(dtype: DType) -> CacheConfig {
         head_dim: 64,
         dtype,
         capacity_bytes: 64 << 20,
-        ..CacheConfig::default()
+        scale: None,
+        soft_cap: None,
     }
 }
 

@@ -17,7 +17,8 @@ fn cache() -> TreeCache {
         head_dim: DIM as u32,
         dtype: DType::Bf16,
         capacity_bytes: 8 << 20,
-        ..CacheConfig::default()
+        scale: None,
+        soft_cap: None,
     };
     TreeCache::new(&Device::cpu(), config).unwrap()
 }

@@ -2,7 +2,8 @@
 
 use anyhow::{Result, ensure};
 use deft::{DType, Grouping, NodeKey};
-use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights, Probe};
+use deft_engine::cuda::instrument::{self, Probe};
+use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights};
 use deft_engine::{CpuModel, CpuOptions, LlamaConfig, TreeModel, Weights};
 
 use super::plain::{Plain, States, is_half, stages};
@@ -113,7 +114,7 @@ fn open(engine: &Engine<'_>, weights: &Weights, dtype: DType) -> Result<CudaMode
 fn check_stages(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> Result<usize> {
     watchdog.now("running a prompt of 37 tokens, stage by stage");
     let path = tokens(1, 37, weights.config().vocabulary);
-    let probes = gpu.probe(&path)?;
+    let probes = instrument::probe(gpu, &path)?;
     watchdog.now("comparing its stages with f64");
     let faults = faults(&Plain::new(weights, gpu.dtype())?, &path, &probes);
     for fault in &faults {
@@ -144,7 +145,7 @@ fn faults(plain: &Plain, path: &[u32], probes: &[Probe]) -> Vec<String> {
         }
         let right = plain.stage(layer, stage, path, &before);
         let limit = match stage {
-            deft_engine::cuda::Stage::Attended => limits.attention,
+            deft_engine::cuda::instrument::Stage::Attended => limits.attention,
             _ if is_half(stage) => limits.half,
             _ => limits.float,
         };

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use deft::{DType, bf16, f16};
-use deft_engine::cuda::Stage;
+use deft_engine::cuda::instrument::Stage;
 use deft_engine::{LayerTensor, LlamaConfig, Tensor, Weights};
 
 /// The weights as a GPU has them: matrices rounded to its type.
@@ -85,7 +85,7 @@ impl Plain {
             );
         }
         Ok(Self {
-            frequencies: config.rope_frequencies(),
+            frequencies: config.rope_frequencies()?,
             config,
             dtype,
             tensors,
@@ -246,7 +246,7 @@ impl Plain {
 
     /// All stages of a path as a GPU without faults would leave them.
     #[cfg(test)]
-    pub(crate) fn run(&self, tokens: &[u32]) -> Vec<deft_engine::cuda::Probe> {
+    pub(crate) fn run(&self, tokens: &[u32]) -> Vec<deft_engine::cuda::instrument::Probe> {
         let mut before = States::default();
         let all = stages(self.layers()).into_iter();
         all.map(|(layer, stage)| {
@@ -256,7 +256,7 @@ impl Plain {
             }
             let width = values.len() / tokens.len();
             before.set(stage, values.clone());
-            deft_engine::cuda::Probe {
+            deft_engine::cuda::instrument::Probe {
                 layer,
                 stage,
                 shape: [tokens.len() as u32, width as u32],

@@ -1,8 +1,8 @@
 //! Ranking and sampling of logits.
 
 use anyhow::Result;
-use deft::cuda::ops::{ModelOps, Sampling, TopK};
-use deft::reference::{log_softmax, ranked, with_noise};
+use deft_engine::cuda::ops::{ModelOps, Sampling, TopK};
+use deft_tests::reference::{log_softmax, ranked, with_noise};
 
 use super::{Case, Verdict, download, normal, poisoned, upload};
 use crate::gpu::Gpu;

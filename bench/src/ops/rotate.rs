@@ -1,11 +1,11 @@
 //! Rotation with append, against the append by itself and the host's rotation.
 
 use anyhow::Result;
+use deft::abi::{APPEND_LIVE, NONE};
 use deft::attention::RotaryTable;
 use deft::cache::{CacheShape, HEAD_DIMS, KvElement};
-use deft::cuda::ops::{ModelOps, RotateAppend};
 use deft::cuda::{Append, CudaCache, Rotary};
-use kernels_gpu::abi::{APPEND_LIVE, NONE};
+use deft_engine::cuda::ops::{ModelOps, RotateAppend};
 
 use super::{Case, Verdict, download, normal_elements, poisoned, upload};
 use crate::gpu::Gpu;

@@ -1,11 +1,11 @@
 //! Embedding, normalisation, gate, feeding and filling.
 
 use anyhow::Result;
+use deft::abi::NONE;
 use deft::cache::KvElement;
 use deft::cuda::DevicePtr;
-use deft::cuda::ops::{Embed, Feed, FillRandom, ModelOps, RmsNorm, SiluMul};
-use deft::reference;
-use kernels_gpu::abi::NONE;
+use deft_engine::cuda::ops::{Embed, Feed, FillRandom, ModelOps, RmsNorm, SiluMul};
+use deft_tests::reference;
 use kernels_gpu::random::uniform;
 
 use super::{Case, Verdict, compare_rounded, download, normal, normal_elements, poisoned, upload};

@@ -7,14 +7,14 @@ mod params;
 mod timing;
 mod tree;
 
-use deft::attention::{BackendError, RotaryTable};
+use deft::RotaryTable;
+use deft::abi::PAGE_TOKENS;
 use deft::cache::DType;
 use deft::{CacheConfig, CacheError, Device, Grouping, TreeCache, TreePlan};
-use kernels_gpu::abi::PAGE_TOKENS;
 
 use self::forward::Scratch;
 use self::params::Params;
-use crate::config::LlamaConfig;
+use crate::config::{ConfigError, LlamaConfig};
 use crate::tree_model::Traffic;
 use crate::weights::{Weights, WeightsError};
 
@@ -47,9 +47,9 @@ pub enum LoadError {
     /// Its cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
-    /// Its rotary embedding.
+    /// Its shape.
     #[error(transparent)]
-    Rotary(#[from] BackendError),
+    Config(#[from] ConfigError),
 }
 
 /// A Llama-architecture model on the CPU, and the trees that it keeps K and V of.

@@ -1,8 +1,8 @@
 //! Everything a pass reads and writes besides weights and pages, at addresses that never change.
 
 use deft::RotaryTable;
+use deft::abi::{NONE, TokenMove};
 use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Stream};
-use kernels_gpu::abi::{NONE, TokenMove};
 
 use super::decode::HISTORY;
 use crate::LlamaConfig;

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use deft::CacheError;
+use deft::abi::AppendTarget;
 use deft::plan::{Patch, Plan, PlanConfig, PlanError, Planner};
 use deft::tree::{ForestError, GrowthCursor, NodeKey, TokenForest, TreeView, ViewScratch};
-use kernels_gpu::abi::AppendTarget;
 
 /// What [`Schedule::update`] had to do, and so what a device that held the plan lacks.
 #[derive(Debug, PartialEq, Eq)]

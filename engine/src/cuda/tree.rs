@@ -1,15 +1,13 @@
-//! [`TreeModel`] for a model on a device, and drafts that are judged there.
+//! [`TreeModel`] for a model on a device.
 
 use deft::NodeKey;
+use deft::abi::PAGE_TOKENS;
 use deft::cuda::Event;
 use deft::tree::{DraftNode, ForestError, TokenForest};
 
-use kernels_gpu::abi::PAGE_TOKENS;
-
-use super::decode::Choice;
+use super::CudaModel;
 use super::forward::{Pass, Tail};
-use super::probe::{Nobody, Observer, Probe, Recorder};
-use super::{CudaModel, CudaModelError};
+use super::probe::{Nobody, Observer};
 use crate::{DraftToken, ModelError, Traffic, TreeModel};
 
 const LOGITS: Pass = Pass {
@@ -102,69 +100,8 @@ impl TreeModel for CudaModel {
 }
 
 impl CudaModel {
-    /// As [`TreeModel::verify`], but the device ranks: `ids` becomes `[draft]`, the most probable token after each.
-    ///
-    /// # Errors
-    /// As [`TreeModel::verify`].
-    pub fn verify_greedily(
-        &mut self,
-        trunk: NodeKey,
-        draft: &[DraftToken],
-        ids: &mut Vec<u32>,
-    ) -> Result<Vec<NodeKey>, ModelError> {
-        self.verify_between(trunk, draft, ids, true, None)
-    }
-
-    /// The same with events right before and after the pass itself, and with attention or without it, for timings.
-    ///
-    /// # Errors
-    /// As [`TreeModel::verify`].
-    pub fn verify_between(
-        &mut self,
-        trunk: NodeKey,
-        draft: &[DraftToken],
-        ids: &mut Vec<u32>,
-        attention: bool,
-        events: Option<(&Event, &Event)>,
-    ) -> Result<Vec<NodeKey>, ModelError> {
-        let pass = Pass {
-            tail: Tail::Choose(Choice::GREEDY),
-            attention,
-        };
-        let nodes = self.run_verify(trunk, draft, pass, events)?;
-        self.read_ranking(1, ids, &mut Vec::new())?;
-        Ok(nodes)
-    }
-
-    /// Runs `tokens` as a tree of their own, at most `prefill_rows` of them, and gives every stage's output on the way.
-    /// The tree is gone afterwards.
-    ///
-    /// # Errors
-    /// As [`TreeModel::insert_prompt`].
-    pub fn probe(&mut self, tokens: &[u32]) -> Result<Vec<Probe>, ModelError> {
-        self.check_tokens(tokens)?;
-        let most = self.options().prefill_rows.min(self.options().max_rows);
-        if tokens.is_empty() || tokens.len() > most as usize {
-            let (rows, max_rows) = (tokens.len(), most);
-            return Err(CudaModelError::Rows { rows, max_rows }.into());
-        }
-        let root = self.forest.insert_root(0)?;
-        // SAFETY: the stream is the model's and outlives the value.
-        let stream =
-            unsafe { deft::cuda::Stream::borrow_raw(self.stream().device(), self.stream().raw()) };
-        let mut recorder = Recorder {
-            stream: &stream,
-            dtype: self.dtype(),
-            probes: Vec::new(),
-        };
-        let outcome = self.run_part(root, tokens, LOGITS, &mut recorder);
-        let probes = recorder.probes;
-        self.forest.remove_tree(root)?;
-        outcome.map(|_| probes)
-    }
-
     /// Puts a draft into the forest and runs it; on an error there is none.
-    fn run_verify(
+    pub(super) fn run_verify(
         &mut self,
         trunk: NodeKey,
         draft: &[DraftToken],
@@ -216,7 +153,7 @@ impl CudaModel {
     }
 
     /// Adds `tokens` to `root` and runs them; on an error the root is to be removed.
-    fn run_part(
+    pub(super) fn run_part(
         &mut self,
         root: NodeKey,
         tokens: &[u32],

@@ -4,11 +4,11 @@ use kernels_gpu::abi::{AppendTarget, TokenMove};
 
 use super::{BackendError, Rotation, rotary};
 use crate::cache::{CacheShape, Elements, ElementsMut, PageId, PagedTable};
-use crate::plan::{Grouping, Plan, PlanConfig};
+use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
 
 /// A KV cache on some device, and attention over it.
 ///
-/// It knows pages and plans; trees, and which page is whose, are the caller's. Every slice is in the
+/// [`TreeCache::with_backend`](crate::TreeCache::with_backend) takes one of your own. It knows pages and plans; trees, and which page is whose, are the caller's. Every slice is in the
 /// host's memory and all work is done when a call returns. Arguments are checked
 /// ([`super::check_append`] and its like) before anything is written.
 pub trait Backend: std::fmt::Debug + Send {
@@ -20,6 +20,11 @@ pub trait Backend: std::fmt::Debug + Send {
 
     /// Programs a KV head that a plan should be cut into to keep this device busy.
     fn shares(&self) -> u32;
+
+    /// Most query heads a KV head, from 1 to [`MAX_ROWS`].
+    fn max_group_size(&self) -> u32 {
+        MAX_ROWS
+    }
 
     /// How to plan for this cache on this device, with `group_size` query heads a KV head.
     fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {

@@ -204,8 +204,8 @@ fn check_foreign(
     Ok(foreign.map(|(_, elements)| elements))
 }
 
-/// Checks the arguments of [`Backend::attend`](super::Backend::attend). For the plan itself
-/// there is [`check_plan`].
+/// Checks the arguments of [`Backend::attend`](super::Backend::attend). Whether the plan's pages exist is not part of
+/// it: it takes as long as to read the plan.
 ///
 /// # Errors
 /// [`BackendError`], naming the argument.
@@ -232,7 +232,11 @@ pub fn check_attend(shape: &CacheShape, call: &Attend<'_>) -> Result<(), Backend
 ///
 /// # Errors
 /// [`BackendError::Page`], or [`BackendError::Length`] for too few counters.
-pub fn check_plan(shape: &CacheShape, plan: &Plan, slots: usize) -> Result<(), BackendError> {
+pub(crate) fn check_plan(
+    shape: &CacheShape,
+    plan: &Plan,
+    slots: usize,
+) -> Result<(), BackendError> {
     for share in 0..plan.shares() {
         for item in plan.share(share).items() {
             for segment in item.segments {
@@ -264,7 +268,7 @@ pub fn check_plan(shape: &CacheShape, plan: &Plan, slots: usize) -> Result<(), B
 ///
 /// # Errors
 /// [`BackendError::Param`].
-pub fn check_params(params: &AttentionParams) -> Result<(), BackendError> {
+pub(crate) fn check_params(params: &AttentionParams) -> Result<(), BackendError> {
     if !params.scale.is_finite() {
         return Err(BackendError::Param {
             name: "scale",

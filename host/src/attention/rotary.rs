@@ -39,6 +39,17 @@ impl RotaryTable {
         let half = head_dim / 2;
         let frequency = |i: u32| theta.powf(-f64::from(i) / f64::from(half));
         let frequencies: Vec<f64> = (0..half).map(frequency).collect();
+        Self::from_frequencies(&frequencies, positions)
+    }
+
+    /// Angles `p * frequencies[i]` for positions `p` below `positions`, computed in f64; a head has twice as many
+    /// dims as there are `frequencies`. So scaled embeddings are made.
+    ///
+    /// # Errors
+    /// [`BackendError::OddHeadDim`] for no frequencies.
+    pub fn from_frequencies(frequencies: &[f64], positions: u32) -> Result<Self, BackendError> {
+        let head_dim = 2 * frequencies.len() as u32;
+        check_head_dim(head_dim)?;
         let angles = (0..positions).flat_map(|position| {
             let angle = move |frequency: &f64| f64::from(position) * frequency;
             frequencies.iter().map(angle)

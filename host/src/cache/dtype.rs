@@ -218,7 +218,7 @@ impl<'a> ElementsMut<'a> {
         each_element!(ElementsMut, self, slice => bytemuck::cast_slice_mut(slice))
     }
     /// The slice, if its elements are `T`.
-    pub fn into_typed<T: KvElement>(self) -> Option<&'a mut [T]> {
+    pub(crate) fn into_typed<T: KvElement>(self) -> Option<&'a mut [T]> {
         (self.dtype() == T::DTYPE).then(|| bytemuck::cast_slice_mut(self.into_bytes()))
     }
 }

@@ -161,6 +161,10 @@ impl Backend for CudaBackend {
         format!("CUDA ({})", self.cache.device().describe())
     }
 
+    fn max_group_size(&self) -> u32 {
+        kernels_gpu::attention::tile::max_rows(self.shape().head_dim)
+    }
+
     fn shares(&self) -> u32 {
         (self.cache.device().multiprocessors() / self.shape().kv_heads).max(1)
     }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::attention::AttentionParams;
 use crate::cache::{CacheShape, DType};
-use crate::plan::{Grouping, PlanConfig};
+use crate::plan::{CostModel, Grouping, PlanConfig};
 
 /// Device pointers of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -176,7 +176,7 @@ impl CudaCache {
         append: &Append,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let at = self.cache_pointers(self.plane(layer)?);
+        let at = self.layer_pointers(layer)?;
         // SAFETY: the caller's.
         unsafe { self.writers.append(append, &at, stream) }
     }
@@ -197,7 +197,7 @@ impl CudaCache {
         rotary: &Rotary,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let at = self.cache_pointers(self.plane(layer)?);
+        let at = self.layer_pointers(layer)?;
         // SAFETY: the caller's.
         unsafe { self.writers.append_rope(append, rotary, &at, stream) }
     }
@@ -222,7 +222,7 @@ impl CudaCache {
         unsafe { self.writers.copy(moves, count, &at, stream) }
     }
 
-    pub(super) fn cache_pointers(&self, pool: DevicePtr) -> CachePointers {
+    fn cache_pointers(&self, pool: DevicePtr) -> CachePointers {
         CachePointers {
             pool,
             lengths: self.lengths.device.pointer(),
@@ -252,6 +252,7 @@ impl CudaCache {
         let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, shares);
         config.max_rows = max_rows(shape.head_dim);
         config.element_bytes = shape.dtype.bytes() as u32;
+        config.cost = CostModel::of_gpu(self.device.name());
         config
     }
 
@@ -365,8 +366,16 @@ impl CudaCache {
         })
     }
 
+    /// Where `layer`'s pages and the counters are, for kernels of one's own.
+    ///
+    /// # Errors
+    /// [`CudaError::NoSuchLayer`].
+    pub fn layer_pointers(&self, layer: u32) -> Result<CachePointers, CudaError> {
+        Ok(self.cache_pointers(self.plane(layer)?))
+    }
+
     /// Where a layer's pages begin.
-    pub(super) fn plane(&self, layer: u32) -> Result<DevicePtr, CudaError> {
+    fn plane(&self, layer: u32) -> Result<DevicePtr, CudaError> {
         if layer >= self.shape.layers {
             return Err(CudaError::NoSuchLayer {
                 layer,

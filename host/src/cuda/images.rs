@@ -60,6 +60,17 @@ impl Image {
     }
 }
 
+/// Bytes of each parameter of the embedded kernel `name` for `arch`: what
+/// [`CudaDevice::kernel`](super::CudaDevice::kernel) compares [`Arguments::sizes`](super::Arguments::sizes) with, so
+/// that tests can where there is no GPU.
+///
+/// # Errors
+/// [`CudaError::NoSuchEntry`], [`CudaError::Image`].
+pub fn kernel_parameters(name: &str, arch: Arch) -> Result<Vec<u32>, CudaError> {
+    let image = Image::embedded(name, arch)?;
+    Ok(image.entry(name)?.parameters.clone())
+}
+
 /// Dynamic shared memory of `entry`: what its PTX says, else what the table of entries says.
 pub(super) fn shared_bytes(entry: &str, ptx: &Entry, arch: Arch) -> u32 {
     ptx.shared_bytes

@@ -121,6 +121,11 @@ impl Kernel {
         &self.name
     }
 
+    /// Threads a block.
+    pub fn threads(&self) -> u32 {
+        self.threads
+    }
+
     /// Registers, local and shared memory.
     ///
     /// # Errors
@@ -204,7 +209,10 @@ impl Kernel {
     ///
     /// # Safety
     /// As [`Kernel::launch`].
-    pub(super) unsafe fn launch_threads(
+    ///
+    /// # Errors
+    /// [`CudaError::Launch`].
+    pub unsafe fn launch_threads(
         &self,
         threads: u64,
         arguments: Arguments,

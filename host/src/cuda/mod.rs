@@ -14,7 +14,6 @@
 //! | `counters` | lengths and tail pages of growing nodes |
 //! | `writers` | the kernels that write the cache |
 //! | `paged` | the kernels between this cache and other engines' |
-//! | `ops` | what a model does between its matrix products |
 //! | `cache` | pages and counters, and attention over them, by device pointers |
 //! | `backend` | the same for slices of the host |
 //! | `cust` (feature `cust`) | rust-cuda's contexts, streams and buffers as ours |
@@ -37,7 +36,6 @@ mod kernels;
 mod launch;
 mod memory;
 mod module;
-pub mod ops;
 mod paged;
 mod pinned;
 mod plan;
@@ -52,6 +50,7 @@ pub use capacity::PlanCapacity;
 pub use device::{CudaDevice, DevicePtr, RawStream};
 pub use device_plan::CudaPlan;
 pub use error::CudaError;
+pub use images::kernel_parameters;
 pub use kernels_gpu::entries::Arch;
 pub use launch::{Arguments, Kernel, Launch, Resources};
 pub use memory::DeviceBuffer;
@@ -59,4 +58,4 @@ pub use module::ModuleTable;
 pub use paged::PagedBuffers;
 pub use pinned::PinnedBuffer;
 pub use stream::{Event, Graph, Stream};
-pub use writers::{Append, Rotary};
+pub use writers::{Append, CachePointers, Rotary};

@@ -110,7 +110,7 @@ impl CudaCache {
         paged: &PagedBuffers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let at = self.cache_pointers(self.plane(layer)?);
+        let at = self.layer_pointers(layer)?;
         // SAFETY: the caller's.
         unsafe { self.paged.run(Direction::Import, paged, &at, stream) }
     }
@@ -128,7 +128,7 @@ impl CudaCache {
         paged: &PagedBuffers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let at = self.cache_pointers(self.plane(layer)?);
+        let at = self.layer_pointers(layer)?;
         // SAFETY: the caller's.
         unsafe { self.paged.run(Direction::Export, paged, &at, stream) }
     }

@@ -31,15 +31,15 @@ pub struct Rotary {
     pub sin: DevicePtr,
 }
 
-/// Where the cache's own arrays are.
+/// Where the cache's own arrays are, for kernels of one's own that read or write it.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct CachePointers {
-    /// One layer's plane, or the whole pool.
-    pub(super) pool: DevicePtr,
-    /// `[slots]`.
-    pub(super) lengths: DevicePtr,
-    /// `[slots]`.
-    pub(super) tail_pages: DevicePtr,
+pub struct CachePointers {
+    /// `[pages, kv_heads, 2, PAGE_TOKENS, head_dim]` of one layer, laid out as [`layout`](crate::layout) says.
+    pub pool: DevicePtr,
+    /// `[slots]` u32: tokens of each growing node.
+    pub lengths: DevicePtr,
+    /// `[slots]` u32: the page of each growing node's next token.
+    pub tail_pages: DevicePtr,
 }
 
 /// The kernels of one cache shape, compiled.

@@ -17,6 +17,8 @@ pub(super) struct DraftSegment {
     pub(super) queries: Range<u32>,
     /// Pages of the runs after it that the same queries see whole, and their tokens: see [`Draft::join_pages`].
     pub(super) joined: Joined,
+    /// Priced as pages that several row tiles read while the cache has them.
+    pub(super) shared: bool,
 }
 
 /// What follows a segment's own pages in the view.
@@ -72,6 +74,7 @@ impl Draft {
             pages,
             queries: piece.queries.clone(),
             joined: Joined::default(),
+            shared: piece.shared,
         });
         if let Some(item) = self.items.last_mut() {
             item.queries.start = item.queries.start.min(piece.queries.start);

@@ -28,6 +28,10 @@ struct Cursor {
 const HEADER: u32 = words_of::<ProgramHeader>();
 const ITEM: u32 = words_of::<WorkItem>();
 const SEGMENT: u32 = words_of::<Segment>();
+/// Most entries of an array that 32 bits index.
+const MAX_WORDS: u64 = NONE as u64 - 1;
+/// Most segments of a program and pages of a segment: the kernels pass a page's place as 16 bits of each.
+const MAX_PLACE: u64 = u16::MAX as u64;
 
 impl Encoder {
     /// Writes `draft` into `plan`'s programs and masks.
@@ -44,7 +48,7 @@ impl Encoder {
         self.in_order = (0..)
             .zip(&view.query_order)
             .all(|(query, &row)| query == row);
-        let mut masks = 0u64;
+        let (mut masks, mut most_pages) = (0u64, 0);
         for item in &draft.items {
             let share = &mut self.shares[item.share as usize];
             share.item += 1;
@@ -54,18 +58,29 @@ impl Encoder {
             for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]
             {
                 let run = &view.runs[segment.run as usize];
+                let pages = capacity(run, segment, config.slack_pages);
                 share.segment += 1;
-                share.page += u64::from(capacity(run, segment, config.slack_pages));
+                share.page += u64::from(pages);
+                most_pages = most_pages.max(pages);
                 if run.mask.is_some() {
                     masks += u64::from(segment.pages.end - segment.pages.start)
                         * u64::from(item.queries.end - item.queries.start);
                 }
             }
         }
+        let segments = self.shares.iter().map(|share| share.segment);
+        let most_segments = segments.max().unwrap_or(0);
+        limit(
+            u64::from(most_segments),
+            MAX_PLACE,
+            "segments of one program",
+        )?;
+        limit(u64::from(most_pages), MAX_PLACE, "pages of one segment")?;
         let longest = self.shares.iter().map(Cursor::words).max().unwrap_or(0);
         let stride = longest.next_multiple_of(4);
-        limit(stride * u64::from(config.shares), "words of programs")?;
-        limit(masks, "masks")?;
+        let words = stride * u64::from(config.shares);
+        limit(words, MAX_WORDS, "words of programs")?;
+        limit(masks, MAX_WORDS, "masks")?;
         plan.stride = stride as u32;
         plan.words.clear();
         plan.words
@@ -166,8 +181,7 @@ impl Cursor {
     }
 }
 
-fn limit(words: u64, of: &'static str) -> Result<(), PlanError> {
-    let max = u64::from(NONE) - 1;
+fn limit(words: u64, max: u64, of: &'static str) -> Result<(), PlanError> {
     if words > max {
         return Err(PlanError::TooLarge { words, of, max });
     }

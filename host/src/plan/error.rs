@@ -46,7 +46,7 @@ pub enum PlanError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The encoded plan would not fit its 32-bit indices.
+    /// The encoded plan would not fit its 32-bit indices, or a program its 16-bit ones.
     #[error("the plan needs {words} {of}; the limit is {max}")]
     TooLarge {
         /// Entries needed.

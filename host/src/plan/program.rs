@@ -27,6 +27,8 @@ pub struct Plan {
     pub(super) partial_slots: u32,
     /// Estimated cost of each share.
     pub(super) share_ns: Vec<u64>,
+    pub(super) predicted_ns: u64,
+    pub(super) reuse_pages: u64,
     /// Where runs grow, by length counter.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) live: Vec<LiveTail>,
@@ -95,6 +97,8 @@ impl Plan {
             merge_slots: Vec::new(),
             partial_slots: 0,
             share_ns: Vec::new(),
+            predicted_ns: 0,
+            reuse_pages: 0,
             live: Vec::new(),
             identity: Identity::EMPTY,
         }
@@ -106,6 +110,8 @@ impl Plan {
         self.shares = 0;
         self.stride = 0;
         self.partial_slots = 0;
+        self.predicted_ns = 0;
+        self.reuse_pages = 0;
         self.words.clear();
         self.masks.clear();
         self.merge_rows.clear();
@@ -166,7 +172,8 @@ impl Plan {
     pub fn partial_slots(&self) -> u32 {
         self.partial_slots
     }
-    /// What each share is estimated to cost, in nanoseconds by the configuration's cost model.
+    /// What each share is estimated to cost, in nanoseconds by the configuration's cost model, if the row tiles of
+    /// a tree keep in step.
     pub fn share_ns(&self) -> &[u64] {
         &self.share_ns
     }
@@ -178,6 +185,19 @@ impl Plan {
             return 1.0;
         }
         max as f64 * self.share_ns.len() as f64 / total as f64
+    }
+    /// What attention of one layer takes with this plan, merge included, in nanoseconds by the configuration's
+    /// cost model: a fixed cost and the costliest share, or all reads from memory where those take longer.
+    pub fn predicted_ns(&self) -> u64 {
+        self.predicted_ns
+    }
+    /// The largest number of different pages of one KV head that all shares together read between two reads of
+    /// a page; 0 if none is read twice. If each share walks its pages at a constant rate.
+    ///
+    /// Times a page's bytes and the KV heads that run at once it is what a cache has to keep for every
+    /// page to come from memory once. Growth that is patched in changes it as little as the balance.
+    pub fn reuse_distance(&self) -> u64 {
+        self.reuse_pages
     }
     /// The program of share `index`.
     ///

@@ -1,7 +1,7 @@
 //! Why a cache refused.
 
 use crate::attention::BackendError;
-use crate::cache::{PoolError, ShapeError};
+use crate::cache::{CacheShape, PoolError, ShapeError};
 use crate::plan::PlanError;
 use crate::tree::{ForestError, NodeKey};
 
@@ -16,6 +16,24 @@ pub enum CacheError {
         q_heads: u32,
         /// KV heads asked for.
         kv_heads: u32,
+    },
+    /// More query heads than a plan of the device takes.
+    #[error("q_heads is {q_heads}; with {kv_heads} kv_heads the device takes at most {most}")]
+    TooManyHeads {
+        /// Query heads asked for.
+        q_heads: u32,
+        /// KV heads asked for.
+        kv_heads: u32,
+        /// Most query heads.
+        most: u64,
+    },
+    /// A backend was made of another shape than it was asked for.
+    #[error("the backend is of {found:?}; it was asked for {expected:?}")]
+    BackendShape {
+        /// What it has.
+        found: CacheShape,
+        /// What the configuration says.
+        expected: CacheShape,
     },
     /// A dimension of the cache is out of range.
     #[error(transparent)]

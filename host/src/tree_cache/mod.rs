@@ -16,7 +16,7 @@ pub use self::error::CacheError;
 pub use self::plan::{PlanUpdate, TreePlan};
 
 use crate::attention::{Attend, AttentionParams, Backend, Counters, check_length};
-use crate::cache::KvElement;
+use crate::cache::{CacheShape, KvElement};
 use crate::plan::{Grouping, Patch, Plan, Planner};
 use crate::tree::{DraftNode, NodeKey, TokenForest, TreeView, ViewScratch};
 
@@ -53,13 +53,38 @@ impl TreeCache {
     /// # Errors
     /// [`CacheError`], naming the field of `config` that is out of range, or the device's.
     pub fn new(device: &Device, config: CacheConfig) -> Result<Self, CacheError> {
+        Self::with_backend(config, |shape| device.backend(shape))
+    }
+
+    /// An empty cache on a backend of your own, which `make` makes of the shape that follows from `config`.
+    ///
+    /// # Errors
+    /// [`CacheError`], naming the field of `config` that is out of range or more than the backend takes, or that of
+    /// `make`.
+    pub fn with_backend(
+        config: CacheConfig,
+        make: impl FnOnce(CacheShape) -> Result<Box<dyn Backend>, CacheError>,
+    ) -> Result<Self, CacheError> {
         let (shape, pool) = config.resolve()?;
+        let backend = make(shape)?;
+        let found = *backend.shape();
+        if found != shape {
+            let expected = shape;
+            return Err(CacheError::BackendShape { found, expected });
+        }
+        if config.group_size() > backend.max_group_size() {
+            return Err(CacheError::TooManyHeads {
+                q_heads: config.q_heads,
+                kv_heads: config.kv_heads,
+                most: u64::from(config.kv_heads) * u64::from(backend.max_group_size()),
+            });
+        }
         Ok(Self {
             id: next_id(),
             params: config.params(),
             config,
             forest: TokenForest::new(pool),
-            backend: device.backend(shape)?,
+            backend,
             planners: Vec::new(),
             view: TreeView::default(),
             view_scratch: ViewScratch::default(),

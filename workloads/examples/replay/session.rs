@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use deft::attention::reference::{ReferenceParams, attend_row};
+use deft::abi::PAGE_TOKENS;
 use deft::plan::{HeadShape, unique_kv_bytes};
-use deft::{CacheConfig, Device, Grouping, NodeKey, PlanUpdate, TreeCache, TreePlan, bf16};
+use deft::{CacheConfig, DType, Device, Grouping, NodeKey, PlanUpdate, TreeCache, TreePlan, bf16};
+use deft_tests::reference::attention::{ReferenceParams, attend_row};
 use deft_workloads::{PaperIo, ReasoningRun, ReasoningStep};
-use kernels_gpu::abi::PAGE_TOKENS;
 use kernels_gpu::random;
 
 use super::GROUPINGS;
@@ -92,7 +92,9 @@ impl<'a> Session<'a> {
             kv_heads: HEADS.kv_heads,
             head_dim: HEADS.head_dim,
             capacity_bytes: u64::from(pages) * u64::from(page_bytes),
-            ..CacheConfig::default()
+            dtype: DType::Bf16,
+            scale: None,
+            soft_cap: None,
         };
         let mut cache = TreeCache::new(device, config).context("cannot make the cache")?;
         let mut nodes: Vec<Option<Node>> = run.parents().iter().map(|_| None).collect();

@@ -2,9 +2,9 @@
 
 use super::*;
 use deft::DraftNode;
+use deft::abi::APPEND_LIVE;
 use deft::cache::PagePool;
 use deft::plan::Grouping;
-use kernels_gpu::abi::APPEND_LIVE;
 
 /// Counters, plan words and inputs, as kernels would see them.
 #[derive(Default)]

@@ -24,8 +24,9 @@ use super::{Attend, Backend, BackendError, Counters, PagedTokens};
 use crate::cache::{CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, ShapeError};
 use crate::plan::{CostModel, Grouping, PlanConfig};
 
-/// Shares a KV head and thread: enough for the last task of one thread not to keep the others waiting.
-const TASKS_PER_THREAD: u32 = 4;
+/// Tasks of a plan, unless its configuration says otherwise: enough for the last task of one thread not to keep
+/// the others waiting, on up to 16 threads. Not as many as there are threads, since results depend on it.
+const TASKS: u32 = 64;
 
 const CHECKED: &str = "arguments were checked";
 
@@ -78,11 +79,6 @@ impl<T: KvElement> CpuBackend<T> {
     pub fn pages(&self) -> &HostPages<T> {
         &self.pages
     }
-
-    /// The pages, to be imported into.
-    pub fn pages_mut(&mut self) -> &mut HostPages<T> {
-        &mut self.pages
-    }
 }
 
 impl<T: KvElement> Backend for CpuBackend<T> {
@@ -104,8 +100,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
     }
 
     fn shares(&self) -> u32 {
-        let tasks = rayon::current_num_threads() as u32 * TASKS_PER_THREAD;
-        tasks.div_ceil(self.shape().kv_heads)
+        TASKS.div_ceil(self.shape().kv_heads)
     }
 
     fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {

@@ -1,9 +1,8 @@
 //! Attention by its definition, in f64: slow, and what every backend is compared with.
 
+use deft::cache::PageId;
+use deft::tree::TreeView;
 use kernels_gpu::abi::PAGE_TOKENS;
-
-use crate::cache::PageId;
-use crate::tree::TreeView;
 
 /// Numbers of heads and what the model does to logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,8 +118,9 @@ pub fn attend_row(params: &ReferenceParams, q: &[f64], seen: &[KeyValue<'_>]) ->
 
 #[cfg(test)]
 mod tests {
+    use deft::tree::Run;
+
     use super::*;
-    use crate::tree::Run;
 
     const PARAMS: ReferenceParams = ReferenceParams {
         q_heads: 2,

@@ -1,5 +1,7 @@
 //! The operations between a model's matrix products by their definitions, in f64: what tests and checks compare with.
-//! Attention's is [`crate::attention`]'s.
+//! [`attention`]'s has a file of its own.
+
+pub mod attention;
 
 use kernels_gpu::random::{entry_bits, step_seed};
 

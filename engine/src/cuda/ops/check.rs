@@ -1,9 +1,9 @@
 //! Sizes that an operation cannot have, told before anything is enqueued.
 
+use deft::cuda::{CudaError, DevicePtr};
 use kernels_gpu::model::limits::{CHUNK, MAX_HIDDEN, MAX_K};
 
 use super::{Feed, FillRandom, Sampling, TopK};
-use crate::cuda::{CudaError, DevicePtr};
 
 fn refused(
     argument: &'static str,

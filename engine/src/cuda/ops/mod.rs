@@ -6,11 +6,12 @@
 mod buffers;
 mod check;
 
+use deft::DType;
+use deft::cache::{HEAD_DIMS, ShapeError};
+use deft::cuda::{
+    Arguments, CachePointers, CudaCache, CudaDevice, CudaError, Kernel, Launch, RawStream, Rotary,
+};
 use kernels_gpu::model::limits::FILL_BLOCKS;
-
-use super::writers::CachePointers;
-use super::{Arguments, CudaCache, CudaDevice, CudaError, Kernel, Launch, RawStream, Rotary};
-use crate::cache::DType;
 
 pub use buffers::{Embed, Feed, FillRandom, RmsNorm, RotateAppend, Sampling, SiluMul, TopK};
 
@@ -46,8 +47,8 @@ impl ModelOps {
         if !matches!(dtype, DType::Bf16 | DType::F16) {
             return Err(CudaError::DType { dtype });
         }
-        if !crate::cache::HEAD_DIMS.contains(&head_dim) {
-            return Err(crate::cache::ShapeError::HeadDim { head_dim }.into());
+        if !HEAD_DIMS.contains(&head_dim) {
+            return Err(ShapeError::HeadDim { head_dim }.into());
         }
         let kernel = |name: &str, arguments: Arguments| device.kernel(name, &arguments.sizes());
         let typed = |name: &str, arguments| kernel(&format!("{name}_{dtype}"), arguments);
@@ -109,7 +110,7 @@ impl ModelOps {
     }
 
     /// Enqueues what lies between the fused projection and attention, in one launch: queries and keys are rotated by
-    /// their positions ([`RotaryTable`](crate::attention::RotaryTable) says how), queries go to `q`, keys and values
+    /// their positions ([`RotaryTable`](deft::RotaryTable) says how), queries go to `q`, keys and values
     /// into the pages of `layer`.
     ///
     /// # Safety
@@ -130,7 +131,7 @@ impl ModelOps {
         let shape = cache.shape();
         check::same("the cache's dtype", shape.dtype, self.dtype)?;
         check::same("the cache's head_dim", shape.head_dim, self.head_dim)?;
-        let at = cache.cache_pointers(cache.plane(layer)?);
+        let at = cache.layer_pointers(layer)?;
         let heads = append.q_heads.saturating_add(2 * shape.kv_heads);
         // A thread has two chunks.
         let threads = check::chunk_threads(
@@ -260,7 +261,7 @@ impl ModelOps {
 /// As [`ModelOps::fill_random`], for a kernel that fills.
 unsafe fn run_fill(kernel: &Kernel, fill: &FillRandom, stream: RawStream) -> Result<(), CudaError> {
     check::fill(fill)?;
-    let needed = fill.chunks().div_ceil(u64::from(kernel.threads));
+    let needed = fill.chunks().div_ceil(u64::from(kernel.threads()));
     let launch = blocks(needed.min(u64::from(FILL_BLOCKS)) as u32);
     // SAFETY: as in `ModelOps::embed`.
     unsafe { kernel.launch(launch, fill.arguments(), stream) }

@@ -1,7 +1,6 @@
 //! What each operation reads and writes, and its kernel's arguments.
 
-use crate::cuda::writers::{CachePointers, Rotary};
-use crate::cuda::{Arguments, DevicePtr};
+use deft::cuda::{Arguments, CachePointers, DevicePtr, Rotary};
 
 /// Device pointers of an embedding.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,7 +33,7 @@ impl Embed {
 pub struct RmsNorm {
     /// `[_, hidden]` f32.
     pub x: DevicePtr,
-    /// `[rows]` u32: which row of `x` each row of `out` is of, [`NONE`](kernels_gpu::abi::NONE) for one that is left
+    /// `[rows]` u32: which row of `x` each row of `out` is of, [`NONE`](deft::abi::NONE) for one that is left
     /// as it is. Null for the first `rows` of `x`.
     pub picks: DevicePtr,
     /// `[hidden]` f32.
@@ -69,7 +68,7 @@ pub struct RotateAppend {
     pub qkv: DevicePtr,
     /// `[count, q_heads, head_dim]`, 16 bits, written.
     pub q: DevicePtr,
-    /// `[count]` [`AppendTarget`](kernels_gpu::abi::AppendTarget)s; rows of [`NONE`](kernels_gpu::abi::NONE) are
+    /// `[count]` [`AppendTarget`](deft::abi::AppendTarget)s; rows of [`NONE`](deft::abi::NONE) are
     /// passed over, queries included.
     pub targets: DevicePtr,
     /// Number of rows.
@@ -181,7 +180,7 @@ impl Sampling {
 pub struct Feed {
     /// u32: row `i`'s choice is `next[i * next_stride]`.
     pub next: DevicePtr,
-    /// `[count]` append targets, to leave out rows of [`NONE`](kernels_gpu::abi::NONE); null to take all.
+    /// `[count]` append targets, to leave out rows of [`NONE`](deft::abi::NONE); null to take all.
     pub targets: DevicePtr,
     /// `[count]` u32, written: the choices.
     pub tokens: DevicePtr,
@@ -241,9 +240,10 @@ impl FillRandom {
 
 #[cfg(test)]
 mod tests {
+    use deft::cache::HEAD_DIMS;
+    use deft::cuda::{Arch, kernel_parameters};
+
     use super::*;
-    use crate::cuda::Arch;
-    use crate::cuda::images::Image;
 
     #[test]
     fn the_embedded_kernels_take_the_arguments_that_are_passed() {
@@ -272,15 +272,14 @@ mod tests {
                     FillRandom::default().arguments(),
                 ),
             ]);
-            for dim in crate::cache::HEAD_DIMS {
+            for dim in HEAD_DIMS {
                 expected.push((format!("rotate_append_{dtype}_d{dim}"), rotate.clone()));
             }
         }
         for arch in Arch::ALL {
             for (name, arguments) in &expected {
-                let image = Image::embedded(name, arch).unwrap();
-                let entry = image.entry(name).unwrap();
-                assert_eq!(entry.parameters, arguments.sizes(), "{name}");
+                let parameters = kernel_parameters(name, arch).unwrap();
+                assert_eq!(parameters, arguments.sizes(), "{name}");
             }
         }
     }

@@ -5,31 +5,30 @@
 
 use std::error::Error;
 
+use deft::abi::PAGE_TOKENS;
 use deft::cache::PagePool;
 use deft::tree::TokenForest;
 use deft::{CacheError, DraftNode, NodeKey};
-use kernels_gpu::abi::PAGE_TOKENS;
 
-use super::TextCodec;
-use super::sampler::mix;
-use deft_engine::{DraftToken, ModelError, Traffic, TreeModel};
+use deft_engine::random::word;
+use deft_engine::{DraftToken, ModelError, TextCodec, Traffic, TreeModel};
 
 /// Changes the logits that follow a path.
 type Bias = Box<dyn Fn(&[u32], &mut [f32])>;
 
 /// What a [`HashModel`] is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HashModelConfig {
+pub(crate) struct HashModelConfig {
     /// Tokens of the vocabulary, at least 1.
-    pub vocabulary: usize,
+    pub(crate) vocabulary: usize,
     /// Most tokens of a path.
-    pub context: usize,
+    pub(crate) context: usize,
     /// Pages of 64 tokens.
-    pub pages: u32,
+    pub(crate) pages: u32,
     /// Last tokens of a path that the logits depend on. A small number gives text that repeats itself.
-    pub memory: usize,
+    pub(crate) memory: usize,
     /// Another seed, another model.
-    pub seed: u64,
+    pub(crate) seed: u64,
 }
 
 impl Default for HashModelConfig {
@@ -46,7 +45,7 @@ impl Default for HashModelConfig {
 }
 
 /// A deterministic model whose logits lie between -4 and 4 and depend on the path's tokens alone.
-pub struct HashModel {
+pub(crate) struct HashModel {
     config: HashModelConfig,
     forest: TokenForest,
     /// The token at each place of each page; [`EMPTY`] where none was written.
@@ -66,7 +65,7 @@ impl HashModel {
     /// # Errors
     /// [`ModelError::Empty`] for a vocabulary of 0; [`ModelError::Cache`] for a number of pages that a pool
     /// cannot have.
-    pub fn new(config: HashModelConfig) -> Result<Self, ModelError> {
+    pub(crate) fn new(config: HashModelConfig) -> Result<Self, ModelError> {
         if config.vocabulary == 0 {
             return Err(ModelError::Empty {
                 argument: "vocabulary",
@@ -84,19 +83,21 @@ impl HashModel {
 
     /// The same with `bias` over it, which gets a path and the logits after it, `[vocabulary]`.
     #[must_use]
-    pub fn with_bias(mut self, bias: impl Fn(&[u32], &mut [f32]) + 'static) -> Self {
+    pub(crate) fn with_bias(mut self, bias: impl Fn(&[u32], &mut [f32]) + 'static) -> Self {
         self.bias = Some(Box::new(bias));
         self
     }
 
     /// The logits after `path`, without any tree: what a search is checked against.
-    pub fn logits_after(&self, path: &[u32]) -> Vec<f32> {
+    pub(crate) fn logits_after(&self, path: &[u32]) -> Vec<f32> {
         let recent = &path[path.len().saturating_sub(self.config.memory)..];
-        let hash = recent.iter().fold(mix(self.config.seed), |hash, &token| {
-            mix(hash ^ u64::from(token))
-        });
+        let hash = recent
+            .iter()
+            .fold(word(self.config.seed, 0), |hash, &token| {
+                word(hash ^ u64::from(token), 0)
+            });
         let logit = |token: u64| {
-            let bits = mix(hash ^ (token << 32)) >> 40;
+            let bits = word(hash ^ (token << 32), 0) >> 40;
             bits as f32 / (1u32 << 21) as f32 - 4.0
         };
         let mut logits: Vec<f32> = (0..self.config.vocabulary as u64).map(logit).collect();
@@ -110,7 +111,7 @@ impl HashModel {
     ///
     /// # Errors
     /// [`ModelError::Cache`] for a node that is not there.
-    pub fn path(&self, node: NodeKey) -> Result<Vec<u32>, ModelError> {
+    pub(crate) fn path(&self, node: NodeKey) -> Result<Vec<u32>, ModelError> {
         let mut nodes = vec![node];
         while let Some(parent) = forest(self.forest.parent(nodes[nodes.len() - 1]))? {
             nodes.push(parent);
@@ -277,14 +278,14 @@ fn forest<T>(result: Result<T, deft::tree::ForestError>) -> Result<T, ModelError
 /// Printable ASCII, one character a token: 0 ends a sequence, 1 is a line feed, the rest follows from the
 /// space on.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct AsciiCodec;
+pub(crate) struct AsciiCodec;
 
 impl AsciiCodec {
     /// Tokens there are.
-    pub const VOCABULARY: usize = 97;
+    pub(crate) const VOCABULARY: usize = 97;
 
     /// The tokens of `text`; other characters become `?`.
-    pub fn encode(self, text: &str) -> Vec<u32> {
+    pub(crate) fn encode(self, text: &str) -> Vec<u32> {
         let token = |character| match character {
             '\n' => 1,
             ' '..='~' => character as u32 - 30,
