@@ -12,7 +12,6 @@ pub mod abi;
 pub mod attention;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod cache;
-pub mod entries;
 #[cfg(target_arch = "nvptx64")]
 pub mod flush;
 pub mod layout;
@@ -24,3 +23,5 @@ pub mod rotary;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod selftest;
 pub mod softmax;
+
+pub use device::Arch;

@@ -2,7 +2,7 @@
 //!
 //! `cargo xtask build-kernels` writes the files and the table that is included here.
 
-use crate::entries::Arch;
+use crate::Arch;
 
 /// One PTX module.
 #[derive(Clone, Copy, Debug)]
