@@ -7,12 +7,12 @@ mod console;
 mod kernels;
 mod model;
 mod process;
+mod progress;
 mod replay;
 mod report;
 #[cfg(feature = "replay")]
 mod style;
 mod test;
-mod wheel;
 mod workspace;
 
 use std::process::ExitCode;
