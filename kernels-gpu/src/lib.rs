@@ -6,6 +6,7 @@
 #![no_std]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
 
+#[cfg(target_arch = "nvptx64")]
 device::dynamic_shared_memory!();
 
 pub mod abi;

@@ -14,7 +14,7 @@ use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
 use kernels_gpu::attention::{self as kernels, Merge, tile};
 use kernels_gpu::cache;
-use kernels_gpu::entries::Arch;
+use kernels_gpu::Arch;
 use kernels_gpu::layout::{element_offset, half_page_elements, page_offset};
 
 /// A cache of 16-bit elements whose every operation is a launch on the emulator.

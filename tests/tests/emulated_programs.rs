@@ -15,7 +15,7 @@ use deft_tests::views::{self, Node};
 use half::{bf16, f16};
 use kernels_gpu::abi::{NONE, Segment, WorkItem};
 use kernels_gpu::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES, max_rows};
-use kernels_gpu::entries::Arch;
+use kernels_gpu::Arch;
 
 const fn heads(q: u32, kv: u32, dim: u32) -> Heads {
     Heads { q, kv, dim }

@@ -47,7 +47,7 @@ pub use capacity::PlanCapacity;
 pub use device::{CudaDevice, DevicePtr, RawStream};
 pub use device_plan::CudaPlan;
 pub use error::CudaError;
-pub use kernels_gpu::entries::Arch;
+pub use kernels_gpu::Arch;
 pub use launch::{Arguments, Kernel, Launch, Resources};
 pub use memory::DeviceBuffer;
 pub use module::ModuleTable;
