@@ -10,10 +10,16 @@ include!("../ptx/kernels.rs");
 /// The module that has `entry` for `arch`.
 pub fn image(entry: &str, arch: Arch) -> Option<&'static Image> {
     let has = |image: &&Image| image.entries.iter().any(|each| each.name == entry);
-    IMAGES.iter().filter(|image| image.arch == arch.name()).find(has)
+    IMAGES
+        .iter()
+        .filter(|image| image.arch == arch.name())
+        .find(has)
 }
 
 /// How the embedded kernel `entry` for `arch` is launched.
 pub fn entry(entry: &str, arch: Arch) -> Option<&'static Entry> {
-    image(entry, arch)?.entries.iter().find(|each| each.name == entry)
+    image(entry, arch)?
+        .entries
+        .iter()
+        .find(|each| each.name == entry)
 }

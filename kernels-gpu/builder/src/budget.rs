@@ -67,7 +67,7 @@ impl fmt::Display for Budget {
 pub(crate) type Measured = BTreeMap<(String, String), Budget>;
 
 /// Holds `measured` against the table's budgets. Budgets of another release of ptxas are not comparable: they stay as
-/// they are under [`Policy::Compare`] and are replaced otherwise.
+/// they are under [`Policy::Compare`], and those that were measured are replaced otherwise.
 pub(crate) fn settle(
     manifest: &mut Manifest,
     release: &str,

@@ -168,6 +168,19 @@ impl Manifest {
         Ok(())
     }
 
+    /// Whether the table has the group as it is, with a budget for each kernel.
+    pub(crate) fn holds(&self, arch: Arch, name: &str, group: &Group) -> bool {
+        let file = file_name(arch, name);
+        let hash = sha256(&group.ptx);
+        let mut images = self.images.iter();
+        images.any(|image| {
+            let mut kernels = image.kernels.iter();
+            image.file == file
+                && image.sha256 == hash
+                && kernels.all(|kernel| !kernel.budgets.is_empty())
+        })
+    }
+
     /// The compiler of the first image; all are made by one unless they were built one by one.
     pub(crate) fn rustc(&self) -> Option<&str> {
         self.images.first().map(|image| image.rustc.as_str())
