@@ -69,11 +69,14 @@ fn entry(attribute: &Attribute, function: &Function, instance: &Instance) -> Res
     })
 }
 
+/// A generic parameter's name, and its argument as text.
+type Value = (String, String);
+
 /// The generic parameters as items of the instance's values, and as pairs of name and text.
 fn bind_generics(
     function: &Function,
     instance: &Instance,
-) -> Result<(Vec<TokenStream>, Vec<(String, String)>)> {
+) -> Result<(Vec<TokenStream>, Vec<Value>)> {
     let parameters = &function.generics.params;
     let arguments: Vec<_> = instance
         .arguments
@@ -118,7 +121,7 @@ fn record(
     attribute: &Attribute,
     function: &Function,
     instance: &Instance,
-    values: &[(String, String)],
+    values: &[Value],
 ) -> String {
     let mut group = match &attribute.group {
         Some(group) => group.value(),
