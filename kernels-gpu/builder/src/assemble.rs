@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use device::Arch;
 
 use crate::budget::{Budget, Measured};
-use crate::ptx::{self, Group};
+use crate::ptx::Group;
 use crate::ptxas::{self, NVDISASM, PTXAS};
-use crate::{PtxBuilder, sass};
+use crate::{PtxBuilder, converging, sass};
 
 /// A group to assemble.
 pub(crate) struct Job {
@@ -42,7 +42,7 @@ pub(crate) fn all(builder: &PtxBuilder<'_>, jobs: &[Job]) -> Result<(String, Mea
             fs::create_dir_all(folder)?;
             fs::write(folder.join(format!("{gpu}-{}.sass", job.name)), &text)?;
         }
-        let asked = ptx::converging(&job.group.ptx)?;
+        let asked = converging::count(&job.group.ptx)?;
         let codes = sass::read(&text);
         let budgets = usages.into_iter().map(|usage| {
             let code = codes.get(&usage.entry);

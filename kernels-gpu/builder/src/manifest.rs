@@ -10,7 +10,8 @@ use device::Arch;
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Budget;
-use crate::ptx::{self, Group};
+use crate::converging;
+use crate::ptx::Group;
 use crate::record::{Parameter, Record};
 use crate::source::sha256;
 
@@ -87,7 +88,7 @@ impl Manifest {
                 image.file,
                 image.sha256
             );
-            let counts = ptx::converging(&text)?;
+            let counts = converging::count(&text)?;
             ensure!(
                 counts.len() == image.kernels.len(),
                 "{} has {} entries, the table lists {}",
@@ -134,7 +135,7 @@ impl Manifest {
             .map(|kernel| (kernel.name.clone(), kernel))
             .collect();
         for (group, Group { ptx, records }) in groups {
-            let counts = ptx::converging(ptx)?;
+            let counts = converging::count(ptx)?;
             let kernel = |record: &Record| Kernel {
                 name: record.entry.clone(),
                 family: record.family.clone(),
@@ -237,6 +238,7 @@ pub(crate) fn file_name(arch: Arch, group: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::ptx;
 
     /// A group `g` of one kernel, `f_d64`, whose text holds `body`.
     pub(crate) fn groups(body: &str) -> BTreeMap<String, Group> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 
-use crate::ptx::Converging;
+use crate::converging::Converging;
 
 /// The machine code of one entry, counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
