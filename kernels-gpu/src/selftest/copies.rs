@@ -1,14 +1,21 @@
 //! Loads and stores of every width, and asynchronous copies.
 
 use super::{own_words, store_own_words};
-use device::kernel;
 use device::{async_copy, bulk, global, mbarrier, shared, thread, warp};
+use kernel_macros::kernel;
 
 /// 64 threads. `input: [64][4]`, 16 bytes a thread. `output: [64][4]`: the same after it went through shared
 /// memory in one width and came back in another.
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 64,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_shared_widths)
+)]
 #[inline(always)]
 pub unsafe fn shared_widths(input: *const u32, output: *mut u32) {
     let own = shared::dynamic_shared() + 16 * thread::thread_idx_x();
@@ -42,6 +49,13 @@ pub unsafe fn shared_widths(input: *const u32, output: *mut u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 64,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_global_widths)
+)]
 #[inline(always)]
 pub unsafe fn global_widths(input: *const u32, output: *mut u32) {
     let index = thread::thread_idx_x() as usize;
@@ -73,6 +87,13 @@ const BULK: u32 = 1024;
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 64,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_bulk_copies)
+)]
 #[inline(always)]
 pub unsafe fn bulk_copies(input: *const u32, output: *mut u32) {
     let base = shared::dynamic_shared();
@@ -129,6 +150,13 @@ pub unsafe fn bulk_copies(input: *const u32, output: *mut u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 64,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_async_copies)
+)]
 #[inline(always)]
 pub unsafe fn async_copies(input: *const u32, output: *mut u32) {
     let index = thread::thread_idx_x();
@@ -149,11 +177,4 @@ pub unsafe fn async_copies(input: *const u32, output: *mut u32) {
         let [e, f, g, h] = shared::load_v4_u32(neighbour + 16);
         store_own_words(output, [a, b, c, d, e, f, g, h]);
     }
-}
-
-kernel! {
-    unsafe fn selftest_shared_widths(input: *const u32, output: *mut u32) = shared_widths;
-    unsafe fn selftest_global_widths(input: *const u32, output: *mut u32) = global_widths;
-    unsafe fn selftest_bulk_copies(input: *const u32, output: *mut u32) = bulk_copies;
-    unsafe fn selftest_async_copies(input: *const u32, output: *mut u32) = async_copies;
 }

@@ -1,14 +1,21 @@
 //! Shuffles, votes and barriers.
 
 use super::{own_words, store_own_words};
-use device::kernel;
 use device::{global, shared, thread, warp};
+use kernel_macros::kernel;
 
 /// One warp. `input: [32][2]`: a value, and the lane to read. `output: [32][7]`: the value of lane
 /// `lane ^ m` for m = 1, 2, 4, 8, 16, 31, then that of the lane named.
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 32,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_shuffles)
+)]
 #[inline(always)]
 pub unsafe fn shuffles(input: *const u32, output: *mut u32) {
     // SAFETY: the caller's; the warp is whole.
@@ -32,6 +39,13 @@ pub unsafe fn shuffles(input: *const u32, output: *mut u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 64,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_votes)
+)]
 #[inline(always)]
 pub unsafe fn votes(input: *const u32, output: *mut u32) {
     // SAFETY: the caller's; the warps are whole.
@@ -54,6 +68,13 @@ pub unsafe fn votes(input: *const u32, output: *mut u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 128,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_barriers)
+)]
 #[inline(always)]
 pub unsafe fn barriers(input: *const u32, output: *mut u32) {
     let index = thread::thread_idx_x();
@@ -75,10 +96,4 @@ pub unsafe fn barriers(input: *const u32, output: *mut u32) {
         };
         global::store_u32(output.add(index as usize), result);
     }
-}
-
-kernel! {
-    unsafe fn selftest_shuffles(input: *const u32, output: *mut u32) = shuffles;
-    unsafe fn selftest_votes(input: *const u32, output: *mut u32) = votes;
-    unsafe fn selftest_barriers(input: *const u32, output: *mut u32) = barriers;
 }

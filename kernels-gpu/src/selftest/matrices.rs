@@ -1,8 +1,8 @@
 //! Fragments: `ldmatrix`, `stmatrix`, `mma`.
 
 use super::{fill_shared, own_words, store_own_words};
-use device::kernel;
 use device::{Bf16, Element, F16, global, matrix, shared, warp};
+use kernel_macros::kernel;
 
 /// Words of four 8x8 matrices of 16 bits.
 const MATRICES: u32 = 4 * 32;
@@ -12,6 +12,13 @@ const MATRICES: u32 = 4 * 32;
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 32,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_ldmatrix)
+)]
 #[inline(always)]
 pub unsafe fn ldmatrix(input: *const u32, output: *mut u32) {
     let base = shared::dynamic_shared();
@@ -34,6 +41,13 @@ pub unsafe fn ldmatrix(input: *const u32, output: *mut u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 32,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_stmatrix)
+)]
 #[inline(always)]
 pub unsafe fn stmatrix(input: *const u32, output: *mut u32) {
     let base = shared::dynamic_shared();
@@ -69,6 +83,16 @@ unsafe fn write_out(base: u32, output: *mut u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 32,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(
+        selftest_mma_bf16: <Bf16>,
+        selftest_mma_f16: <F16>
+    )
+)]
 #[inline(always)]
 pub unsafe fn mma<E: Element>(input: *const u32, output: *mut u32) {
     // SAFETY: the caller's; the warp is whole.
@@ -78,11 +102,4 @@ pub unsafe fn mma<E: Element>(input: *const u32, output: *mut u32) {
         matrix::mma_m16n8k16::<E>(&mut c, [a0, a1, a2, a3], [b0, b1]);
         store_own_words(output, c.map(f32::to_bits));
     }
-}
-
-kernel! {
-    unsafe fn selftest_ldmatrix(input: *const u32, output: *mut u32) = ldmatrix;
-    unsafe fn selftest_stmatrix(input: *const u32, output: *mut u32) = stmatrix;
-    unsafe fn selftest_mma_bf16(input: *const u32, output: *mut u32) = mma::<Bf16>;
-    unsafe fn selftest_mma_f16(input: *const u32, output: *mut u32) = mma::<F16>;
 }

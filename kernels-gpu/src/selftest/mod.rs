@@ -22,7 +22,7 @@ pub use ordering::{last_arriver, message};
 pub use warpgroup::{Warpgroup, wgmma_registers, wgmma_shared};
 
 /// Dynamic shared memory of each of these kernels, in bytes.
-pub use crate::entries::SELFTEST_SHARED_BYTES as SHARED_BYTES;
+pub const SHARED_BYTES: u32 = 64 * 1024;
 
 /// Copies the first `words` words of `input` into shared memory at `base`, by all threads of the block,
 /// visible to all of them and to the async proxy.

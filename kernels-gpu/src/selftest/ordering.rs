@@ -1,14 +1,21 @@
 //! Order between blocks.
 
 use super::own_words;
-use device::kernel;
 use device::{atomic, global, shared, thread};
+use kernel_macros::kernel;
 
 /// Any number of blocks. `input: [threads]`, `output: [1 + blocks * threads + threads]`: a counter that is 0,
 /// each block's values times its number plus one, and their sums, by the last block to arrive.
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 64,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_last_arriver)
+)]
 #[inline(always)]
 pub unsafe fn last_arriver(input: *const u32, output: *mut u32) {
     let (index, threads) = (thread::thread_idx_x(), thread::block_dim_x());
@@ -40,6 +47,13 @@ pub unsafe fn last_arriver(input: *const u32, output: *mut u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 64,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_message)
+)]
 #[inline(always)]
 pub unsafe fn message(input: *const u32, output: *mut u32) {
     let index = thread::thread_idx_x();
@@ -64,9 +78,4 @@ pub unsafe fn message(input: *const u32, output: *mut u32) {
             atomic::reduce_add_release_u32(output.add(1), 1);
         }
     }
-}
-
-kernel! {
-    unsafe fn selftest_last_arriver(input: *const u32, output: *mut u32) = last_arriver;
-    unsafe fn selftest_message(input: *const u32, output: *mut u32) = message;
 }
