@@ -57,19 +57,19 @@ pub unsafe fn votes(input: *const u32, output: *mut u32) {
 #[inline(always)]
 pub unsafe fn barriers(input: *const u32, output: *mut u32) {
     let index = thread::thread_idx_x();
-    let base = shared::dynamic_shared();
-    let [forth, back] = [base + 4 * (index % 64), base + 256 + 4 * (63 - index % 64)];
+    let base = shared::dynamic_shared_mem::<u32>();
+    let [forth, back] = [base.at(index % 64), base.at(64 + 63 - index % 64)];
     // SAFETY: the caller's; warps take one way or the other as a whole.
     unsafe {
         let [value] = own_words(input);
         let result = if index < 64 {
-            shared::store_u32(forth, value);
+            forth.store(value);
             thread::named_barrier_arrive::<1>(128);
             thread::named_barrier_sync::<2>(128);
-            shared::load_u32(back)
+            back.load()
         } else {
             thread::named_barrier_sync::<1>(128);
-            shared::store_u32(base + 256 + 4 * (index % 64), 2 * shared::load_u32(forth));
+            base.at(64 + index % 64).store(2 * forth.load());
             thread::named_barrier_arrive::<2>(128);
             value
         };

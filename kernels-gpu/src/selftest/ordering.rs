@@ -13,7 +13,7 @@ use device::{atomic, global, shared, thread};
 pub unsafe fn last_arriver(input: *const u32, output: *mut u32) {
     let (index, threads) = (thread::thread_idx_x(), thread::block_dim_x());
     let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
-    let base = shared::dynamic_shared();
+    let base = shared::dynamic_shared_mem::<u32>();
     let place = |block: u32| (1 + block * threads + index) as usize;
     // SAFETY: the caller's; a block's partial values are written before it arrives.
     unsafe {
@@ -21,10 +21,10 @@ pub unsafe fn last_arriver(input: *const u32, output: *mut u32) {
         global::store_u32(output.add(place(block)), value * (block + 1));
         thread::sync_threads();
         if index == 0 {
-            shared::store_u32(base, atomic::add_acq_rel_u32(output, 1));
+            base.store(atomic::add_acq_rel_u32(output, 1));
         }
         thread::sync_threads();
-        if shared::load_u32(base) == blocks - 1 {
+        if base.load() == blocks - 1 {
             let mut sum = 0;
             for block in 0..blocks {
                 sum += global::load_u32(output.add(place(block)));

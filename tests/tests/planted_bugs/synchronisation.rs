@@ -1,19 +1,20 @@
 //! Barriers, shuffles and order between threads.
 
 use device::emulator::{Cause, Launch, Memory};
-use device::{atomic, global, shared, thread, warp};
+use device::shared::dynamic_shared_mem;
+use device::{atomic, global, thread, warp};
 
 use super::finds;
 
 /// Writes the value that the mirrored thread stored, with something between.
 fn mirror(output: *mut u32, between: impl Fn()) {
     let index = thread::thread_idx_x();
-    let base = shared::dynamic_shared();
+    let base = dynamic_shared_mem::<u32>();
     // SAFETY: the emulator checks every access.
     unsafe {
-        shared::store_u32(base + 4 * index, index);
+        base.at(index).store(index);
         between();
-        let value = shared::load_u32(base + 4 * (127 - index));
+        let value = base.at(127 - index).load();
         global::store_u32(output.add(index as usize), value);
     }
 }
@@ -50,10 +51,10 @@ fn a_dropped_sync_threads() {
 fn a_dropped_sync_threads_where_memory_was_written_before() {
     finds(
         |_, output, bug| {
-            let own = shared::dynamic_shared() + 4 * thread::thread_idx_x();
+            let own = dynamic_shared_mem::<u32>().at(thread::thread_idx_x());
             // SAFETY: the emulator checks every access.
             unsafe {
-                shared::store_u32(own, 0);
+                own.store(0);
                 thread::sync_threads();
             }
             mirror(output, || {
@@ -76,10 +77,10 @@ fn a_dropped_sync_threads_where_memory_was_written_before() {
 fn a_warp_barrier_where_a_block_barrier_is_needed() {
     finds(
         |_, output, bug| {
-            let own = shared::dynamic_shared() + 4 * thread::thread_idx_x();
+            let own = dynamic_shared_mem::<u32>().at(thread::thread_idx_x());
             // SAFETY: the emulator checks every access.
             unsafe {
-                shared::store_u32(own, 0);
+                own.store(0);
                 thread::sync_threads();
                 mirror(output, || {
                     if bug {
@@ -100,16 +101,16 @@ fn a_shuffle_taken_for_a_warp_barrier() {
     finds(
         |_, output, bug| {
             let index = thread::thread_idx_x();
-            let base = shared::dynamic_shared() + index / 32 * 128;
+            let base = dynamic_shared_mem::<u32>().at(index / 32 * 32);
             // SAFETY: the emulator checks every access.
             unsafe {
-                shared::store_u32(base + 4 * (index % 32), index);
+                base.at(index % 32).store(index);
                 if bug {
                     warp::shuffle_xor_u32(index, 1);
                 } else {
                     warp::sync_warp();
                 }
-                let value = shared::load_u32(base + 4 * (31 - index % 32));
+                let value = base.at(31 - index % 32).load();
                 global::store_u32(output.add(index as usize), value);
             }
         },
