@@ -14,7 +14,15 @@
 //! together, and asynchronous ones are waited for before their results are touched. The emulator
 //! checks these; the hardware does not.
 #![cfg_attr(any(target_arch = "nvptx64", not(feature = "emulate")), no_std)]
-#![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, stdarch_nvptx))]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(
+        asm_experimental_arch,
+        stdarch_nvptx,
+        link_llvm_intrinsics,
+        abi_unadjusted
+    )
+)]
 
 mod arch;
 #[cfg(all(feature = "emulate", not(target_arch = "nvptx64")))]

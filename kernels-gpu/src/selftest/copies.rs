@@ -5,6 +5,7 @@ use device::bulk::{self, Bytes};
 use device::kernel;
 use device::mbarrier::{self, Barrier};
 use device::shared::dynamic_shared_mem;
+use device::warp::FULL_MASK;
 use device::{async_copy, global, thread, warp};
 
 /// 64 threads. `input: [64][4]`, 16 bytes a thread. `output: [64][4]`: the same after it went through shared
@@ -117,7 +118,7 @@ pub unsafe fn bulk_copies(input: *const u32, output: *mut u32) {
                     word += 32;
                 }
                 bulk::fence_proxy_async_shared();
-                warp::sync_warp();
+                warp::sync_warp(FULL_MASK);
                 if index == 32 {
                     bulk::copy_shared_to_global(output.add(place), at, Bytes::of::<u32>(BULK));
                     bulk::commit_group();

@@ -2,6 +2,7 @@
 
 use super::{own_words, store_own_words};
 use device::kernel;
+use device::warp::FULL_MASK;
 use device::{global, shared, thread, warp};
 
 /// One warp. `input: [32][2]`: a value, and the lane to read. `output: [32][7]`: the value of lane
@@ -15,13 +16,13 @@ pub unsafe fn shuffles(input: *const u32, output: *mut u32) {
     unsafe {
         let [value, lane] = own_words(input);
         let words = [
-            warp::shuffle_xor_u32(value, 1),
-            warp::shuffle_xor_u32(value, 2),
-            warp::shuffle_xor_u32(value, 4),
-            warp::shuffle_xor_u32(value, 8),
-            warp::shuffle_xor_f32(f32::from_bits(value), 16).to_bits(),
-            warp::shuffle_xor_u32(value, 31),
-            warp::shuffle_idx_u32(value, lane),
+            warp::warp_shuffle_xor(FULL_MASK, value, 1),
+            warp::warp_shuffle_xor(FULL_MASK, value, 2),
+            warp::warp_shuffle_xor(FULL_MASK, value, 4),
+            warp::warp_shuffle_xor(FULL_MASK, value, 8),
+            warp::warp_shuffle_xor(FULL_MASK, f32::from_bits(value), 16).to_bits(),
+            warp::warp_shuffle_xor(FULL_MASK, value, 31),
+            warp::warp_shuffle_idx(FULL_MASK, value, lane),
         ];
         store_own_words(output, words);
     }
@@ -38,10 +39,10 @@ pub unsafe fn votes(input: *const u32, output: *mut u32) {
     unsafe {
         let [bit] = own_words(input);
         let words = [
-            warp::ballot(bit != 0),
-            warp::any(bit != 0) as u32,
-            warp::all(bit != 0) as u32,
-            warp::ballot(warp::elect_one()).count_ones(),
+            warp::warp_vote_ballot(FULL_MASK, bit != 0),
+            warp::warp_vote_any(FULL_MASK, bit != 0) as u32,
+            warp::warp_vote_all(FULL_MASK, bit != 0) as u32,
+            warp::warp_vote_ballot(FULL_MASK, warp::elect_one(FULL_MASK)).count_ones(),
             warp::warp_id(),
         ];
         store_own_words(output, words);

@@ -3,6 +3,7 @@
 use super::{fill_shared, own_words, store_own_words};
 use device::kernel;
 use device::shared::{Shared, dynamic_shared_mem};
+use device::warp::FULL_MASK;
 use device::{Bf16, Element, F16, global, matrix, warp};
 
 /// Words of four 8x8 matrices of 16 bits.
@@ -56,13 +57,13 @@ pub unsafe fn stmatrix(input: *const u32, output: *mut u32) {
 unsafe fn write_out(base: Shared<u32>, output: *mut u32) {
     // SAFETY: the caller's.
     unsafe {
-        warp::sync_warp();
+        warp::sync_warp(FULL_MASK);
         let mut word = warp::lane_id();
         while word < MATRICES {
             global::store_u32(output.add(word as usize), base.at(word).load());
             word += warp::LANES;
         }
-        warp::sync_warp();
+        warp::sync_warp(FULL_MASK);
     }
 }
 

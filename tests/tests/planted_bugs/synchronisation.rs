@@ -2,6 +2,7 @@
 
 use device::emulator::{Cause, Launch, Memory};
 use device::shared::dynamic_shared_mem;
+use device::warp::FULL_MASK;
 use device::{atomic, global, thread, warp};
 
 use super::finds;
@@ -84,7 +85,7 @@ fn a_warp_barrier_where_a_block_barrier_is_needed() {
                 thread::sync_threads();
                 mirror(output, || {
                     if bug {
-                        warp::sync_warp();
+                        warp::sync_warp(FULL_MASK);
                     } else {
                         thread::sync_threads();
                     }
@@ -106,9 +107,9 @@ fn a_shuffle_taken_for_a_warp_barrier() {
             unsafe {
                 base.at(index % 32).store(index);
                 if bug {
-                    warp::shuffle_xor_u32(index, 1);
+                    warp::warp_shuffle_xor(FULL_MASK, index, 1);
                 } else {
-                    warp::sync_warp();
+                    warp::sync_warp(FULL_MASK);
                 }
                 let value = base.at(31 - index % 32).load();
                 global::store_u32(output.add(index as usize), value);
@@ -128,7 +129,7 @@ fn a_shuffle_that_one_lane_does_not_reach() {
             unsafe {
                 let mut value = global::load_u32(input.add(index as usize));
                 if !(bug && index == 40) {
-                    value = warp::shuffle_xor_u32(value, 1);
+                    value = warp::warp_shuffle_xor(FULL_MASK, value, 1);
                 }
                 global::store_u32(output.add(index as usize), value);
             }

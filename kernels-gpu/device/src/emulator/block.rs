@@ -13,6 +13,7 @@ use crate::emulator::clock::{Agents, Clock, Joins, View};
 use crate::emulator::grid::Grid;
 use crate::emulator::mbarrier::{LatestWait, Mbarrier};
 use crate::emulator::random::Random;
+use crate::emulator::register::Registers;
 use crate::emulator::report::{Cause, Checked, Fault, Report, Site};
 use crate::emulator::shared::SharedMemory;
 use crate::emulator::warp::Warp;
@@ -29,6 +30,8 @@ pub(crate) enum Waiting {
     Barrier(u32),
     /// For a phase of the mbarrier at this address.
     Mbarrier { address: u32, parity: u32 },
+    /// For so many registers a thread.
+    Registers(u32),
     /// It can go on, but the latest it did was to look in vain, by this instruction.
     Polling(&'static str),
 }
@@ -73,6 +76,7 @@ pub(crate) struct Block<'g> {
     pub(crate) copies: Vec<AsyncCopy>,
     /// What each warpgroup's warps have multiplied, as far as they differ.
     pub(crate) warpgroups: Vec<crate::emulator::wgmma::Agreement>,
+    pub(crate) registers: Registers,
     pub(crate) random: Random,
     /// The running thread.
     pub(crate) current: u32,
@@ -115,6 +119,7 @@ impl<'g> Block<'g> {
             bulk: Vec::new(),
             copies: Vec::new(),
             warpgroups: (0..warps.div_ceil(4)).map(|_| Default::default()).collect(),
+            registers: Registers::new(grid.threads, grid.registers),
             random: Random::new(grid.seed, linear),
             current: 0,
             exited: 0,
@@ -215,7 +220,7 @@ impl<'g> Block<'g> {
         self.grid.note_progress();
         let warp = &mut self.warps[(thread / 32) as usize];
         warp.exited |= 1 << (thread % 32);
-        if let Some((name, site)) = warp.waits_in() {
+        if let Some((name, site)) = warp.waits_for(1 << (thread % 32)) {
             return Err(Fault::new(
                 Cause::Divergence,
                 format!(
@@ -240,6 +245,7 @@ impl<'g> Block<'g> {
             )
             .by(thread, site));
         }
+        self.check_registers()?;
         self.check_wgmma_finished()
     }
 

@@ -10,6 +10,7 @@ use bytemuck::Zeroable;
 use crate::emulator::clock::{Agents, Joins, Released, View};
 use crate::emulator::launch::Launch;
 use crate::emulator::memory::Memory;
+use crate::emulator::register::share;
 use crate::emulator::report::{Cause, Checked, Fault, Site};
 use crate::emulator::shadow::Access;
 use crate::emulator::span::{Span, site_bits};
@@ -20,6 +21,7 @@ pub(crate) struct Grid<'m> {
     pub(crate) blocks: [u32; 3],
     pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
+    pub(crate) registers: u32,
     pub(crate) seed: u64,
     /// Started before the kernels it depends on were complete.
     pub(crate) dependent: bool,
@@ -86,6 +88,7 @@ impl<'m> Grid<'m> {
             blocks: launch.blocks,
             threads: launch.threads,
             shared_bytes: launch.shared_bytes,
+            registers: launch.registers.unwrap_or(share(launch.threads)),
             seed: launch.seed,
             dependent: launch.dependent,
             poison_matrix_reads: launch.poison_matrix_reads,

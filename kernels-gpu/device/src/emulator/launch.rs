@@ -8,6 +8,7 @@ use crate::emulator::block::Block;
 use crate::emulator::grid::Grid;
 use crate::emulator::memory::Memory;
 use crate::emulator::random::Random;
+use crate::emulator::register::FILE;
 use crate::emulator::report::Report;
 use crate::emulator::scheduler::{Progress, Runner};
 
@@ -24,6 +25,7 @@ pub struct Launch {
     pub(crate) blocks: [u32; 3],
     pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
+    pub(crate) registers: Option<u32>,
     pub(crate) seed: u64,
     pub(crate) dependent: bool,
     pub(crate) poison_matrix_reads: bool,
@@ -46,6 +48,7 @@ impl Launch {
             blocks,
             threads,
             shared_bytes: 0,
+            registers: None,
             seed: 0,
             dependent: false,
             poison_matrix_reads: false,
@@ -60,6 +63,23 @@ impl Launch {
     pub fn shared_bytes(mut self, bytes: u32) -> Self {
         assert!(bytes <= SHARED_LIMIT, "{bytes} bytes of shared memory");
         self.shared_bytes = bytes;
+        self
+    }
+
+    /// Registers of a thread when the kernel starts, as it was compiled: what `setmaxnreg` deals out among
+    /// the block's warpgroups is this by the number of threads. If it is not said, it is the most that a block
+    /// of so many threads can have.
+    ///
+    /// # Panics
+    /// If it is no multiple of 8 from 24 to 248, or the block has more than a multiprocessor's 65,536.
+    pub fn registers(mut self, count: u32) -> Self {
+        assert!(
+            (24..=248).contains(&count) && count.is_multiple_of(8),
+            "{count} registers a thread"
+        );
+        let all = count * self.threads;
+        assert!(all <= FILE, "{all} registers of a block, of at most {FILE}");
+        self.registers = Some(count);
         self
     }
 

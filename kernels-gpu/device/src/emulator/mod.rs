@@ -38,6 +38,7 @@ pub mod math;
 pub mod matrix;
 pub mod mbarrier;
 pub mod proxy;
+pub mod register;
 pub mod shared;
 pub mod thread;
 pub mod warp;

@@ -169,7 +169,7 @@ impl Block<'_> {
         }
         let mut text = String::from("nothing can wake the threads that wait:");
         for (waiting, site, threads) in waits {
-            let what = self.describe_wait(waiting, threads[0] / 32);
+            let what = self.describe_wait(waiting, threads[0]);
             text += &format!("\n  threads {}: {what} at {site}", ranges(&threads));
         }
         if !exited.is_empty() {
@@ -178,14 +178,16 @@ impl Block<'_> {
         Fault::new(Cause::Deadlock, text)
     }
 
-    fn describe_wait(&self, waiting: Waiting, warp: u32) -> String {
+    fn describe_wait(&self, waiting: Waiting, thread: u32) -> String {
         match waiting {
             Waiting::Lanes(name) => {
-                let missing = lanes(!self.warps[warp as usize].arrived());
+                let warp = thread / 32;
+                let missing = lanes(self.warps[warp as usize].missing(thread % 32));
                 format!("in {name}, for lanes {missing} of warp {warp}")
             }
             Waiting::Barrier(id) => self.barriers[id as usize].describe(id),
             Waiting::Mbarrier { address, parity } => self.describe_mbarrier(address, parity),
+            Waiting::Registers(count) => self.registers.describe(count),
             Waiting::Polling(name) => format!("polling with {name}"),
         }
     }

@@ -2,6 +2,8 @@
 
 use super::bodies;
 #[cfg(target_arch = "nvptx64")]
+use super::intrinsics;
+#[cfg(target_arch = "nvptx64")]
 use core::arch::{asm, nvptx};
 
 macro_rules! index {
@@ -39,6 +41,12 @@ index! {
     grid_dim_z = _grid_dim_z, crate::emulator::thread::grid_blocks()[2];
 }
 
+/// Index of the thread within the grid, both one-dimensional.
+#[inline(always)]
+pub fn index_1d() -> u32 {
+    block_idx_x() * block_dim_x() + thread_idx_x()
+}
+
 /// Waits until all threads of the block are here; what they wrote before is then visible to all.
 ///
 /// # Safety
@@ -48,7 +56,7 @@ index! {
 pub unsafe fn sync_threads() {
     bodies! {
         // SAFETY: the caller's.
-        ptx { unsafe { asm!("bar.sync 0;", options(nostack)) } }
+        ptx { unsafe { intrinsics::barrier_sync(0) } }
         emulated { crate::emulator::barrier::sync_threads() }
     }
 }
@@ -63,7 +71,7 @@ pub unsafe fn named_barrier_sync<const ID: u32>(threads: u32) {
     const { assert!(ID > 0 && ID < 16) }
     bodies! {
         // SAFETY: the caller's.
-        ptx { unsafe { asm!("bar.sync {id}, {0};", in(reg32) threads, id = const ID, options(nostack)) } }
+        ptx { unsafe { intrinsics::barrier_sync_count(ID, threads) } }
         emulated { crate::emulator::barrier::named_sync(ID, threads) }
     }
 }
@@ -78,7 +86,7 @@ pub unsafe fn named_barrier_arrive<const ID: u32>(threads: u32) {
     const { assert!(ID > 0 && ID < 16) }
     bodies! {
         // SAFETY: the caller's.
-        ptx { unsafe { asm!("bar.arrive {id}, {0};", in(reg32) threads, id = const ID, options(nostack)) } }
+        ptx { unsafe { intrinsics::barrier_arrive_count(ID, threads) } }
         emulated { crate::emulator::barrier::named_arrive(ID, threads) }
     }
 }

@@ -3,6 +3,7 @@
 use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment, WorkItem, words_of};
 use crate::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES};
 use device::shared::Shared;
+use device::warp::FULL_MASK;
 use device::{global, warp};
 
 /// Where the program's words are.
@@ -51,7 +52,7 @@ impl Program {
         // SAFETY: the warp is whole, the index the caller's.
         unsafe {
             self.words4(index)
-                .map(|word| warp::shuffle_idx_u32(word, 0))
+                .map(|word| warp::warp_shuffle_idx(FULL_MASK, word, 0))
         }
     }
 
@@ -167,6 +168,6 @@ impl Program {
         }
         // The same for all lanes, which the compiler cannot see.
         // SAFETY: the warp is whole.
-        unsafe { warp::shuffle_idx_u32(pages, 0) }
+        unsafe { warp::warp_shuffle_idx(FULL_MASK, pages, 0) }
     }
 }

@@ -1,6 +1,7 @@
 //! What all threads of a block find out together, in a fixed order.
 
 use device::shared::Shared;
+use device::warp::FULL_MASK;
 use device::{thread, warp};
 
 /// The sum of all threads' values, the same bits in all of them. `scratch` has a word for each of `WARPS` warps.
@@ -29,7 +30,7 @@ pub(super) unsafe fn sum<const WARPS: u32>(value: f32, scratch: Shared<f32>) -> 
 unsafe fn warp_sum(mut value: f32, mut step: u32) -> f32 {
     while step > 0 {
         // SAFETY: the caller's.
-        value += unsafe { warp::shuffle_xor_f32(value, step) };
+        value += unsafe { warp::warp_shuffle_xor(FULL_MASK, value, step) };
         step /= 2;
     }
     value

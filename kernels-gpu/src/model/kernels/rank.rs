@@ -10,6 +10,7 @@ use crate::softmax::Approximate;
 use crate::softmax::Partial;
 use device::math;
 use device::shared::{Shared, dynamic_shared_mem};
+use device::warp::FULL_MASK;
 use device::{global, thread, warp};
 
 /// What a launch that ranks logits reads and writes.
@@ -281,10 +282,7 @@ fn partial_of(batch: &[[f32; WIDTH as usize]; BATCH]) -> Partial {
 unsafe fn warp_max(mut key: u64) -> u64 {
     for step in [16, 8, 4, 2, 1] {
         // SAFETY: the caller's.
-        let other = unsafe {
-            let high = warp::shuffle_xor_u32((key >> 32) as u32, step);
-            u64::from(high) << 32 | u64::from(warp::shuffle_xor_u32(key as u32, step))
-        };
+        let other = unsafe { warp::warp_shuffle_xor(FULL_MASK, key, step) };
         key = larger(key, other);
     }
     key
@@ -300,8 +298,8 @@ unsafe fn warp_merge(mut partial: Partial) -> Partial {
         // SAFETY: the caller's.
         let other = unsafe {
             Partial {
-                max: warp::shuffle_xor_f32(partial.max, step),
-                sum: warp::shuffle_xor_f32(partial.sum, step),
+                max: warp::warp_shuffle_xor(FULL_MASK, partial.max, step),
+                sum: warp::warp_shuffle_xor(FULL_MASK, partial.sum, step),
             }
         };
         partial = partial.merge::<Approximate>(other).partial;

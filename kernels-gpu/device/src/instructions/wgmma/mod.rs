@@ -16,9 +16,9 @@ mod ptx;
 
 use super::bodies;
 use super::element::Element;
-use super::shared::Shared;
 #[cfg(target_arch = "nvptx64")]
-use core::arch::asm;
+use super::intrinsics;
+use super::shared::Shared;
 
 /// Describes a matrix in shared memory made of 8x8 core matrices of 128 contiguous bytes, no swizzle
 /// (PTX ISA, "Matrix Descriptor Format"): `leading_bytes` from a core matrix to the one with the next 8
@@ -126,7 +126,7 @@ accumulators!(8 16 32 64 128 256);
 pub unsafe fn fence() {
     bodies! {
         // SAFETY: the caller's.
-        ptx { unsafe { asm!("wgmma.fence.sync.aligned;", options(nostack)) } }
+        ptx { unsafe { intrinsics::wgmma_fence() } }
         emulated { crate::emulator::wgmma::fence() }
     }
 }
@@ -155,7 +155,7 @@ pub unsafe fn fence_accumulators<D: Accumulators>(d: &mut D) {
 pub unsafe fn commit_group() {
     bodies! {
         // SAFETY: the caller's.
-        ptx { unsafe { asm!("wgmma.commit_group.sync.aligned;", options(nostack)) } }
+        ptx { unsafe { intrinsics::wgmma_commit_group() } }
         emulated { crate::emulator::wgmma::commit_group() }
     }
 }
@@ -170,11 +170,7 @@ pub unsafe fn commit_group() {
 pub unsafe fn wait_group<const PENDING: u32>() {
     bodies! {
         // SAFETY: the caller's.
-        ptx {
-            unsafe {
-                asm!("wgmma.wait_group.sync.aligned {n};", n = const PENDING, options(nostack))
-            }
-        }
+        ptx { unsafe { intrinsics::wgmma_wait_group(PENDING as u64) } }
         emulated { crate::emulator::wgmma::wait_group(PENDING) }
     }
 }

@@ -8,6 +8,7 @@ use crate::attention::kernels::finish::{Exchange, join};
 use crate::attention::kernels::rows::{hide, soft_cap};
 use crate::attention::kernels::warp_tile::WarpTile;
 use crate::attention::tile::{CONSUMER_WARPS, hopper::Tile};
+use device::warp::FULL_MASK;
 use device::{Element, bulk, warp};
 
 /// Processes all pages of an item. `KS = D / 16`, `NT = D / 8`.
@@ -60,7 +61,7 @@ unsafe fn step<E: Element, const D: usize, const KS: usize, const NT: usize>(
         let page = ring.page();
         let mut s: [f32; 8] = tile.logits::<E, D, 8>(ring.key().offset(own));
         soft_cap(&mut s, work.block.logits);
-        if warp::any(page.tokens != 0) {
+        if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(&mut s, work, page, lane / 4, quarter * 16 + lane % 4 * 2);
             page_tail::clear::<D>(
                 ring.value(),
@@ -71,7 +72,7 @@ unsafe fn step<E: Element, const D: usize, const KS: usize, const NT: usize>(
             );
             // The copy that fills the stage next is of the other proxy.
             bulk::fence_proxy_async_shared();
-            warp::sync_warp();
+            warp::sync_warp(FULL_MASK);
         }
         let factor = tile.rows.update(&mut s, work.block.logits);
         tile.rescale(factor);

@@ -8,6 +8,7 @@ use crate::attention::tile::hopper::Tile;
 use device::bulk::{self, Bytes};
 use device::matrix::Row;
 use device::shared::Shared;
+use device::warp::FULL_MASK;
 use device::{mbarrier, warp};
 
 /// Streams every page of the program, in program order.
@@ -49,7 +50,7 @@ pub(super) unsafe fn produce<const D: usize>(
                 segment.tokens
             } else {
                 // SAFETY: the warp is whole, the segment being the same for all lanes.
-                unsafe { warp::shuffle_idx_u32(tokens, index % 32) }
+                unsafe { warp::warp_shuffle_idx(FULL_MASK, tokens, index % 32) }
             };
             if lane == 0 {
                 let whole = segment.mask == NONE && segment.visible == everybody;

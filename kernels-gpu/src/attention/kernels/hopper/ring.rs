@@ -5,6 +5,7 @@ use crate::attention::tile::hopper::Tile;
 use device::matrix::Row;
 use device::mbarrier::Barrier;
 use device::shared::Shared;
+use device::warp::FULL_MASK;
 use device::{mbarrier, warp};
 
 /// A position in the ring.
@@ -120,7 +121,7 @@ impl<const D: usize> Ring<D> {
     pub(super) unsafe fn release(&self) {
         // SAFETY: the warp is whole; one arrival a warp.
         unsafe {
-            warp::sync_warp();
+            warp::sync_warp(FULL_MASK);
             if warp::lane_id() == 0 {
                 mbarrier::arrive(self.empty());
             }

@@ -13,6 +13,7 @@ use crate::softmax::Approximate;
 use crate::softmax::Partial;
 use device::matrix::Row;
 use device::shared::Shared;
+use device::warp::FULL_MASK;
 use device::wgmma::{Accumulators, Descriptor, Operand};
 use device::{Element, bulk, math, register, thread, warp, wgmma};
 
@@ -112,8 +113,7 @@ impl Turns {
             next.advance();
         }
         // SAFETY: the warp is whole.
-        let address = unsafe { warp::shuffle_idx_u32(next.key().address(), 0) };
-        self.key = Shared::from_address(address);
+        self.key = unsafe { warp::warp_shuffle_idx(FULL_MASK, next.key(), 0) };
     }
 
     /// Moves to the warpgroup's next page, letting the other's pass; false after the last.
@@ -208,7 +208,7 @@ unsafe fn softmax<const D: usize>(
     // SAFETY: the stage has landed and is not released yet.
     unsafe {
         let page = stage.page;
-        if warp::any(page.tokens != 0) {
+        if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(s, work, page, row, work.block.thread % 4 * 2);
             clear_tail::<D>(
                 work.block,
@@ -295,10 +295,10 @@ const fn pass_registers(outputs: usize) -> usize {
 unsafe fn merge_warpgroups<const D: usize, const O: usize>(chunk: &mut Chunk<O>, block: &Block) {
     let thread = register::late(block.thread) % 128;
     let row = thread / 32 * 16 + thread % 32 / 4;
-    let statistics = block.shared.offset(Tile::<D>::STATISTICS + row * 8);
+    let statistics = block.shared.offset(Tile::<D>::STATISTICS).offset(row * 8);
     let statistics: Shared<[f32; 2]> = statistics.cast();
     let (own, other) = if block.warp < 4 { (0, 512) } else { (512, 0) };
-    let exchange = block.shared.offset(Tile::<D>::QUERY + thread * 8);
+    let exchange = block.shared.offset(Tile::<D>::QUERY).offset(thread * 8);
     let exchange: Shared<[f32; 2]> = exchange.cast();
     // SAFETY: barriers order the exchange; the query tile is free once both warpgroups are here.
     unsafe {
