@@ -29,6 +29,7 @@ mod arch;
 pub mod emulator;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 mod instructions;
+mod ordering;
 
 pub use arch::Arch;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]

@@ -1,8 +1,9 @@
 //! Order between blocks.
 
 use super::own_words;
+use device::atomic::{self, Order, Scope};
 use device::kernel;
-use device::{atomic, global, shared, thread};
+use device::{global, shared, thread};
 
 /// Any number of blocks. `input: [threads]`, `output: [1 + blocks * threads + threads]`: a counter that is 0,
 /// each block's values times its number plus one, and their sums, by the last block to arrive.
@@ -21,7 +22,12 @@ pub unsafe fn last_arriver(input: *const u32, output: *mut u32) {
         global::store_u32(output.add(place(block)), value * (block + 1));
         thread::sync_threads();
         if index == 0 {
-            base.store(atomic::add_acq_rel_u32(output, 1));
+            base.store(atomic::fetch_add_u32(
+                output,
+                1,
+                Order::AcqRel,
+                Scope::Device,
+            ));
         }
         thread::sync_threads();
         if base.load() == blocks - 1 {
@@ -53,15 +59,15 @@ pub unsafe fn message(input: *const u32, output: *mut u32) {
             global::store_u32(first, value + 1);
             thread::sync_threads();
             if index == 0 {
-                atomic::store_release_u32(output, 1);
-                while atomic::load_acquire_u32(output.add(1)) != threads {
+                atomic::store_release_u32(output, 1, Scope::Device);
+                while atomic::load_acquire_u32(output.add(1), Scope::Device) != threads {
                     thread::nanosleep(100);
                 }
             }
         } else {
-            while atomic::load_acquire_u32(output) == 0 {}
+            while atomic::load_acquire_u32(output, Scope::Device) == 0 {}
             global::store_u32(second, global::load_u32(first) + 1);
-            atomic::reduce_add_release_u32(output.add(1), 1);
+            atomic::fetch_add_u32(output.add(1), 1, Order::Release, Scope::Device);
         }
     }
 }

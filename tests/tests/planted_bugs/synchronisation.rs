@@ -216,12 +216,12 @@ fn handshake(resident: u32, released: bool) -> Result<(), Box<device::emulator::
                 if thread::block_idx_x() == 1 {
                     global::store_u32(data, 7);
                     if released {
-                        atomic::store_release_u32(flag, 1);
+                        atomic::store_release_u32(flag, 1, Scope::Device);
                     } else {
                         global::store_u32(flag, 1);
                     }
                 } else {
-                    while atomic::load_acquire_u32(flag) == 0 {}
+                    while atomic::load_acquire_u32(flag, Scope::Device) == 0 {}
                     global::load_u32(data);
                 }
             }

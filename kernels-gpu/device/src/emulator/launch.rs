@@ -1,6 +1,7 @@
 //! Launches a kernel on the emulator.
 
 use std::fmt;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -10,6 +11,7 @@ use crate::emulator::memory::Memory;
 use crate::emulator::random::Random;
 use crate::emulator::register::FILE;
 use crate::emulator::report::Report;
+use crate::emulator::schedule::Schedule;
 use crate::emulator::scheduler::{Progress, Runner};
 
 /// Most shared memory of a block, in bytes: an H100's.
@@ -19,7 +21,7 @@ const SHARED_LIMIT: u32 = 227 * 1024;
 const TURNS: u32 = 256;
 
 /// How a kernel is launched: grid, block, shared memory, seed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct Launch {
     pub(crate) blocks: [u32; 3],
@@ -30,6 +32,8 @@ pub struct Launch {
     pub(crate) dependent: bool,
     pub(crate) poison_matrix_reads: bool,
     resident: Option<u32>,
+    pub(crate) record: bool,
+    pub(crate) replay: Option<Schedule>,
 }
 
 impl Launch {
@@ -53,6 +57,8 @@ impl Launch {
             dependent: false,
             poison_matrix_reads: false,
             resident: None,
+            record: false,
+            replay: None,
         }
     }
 
@@ -114,6 +120,37 @@ impl Launch {
         assert!(blocks > 0, "no resident block");
         self.resident = Some(blocks);
         self
+    }
+
+    /// Runs one block as `schedule` says, and what comes after it, and the other blocks, by its seed.
+    pub fn replay(mut self, schedule: Schedule) -> Self {
+        self.seed = schedule.seed;
+        self.replay = Some(schedule);
+        self
+    }
+
+    /// Lets `launch` run this launch under each of the seeds, in memory that it makes anew each time, until it
+    /// fails. Then the seed is run once more, and the report tells its [`Report::schedule`].
+    ///
+    /// # Errors
+    /// The report of the first seed that fails.
+    pub fn for_seeds(
+        self,
+        seeds: Range<u64>,
+        mut launch: impl FnMut(Self) -> Result<(), Box<Report>>,
+    ) -> Result<(), Box<Report>> {
+        for seed in seeds {
+            let seeded = self.clone().seed(seed);
+            if let Err(report) = launch(seeded.clone()) {
+                let recorded = Self {
+                    record: true,
+                    ..seeded
+                };
+                // Blocks that race with each other on the CPU may come another way.
+                return Err(launch(recorded).err().unwrap_or(report));
+            }
+        }
+        Ok(())
     }
 
     /// Runs `kernel` as every thread of the grid.

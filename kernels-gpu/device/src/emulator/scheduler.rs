@@ -9,6 +9,7 @@ use corosensei::{Coroutine, CoroutineResult};
 use crate::emulator::block::{Block, State, Waiting, enter};
 use crate::emulator::grid::Grid;
 use crate::emulator::report::{Cause, Fault, Report, lanes, ranges};
+use crate::emulator::schedule::Step;
 
 /// Stack of a thread. Pages that are not touched cost nothing.
 const STACK_BYTES: usize = 512 * 1024;
@@ -71,10 +72,24 @@ impl<'g> Runner<'g> {
         // SAFETY: no coroutine runs.
         let block = unsafe { &mut *self.block };
         let scheduled = |block: &Block<'_>, fault: Fault| block.describe(fault, None, None);
-        if block.in_flight() && block.random.one_in(self.reluctance) {
-            block.land_one().map_err(|fault| scheduled(block, *fault))?;
-        }
-        let Some(thread) = block.choose() else {
+        let chosen = match block.replayed() {
+            Some(Step::Land { kind, index }) => {
+                let landed = block.land(kind, index);
+                return match landed.map_err(|fault| scheduled(block, *fault))? {
+                    true => Ok(Progress::Running),
+                    false => Err(scheduled(block, *strays())),
+                };
+            }
+            Some(Step::Run { thread }) if block.take(thread) => Some(thread),
+            Some(Step::Run { .. }) => return Err(scheduled(block, *strays())),
+            None => {
+                if block.in_flight() && block.random.one_in(self.reluctance) {
+                    block.land_one().map_err(|fault| scheduled(block, *fault))?;
+                }
+                block.choose()
+            }
+        };
+        let Some(thread) = chosen else {
             if block.exited as usize == block.threads.len() {
                 block.finish().map_err(|fault| scheduled(block, *fault))?;
                 return Ok(Progress::Done);
@@ -126,6 +141,12 @@ impl Drop for Runner<'_> {
         // SAFETY: made by `Box::into_raw`, and no coroutine is left.
         drop(unsafe { Box::from_raw(self.block) });
     }
+}
+
+/// A schedule asks for what the kernel does not do.
+fn strays() -> Box<Fault> {
+    let text = "the schedule is of another kernel or launch: its next step cannot be taken";
+    Fault::new(Cause::Schedule, text)
 }
 
 fn start<'g>(

@@ -91,6 +91,32 @@ pub unsafe fn named_barrier_arrive<const ID: u32>(threads: u32) {
     }
 }
 
+macro_rules! fences {
+    ($($(#[$doc:meta])* $name:ident, $instruction:literal, $scope:ident;)+) => {$(
+        $(#[$doc])*
+        /// and of what follows it (`fence.acq_rel`). With relaxed atomics on both sides it releases and acquires as
+        /// theirs would. It waits for nobody.
+        #[inline(always)]
+        #[track_caller]
+        pub fn $name() {
+            bodies! {
+                // SAFETY: orders accesses.
+                ptx { unsafe { asm!($instruction, options(nostack)) } }
+                emulated { crate::emulator::atomic::fence(crate::ordering::Scope::$scope) }
+            }
+        }
+    )+};
+}
+
+fences! {
+    /// Orders, for the block's threads, this thread's accesses before the fence
+    block_fence, "fence.acq_rel.cta;", Block;
+    /// Orders, for the GPU's threads, this thread's accesses before the fence
+    device_fence, "fence.acq_rel.gpu;", Device;
+    /// Orders, for all GPUs' threads and the host's, this thread's accesses before the fence
+    system_fence, "fence.acq_rel.sys;", System;
+}
+
 /// Suspends the thread for about `nanoseconds` (at most 1,000,000).
 #[inline(always)]
 #[track_caller]
