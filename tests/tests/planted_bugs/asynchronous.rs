@@ -1,13 +1,13 @@
 //! Copies and products that take effect later.
 
 use device::bulk::{self, Bytes};
-use device::emulator::{Cause, Launch, Memory};
+use device::emulator::Cause;
 use device::mbarrier::{self, Barrier};
 use device::shared::dynamic_shared_mem;
 use device::wgmma::{self, Descriptor, Operand};
-use device::{Bf16, async_copy, global, grid, thread};
+use device::{Bf16, async_copy, global, thread};
 
-use super::{SHARED_BYTES, finds};
+use super::finds;
 
 /// What can be wrong with a ring of two stages of 512 bytes.
 #[derive(Clone, Copy, Default)]
@@ -369,32 +369,5 @@ fn an_exit_before_shared_memory_has_been_copied_out() {
         },
         Cause::Unwaited,
         &["exits without having waited for its bulk copy"],
-    );
-}
-
-#[test]
-fn a_dependent_launch_that_reads_before_it_waits() {
-    let run = |bug: bool| {
-        let mut memory = Memory::new();
-        let data = memory.buffer("data", &[1_u32; 32]);
-        Launch::new([1, 1, 1], 32)
-            .shared_bytes(SHARED_BYTES)
-            .dependent()
-            .run(&mut memory, || {
-                if !bug {
-                    grid::wait_dependencies();
-                }
-                // SAFETY: the emulator checks every access.
-                unsafe { global::load_u32(data.as_ptr()) };
-            })
-    };
-    run(false).unwrap();
-    let report = run(true).unwrap_err();
-    assert_eq!(report.cause, Cause::Unwaited);
-    assert!(
-        report
-            .message
-            .contains("reads buffer `data` before wait_dependencies"),
-        "{report}"
     );
 }
