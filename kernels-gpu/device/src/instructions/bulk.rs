@@ -10,8 +10,8 @@ use core::arch::asm;
 
 /// A number of bytes, as copies and the barriers they report to count them.
 ///
-/// ```compile_fail
-/// # use device::{bulk, mbarrier::Barrier, shared::Shared};
+/// ```compile_fail,E0308
+/// # use deft_device::{bulk, mbarrier::Barrier, shared::Shared};
 /// # unsafe fn copy(to: Shared<u32>, from: *const u32, barrier: Barrier) {
 /// bulk::copy_global_to_shared(to, from, 128, barrier); // 128 of what?
 /// # }

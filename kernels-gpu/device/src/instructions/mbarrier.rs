@@ -13,8 +13,8 @@ use core::arch::asm;
 
 /// A barrier, by its address: 8 bytes of shared memory on a multiple of 8.
 ///
-/// ```compile_fail
-/// # use device::{mbarrier, shared::Shared};
+/// ```compile_fail,E0308
+/// # use deft_device::{mbarrier, shared::Shared};
 /// # unsafe fn arrive(data: Shared<u64>) {
 /// mbarrier::arrive(data); // data, not a barrier
 /// # }

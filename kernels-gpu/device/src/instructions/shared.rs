@@ -23,8 +23,8 @@ macro_rules! dynamic_shared_memory {
 ///
 /// An address is as unchecked as a pointer: what it is used for must be there.
 ///
-/// ```compile_fail
-/// # use device::shared::Shared;
+/// ```compile_fail,E0308
+/// # use deft_device::shared::Shared;
 /// fn first(words: Shared<u32>) -> Shared<f32> {
 ///     words // another type: `cast` says that it is meant
 /// }

@@ -28,8 +28,8 @@ use super::shared::Shared;
 /// A core matrix is 8 rows of M or N by 8 contiguous of K (K-major), or, for an operand that is
 /// transposed, 8 rows of K by 8 contiguous of M or N (MN-major).
 ///
-/// ```compile_fail
-/// # use device::{shared::Shared, wgmma::Operand};
+/// ```compile_fail,E0308
+/// # use deft_device::{shared::Shared, wgmma::Operand};
 /// fn operand(tile: Shared<u16>) -> Operand {
 ///     Operand { descriptor: tile, step_bytes: 256 } // an address, not a descriptor
 /// }
