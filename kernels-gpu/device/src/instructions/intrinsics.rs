@@ -29,16 +29,39 @@ unsafe extern "unadjusted" {
     pub(super) fn vote_any(mask: u32, predicate: bool) -> bool;
     #[link_name = "llvm.nvvm.vote.all.sync"]
     pub(super) fn vote_all(mask: u32, predicate: bool) -> bool;
+}
+
+/// Intrinsics that LLVM knows for Hopper alone. Elsewhere their place is taken by text that ptxas refuses, should a
+/// kernel for another architecture keep it.
+macro_rules! hopper {
+    ($(#[link_name = $llvm:literal] fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)?;)+) => {
+        #[cfg(target_feature = "sm_90a")]
+        unsafe extern "unadjusted" {
+            $(#[link_name = $llvm] pub(super) fn $name($($argument: $type),*) $(-> $result)?;)+
+        }
+
+        $(
+            #[cfg(not(target_feature = "sm_90a"))]
+            #[inline(always)]
+            pub(super) unsafe fn $name($(_: $type),*) $(-> $result)? {
+                // SAFETY: never assembled.
+                unsafe { core::arch::asm!(concat!($llvm, " needs sm_90a;"), options(noreturn, nostack)) }
+            }
+        )+
+    };
+}
+
+hopper! {
     #[link_name = "llvm.nvvm.elect.sync"]
-    pub(super) fn elect(mask: u32) -> Elected;
+    fn elect(mask: u32) -> Elected;
     #[link_name = "llvm.nvvm.setmaxnreg.inc.sync.aligned.u32"]
-    pub(super) fn set_max_registers_inc(count: u32);
+    fn set_max_registers_inc(count: u32);
     #[link_name = "llvm.nvvm.setmaxnreg.dec.sync.aligned.u32"]
-    pub(super) fn set_max_registers_dec(count: u32);
+    fn set_max_registers_dec(count: u32);
     #[link_name = "llvm.nvvm.wgmma.fence.sync.aligned"]
-    pub(super) fn wgmma_fence();
+    fn wgmma_fence();
     #[link_name = "llvm.nvvm.wgmma.commit_group.sync.aligned"]
-    pub(super) fn wgmma_commit_group();
+    fn wgmma_commit_group();
     #[link_name = "llvm.nvvm.wgmma.wait_group.sync.aligned"]
-    pub(super) fn wgmma_wait_group(pending: u64);
+    fn wgmma_wait_group(pending: u64);
 }
