@@ -15,6 +15,8 @@
         abi_unadjusted
     )
 )]
+// LLVM's intrinsics are the compiler's own: each release is tried before kernels are built with it.
+#![cfg_attr(target_arch = "nvptx64", allow(internal_features))]
 
 mod arch;
 #[cfg(all(feature = "emulate", not(target_arch = "nvptx64")))]

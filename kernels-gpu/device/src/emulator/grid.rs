@@ -35,8 +35,8 @@ pub(crate) struct Grid<'m> {
     /// Counts what could end somebody's polling.
     pub(crate) progress: AtomicU64,
     shadows: Vec<Box<[Granule]>>,
-    /// What was released at each address, by block, and whether for that block alone.
-    released: Mutex<HashMap<u64, BTreeMap<(u32, bool), Released>>>,
+    /// At each address.
+    released: Mutex<HashMap<u64, ReleasedBy>>,
 }
 
 /// Who last wrote and read a granule of global memory. Of several readers one is remembered.
@@ -49,6 +49,9 @@ struct Granule {
 
 // SAFETY: all-zero atomics are valid.
 unsafe impl Zeroable for Granule {}
+
+/// What was released somewhere, by block, and whether for that block alone.
+type ReleasedBy = BTreeMap<(u32, bool), Released>;
 
 /// Beside a writer's site, which is aligned: the write was atomic.
 const ATOMIC: u64 = 1;
