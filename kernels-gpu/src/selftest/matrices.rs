@@ -1,7 +1,9 @@
 //! Fragments: `ldmatrix`, `stmatrix`, `mma`.
 
 use super::{fill_shared, own_words, store_own_words};
-use device::{Bf16, Element, F16, global, matrix, shared, warp};
+use device::shared::{Shared, dynamic_shared_mem};
+use device::warp::FULL_MASK;
+use device::{Bf16, Element, F16, global, matrix, warp};
 use kernel_macros::kernel;
 
 /// Words of four 8x8 matrices of 16 bits.
@@ -21,12 +23,12 @@ const MATRICES: u32 = 4 * 32;
 )]
 #[inline(always)]
 pub unsafe fn ldmatrix(input: *const u32, output: *mut u32) {
-    let base = shared::dynamic_shared();
+    let base = dynamic_shared_mem::<u32>();
     // SAFETY: the caller's; the warp is whole, and every row lies in what was filled.
     unsafe {
         fill_shared(base, input, MATRICES);
         let [row] = own_words(input.add(MATRICES as usize));
-        let row = base + 16 * row;
+        let row = base.cast::<matrix::Row>().at(row);
         let [a, b, c, d] = matrix::ldmatrix_x4(row);
         let [e, f, g, h] = matrix::ldmatrix_x4_trans(row);
         let [i, j] = matrix::ldmatrix_x2(row);
@@ -50,11 +52,11 @@ pub unsafe fn ldmatrix(input: *const u32, output: *mut u32) {
 )]
 #[inline(always)]
 pub unsafe fn stmatrix(input: *const u32, output: *mut u32) {
-    let base = shared::dynamic_shared();
+    let base = dynamic_shared_mem::<u32>();
     // SAFETY: the caller's; the warp is whole, and every row lies in shared memory.
     unsafe {
         let [a, b, c, d, row] = own_words(input);
-        let row = base + 16 * row;
+        let row = base.cast::<matrix::Row>().at(row);
         matrix::stmatrix_x4(row, [a, b, c, d]);
         write_out(base, output);
         matrix::stmatrix_x4_trans(row, [a, b, c, d]);
@@ -66,16 +68,16 @@ pub unsafe fn stmatrix(input: *const u32, output: *mut u32) {
 
 /// Writes the matrices in shared memory to `output`, by one warp, between two barriers.
 #[inline(always)]
-unsafe fn write_out(base: u32, output: *mut u32) {
+unsafe fn write_out(base: Shared<u32>, output: *mut u32) {
     // SAFETY: the caller's.
     unsafe {
-        warp::sync_warp();
+        warp::sync_warp(FULL_MASK);
         let mut word = warp::lane_id();
         while word < MATRICES {
-            global::store_u32(output.add(word as usize), shared::load_u32(base + 4 * word));
+            global::store_u32(output.add(word as usize), base.at(word).load());
             word += warp::LANES;
         }
-        warp::sync_warp();
+        warp::sync_warp(FULL_MASK);
     }
 }
 

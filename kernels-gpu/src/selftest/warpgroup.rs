@@ -1,8 +1,9 @@
 //! `wgmma`, from shared memory and from registers.
 
 use super::{fill_shared, own_words, store_own_words};
-use device::wgmma::{self, Accumulators, Operand};
-use device::{Bf16, Element, F16, global, shared};
+use device::shared::dynamic_shared_mem;
+use device::wgmma::{self, Accumulators, Descriptor, Operand};
+use device::{Bf16, Element, F16, global};
 use kernel_macros::kernel;
 
 /// First words of the input of a `wgmma` kernel: where operands lie, in bytes.
@@ -29,12 +30,12 @@ const HEADER: usize = size_of::<Warpgroup>() / 4;
 /// Reads the operands' places and fills shared memory; what is left of the input.
 #[inline(always)]
 unsafe fn prepare(input: *const u32) -> (Operand, Operand, bool, *const u32) {
-    let base = shared::dynamic_shared();
+    let base = dynamic_shared_mem::<u32>();
     // SAFETY: the caller's.
     unsafe {
         let word = |i: usize| global::load_u32(input.add(i));
         let operand = |i: usize| Operand {
-            descriptor: wgmma::descriptor(base + word(i), word(i + 1), word(i + 2)),
+            descriptor: Descriptor::new(base.offset(word(i)), word(i + 1), word(i + 2)),
             step_bytes: word(i + 3),
         };
         let words = word(0);

@@ -1,6 +1,8 @@
 //! The instructions: every function has one signature and two bodies. Code above this module has no `cfg`.
 
 mod element;
+#[cfg(target_arch = "nvptx64")]
+mod intrinsics;
 
 pub mod async_copy;
 pub mod atomic;
@@ -27,7 +29,7 @@ pub const ARCH: Arch = if cfg!(any(not(target_arch = "nvptx64"), target_feature 
     Arch::Sm80
 };
 
-/// Picks a function's body: assembly on the device, the emulator elsewhere.
+/// Picks a function's body: the instruction on the device, the emulator elsewhere.
 macro_rules! bodies {
     (ptx $ptx:block emulated $emulated:block) => {{
         #[cfg(target_arch = "nvptx64")]

@@ -22,6 +22,7 @@ mod sink;
 mod warp_tile;
 
 use crate::layout;
+use device::matrix::Row;
 
 pub use merge::{Merge, merge};
 
@@ -63,11 +64,11 @@ pub struct Attend {
 impl Attend {
     /// The KV head's first page, and bytes from a page to the next.
     #[inline(always)]
-    unsafe fn pages<const D: usize>(&self, kv_head: u32) -> (*const u8, u64) {
+    unsafe fn pages<const D: usize>(&self, kv_head: u32) -> (*const Row, u64) {
         let page_bytes = 2 * layout::page_elements(D as u32) as u64;
         let offset = (u64::from(kv_head) * page_bytes) as usize;
         // SAFETY: the pool holds pages of every KV head.
-        let first = unsafe { self.pool.cast::<u8>().add(offset) };
+        let first = unsafe { self.pool.cast::<Row>().byte_add(offset) };
         (first, page_bytes * u64::from(self.kv_heads))
     }
 

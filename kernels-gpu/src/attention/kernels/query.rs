@@ -2,7 +2,9 @@
 
 use crate::abi::WorkItem;
 use crate::attention::tile::CONSUMERS;
-use device::{global, shared};
+use device::global;
+use device::matrix::Row;
+use device::shared::Shared;
 
 /// Where rows of a work item lie in `[queries, q_heads, head_dim]`.
 #[derive(Clone, Copy)]
@@ -83,7 +85,7 @@ impl Group {
 #[inline(always)]
 pub(super) unsafe fn load<const D: usize>(
     q: *const u16,
-    tile: u32,
+    tile: Shared<Row>,
     map: &RowMap,
     padded: u32,
     thread: u32,
@@ -97,7 +99,7 @@ pub(super) unsafe fn load<const D: usize>(
     // SAFETY: the item's first row, and in it the thread's dims.
     let origin = unsafe { q.add(map.first() * D + chunk as usize * 8) };
     let mut row = thread / (8 * chunks) * 8 + thread % 8;
-    let mut place = tile + thread * 16;
+    let mut place = tile.at(thread);
     while row < padded {
         let mut pieces = [[0u32; 4]; BATCH as usize];
         for i in 0..BATCH {
@@ -112,11 +114,11 @@ pub(super) unsafe fn load<const D: usize>(
         for i in 0..BATCH {
             if row + i * row_step < padded {
                 // SAFETY: the piece lies within the tile.
-                unsafe { shared::store_v4_u32(place + i * CONSUMERS * 16, pieces[i as usize]) };
+                unsafe { place.at(i * CONSUMERS).cast().store(pieces[i as usize]) };
             }
         }
         row += BATCH * row_step;
-        place += BATCH * CONSUMERS * 16;
+        place = place.at(BATCH * CONSUMERS);
     }
 }
 
