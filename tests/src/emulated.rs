@@ -10,11 +10,11 @@ use deft::cache::{CacheShape, DType, Elements, ElementsMut};
 use device::emulator::{Launch, Memory, Report};
 use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
+use kernels_gpu::Arch;
 use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
 use kernels_gpu::attention::{self as kernels, Merge, tile};
 use kernels_gpu::cache;
-use kernels_gpu::entries::Arch;
 use kernels_gpu::layout::{element_offset, half_page_elements, page_offset};
 
 /// A cache of 16-bit elements whose every operation is a launch on the emulator.

@@ -8,8 +8,8 @@ use deft_tests::emulated::Emulated;
 use deft_tests::problem::{Heads, Problem};
 use deft_tests::views::{self, Node};
 use half::{bf16, f16};
+use kernels_gpu::Arch;
 use kernels_gpu::attention::tile::max_rows;
-use kernels_gpu::entries::Arch;
 
 fn heads(q: u32, kv: u32, dim: u32) -> Heads {
     Heads { q, kv, dim }

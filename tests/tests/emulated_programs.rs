@@ -13,9 +13,9 @@ use deft_tests::emulated::Emulated;
 use deft_tests::problem::{Heads, Problem, assert_close};
 use deft_tests::views::{self, Node};
 use half::{bf16, f16};
+use kernels_gpu::Arch;
 use kernels_gpu::abi::{NONE, Segment, WorkItem};
 use kernels_gpu::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES, max_rows};
-use kernels_gpu::entries::Arch;
 
 const fn heads(q: u32, kv: u32, dim: u32) -> Heads {
     Heads { q, kv, dim }

@@ -7,9 +7,9 @@ mod console;
 mod kernels;
 mod model;
 mod process;
+mod progress;
 mod report;
 mod test;
-mod wheel;
 mod workspace;
 
 use std::process::ExitCode;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::console::{Outcome, Steps};
-use crate::kernels::{self, toolchain};
+use crate::kernels;
 use crate::process::{self, cargo};
 
 /// Checks everything: formatting, lints, documentation, kernels, tests, miri.
@@ -112,7 +112,7 @@ fn miri() -> Result<Outcome> {
         toolchain.join("bin/cargo-miri").is_file()
             && toolchain.join("lib/rustlib/src/rust/library").is_dir()
     };
-    let Some(toolchain) = toolchain::rustup_toolchains().into_iter().find(has_miri) else {
+    let Some(toolchain) = ptx_builder::rustup_toolchains().into_iter().find(has_miri) else {
         return Ok(Outcome::Skipped(
             "no toolchain with miri (rustup +nightly component add miri rust-src)".to_owned(),
         ));

@@ -2,6 +2,8 @@
 
 use std::ffi::c_void;
 
+use kernels_gpu::ptx;
+
 use super::error::{check, reason};
 use super::sys;
 use super::{CudaDevice, CudaError, DevicePtr, RawStream};
@@ -70,6 +72,17 @@ impl Arguments {
     }
     fn pointers(&mut self) -> [*mut c_void; MAX_ARGUMENTS] {
         std::array::from_fn(|index| (&raw mut self.slots[index]).cast())
+    }
+}
+
+impl<A: ptx::Arguments> From<A> for Arguments {
+    /// A kernel's record, in the kernel's order.
+    fn from(record: A) -> Self {
+        let bits = record.bits();
+        let pairs = bits.as_ref().iter().zip(A::BYTES);
+        pairs.fold(Self::default(), |arguments, (&bits, &bytes)| {
+            arguments.push(bits, bytes as u8)
+        })
     }
 }
 
@@ -230,6 +243,8 @@ impl Kernel {
 
 #[cfg(test)]
 mod tests {
+    use kernels_gpu::ptx::Arguments as _;
+
     use super::*;
 
     #[test]
@@ -246,5 +261,16 @@ mod tests {
             assert_eq!(pointers[1].cast::<u32>().read(), u32::MAX);
             assert_eq!(pointers[2].cast::<f32>().read(), -1.5);
         }
+    }
+
+    #[test]
+    fn a_kernels_record_is_passed_in_the_kernels_order() {
+        let arguments = Arguments::from(ptx::Advance {
+            targets: 1 << 40,
+            count: 7,
+            lengths: 2,
+        });
+        assert_eq!(arguments.sizes(), ptx::Advance::BYTES);
+        assert_eq!(arguments.slots[..3], [1 << 40, 7, 2]);
     }
 }

@@ -1,6 +1,7 @@
 //! What each operation reads and writes, and its kernel's arguments.
 
-use deft::cuda::{Arguments, CachePointers, DevicePtr, Rotary};
+use deft::cuda::{CachePointers, DevicePtr, Rotary};
+use kernels_gpu::ptx;
 
 /// Device pointers of an embedding.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,13 +19,14 @@ pub struct Embed {
 }
 
 impl Embed {
-    pub(super) fn arguments(&self) -> Arguments {
-        Arguments::default()
-            .pointer(self.tokens)
-            .pointer(self.table)
-            .pointer(self.x)
-            .word(self.rows)
-            .word(self.hidden)
+    pub(super) fn arguments(&self) -> ptx::Embed {
+        ptx::Embed {
+            tokens: self.tokens.0,
+            table: self.table.0,
+            x: self.x.0,
+            rows: self.rows,
+            hidden: self.hidden,
+        }
     }
 }
 
@@ -49,14 +51,15 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    pub(super) fn arguments(&self) -> Arguments {
-        Arguments::default()
-            .pointer(self.x)
-            .pointer(self.picks)
-            .pointer(self.weight)
-            .pointer(self.out)
-            .word(self.hidden)
-            .float(self.eps)
+    pub(super) fn arguments(&self) -> ptx::RmsNorm {
+        ptx::RmsNorm {
+            x: self.x.0,
+            picks: self.picks.0,
+            weight: self.weight.0,
+            out: self.out.0,
+            hidden: self.hidden,
+            eps: self.eps,
+        }
     }
 }
 
@@ -83,20 +86,21 @@ impl RotateAppend {
         rotary: &Rotary,
         kv_heads: u32,
         at: &CachePointers,
-    ) -> Arguments {
-        Arguments::default()
-            .pointer(self.qkv)
-            .pointer(self.q)
-            .pointer(at.pool)
-            .pointer(self.targets)
-            .pointer(at.lengths)
-            .pointer(at.tail_pages)
-            .pointer(rotary.positions)
-            .pointer(rotary.cos)
-            .pointer(rotary.sin)
-            .word(self.count)
-            .word(self.q_heads)
-            .word(kv_heads)
+    ) -> ptx::RotateAppend {
+        ptx::RotateAppend {
+            qkv: self.qkv.0,
+            q: self.q.0,
+            pool: at.pool.0,
+            targets: self.targets.0,
+            lengths: at.lengths.0,
+            tail_pages: at.tail_pages.0,
+            positions: rotary.positions.0,
+            cos: rotary.cos.0,
+            sin: rotary.sin.0,
+            count: self.count,
+            q_heads: self.q_heads,
+            kv_heads,
+        }
     }
 }
 
@@ -114,12 +118,13 @@ pub struct SiluMul {
 }
 
 impl SiluMul {
-    pub(super) fn arguments(&self) -> Arguments {
-        Arguments::default()
-            .pointer(self.gate_up)
-            .pointer(self.out)
-            .word(self.rows)
-            .word(self.ffn)
+    pub(super) fn arguments(&self) -> ptx::SiluMul {
+        ptx::SiluMul {
+            gate_up: self.gate_up.0,
+            out: self.out.0,
+            rows: self.rows,
+            ffn: self.ffn,
+        }
     }
 }
 
@@ -141,13 +146,14 @@ pub struct TopK {
 }
 
 impl TopK {
-    pub(super) fn arguments(&self) -> Arguments {
-        Arguments::default()
-            .pointer(self.logits)
-            .pointer(self.ids)
-            .pointer(self.log_probs)
-            .word(self.vocab)
-            .word(self.k)
+    pub(super) fn arguments(&self) -> ptx::LogSoftmaxTopK {
+        ptx::LogSoftmaxTopK {
+            logits: self.logits.0,
+            ids: self.ids.0,
+            log_probs: self.log_probs.0,
+            vocab: self.vocab,
+            k: self.k,
+        }
     }
 }
 
@@ -165,13 +171,18 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    pub(super) fn arguments(&self, top_k: &TopK) -> Arguments {
-        top_k
-            .arguments()
-            .pointer(self.streams)
-            .pointer(self.steps)
-            .long(self.seed)
-            .float(self.temperature)
+    pub(super) fn arguments(&self, top_k: &TopK) -> ptx::SampleTopK {
+        ptx::SampleTopK {
+            logits: top_k.logits.0,
+            ids: top_k.ids.0,
+            log_probs: top_k.log_probs.0,
+            vocab: top_k.vocab,
+            k: top_k.k,
+            streams: self.streams.0,
+            steps: self.steps.0,
+            seed: self.seed,
+            temperature: self.temperature,
+        }
     }
 }
 
@@ -197,16 +208,17 @@ pub struct Feed {
 }
 
 impl Feed {
-    pub(super) fn arguments(&self) -> Arguments {
-        Arguments::default()
-            .pointer(self.next)
-            .pointer(self.targets)
-            .pointer(self.tokens)
-            .pointer(self.positions)
-            .pointer(self.history)
-            .word(self.history_len)
-            .word(self.next_stride)
-            .word(self.count)
+    pub(super) fn arguments(&self) -> ptx::Feed {
+        ptx::Feed {
+            next: self.next.0,
+            targets: self.targets.0,
+            tokens: self.tokens.0,
+            positions: self.positions.0,
+            history: self.history.0,
+            history_len: self.history_len,
+            next_stride: self.next_stride,
+            count: self.count,
+        }
     }
 }
 
@@ -229,58 +241,12 @@ impl FillRandom {
         self.count / u64::from(kernels_gpu::model::limits::CHUNK)
     }
 
-    pub(super) fn arguments(&self) -> Arguments {
-        Arguments::default()
-            .pointer(self.out)
-            .long(self.chunks())
-            .long(self.seed)
-            .float(self.scale)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use deft::cache::HEAD_DIMS;
-    use deft::cuda::{Arch, kernel_parameters};
-
-    use super::*;
-
-    #[test]
-    fn the_embedded_kernels_take_the_arguments_that_are_passed() {
-        let rotate =
-            RotateAppend::default().arguments(&Rotary::default(), 0, &CachePointers::default());
-        let top_k = TopK::default();
-        let mut expected = vec![
-            ("log_softmax_top_k".to_owned(), top_k.arguments()),
-            (
-                "sample_top_k".to_owned(),
-                Sampling::default().arguments(&top_k),
-            ),
-            ("feed_tokens".to_owned(), Feed::default().arguments()),
-            (
-                "fill_random_f32".to_owned(),
-                FillRandom::default().arguments(),
-            ),
-        ];
-        for dtype in ["bf16", "f16"] {
-            expected.extend([
-                (format!("embed_{dtype}"), Embed::default().arguments()),
-                (format!("rms_norm_{dtype}"), RmsNorm::default().arguments()),
-                (format!("silu_mul_{dtype}"), SiluMul::default().arguments()),
-                (
-                    format!("fill_random_{dtype}"),
-                    FillRandom::default().arguments(),
-                ),
-            ]);
-            for dim in HEAD_DIMS {
-                expected.push((format!("rotate_append_{dtype}_d{dim}"), rotate.clone()));
-            }
-        }
-        for arch in Arch::ALL {
-            for (name, arguments) in &expected {
-                let parameters = kernel_parameters(name, arch).unwrap();
-                assert_eq!(parameters, arguments.sizes(), "{name}");
-            }
+    pub(super) fn arguments(&self) -> ptx::Fill {
+        ptx::Fill {
+            out: self.out.0,
+            chunks: self.chunks(),
+            seed: self.seed,
+            scale: self.scale,
         }
     }
 }

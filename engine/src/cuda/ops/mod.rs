@@ -8,10 +8,9 @@ mod check;
 
 use deft::DType;
 use deft::cache::{HEAD_DIMS, ShapeError};
-use deft::cuda::{
-    Arguments, CachePointers, CudaCache, CudaDevice, CudaError, Kernel, Launch, RawStream, Rotary,
-};
+use deft::cuda::{CudaCache, CudaDevice, CudaError, Kernel, Launch, RawStream, Rotary};
 use kernels_gpu::model::limits::FILL_BLOCKS;
+use kernels_gpu::ptx::{self, Arguments as _};
 
 pub use buffers::{Embed, Feed, FillRandom, RmsNorm, RotateAppend, Sampling, SiluMul, TopK};
 
@@ -50,24 +49,20 @@ impl ModelOps {
         if !HEAD_DIMS.contains(&head_dim) {
             return Err(ShapeError::HeadDim { head_dim }.into());
         }
-        let kernel = |name: &str, arguments: Arguments| device.kernel(name, &arguments.sizes());
-        let typed = |name: &str, arguments| kernel(&format!("{name}_{dtype}"), arguments);
-        let rotate =
-            RotateAppend::default().arguments(&Rotary::default(), 0, &CachePointers::default());
-        let top_k = TopK::default();
-        let fill = FillRandom::default().arguments();
+        let typed = |name: &str, bytes: &[u32]| device.kernel(&format!("{name}_{dtype}"), bytes);
+        let rotate = format!("rotate_append_{dtype}_d{head_dim}");
         Ok(Self {
             dtype,
             head_dim,
-            embed: typed("embed", Embed::default().arguments())?,
-            rms_norm: typed("rms_norm", RmsNorm::default().arguments())?,
-            rotate_append: kernel(&format!("rotate_append_{dtype}_d{head_dim}"), rotate)?,
-            silu_mul: typed("silu_mul", SiluMul::default().arguments())?,
-            log_softmax_top_k: kernel("log_softmax_top_k", top_k.arguments())?,
-            sample_top_k: kernel("sample_top_k", Sampling::default().arguments(&top_k))?,
-            feed: kernel("feed_tokens", Feed::default().arguments())?,
-            fill: typed("fill_random", fill.clone())?,
-            fill_f32: kernel("fill_random_f32", fill)?,
+            embed: typed("embed", ptx::Embed::BYTES)?,
+            rms_norm: typed("rms_norm", ptx::RmsNorm::BYTES)?,
+            rotate_append: device.kernel(&rotate, ptx::RotateAppend::BYTES)?,
+            silu_mul: typed("silu_mul", ptx::SiluMul::BYTES)?,
+            log_softmax_top_k: device.kernel("log_softmax_top_k", ptx::LogSoftmaxTopK::BYTES)?,
+            sample_top_k: device.kernel("sample_top_k", ptx::SampleTopK::BYTES)?,
+            feed: device.kernel("feed_tokens", ptx::Feed::BYTES)?,
+            fill: typed("fill_random", ptx::Fill::BYTES)?,
+            fill_f32: device.kernel("fill_random_f32", ptx::Fill::BYTES)?,
         })
     }
 
@@ -89,7 +84,7 @@ impl ModelOps {
         // promise.
         unsafe {
             self.embed
-                .launch_threads(threads, embed.arguments(), stream)
+                .launch_threads(threads, embed.arguments().into(), stream)
         }
     }
 
@@ -105,7 +100,7 @@ impl ModelOps {
         // SAFETY: as in `embed`.
         unsafe {
             self.rms_norm
-                .launch(blocks(norm.rows), norm.arguments(), stream)
+                .launch(blocks(norm.rows), norm.arguments().into(), stream)
         }
     }
 
@@ -139,7 +134,7 @@ impl ModelOps {
             append.count,
             heads.saturating_mul(self.head_dim / 2),
         )?;
-        let arguments = append.arguments(rotary, shape.kv_heads, &at);
+        let arguments = append.arguments(rotary, shape.kv_heads, &at).into();
         // SAFETY: as in `embed`.
         unsafe {
             self.rotate_append
@@ -159,7 +154,7 @@ impl ModelOps {
         // SAFETY: as in `embed`.
         unsafe {
             self.silu_mul
-                .launch_threads(threads, silu.arguments(), stream)
+                .launch_threads(threads, silu.arguments().into(), stream)
         }
     }
 
@@ -182,7 +177,7 @@ impl ModelOps {
         check::top_k(top_k)?;
         let kernel = &self.log_softmax_top_k;
         // SAFETY: as in `embed`.
-        unsafe { kernel.launch(blocks(top_k.rows), top_k.arguments(), stream) }
+        unsafe { kernel.launch(blocks(top_k.rows), top_k.arguments().into(), stream) }
     }
 
     /// Enqueues `k` draws without replacement from the softmax of `logits / temperature` of each row, in the order of
@@ -202,7 +197,7 @@ impl ModelOps {
     ) -> Result<(), CudaError> {
         check::top_k(top_k)?;
         check::sampling(sampling)?;
-        let arguments = sampling.arguments(top_k);
+        let arguments = sampling.arguments(top_k).into();
         // SAFETY: as in `embed`.
         unsafe {
             self.sample_top_k
@@ -221,7 +216,10 @@ impl ModelOps {
         check::feed(feed)?;
         let threads = u64::from(feed.count);
         // SAFETY: as in `embed`.
-        unsafe { self.feed.launch_threads(threads, feed.arguments(), stream) }
+        unsafe {
+            self.feed
+                .launch_threads(threads, feed.arguments().into(), stream)
+        }
     }
 
     /// Enqueues random values of the activations' type, for weights that stand for a model's.
@@ -264,7 +262,7 @@ unsafe fn run_fill(kernel: &Kernel, fill: &FillRandom, stream: RawStream) -> Res
     let needed = fill.chunks().div_ceil(u64::from(kernel.threads()));
     let launch = blocks(needed.min(u64::from(FILL_BLOCKS)) as u32);
     // SAFETY: as in `ModelOps::embed`.
-    unsafe { kernel.launch(launch, fill.arguments(), stream) }
+    unsafe { kernel.launch(launch, fill.arguments().into(), stream) }
 }
 
 /// A launch of `count` blocks.

@@ -6,12 +6,13 @@ use super::query::{Group, RowMap};
 use super::rows::Logits;
 use super::sink::{Outputs, Sink};
 use crate::abi::WorkItem;
+use device::shared::Shared;
 
 /// Constants of the block and of the thread.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
     /// Start of shared memory.
-    pub(super) shared: u32,
+    pub(super) shared: Shared<u8>,
     /// The thread.
     pub(super) thread: u32,
     /// Its warp.
@@ -35,7 +36,13 @@ pub(super) struct Block {
 impl Block {
     /// For the calling thread, in the block of `kv_head` whose shared memory begins at `shared`.
     #[inline(always)]
-    pub(super) fn new(a: &Attend, shared: u32, thread: u32, warp: u32, kv_head: u32) -> Self {
+    pub(super) fn new(
+        a: &Attend,
+        shared: Shared<u8>,
+        thread: u32,
+        warp: u32,
+        kv_head: u32,
+    ) -> Self {
         Self {
             shared,
             thread,

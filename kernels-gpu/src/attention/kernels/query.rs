@@ -3,7 +3,9 @@
 use super::program::Program;
 use crate::abi::{NONE, WorkItem};
 use crate::attention::tile::CONSUMERS;
-use device::{global, shared};
+use device::global;
+use device::matrix::Row;
+use device::shared::Shared;
 
 /// Where rows of a work item lie in `[queries, q_heads, head_dim]`.
 #[derive(Clone, Copy)]
@@ -93,7 +95,7 @@ impl Group {
 #[inline(always)]
 pub(super) unsafe fn load<const D: usize>(
     q: *const u16,
-    tile: u32,
+    tile: Shared<Row>,
     map: &RowMap,
     padded: u32,
     thread: u32,
@@ -105,7 +107,7 @@ pub(super) unsafe fn load<const D: usize>(
     let row_step = CONSUMERS / chunks;
     let chunk = thread / 8 % chunks;
     let mut row = thread / (8 * chunks) * 8 + thread % 8;
-    let mut place = tile + thread * 16;
+    let mut place = tile.at(thread);
     while row < padded {
         let mut pieces = [[0u32; 4]; BATCH as usize];
         for i in 0..BATCH {
@@ -120,11 +122,11 @@ pub(super) unsafe fn load<const D: usize>(
         for i in 0..BATCH {
             if row + i * row_step < padded {
                 // SAFETY: the piece lies within the tile.
-                unsafe { shared::store_v4_u32(place + i * CONSUMERS * 16, pieces[i as usize]) };
+                unsafe { place.at(i * CONSUMERS).cast().store(pieces[i as usize]) };
             }
         }
         row += BATCH * row_step;
-        place += BATCH * CONSUMERS * 16;
+        place = place.at(BATCH * CONSUMERS);
     }
 }
 

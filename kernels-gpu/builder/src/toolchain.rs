@@ -4,15 +4,14 @@
 //! toolchain needs the standard library's source: Debian's `rust-web-src`, or rustup's `rust-src`.
 //! `RUSTC_BOOTSTRAP=1` opens the unstable options of a stable compiler.
 
-use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, fmt};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 
-use crate::console::say;
-use crate::process;
+use crate::{Event, Listener, debian, process};
 
 const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
@@ -29,9 +28,9 @@ pub(crate) struct Toolchain {
 
 impl Toolchain {
     /// Cargo of this toolchain, using its rustc, whatever toolchain runs this program.
-    pub(crate) fn cargo(&self) -> Command {
+    pub(crate) fn cargo(&self, folder: &Path) -> Command {
         let mut command = Command::new(self.bin.join("cargo"));
-        command.current_dir(crate::workspace::root());
+        command.current_dir(folder);
         for (name, _) in env::vars_os() {
             let inherited = name.to_string_lossy();
             let ours = inherited.starts_with("CARGO") || inherited.starts_with("RUST");
@@ -78,25 +77,40 @@ fn minor(version: &str) -> Option<u32> {
     release.split('.').next()?.parse().ok()
 }
 
-/// The toolchain to build kernels with: the one of version `recorded` if it is here, else any that
-/// can, else one that is installed now. `allowed` permits to install through rustup.
-pub(crate) fn find_or_install(recorded: Option<&str>, allowed: bool) -> Result<Toolchain> {
-    if let Some(toolchain) = find(recorded) {
-        return Ok(toolchain);
-    }
-    install(allowed)?;
-    match find(recorded) {
-        Some(toolchain) => Ok(toolchain),
-        None => bail!(
-            "still no toolchain with the standard library's source after installing one; \
-             `{}` must bring lib/rustlib/src/rust/library into rustc's sysroot",
-            rustup_command()
-        ),
+/// There is no compiler for kernels here, and none was to be had.
+#[derive(Debug)]
+pub struct NoToolchain(String);
+
+impl fmt::Display for NoToolchain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
+impl std::error::Error for NoToolchain {}
+
+/// The toolchain to build kernels with: the one of version `recorded` if it is here, else any that
+/// can, else one that is installed now. `allowed` permits to install through rustup. The error is [`NoToolchain`].
+pub(crate) fn find_or_install(
+    recorded: Option<&str>,
+    allowed: bool,
+    listener: &Listener<'_>,
+) -> Result<Toolchain> {
+    if let Some(toolchain) = find(recorded) {
+        return Ok(toolchain);
+    }
+    install(allowed, listener).map_err(|error| NoToolchain(format!("{error:#}")))?;
+    find(recorded).ok_or_else(|| {
+        let missing = "still no toolchain with the standard library's source after installing one";
+        NoToolchain(format!(
+            "{missing}; `{RUSTUP_COMMAND}` must bring lib/rustlib/src/rust/library into rustc's sysroot"
+        ))
+        .into()
+    })
+}
+
 /// The best toolchain that is here.
-pub(crate) fn find(recorded: Option<&str>) -> Option<Toolchain> {
+fn find(recorded: Option<&str>) -> Option<Toolchain> {
     let found: Vec<Toolchain> = folders()
         .into_iter()
         .filter_map(Toolchain::in_folder)
@@ -121,7 +135,7 @@ fn folders() -> Vec<PathBuf> {
 }
 
 /// Toolchains of rustup's, the running one first.
-pub(crate) fn rustup_toolchains() -> Vec<PathBuf> {
+pub fn rustup_toolchains() -> Vec<PathBuf> {
     // .../toolchains/<name>/bin/cargo
     let Some(current) = env::var_os("CARGO")
         .map(PathBuf::from)
@@ -143,26 +157,25 @@ pub(crate) fn rustup_toolchains() -> Vec<PathBuf> {
     [vec![current], others].concat()
 }
 
-fn install(allowed: bool) -> Result<()> {
+const RUSTUP_COMMAND: &str = "rustup component add rust-src";
+
+fn install(allowed: bool, listener: &Listener<'_>) -> Result<()> {
+    let say = |line: &str| listener(Event::Note(line));
     say("no Rust toolchain here has the standard library's source, which kernels need");
-    if super::debian::can_install() {
-        match super::debian::install(&DEBIAN_PACKAGES) {
+    if debian::can_install() {
+        match debian::install(&DEBIAN_PACKAGES, listener) {
             Ok(()) => return Ok(()),
-            Err(error) => say(format!("{error:#}")),
+            Err(error) => say(&format!("{error:#}")),
         }
     }
-    let command = rustup_command();
-    if !allowed {
-        bail!(
-            "kernels need the standard library's source: run `{command}`, or this command with --yes"
-        );
-    }
-    say(format!("running `{command}`"));
-    process::run(Command::new("rustup").args(["component", "add", "rust-src"]))
-}
-
-fn rustup_command() -> &'static str {
-    "rustup component add rust-src"
+    ensure!(
+        allowed,
+        "kernels need the standard library's source: run `{RUSTUP_COMMAND}`, or allow to (`--yes`)"
+    );
+    say(&format!("running `{RUSTUP_COMMAND}`"));
+    let mut command = Command::new("rustup");
+    command.args(["component", "add", "rust-src"]);
+    process::capture(&mut command, RUSTUP_COMMAND, listener).map(|_| ())
 }
 
 #[cfg(test)]

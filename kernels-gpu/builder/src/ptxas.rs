@@ -1,22 +1,22 @@
-//! NVIDIA's assembler: what each kernel needs of a multiprocessor, and what is wrong with it.
+//! NVIDIA's assembler and disassembler: what each kernel needs of a multiprocessor, and what is wrong with it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use device::Arch;
 
-use crate::console::say;
 use crate::wheel::Wheel;
-use crate::{process, workspace};
+use crate::{Event, Listener, process};
 
 /// A program out of one of NVIDIA's wheels on PyPI.
-struct Tool {
+pub(crate) struct Tool {
     program: &'static str,
     wheel: Wheel,
 }
 
-const PTXAS: Tool = Tool {
+pub(crate) const PTXAS: Tool = Tool {
     program: "ptxas",
     wheel: Wheel {
         package: "nvidia-cuda-nvcc",
@@ -25,7 +25,7 @@ const PTXAS: Tool = Tool {
     },
 };
 
-const NVDISASM: Tool = Tool {
+pub(crate) const NVDISASM: Tool = Tool {
     program: "nvdisasm",
     wheel: Wheel {
         package: "nvidia-cuda-nvdisasm",
@@ -34,33 +34,48 @@ const NVDISASM: Tool = Tool {
     },
 };
 
-/// Where ptxas is; fetched if this machine has none.
-pub(crate) fn find_or_fetch() -> Result<PathBuf> {
-    PTXAS.find_or_fetch()
-}
-
 impl Tool {
-    fn find_or_fetch(&self) -> Result<PathBuf> {
+    /// Where it is; fetched into `target` if this machine has none.
+    pub(crate) fn find_or_fetch(&self, target: &Path, listener: &Listener<'_>) -> Result<PathBuf> {
         if let Some(path) = on_path(self.program) {
             return Ok(path);
         }
-        let folder = workspace::target()
+        let folder = target
             .join("cuda")
             .join(format!("{}-{}", self.wheel.package, self.wheel.version));
         let program = folder.join("nvidia/cu13/bin").join(self.program);
         if !program.is_file() {
             let (name, wheel) = (self.program, &self.wheel);
-            say(format!(
+            listener(Event::Note(&format!(
                 "no {name} on this machine: fetching {wheel} from PyPI into {}",
-                workspace::shown(&folder)
-            ));
-            let fetched = wheel.unpack(&folder, |_| Ok(()));
+                folder.display()
+            )));
+            let fetched = wheel.unpack(&folder, |_| Ok(()), listener);
             fetched.context("a CUDA toolkit on PATH would do as well")?;
             ensure!(program.is_file(), "the wheel {wheel} holds no {name}");
             make_executable(&program)?;
         }
         Ok(program)
     }
+}
+
+/// GPUs that run what is compiled for `arch`, as ptxas names them.
+pub(crate) fn gpus(arch: &str) -> &'static [&'static str] {
+    match arch.parse() {
+        Ok(Arch::Sm80) => &["sm_80", "sm_86", "sm_89"],
+        Ok(Arch::Sm90a) => &["sm_90a"],
+        Err(_) => &[],
+    }
+}
+
+/// The release of ptxas: the 13.0.88 of `release 13.0, V13.0.88`.
+pub(crate) fn release(ptxas: &Path, listener: &Listener<'_>) -> Result<String> {
+    let (text, _) = process::capture(Command::new(ptxas).arg("--version"), "ptxas", listener)?;
+    let release = text
+        .split(", V")
+        .nth(1)
+        .and_then(|rest| rest.split_whitespace().next());
+    Ok(release.context("ptxas tells no release")?.to_owned())
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {
@@ -91,15 +106,21 @@ pub(crate) struct Usage {
 }
 
 /// Assembles the file `ptx` for `target` into `cubin`. Spills, stack frames and warnings are errors.
-pub(crate) fn assemble(ptxas: &Path, ptx: &Path, target: &str, cubin: &Path) -> Result<Vec<Usage>> {
+pub(crate) fn assemble(
+    ptxas: &Path,
+    ptx: &Path,
+    target: &str,
+    cubin: &Path,
+    listener: &Listener<'_>,
+) -> Result<Vec<Usage>> {
     let mut command = Command::new(ptxas);
     command
         .arg("--verbose")
         .arg(format!("--gpu-name={target}"))
         .args([ptx.as_os_str(), "--output-file".as_ref(), cubin.as_os_str()]);
-    let what = format!("ptxas for {target}: {}", workspace::shown(ptx));
-    let output = process::capture(&mut command, &what)?;
-    let (usages, complaints) = read_report(&format!("{}{}", output.stdout, output.stderr));
+    let what = format!("ptxas for {target}: {}", ptx.display());
+    let (stdout, stderr) = process::capture(&mut command, &what, listener)?;
+    let (usages, complaints) = read_report(&format!("{stdout}{stderr}"));
     ensure!(
         complaints.is_empty(),
         "{what} is not clean:\n    {}",
@@ -108,13 +129,15 @@ pub(crate) fn assemble(ptxas: &Path, ptx: &Path, target: &str, cubin: &Path) -> 
     Ok(usages)
 }
 
-/// Writes the machine code of `cubin` as text.
-pub(crate) fn disassemble(cubin: &Path, into: &Path) -> Result<()> {
-    let mut command = Command::new(NVDISASM.find_or_fetch()?);
+/// The machine code of `cubin` as text.
+pub(crate) fn disassemble(
+    nvdisasm: &Path,
+    cubin: &Path,
+    listener: &Listener<'_>,
+) -> Result<String> {
+    let mut command = Command::new(nvdisasm);
     command.arg("--print-code").arg(cubin);
-    let output = process::capture(&mut command, "nvdisasm")?;
-    fs::write(into, output.stdout)
-        .with_context(|| format!("cannot write {}", workspace::shown(into)))
+    Ok(process::capture(&mut command, "nvdisasm", listener)?.0)
 }
 
 /// Reads what `ptxas --verbose` prints: the entries, and all that should not be there.

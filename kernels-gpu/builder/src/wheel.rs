@@ -1,28 +1,27 @@
-//! Wheels from PyPI: programs and data that come by pip, unpacked into `target`.
+//! Wheels from PyPI: programs and data that come by pip.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::thread;
-use std::time::Duration;
+use std::process::Command;
 use std::{fmt, fs};
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::kernels::debian;
-use crate::{process, workspace};
+use crate::{Event, Listener, debian, process};
 
 /// A version of a package.
-pub(crate) struct Wheel {
-    pub(crate) package: &'static str,
-    pub(crate) version: &'static str,
-    /// Bytes to fetch, for the progress bar; 0 if not known.
-    pub(crate) bytes: u64,
+#[derive(Clone, Copy, Debug)]
+pub struct Wheel {
+    /// Its name on PyPI.
+    pub package: &'static str,
+    /// The version.
+    pub version: &'static str,
+    /// Bytes to fetch, for who shows progress; 0 if not known.
+    pub bytes: u64,
 }
 
 /// PyPI cannot be reached from here: there is no pip, or it brought nothing.
 #[derive(Debug)]
-pub(crate) struct Unreachable(String);
+pub struct Unreachable(String);
 
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,44 +39,52 @@ impl fmt::Display for Wheel {
 
 impl Wheel {
     /// Fetches and unpacks the wheel into `folder`, which appears whole or not at all, and only if
-    /// `check` finds nothing wrong with it. The error is [`Unreachable`] if there was no wheel to be had.
-    pub(crate) fn unpack(
+    /// `check` finds nothing wrong with it.
+    ///
+    /// # Errors
+    /// [`Unreachable`] if there was no wheel to be had; what `check` says; files that cannot be written.
+    pub fn unpack(
         &self,
         folder: &Path,
         check: impl FnOnce(&Path) -> Result<()>,
+        listener: &Listener<'_>,
     ) -> Result<()> {
-        let python = python_with_pip()?;
+        let python = python_with_pip(listener)?;
         let draft = folder.with_extension("draft");
         if draft.exists() {
             fs::remove_dir_all(&draft)?;
         }
-        fs::create_dir_all(&draft)
-            .with_context(|| format!("cannot create {}", workspace::shown(&draft)))?;
-        let wheel = self.download(python, &draft).inspect_err(|_| {
+        fs::create_dir_all(&draft).with_context(|| format!("cannot create {}", draft.display()))?;
+        let wheel = self.download(python, &draft, listener).inspect_err(|_| {
             // Whatever is left of it is of no use; the next try removes it too.
             let _ = fs::remove_dir_all(&draft);
         })?;
         let mut unpack = Command::new(python);
         unpack.args(["-m", "zipfile", "-e"]).args([&wheel, &draft]);
-        process::capture(&mut unpack, "unpacking")?;
+        process::capture(&mut unpack, "unpacking", listener)?;
         fs::remove_file(wheel)?;
         check(&draft)?;
-        fs::rename(&draft, folder)
-            .with_context(|| format!("cannot create {}", workspace::shown(folder)))
+        fs::rename(&draft, folder).with_context(|| format!("cannot create {}", folder.display()))
     }
 
     /// Has pip download the wheel into `folder`.
-    fn download(&self, python: &str, folder: &Path) -> Result<PathBuf> {
+    fn download(&self, python: &str, folder: &Path, listener: &Listener<'_>) -> Result<PathBuf> {
         let mut command = Command::new(python);
         command
             .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])
             .args(["--disable-pip-version-check", "--retries=1", "--dest"])
             .arg(folder)
             .arg(self.to_string())
-            // Where pip keeps what it has so far, so that the bar can see it.
+            // Where pip keeps what it has so far, so that it can be counted.
             .env("TMPDIR", folder);
         let line = process::shown(&command);
-        let output = self.watch(command, folder)?;
+        let what = format!("fetching {self}");
+        let output = process::watch(&mut command, || {
+            let bytes = (self.bytes > 0).then(|| (bytes_in(folder).min(self.bytes), self.bytes));
+            listener(Event::Working { what: &what, bytes });
+        });
+        listener(Event::Idle);
+        let output = output.context("cannot start pip")?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr);
             let text = text.trim_end();
@@ -88,36 +95,6 @@ impl Wheel {
             |path: &PathBuf| path.extension().is_some_and(|extension| extension == "whl");
         let wheel = files.into_iter().find(is_wheel);
         wheel.with_context(|| format!("pip brought no wheel of {self}"))
-    }
-
-    /// Runs `command`, with a bar of the bytes that `folder` holds.
-    fn watch(&self, mut command: Command, folder: &Path) -> Result<Output> {
-        let bar = self.bar();
-        let work = thread::spawn(move || command.output());
-        while !work.is_finished() {
-            bar.set_position(bytes_in(folder).min(self.bytes.max(1)));
-            bar.tick();
-            thread::sleep(Duration::from_millis(100));
-        }
-        bar.finish_and_clear();
-        let output = work.join().expect("the waiting thread does not panic");
-        output.context("cannot start pip")
-    }
-
-    fn bar(&self) -> ProgressBar {
-        let (bar, template) = match self.bytes {
-            0 => (
-                ProgressBar::new_spinner(),
-                "    {spinner} {msg} ({elapsed})",
-            ),
-            bytes => (
-                ProgressBar::new(bytes),
-                "    {msg} {wide_bar} {bytes} of {total_bytes}, {eta}",
-            ),
-        };
-        let style = ProgressStyle::with_template(template);
-        bar.with_style(style.expect("the templates are constant and valid"))
-            .with_message(format!("fetching {self}"))
     }
 }
 
@@ -133,18 +110,18 @@ fn bytes_in(folder: &Path) -> u64 {
 }
 
 /// A Python that has pip, installed if this is a Debian where that is possible.
-fn python_with_pip() -> Result<&'static str> {
+fn python_with_pip(listener: &Listener<'_>) -> Result<&'static str> {
     let has_pip = |python: &&str| {
         let mut command = Command::new(python);
         command.args(["-m", "pip", "--version"]);
-        process::capture(&mut command, "looking for pip").is_ok()
+        process::capture(&mut command, "looking for pip", listener).is_ok()
     };
     let candidates = ["python3", "python"];
     if let Some(python) = candidates.into_iter().find(has_pip) {
         return Ok(python);
     }
     if debian::can_install() {
-        debian::install(&["python3", "python3-pip"])?;
+        debian::install(&["python3", "python3-pip"], listener)?;
     }
     let python = candidates.into_iter().find(has_pip);
     python.ok_or_else(|| Unreachable("there is no pip: install Python's pip".to_owned()).into())
@@ -162,7 +139,9 @@ mod tests {
             version: "0",
             bytes: 0,
         };
-        let error = wheel.download("false", Path::new(".")).unwrap_err();
+        let error = wheel
+            .download("false", Path::new("."), &|_| {})
+            .unwrap_err();
         let error = error.downcast::<Unreachable>().unwrap().to_string();
         assert!(
             error.contains("deft==0") && error.contains("brought nothing"),

@@ -6,8 +6,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::console::say;
-use crate::process;
+use crate::{Event, Listener, process};
 
 /// True on Debian and its descendants, as root.
 pub(crate) fn can_install() -> bool {
@@ -15,22 +14,23 @@ pub(crate) fn can_install() -> bool {
 }
 
 /// Installs `packages`, saying so first.
-pub(crate) fn install(packages: &[&str]) -> Result<()> {
-    say(format!(
+pub(crate) fn install(packages: &[&str], listener: &Listener<'_>) -> Result<()> {
+    let notice = format!(
         "installing Debian's {} (apt-get update, apt-get install)",
         packages.join(", ")
-    ));
+    );
+    listener(Event::Note(&notice));
     let apt = || {
         let mut command = Command::new("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive");
         command
     };
-    process::capture(apt().arg("update"), "apt-get update")?;
+    process::capture(apt().arg("update"), "apt-get update", listener)?;
     let mut command = apt();
     command
         .args(["install", "--yes", "--no-install-recommends"])
         .args(packages);
-    process::capture(&mut command, "apt-get install").map(|_| ())
+    process::capture(&mut command, "apt-get install", listener).map(|_| ())
 }
 
 fn is_root() -> bool {
