@@ -46,7 +46,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: Attend::BYTES },
             Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: Attend::BYTES },
         ],
-        sha256: "acefe789219c5de511b6a0d24d851107f6637ad760f6ac6c3790e0e1ef0ce7a6",
+        sha256: "14260eb097fd1c96914b0015b1a1e56c32faa83b653f0259bae38e12e2f153c0",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
@@ -56,7 +56,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: Attend::BYTES },
             Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: Attend::BYTES },
         ],
-        sha256: "0f59876fc604e35c4365ec4a2ef9e92df21d23b78376602a11ab7a411b739532",
+        sha256: "70d5d91ef51e9b6169d7681ae6177cc1481b5c1fed6f6412ed38c401c15c8d1e",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
@@ -66,7 +66,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: Attend::BYTES },
             Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: Attend::BYTES },
         ],
-        sha256: "2f48e3aefcb88b4c869b7f09abb5d4e256441c3e80b768976d4cc0ab5fe07569",
+        sha256: "48302d8d734605d9e9905600dbc6aacd3017c8c3685756d7087e376c29dece86",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
@@ -142,7 +142,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: SiluMul::BYTES },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: SiluMul::BYTES },
         ],
-        sha256: "0697f9486b7fc3d7d762a6f6678312a8c112d0118ef9cc1f1c280280d5e979ea",
+        sha256: "3f1dd1278f53288c50ff3430fb70fa11e800e5fc5febd823ec9753f667687790",
         ptx: include_str!("sm_80/model.ptx"),
     },
     Image {
@@ -152,7 +152,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: Attend::BYTES },
             Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: Attend::BYTES },
         ],
-        sha256: "5b99b066bb0319635e50268e136153666d8d8ae083f6dd5165afed4b0c8e8886",
+        sha256: "6cd01b3ec4ce1b1d6fed6f1375e8072d06c9c2ff76c5e3078c021e11a0c7a9ac",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
@@ -162,7 +162,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: Attend::BYTES },
             Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: Attend::BYTES },
         ],
-        sha256: "6b32e2b501f0198bb0e7ed503505a567994fdec185625b4c5987c63b21daae37",
+        sha256: "54ae0189603e6221aac028bb9722321aaebfc2d7220b801b0d5b2cef809fd2a9",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
@@ -172,7 +172,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: Attend::BYTES },
             Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: Attend::BYTES },
         ],
-        sha256: "92e157f9cba6ff3452957400900a4ab8a8913750bb3b80bce539ab790c7926d9",
+        sha256: "99bb925b0b380b2959c8084dab22693d608bfb492be6c7fd13495f00d694b8e7",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {
@@ -248,7 +248,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: SiluMul::BYTES },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: SiluMul::BYTES },
         ],
-        sha256: "a06f18bb0126cfaed15076a62632a2cc4b1f9797390d2597b9810aaf3a75a46b",
+        sha256: "3d550769ae76da900ad551464ca94239fde22d67039868e9f1db6cd1f954a3df",
         ptx: include_str!("sm_90a/model.ptx"),
     },
     Image {
@@ -282,7 +282,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "selftest_wgmma_n64_registers", threads: 128, shared_bytes: 65536, parameters: WgmmaRegisters::BYTES },
             Entry { name: "selftest_wgmma_n128_registers_trans_b", threads: 128, shared_bytes: 65536, parameters: WgmmaRegisters::BYTES },
         ],
-        sha256: "8447a335147dce91716a1d3d03ab2673773974400995743bdfc14ef3d18b4c87",
+        sha256: "5fc8347795c6057405bf165f51edadca595ca861f1f98736b897379389f05675",
         ptx: include_str!("sm_90a/selftest.ptx"),
     },
 ];
