@@ -46,7 +46,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: Attend::BYTES },
             Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: Attend::BYTES },
         ],
-        sha256: "14260eb097fd1c96914b0015b1a1e56c32faa83b653f0259bae38e12e2f153c0",
+        sha256: "bde6a6443375d0a04a377be700b0631a66216cd0dcfecc2b0a9d10841bfcb81a",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
@@ -56,7 +56,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: Attend::BYTES },
             Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: Attend::BYTES },
         ],
-        sha256: "70d5d91ef51e9b6169d7681ae6177cc1481b5c1fed6f6412ed38c401c15c8d1e",
+        sha256: "27585c9bdd508db712a102ff7f89a5043e9096bda6a7b6275b06c52d6801e5e4",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
@@ -66,7 +66,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: Attend::BYTES },
             Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: Attend::BYTES },
         ],
-        sha256: "48302d8d734605d9e9905600dbc6aacd3017c8c3685756d7087e376c29dece86",
+        sha256: "2a22ecc83edec7c92f04ebc513b5aff193f37c30af4483b6a1cafacadcb275e0",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
@@ -116,7 +116,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "merge_f16_d128", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
             Entry { name: "merge_f16_d256", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
         ],
-        sha256: "f0b32e5439c30749cc10b1c7e4c9328e5512af9a8de2eeafb1054a8bcf306280",
+        sha256: "4f5f40d47bb860bd4058313c84cd880b6d101e535c72ca18410441ab07a81ada",
         ptx: include_str!("sm_80/merge.ptx"),
     },
     Image {
@@ -152,7 +152,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: Attend::BYTES },
             Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: Attend::BYTES },
         ],
-        sha256: "6cd01b3ec4ce1b1d6fed6f1375e8072d06c9c2ff76c5e3078c021e11a0c7a9ac",
+        sha256: "14ea383631d75c7b1a259c4bb63978abcdce7be9bf9da85bea5e84780ccf960b",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
@@ -162,7 +162,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: Attend::BYTES },
             Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: Attend::BYTES },
         ],
-        sha256: "54ae0189603e6221aac028bb9722321aaebfc2d7220b801b0d5b2cef809fd2a9",
+        sha256: "eebba9a427220953024a5416205956953d2c43654bca321d0f1728ac38d0dbb7",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
@@ -172,7 +172,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: Attend::BYTES },
             Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: Attend::BYTES },
         ],
-        sha256: "99bb925b0b380b2959c8084dab22693d608bfb492be6c7fd13495f00d694b8e7",
+        sha256: "760c539e42d08b22f6b2dcb913e799789d8d44030ad64fd63e5eb42595e38e1d",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {
@@ -222,7 +222,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "merge_f16_d128", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
             Entry { name: "merge_f16_d256", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
         ],
-        sha256: "90622b5e84b514275350d455dbffc05873d0f85619d2c0b1f1128c752b524d86",
+        sha256: "2a3375a88c3b629d228451459d36857de6aa64c4bc20c853429c938b37252f9b",
         ptx: include_str!("sm_90a/merge.ptx"),
     },
     Image {

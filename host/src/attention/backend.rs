@@ -8,8 +8,9 @@ use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
 
 /// A KV cache on some device, and attention over it.
 ///
-/// [`TreeCache::with_backend`](crate::TreeCache::with_backend) takes one of your own. It knows pages and plans; trees, and which page is whose, are the caller's. Every slice is in the
-/// host's memory and all work is done when a call returns. Arguments are checked
+/// [`CacheBuilder::backend`](crate::CacheBuilder::backend) takes one of your own. It knows pages and plans; trees, and
+/// which page is whose, are the caller's. Of slices in the host's memory all work is done when a call returns; a
+/// backend without a GPU refuses the others by [`BackendError::NotOnHost`]. Arguments are checked
 /// ([`super::check_append`] and its like) before anything is written.
 pub trait Backend: std::fmt::Debug + Send {
     /// The cache's dimensions.
@@ -156,7 +157,7 @@ pub struct Attend<'a> {
     pub out: ElementsMut<'a>,
     /// `[queries, q_heads]`: natural logarithm of the sum of `exp(logit)`; -inf for a query that sees no
     /// token.
-    pub lse: Option<&'a mut [f32]>,
+    pub lse: Option<ElementsMut<'a>>,
     /// Numbers of the model.
     pub params: AttentionParams,
 }

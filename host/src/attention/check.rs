@@ -28,6 +28,20 @@ pub enum BackendError {
         /// What the cache holds.
         expected: DType,
     },
+    /// Rows on a GPU came to a backend that has none.
+    #[error("{argument} is on a GPU, the cache is in the host's memory")]
+    NotOnHost {
+        /// The argument's name.
+        argument: &'static str,
+    },
+    /// Rows on a GPU begin at an address that kernels cannot read 16 bytes at.
+    #[error("{argument} begins at {address:#x}; it must be a multiple of 16")]
+    Misaligned {
+        /// The argument's name.
+        argument: &'static str,
+        /// Where it begins.
+        address: u64,
+    },
     /// A slice is too short or too long.
     #[error("{argument} has {found} elements, {shape} takes {expected}")]
     Length {
@@ -223,6 +237,15 @@ pub fn check_attend(shape: &CacheShape, call: &Attend<'_>) -> Result<(), Backend
         "[queries, q_heads, head_dim]",
     )?;
     if let Some(lse) = &call.lse {
+        let (found, expected) = (lse.dtype(), DType::F32);
+        if found != expected {
+            let argument = "lse";
+            return Err(BackendError::DType {
+                argument,
+                found,
+                expected,
+            });
+        }
         check_length("lse", lse.len(), heads, "[queries, q_heads]")?;
     }
     check_params(&call.params)
@@ -295,6 +318,11 @@ pub fn resolve(target: AppendTarget, counters: Counters<'_>) -> Option<u32> {
     let last = counters.lengths.get(slot)?.checked_sub(1)?;
     let page = *counters.tail_pages.get(slot)?;
     (page != NONE).then(|| page * PAGE_TOKENS + last % PAGE_TOKENS)
+}
+
+/// A slice in the host's memory, for a backend that has no other.
+pub(crate) fn on_host<T>(argument: &'static str, slice: Option<T>) -> Result<T, BackendError> {
+    slice.ok_or(BackendError::NotOnHost { argument })
 }
 
 fn check_layer(shape: &CacheShape, layer: u32) -> Result<(), BackendError> {

@@ -11,5 +11,5 @@ pub(crate) use check::check_plan;
 pub use check::{
     BackendError, check_append, check_attend, check_export, check_import, check_moves, resolve,
 };
-pub(crate) use check::{check_length, check_params};
+pub(crate) use check::{check_length, check_params, on_host};
 pub use rotary::{RotaryTable, Rotation, check_append_rotated};
