@@ -127,7 +127,7 @@ impl<T: KvElement> Problem<T> {
             },
             q: T::elements(&self.q),
             out: T::elements_mut(&mut out),
-            lse: Some(&mut lse),
+            lse: Some(f32::elements_mut(&mut lse)),
             params: self.params,
         };
         backend.attend(call).unwrap();

@@ -8,8 +8,10 @@ mod rotary;
 pub use backend::{Attend, AttentionParams, Backend, Counters, PagedTokens};
 #[cfg(feature = "cuda")]
 pub(crate) use check::check_plan;
+#[cfg(feature = "cuda")]
+pub(crate) use check::on_host;
 pub use check::{
     BackendError, check_append, check_attend, check_export, check_import, check_moves, resolve,
 };
-pub(crate) use check::{check_length, check_params, on_host};
+pub(crate) use check::{check_length, check_params};
 pub use rotary::{RotaryTable, Rotation, check_append_rotated};

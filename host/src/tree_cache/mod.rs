@@ -98,6 +98,21 @@ impl TreeCache {
         Ok(self.forest.fork(node, n)?)
     }
 
+    /// Adds `k` tokens to each of `leaves`, or to none, whose K and V come otherwise than by a batch: by
+    /// [`TreeCache::import`].
+    ///
+    /// # Errors
+    /// Those of [`TokenForest::extend`].
+    pub fn extend(&mut self, leaves: &[NodeKey], k: u32) -> Result<(), CacheError> {
+        self.forest.extend(leaves, k)?;
+        Ok(())
+    }
+
+    /// How batches are grouped that are made from now on.
+    pub fn set_grouping(&mut self, grouping: Grouping) {
+        self.grouping = grouping;
+    }
+
     /// Puts a draft tree below `trunk`; a key for each of `draft`.
     ///
     /// # Errors
