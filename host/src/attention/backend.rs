@@ -8,9 +8,9 @@ use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
 
 /// A KV cache on some device, and attention over it.
 ///
-/// [`TreeCache::with_backend`](crate::TreeCache::with_backend) takes one of your own. It knows pages and plans; trees, and which page is whose, are the caller's. Every slice is in the
-/// host's memory and all work is done when a call returns. Arguments are checked
-/// ([`super::check_append`] and its like) before anything is written.
+/// [`TreeCache::with_backend`](crate::TreeCache::with_backend) takes one of your own. It knows pages and plans; trees,
+/// and which page is whose, are the caller's. Every slice is in the host's memory and all work is done when a call
+/// returns. Arguments are checked ([`super::check_append`] and its like) before anything is written.
 pub trait Backend: std::fmt::Debug + Send {
     /// The cache's dimensions.
     fn shape(&self) -> &CacheShape;
@@ -52,7 +52,7 @@ pub trait Backend: std::fmt::Debug + Send {
     /// in the cache as attention wants it, rounded once. V is written as it is.
     ///
     /// # Errors
-    /// Those of [`super::check_append_rotated`], and the device's own.
+    /// Those of [`super::check_append`], and the device's own.
     fn append_rotated(
         &mut self,
         layer: u32,

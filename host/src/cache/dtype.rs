@@ -95,18 +95,6 @@ macro_rules! kv_element {
                 ElementsMut::$variant(slice)
             }
         }
-
-        impl<'a> From<&'a [$type]> for Elements<'a> {
-            fn from(slice: &'a [$type]) -> Self {
-                Self::$variant(slice)
-            }
-        }
-
-        impl<'a> From<&'a mut [$type]> for ElementsMut<'a> {
-            fn from(slice: &'a mut [$type]) -> Self {
-                Self::$variant(slice)
-            }
-        }
     };
 }
 
@@ -171,7 +159,7 @@ macro_rules! each_element {
 
 impl<'a> Elements<'a> {
     /// Element type.
-    pub const fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         match self {
             Self::F16(_) => DType::F16,
             Self::Bf16(_) => DType::Bf16,
@@ -179,39 +167,27 @@ impl<'a> Elements<'a> {
         }
     }
     /// Number of elements.
-    pub const fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         each_element!(Elements, self, slice => slice.len())
-    }
-    /// Whether there are no elements.
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
     }
     /// The elements as they lie in memory.
     pub fn bytes(&self) -> &'a [u8] {
         each_element!(Elements, self, slice => bytemuck::cast_slice(slice))
     }
     /// The slice, if its elements are `T`.
-    pub fn typed<T: KvElement>(&self) -> Option<&'a [T]> {
+    pub(crate) fn typed<T: KvElement>(&self) -> Option<&'a [T]> {
         (self.dtype() == T::DTYPE).then(|| bytemuck::cast_slice(self.bytes()))
     }
 }
 
 impl<'a> ElementsMut<'a> {
-    /// Element type.
-    pub const fn dtype(&self) -> DType {
+    /// The elements to be read.
+    pub(crate) fn as_elements(&self) -> Elements<'_> {
         match self {
-            Self::F16(_) => DType::F16,
-            Self::Bf16(_) => DType::Bf16,
-            Self::F32(_) => DType::F32,
+            Self::F16(slice) => Elements::F16(slice),
+            Self::Bf16(slice) => Elements::Bf16(slice),
+            Self::F32(slice) => Elements::F32(slice),
         }
-    }
-    /// Number of elements.
-    pub const fn len(&self) -> usize {
-        each_element!(ElementsMut, self, slice => slice.len())
-    }
-    /// Whether there are no elements.
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
     }
     /// The elements as they lie in memory.
     pub fn into_bytes(self) -> &'a mut [u8] {
@@ -219,7 +195,8 @@ impl<'a> ElementsMut<'a> {
     }
     /// The slice, if its elements are `T`.
     pub(crate) fn into_typed<T: KvElement>(self) -> Option<&'a mut [T]> {
-        (self.dtype() == T::DTYPE).then(|| bytemuck::cast_slice_mut(self.into_bytes()))
+        (self.as_elements().dtype() == T::DTYPE)
+            .then(|| bytemuck::cast_slice_mut(self.into_bytes()))
     }
 }
 

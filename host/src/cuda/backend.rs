@@ -11,11 +11,11 @@ use super::{
     Rotary, Stream,
 };
 use crate::attention::{
-    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append,
-    check_append_rotated, check_attend, check_export, check_import, check_moves, check_plan,
+    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append, check_attend,
+    check_export, check_import, check_moves, check_plan,
 };
 use crate::cache::{CacheShape, Elements, ElementsMut};
-use crate::plan::{Grouping, Plan, PlanConfig};
+use crate::plan::{Grouping, Plan, PlanConfig, shares_for};
 use kernels_gpu::abi::{AppendTarget, TokenMove};
 
 /// Room for plans that grow: a plan that outgrows its room takes this many times what it needs.
@@ -166,7 +166,7 @@ impl Backend for CudaBackend {
     }
 
     fn shares(&self) -> u32 {
-        (self.cache.device().multiprocessors() / self.shape().kv_heads).max(1)
+        shares_for(self.cache.device().multiprocessors(), self.shape().kv_heads)
     }
 
     fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
@@ -181,8 +181,7 @@ impl Backend for CudaBackend {
         k: Elements<'_>,
         v: Elements<'_>,
     ) -> Result<(), BackendError> {
-        let sources = [(k.dtype(), k.len()), (v.dtype(), v.len())];
-        check_append(self.shape(), layer, targets, counters, sources)?;
+        check_append(self.shape(), layer, targets, counters, [k, v], None)?;
         self.set_counters(counters)?;
         let append = self.upload(targets, [k, v])?;
         let stream = &self.stream;
@@ -201,10 +200,10 @@ impl Backend for CudaBackend {
         v: Elements<'_>,
         rotation: Rotation<'_>,
     ) -> Result<(), BackendError> {
-        let sources = [k, v].map(|source| (source.dtype(), source.len()));
-        check_append_rotated(self.shape(), layer, targets, counters, sources, rotation)?;
+        let rows = [k, v];
+        check_append(self.shape(), layer, targets, counters, rows, Some(rotation))?;
         self.set_counters(counters)?;
-        let append = self.upload(targets, [k, v])?;
+        let append = self.upload(targets, rows)?;
         let rotary = self.upload_rotation(rotation)?;
         let stream = &self.stream;
         // SAFETY: as in `append`; there is a position for each target, and its row of the tables.
@@ -232,8 +231,7 @@ impl Backend for CudaBackend {
         paged: PagedTokens<'_>,
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
-        check_import(self.shape(), paged, sizes)?;
+        check_import(self.shape(), paged, foreign)?;
         let foreign = foreign.map(|foreign| bytemuck::cast_slice(foreign.bytes()));
         Ok(self.import_checked(paged, foreign)?)
     }
@@ -243,10 +241,7 @@ impl Backend for CudaBackend {
         paged: PagedTokens<'_>,
         foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign
-            .each_ref()
-            .map(|foreign| (foreign.dtype(), foreign.len()));
-        check_export(self.shape(), paged, sizes)?;
+        check_export(self.shape(), paged, &foreign)?;
         let foreign = foreign.map(|foreign| bytemuck::cast_slice_mut(foreign.into_bytes()));
         Ok(self.export_checked(paged, foreign)?)
     }
@@ -260,9 +255,11 @@ impl Backend for CudaBackend {
         };
         let stream = &self.stream;
         let q = self.q.fill(stream, bytemuck::cast_slice(call.q.bytes()))?;
-        let out = self.out.reserve(&self.cache, call.out.len())?;
+        let out = self
+            .out
+            .reserve(stream.device(), call.out.as_elements().len())?;
         let lse = match &call.lse {
-            Some(lse) => Some(self.lse.reserve(&self.cache, lse.len())?),
+            Some(lse) => Some(self.lse.reserve(stream.device(), lse.len())?),
             None => None,
         };
         let buffers = AttendBuffers {
@@ -297,15 +294,7 @@ impl<T: Pod> Scratch<T> {
     }
 
     /// The buffer, at least `len` long.
-    fn reserve(&mut self, cache: &CudaCache, len: usize) -> Result<&DeviceBuffer<T>, CudaError> {
-        self.reserve_on(cache.device(), len)
-    }
-
-    fn reserve_on(
-        &mut self,
-        device: &CudaDevice,
-        len: usize,
-    ) -> Result<&DeviceBuffer<T>, CudaError> {
+    fn reserve(&mut self, device: &CudaDevice, len: usize) -> Result<&DeviceBuffer<T>, CudaError> {
         if self.buffer.as_ref().is_none_or(|buffer| buffer.len() < len) {
             // The old one goes first: both together may not fit.
             self.buffer = None;
@@ -317,7 +306,7 @@ impl<T: Pod> Scratch<T> {
 
     /// The buffer with `data` at its front.
     fn fill(&mut self, stream: &Stream, data: &[T]) -> Result<&DeviceBuffer<T>, CudaError> {
-        let buffer = self.reserve_on(stream.device(), data.len())?;
+        let buffer = self.reserve(stream.device(), data.len())?;
         buffer.write(0, data, stream)?;
         Ok(buffer)
     }

@@ -73,7 +73,7 @@ impl AttentionKernels {
         let arguments = attend_arguments(pointers, &plan, self.kv_heads, params);
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the caller
         // vouches for the memory and the stream, the plan for its buffers.
-        unsafe { self.attend.launch(launch, arguments.into(), stream) }
+        unsafe { self.attend.launch(launch, arguments, stream) }
     }
 
     /// Enqueues the merge of what [`Self::attend`] left, if the plan may leave anything.
@@ -94,7 +94,7 @@ impl AttentionKernels {
         };
         let arguments = merge_arguments(pointers, &plan, self.kv_heads);
         // SAFETY: as in `attend`.
-        unsafe { self.merge.launch(launch, arguments.into(), stream) }
+        unsafe { self.merge.launch(launch, arguments, stream) }
     }
 }
 

@@ -77,7 +77,7 @@ impl WriterKernels {
         at: &CachePointers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let arguments = advance_arguments(targets, count, at).into();
+        let arguments = advance_arguments(targets, count, at);
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the
         // caller's promise.
         unsafe {
@@ -97,7 +97,7 @@ impl WriterKernels {
     ) -> Result<(), CudaError> {
         let chunks = 2 * self.shape.row_elements() as u64 / u64::from(CORE);
         let threads = u64::from(append.count) * chunks;
-        let arguments = append_arguments(append, &self.shape, at).into();
+        let arguments = append_arguments(append, &self.shape, at);
         // SAFETY: as in `advance`.
         unsafe { self.append.launch_threads(threads, arguments, stream) }
     }
@@ -113,7 +113,7 @@ impl WriterKernels {
     ) -> Result<(), CudaError> {
         // A thread has two chunks.
         let threads = self.shape.row_elements() as u64 / u64::from(CORE) * u64::from(append.count);
-        let arguments = append_rope_arguments(append, rotary, &self.shape, at).into();
+        let arguments = append_rope_arguments(append, rotary, &self.shape, at);
         // SAFETY: as in `advance`.
         unsafe { self.append_rope.launch_threads(threads, arguments, stream) }
     }
@@ -132,7 +132,7 @@ impl WriterKernels {
             0 => 0,
             _ => u64::from(self.shape.layers) * chunks,
         };
-        let arguments = copy_arguments(moves, count, &self.shape, at).into();
+        let arguments = copy_arguments(moves, count, &self.shape, at);
         // SAFETY: as in `advance`.
         unsafe { self.copy.launch_threads(threads, arguments, stream) }
     }

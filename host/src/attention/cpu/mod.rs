@@ -17,10 +17,8 @@ use rayon::prelude::*;
 
 use self::item::Call;
 use self::merge::Sources;
-use super::check::{
-    check_append, check_attend, check_export, check_import, check_moves, check_plan, resolve,
-};
-use super::{Attend, Backend, BackendError, Counters, PagedTokens};
+use super::check::{check_append, check_attend, check_moves, check_plan, resolve};
+use super::{Attend, Backend, BackendError, Counters, PagedTokens, check_export, check_import};
 use crate::cache::{CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, ShapeError};
 use crate::plan::{CostModel, Grouping, PlanConfig};
 
@@ -32,7 +30,7 @@ const CHECKED: &str = "arguments were checked";
 
 /// A cache in the host's memory and attention over it.
 #[derive(Debug)]
-pub struct CpuBackend<T> {
+struct CpuBackend<T> {
     pages: HostPages<T>,
     arch: Arch,
     workspace: Workspace,
@@ -63,21 +61,12 @@ pub fn new(shape: CacheShape) -> Result<Box<dyn Backend>, ShapeError> {
 }
 
 impl<T: KvElement> CpuBackend<T> {
-    /// A zeroed cache of `shape`.
-    ///
-    /// # Errors
-    /// [`ShapeError`], naming the dimension.
-    pub fn new(shape: CacheShape) -> Result<Self, ShapeError> {
+    fn new(shape: CacheShape) -> Result<Self, ShapeError> {
         Ok(Self {
             pages: HostPages::new(shape)?,
             arch: Arch::new(),
             workspace: Workspace::default(),
         })
-    }
-
-    /// The pages.
-    pub fn pages(&self) -> &HostPages<T> {
-        &self.pages
     }
 }
 
@@ -119,8 +108,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         k: Elements<'_>,
         v: Elements<'_>,
     ) -> Result<(), BackendError> {
-        let sources = [(k.dtype(), k.len()), (v.dtype(), v.len())];
-        check_append(self.shape(), layer, targets, counters, sources)?;
+        check_append(self.shape(), layer, targets, counters, [k, v], None)?;
         let row = self.shape().row_elements();
         let k = k.typed::<T>().expect(CHECKED).chunks_exact(row);
         let v = v.typed::<T>().expect(CHECKED).chunks_exact(row);
@@ -142,15 +130,11 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         paged: PagedTokens<'_>,
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
-        check_import(self.shape(), paged, sizes)?;
+        check_import(self.shape(), paged, foreign)?;
         let [k, v] = foreign.map(|foreign| foreign.typed().expect(CHECKED));
-        let PagedTokens {
-            layer,
-            places,
-            table,
-        } = paged;
-        Ok(self.pages.import(layer, places, &table, k, v)?)
+        self.pages
+            .import(paged.layer, paged.places, &paged.table, k, v);
+        Ok(())
     }
 
     fn export(
@@ -158,17 +142,11 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         paged: PagedTokens<'_>,
         foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign
-            .each_ref()
-            .map(|foreign| (foreign.dtype(), foreign.len()));
-        check_export(self.shape(), paged, sizes)?;
+        check_export(self.shape(), paged, &foreign)?;
         let [k, v] = foreign.map(|foreign| foreign.into_typed().expect(CHECKED));
-        let PagedTokens {
-            layer,
-            places,
-            table,
-        } = paged;
-        Ok(self.pages.export(layer, places, &table, k, v)?)
+        self.pages
+            .export(paged.layer, paged.places, &paged.table, k, v);
+        Ok(())
     }
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
