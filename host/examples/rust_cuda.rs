@@ -86,7 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!(
         "{} queries on {}: the greatest difference from the CPU is {error}",
         tree.leaves.len(),
-        device.name()
+        device.describe()
     );
     // Outputs are averages of values of magnitude 1, rounded to bf16 (8 bits) once on either side.
     if error > 1.0 / 128.0 {

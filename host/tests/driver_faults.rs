@@ -79,7 +79,6 @@ fn use_the_driver() -> Result<(), CudaError> {
     let mut numbers = [0; 100];
     buffer.read(0, &mut numbers, &stream)?;
     end.record(&stream)?;
-    Stream::legacy(&device).wait(&end)?;
     let mut graph: Graph = stream.capture(|stream| buffer.fill_bytes(0, stream))?;
     // SAFETY: the buffers are there.
     unsafe { graph.launch(&stream) }?;
@@ -189,11 +188,9 @@ fn codes_that_nobody_knows_are_errors_with_their_number_at_every_call() {
         fake.fail_from_now(u64::MAX, code);
         let mut numbers = [0; 9];
         let errors = [
-            CudaDevice::count().err(),
             Stream::new(&device).err(),
             Event::new(&device).err(),
             event.record(&stream).err(),
-            stream.wait(&event).err(),
             stream.synchronize().err(),
             stream.is_idle().err(),
             stream.capture::<CudaError>(|_| Ok(())).err(),

@@ -26,7 +26,7 @@ fn device() -> Result<CudaDevice, String> {
         (9, 0) => Ok(device),
         (major, minor) => Err(format!(
             "{} has sm_{major}{minor}, not sm_90",
-            device.name()
+            device.describe()
         )),
     }
 }

@@ -59,12 +59,8 @@ impl RotaryTable {
         Ok(Self { head_dim, cos, sin })
     }
 
-    /// Elements of a head's key.
-    pub fn head_dim(&self) -> u32 {
-        self.head_dim
-    }
     /// Number of positions.
-    pub fn positions(&self) -> usize {
+    pub(crate) fn positions(&self) -> usize {
         self.cos.len() / self.row()
     }
     /// `[positions, head_dim / 2]`.

@@ -264,12 +264,6 @@ impl CudaCache {
         CudaPlan::new(&self.device, &self.shape, capacity, group_size)
     }
 
-    /// Bytes that [`CudaCache::reserve`] takes for partial results.
-    pub fn workspace_bytes(&self, capacity: &PlanCapacity, group_size: u32) -> usize {
-        let rows = capacity.partial_slots as usize * group_size as usize;
-        rows * self.shape.kv_heads as usize * (self.shape.head_dim as usize + 1) * size_of::<f32>()
-    }
-
     /// Enqueues attention of one layer: the plan's queries over their pages. Allocates nothing and copies
     /// nothing, so it can be captured; a graph captured here stays right for every plan that is put in
     /// `plan`'s place by [`CudaPlan::update`].

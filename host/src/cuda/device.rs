@@ -149,7 +149,7 @@ impl CudaDevice {
     ///
     /// # Errors
     /// [`CudaError::NoDevice`] without a driver, [`CudaError::Driver`].
-    pub fn count() -> Result<u32, CudaError> {
+    pub(crate) fn count() -> Result<u32, CudaError> {
         sys::open().map_err(|reason| CudaError::NoDevice {
             reason: reason.to_owned(),
         })?;

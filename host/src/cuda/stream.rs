@@ -98,18 +98,6 @@ impl Stream {
         }
     }
 
-    /// Has later work of this stream wait for what `event` was recorded behind, without the host waiting.
-    ///
-    /// # Errors
-    /// [`CudaError::Driver`].
-    pub fn wait(&self, event: &Event) -> Result<(), CudaError> {
-        let _current = self.device.activate()?;
-        // SAFETY: a live stream and a live event (by construction).
-        check("cuStreamWaitEvent", unsafe {
-            sys::cuStreamWaitEvent(self.raw.handle(), event.handle, 0)
-        })
-    }
-
     /// Records what `work` enqueues on this stream instead of running it. Nothing may be allocated,
     /// copied from or to host slices, or waited for meanwhile: the driver refuses it, and so the capture.
     /// However `work` ends, the stream is then no longer captured.
@@ -229,7 +217,7 @@ impl Drop for Graph {
     }
 }
 
-/// A point in a stream: its time is taken, and other streams can [wait](Stream::wait) for it.
+/// A point in a stream whose time is taken.
 #[derive(Debug)]
 pub struct Event {
     device: CudaDevice,

@@ -158,7 +158,6 @@ entry_points! {
     fn cuStreamDestroy_v2(stream: Handle);
     fn cuStreamQuery(stream: Handle);
     fn cuStreamSynchronize(stream: Handle);
-    fn cuStreamWaitEvent(stream: Handle, event: Handle, flags: u32);
     #[cfg(feature = "cust")]
     fn cuStreamGetCtx(stream: Handle, context: *mut Handle);
     fn cuStreamBeginCapture_v2(stream: Handle, mode: u32);

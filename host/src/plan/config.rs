@@ -3,11 +3,11 @@
 use super::{CostModel, Grouping, PlanError};
 
 /// Most rows an item may have, and most query heads a KV head.
-pub const MAX_ROWS: u32 = u16::MAX as u32;
+pub(crate) const MAX_ROWS: u32 = u16::MAX as u32;
 /// Most queries of a plan.
-pub const MAX_QUERIES: u32 = u16::MAX as u32;
+pub(crate) const MAX_QUERIES: u32 = u16::MAX as u32;
 /// Most shares of a plan.
-pub const MAX_SHARES: u32 = 1 << 16;
+pub(crate) const MAX_SHARES: u32 = 1 << 16;
 
 /// How to plan, for which head shape and how many workers.
 ///
@@ -65,7 +65,7 @@ impl PlanConfig {
     ///
     /// # Errors
     /// [`PlanError::OutOfRange`] or [`PlanError::BadCost`], naming the field.
-    pub fn validate(&self) -> Result<(), PlanError> {
+    pub(crate) fn validate(&self) -> Result<(), PlanError> {
         let ranges = [
             ("group_size", self.group_size, 1, MAX_ROWS),
             ("head_dim", self.head_dim, 1, 1 << 16),

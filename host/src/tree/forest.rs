@@ -45,7 +45,7 @@ pub struct TokenForest {
 
 impl TokenForest {
     /// Most nodes a forest may hold.
-    pub const MAX_NODES: usize = 1 << 20;
+    pub(crate) const MAX_NODES: usize = 1 << 20;
     /// Most queries a view may have: [`kernels_gpu::abi::Segment::visible`] packs them in 16 bits.
     pub const MAX_QUERIES: usize = u16::MAX as usize;
     /// Most tokens of a draft block, all its nodes together.
