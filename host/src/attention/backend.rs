@@ -21,7 +21,7 @@ pub trait Backend: std::fmt::Debug + Send {
     /// Programs a KV head that a plan should be cut into to keep this device busy.
     fn shares(&self) -> u32;
 
-    /// Most query heads a KV head, from 1 to [`MAX_ROWS`].
+    /// Most query heads a KV head, from 1 to 65,535.
     fn max_group_size(&self) -> u32 {
         MAX_ROWS
     }

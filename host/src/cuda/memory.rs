@@ -81,7 +81,7 @@ impl<T: Pod> DeviceBuffer<T> {
         self.len
     }
     /// Whether there is no element.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.len == 0
     }
     /// Where element `index` is.
