@@ -2,9 +2,8 @@
 
 use anyhow::Result;
 use deft::abi::{APPEND_LIVE, PAGE_TOKENS};
-use deft::attention::cpu::CpuBackend;
-use deft::attention::{Backend, Counters, PagedTokens, RotaryTable, Rotation};
-use deft::cache::{CacheShape, DType, HostPages, KvElement, PagedOrder, PagedTable};
+use deft::attention::{Backend, Counters, PagedTokens, RotaryTable, Rotation, cpu};
+use deft::cache::{CacheShape, DType, KvElement, PagedOrder, PagedTable};
 use deft::cuda::CudaBackend;
 use half::{bf16, f16};
 
@@ -34,10 +33,10 @@ fn run_typed<T: KvElement>(
     shape: CacheShape,
     random: &mut Random,
 ) -> Result<Option<String>> {
-    let mut cpu = CpuBackend::<T>::new(shape)?;
+    let mut cpu = cpu::new(shape)?;
     let mut cuda = CudaBackend::new(&gpu.device, shape)?;
-    rotated_append(&mut cpu, &mut cuda, random)?;
-    if let Some(problem) = compare(gpu, heads, cpu.pages(), &cuda)? {
+    rotated_append::<T>(&mut *cpu, &mut cuda, random)?;
+    if let Some(problem) = compare::<T>(gpu, heads, &mut *cpu, &cuda)? {
         return Ok(Some(format!("append_rotated: {problem}")));
     }
     for order in [PagedOrder::Nhd, PagedOrder::Hnd] {
@@ -51,11 +50,11 @@ fn run_typed<T: KvElement>(
                 pages: &pages,
             };
             let mut foreign = Foreign::<T>::random(&shape, &table, random);
-            foreign.import(&mut cpu, &mut cuda, &places, &table)?;
-            if let Some(problem) = compare(gpu, heads, cpu.pages(), &cuda)? {
+            foreign.import(&mut *cpu, &mut cuda, &places, &table)?;
+            if let Some(problem) = compare::<T>(gpu, heads, &mut *cpu, &cuda)? {
                 return Ok(Some(format!("import, {what}: {problem}")));
             }
-            if let Some(problem) = foreign.export(&cpu, &mut cuda, &places, &table)? {
+            if let Some(problem) = foreign.export(&mut *cpu, &mut cuda, &places, &table)? {
                 return Ok(Some(format!("export, {what}: {problem}")));
             }
         }
@@ -90,12 +89,12 @@ impl<T: KvElement> Foreign<T> {
 
     fn import(
         &self,
-        cpu: &mut CpuBackend<T>,
+        cpu: &mut dyn Backend,
         cuda: &mut CudaBackend,
         places: &[u32],
         table: &PagedTable<'_>,
     ) -> Result<()> {
-        for backend in [cpu as &mut dyn Backend, cuda] {
+        for backend in [cpu, cuda as &mut dyn Backend] {
             let foreign = [&self.k, &self.v].map(|elements| T::elements(elements));
             backend.import(paged(places, table), foreign)?;
         }
@@ -105,14 +104,14 @@ impl<T: KvElement> Foreign<T> {
     /// Exports from both onto zeros and compares with each other, and with what was imported.
     fn export(
         &mut self,
-        cpu: &CpuBackend<T>,
+        cpu: &mut dyn Backend,
         cuda: &mut CudaBackend,
         places: &[u32],
         table: &PagedTable<'_>,
     ) -> Result<Option<String>> {
         let [mut right_k, mut right_v] = [(); 2].map(|()| vec![T::default(); self.k.len()]);
-        cpu.pages()
-            .export(LAYERS - 1, places, table, &mut right_k, &mut right_v)?;
+        let onto = [T::elements_mut(&mut right_k), T::elements_mut(&mut right_v)];
+        cpu.export(paged(places, table), onto)?;
         let [mut k, mut v] = [(); 2].map(|()| vec![T::default(); self.k.len()]);
         let onto = [T::elements_mut(&mut k), T::elements_mut(&mut v)];
         cuda.export(paged(places, table), onto)?;
@@ -146,7 +145,7 @@ fn paged<'a>(places: &'a [u32], table: &PagedTable<'a>) -> PagedTokens<'a> {
 
 /// Appends random rows to both: to places by number, and the last to a node that grows.
 fn rotated_append<T: KvElement>(
-    cpu: &mut CpuBackend<T>,
+    cpu: &mut dyn Backend,
     cuda: &mut CudaBackend,
     random: &mut Random,
 ) -> Result<()> {
@@ -171,7 +170,7 @@ fn rotated_append<T: KvElement>(
         table: &table,
         positions: &positions,
     };
-    for backend in [cpu as &mut dyn Backend, cuda] {
+    for backend in [cpu, cuda as &mut dyn Backend] {
         let (k, v) = (T::elements(&k), T::elements(&v));
         backend.append_rotated(shape.layers - 1, &targets, counters, k, v, rotation)?;
     }
@@ -195,7 +194,7 @@ fn random_elements<T: KvElement>(count: usize, random: &mut Random) -> Vec<T> {
 fn compare<T: KvElement>(
     gpu: &Gpu,
     heads: Heads,
-    cpu: &HostPages<T>,
+    cpu: &mut dyn Backend,
     cuda: &CudaBackend,
 ) -> Result<Option<String>> {
     let shape = *cpu.shape();
@@ -217,7 +216,13 @@ fn compare<T: KvElement>(
                 pages: &[0],
             };
             let [k, v] = &mut rows;
-            cpu.export(layer, &places, &table, k, v)?;
+            let paged = PagedTokens {
+                layer,
+                places: &places,
+                table,
+            };
+            let [k, v] = [k, v].map(|rows| &mut rows[..]);
+            cpu.export(paged, [T::elements_mut(k), T::elements_mut(v)])?;
             for (name, found, right) in [("K", found_k, k), ("V", found_v, v)] {
                 if let Some(difference) = difference(&found, bytemuck::cast_slice(right)) {
                     return Ok(Some(format!(

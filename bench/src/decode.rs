@@ -10,7 +10,7 @@ use deft::plan::{Grouping, Patch, Plan, Planner};
 use deft::tree::{GrowthCursor, NodeKey, TokenForest};
 
 use crate::compare::{Oracle, Outputs, UNWRITTEN, Verdict};
-use crate::forests::shuffled_pool;
+use crate::forests::shuffled_forest;
 use crate::gpu::Gpu;
 use crate::random::Random;
 use crate::tensors::{Heads, HostPool, random_queries};
@@ -105,7 +105,7 @@ impl<'g> Loop<'g> {
             params: AttentionParams::new(head_dim),
         };
         let mut random = Random::new(11);
-        let mut forest = TokenForest::new(shuffled_pool(PAGES, &mut random)?);
+        let mut forest = shuffled_forest(PAGES, &mut random)?;
         let root = forest.insert_root(PROMPT)?;
         let pool = HostPool::random(heads, PAGES, &forest.view(&[root])?, Random::new(12));
         let leaves = forest.fork(root, 4)?;

@@ -44,10 +44,7 @@ impl Device {
     /// The driver's version; `none` without a GPU.
     pub(crate) fn driver(&self) -> String {
         match self {
-            Self::Gpu(gpu) => {
-                let version = gpu.device.driver_version();
-                format!("CUDA {}.{}", version / 1000, version % 1000 / 10)
-            }
+            Self::Gpu(gpu) => format!("CUDA {}", gpu.device.driver_version()),
             Self::Cpu => "none".to_owned(),
         }
     }

@@ -20,7 +20,7 @@ pub(crate) struct Asked {
 
 /// A random forest: up to three trees, deep or wide, empty nodes, draft blocks, queries at inner nodes.
 pub(crate) fn random_forest(random: &mut Random) -> Result<Asked> {
-    let mut forest = TokenForest::new(shuffled_pool(PAGES, random)?);
+    let mut forest = shuffled_forest(PAGES, random)?;
     let mut growing = Vec::new();
     let mut nodes = Vec::new();
     for _ in 0..random.between(1, 3) {
@@ -68,15 +68,16 @@ fn random_draft(random: &mut Random) -> Vec<DraftNode> {
         .collect()
 }
 
-/// A pool that hands its pages out in random order.
-pub(crate) fn shuffled_pool(pages: u32, random: &mut Random) -> Result<PagePool> {
-    let mut pool = PagePool::new(pages)?;
-    let mut order = pool.allocate_many(pages)?;
-    random.shuffle(&mut order);
-    for page in order {
-        pool.release(page)?;
+/// An empty forest that takes its `pages` pages in random order: that in which trees of a page each gave them back.
+pub(crate) fn shuffled_forest(pages: u32, random: &mut Random) -> Result<TokenForest> {
+    let mut forest = TokenForest::new(PagePool::new(pages)?);
+    let roots = (0..pages).map(|_| forest.insert_root(1));
+    let mut roots = roots.collect::<Result<Vec<_>, _>>()?;
+    random.shuffle(&mut roots);
+    for root in roots {
+        forest.prune(root)?;
     }
-    Ok(pool)
+    Ok(forest)
 }
 
 #[cfg(test)]
@@ -102,9 +103,10 @@ mod tests {
     }
 
     #[test]
-    fn a_shuffled_pool_has_every_page_but_not_in_order() {
-        let mut pool = shuffled_pool(50, &mut Random::new(1)).unwrap();
-        let mut pages = pool.allocate_many(50).unwrap();
+    fn a_shuffled_forest_has_every_page_but_not_in_order() {
+        let mut forest = shuffled_forest(50, &mut Random::new(1)).unwrap();
+        let root = forest.insert_root(50 * 64).unwrap();
+        let mut pages = forest.pages(root).unwrap().to_vec();
         assert!(!pages.is_sorted());
         pages.sort_unstable();
         assert_eq!(pages, (0..50).collect::<Vec<_>>());

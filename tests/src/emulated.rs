@@ -3,8 +3,8 @@
 mod paged;
 
 use deft::attention::{
-    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append,
-    check_append_rotated, check_attend, check_export, check_import, check_moves,
+    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append, check_attend,
+    check_export, check_import, check_moves,
 };
 use deft::cache::{CacheShape, DType, Elements, ElementsMut};
 use device::emulator::{Launch, Memory, Report};
@@ -249,7 +249,7 @@ impl Emulated {
         let lengths = memory.constant("lengths", call.counters.lengths);
         let rows = memory.constant("merge rows", plan.merge_rows());
         let slots = memory.constant("merge slots", plan.merge_slots());
-        let out = memory.unwritten::<u16>("out", call.out.len());
+        let out = memory.unwritten::<u16>("out", call.q.len());
         let lse = call
             .lse
             .as_ref()
@@ -354,8 +354,7 @@ impl Backend for Emulated {
         k: Elements<'_>,
         v: Elements<'_>,
     ) -> Result<(), BackendError> {
-        let sources = [k, v].map(|source| (source.dtype(), source.len()));
-        check_append(&self.shape, layer, targets, counters, sources)?;
+        check_append(&self.shape, layer, targets, counters, [k, v], None)?;
         match self.shape.head_dim {
             64 => self.append_d::<64>(layer, targets, counters, [k, v]),
             128 => self.append_d::<128>(layer, targets, counters, [k, v]),
@@ -373,8 +372,8 @@ impl Backend for Emulated {
         v: Elements<'_>,
         rotation: Rotation<'_>,
     ) -> Result<(), BackendError> {
-        let sources = [k, v].map(|source| (source.dtype(), source.len()));
-        check_append_rotated(&self.shape, layer, targets, counters, sources, rotation)?;
+        let rows = [k, v];
+        check_append(&self.shape, layer, targets, counters, rows, Some(rotation))?;
         match self.shape.dtype {
             DType::Bf16 => self.append_rope_e::<Bf16>(layer, targets, counters, [k, v], rotation),
             _ => self.append_rope_e::<F16>(layer, targets, counters, [k, v], rotation),
@@ -397,8 +396,7 @@ impl Backend for Emulated {
         paged: PagedTokens<'_>,
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
-        check_import(&self.shape, paged, sizes)?;
+        check_import(&self.shape, paged, foreign)?;
         let foreign = foreign
             .map(|foreign| bytemuck::cast_slice(foreign.bytes().expect("rows are on the host")));
         self.import_strided(paged, paged.table.page_size, foreign)
@@ -410,10 +408,7 @@ impl Backend for Emulated {
         paged: PagedTokens<'_>,
         foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign
-            .each_ref()
-            .map(|foreign| (foreign.dtype(), foreign.len()));
-        check_export(&self.shape, paged, sizes)?;
+        check_export(&self.shape, paged, &foreign)?;
         let foreign = foreign.map(|foreign| {
             bytemuck::cast_slice_mut(foreign.into_bytes().expect("rows are on the host"))
         });

@@ -1,8 +1,7 @@
 //! What the kernels write to the cache, on the emulator, bit by bit against the CPU's cache.
 
-use deft::attention::cpu::CpuBackend;
-use deft::attention::{Backend, Counters, PagedTokens, RotaryTable, Rotation};
-use deft::cache::{CacheShape, HEAD_DIMS, HostPages, KvElement, PagedOrder, PagedTable};
+use deft::attention::{Backend, Counters, PagedTokens, RotaryTable, Rotation, cpu};
+use deft::cache::{CacheShape, HEAD_DIMS, KvElement, PagedOrder, PagedTable};
 use deft_tests::emulated::Emulated;
 use half::{bf16, f16};
 use kernels_gpu::abi::APPEND_LIVE;
@@ -28,8 +27,8 @@ fn random<T: KvElement>(rng: &mut SmallRng, count: usize) -> Vec<T> {
 }
 
 /// K and V of every place of a layer, `[places, kv_heads, head_dim]`.
-fn rows<T: KvElement>(pages: &HostPages<T>, layer: u32) -> [Vec<u16>; 2] {
-    let elements = (PAGES * 64) as usize * pages.shape().row_elements();
+fn rows<T: KvElement>(cpu: &mut dyn Backend, layer: u32) -> [Vec<u16>; 2] {
+    let elements = (PAGES * 64) as usize * cpu.shape().row_elements();
     let mut rows = [(); 2].map(|()| vec![T::default(); elements]);
     let [k, v] = &mut rows;
     let table = PagedTable {
@@ -38,7 +37,13 @@ fn rows<T: KvElement>(pages: &HostPages<T>, layer: u32) -> [Vec<u16>; 2] {
         pages: &[0, 1, 2, 3],
     };
     let places: Vec<u32> = (0..PAGES * 64).collect();
-    pages.export(layer, &places, &table, k, v).unwrap();
+    let paged = PagedTokens {
+        layer,
+        places: &places,
+        table,
+    };
+    cpu.export(paged, [k, v].map(|rows| T::elements_mut(rows)))
+        .unwrap();
     rows.map(|rows| bytemuck::cast_slice(&rows).to_vec())
 }
 
@@ -62,9 +67,9 @@ fn append_rotated_as_the_cpu<T: KvElement>(kv_heads: u32, head_dim: u32, count: 
     let row = shape.row_elements();
     let k = random::<T>(&mut rng, count * row);
     let v = random::<T>(&mut rng, count * row);
-    let mut cpu = CpuBackend::<T>::new(shape).unwrap();
+    let mut cpu = cpu::new(shape).unwrap();
     let mut emulated = Emulated::new(shape, count as u64);
-    for backend in [&mut cpu as &mut dyn Backend, &mut emulated] {
+    for backend in [&mut *cpu, &mut emulated] {
         let (k, v) = (T::elements(&k), T::elements(&v));
         backend
             .append_rotated(1, &targets, counters, k, v, rotation)
@@ -76,7 +81,7 @@ fn append_rotated_as_the_cpu<T: KvElement>(kv_heads: u32, head_dim: u32, count: 
     );
     for layer in 0..LAYERS {
         assert!(
-            emulated.rows(layer) == rows(cpu.pages(), layer),
+            emulated.rows(layer) == rows::<T>(&mut *cpu, layer),
             "{context}"
         );
     }
@@ -147,15 +152,15 @@ fn imports_and_exports_as_the_cpu(shape: CacheShape, order: PagedOrder, sequence
         places,
         table,
     };
-    let mut cpu = CpuBackend::<bf16>::new(shape).unwrap();
+    let mut cpu = cpu::new(shape).unwrap();
     let mut emulated = Emulated::new(shape, places.len() as u64);
-    for backend in [&mut cpu as &mut dyn Backend, &mut emulated] {
-        let (k, v) = ((&k[..]).into(), (&v[..]).into());
+    for backend in [&mut *cpu, &mut emulated] {
+        let (k, v) = (bf16::elements(k), bf16::elements(v));
         backend.import(paged, [k, v]).unwrap();
     }
     for layer in 0..LAYERS {
         assert!(
-            emulated.rows(layer) == rows(cpu.pages(), layer),
+            emulated.rows(layer) == rows::<bf16>(&mut *cpu, layer),
             "import, {context}"
         );
     }
@@ -164,11 +169,11 @@ fn imports_and_exports_as_the_cpu(shape: CacheShape, order: PagedOrder, sequence
     let unwritten = [(); 2].map(|()| vec![bf16::NAN; k.len()]);
     let exported = |backend: &mut dyn Backend, mut onto: [Vec<bf16>; 2]| {
         let [k, v] = &mut onto;
-        let (k, v) = ((&mut k[..]).into(), (&mut v[..]).into());
+        let (k, v) = (bf16::elements_mut(k), bf16::elements_mut(v));
         backend.export(paged, [k, v]).unwrap();
         bits(onto)
     };
-    let right = exported(&mut cpu, unwritten.clone());
+    let right = exported(&mut *cpu, unwritten.clone());
     assert!(
         exported(&mut emulated, unwritten) == right,
         "export, {context}"
@@ -199,20 +204,18 @@ fn a_pool_whose_pages_hold_k_then_v_is_imported_from_one_buffer() {
     let pages = k.chunks(page).zip(v.chunks(page));
     let pool: Vec<u16> = pages.flat_map(|(k, v)| [k, v].concat()).collect();
     let table = sequence.table(PagedOrder::Hnd);
-    let mut cpu = HostPages::<bf16>::new(shape).unwrap();
+    let paged = PagedTokens {
+        layer: 0,
+        places: &sequence.places,
+        table,
+    };
+    let mut cpu = cpu::new(shape).unwrap();
     let [k, v] = &sequence.foreign;
-    cpu.import(0, &sequence.places, &table, k, v).unwrap();
+    cpu.import(paged, [bf16::elements(k), bf16::elements(v)])
+        .unwrap();
     let mut emulated = Emulated::new(shape, 3);
     emulated
-        .import_strided(
-            PagedTokens {
-                layer: 0,
-                places: &sequence.places,
-                table,
-            },
-            2 * 16,
-            [&pool, &pool[page..]],
-        )
+        .import_strided(paged, 2 * 16, [&pool, &pool[page..]])
         .unwrap();
-    assert!(emulated.rows(0) == rows(&cpu, 0));
+    assert!(emulated.rows(0) == rows::<bf16>(&mut *cpu, 0));
 }

@@ -157,14 +157,20 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
     let beyond = refuse(0, child, 90..101, &table);
     assert!(beyond.starts_with("tokens 90..101 are not within") && beyond.ends_with("holds 100"));
     let pages = refuse(0, child, 0..100, &table);
-    assert_eq!(pages, "100 tokens take 7 pages of 16, the table has 5");
+    assert_eq!(
+        pages,
+        "pages has 5 elements, [ceil(tokens / page_size)] takes 7"
+    );
     let page = refuse(0, root, 0..70, &table);
-    assert_eq!(page, "pages[4] is 9, k holds 5 pages");
+    assert_eq!(page, "pages[4] names page 9, k has 5");
     let empty = PagedTable {
         page_size: 0,
         ..table
     };
-    assert_eq!(refuse(0, root, 0..1, &empty), "page_size is 0");
+    assert_eq!(
+        refuse(0, root, 0..1, &empty),
+        "page_size is 0; it must be positive"
+    );
     let other = [f16::ONE; 64];
     let dtype = cache.import(0, root, 0..1, &table, &other, &other);
     assert_eq!(

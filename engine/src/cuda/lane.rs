@@ -58,13 +58,8 @@ impl Lane {
     }
 
     /// Bytes of device memory.
-    pub(super) fn memory_bytes(&self, cache: &CudaCache) -> u64 {
-        let capacity = self.plan.capacity();
-        let words = capacity.shares as usize * capacity.stride_words as usize
-            + 2 * capacity.masks
-            + 4 * capacity.merge_rows
-            + capacity.merge_slots;
-        (4 * words + cache.workspace_bytes(capacity, self.plan.group_size())) as u64
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.plan.bytes() as u64
     }
 
     /// Enqueues a pass, as a graph if it ran before.

@@ -22,7 +22,7 @@ pub trait Backend: std::fmt::Debug + Send {
     /// Programs a KV head that a plan should be cut into to keep this device busy.
     fn shares(&self) -> u32;
 
-    /// Most query heads a KV head, from 1 to [`MAX_ROWS`].
+    /// Most query heads a KV head, from 1 to 65,535.
     fn max_group_size(&self) -> u32 {
         MAX_ROWS
     }
@@ -53,7 +53,7 @@ pub trait Backend: std::fmt::Debug + Send {
     /// in the cache as attention wants it, rounded once. V is written as it is.
     ///
     /// # Errors
-    /// Those of [`super::check_append_rotated`], and the device's own.
+    /// Those of [`super::check_append`], and the device's own.
     fn append_rotated(
         &mut self,
         layer: u32,

@@ -98,18 +98,6 @@ macro_rules! kv_element {
                 ElementsMut::$variant(slice)
             }
         }
-
-        impl<'a> From<&'a [$type]> for Elements<'a> {
-            fn from(slice: &'a [$type]) -> Self {
-                Self::$variant(slice)
-            }
-        }
-
-        impl<'a> From<&'a mut [$type]> for ElementsMut<'a> {
-            fn from(slice: &'a mut [$type]) -> Self {
-                Self::$variant(slice)
-            }
-        }
     };
 }
 
@@ -168,6 +156,10 @@ pub enum ElementsMut<'a> {
     Device(DeviceElements),
 }
 
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "rows of a batch are never none"
+)]
 impl<'a> Elements<'a> {
     /// Where the elements are, if that is a GPU.
     #[cfg(feature = "cuda")]
@@ -178,7 +170,7 @@ impl<'a> Elements<'a> {
         }
     }
     /// Element type.
-    pub const fn dtype(&self) -> DType {
+    pub fn dtype(&self) -> DType {
         match self {
             Self::F16(_) => DType::F16,
             Self::Bf16(_) => DType::Bf16,
@@ -188,7 +180,7 @@ impl<'a> Elements<'a> {
         }
     }
     /// Number of elements.
-    pub const fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         match self {
             Self::F16(slice) => slice.len(),
             Self::Bf16(slice) => slice.len(),
@@ -196,10 +188,6 @@ impl<'a> Elements<'a> {
             #[cfg(feature = "cuda")]
             Self::Device(rows) => rows.len,
         }
-    }
-    /// Whether there are no elements.
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
     }
     /// The elements as they lie in the host's memory, if they are there.
     pub fn bytes(&self) -> Option<&'a [u8]> {
@@ -218,38 +206,30 @@ impl<'a> Elements<'a> {
     }
 }
 
+#[expect(clippy::len_without_is_empty, reason = "as Elements")]
 impl<'a> ElementsMut<'a> {
+    /// The elements to be read.
+    pub(crate) fn as_elements(&self) -> Elements<'_> {
+        match self {
+            Self::F16(slice) => Elements::F16(slice),
+            Self::Bf16(slice) => Elements::Bf16(slice),
+            Self::F32(slice) => Elements::F32(slice),
+            #[cfg(feature = "cuda")]
+            Self::Device(rows) => Elements::Device(*rows),
+        }
+    }
     /// Where the elements are, if that is a GPU.
     #[cfg(feature = "cuda")]
-    pub(crate) const fn on_device(&self) -> Option<DeviceElements> {
-        match self {
-            Self::Device(rows) => Some(*rows),
-            _ => None,
-        }
+    pub(crate) fn on_device(&self) -> Option<DeviceElements> {
+        self.as_elements().on_device()
     }
     /// Element type.
-    pub const fn dtype(&self) -> DType {
-        match self {
-            Self::F16(_) => DType::F16,
-            Self::Bf16(_) => DType::Bf16,
-            Self::F32(_) => DType::F32,
-            #[cfg(feature = "cuda")]
-            Self::Device(rows) => rows.dtype,
-        }
+    pub fn dtype(&self) -> DType {
+        self.as_elements().dtype()
     }
     /// Number of elements.
-    pub const fn len(&self) -> usize {
-        match self {
-            Self::F16(slice) => slice.len(),
-            Self::Bf16(slice) => slice.len(),
-            Self::F32(slice) => slice.len(),
-            #[cfg(feature = "cuda")]
-            Self::Device(rows) => rows.len,
-        }
-    }
-    /// Whether there are no elements.
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
+    pub fn len(&self) -> usize {
+        self.as_elements().len()
     }
     /// The elements as they lie in the host's memory, if they are there.
     pub fn into_bytes(self) -> Option<&'a mut [u8]> {

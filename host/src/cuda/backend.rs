@@ -13,12 +13,11 @@ use super::{
     DeviceElements, DevicePtr, Event, PlanCapacity, RawStream, Rotary, Stream,
 };
 use crate::attention::{
-    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append,
-    check_append_rotated, check_attend, check_export, check_import, check_moves, check_plan,
-    on_host,
+    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append, check_attend,
+    check_export, check_import, check_moves, check_plan, on_host,
 };
 use crate::cache::{CacheShape, Elements, ElementsMut};
-use crate::plan::{Grouping, Plan, PlanConfig};
+use crate::plan::{Grouping, Plan, PlanConfig, shares_for};
 use kernels_gpu::abi::{AppendTarget, TokenMove};
 
 /// Room for plans that grow: a plan that outgrows its room takes this many times what it needs.
@@ -234,7 +233,7 @@ impl Backend for CudaBackend {
     }
 
     fn shares(&self) -> u32 {
-        (self.cache.device().multiprocessors() / self.shape().kv_heads).max(1)
+        shares_for(self.cache.device().multiprocessors(), self.shape().kv_heads)
     }
 
     fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
@@ -249,8 +248,7 @@ impl Backend for CudaBackend {
         k: Elements<'_>,
         v: Elements<'_>,
     ) -> Result<(), BackendError> {
-        let sources = [(k.dtype(), k.len()), (v.dtype(), v.len())];
-        check_append(self.shape(), layer, targets, counters, sources)?;
+        check_append(self.shape(), layer, targets, counters, [k, v], None)?;
         self.set_counters(counters)?;
         let rows = [k.on_device(), v.on_device()];
         let append = self.sources(targets, [k, v])?;
@@ -270,8 +268,8 @@ impl Backend for CudaBackend {
         v: Elements<'_>,
         rotation: Rotation<'_>,
     ) -> Result<(), BackendError> {
-        let sources = [k, v].map(|source| (source.dtype(), source.len()));
-        check_append_rotated(self.shape(), layer, targets, counters, sources, rotation)?;
+        let rows = [k, v];
+        check_append(self.shape(), layer, targets, counters, rows, Some(rotation))?;
         self.set_counters(counters)?;
         let rows = [k.on_device(), v.on_device()];
         let append = self.sources(targets, [k, v])?;
@@ -302,8 +300,7 @@ impl Backend for CudaBackend {
         paged: PagedTokens<'_>,
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
-        check_import(self.shape(), paged, sizes)?;
+        check_import(self.shape(), paged, foreign)?;
         let [k, v] = foreign.map(|foreign| foreign.bytes().map(bytemuck::cast_slice));
         let foreign = [on_host("k", k)?, on_host("v", v)?];
         Ok(self.import_checked(paged, foreign)?)
@@ -314,10 +311,7 @@ impl Backend for CudaBackend {
         paged: PagedTokens<'_>,
         foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign
-            .each_ref()
-            .map(|foreign| (foreign.dtype(), foreign.len()));
-        check_export(self.shape(), paged, sizes)?;
+        check_export(self.shape(), paged, &foreign)?;
         let [k, v] = foreign.map(|foreign| foreign.into_bytes().map(bytemuck::cast_slice_mut));
         let foreign = [on_host("k", k)?, on_host("v", v)?];
         Ok(self.export_checked(paged, foreign)?)
@@ -371,11 +365,8 @@ impl<T: Pod> Scratch<T> {
         Self { what, buffer: None }
     }
 
-    fn reserve_on(
-        &mut self,
-        device: &CudaDevice,
-        len: usize,
-    ) -> Result<&DeviceBuffer<T>, CudaError> {
+    /// The buffer, at least `len` long.
+    fn reserve(&mut self, device: &CudaDevice, len: usize) -> Result<&DeviceBuffer<T>, CudaError> {
         if self.buffer.as_ref().is_none_or(|buffer| buffer.len() < len) {
             // The old one goes first: both together may not fit.
             self.buffer = None;
@@ -387,7 +378,7 @@ impl<T: Pod> Scratch<T> {
 
     /// The buffer with `data` at its front, once the stream is there.
     fn fill(&mut self, stream: &Stream, data: &[T]) -> Result<&DeviceBuffer<T>, CudaError> {
-        let buffer = self.reserve_on(stream.device(), data.len())?;
+        let buffer = self.reserve(stream.device(), data.len())?;
         buffer.upload(0, data, stream)?;
         Ok(buffer)
     }
@@ -417,7 +408,7 @@ impl<T: Pod> Scratch<T> {
     ) -> Result<DevicePtr, BackendError> {
         match rows.on_device() {
             Some(rows) => aligned(argument, rows),
-            None => Ok(self.reserve_on(device, rows.len())?.pointer()),
+            None => Ok(self.reserve(device, rows.len())?.pointer()),
         }
     }
 
@@ -441,7 +432,7 @@ impl<T: Pod + PartialEq> Mirror<T> {
     /// The buffer with `data` at its front; nothing is copied if it is there.
     fn fill(&mut self, stream: &Stream, data: &[T]) -> Result<&DeviceBuffer<T>, CudaError> {
         if self.held == data {
-            return self.scratch.reserve_on(stream.device(), data.len());
+            return self.scratch.reserve(stream.device(), data.len());
         }
         self.held.clear();
         let buffer = self.scratch.fill(stream, data)?;

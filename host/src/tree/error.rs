@@ -130,14 +130,6 @@ pub enum ForestError {
         /// The node.
         node: NodeKey,
     },
-    /// A plan still reads the tree.
-    #[error("the tree of {node:?} is leased {leases} times: a plan still reads it")]
-    Leased {
-        /// The node that was to go.
-        node: NodeKey,
-        /// Leases that are out.
-        leases: usize,
-    },
     /// The page pool refused.
     #[error(transparent)]
     Pool(#[from] PoolError),

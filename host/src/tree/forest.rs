@@ -40,23 +40,20 @@ pub struct TokenForest {
     pub(super) tail_pages: Vec<PageId>,
     pub(super) free_slots: Vec<u32>,
     pub(super) changes: ChangeLog,
-    /// Pages that were in use before the forest had the pool; they stay so.
-    pub(super) foreign_pages: u32,
     marks: Marks,
 }
 
 impl TokenForest {
     /// Most nodes a forest may hold.
-    pub const MAX_NODES: usize = 1 << 20;
+    pub(crate) const MAX_NODES: usize = 1 << 20;
     /// Most queries a view may have: [`kernels_gpu::abi::Segment::visible`] packs them in 16 bits.
     pub const MAX_QUERIES: usize = u16::MAX as usize;
     /// Most tokens of a draft block, all its nodes together.
     pub const MAX_DRAFT_TOKENS: u32 = 4096;
 
-    /// A forest without trees that takes its pages from `pool`. Those in use already stay so.
+    /// A forest without trees that takes its pages from `pool`.
     pub fn new(pool: PagePool) -> Self {
         Self {
-            foreign_pages: pool.live(),
             pool,
             nodes: SlotMap::with_key(),
             trees: SlotMap::with_key(),
@@ -79,7 +76,6 @@ impl TokenForest {
             .check_free(u64::from(length.div_ceil(PAGE_TOKENS)))?;
         let tree = self.trees.insert(Tree {
             root: NodeKey::default(),
-            lease: std::sync::Arc::new(()),
         });
         let root = self.create_node(tree, None, Content::empty());
         self.trees[tree].root = root;
@@ -181,7 +177,7 @@ impl TokenForest {
                 unreachable!("a draft node does not grow");
             };
             for page in pages.drain(length.div_ceil(PAGE_TOKENS) as usize..) {
-                self.pool.release(page).expect("the node holds the page");
+                self.pool.release(page);
             }
             self.tail_pages[node.slot as usize] = pages.last().copied().unwrap_or(NONE);
         }

@@ -1,7 +1,5 @@
 //! What a node is made of.
 
-use std::sync::Arc;
-
 use kernels_gpu::abi::PAGE_TOKENS;
 
 use crate::cache::PageId;
@@ -46,8 +44,6 @@ pub(super) enum State {
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
     pub(super) root: NodeKey,
-    /// Shared with every lease of the tree.
-    pub(super) lease: Arc<()>,
 }
 
 /// Draft nodes that share pages.

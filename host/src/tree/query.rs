@@ -5,11 +5,6 @@ use super::{ForestError, NodeKey, TokenForest};
 use crate::cache::PageId;
 
 impl TokenForest {
-    /// Whether `node` is a node of this forest now.
-    pub fn contains(&self, node: NodeKey) -> bool {
-        self.nodes.contains_key(node)
-    }
-
     /// Number of nodes, of all trees, drafts included.
     pub fn node_count(&self) -> usize {
         self.nodes.len()

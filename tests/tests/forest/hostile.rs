@@ -52,7 +52,6 @@ fn pruned_and_foreign_keys_are_unknown() {
         assert_eq!(refused(&mut forest, |f| f.prune(node)), unknown);
         assert_eq!(refused(&mut forest, |f| f.remove_tree(node)), unknown);
         assert_eq!(refused(&mut forest, |f| f.view(&[next, node])), unknown);
-        assert_eq!(refused(&mut forest, |f| f.lease(&[node])), unknown);
         assert_eq!(refused(&mut forest, |f| f.accept(node, &[])), unknown);
         let draft = [token(None)];
         assert_eq!(
@@ -77,7 +76,6 @@ fn nothing_is_no_amount() {
     assert_eq!(refused(&mut forest, |f| f.extend(&[], 1)), empty("leaves"));
     assert_eq!(refused(&mut forest, |f| f.fork(root, 0)), empty("n"));
     assert_eq!(refused(&mut forest, |f| f.view(&[])), empty("queries"));
-    assert_eq!(refused(&mut forest, |f| f.lease(&[])), empty("nodes"));
     let error = refused(&mut forest, |f| f.insert_draft(root, &[]));
     assert_eq!(error.to_string(), "draft is empty or 0");
 }
@@ -264,30 +262,6 @@ fn a_batch_that_does_not_fit_grows_no_leaf() {
     assert!(leaves.iter().all(|&leaf| forest.length(leaf) == Ok(0)));
     assert_eq!(forest.extend(&leaves[..2], 1), Ok(2));
     assert_eq!(forest.extend(&leaves[..2], 63), Ok(0));
-}
-
-#[test]
-fn a_leased_tree_loses_nothing() {
-    let mut forest = forest(8);
-    let root = forest.insert_root(1).unwrap();
-    let other = forest.insert_root(1).unwrap();
-    let lease = forest.lease(&[root, root]).unwrap();
-    let again = lease.clone();
-    let draft = forest.insert_draft(root, &[token(None)]).unwrap();
-    let leased = |leases| ForestError::Leased { node: root, leases };
-    assert_eq!(refused(&mut forest, |f| f.prune(root)), leased(2));
-    drop(lease);
-    assert_eq!(refused(&mut forest, |f| f.prune(root)), leased(1));
-    assert_eq!(refused(&mut forest, |f| f.accept(root, &draft)), leased(1));
-    let error = refused(&mut forest, |f| f.prune(draft[0]));
-    assert!(
-        error.to_string().ends_with("a plan still reads it"),
-        "{error}"
-    );
-    forest.prune(other).unwrap();
-    drop(again);
-    forest.accept(root, &draft).unwrap();
-    assert_eq!(forest.remove_tree(root), Ok(1));
 }
 
 #[test]

@@ -49,8 +49,6 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (pick(), vec(any::<Index>(), 0..5)).prop_map(|(node, path)| Op::Accept(node, path)),
         4 => pick().prop_map(Op::Prune),
         1 => pick().prop_map(Op::RemoveTree),
-        2 => pick().prop_map(Op::Lease),
-        3 => any::<Index>().prop_map(Op::Unlease),
     ]
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use deft::cache::{PageId, PagePool};
 use deft::tree::{
-    DraftNode, ForestError, GrowthCursor, NodeKey, TokenForest, TreeLease, TreeView, ViewScratch,
+    DraftNode, ForestError, GrowthCursor, NodeKey, TokenForest, TreeView, ViewScratch,
 };
 use kernels_gpu::abi::APPEND_LIVE;
 use proptest::sample::Index;
@@ -34,8 +34,6 @@ pub(crate) enum Op {
     Accept(Pick, Vec<Index>),
     Prune(Pick),
     RemoveTree(Pick),
-    Lease(Pick),
-    Unlease(Index),
 }
 
 /// A plan's view of the past: growth has to bring it up to now.
@@ -50,7 +48,6 @@ pub(crate) struct World {
     model: Model,
     /// Token ids by `page * 64 + token`; 0 for what was never written.
     store: Vec<u64>,
-    leases: Vec<(usize, TreeLease)>,
     mirror: Option<Mirror>,
     scratch: ViewScratch,
     view: TreeView,
@@ -62,7 +59,6 @@ impl World {
             forest: TokenForest::new(PagePool::new(pages).unwrap()),
             model: Model::default(),
             store: vec![0; pages as usize * PAGE],
-            leases: Vec::new(),
             mirror: None,
             scratch: ViewScratch::default(),
             view: TreeView::default(),
@@ -91,19 +87,6 @@ impl World {
             Op::Accept(pick, path) => self.accept(pick, &path),
             Op::Prune(pick) => self.prune(pick, false),
             Op::RemoveTree(pick) => self.prune(pick, true),
-            Op::Lease(pick) => {
-                if let Some(node) = self.pick(pick) {
-                    let lease = self.forest.lease(&[self.model.nodes[node].key]).unwrap();
-                    self.leases.push((self.model.root(node), lease));
-                }
-                false
-            }
-            Op::Unlease(index) => {
-                if !self.leases.is_empty() {
-                    drop(self.leases.swap_remove(index.index(self.leases.len())));
-                }
-                false
-            }
         };
         if !done {
             assert_eq!(self.observe(), before, "a refusal changes nothing");
@@ -239,7 +222,7 @@ impl World {
             trunks => Some(trunks[pick.index.index(trunks.len())]),
         };
         let Some(trunk) = trunk else { return false };
-        let may = self.model.is_drafted(trunk) && !self.is_leased(trunk);
+        let may = self.model.is_drafted(trunk);
         let mut nodes = Vec::new();
         for index in path {
             let children = self.model.children(*nodes.last().unwrap_or(&trunk));
@@ -272,7 +255,6 @@ impl World {
         let Some(node) = self.pick(pick) else {
             return false;
         };
-        let may = !self.is_leased(node);
         let free = self.free_pages();
         let key = self.model.nodes[node].key;
         let freed = if whole_tree {
@@ -280,20 +262,17 @@ impl World {
         } else {
             self.forest.prune(key)
         };
-        assert_eq!(freed.is_ok(), may, "{freed:?}");
-        if let Ok(freed) = freed {
-            self.model.prune(if whole_tree {
-                self.model.root(node)
-            } else {
-                node
-            });
-            assert_eq!(freed as usize, self.free_pages() - free);
-            assert_eq!(
-                self.forest.length(key),
-                Err(ForestError::UnknownNode { node: key })
-            );
-        }
-        may
+        self.model.prune(if whole_tree {
+            self.model.root(node)
+        } else {
+            node
+        });
+        assert_eq!(freed.unwrap() as usize, self.free_pages() - free);
+        assert_eq!(
+            self.forest.length(key),
+            Err(ForestError::UnknownNode { node: key })
+        );
+        true
     }
 
     /// Prunes a draft node, where there is one.
@@ -310,11 +289,6 @@ impl World {
     /// Gives all free pages to a tree of its own.
     pub(crate) fn fill_pool(&mut self) {
         self.root((self.free_pages() * PAGE) as u32);
-    }
-
-    fn is_leased(&self, node: usize) -> bool {
-        let root = self.model.root(node);
-        self.leases.iter().any(|lease| lease.0 == root)
     }
 
     /// Writes the tokens of `node` from `begin` on to where the forest says.

@@ -17,23 +17,20 @@ use rayon::prelude::*;
 
 use self::item::Call;
 use self::merge::Sources;
-use super::check::{
-    check_append, check_attend, check_export, check_import, check_moves, check_plan, on_host,
-    resolve,
-};
-use super::{Attend, Backend, BackendError, Counters, PagedTokens};
+use super::check::{check_append, check_attend, check_moves, check_plan, on_host, resolve};
+use super::{Attend, Backend, BackendError, Counters, PagedTokens, check_export, check_import};
 use crate::cache::{CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, ShapeError};
 use crate::plan::{CostModel, Grouping, PlanConfig};
 
 /// Tasks of a plan, unless its configuration says otherwise: enough for the last task of one thread not to keep
-/// the others waiting, on up to 16 threads. Not as many as there are threads, since results depend on it.
-const TASKS: u32 = 64;
+/// the others waiting, on up to 8 threads. Not as many as there are threads, since results depend on it.
+const TASKS: u32 = 32;
 
 const CHECKED: &str = "arguments were checked";
 
 /// A cache in the host's memory and attention over it.
 #[derive(Debug)]
-pub struct CpuBackend<T> {
+struct CpuBackend<T> {
     pages: HostPages<T>,
     arch: Arch,
     workspace: Workspace,
@@ -64,21 +61,12 @@ pub fn new(shape: CacheShape) -> Result<Box<dyn Backend>, ShapeError> {
 }
 
 impl<T: KvElement> CpuBackend<T> {
-    /// A zeroed cache of `shape`.
-    ///
-    /// # Errors
-    /// [`ShapeError`], naming the dimension.
-    pub fn new(shape: CacheShape) -> Result<Self, ShapeError> {
+    fn new(shape: CacheShape) -> Result<Self, ShapeError> {
         Ok(Self {
             pages: HostPages::new(shape)?,
             arch: Arch::new(),
             workspace: Workspace::default(),
         })
-    }
-
-    /// The pages.
-    pub fn pages(&self) -> &HostPages<T> {
-        &self.pages
     }
 }
 
@@ -109,6 +97,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, self.shares());
         config.element_bytes = shape.dtype.bytes() as u32;
         config.cost = CostModel::CPU_CORE;
+        config.alternatives = false;
         config
     }
 
@@ -120,8 +109,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         k: Elements<'_>,
         v: Elements<'_>,
     ) -> Result<(), BackendError> {
-        let sources = [(k.dtype(), k.len()), (v.dtype(), v.len())];
-        check_append(self.shape(), layer, targets, counters, sources)?;
+        check_append(self.shape(), layer, targets, counters, [k, v], None)?;
         let row = self.shape().row_elements();
         let k = on_host("k", k.typed::<T>())?.chunks_exact(row);
         let v = on_host("v", v.typed::<T>())?.chunks_exact(row);
@@ -143,16 +131,12 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         paged: PagedTokens<'_>,
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
-        check_import(self.shape(), paged, sizes)?;
+        check_import(self.shape(), paged, foreign)?;
         let [k, v] = foreign;
         let (k, v) = (on_host("k", k.typed())?, on_host("v", v.typed())?);
-        let PagedTokens {
-            layer,
-            places,
-            table,
-        } = paged;
-        Ok(self.pages.import(layer, places, &table, k, v)?)
+        self.pages
+            .import(paged.layer, paged.places, &paged.table, k, v);
+        Ok(())
     }
 
     fn export(
@@ -160,18 +144,12 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         paged: PagedTokens<'_>,
         foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign
-            .each_ref()
-            .map(|foreign| (foreign.dtype(), foreign.len()));
-        check_export(self.shape(), paged, sizes)?;
+        check_export(self.shape(), paged, &foreign)?;
         let [k, v] = foreign;
         let (k, v) = (on_host("k", k.into_typed())?, on_host("v", v.into_typed())?);
-        let PagedTokens {
-            layer,
-            places,
-            table,
-        } = paged;
-        Ok(self.pages.export(layer, places, &table, k, v)?)
+        self.pages
+            .export(paged.layer, paged.places, &paged.table, k, v);
+        Ok(())
     }
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {

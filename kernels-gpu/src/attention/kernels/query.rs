@@ -1,6 +1,5 @@
 //! The query tile of a work item: rows = queries x (query heads of one KV head).
 
-use super::program::Program;
 use crate::abi::{NONE, WorkItem};
 use crate::attention::tile::CONSUMERS;
 use device::global;
@@ -22,7 +21,8 @@ pub(super) struct RowMap {
     pub(super) first_head: u32,
     /// Where the rows of the item's queries are listed, or [`NONE`].
     row_word: u32,
-    program: Program,
+    /// The program in global memory: a read of the part in shared memory would be a second way, for each row.
+    words: *const u32,
 }
 
 impl RowMap {
@@ -30,7 +30,7 @@ impl RowMap {
     #[inline(always)]
     pub(super) fn new(
         item: &WorkItem,
-        program: Program,
+        words: *const u32,
         group: Group,
         kv_heads: u32,
         kv_head: u32,
@@ -42,7 +42,7 @@ impl RowMap {
             q_heads: kv_heads * group.size,
             first_head: kv_head * group.size,
             row_word: item.row_word,
-            program,
+            words,
         }
     }
 
@@ -57,7 +57,7 @@ impl RowMap {
             self.query_begin + query
         } else {
             // SAFETY: the list has an entry for each of the item's queries.
-            unsafe { self.program.word(self.row_word + query) }
+            unsafe { global::load_u32(self.words.add((self.row_word + query) as usize)) }
         };
         place * self.q_heads + self.first_head + (row - query * self.group.size)
     }
