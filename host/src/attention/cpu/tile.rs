@@ -8,9 +8,10 @@
 use std::ops::Range;
 
 use kernels_gpu::abi::PAGE_TOKENS;
-use kernels_gpu::layout::CORE;
+use kernels_gpu::layout::{CORE, element_offset};
 use pulp::{Simd, WithSimd};
 
+use super::non_finite::{NonFinite, bits};
 use super::simd;
 
 /// Most vectors of rows in a block: with 4 tokens or dims at a time that is 12 accumulators, 3 operands
@@ -65,6 +66,7 @@ pub(super) struct PageStep<'a> {
     /// The rows that see the page.
     pub(super) rows: Range<usize>,
     pub(super) mask: Option<PageMask<'a>>,
+    pub(super) non_finite: Option<NonFinite<'a>>,
     /// The cap in base 2.
     pub(super) soft_cap: Option<f32>,
 }
@@ -102,9 +104,10 @@ impl PageStep<'_> {
         self.hide_masked(row, V * S::F32_LANES);
         let decay = self.softmax::<S, V>(simd, row);
         self.values::<S, V, N>(simd, row, decay);
+        self.values_apart(row, V * S::F32_LANES);
     }
 
-    /// `scores[token][row] = q[row] . k[token]`.
+    /// `scores[token][row] = q[row] . k[token]`, capped.
     #[inline(always)]
     fn logits<S: Simd, const V: usize, const N: usize>(&mut self, simd: S, row: usize) {
         let width = V * S::F32_LANES;
@@ -126,7 +129,11 @@ impl PageStep<'_> {
                     }
                 }
             }
-            for (n, sums) in sums.into_iter().enumerate() {
+            for (n, mut sums) in sums.into_iter().enumerate() {
+                if let Some(cap) = self.soft_cap {
+                    let cap = simd.splat_f32s(cap);
+                    sums = sums.map(|sum| simd.mul_f32s(simd::tanh(simd, sum), cap));
+                }
                 let at = (first + n) * width;
                 store::<S, V>(&mut self.scores[at..at + width], sums);
             }
@@ -138,11 +145,8 @@ impl PageStep<'_> {
         let Some(mask) = self.mask else { return };
         let exist = u64::MAX >> (PAGE_TOKENS as usize - self.tokens);
         for lane in 0..width.min(self.rows.end - row) {
-            let mut hidden = exist & !mask.words[(row + lane) / mask.group];
-            while hidden != 0 {
-                let token = hidden.trailing_zeros() as usize;
+            for token in bits(exist & !mask.words[(row + lane) / mask.group]) {
                 self.scores[token * width + lane] = f32::NEG_INFINITY;
-                hidden &= hidden - 1;
             }
         }
     }
@@ -160,13 +164,6 @@ impl PageStep<'_> {
         for token in scores.chunks_exact_mut(width) {
             let mut logits: [S::f32s; V] = load::<S, V>(token);
             for v in 0..V {
-                if let Some(cap) = self.soft_cap {
-                    let bent = simd::tanh(simd, logits[v]);
-                    let bent = simd.mul_f32s(bent, simd.splat_f32s(cap));
-                    // tanh is bounded: what was hidden has to be hidden again.
-                    let hidden = simd.equal_f32s(logits[v], nothing);
-                    logits[v] = simd.select_f32s(hidden, nothing, bent);
-                }
                 logits[v] = simd.select_f32s(visible[v], logits[v], nothing);
                 max[v] = simd.max_f32s(max[v], logits[v]);
             }
@@ -232,6 +229,25 @@ impl PageStep<'_> {
             for (n, sums) in sums.into_iter().enumerate() {
                 let at = at(n);
                 store::<S, V>(&mut self.tile.o[at..at + width], sums);
+            }
+        }
+    }
+
+    /// Adds the tokens that are zeros in `v` to the rows that see them.
+    fn values_apart(&mut self, row: usize, width: usize) {
+        let Some(apart) = self.non_finite else { return };
+        let head_dim = self.v.len() / PAGE_TOKENS as usize;
+        for lane in 0..width.min(self.rows.end - row) {
+            let seen = self
+                .mask
+                .map_or(u64::MAX, |mask| mask.words[(row + lane) / mask.group]);
+            for token in bits(apart.tokens & seen) {
+                let weight = self.scores[token * width + lane];
+                for dim in 0..head_dim {
+                    let at = element_offset(head_dim as u32, token as u32, dim as u32);
+                    self.tile.o[dim * self.tile.stride + row + lane] +=
+                        weight * apart.v[at as usize];
+                }
             }
         }
     }
@@ -312,6 +328,7 @@ mod tests {
                 tokens,
                 rows,
                 mask,
+                non_finite: None,
                 soft_cap: None,
             });
         }
@@ -360,6 +377,7 @@ mod tests {
                 tokens: 9,
                 rows,
                 mask: None,
+                non_finite: None,
                 soft_cap: None,
             });
             assert_eq!(o[..STRIDE], sum, "of equal logits and values 1");
