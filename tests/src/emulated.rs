@@ -84,7 +84,7 @@ impl Emulated {
         Launch::new(blocks, threads).seed(self.seed)
     }
 
-    fn append_d<const D: u32>(
+    fn append_d<E: Element, const D: u32>(
         &mut self,
         layer: u32,
         targets: &[AppendTarget],
@@ -111,7 +111,7 @@ impl Emulated {
             .run(&mut memory, || {
                 // SAFETY: the emulator checks every access.
                 unsafe {
-                    cache::append::<D>(
+                    cache::append::<E, D>(
                         pool.as_mut_ptr(),
                         k.as_ptr(),
                         v.as_ptr(),
@@ -125,6 +125,20 @@ impl Emulated {
             })?;
         self.pool[plane].copy_from_slice(&memory.read_poisoned(pool));
         Ok(())
+    }
+
+    fn append_e<E: Element>(
+        &mut self,
+        layer: u32,
+        targets: &[AppendTarget],
+        counters: Counters<'_>,
+        rows: [Elements<'_>; 2],
+    ) -> Result<(), Box<Report>> {
+        match self.shape.head_dim {
+            64 => self.append_d::<E, 64>(layer, targets, counters, rows),
+            128 => self.append_d::<E, 128>(layer, targets, counters, rows),
+            _ => self.append_d::<E, 256>(layer, targets, counters, rows),
+        }
     }
 
     fn append_rope_d<E: Element, const D: u32>(
@@ -355,10 +369,9 @@ impl Backend for Emulated {
         v: Elements<'_>,
     ) -> Result<(), BackendError> {
         check_append(&self.shape, layer, targets, counters, [k, v], None)?;
-        match self.shape.head_dim {
-            64 => self.append_d::<64>(layer, targets, counters, [k, v]),
-            128 => self.append_d::<128>(layer, targets, counters, [k, v]),
-            _ => self.append_d::<256>(layer, targets, counters, [k, v]),
+        match self.shape.dtype {
+            DType::Bf16 => self.append_e::<Bf16>(layer, targets, counters, [k, v]),
+            _ => self.append_e::<F16>(layer, targets, counters, [k, v]),
         }
         .map_err(|report| BackendError::Device(report))
     }

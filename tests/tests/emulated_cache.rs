@@ -3,6 +3,7 @@
 use deft::attention::{Backend, Counters};
 use deft::cache::{CacheShape, DType, Elements};
 use deft_tests::emulated::Emulated;
+use device::Bf16;
 use device::emulator::{Launch, Memory};
 use kernels_gpu::abi::{APPEND_LIVE, NONE, TokenMove};
 use kernels_gpu::cache::{self, THREADS};
@@ -43,8 +44,10 @@ fn element(shape: &CacheShape, layer: u32, place: u32, head: u32, value: u32, di
 fn random_rows(shape: &CacheShape, rows: usize, rng: &mut SmallRng) -> [Vec<half::bf16>; 2] {
     let elements = rows * (shape.kv_heads * shape.head_dim) as usize;
     [(); 2].map(|()| {
-        let bits = (0..elements).map(|_| half::bf16::from_bits(rng.random()));
-        bits.collect()
+        // Any but those whose exponent is full: V that is not finite is not kept bit by bit.
+        let bits =
+            (0..elements).map(|_| rng.random_range(0..0x7f80) | rng.random_range(0..2) << 15);
+        bits.map(half::bf16::from_bits).collect()
     })
 }
 
@@ -143,7 +146,7 @@ fn append_raw(
     Launch::new([(count * 16).div_ceil(THREADS), 1, 1], THREADS).run(&mut memory, || {
         // SAFETY: the emulator checks every access.
         unsafe {
-            cache::append::<64>(
+            cache::append::<Bf16, 64>(
                 pool.as_mut_ptr(),
                 k.as_ptr(),
                 v.as_ptr(),
@@ -245,4 +248,29 @@ fn advance_counts_each_named_counter_once_and_no_other() {
     let lengths = memory.read(lengths).unwrap();
     assert!(lengths[..290].iter().all(|length| *length == 6));
     assert!(lengths[290..].iter().all(|length| *length == 5));
+}
+
+#[test]
+fn eight_values_of_which_one_is_not_finite_are_kept_as_zeros_with_keys_that_are_not_numbers() {
+    // The largest finite values, NaN of least and most bits, infinities.
+    let bits = [
+        0x7f7f, 0xff7f, 0x7f81, 0xffff, 0x7f80, 0xff80, 0x7c00, 0x0000,
+    ];
+    for (chunk, bits) in (0..).zip(bits) {
+        let shape = shape((1, 2, 64), 1);
+        let mut rng = SmallRng::seed_from_u64(chunk);
+        let mut kv = random_rows(&shape, 1, &mut rng);
+        let first = 8 * chunk as usize;
+        kv[1][first + chunk as usize] = half::bf16::from_bits(bits);
+        let mut backend = Emulated::new(shape, 3);
+        let (k, v) = (Elements::Bf16(&kv[0]), Elements::Bf16(&kv[1]));
+        backend.append(0, &[9], Counters::default(), k, v).unwrap();
+        if !half::bf16::from_bits(bits).is_finite() {
+            kv[0][first..first + 8].fill(half::bf16::from_bits(0x7fff));
+            kv[1][first..first + 8].fill(half::bf16::ZERO);
+        }
+        let mut expected = vec![0; backend.pool().len()];
+        write_row(&mut expected, &shape, 0, 9, 0, &kv);
+        assert!(backend.pool() == expected, "{bits:#06x}");
+    }
 }

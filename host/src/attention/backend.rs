@@ -38,6 +38,10 @@ pub trait Backend: std::fmt::Debug + Send {
     /// Writes K and V of new tokens of one layer: row `i` of `k` and `v`, both
     /// `[targets, kv_heads, head_dim]`, goes where `targets[i]` says. No place is named twice.
     ///
+    /// Whoever sees a token with a NaN or an infinity gets NaN or infinity, nobody else does. A GPU's cache keeps eight
+    /// dims of V that are not finite as zeros and those of K as NaN, so that all of the row and its LSE is NaN then,
+    /// and [`Backend::export`] gives what is kept.
+    ///
     /// # Errors
     /// Those of [`super::check_append`], and the device's own.
     fn append(

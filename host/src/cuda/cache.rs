@@ -40,8 +40,8 @@ pub struct CudaCache {
 }
 
 impl CudaCache {
-    /// Sets pages and `slots` counters (nodes that may be alive at once) aside, zeroed, so that stale
-    /// memory is never a NaN, and compiles the attention kernels.
+    /// Sets pages and `slots` counters (nodes that may be alive at once) aside, zeroed, so that V in
+    /// them is finite as it is when kernels have written it, and compiles the attention kernels.
     ///
     /// # Errors
     /// [`CudaError::Shape`], [`CudaError::DType`] for f32, [`CudaError::OutOfMemory`], and those of

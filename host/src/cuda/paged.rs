@@ -49,10 +49,13 @@ enum Direction {
 
 impl PagedKernels {
     pub(super) fn new(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
-        let dim = shape.head_dim;
+        let (dim, dtype) = (shape.head_dim, shape.dtype);
         Ok(Self {
             shape: *shape,
-            import: device.kernel(&format!("import_pages_d{dim}"), ptx::ImportPages::BYTES)?,
+            import: device.kernel(
+                &format!("import_pages_{dtype}_d{dim}"),
+                ptx::ImportPages::BYTES,
+            )?,
             export: device.kernel(&format!("export_pages_d{dim}"), ptx::ExportPages::BYTES)?,
         })
     }

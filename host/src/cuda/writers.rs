@@ -32,7 +32,8 @@ pub struct Rotary {
     pub sin: DevicePtr,
 }
 
-/// Where the cache's own arrays are, for kernels of one's own that read or write it.
+/// Where the cache's own arrays are, for kernels of one's own that read or write it. V that they write must be finite,
+/// or rows that do not see it become NaN too; [`CudaCache::append`](super::CudaCache::append) takes care of that.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CachePointers {
     /// `[pages, kv_heads, 2, PAGE_TOKENS, head_dim]` of one layer, laid out as [`layout`](crate::layout) says.
@@ -59,7 +60,7 @@ impl WriterKernels {
         Ok(Self {
             shape: *shape,
             advance: device.kernel("advance_counters", ptx::Advance::BYTES)?,
-            append: device.kernel(&format!("append_d{dim}"), ptx::Append::BYTES)?,
+            append: device.kernel(&format!("append_{dtype}_d{dim}"), ptx::Append::BYTES)?,
             append_rope: device.kernel(
                 &format!("append_rope_{dtype}_d{dim}"),
                 ptx::AppendRope::BYTES,

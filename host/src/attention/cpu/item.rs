@@ -8,6 +8,7 @@ use kernels_gpu::layout::prefix_elements;
 use kernels_gpu::softmax::{Math, Partial};
 use pulp::Arch;
 
+use super::non_finite::NonFinite;
 use super::tile::{MAX_LANES, PageMask, PageStep, SCORES, Tile};
 use crate::attention::AttentionParams;
 use crate::cache::{DType, HostPages, KvElement};
@@ -51,6 +52,8 @@ struct Scratch {
     words: Vec<u64>,
     /// A page of K and V, where they are not f32 already.
     page: Vec<f32>,
+    /// A page of V without the tokens that are not finite.
+    finite: Vec<f32>,
 }
 
 thread_local! {
@@ -100,6 +103,7 @@ impl<T: KvElement> Call<'_, T> {
                         page,
                         tokens: tokens.min(PAGE_TOKENS),
                         rows: visible.clone(),
+                        item_rows: rows,
                         mask: mask_words.map(|words| PageMask { words, group }),
                     };
                     self.page(scratch, stride, kv_head, seen);
@@ -148,6 +152,13 @@ impl<T: KvElement> Call<'_, T> {
             });
             (&*k, &*v)
         };
+        let partly = seen.mask.is_some() || seen.rows.end < seen.item_rows;
+        let (v, non_finite) = if partly {
+            let size = (self.head_dim(), seen.tokens as usize);
+            NonFinite::take(self.arch, v, size, elements, &mut scratch.finite)
+        } else {
+            (v, None)
+        };
         self.arch.dispatch(PageStep {
             tile: Tile {
                 q: &scratch.q,
@@ -162,6 +173,7 @@ impl<T: KvElement> Call<'_, T> {
             tokens: seen.tokens as usize,
             rows: seen.rows,
             mask: seen.mask,
+            non_finite,
             soft_cap: self
                 .params
                 .soft_cap
@@ -175,6 +187,8 @@ struct Seen<'a> {
     page: u32,
     tokens: u32,
     rows: Range<usize>,
+    /// All rows of the item.
+    item_rows: usize,
     mask: Option<PageMask<'a>>,
 }
 

@@ -7,6 +7,7 @@
 
 mod item;
 mod merge;
+mod non_finite;
 mod simd;
 mod tile;
 

@@ -127,12 +127,12 @@ impl RowSink {
     }
 }
 
-/// `1 / sum`, or 0 for a row that saw no token.
+/// `1 / sum`, or 0 for a row that saw no token; NaN for one that saw a NaN.
 #[inline(always)]
 pub(super) fn inverse(sum: f32) -> f32 {
-    if sum > 0.0 {
-        math::reciprocal(sum)
-    } else {
+    if sum == 0.0 {
         0.0
+    } else {
+        math::reciprocal(sum)
     }
 }
