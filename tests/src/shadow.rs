@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 
-use deft::attention::reference::{self, ReferenceOutput, ReferenceParams};
+use deft::plan::HeadShape;
 use deft::tree::{Run, TreeView};
 use deft::{KvElement, NodeKey, TreeCache};
 use kernels_gpu::abi::PAGE_TOKENS;
+
+use crate::oracle::reference_params;
+use crate::reference::attention::{self, ReferenceOutput};
 
 /// K and V of one token, `[layer][k, v][kv_heads, head_dim]`.
 pub type Token = Vec<[Vec<f64>; 2]>;
@@ -71,18 +74,16 @@ impl Shadow {
         q: &[T],
     ) -> ReferenceOutput {
         let config = cache.config();
-        let model = config.params();
-        let params = ReferenceParams {
-            q_heads: config.q_heads as usize,
-            kv_heads: config.kv_heads as usize,
-            head_dim: config.head_dim as usize,
-            scale: model.scale.into(),
-            soft_cap: model.soft_cap.map(f64::from),
+        let heads = HeadShape {
+            q_heads: config.q_heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
         };
+        let params = reference_params(heads, &config.params());
         let q: Vec<f64> = q.iter().map(|value| value.to_f32().into()).collect();
         let paths: Vec<_> = leaves.iter().map(|&leaf| self.path(leaf)).collect();
         let (view, places) = separate_sequences(paths.iter().map(Vec::len));
-        reference::attend(&view, &params, &q, |page, token, head| {
+        attention::attend(&view, &params, &q, |page, token, head| {
             let (path, first) = places[page as usize];
             let [k, v] = &paths[path][first + token as usize][layer];
             let row = head * params.head_dim..(head + 1) * params.head_dim;

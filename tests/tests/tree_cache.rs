@@ -4,7 +4,7 @@ use deft::{
     CacheConfig, CacheError, DType, Device, DraftNode, Grouping, KvElement, NodeKey, PlanUpdate,
     TreeCache, TreePlan, bf16, f16,
 };
-use deft_tests::problem::assert_close;
+use deft_tests::oracle::assert_close;
 use deft_tests::shadow::Shadow;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;

@@ -1,0 +1,120 @@
+//! Random forests with odd sizes on purpose.
+
+use deft::cache::PagePool;
+use deft::tree::{DraftNode, NodeKey, TokenForest, TreeView};
+use rand::rngs::SmallRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{RngExt, SeedableRng};
+
+/// Pages of a forest's pool; no forest made here needs as many.
+const PAGES: u32 = 1024;
+const ROOT_TOKENS: [u32; 10] = [1, 17, 37, 63, 64, 65, 128, 200, 511, 1500];
+const NODE_TOKENS: [u32; 9] = [0, 1, 7, 17, 37, 63, 64, 65, 130];
+
+/// What the queries of a random forest see: up to three trees, deep or wide, empty nodes, draft blocks, queries at
+/// inner nodes, pages in random order.
+///
+/// # Panics
+/// Never: the pool has room for the largest.
+pub fn random(seed: u64) -> TreeView {
+    let (forest, nodes) = grown(&mut SmallRng::seed_from_u64(seed));
+    forest.view(&nodes).expect("its own nodes")
+}
+
+/// A random forest and the nodes that ask.
+fn grown(rng: &mut SmallRng) -> (TokenForest, Vec<NodeKey>) {
+    const ROOM: &str = "there are pages enough";
+    let mut forest = TokenForest::new(shuffled_pool(PAGES, rng));
+    let (mut growing, mut nodes) = (Vec::new(), Vec::new());
+    for _ in 0..rng.random_range(1..=3) {
+        growing.push(forest.insert_root(pick(rng, &ROOT_TOKENS)).expect(ROOM));
+    }
+    for _ in 0..rng.random_range(0..=12) {
+        let parent = growing.swap_remove(rng.random_range(0..growing.len()));
+        if rng.random_ratio(1, 4) {
+            nodes.push(parent);
+        }
+        let children = forest.fork(parent, rng.random_range(1..=5)).expect(ROOM);
+        for child in children {
+            let tokens = pick(rng, &NODE_TOKENS);
+            if tokens > 0 {
+                forest.append(child, tokens).expect(ROOM);
+            }
+            growing.push(child);
+        }
+    }
+    for leaf in growing {
+        match rng.random_range(0..6) {
+            0 => nodes.extend(forest.insert_draft(leaf, &draft(rng)).expect(ROOM)),
+            1 => {}
+            _ => nodes.push(leaf),
+        }
+    }
+    if nodes.is_empty() {
+        nodes.extend(forest.roots().take(1));
+    }
+    (forest, nodes)
+}
+
+fn draft(rng: &mut SmallRng) -> Vec<DraftNode> {
+    let nodes: u32 = rng.random_range(1..=90);
+    (0..nodes)
+        .map(|node| DraftNode {
+            parent: rng.random_range(0..=node).checked_sub(1),
+            tokens: rng.random_range(1..=3),
+        })
+        .collect()
+}
+
+/// One of `choices`.
+///
+/// # Panics
+/// If there is none.
+pub fn pick<T: Copy>(rng: &mut SmallRng, choices: &[T]) -> T {
+    *choices.choose(rng).expect("there is a choice")
+}
+
+/// A pool that hands its pages out in random order.
+///
+/// # Panics
+/// If there are more pages than a pool may have.
+pub fn shuffled_pool(pages: u32, rng: &mut SmallRng) -> PagePool {
+    let mut pool = PagePool::new(pages).unwrap();
+    let mut order = pool.allocate_many(pages).unwrap();
+    order.shuffle(rng);
+    for page in order {
+        pool.release(page).unwrap();
+    }
+    pool
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forests_are_varied_and_can_be_viewed() {
+        let (mut masked, mut empty, mut inner) = (0, 0, 0);
+        for seed in 0..60 {
+            let (forest, nodes) = grown(&mut SmallRng::seed_from_u64(seed));
+            let view = forest.view(&nodes).unwrap();
+            assert_eq!(view.queries as usize, nodes.len());
+            masked += u32::from(view.runs.iter().any(|run| run.mask.is_some()));
+            empty += u32::from(nodes.iter().any(|&node| forest.length(node).unwrap() == 0));
+            inner += u32::from(nodes.iter().any(|&node| forest.is_sealed(node).unwrap()));
+        }
+        assert!(
+            masked > 10 && empty > 5 && inner > 10,
+            "{masked} {empty} {inner}"
+        );
+    }
+
+    #[test]
+    fn a_shuffled_pool_has_every_page_but_not_in_order() {
+        let mut pool = shuffled_pool(50, &mut SmallRng::seed_from_u64(1));
+        let mut pages = pool.allocate_many(50).unwrap();
+        assert!(!pages.is_sorted());
+        pages.sort_unstable();
+        assert_eq!(pages, (0..50).collect::<Vec<_>>());
+    }
+}
