@@ -59,8 +59,8 @@ impl<T: KvElement> Inputs<T> {
         }
     }
 
-    /// Makes a few rows of queries steep: one token outweighs all others. Logits of six times the usual size leave
-    /// `f32` results within their tolerance; eight times do not.
+    /// Makes a few rows of queries steep: one token outweighs all others. Six times is as far as `f32` stays
+    /// within its tolerance, whose rounding grows with the logits.
     pub fn steepen(&mut self) {
         let rows = self.q.chunks_exact_mut(self.heads.head_dim as usize);
         for value in rows.step_by(7).flatten() {
