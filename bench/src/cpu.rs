@@ -20,8 +20,6 @@ pub(crate) struct CpuSession<T> {
     pub(crate) lengths: Vec<u32>,
     q: Vec<T>,
     outputs: Outputs<T>,
-    /// Counts loads: plans of one number are equal.
-    revision: u64,
 }
 
 impl<T: KvElement> CpuSession<T> {
@@ -37,7 +35,6 @@ impl<T: KvElement> CpuSession<T> {
             lengths: Vec::new(),
             outputs: Outputs::unwritten(rows, inputs.heads.head_dim),
             q: inputs.q.clone(),
-            revision: 0,
         })
     }
 
@@ -48,7 +45,6 @@ impl<T: KvElement> CpuSession<T> {
     pub(crate) fn attend(&mut self, plan: &Plan) -> Result<Outputs<T>> {
         let rows = self.outputs.lse.len();
         self.outputs = Outputs::unwritten(rows, self.heads.head_dim);
-        self.revision += 1;
         self.run(plan)?;
         Ok(self.outputs.clone())
     }
@@ -72,14 +68,13 @@ impl<T: KvElement> CpuSession<T> {
         self.backend.attend(Attend {
             layer: 0,
             plan,
-            plan_revision: self.revision,
             counters: Counters {
                 lengths: &self.lengths,
                 tail_pages: &[],
             },
             q: T::elements(&self.q[..elements_of]),
             out: T::elements_mut(&mut self.outputs.out[..elements_of]),
-            lse: Some(&mut self.outputs.lse[..rows]),
+            lse: Some(f32::elements_mut(&mut self.outputs.lse[..rows])),
             params: self.params,
         })?;
         Ok(())

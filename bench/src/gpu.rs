@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use deft::cuda::{
-    Arch, Arguments, CudaDevice, CudaError, DeviceBuffer, Event, Graph, Kernel, Launch, Stream,
-};
+use deft::cuda::{Arch, CudaDevice, CudaError, DeviceBuffer, Event, Graph, Kernel, Launch, Stream};
+use kernels_gpu::ptx::{self, Arguments as _};
 
 use crate::stats::Spread;
 
@@ -132,7 +131,7 @@ impl Flush {
         let data = DeviceBuffer::uninitialized(device, "flush buffer", FLUSH_BYTES / 4)?;
         data.fill_bytes(0, stream)?;
         let sink = DeviceBuffer::from_slice(device, "flush sink", &[0])?;
-        let kernel = device.kernel("read_flush", &flush_arguments(&data, &sink).sizes())?;
+        let kernel = device.kernel("read_flush", ptx::ReadAll::BYTES)?;
         Ok(Self { data, sink, kernel })
     }
 
@@ -143,14 +142,14 @@ impl Flush {
         };
         let arguments = flush_arguments(&self.data, &self.sink);
         // SAFETY: the kernel reads `data`, all of it, and may write `sink`; both live as long as this.
-        Ok(unsafe { self.kernel.launch(launch, arguments, stream.raw()) }?)
+        Ok(unsafe { self.kernel.launch(launch, arguments.into(), stream.raw()) }?)
     }
 }
 
-/// `(data: [vectors of 16 bytes], vectors, sink: [1])`.
-fn flush_arguments(data: &DeviceBuffer<u32>, sink: &DeviceBuffer<u32>) -> Arguments {
-    Arguments::default()
-        .pointer(data.pointer())
-        .word((FLUSH_BYTES / 16) as u32)
-        .pointer(sink.pointer())
+fn flush_arguments(data: &DeviceBuffer<u32>, sink: &DeviceBuffer<u32>) -> ptx::ReadAll {
+    ptx::ReadAll {
+        data: data.pointer().0,
+        vectors: (FLUSH_BYTES / 16) as u32,
+        sink: sink.pointer().0,
+    }
 }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use deft::abi::PAGE_TOKENS;
 use deft::cache::PagePool;
 use deft::plan::{Patch, Plan, PlanConfig, Planner, shares_for};
 use deft::tree::{NodeKey, TokenForest, TreeView, ViewScratch};
-use kernels_gpu::abi::PAGE_TOKENS;
 use serde::{Deserialize, Serialize};
 
 use crate::GroupingArg;
@@ -151,7 +151,7 @@ impl Tree {
         })?;
         rows.push(self.row("view", None, time));
         for grouping in GroupingArg::ALL {
-            let mut planner = planner(grouping, &view)?;
+            let mut planner = planner(grouping)?;
             let mut plan = Plan::empty();
             let time = self.time(|_| Ok(planner.plan_into(black_box(&view), &mut plan)?))?;
             rows.push(self.row("plan", Some(grouping), time));
@@ -170,7 +170,7 @@ impl Tree {
         let view = self.forest.view(&self.leaves)?;
         let mut plans = Vec::new();
         for grouping in GroupingArg::ALL {
-            plans.push((grouping, planner(grouping, &view)?.plan(&view)?));
+            plans.push((grouping, planner(grouping)?.plan(&view)?));
         }
         let cursor = self.forest.growth_cursor();
         self.forest.extend(&self.leaves[..growing], PAGE_TOKENS)?;
@@ -228,8 +228,8 @@ impl Tree {
     }
 }
 
-fn planner(grouping: GroupingArg, view: &TreeView) -> Result<Planner> {
-    let shares = shares_for(MULTIPROCESSORS, KV_HEADS, view.pages.len() as u32);
+fn planner(grouping: GroupingArg) -> Result<Planner> {
+    let shares = shares_for(MULTIPROCESSORS, KV_HEADS);
     let config = PlanConfig::new(grouping.into(), GROUP, HEAD_DIM, shares);
     Ok(Planner::new(config)?)
 }

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use deft::abi::PAGE_TOKENS;
 use deft::cache::PagePool;
 use deft::plan::{HeadShape, Planner};
 use deft::tree::{NodeKey, TokenForest};
 use half::bf16;
-use kernels_gpu::abi::PAGE_TOKENS;
 use serde::{Deserialize, Serialize};
 
 use crate::device::Device;

@@ -6,7 +6,6 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use deft::cache::{DType, KvElement};
 use deft::plan::{CostModel, PlanConfig, Planner};
-use deft_tests::problem::Problem;
 use deft_workloads::StepWorkload;
 use half::{bf16, f16};
 
@@ -77,15 +76,10 @@ fn cost_constant(text: &str) -> std::result::Result<(String, f64), String> {
 }
 
 fn set_cost(cost: &mut CostModel, name: &str, value: f64) -> std::result::Result<(), String> {
-    let field = match name {
-        "bytes_per_ns" => &mut cost.bytes_per_ns,
-        "flops_per_ns" => &mut cost.flops_per_ns,
-        "item_ns" => &mut cost.item_ns,
-        "cache_bytes_per_ns" => &mut cost.cache_bytes_per_ns,
-        "partial_bytes_per_ns" => &mut cost.partial_bytes_per_ns,
-        _ => return Err(format!("the cost model has no `{name}`")),
-    };
-    *field = value;
+    let mut constants = cost.constants().into_iter();
+    let found = constants.find(|(known, _)| *known == name);
+    let (_, constant) = found.ok_or_else(|| format!("the cost model has no `{name}`"))?;
+    *constant = value;
     Ok(())
 }
 
@@ -150,7 +144,7 @@ fn run_workload<T: KvElement>(
         }
     }
     let mut wrong = 0;
-    for config in args.configs(&problem, &runner) {
+    for config in args.configs(&runner) {
         let name = GroupingArg::name_of(config.grouping);
         let what = format!(
             "{} {name}, {} shares, {} rows",
@@ -187,17 +181,10 @@ fn run_workload<T: KvElement>(
 
 impl Args {
     /// Every combination of what was asked for.
-    fn configs<T: KvElement>(
-        &self,
-        problem: &Problem<T>,
-        runner: &Runner<'_, T>,
-    ) -> Vec<PlanConfig> {
-        let pages = problem.view.pages.len() as u32;
+    fn configs<T: KvElement>(&self, runner: &Runner<'_, T>) -> Vec<PlanConfig> {
         let mut configs = Vec::new();
         for &grouping in &self.grouping {
             let mut config = runner.plan_config(grouping.into());
-            // More shares than pages have nothing to do.
-            config.shares = config.shares.min(pages.max(1));
             for (name, value) in &self.cost {
                 set_cost(&mut config.cost, name, *value).expect("checked when it was parsed");
             }

@@ -18,7 +18,8 @@
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!(
-    "cuda-loader knows x86-64 Linux only: build without the feature `cuda` on other targets"
+    "the stubs for `cust` are for x86-64 Linux: build without the feature `cust` on other targets; the feature \
+     `cuda` needs neither"
 );
 
 use std::arch::naked_asm;

@@ -1,7 +1,6 @@
 //! The shape of a Llama-architecture model.
 
 use deft::RotaryTable;
-use deft::attention::BackendError;
 use deft::cache::{HEAD_DIMS, MAX_HEADS};
 
 /// Most elements of a row, entries of a vocabulary or tokens of a context: what fits 24 bits.
@@ -209,42 +208,40 @@ impl LlamaConfig {
 
     /// Angles of the first position after 0, `[head_dim / 2]`: `theta^(-2 i / head_dim)` (RoFormer, arXiv
     /// 2104.09864, section 3.2.2), scaled.
-    pub fn rope_frequencies(&self) -> Vec<f64> {
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a shape that [`LlamaConfig::validate`] refuses.
+    pub fn rope_frequencies(&self) -> Result<Vec<f64>, ConfigError> {
+        self.validate()?;
         let half = self.head_dim / 2;
-        (0..half)
-            .map(|i| {
-                let plain = self.rope_theta.powf(-f64::from(i) / f64::from(half));
-                match &self.rope_scaling {
-                    RopeScaling::None => plain,
-                    RopeScaling::Divisors(divisors) => plain / f64::from(divisors[i as usize]),
-                    &RopeScaling::Llama3 {
-                        factor,
-                        low,
-                        high,
-                        original_context,
-                    } => {
-                        let turns = f64::from(original_context) * plain / std::f64::consts::TAU;
-                        let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-                        plain * (kept + (1.0 - kept) / factor)
-                    }
+        let frequencies = (0..half).map(|i| {
+            let plain = self.rope_theta.powf(-f64::from(i) / f64::from(half));
+            match &self.rope_scaling {
+                RopeScaling::None => plain,
+                RopeScaling::Divisors(divisors) => plain / f64::from(divisors[i as usize]),
+                &RopeScaling::Llama3 {
+                    factor,
+                    low,
+                    high,
+                    original_context,
+                } => {
+                    let turns = f64::from(original_context) * plain / std::f64::consts::TAU;
+                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    plain * (kept + (1.0 - kept) / factor)
                 }
-            })
-            .collect()
+            }
+        });
+        Ok(frequencies.collect())
     }
 
     /// Cosines and sines of the first `positions` positions, in this crate's order of dims: dim `d` turns
     /// with dim `d + head_dim / 2`.
     ///
     /// # Errors
-    /// [`BackendError`] for a head dimension that is 0 or odd.
-    pub fn rotary_table(&self, positions: u32) -> Result<RotaryTable, BackendError> {
-        let frequencies = self.rope_frequencies();
-        let angles = (0..positions).flat_map(|position| {
-            let turn = move |frequency: &f64| (f64::from(position) * frequency).sin_cos();
-            frequencies.iter().map(turn)
-        });
-        let (cos, sin) = angles.map(|(sin, cos)| (cos as f32, sin as f32)).unzip();
-        RotaryTable::from_tables(self.head_dim, cos, sin)
+    /// [`ConfigError`] for a shape that [`LlamaConfig::validate`] refuses.
+    pub fn rotary_table(&self, positions: u32) -> Result<RotaryTable, ConfigError> {
+        let table = RotaryTable::from_frequencies(&self.rope_frequencies()?, positions);
+        table.map_err(|problem| error("head_dim", self.head_dim, problem.to_string()))
     }
 
     /// Elements of all weights, a tied head's once.

@@ -18,6 +18,8 @@ pub use codec::TextCodec;
 pub use config::{ConfigError, LlamaConfig, RopeScaling};
 pub use cpu::{CpuModel, CpuOptions, LoadError};
 pub use gguf::Gguf;
+/// Random numbers by counter: weights, and the noise of samples that a device draws.
+pub use kernels_gpu::random;
 pub use tokenizer::{Control, TextStream, Tokenizer, TokenizerError};
 pub use tree_model::{DraftToken, ModelError, Traffic, TreeModel};
 pub use weights::{LayerTensor, Tensor, Weights, WeightsError};

@@ -22,7 +22,7 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 pub fn open(folder: &Path) -> Result<Weights, WeightsError> {
     let path = folder.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(|error| WeightsError::io(&path, error))?;
-    let config = config(&text).map_err(|what| WeightsError::safetensors(&path, what))?;
+    let config = config(&text).map_err(|what| WeightsError::file(&path, what))?;
     config.validate()?;
     let mut files = Vec::new();
     let mut all = HashMap::new();
@@ -32,14 +32,14 @@ pub fn open(folder: &Path) -> Result<Weights, WeightsError> {
             let place = (files.len(), header.data_begin, info.clone());
             if all.insert(name.clone(), place).is_some() {
                 let what = format!("tensor {name:?} is in another file too");
-                return Err(WeightsError::safetensors(&path, what));
+                return Err(WeightsError::file(&path, what));
             }
         }
         files.push(TensorFile::new(&path, Box::new(file)));
     }
     let places = Tensor::all(&config).map(|tensor| {
         let place = place(tensor, &config, &all);
-        let place = place.map_err(|what| WeightsError::safetensors(folder, what))?;
+        let place = place.map_err(|what| WeightsError::file(folder, what))?;
         Ok((tensor, place))
     });
     let source = Stored {
@@ -69,7 +69,7 @@ impl TensorHeader {
     /// Reads the header of a file; the data that it speaks of is the rest of the file.
     fn read(path: &Path) -> Result<(std::fs::File, Self), WeightsError> {
         let (mut file, file_bytes) = stored::open(path)?;
-        let broken = |what: String| WeightsError::safetensors(path, what);
+        let broken = |what: String| WeightsError::file(path, what);
         let io = |error| WeightsError::io(path, error);
         let mut length = [0; 8];
         file.read_exact(&mut length).map_err(io)?;

@@ -1,5 +1,5 @@
 //! `cust` links without `libcuda`, and says so where there is no driver.
-#![cfg(feature = "cuda")]
+#![cfg(feature = "cust")]
 
 #[test]
 fn cust_starts_with_or_without_a_driver() {

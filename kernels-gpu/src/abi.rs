@@ -5,7 +5,7 @@
 //! block fetches with one bulk copy before it knows anything else.
 //!
 //! ```text
-//! program := ProgramHeader  WorkItem*  Segment*  page ids*          (16-byte aligned, zero padded)
+//! program := ProgramHeader  WorkItem*  Segment*  (page ids | rows)*  (16-byte aligned, zero padded)
 //! ```
 //!
 //! A [`WorkItem`] is one running softmax: a contiguous range of queries against one or more
@@ -56,8 +56,11 @@ pub struct WorkItem {
     /// Partial slot of `query_begin`; query `q` uses `partial_slot + (q - query_begin)`. [`NONE`]: no
     /// other item holds KV of these queries, so the item writes the output itself.
     pub partial_slot: u32,
+    /// Word index, counted from the program's start, of the row in `q`, `out` and `lse` of each of the item's queries;
+    /// [`NONE`]: query `q` is row `q`.
+    pub row_word: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
 }
 
 /// A run of pages, all of one node (or of one block of small nodes), for some of an item's queries.
@@ -85,9 +88,14 @@ pub struct Segment {
     pub visible: u32,
     /// Index into the plan's masks, or [`NONE`]. Word `mask + page * query_count + q` is a `u64` whose
     /// bit `t` says that the item's query `q` sees token `t` of the segment's page `page`. A mask holds
-    /// bits only for tokens that exist and queries that are visible.
+    /// bits only for tokens that exist and queries that are visible. [`CAUSAL`]` | n` needs no words: of the
+    /// segment's one page the first visible query sees the first `n` tokens, each query after it one more.
     pub mask: u32,
 }
+
+/// Marks a [`Segment::mask`] that counts tokens: the diagonal of a chunk of new tokens, each of which sees those
+/// before it and itself.
+pub const CAUSAL: u32 = 1 << 31;
 
 /// A query whose partial results are merged, and where they are.
 #[repr(C)]
@@ -104,8 +112,8 @@ pub struct MergeRow {
     /// Number of entries, merged in their order; 0 for a query that sees no token (its output is zero
     /// and its LSE is -inf).
     pub slot_count: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The query's row in `out` and `lse`.
+    pub row: u32,
 }
 
 /// Where `append` writes one token's K and V: `page * 64 + token`, or [`APPEND_LIVE`]` | slot` for the
@@ -142,6 +150,17 @@ impl Segment {
     /// One past the last visible query, relative to the item's first query.
     pub const fn visible_end(&self) -> u32 {
         self.visible >> 16
+    }
+    /// The [`Segment::mask`] of a page of which the first visible query sees `tokens`, and each after it one more.
+    pub const fn causal_mask(tokens: u32) -> u32 {
+        CAUSAL | tokens
+    }
+    /// How many tokens of its page the first visible query sees, if each query after it sees one more.
+    pub const fn causal_tokens(&self) -> Option<u32> {
+        if self.mask & CAUSAL == 0 || self.mask == NONE {
+            return None;
+        }
+        Some(self.mask & !CAUSAL)
     }
     /// Tokens to read when the node holds `length` tokens (`length` is ignored by a node that has
     /// stopped growing).

@@ -1,7 +1,7 @@
 //! Reads a buffer larger than the L2 cache, so that what a benchmark times next finds the cache cold.
 
-use device::kernel;
 use device::thread::{block_dim_x, block_idx_x, grid_dim_x, thread_idx_x};
+use kernel_macros::kernel;
 
 /// 16 bytes: one load.
 #[repr(C, align(16))]
@@ -13,6 +13,7 @@ pub struct Quad([u32; 4]);
 ///
 /// # Safety
 /// `data` is valid for reads of `vectors` values, `sink` for a write of one.
+#[kernel(threads = 512, min_blocks = 2, group = "bench", instances(read_flush))]
 #[inline(always)]
 pub unsafe fn read_all(data: *const Quad, vectors: u32, sink: *mut u32) {
     let mut index = block_idx_x() * block_dim_x() + thread_idx_x();
@@ -28,5 +29,3 @@ pub unsafe fn read_all(data: *const Quad, vectors: u32, sink: *mut u32) {
         unsafe { *sink = sum };
     }
 }
-
-kernel! { unsafe fn read_flush(data: *const Quad, vectors: u32, sink: *mut u32) = read_all; }

@@ -13,7 +13,6 @@ pub mod abi;
 pub mod attention;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod cache;
-pub mod entries;
 #[cfg(target_arch = "nvptx64")]
 pub mod flush;
 pub mod layout;
@@ -25,3 +24,5 @@ pub mod rotary;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod selftest;
 pub mod softmax;
+
+pub use device::Arch;

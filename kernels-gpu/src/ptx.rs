@@ -1,30 +1,25 @@
-//! The kernels as PTX, embedded: whoever uses this crate needs neither a GPU compiler nor a nightly.
+//! The kernels as PTX, embedded: whoever uses this crate needs neither a GPU compiler nor a nightly. And for each
+//! kernel a record of its arguments by name.
 //!
-//! `cargo xtask build-kernels` writes the files and the table that is included here.
+//! `cargo xtask build-kernels` writes what is included here, from the kernels' declarations.
 
-use crate::entries::Arch;
+use crate::Arch;
 
-/// One PTX module.
-#[derive(Clone, Copy, Debug)]
-pub struct Image {
-    /// What it is compiled for.
-    pub arch: Arch,
-    /// The entries' group; file `ptx/<arch>/<group>.ptx`.
-    pub group: &'static str,
-    /// Names of its entry points; [`crate::entries::find`] tells how to launch them.
-    pub entries: &'static [&'static str],
-    /// SHA-256 of `ptx`, hexadecimal.
-    pub sha256: &'static str,
-    /// The PTX text.
-    pub ptx: &'static str,
-}
-
-/// All modules.
-pub const IMAGES: &[Image] = include!("../ptx/images.rs");
+include!("../ptx/kernels.rs");
 
 /// The module that has `entry` for `arch`.
 pub fn image(entry: &str, arch: Arch) -> Option<&'static Image> {
+    let has = |image: &&Image| image.entries.iter().any(|each| each.name == entry);
     IMAGES
         .iter()
-        .find(|image| image.arch == arch && image.entries.contains(&entry))
+        .filter(|image| image.arch == arch.name())
+        .find(has)
+}
+
+/// How the embedded kernel `entry` for `arch` is launched.
+pub fn entry(entry: &str, arch: Arch) -> Option<&'static Entry> {
+    image(entry, arch)?
+        .entries
+        .iter()
+        .find(|each| each.name == entry)
 }

@@ -13,7 +13,7 @@ use super::{
 /// search ends when no beam can become better than the `width` answers it has.
 #[derive(Clone, Debug)]
 pub struct BeamSearch {
-    /// Beams.
+    /// Beams, at least 1; those that there are no continuations for are left out.
     pub width: usize,
     /// An answer's score is its log-probability over its length to this power; 0 or more. At 0 short answers
     /// are favoured, 1 is the mean.
@@ -100,7 +100,7 @@ impl BeamSearch {
         tree: &SearchTree<'_>,
         beams: &[BranchId],
     ) -> Result<Vec<Candidate>, SearchError> {
-        let count = 2 * self.width;
+        let count = self.width.saturating_mul(2);
         let mut candidates = Vec::new();
         for (beam, &id) in beams.iter().enumerate() {
             let branch = tree.branch(id)?;

@@ -5,7 +5,7 @@
 //! in all but storage. Once it would save [`SAVED_PAGES`] its tokens are run again, in one pass, as one node.
 
 use deft::NodeKey;
-use kernels_gpu::abi::PAGE_TOKENS;
+use deft::abi::PAGE_TOKENS;
 
 use super::error::is_out_of_pages;
 use super::{BranchId, Event, SearchError, SearchTree};

@@ -5,7 +5,8 @@ use deft_engine::DraftToken;
 /// Guesses what comes next.
 pub trait Drafter {
     /// A tree of at most `limit` tokens that may follow `context`, the prompt and all that came after it.
-    /// Parents precede children; empty for no guess.
+    /// Parents precede children, else the search ends with [`SearchError::Argument`](crate::SearchError::Argument);
+    /// empty for no guess.
     fn draft(&mut self, context: &[u32], limit: usize) -> Vec<DraftToken>;
 }
 

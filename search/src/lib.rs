@@ -11,7 +11,6 @@ mod error;
 mod event;
 mod follow;
 mod limits;
-pub mod mock;
 mod room;
 pub mod sampler;
 mod scorer;

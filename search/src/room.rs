@@ -1,6 +1,6 @@
 //! Which growths happen where tokens, nodes or pages are short.
 
-use kernels_gpu::abi::PAGE_TOKENS;
+use deft::abi::PAGE_TOKENS;
 
 use super::compact::SAVED_PAGES;
 use super::{BranchId, Growth, PruneReason, SearchError, SearchTree, Stop};

@@ -1,5 +1,6 @@
 //! From logits to a token.
 
+use deft_engine::random::word;
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
@@ -53,8 +54,26 @@ impl Sampler {
         Ok(())
     }
 
-    /// What may be drawn from `logits`, which hold a finite value and no NaN.
-    pub fn choices(&self, logits: &[f32]) -> Choices {
+    /// What may be drawn from `logits`.
+    ///
+    /// # Errors
+    /// [`SearchError::Argument`] for no logits, a NaN or no finite value among them, and as [`Sampler::check`].
+    pub fn choices(&self, logits: &[f32]) -> Result<Choices, SearchError> {
+        self.check()?;
+        let choices = self.weigh(logits);
+        // The largest weighs 1, if there is a largest.
+        if choices.cumulative.last().is_some_and(|sum| sum.is_finite()) {
+            return Ok(choices);
+        }
+        Err(SearchError::Argument {
+            name: "logits",
+            value: format!("{} values without a largest one", logits.len()),
+            limit: "numbers, at least one of them finite",
+        })
+    }
+
+    /// As [`Sampler::choices`], of a row and a sampler that were checked.
+    pub(crate) fn weigh(&self, logits: &[f32]) -> Choices {
         let k = if self.temperature == 0.0 {
             1
         } else {
@@ -183,17 +202,9 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
 /// does not matter. `path` says which child to take at every level.
 pub fn leaf_stream(seed: u64, path: &[u32]) -> ChaCha8Rng {
     let hash = path.iter().fold(0x9e37_79b9_7f4a_7c15, |hash, &step| {
-        mix(hash ^ (u64::from(step) + 1))
+        word(hash ^ (u64::from(step) + 1), 0)
     });
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(hash);
     rng
-}
-
-/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection whose bits all depend on all bits.
-pub(crate) fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

@@ -54,7 +54,7 @@ impl SearchMethod for Speculative<'_> {
             finish: None,
         };
         let mut choose = |chosen: &mut Chosen, row: &super::Row| {
-            let token = sampler.choices(row.logits()).draw(&mut rng);
+            let token = sampler.weigh(row.logits()).draw(&mut rng);
             chosen.log_prob += row.log_prob(token);
             if codec.is_end(token) {
                 chosen.finish = Some(Finish::EndToken);
@@ -104,9 +104,18 @@ impl Speculative<'_> {
         let mut place = Vec::new();
         for guess in drafter.draft(&context, room.saturating_sub(1)) {
             // What lies too deep is left out, and with it all below.
-            let parent = guess
-                .parent
-                .map_or(Some(0), |parent| place[parent as usize]);
+            let parent = match guess.parent {
+                None => Some(0),
+                Some(parent) => *place.get(parent as usize).ok_or_else(|| {
+                    let value = format!("{parent} for guess {}", place.len());
+                    let limit = "a guess before it";
+                    SearchError::Argument {
+                        name: "parent of a draft",
+                        value,
+                        limit,
+                    }
+                })?,
+            };
             let parent = parent.filter(|&parent: &usize| depth[parent] + 1 < left);
             place.push(parent.map(|parent| {
                 depth.push(depth[parent] + 1);

@@ -156,7 +156,7 @@ impl Walkers<'_> {
             let (branch, sampler) = (walker.branch, walker.sampler);
             if choices.get(&branch).is_none_or(|(of, _)| *of != sampler) {
                 let logits = tree.branch(branch)?.row().logits();
-                choices.insert(branch, (sampler, sampler.choices(logits)));
+                choices.insert(branch, (sampler, sampler.weigh(logits)));
             }
             let token = walker.draw(tree, &choices[&branch].1, &self.ending)?;
             let runs = walker.finish.is_none() || self.run_last && walker.may_go_on(tree);

@@ -4,8 +4,8 @@ mod common;
 
 use std::collections::BTreeMap;
 
+use common::mock::{AsciiCodec, HashModel, HashModelConfig};
 use common::{Custom, assert_empty, log_softmax, model, prompt, run, thoughts, with};
-use deft_search::mock::{AsciiCodec, HashModel, HashModelConfig};
 use deft_search::sampler::leaf_stream;
 use deft_search::{
     BeamSearch, BestOfN, Candidate, Choice, DiverseBatch, Ending, Finish, Limits, MeanLogProb,
@@ -106,7 +106,10 @@ fn sampled(model: &HashModel, sampler: Sampler, seed: u64, index: u32, length: u
     let mut rng = leaf_stream(seed, &[index]);
     let mut path = prompt();
     for _ in 0..length {
-        let token = sampler.choices(&model.logits_after(&path)).draw(&mut rng);
+        let token = sampler
+            .choices(&model.logits_after(&path))
+            .unwrap()
+            .draw(&mut rng);
         if token == 0 {
             break;
         }
@@ -335,4 +338,22 @@ fn parameters_of_0_are_named() {
         message(&mut none),
         "draft tokens is 0; it must be at least 1"
     );
+}
+
+#[test]
+fn more_beams_than_any_tree_has_are_as_many_as_there_are() {
+    let mut model = with(HashModelConfig {
+        vocabulary: 5,
+        ..HashModelConfig::default()
+    });
+    let mut beam = BeamSearch {
+        width: usize::MAX,
+        length_penalty: 1.0,
+        ending: Ending::at(2),
+    };
+    let outcome = TreeSearch::new(&mut model, &AsciiCodec)
+        .run(&[1, 2, 3], &mut beam)
+        .unwrap();
+    // One that ends at once, and four tokens with five after each.
+    assert_eq!(outcome.answers.len(), 1 + 4 * 5);
 }

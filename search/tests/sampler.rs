@@ -48,7 +48,7 @@ fn choices_have_the_probabilities_of_the_definition() {
                         top_p,
                     };
                     let mut got = vec![0.0; n];
-                    for (token, probability) in sampler.choices(&logits).probabilities() {
+                    for (token, probability) in sampler.choices(&logits).unwrap().probabilities() {
                         got[token as usize] = probability;
                     }
                     for (got, want) in got.iter().zip(reference(sampler, &logits)) {
@@ -68,7 +68,7 @@ fn tokens_are_drawn_as_often_as_they_are_likely() {
         top_k: 8,
         top_p: 0.95,
     };
-    let choices = sampler.choices(&logits);
+    let choices = sampler.choices(&logits).unwrap();
     let mut rng = leaf_stream(9, &[1, 2]);
     let draws = 100_000;
     let mut counts = [0u32; 12];
@@ -89,7 +89,10 @@ fn temperature_0_takes_the_first_of_the_most_likely() {
         (vec![1.0, 3.0, 3.0, 2.0], 1),
         (vec![f32::NEG_INFINITY, -5.0], 1),
     ] {
-        assert_eq!(Sampler::GREEDY.choices(&logits).draw(&mut rng), best);
+        assert_eq!(
+            Sampler::GREEDY.choices(&logits).unwrap().draw(&mut rng),
+            best
+        );
         assert_eq!(most_likely(&logits, 1), [best]);
     }
 }
@@ -98,7 +101,7 @@ fn temperature_0_takes_the_first_of_the_most_likely() {
 fn tokens_of_probability_0_are_never_drawn() {
     let logits = [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY];
     let mut rng = leaf_stream(1, &[]);
-    let choices = Sampler::at(1.0).choices(&logits);
+    let choices = Sampler::at(1.0).choices(&logits).unwrap();
     assert!((0..1000).all(|_| choices.draw(&mut rng) == 1));
 }
 
@@ -160,4 +163,23 @@ fn parameters_out_of_range_are_named() {
         assert!(message(sampler).ends_with("it must be above 0 and at most 1"));
     }
     assert!(Sampler::at(f32::INFINITY).check().is_err());
+}
+
+#[test]
+fn logits_without_a_largest_one_are_refused() {
+    for logits in [
+        vec![],
+        vec![f32::NAN, 1.0],
+        vec![f32::NEG_INFINITY; 3],
+        vec![f32::INFINITY, 0.0],
+    ] {
+        for sampler in [Sampler::GREEDY, Sampler::at(1.0)] {
+            let error = sampler.choices(&logits).unwrap_err().to_string();
+            let expected = format!(
+                "logits is {} values without a largest one; it must be numbers, at least one of them finite",
+                logits.len()
+            );
+            assert_eq!(error, expected);
+        }
+    }
 }

@@ -3,9 +3,9 @@
 #[expect(dead_code, reason = "each test file uses a part of it")]
 mod common;
 
+use common::mock::{AsciiCodec, HashModelConfig};
 use common::{assert_empty, prompt, run, with};
 use deft_engine::DraftToken;
-use deft_search::mock::{AsciiCodec, HashModelConfig};
 use deft_search::{
     Drafter, Ending, Finish, Limits, PromptLookup, Sampler, Speculative, Stop, TreeSearch,
 };
@@ -212,4 +212,30 @@ fn prompt_lookup_drafts_a_tree_of_what_followed_before() {
     assert!(lookup.draft(&[], 100).is_empty());
     let repeated = lookup.draft(&[7; 20], 100);
     assert_eq!(repeated, [node(None, 7), node(Some(0), 7)]);
+}
+
+/// Always gives the same draft.
+struct Fixed(Vec<DraftToken>);
+
+impl Drafter for Fixed {
+    fn draft(&mut self, _: &[u32], _: usize) -> Vec<DraftToken> {
+        self.0.clone()
+    }
+}
+
+#[test]
+fn a_draft_whose_parent_does_not_precede_it_ends_the_search_with_its_name() {
+    let mut model = with(HashModelConfig::default()).with_bias(|_, logits| logits[0] = -100.0);
+    for parent in [0, 3, u32::MAX] {
+        let mut drafter = Fixed(vec![DraftToken {
+            parent: Some(parent),
+            token: 5,
+        }]);
+        let mut method = speculative(&mut drafter, Sampler::GREEDY, 10);
+        let error = run(&mut model, &mut method).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("parent of a draft is {parent} for guess 0; it must be a guess before it")
+        );
+    }
 }

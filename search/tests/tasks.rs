@@ -3,8 +3,8 @@
 #[expect(dead_code, reason = "each test file uses a part of it")]
 mod common;
 
+use common::mock::{AsciiCodec, HashModel, HashModelConfig};
 use common::{assert_empty, with};
-use deft_search::mock::{AsciiCodec, HashModel, HashModelConfig};
 use deft_search::tasks::{
     Acrostic, Checker, DigitSort, DistinctSum, Evaluation, GameOf24, Method, Problem, Prospect,
     Setting, Task, evaluate,
@@ -326,4 +326,15 @@ fn a_cancelled_evaluation_counts_no_half_problem() {
     let found = evaluate(&mut model, &AsciiCodec, &SmallDigits, method, &mut progress).unwrap();
     assert_eq!(found.problems, 3);
     assert_empty(&model);
+}
+
+#[test]
+fn a_sum_of_no_numbers_is_refused() {
+    let error = DistinctSum::new(0).unwrap_err();
+    assert_eq!(error.to_string(), "terms is 0; it must be 1 to 64");
+    assert!(DistinctSum::new(usize::MAX).is_err());
+    for terms in [1, 2, 64] {
+        let problem = DistinctSum::new(terms).unwrap().problem(3);
+        assert_eq!(problem.thoughts(), terms);
+    }
 }

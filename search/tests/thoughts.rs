@@ -3,8 +3,8 @@
 #[expect(dead_code, reason = "each test file uses a part of it")]
 mod common;
 
+use common::mock::AsciiCodec;
 use common::{assert_empty, model, prompt, run, thoughts};
-use deft_search::mock::AsciiCodec;
 use deft_search::{
     Candidate, Event, MeanLogProb, PruneReason, TreeOfThoughts, TreeSearch, Verdict,
 };

@@ -5,9 +5,9 @@ mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use common::mock::{AsciiCodec, HashModelConfig};
 use common::{Custom, assert_empty, model, prompt, run, with};
 use deft_engine::TreeModel;
-use deft_search::mock::{AsciiCodec, HashModelConfig};
 use deft_search::{
     BeamSearch, BestOfN, BranchId, Cancel, Choice, Ending, Event, Finish, Growth, Limits,
     PruneReason, Sampler, SearchError, SearchTree, Stop, TreeSearch,

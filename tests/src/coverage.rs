@@ -18,6 +18,9 @@ pub fn of_view(view: &TreeView) -> Coverage {
         for (i, &page) in (0..).zip(pages) {
             for query in run.queries.clone() {
                 let mut bits = low_bits((run.tokens - i * PAGE_TOKENS).min(PAGE_TOKENS));
+                if let Some(tokens) = run.causal_tokens(&(query..query + 1)) {
+                    bits &= low_bits(tokens.min(PAGE_TOKENS));
+                }
                 if let Some(mask) = run.mask {
                     bits &= view.masks[(mask + i * width + query - run.queries.start) as usize];
                 }
@@ -49,7 +52,13 @@ pub fn of_plan(plan: &Plan, lengths: &HashMap<u32, u32>) -> Coverage {
                 for q in 0..item.record.query_count {
                     let mut bits = low_bits((tokens - i * PAGE_TOKENS).min(PAGE_TOKENS));
                     let visible = (segment.visible_begin()..segment.visible_end()).contains(&q);
-                    if segment.mask != NONE {
+                    if let Some(first) = segment.causal_tokens() {
+                        assert_eq!(segment.page_count, 1, "a causal segment is a page");
+                        if visible {
+                            bits &=
+                                low_bits((first + q - segment.visible_begin()).min(PAGE_TOKENS));
+                        }
+                    } else if segment.mask != NONE {
                         let at = segment.mask + i * item.record.query_count + q;
                         let mask = plan.masks()[at as usize];
                         assert_eq!(mask & !bits, 0, "a mask shows tokens that do not exist");
@@ -88,7 +97,20 @@ pub fn lengths(view: &TreeView) -> HashMap<u32, u32> {
 pub fn assert_covers(plan: &Plan, view: &TreeView) {
     assert_eq!(plan.queries(), view.queries);
     assert_eq!(of_plan(plan, &lengths(view)), of_view(view));
+    assert_rows(plan, view);
     assert_merges(plan);
+}
+
+/// Asserts that items and merges read and write each query's own row.
+fn assert_rows(plan: &Plan, view: &TreeView) {
+    for item in items(plan) {
+        let begin = item.record.query_begin as usize;
+        let rows = &view.query_order[begin..begin + item.record.query_count as usize];
+        assert!(item.rows().eq(rows.iter().copied()));
+    }
+    for row in plan.merge_rows() {
+        assert_eq!(row.row, view.query_order[row.query as usize]);
+    }
 }
 
 fn assert_merges(plan: &Plan) {

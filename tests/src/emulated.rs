@@ -4,18 +4,18 @@ mod paged;
 
 use deft::attention::{
     Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append,
-    check_append_rotated, check_attend, check_moves, check_paged,
+    check_append_rotated, check_attend, check_export, check_import, check_moves,
 };
 use deft::cache::{CacheShape, DType, Elements, ElementsMut, KvElement};
 use deft::plan::Plan;
 use device::emulator::{Launch, Memory, Report};
 use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
+use kernels_gpu::Arch;
 use kernels_gpu::abi::{AppendTarget, TokenMove};
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
 use kernels_gpu::attention::{self as kernels, Merge, tile};
 use kernels_gpu::cache;
-use kernels_gpu::entries::Arch;
 
 use crate::problem::Problem;
 use crate::transfers::Inspect;
@@ -72,8 +72,14 @@ impl Emulated {
         let mut memory = Memory::new();
         let plane = self.plane(layer);
         let pool = memory.buffer("pool", &self.pool[plane.clone()]);
-        let k = memory.constant::<u16>("k", bytemuck::cast_slice(k.bytes()));
-        let v = memory.constant::<u16>("v", bytemuck::cast_slice(v.bytes()));
+        let k = memory.constant::<u16>(
+            "k",
+            bytemuck::cast_slice(k.bytes().expect("rows are on the host")),
+        );
+        let v = memory.constant::<u16>(
+            "v",
+            bytemuck::cast_slice(v.bytes().expect("rows are on the host")),
+        );
         let rows = memory.constant("targets", targets);
         let lengths = memory.constant("lengths", counters.lengths);
         let tails = memory.constant("tail pages", counters.tail_pages);
@@ -110,8 +116,14 @@ impl Emulated {
         let mut memory = Memory::new();
         let plane = self.plane(layer);
         let pool = memory.buffer("pool", &self.pool[plane.clone()]);
-        let k = memory.constant::<u16>("k", bytemuck::cast_slice(k.bytes()));
-        let v = memory.constant::<u16>("v", bytemuck::cast_slice(v.bytes()));
+        let k = memory.constant::<u16>(
+            "k",
+            bytemuck::cast_slice(k.bytes().expect("rows are on the host")),
+        );
+        let v = memory.constant::<u16>(
+            "v",
+            bytemuck::cast_slice(v.bytes().expect("rows are on the host")),
+        );
         let rows = memory.constant("targets", targets);
         let lengths = memory.constant("lengths", counters.lengths);
         let tails = memory.constant("tail pages", counters.tail_pages);
@@ -205,7 +217,10 @@ impl Emulated {
         let (kv_heads, group) = (self.shape.kv_heads, plan.group_size());
         let partial_rows = (kv_heads * plan.partial_slots() * group) as usize;
         let mut memory = Memory::new();
-        let q = memory.constant::<u16>("q", bytemuck::cast_slice(call.q.bytes()));
+        let q = memory.constant::<u16>(
+            "q",
+            bytemuck::cast_slice(call.q.bytes().expect("rows are on the host")),
+        );
         let pool = memory.constant("pool", &self.pool[self.plane(call.layer)]);
         let programs = memory.constant("programs", plan.words());
         let masks = memory.constant("masks", plan.masks());
@@ -278,8 +293,10 @@ impl Emulated {
         let result = memory.read(out).map_err(Box::new)?;
         call.out
             .into_bytes()
+            .expect("rows are on the host")
             .copy_from_slice(bytemuck::cast_slice(&result));
         if let (Some(values), Some(lse)) = (call.lse, lse) {
+            let values = values.into_typed::<f32>().expect("an LSE is f32");
             values.copy_from_slice(&memory.read(lse).map_err(Box::new)?);
         }
         Ok(())
@@ -385,8 +402,9 @@ impl Backend for Emulated {
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
         let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(&self.shape, paged, sizes)?;
-        let foreign = foreign.map(|foreign| bytemuck::cast_slice(foreign.bytes()));
+        check_import(&self.shape, paged, sizes)?;
+        let foreign = foreign
+            .map(|foreign| bytemuck::cast_slice(foreign.bytes().expect("rows are on the host")));
         self.import_strided(paged, paged.table.page_size, foreign)
             .map_err(|report| BackendError::Device(report))
     }
@@ -399,8 +417,10 @@ impl Backend for Emulated {
         let sizes = foreign
             .each_ref()
             .map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(&self.shape, paged, sizes)?;
-        let foreign = foreign.map(|foreign| bytemuck::cast_slice_mut(foreign.into_bytes()));
+        check_export(&self.shape, paged, sizes)?;
+        let foreign = foreign.map(|foreign| {
+            bytemuck::cast_slice_mut(foreign.into_bytes().expect("rows are on the host"))
+        });
         self.export_onto(paged, foreign)
             .map_err(|report| BackendError::Device(report))
     }

@@ -3,6 +3,7 @@
 use deft::attention::{AttentionParams, Backend, Counters};
 use deft::cache::{CacheShape, KvElement};
 use deft::plan::HeadShape;
+use deft::tree::TreeView;
 use kernels_gpu::abi::PAGE_TOKENS;
 use kernels_gpu::random::word;
 use rayon::prelude::*;
@@ -18,7 +19,7 @@ pub struct Inputs<T> {
     pub heads: HeadShape,
     /// Numbers of the model.
     pub params: AttentionParams,
-    /// `[queries, q_heads, head_dim]`.
+    /// `[queries, q_heads, head_dim]`, in the order of [`TreeView::query_order`]'s rows.
     pub q: Vec<T>,
     /// `[pages * 64, kv_heads, head_dim]`; NaN in places without a token: whatever a former owner left there, kernels
     /// must not let it through.
@@ -57,6 +58,32 @@ impl<T: KvElement> Inputs<T> {
             k,
             v,
         }
+    }
+
+    /// Random values for all tokens of `view` and its queries.
+    pub fn of_view(view: &TreeView, heads: HeadShape, params: AttentionParams, seed: u64) -> Self {
+        let pages = view.pages.iter().max().map_or(1, |page| page + 1);
+        let mut filled = vec![0; pages as usize];
+        for run in &view.runs {
+            let pages = &view.pages[run.pages.start as usize..run.pages.end as usize];
+            for (&page, before) in pages.iter().zip((0..).step_by(PAGE_TOKENS as usize)) {
+                // Nodes of a draft share pages: a page is filled as far as the last of them is.
+                let held = run.tokens.saturating_sub(before).min(PAGE_TOKENS);
+                filled[page as usize] = held.max(filled[page as usize]);
+            }
+        }
+        Self::random(heads, params, &filled, view.queries, seed)
+    }
+
+    /// K and V of the tokens at `places` (page times 64 plus token of the page), row by row.
+    pub fn rows_at(&self, places: &[u32]) -> [Vec<T>; 2] {
+        let row = self.row();
+        [&self.k, &self.v].map(|rows| {
+            let rows = places
+                .iter()
+                .flat_map(|&place| &rows[place as usize * row..][..row]);
+            rows.copied().collect()
+        })
     }
 
     /// Makes a few rows of queries steep: one token outweighs all others. Six times is as far as `f32` stays

@@ -1,6 +1,6 @@
 //! What attention gives in f64, and how far results may be from it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use bytemuck::Pod;
@@ -54,7 +54,7 @@ fn is_unwritten<T: Pod>(element: &T) -> bool {
 /// What came out of a backend.
 #[derive(Clone, Debug)]
 pub struct Outputs<T> {
-    /// `[queries, q_heads, head_dim]`.
+    /// `[queries, q_heads, head_dim]`, in the order of the caller's rows.
     pub out: Vec<T>,
     /// `[queries, q_heads]`; empty where nobody asked for it.
     pub lse: Vec<f32>,
@@ -77,17 +77,17 @@ impl<T: Pod> Outputs<T> {
     }
 }
 
-/// The right results of some queries.
+/// The right results of some rows of queries.
 #[derive(Debug)]
 pub struct Oracle {
     heads: HeadShape,
     rows: Vec<Right>,
 }
 
-/// What one query's heads of one KV head should give.
+/// What a row's heads of one KV head should give.
 #[derive(Debug)]
 struct Right {
-    query: u32,
+    row: u32,
     kv_head: u32,
     /// `[group, head_dim]`.
     out: Vec<f64>,
@@ -99,19 +99,19 @@ struct Right {
 #[derive(Clone, Debug)]
 pub struct Verdict {
     tolerance: Tolerance,
-    /// Rows (query and head) compared.
+    /// Outputs (row and head) compared.
     pub rows: usize,
-    /// Largest relative L2 distance of a row.
+    /// Largest relative L2 distance of an output.
     pub max_rel_l2: f64,
     /// Largest distance of an LSE.
     pub max_lse_error: f64,
-    /// Rows that still hold what was there before the run.
+    /// Outputs that still hold what was there before the run.
     unwritten: usize,
-    /// Rows with a NaN or an infinity that was computed.
+    /// Outputs with a NaN or an infinity that was computed.
     not_finite: usize,
-    /// `(query, head)` of rows out of tolerance.
+    /// `(row, head)` of what is out of tolerance.
     bad: Vec<(u32, u32)>,
-    /// Where the worst row differs most: query, head, dim, got, expected.
+    /// Where the worst one differs most: row, head, dim, got, expected.
     worst: Option<(u32, u32, usize, f64, f64)>,
 }
 
@@ -128,32 +128,28 @@ pub fn sample(queries: u32, count: u32) -> Vec<u32> {
 }
 
 impl Oracle {
-    /// Attention of all heads of `queries` of `view` over `inputs`.
+    /// Attention of all heads of `queries` of `view` over `inputs`, each in its row.
     pub fn new<T: KvElement>(inputs: &Inputs<T>, view: &TreeView, queries: &[u32]) -> Self {
-        let seen: HashMap<u32, Vec<(u32, u32)>> = queries
-            .par_iter()
-            .map(|&query| (query, visible_tokens(view, query)))
-            .collect();
+        let seen = queries.par_iter().map(|&query| {
+            let row = view.query_order[query as usize];
+            (row, visible_tokens(view, query))
+        });
+        let seen: BTreeMap<u32, Vec<(u32, u32)>> = seen.collect();
         let kv_heads = inputs.heads.kv_heads;
-        let all = queries.iter();
-        let all = all.flat_map(|&query| (0..kv_heads).map(move |kv_head| (query, kv_head)));
-        let all: Vec<(u32, u32)> = all.collect();
-        Self::of(
-            inputs.heads,
-            &inputs.params,
-            &inputs.q,
-            &all,
-            |query, kv_head| {
-                let (mut k, mut v) = (Vec::new(), Vec::new());
-                for &token in &seen[&query] {
-                    inputs.read(token, kv_head, &mut k, &mut v);
-                }
-                (k, v)
-            },
-        )
+        let rows = seen.keys();
+        let pairs = rows.flat_map(|&row| (0..kv_heads).map(move |kv_head| (row, kv_head)));
+        let pairs: Vec<(u32, u32)> = pairs.collect();
+        let (heads, params, q) = (inputs.heads, &inputs.params, &inputs.q);
+        Self::of(heads, params, q, &pairs, |row, kv_head| {
+            let (mut k, mut v) = (Vec::new(), Vec::new());
+            for &token in &seen[&row] {
+                inputs.read(token, kv_head, &mut k, &mut v);
+            }
+            (k, v)
+        })
     }
 
-    /// Attention of some queries and KV heads, `(query, kv_head)`; `seen` tells K and V, both
+    /// Attention of some rows and KV heads, `(row, kv_head)`; `seen` tells K and V, both
     /// `[tokens, head_dim]`, that such a pair sees.
     pub fn of<T: KvElement>(
         heads: HeadShape,
@@ -163,20 +159,20 @@ impl Oracle {
         seen: impl Fn(u32, u32) -> (Vec<f64>, Vec<f64>) + Sync,
     ) -> Self {
         let params = reference_params(heads, params);
-        let rows = pairs.par_iter().map(|&(query, kv_head)| {
-            let (k, v) = seen(query, kv_head);
+        let rows = pairs.par_iter().map(|&(row, kv_head)| {
+            let (k, v) = seen(row, kv_head);
             let (group, dims) = (heads.group_size() as usize, params.head_dim);
             let seen: Vec<_> = k.chunks_exact(dims).zip(v.chunks_exact(dims)).collect();
-            let first = query as usize * params.q_heads + kv_head as usize * group;
+            let first = row as usize * params.q_heads + kv_head as usize * group;
             let mut right = Right {
-                query,
+                row,
                 kv_head,
                 out: Vec::new(),
                 lse: Vec::new(),
             };
-            for row in q[first * dims..][..group * dims].chunks_exact(dims) {
-                let row: Vec<f64> = row.iter().map(|value| value.to_f32().into()).collect();
-                let (out, lse) = attend_row(&params, &row, &seen);
+            for q in q[first * dims..][..group * dims].chunks_exact(dims) {
+                let q: Vec<f64> = q.iter().map(|value| value.to_f32().into()).collect();
+                let (out, lse) = attend_row(&params, &q, &seen);
                 right.out.extend(out);
                 right.lse.push(lse);
             }
@@ -196,8 +192,8 @@ impl Oracle {
             let expected = right.out.chunks_exact(dims).zip(&right.lse);
             for (member, (expected, &lse)) in (0..group).zip(expected) {
                 let head = right.kv_head * group + member;
-                let row = (right.query * self.heads.q_heads + head) as usize;
-                let at = (right.query, head);
+                let row = (right.row * self.heads.q_heads + head) as usize;
+                let at = (right.row, head);
                 verdict.add_row(at, &outputs.out[row * dims..][..dims], expected);
                 if let Some(&got) = outputs.lse.get(row) {
                     verdict.add_lse(at, got.into(), lse);
@@ -323,29 +319,29 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "max rel L2 {:.1e}, max LSE error {:.1e}, {} rows",
+            "max rel L2 {:.1e}, max LSE error {:.1e}, {} compared",
             self.max_rel_l2, self.max_lse_error, self.rows
         )?;
         if self.passes() {
             return Ok(());
         }
-        let queries: Vec<u32> = self.bad.iter().map(|bad| bad.0).collect();
+        let rows: Vec<u32> = self.bad.iter().map(|bad| bad.0).collect();
         let heads: Vec<u32> = self.bad.iter().map(|bad| bad.1).collect();
         write!(
             f,
-            "; {} BAD (tolerances {:.0e}, {:.0e}): queries {}; heads {}; {} never written, {} not finite",
+            "; {} BAD (tolerances {:.0e}, {:.0e}): rows {}; heads {}; {} never written, {} not finite",
             self.bad.len(),
             self.tolerance.out,
             self.tolerance.lse,
-            ranges(queries),
+            ranges(rows),
             ranges(heads),
             self.unwritten,
             self.not_finite
         )?;
-        if let Some((query, head, dim, got, expected)) = self.worst {
+        if let Some((row, head, dim, got, expected)) = self.worst {
             write!(
                 f,
-                "; worst: query {query} head {head} dim {dim} is {got:.5}, expected {expected:.5}"
+                "; worst: row {row} head {head} dim {dim} is {got:.5}, expected {expected:.5}"
             )?;
         }
         Ok(())
@@ -405,15 +401,15 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_row_is_named_with_its_query_and_head() {
+    fn a_wrong_output_is_named_with_its_row_and_head() {
         let (oracle, mut outputs) = problem();
         outputs.out[3 * 64 + 7] = f16::from_f32(5.0);
         let text = oracle.judge(&outputs).to_string();
         assert!(
-            text.contains("1 BAD") && text.contains("queries 1; heads 1"),
+            text.contains("1 BAD") && text.contains("rows 1; heads 1"),
             "{text}"
         );
-        assert!(text.contains("query 1 head 1 dim 7 is 5.00000"), "{text}");
+        assert!(text.contains("row 1 head 1 dim 7 is 5.00000"), "{text}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use deft::attention::{Attend, AttentionParams, Backend, Counters};
 use deft::cache::{CacheShape, KvElement};
 use deft::plan::{Grouping, HeadShape, Plan};
 use deft::tree::TreeView;
-use kernels_gpu::abi::{PAGE_TOKENS, TokenMove};
+use kernels_gpu::abi::TokenMove;
 
 use crate::inputs::Inputs;
 use crate::oracle::{Oracle, Outputs, Verdict, sample};
@@ -41,7 +41,7 @@ pub struct Problem<T> {
 impl<T: KvElement> Problem<T> {
     /// Random values for `view`, a few of its queries steep, and the answer of every query.
     pub fn new(view: TreeView, heads: HeadShape, params: AttentionParams, seed: u64) -> Self {
-        let mut inputs = inputs(&view, heads, params, seed);
+        let mut inputs = Inputs::of_view(&view, heads, params, seed);
         inputs.steepen();
         let queries = view.queries;
         Self::of(view, inputs, queries)
@@ -55,7 +55,7 @@ impl<T: KvElement> Problem<T> {
         seed: u64,
         checked: u32,
     ) -> Self {
-        let inputs = inputs(&view, heads, params, seed);
+        let inputs = Inputs::of_view(&view, heads, params, seed);
         Self::of(view, inputs, checked)
     }
 
@@ -100,7 +100,7 @@ impl<T: KvElement> Problem<T> {
     /// If it refuses.
     pub fn attend(&self, backend: &mut dyn Backend, layer: u32, plan: &Plan) -> Outputs<T> {
         let mut outputs = self.unwritten();
-        self.attend_into(backend, layer, (plan, 0), &mut outputs);
+        self.attend_into(backend, layer, plan, &mut outputs);
         outputs
     }
 
@@ -116,32 +116,28 @@ impl<T: KvElement> Problem<T> {
     ) -> Outputs<T> {
         let mut outputs = self.unwritten();
         outputs.lse.clear();
-        self.attend_into(backend, layer, (plan, 0), &mut outputs);
+        self.attend_into(backend, layer, plan, &mut outputs);
         outputs
     }
 
-    /// As [`attend`](Self::attend), into `outputs`, of a plan that has a revision.
-    ///
-    /// # Panics
-    /// If it refuses.
-    pub fn attend_into(
+    /// As [`attend`](Self::attend), into `outputs`; without LSE if those have no room for it.
+    fn attend_into(
         &self,
         backend: &mut dyn Backend,
         layer: u32,
-        (plan, plan_revision): (&Plan, u64),
+        plan: &Plan,
         outputs: &mut Outputs<T>,
     ) {
         let call = Attend {
             layer,
             plan,
-            plan_revision,
             counters: Counters {
                 lengths: &self.lengths,
                 tail_pages: &[],
             },
             q: T::elements(&self.inputs.q),
             out: T::elements_mut(&mut outputs.out),
-            lse: (!outputs.lse.is_empty()).then_some(&mut outputs.lse[..]),
+            lse: (!outputs.lse.is_empty()).then(|| f32::elements_mut(&mut outputs.lse)),
             params: self.inputs.params,
         };
         backend.attend(call).unwrap();
@@ -166,24 +162,6 @@ impl<T: KvElement> Problem<T> {
         let verdict = self.judge(&self.attend(backend, layer, plan));
         assert!(verdict.passes(), "{context}: {verdict}");
     }
-}
-
-/// Random values for all tokens of `view`, NaN elsewhere in its pages.
-fn inputs<T: KvElement>(
-    view: &TreeView,
-    heads: HeadShape,
-    params: AttentionParams,
-    seed: u64,
-) -> Inputs<T> {
-    let pages = view.pages.iter().max().map_or(1, |page| page + 1);
-    let mut filled = vec![0; pages as usize];
-    for run in &view.runs {
-        let pages = &view.pages[run.pages.start as usize..run.pages.end as usize];
-        for (&page, before) in pages.iter().zip((0..).step_by(PAGE_TOKENS as usize)) {
-            filled[page as usize] = run.tokens.saturating_sub(before).min(PAGE_TOKENS);
-        }
-    }
-    Inputs::random(heads, params, &filled, view.queries, seed)
 }
 
 /// Lengths of the live runs of `view`, by slot.

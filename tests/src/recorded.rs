@@ -8,7 +8,7 @@ use deft::attention::AttentionParams;
 use deft::cache::{CacheShape, KvElement};
 use deft::plan::HeadShape;
 use deft::tree::NodeKey;
-use deft::{CacheConfig, Device, PlanUpdate, TreeCache, TreePlan};
+use deft::{Batch, Device, Kv, Out, PlanUpdate, TreeCache};
 use deft_workloads::{ReasoningRun, ReasoningStep};
 use kernels_gpu::random::word;
 
@@ -37,7 +37,7 @@ pub const TASKS: [(&str, &str); 4] = [
 ];
 /// Pairs of a query and a KV head that a checked step compares.
 const CHECKED: u32 = 4;
-/// Of the steps that leave every plan as it is, one of so many is checked.
+/// Of the steps that leave the plan as it is, one of so many is checked.
 const STRIDE: u32 = 61;
 
 /// How a run went.
@@ -45,9 +45,9 @@ const STRIDE: u32 = 61;
 pub struct Outcome {
     /// Steps that were replayed.
     pub steps: u32,
-    /// Steps that needed new plans: a node came, ended or went.
+    /// Steps that needed a new plan: a node came, ended or went.
     pub reshaped: u32,
-    /// Steps that patched the plans for new pages.
+    /// Steps that patched the plan for new pages.
     pub patched: u32,
     /// Steps compared with f64, with every grouping.
     pub checked: u32,
@@ -73,8 +73,8 @@ pub struct Recorded<'a, T> {
     run: &'a ReasoningRun,
     cache: TreeCache,
     nodes: Vec<Option<Node<T>>>,
-    /// A plan a grouping, of the same leaves.
-    plans: Vec<TreePlan>,
+    /// The leaves that grow, as long as they are the same.
+    batch: Option<Batch>,
     seed: u64,
     /// Words drawn so far.
     drawn: u64,
@@ -109,36 +109,36 @@ impl<'a, T: KvElement> Recorded<'a, T> {
             dtype: T::DTYPE,
             pages: most_pages(run),
         };
-        let config = CacheConfig {
-            layers: 1,
-            q_heads: heads.q_heads,
-            kv_heads: heads.kv_heads,
-            head_dim: heads.head_dim,
-            dtype: T::DTYPE,
-            capacity_bytes: u64::from(shape.pages) * shape.page_bytes(),
-            scale: Some(params.scale),
-            soft_cap: params.soft_cap,
-        };
+        let mut builder = TreeCache::builder(device)
+            .layers(1)
+            .heads(heads.q_heads, heads.kv_heads, heads.head_dim)
+            .dtype(T::DTYPE)
+            .capacity_bytes(u64::from(shape.pages) * shape.page_bytes())
+            .scale(params.scale);
+        if let Some(cap) = params.soft_cap {
+            builder = builder.soft_cap(cap);
+        }
         let mut replay = Self {
             heads,
             params,
             run,
-            cache: TreeCache::new(device, config).unwrap(),
+            cache: builder.build().unwrap(),
             nodes: run.parents().iter().map(|_| None).collect(),
-            plans: Vec::new(),
+            batch: None,
             seed,
             drawn: 0,
             k: Vec::new(),
             v: Vec::new(),
         };
         let prompt = run.prompt_tokens();
-        let key = replay.cache.insert_root(prompt).unwrap();
+        let key = replay.cache.insert_root().unwrap();
         replay.arrive(0, key);
         for _ in 0..prompt {
             replay.new_token(0);
         }
-        let (cache, k, v) = (&mut replay.cache, &replay.k, &replay.v);
-        cache.append_tokens(0, key, 0..prompt, k, v).unwrap();
+        let batch = replay.cache.batch(&[(key, prompt)]).unwrap();
+        let kv = Kv::new(&replay.k, &replay.v);
+        replay.cache.append(0, &batch, kv).unwrap();
         replay
     }
 
@@ -176,59 +176,57 @@ impl<'a, T: KvElement> Recorded<'a, T> {
         if growing.is_empty() {
             return;
         }
-        let update = self.grow(growing);
+        let (batch, update) = self.grow(growing, outcome.reshaped);
         self.k.clear();
         self.v.clear();
         for &node in growing {
             self.new_token(node);
         }
-        let (plan, k, v) = (&self.plans[0], &self.k, &self.v);
-        self.cache.append(0, plan, k, v).unwrap();
+        let kv = Kv::new(&self.k, &self.v);
+        self.cache.append(0, &batch, kv).unwrap();
         outcome.reshaped += u32::from(update == PlanUpdate::Replanned);
         outcome.patched += u32::from(update == PlanUpdate::Patched);
         if update != PlanUpdate::Unchanged || change.step.is_multiple_of(STRIDE) {
             outcome.checked += 1;
-            self.check(change.step, growing, outcome);
+            self.check(change.step, growing, &batch, outcome);
         }
+        self.batch = Some(batch);
     }
 
-    /// Adds a token to each node and brings all plans up to date; what that took.
-    fn grow(&mut self, growing: &[u32]) -> PlanUpdate {
-        let leaves: Vec<NodeKey> = growing.iter().map(|&node| self.key(node)).collect();
-        let plan = self.plans.first();
-        if plan.is_none_or(|plan| plan.leaves() != leaves) {
-            self.cache.extend(&leaves, 1).unwrap();
-            let plans = GROUPINGS.map(|grouping| self.cache.plan(&leaves, grouping).unwrap());
-            self.plans = plans.into();
-            return PlanUpdate::Replanned;
+    /// Adds a token to each node. The batch of before goes on where the nodes are the same; where not, the new one is
+    /// of the next grouping, so that each is patched in its turn.
+    fn grow(&mut self, growing: &[u32], reshaped: u32) -> (Batch, PlanUpdate) {
+        let leaves: Vec<_> = growing.iter().map(|&node| (self.key(node), 1)).collect();
+        if let Some(mut batch) = self.batch.take().filter(|batch| batch.nodes() == leaves) {
+            let update = self.cache.advance(&mut batch, 1).unwrap();
+            return (batch, update);
         }
-        let mut update = self.cache.step(&mut self.plans[0]).unwrap();
-        for plan in &mut self.plans[1..] {
-            // A patch that one grouping has room for, another may not have.
-            let other = self.cache.update(plan).unwrap();
-            if other == PlanUpdate::Replanned || update == PlanUpdate::Unchanged {
-                update = other;
-            }
-        }
-        update
+        self.cache
+            .set_grouping(GROUPINGS[reshaped as usize % GROUPINGS.len()]);
+        let batch = self.cache.batch(&leaves).unwrap();
+        (batch, PlanUpdate::Replanned)
     }
 
-    /// Attends with every plan and compares.
-    fn check(&mut self, step: u32, growing: &[u32], outcome: &mut Outcome) {
+    /// Attends in every grouping, in the batch's by its own plan, and compares.
+    fn check(&mut self, step: u32, growing: &[u32], batch: &Batch, outcome: &mut Outcome) {
         let HeadShape {
             q_heads, head_dim, ..
         } = self.heads;
         let rows = growing.len() * q_heads as usize;
         let q = normals::<T>(self.next_word(), rows * head_dim as usize, 1.0);
         let oracle = self.oracle(step, growing, &q);
-        for plan in &self.plans {
+        for grouping in GROUPINGS {
+            self.cache.set_grouping(grouping);
+            let other = (grouping != batch.grouping())
+                .then(|| self.cache.batch_held(batch.nodes()).unwrap());
+            let batch = other.as_ref().unwrap_or(batch);
             let mut outputs = Outputs::<T>::unwritten(rows, head_dim);
-            let Outputs { out, lse } = &mut outputs;
-            self.cache.attend_with_lse(0, plan, &q, out, lse).unwrap();
+            let out = Out::with_lse(&mut outputs.out, &mut outputs.lse);
+            self.cache.attend(0, batch, &q, out).unwrap();
             let verdict = oracle.judge(&outputs);
             outcome.add(&verdict);
             if !verdict.passes() {
-                outcome.problem = Some(format!("step {step}, {:?}: {verdict}", plan.grouping()));
+                outcome.problem = Some(format!("step {step}, {grouping:?}: {verdict}"));
                 break;
             }
         }
@@ -244,9 +242,9 @@ impl<'a, T: KvElement> Recorded<'a, T> {
             .map(|pair| (pair / kv_heads, pair % kv_heads))
             .collect();
         let (nodes, parents) = (&self.nodes, self.run.parents());
-        Oracle::of(self.heads, &self.params, q, &sampled, |query, kv_head| {
+        Oracle::of(self.heads, &self.params, q, &sampled, |row, kv_head| {
             let (mut k, mut v) = (Vec::new(), Vec::new());
-            let mut above = Some(growing[query as usize]);
+            let mut above = Some(growing[row as usize]);
             while let Some(node) = above {
                 if let Some(node) = &nodes[node as usize] {
                     for (rows, seen) in [(&node.k, &mut k), (&node.v, &mut v)] {

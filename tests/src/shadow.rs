@@ -109,6 +109,7 @@ fn separate_sequences(lengths: impl Iterator<Item = usize>) -> (TreeView, Vec<(u
             pages: first..view.pages.len() as u32,
             length_slot: None,
             mask: None,
+            causal: 0,
         });
         view.query_order.push(view.queries);
         view.queries += 1;

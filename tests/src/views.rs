@@ -44,6 +44,7 @@ pub fn from_nodes(nodes: &[Node]) -> TreeView {
             pages: first..end,
             length_slot: nodes[i].live.then_some(i as u32),
             mask: None,
+            causal: 0,
         });
         stack.extend(children[i].iter().rev().map(|&child| (child, Some(run))));
     }

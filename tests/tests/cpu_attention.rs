@@ -2,7 +2,7 @@
 
 use deft::attention::{AttentionParams, cpu};
 use deft::cache::KvElement;
-use deft::plan::{HeadShape, PlanConfig, Planner};
+use deft::plan::{Grouping, HeadShape, PlanConfig, Planner};
 use deft::tree::TreeView;
 use deft_tests::problem::{GROUPINGS, Problem, heads};
 use deft_tests::views::{self, Node};
@@ -25,6 +25,22 @@ fn check<T: KvElement>(view: TreeView, heads: HeadShape, params: AttentionParams
             problem.check(&mut *backend, 0, &plan, &context);
         }
     }
+}
+
+#[test]
+fn the_default_shares_do_not_follow_the_number_of_threads() {
+    let heads = heads(4, 2, 64);
+    let problem = Problem::<f32>::new(views::random(5, 24), heads, plain(64), 5);
+    let words = [1, 2, 4, 8].map(|threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap().install(|| {
+            let backend = cpu::new(problem.shape(1)).unwrap();
+            let config = backend.plan_config(Grouping::Flatten, 2);
+            let plan = Planner::new(config).unwrap().plan(&problem.view).unwrap();
+            plan.words().to_vec()
+        })
+    });
+    assert!(words.iter().all(|other| *other == words[0]));
 }
 
 fn plain(dim: u32) -> AttentionParams {

@@ -13,9 +13,9 @@ use deft_tests::emulated::{self, Emulated};
 use deft_tests::problem::{Problem, heads};
 use deft_tests::views::{self, Node};
 use half::{bf16, f16};
+use kernels_gpu::Arch;
 use kernels_gpu::abi::{NONE, Segment, WorkItem};
 use kernels_gpu::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES, max_rows};
-use kernels_gpu::entries::Arch;
 
 fn config(heads: HeadShape, grouping: Grouping, shares: u32) -> PlanConfig {
     let mut config = PlanConfig::new(grouping, heads.group_size(), heads.head_dim, shares);

@@ -210,6 +210,20 @@ fn views_without_queries_and_unusable_configurations_are_refused() {
 }
 
 #[test]
+fn a_program_of_more_segments_than_16_bits_count_is_refused() {
+    // 40,000 leaves and the root for each query: 80,000 segments in one program.
+    let view = star(64, 40_000, 1);
+    let mut planner = Planner::new(config(Grouping::PerQuery, 1)).unwrap();
+    let error = planner.plan(&view).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the plan needs 80000 segments of one program; the limit is 65535"
+    );
+    let halves = plan(&view, config(Grouping::PerQuery, 2));
+    assert_eq!(halves.queries(), 40_000);
+}
+
+#[test]
 fn a_plan_prints_as_a_table_and_serialises() {
     let plan = plan(&star(60, 4, 5), config(Grouping::Flatten, 2));
     let table = plan.to_string();

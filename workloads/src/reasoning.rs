@@ -4,9 +4,9 @@ use serde::Deserialize;
 
 use super::shape::{check_parents, check_range, check_same_length};
 use super::{MAX_TOKENS, WorkloadError};
+use deft::abi::PAGE_TOKENS;
 use deft::cache::PagePool;
 use deft::tree::{NodeKey, TokenForest};
-use kernels_gpu::abi::PAGE_TOKENS;
 
 /// Most decode steps of a run.
 const MAX_STEPS: i64 = 1 << 24;

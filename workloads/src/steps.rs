@@ -4,10 +4,10 @@ use serde::Deserialize;
 
 use super::shape::{check_heads, check_parents, check_range, check_same_length};
 use super::{MAX_TOKENS, WorkloadError};
+use deft::abi::PAGE_TOKENS;
 use deft::cache::{DType, PagePool};
 use deft::plan::HeadShape;
 use deft::tree::{DraftNode, ForestError, NodeKey, TokenForest};
-use kernels_gpu::abi::PAGE_TOKENS;
 
 /// One attention problem: what a decode step of some forest asks.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,15 +1,15 @@
 //! `cargo xtask build-and-run`: the main job.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
+use crate::bundle::{self, Program};
 use crate::console::{self, Outcome, Steps, say};
 use crate::model::{self, Model};
-use crate::process::{self, cargo};
-use crate::{bundle, kernels, replay};
+use crate::{kernels, process};
 
 /// Builds everything and has a small language model search a tree for an answer, shown as it grows.
 ///
@@ -17,7 +17,7 @@ use crate::{bundle, kernels, replay};
 /// deft-search is built and run. On a terminal the tree is redrawn as it grows, elsewhere every fork, score,
 /// pruned branch and answer is a line. At the end: the tree with the best answer, what greedy decoding says,
 /// tokens a second, and what attention read and took with shared prefixes and a query at a time.
-/// Without PyPI it replays a recorded tree instead, as `cargo xtask replay` does.
+/// Without PyPI it replays a recorded tree instead (workloads/examples/replay).
 ///
 /// Examples:
 ///   cargo xtask build-and-run
@@ -65,11 +65,30 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return steps.finish();
     }
     match found {
-        Some(path) => search(&mut steps, args, &path),
+        Some(path) => {
+            let mut words: Vec<OsString> = vec!["--model".into(), path.into()];
+            words.extend(args.search.iter().cloned());
+            let what = "a tree of continuations, as it grows";
+            build_and_start(
+                &mut steps,
+                args.yes,
+                &bundle::SEARCH,
+                ("search", what),
+                &words,
+            );
+        }
         None => {
             say("there is no model to search with; a recorded tree is replayed instead");
-            let replayed = replay::Args::usual(args.json());
-            replay_steps(&mut steps, &replayed, args.yes);
+            let json = args.json().then(|| "--json".into());
+            let words: Vec<OsString> = json.into_iter().collect();
+            let what = "a recorded tree of thoughts, step by step";
+            build_and_start(
+                &mut steps,
+                args.yes,
+                &bundle::REPLAY,
+                ("replay", what),
+                &words,
+            );
         }
     }
     steps.finish()
@@ -88,73 +107,26 @@ fn fetch(found: &mut Option<PathBuf>) -> Result<Outcome> {
     })
 }
 
-fn search(steps: &mut Steps, args: &Args, model: &Path) {
-    steps.run("kernels", "Rust to PTX", || kernels::refresh(args.yes));
-    let mut program = None;
-    if !steps.failed() {
-        steps.run(
-            "build",
-            "the library, the model and the search, release",
-            || {
-                program = Some(bundle::build_search()?);
-                Ok(Outcome::Done)
-            },
-        );
-    }
-    if let Some(program) = program {
-        steps.run("search", "a tree of continuations, as it grows", || {
-            let mut command = Command::new(program);
-            command.arg("--model").arg(model).args(&args.search);
-            process::run(&mut command).map(|()| Outcome::Done)
-        });
-    }
-}
-
-/// `cargo xtask replay`, before anything is built: builds this program with the replay and runs that.
-#[cfg(not(feature = "replay"))]
-pub(crate) fn replay(args: &replay::Args) -> Result<()> {
-    if args.json {
-        console::leave_stdout();
-    }
-    let mut steps = Steps::new();
-    replay_steps(&mut steps, args, false);
-    steps.finish()
-}
-
-/// The steps up to a replay.
-fn replay_steps(steps: &mut Steps, args: &replay::Args, yes: bool) {
+/// The steps up to a program's end: kernels, build, and the run, called `name`.
+fn build_and_start(
+    steps: &mut Steps,
+    yes: bool,
+    program: &Program,
+    (name, what): (&'static str, &str),
+    words: &[OsString],
+) {
     steps.run("kernels", "Rust to PTX", || kernels::refresh(yes));
-    let mut program = None;
-    if !steps.failed() {
-        steps.run("build", "the library and the replay, release", || {
-            program = Some(build()?);
-            Ok(Outcome::Done)
+    if steps.failed() {
+        return;
+    }
+    let mut path = None;
+    steps.run("build", "the library and the program, release", || {
+        path = Some(program.build()?);
+        Ok(Outcome::Done)
+    });
+    if let Some(path) = path {
+        steps.run(name, what, || {
+            process::run(Command::new(path).args(words)).map(|()| Outcome::Done)
         });
     }
-    if let Some(program) = program {
-        steps.run("replay", &args.title(), || {
-            let mut command = Command::new(program);
-            command.arg("replay").args(args.words());
-            process::run(&mut command).map(|()| Outcome::Done)
-        });
-    }
-}
-
-/// This program once more, with the replay, the report and the PTX that there is now.
-pub(crate) fn build() -> Result<PathBuf> {
-    // Feature `cuda` exists for x86-64 Linux only.
-    let feature = if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-        "cuda"
-    } else {
-        "replay"
-    };
-    let mut command = cargo();
-    command
-        .args(["build", "--release", "--package", "xtask"])
-        .args(["--features", feature])
-        .args(["--message-format", "json-render-diagnostics"]);
-    let output = process::capture(&mut command, "cargo build --release")?;
-    let built = process::artifacts(&output.stdout).filter_map(|artifact| artifact.executable);
-    let program = built.last();
-    program.with_context(|| format!("cargo built no program for `{}`", process::shown(&command)))
 }

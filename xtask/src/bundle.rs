@@ -27,18 +27,30 @@ const BENCH: Program = Program {
 };
 
 /// The search with a language model.
-const SEARCH: Program = Program {
+pub(crate) const SEARCH: Program = Program {
     package: "deft-search",
     kind: "bin",
     name: "deft-search",
     packed_as: "deft-search",
     arguments: " --device cuda --model PATH.gguf",
-    // Feature `cuda` exists for x86-64 Linux only.
-    features: if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-        "cuda"
-    } else {
-        ""
-    },
+    features: CUDA,
+};
+
+/// A recorded tree, step by step, for where there is no model.
+pub(crate) const REPLAY: Program = Program {
+    package: "deft-workloads",
+    kind: "example",
+    name: "replay",
+    packed_as: "deft-replay",
+    arguments: " --device cuda",
+    features: CUDA,
+};
+
+/// Feature `cuda` exists for x86-64 Linux only.
+const CUDA: &str = if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+    "cuda"
+} else {
+    ""
 };
 
 /// What is built for the bundle. A test program takes libtest's arguments.
@@ -49,24 +61,17 @@ const PROGRAMS: &[Program] = &[
         name: "cuda_links",
         packed_as: "cuda_links",
         arguments: "",
-        features: "cuda",
+        features: "cust",
     },
     gpu_suite("gpu_instructions"),
     gpu_suite("gpu_attention"),
     gpu_suite("gpu_decode"),
+    gpu_suite("gpu_prefill"),
     gpu_suite("gpu_writes"),
     gpu_suite("gpu_model"),
     BENCH,
     SEARCH,
-    // `cargo xtask replay`.
-    Program {
-        package: "xtask",
-        kind: "bin",
-        name: "xtask",
-        packed_as: "deft-replay",
-        arguments: " replay --device cuda",
-        features: "cuda",
-    },
+    REPLAY,
 ];
 
 /// A suite of `tests` that needs a GPU.
@@ -84,9 +89,10 @@ const fn gpu_suite(name: &'static str) -> Program {
 /// Folders that go along: from the checkout's root to the bundle's.
 const FOLDERS: &[(&str, &str)] = &[("kernels-gpu/ptx", "ptx"), ("workloads", "workloads")];
 
-struct Program {
+/// A program that cargo builds.
+pub(crate) struct Program {
     package: &'static str,
-    /// Cargo's word for the target's kind: `bin`, `test`, `bench` or `example`.
+    /// Cargo's word for the target's kind: `bin`, `test` or `example`.
     kind: &'static str,
     name: &'static str,
     /// Its name in the bundle.
@@ -134,24 +140,16 @@ pub(crate) fn build_bench() -> Result<PathBuf> {
     BENCH.build()
 }
 
-/// Builds the search and returns the program's path.
-pub(crate) fn build_search() -> Result<PathBuf> {
-    SEARCH.build()
-}
-
 impl Program {
     /// Builds it in release mode and returns its path.
-    fn build(&self) -> Result<PathBuf> {
+    pub(crate) fn build(&self) -> Result<PathBuf> {
         let mut command = cargo();
         match self.kind {
             "test" => command.args(["test", "--no-run"]),
-            "bench" => command.args(["bench", "--no-run"]),
             _ => command.arg("build"),
         };
-        if self.kind != "bench" {
-            command.arg("--release");
-        }
         command
+            .arg("--release")
             .args(["--package", self.package, "--features", self.features])
             .args([&format!("--{}", self.kind), self.name])
             .args(["--message-format", "json-render-diagnostics"])

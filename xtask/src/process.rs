@@ -80,7 +80,6 @@ pub(crate) struct Output {
 /// What cargo reports of a finished target, given `--message-format json-render-diagnostics`.
 #[derive(Deserialize)]
 pub(crate) struct Artifact {
-    pub(crate) filenames: Vec<PathBuf>,
     pub(crate) executable: Option<PathBuf>,
 }
 

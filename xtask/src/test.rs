@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::console::{Outcome, Steps};
-use crate::kernels::{self, toolchain};
+use crate::kernels;
 use crate::process::{self, cargo};
 
 /// Checks everything: formatting, lints, documentation, kernels, tests, miri.
@@ -15,7 +15,8 @@ use crate::process::{self, cargo};
 /// All steps run even if one fails; the summary names those that did. Kernels are compiled and
 /// assembled anew and compared with the PTX in the repository. Nothing needs a GPU: kernels run on
 /// the emulator. What a machine lacks is installed if it can be (Debian packages as root, PyPI
-/// wheels into target/); miri and cargo-deny are used where they are and skipped aloud elsewhere.
+/// wheels into target/); miri is used where it is and skipped aloud elsewhere. Licences, sources, doubled
+/// and unused dependencies are among the tests (xtask/tests/dependencies.rs).
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run these steps only, e.g. `--only lint,test`.
@@ -41,8 +42,6 @@ enum Step {
     Test,
     /// the token forest and the planner under miri
     Miri,
-    /// licences and sources of the dependencies
-    Deny,
 }
 
 /// Runs the command.
@@ -91,20 +90,16 @@ impl Step {
                 finish(&mut command)
             }),
             Self::Miri => steps.run("miri", "token forest and planner", miri),
-            Self::Deny => steps.run("deny", "licences and sources of the dependencies", deny),
         }
     }
 }
 
-/// Feature `cuda` exists for x86-64 Linux only.
+/// Feature `cuda` exists for x86-64 Linux only; what else there is, the crates ask of each other.
 fn features() -> &'static [&'static str] {
     if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
         &["--all-features"]
     } else {
-        &[
-            "--features",
-            "deft-attention/serde,deft-kernels/emulate,xtask/replay",
-        ]
+        &[]
     }
 }
 
@@ -117,7 +112,7 @@ fn miri() -> Result<Outcome> {
         toolchain.join("bin/cargo-miri").is_file()
             && toolchain.join("lib/rustlib/src/rust/library").is_dir()
     };
-    let Some(toolchain) = toolchain::rustup_toolchains().into_iter().find(has_miri) else {
+    let Some(toolchain) = ptx_builder::rustup_toolchains().into_iter().find(has_miri) else {
         return Ok(Outcome::Skipped(
             "no toolchain with miri (rustup +nightly component add miri rust-src)".to_owned(),
         ));
@@ -145,22 +140,4 @@ fn miri() -> Result<Outcome> {
         process::run(&mut command)?;
     }
     Ok(Outcome::Done)
-}
-
-fn deny() -> Result<Outcome> {
-    let mut probe = cargo();
-    probe.args(["deny", "--version"]);
-    if process::capture(&mut probe, "looking for cargo-deny").is_err() {
-        return Ok(Outcome::Skipped(
-            "no cargo-deny (cargo install --locked cargo-deny)".to_owned(),
-        ));
-    }
-    finish(cargo().args([
-        "deny",
-        "--all-features",
-        "check",
-        "bans",
-        "licenses",
-        "sources",
-    ]))
 }

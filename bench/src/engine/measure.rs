@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use deft::NodeKey;
 use deft::cuda::Event;
 use deft_engine::TreeModel;
+use deft_engine::cuda::instrument::{self, Timed};
 use deft_engine::cuda::{Choice, CudaModel};
 
 use super::Watchdog;
@@ -88,7 +89,7 @@ pub(super) fn time(model: &mut CudaModel, task: &Task, watchdog: &Watchdog) -> R
         }
         Work::Drafts(draft) => {
             watchdog.now(&task.name);
-            let trunk = model.assume_prompt(task.prompt_tokens)?;
+            let trunk = instrument::assume_prompt(model, task.prompt_tokens)?;
             let mut timing = drafts(model, trunk, draft, true, TIMED)?;
             timing.without_attention_ms =
                 drafts(model, trunk, draft, false, TIMED_WITHOUT)?.pass_ms;
@@ -106,17 +107,19 @@ fn steps(
 ) -> Result<Timing> {
     let clock = Clock::new(model, timed)?;
     let mut decode = model.decode(leaves, &vec![1; leaves.len()], Choice::GREEDY)?;
-    if !attention {
-        decode.leave_out_attention();
-    }
+    let warmup = Timed {
+        attention,
+        events: None,
+    };
     for _ in 0..WARMUP {
-        decode.step()?;
+        instrument::step(&mut decode, warmup)?;
         decode.synchronize()?;
     }
     let before = decode.traffic();
     let begin = Instant::now();
     for (first, last) in &clock.events {
-        decode.step_between(first, last)?;
+        let events = Some((first, last));
+        instrument::step(&mut decode, Timed { attention, events })?;
     }
     decode.synchronize()?;
     let wall_ms = begin.elapsed().as_secs_f64() * 1e3;
@@ -141,7 +144,13 @@ fn drafts(
     let mut ids = Vec::new();
     let mut accepted = draft.accepted.iter().cycle();
     let mut round = |model: &mut CudaModel, events| -> Result<usize> {
-        let keys = model.verify_between(trunk, &draft.tokens, &mut ids, attention, events)?;
+        let keys = instrument::verify(
+            model,
+            trunk,
+            &draft.tokens,
+            &mut ids,
+            Timed { attention, events },
+        )?;
         let path = accepted
             .next()
             .context("no accepted lengths were recorded")?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use deft::DType;
 use deft_engine::LlamaConfig;
-use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
+use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights, instrument};
 use deft_tests::watchdog::Watchdog;
 
 use self::report::{Row, header, summary};
@@ -215,7 +215,7 @@ fn open(engine: &Engine<'_>, shape: &Shape, dtype: DType, pages: u32) -> Result<
     let device = &engine.gpu.device;
     let weights = CudaWeights::random(device, config, dtype, shape.distinct_layers, 1)?;
     let mut model = engine.model(weights, options)?;
-    model.randomize_pages(2)?;
+    instrument::randomize_pages(&mut model, 2)?;
     Ok(model)
 }
 

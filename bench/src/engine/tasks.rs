@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result};
 use deft::NodeKey;
-use deft_engine::cuda::CudaModel;
+use deft::abi::PAGE_TOKENS;
+use deft_engine::cuda::{CudaModel, instrument};
 use deft_engine::{DraftToken, TreeModel};
 use deft_workloads::{MedusaRun, ReasoningRun};
-use kernels_gpu::abi::PAGE_TOKENS;
 
 use deft_tests::recorded;
 
@@ -181,11 +181,11 @@ impl Moment {
                 children[*parent].push(node);
             }
         }
-        let root = model.assume_prompt(self.tokens[0])?;
+        let root = instrument::assume_prompt(model, self.tokens[0])?;
         let mut keys = vec![root; self.parents.len()];
         for (node, children) in children.iter().enumerate() {
             if node > 0 && self.tokens[node] > 0 {
-                model.assume_tokens(keys[node], self.tokens[node])?;
+                instrument::assume_tokens(model, keys[node], self.tokens[node])?;
             }
             if !children.is_empty() {
                 let made = model.fork(keys[node], children.len())?;

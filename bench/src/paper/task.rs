@@ -1,10 +1,10 @@
 //! The paper's decode tasks, step by step on a forest.
 
 use anyhow::{Context, Result};
+use deft::abi::PAGE_TOKENS;
 use deft::cache::PagePool;
 use deft::tree::{NodeKey, TokenForest};
 use deft_workloads::{MedusaRun, ReasoningReplay, ReasoningRun};
-use kernels_gpu::abi::PAGE_TOKENS;
 
 use deft_tests::recorded::TASKS;
 

@@ -180,9 +180,13 @@ fn count(
 }
 
 #[cfg(test)]
-mod tests {
-    use deft_search::mock::{AsciiCodec, HashModel, HashModelConfig};
+#[allow(dead_code, reason = "the search tests use all of it")]
+#[path = "../../../search/tests/common/mock.rs"]
+mod mock;
 
+#[cfg(test)]
+mod tests {
+    use super::mock::{AsciiCodec, HashModel, HashModelConfig};
     use super::*;
 
     fn args(words: &[&str]) -> Args {

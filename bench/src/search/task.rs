@@ -53,7 +53,7 @@ impl TaskArg {
         match self.name {
             "acrostic" => Box::new(Acrostic { words: size }),
             "digit-sort" => Box::new(DigitSort { digits: size }),
-            "distinct-sum" => Box::new(DistinctSum { terms: size }),
+            "distinct-sum" => Box::new(DistinctSum::new(size).expect("its size was checked")),
             _ => Box::new(GameOf24 { largest: self.size }),
         }
     }

@@ -1,34 +1,425 @@
-//! A stand-in for `libcuda.so.1` whose answers depend on every argument.
+//! A stand-in for `libcuda.so.1`: one device whose memory is the host's, objects that are counted, copies to the
+//! device that run as late as they may, and kernels that do nothing. Any call can be made to fail. What a driver would crash on is counted as misuse.
 
-#[unsafe(no_mangle)]
-pub extern "C" fn cuInit(flags: u32) -> i32 {
-    flags as i32 + 1
+#![allow(non_snake_case, clippy::missing_safety_doc, clippy::not_unsafe_ptr_arg_deref)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{c_char, c_void};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const SUCCESS: i32 = 0;
+const INVALID_VALUE: i32 = 1;
+const NOT_READY: i32 = 600;
+const CAPTURE_UNSUPPORTED: i32 = 900;
+const CONTEXT: usize = 0xc0;
+const DEVICE: i32 = 0;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Module,
+    Stream,
+    Event,
+    Graph,
+    Executable,
+    Memory,
+    Pinned,
 }
 
-#[unsafe(no_mangle)]
-#[allow(clippy::too_many_arguments)]
-pub extern "C" fn cuLaunchKernel(
-    function: usize,
-    grid_x: u32,
-    grid_y: u32,
-    grid_z: u32,
-    block_x: u32,
-    block_y: u32,
-    block_z: u32,
-    shared: u32,
-    stream: usize,
-    parameters: usize,
-    extra: usize,
-) -> i32 {
-    let words = [grid_x, grid_y, grid_z, block_x, block_y, block_z, shared];
-    let mut digest = function;
-    for word in words.map(|word| word as usize).into_iter().chain([stream, parameters, extra]) {
-        digest = digest * 3 + word;
+#[derive(Default)]
+struct State {
+    /// Calls since the last order.
+    calls: u64,
+    /// Which call fails; 0 for none, `u64::MAX` for all.
+    fail_at: u64,
+    code: i32,
+    failed: &'static str,
+    next: usize,
+    objects: BTreeSet<(Kind, usize)>,
+    /// Bytes at each address, of both kinds of memory.
+    memory: BTreeMap<usize, usize>,
+    capturing: BTreeSet<usize>,
+    /// Copies to the device that have not run: to, from, bytes.
+    copies: Vec<[usize; 3]>,
+    /// Copies that have.
+    copied: usize,
+    /// Bytes copied in either direction.
+    bytes: u64,
+    /// How many copies are before each recorded event.
+    events: BTreeMap<usize, usize>,
+    contexts: usize,
+    current: usize,
+    misuse: u64,
+}
+
+static STATE: Mutex<Option<State>> = Mutex::new(None);
+
+struct Locked(MutexGuard<'static, Option<State>>);
+
+impl std::ops::Deref for Locked {
+    type Target = State;
+    fn deref(&self) -> &State {
+        self.0.as_ref().unwrap()
     }
-    digest as i32
+}
+
+impl std::ops::DerefMut for Locked {
+    fn deref_mut(&mut self) -> &mut State {
+        self.0.as_mut().unwrap()
+    }
+}
+
+fn state() -> Locked {
+    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    state.get_or_insert_with(|| State {
+        next: 0x1000,
+        ..State::default()
+    });
+    Locked(state)
+}
+
+impl State {
+    /// Counts a call; its code if it is to fail.
+    fn call(&mut self, name: &'static str) -> Result<(), i32> {
+        self.calls += 1;
+        if self.fail_at == u64::MAX || self.calls == self.fail_at {
+            self.failed = name;
+            return Err(self.code);
+        }
+        Ok(())
+    }
+    fn make(&mut self, kind: Kind) -> usize {
+        self.next += 16;
+        self.objects.insert((kind, self.next));
+        self.next
+    }
+    fn expect(&mut self, kind: Kind, handle: usize) {
+        // 0, 1 and 2 are the default streams.
+        if !(kind == Kind::Stream && handle <= 2) && !self.objects.contains(&(kind, handle)) {
+            self.misuse += 1;
+        }
+    }
+    /// Objects are gone even if the driver says that it failed: what it means is that the context is lost.
+    fn destroy(&mut self, name: &'static str, kind: Kind, handle: usize) -> i32 {
+        let failed = self.call(name);
+        if !self.objects.remove(&(kind, handle)) {
+            self.misuse += 1;
+        }
+        failed.err().unwrap_or(SUCCESS)
+    }
+    fn allocate(&mut self, kind: Kind, bytes: usize) -> usize {
+        let layout = Layout::from_size_align(bytes, 256).unwrap();
+        // SAFETY: the callers here ask for at least one byte.
+        let address = unsafe { alloc_zeroed(layout) } as usize;
+        self.objects.insert((kind, address));
+        self.memory.insert(address, bytes);
+        address
+    }
+    fn free(&mut self, name: &'static str, kind: Kind, address: usize) -> i32 {
+        // Device memory is freed behind the work that uses it; who frees host memory must have waited.
+        if kind == Kind::Memory {
+            self.finish();
+        }
+        let read_still = |copy: &[usize; 3]| copy[1] == address;
+        self.misuse += u64::from(self.copies.iter().any(read_still));
+        let code = self.destroy(name, kind, address);
+        if let Some(bytes) = self.memory.remove(&address) {
+            // SAFETY: allocated above with this layout, and removed from the list.
+            unsafe { dealloc(address as *mut u8, Layout::from_size_align(bytes, 256).unwrap()) };
+        }
+        code
+    }
+    /// Runs all copies.
+    fn finish(&mut self) {
+        for [to, from, bytes] in std::mem::take(&mut self.copies) {
+            self.copied += 1;
+            if self.holds(to, bytes) {
+                // SAFETY: the device has these bytes; whoever enqueued the copy keeps its source until it is done.
+                unsafe { (to as *mut u8).copy_from(from as *const u8, bytes) };
+            }
+        }
+    }
+    fn is_done(&self, event: usize) -> bool {
+        self.events.get(&event).is_none_or(|&before| before <= self.copied)
+    }
+    /// Whether device memory has these bytes.
+    fn holds(&mut self, address: usize, bytes: usize) -> bool {
+        let held = self.memory.range(..=address).next_back();
+        let held = held.is_some_and(|(&begin, &len)| address + bytes <= begin + len);
+        self.misuse += u64::from(!held);
+        held
+    }
+}
+
+/// Has call number `call` from now on fail with `code`: 0 for none, `u64::MAX` for all.
+#[unsafe(no_mangle)]
+pub extern "C" fn fake_fail(call: u64, code: i32) {
+    let mut state = state();
+    (state.calls, state.fail_at, state.code, state.failed) = (0, call, code, "");
+}
+
+/// Calls since the last `fake_fail`.
+#[unsafe(no_mangle)]
+pub extern "C" fn fake_calls() -> u64 {
+    state().calls
+}
+
+/// Objects that were made and not destroyed.
+#[unsafe(no_mangle)]
+pub extern "C" fn fake_live() -> usize {
+    let state = state();
+    state.objects.len() + state.contexts + state.capturing.len()
+}
+
+/// Bytes copied in either direction.
+#[unsafe(no_mangle)]
+pub extern "C" fn fake_bytes() -> u64 {
+    state().bytes
+}
+
+/// Uses of what is not there.
+#[unsafe(no_mangle)]
+pub extern "C" fn fake_misuse() -> u64 {
+    state().misuse
+}
+
+/// The call that failed last.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fake_failed(name: *mut u8, room: usize) -> usize {
+    let failed = state().failed;
+    let len = failed.len().min(room);
+    // SAFETY: the caller's.
+    unsafe { name.copy_from_nonoverlapping(failed.as_ptr(), len) };
+    len
+}
+
+macro_rules! driver {
+    ($($name:ident($($argument:ident: $type:ty),*) |$state:ident| $body:block)*) => {$(
+        #[unsafe(no_mangle)]
+        #[allow(unused_unsafe, clippy::too_many_arguments)]
+        pub unsafe extern "C" fn $name($($argument: $type),*) -> i32 {
+            let mut locked = state();
+            let $state = &mut *locked;
+            if let Err(code) = $state.call(stringify!($name)) {
+                return code;
+            }
+            // SAFETY: arguments are what the driver's function of this name takes.
+            #[allow(unused_variables)]
+            unsafe { $body }
+            #[allow(unreachable_code)]
+            SUCCESS
+        }
+    )*};
+}
+
+driver! {
+    cuInit(flags: u32) |state| { if flags != 0 { return INVALID_VALUE; } }
+    cuDriverGetVersion(version: *mut i32) |state| { version.write(13_000); }
+    cuDeviceGetCount(count: *mut i32) |state| { count.write(1); }
+    cuDeviceGet(device: *mut i32, ordinal: i32) |state| {
+        if ordinal != 0 { return INVALID_VALUE; }
+        device.write(DEVICE);
+    }
+    cuDeviceGetName(name: *mut u8, bytes: i32, device: i32) |state| {
+        name.copy_from_nonoverlapping(c"fake".as_ptr().cast(), 5);
+    }
+    cuDeviceTotalMem_v2(bytes: *mut usize, device: i32) |state| { bytes.write(1 << 34); }
+    cuDeviceGetAttribute(value: *mut i32, attribute: i32, device: i32) |state| {
+        value.write(match attribute { 16 => 132, 38 => 50 << 20, 75 => 9, 76 => 0, 97 => 227 << 10, _ => 0 });
+    }
+    cuDevicePrimaryCtxRetain(context: *mut usize, device: i32) |state| {
+        state.contexts += 1;
+        context.write(CONTEXT);
+    }
+    cuDevicePrimaryCtxSetFlags_v2(device: i32, flags: u32) |state| {}
+    cuCtxGetCurrent(context: *mut usize) |state| { context.write(state.current); }
+    cuCtxSetCurrent(context: usize) |state| { state.current = context; }
+    cuCtxGetDevice(device: *mut i32) |state| { device.write(DEVICE); }
+    cuMemGetInfo_v2(free: *mut usize, total: *mut usize) |state| {
+        free.write(1 << 33);
+        total.write(1 << 34);
+    }
+    cuModuleLoadDataEx(module: *mut usize, image: *const c_void, options: u32, names: *mut u32, values: *mut c_void)
+    |state| { module.write(state.make(Kind::Module)); }
+    cuModuleGetFunction(function: *mut usize, module: usize, name: *const c_char) |state| {
+        state.expect(Kind::Module, module);
+        // A function lives as long as its module, and is not given back.
+        function.write(module + 1);
+    }
+    cuFuncSetAttribute(function: usize, attribute: i32, value: i32) |state| {
+        state.expect(Kind::Module, function - 1);
+    }
+    cuFuncGetAttribute(value: *mut i32, attribute: i32, function: usize) |state| { value.write(1); }
+    cuLaunchKernelEx(config: *const c_void, function: usize, arguments: *mut c_void, extra: *mut c_void) |state| {
+        state.expect(Kind::Module, function - 1);
+    }
+    cuStreamCreate(stream: *mut usize, flags: u32) |state| { stream.write(state.make(Kind::Stream)); }
+    cuStreamCreateWithPriority(stream: *mut usize, flags: u32, priority: i32) |state| {
+        stream.write(state.make(Kind::Stream));
+    }
+    cuStreamGetCtx(stream: usize, context: *mut usize) |state| { context.write(CONTEXT); }
+    cuStreamQuery(stream: usize) |state| {
+        state.expect(Kind::Stream, stream);
+        if !state.copies.is_empty() { return NOT_READY; }
+    }
+    cuStreamWaitEvent(stream: usize, event: usize, flags: u32) |state| {
+        state.expect(Kind::Stream, stream);
+        state.expect(Kind::Event, event);
+    }
+    cuStreamBeginCapture_v2(stream: usize, mode: u32) |state| {
+        state.expect(Kind::Stream, stream);
+        if !state.capturing.insert(stream) { return INVALID_VALUE; }
+    }
+    cuGraphInstantiateWithFlags(executable: *mut usize, graph: usize, flags: u64) |state| {
+        state.expect(Kind::Graph, graph);
+        executable.write(state.make(Kind::Executable));
+    }
+    cuGraphLaunch(executable: usize, stream: usize) |state| {
+        state.expect(Kind::Executable, executable);
+        state.expect(Kind::Stream, stream);
+    }
+    cuEventCreate(event: *mut usize, flags: u32) |state| { event.write(state.make(Kind::Event)); }
+    cuEventRecord(event: usize, stream: usize) |state| {
+        state.expect(Kind::Event, event);
+        let before = state.copied + state.copies.len();
+        state.events.insert(event, before);
+        state.expect(Kind::Stream, stream);
+    }
+    cuEventQuery(event: usize) |state| {
+        state.expect(Kind::Event, event);
+        if !state.is_done(event) { return NOT_READY; }
+    }
+    cuEventElapsedTime(ms: *mut f32, start: usize, end: usize) |state| { ms.write(0.5); }
+    cuMemAlloc_v2(pointer: *mut usize, bytes: usize) |state| {
+        pointer.write(state.allocate(Kind::Memory, bytes));
+    }
+    cuMemAllocAsync(pointer: *mut usize, bytes: usize, stream: usize) |state| {
+        pointer.write(state.allocate(Kind::Memory, bytes));
+    }
+    cuMemHostAlloc(pointer: *mut usize, bytes: usize, flags: u32) |state| {
+        pointer.write(state.allocate(Kind::Pinned, bytes));
+    }
+    cuMemcpyHtoDAsync_v2(to: usize, from: *const u8, bytes: usize, stream: usize) |state| {
+        state.expect(Kind::Stream, stream);
+        state.bytes += bytes as u64;
+        state.copies.push([to, from as usize, bytes]);
+    }
+    cuMemcpyHtoD_v2(to: usize, from: *const u8, bytes: usize) |state| {
+        state.finish();
+        if state.holds(to, bytes) { (to as *mut u8).copy_from(from, bytes); }
+    }
+    cuMemcpyDtoHAsync_v2(to: *mut u8, from: usize, bytes: usize, stream: usize) |state| {
+        state.expect(Kind::Stream, stream);
+        state.finish();
+        state.bytes += bytes as u64;
+        if state.holds(from, bytes) { to.copy_from(from as *const u8, bytes); }
+    }
+    cuMemsetD8Async(to: usize, value: u8, bytes: usize, stream: usize) |state| {
+        state.finish();
+        if state.holds(to, bytes) { (to as *mut u8).write_bytes(value, bytes); }
+    }
+    // Not called by the library: what arrives of many arguments, and of floating-point ones.
+    cuLaunchCooperativeKernel(function: usize, grid_x: u32, grid_y: u32, grid_z: u32, block_x: u32, block_y: u32,
+        block_z: u32, shared: u32, stream: usize, parameters: usize) |state| {
+        let words = [grid_x, grid_y, grid_z, block_x, block_y, block_z, shared];
+        let words = words.map(|word| word as usize).into_iter().chain([stream, parameters]);
+        return words.fold(function, |digest, word| digest * 3 + word) as i32;
+    }
+    cuTexRefSetMipmapLevelClamp(texture: usize, low: f32, high: f32) |state| {
+        return (texture as f32 + low * 10.0 + high * 100.0) as i32;
+    }
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn cuTexRefSetMipmapLevelClamp(texture: usize, low: f32, high: f32) -> i32 {
-    (texture as f32 + low * 10.0 + high * 100.0) as i32
+pub extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: i32) -> i32 {
+    let mut state = state();
+    let failed = state.call("cuDevicePrimaryCtxRelease_v2");
+    state.misuse += u64::from(state.contexts == 0);
+    state.contexts = state.contexts.saturating_sub(1);
+    failed.err().unwrap_or(SUCCESS)
+}
+
+/// The work is done however the wait for it is answered.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamSynchronize(stream: usize) -> i32 {
+    let mut state = state();
+    state.expect(Kind::Stream, stream);
+    if state.capturing.contains(&stream) {
+        return CAPTURE_UNSUPPORTED;
+    }
+    state.finish();
+    state.call("cuStreamSynchronize").err().unwrap_or(SUCCESS)
+}
+
+/// As `cuStreamSynchronize`.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventSynchronize(event: usize) -> i32 {
+    let mut state = state();
+    state.expect(Kind::Event, event);
+    state.finish();
+    state.call("cuEventSynchronize").err().unwrap_or(SUCCESS)
+}
+
+/// A capture is over however its end is answered.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamEndCapture(stream: usize, graph: *mut usize) -> i32 {
+    let mut state = state();
+    let failed = state.call("cuStreamEndCapture");
+    state.misuse += u64::from(!state.capturing.remove(&stream));
+    if let Err(code) = failed {
+        return code;
+    }
+    // SAFETY: a place for one handle.
+    unsafe { graph.write(state.make(Kind::Graph)) };
+    SUCCESS
+}
+
+macro_rules! destroy {
+    ($($name:ident($kind:ident) $how:ident;)*) => {$(
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $name(handle: usize) -> i32 {
+            state().$how(stringify!($name), Kind::$kind, handle)
+        }
+    )*};
+}
+
+destroy! {
+    cuModuleUnload(Module) destroy;
+    cuStreamDestroy_v2(Stream) destroy;
+    cuGraphDestroy(Graph) destroy;
+    cuGraphExecDestroy(Executable) destroy;
+    cuEventDestroy_v2(Event) destroy;
+    cuMemFree_v2(Memory) free;
+    cuMemFreeHost(Pinned) free;
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuMemFreeAsync(address: usize, _stream: usize) -> i32 {
+    state().free("cuMemFreeAsync", Kind::Memory, address)
+}
+
+/// Codes have names unless every call fails.
+fn name_of(code: i32, name: *mut *const c_char) -> i32 {
+    let state = state();
+    if state.fail_at == u64::MAX {
+        return state.code;
+    }
+    let text = match code {
+        46 => c"CUDA_ERROR_DEVICE_UNAVAILABLE",
+        999 => c"CUDA_ERROR_UNKNOWN",
+        _ => return INVALID_VALUE,
+    };
+    // SAFETY: a place for one pointer.
+    unsafe { name.write(text.as_ptr()) };
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetErrorName(code: i32, name: *mut *const c_char) -> i32 {
+    name_of(code, name)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetErrorString(code: i32, text: *mut *const c_char) -> i32 {
+    name_of(code, text)
 }

@@ -90,7 +90,10 @@ fn llama3_scaling_keeps_short_wavelengths_and_stretches_long_ones() {
         rope_scaling: llama31(8.0, 4.0),
         ..plain.clone()
     };
-    let (plain, scaled) = (plain.rope_frequencies(), scaled.rope_frequencies());
+    let (plain, scaled) = (
+        plain.rope_frequencies().unwrap(),
+        scaled.rope_frequencies().unwrap(),
+    );
     let mut between = 0;
     for (plain, scaled) in plain.into_iter().zip(scaled) {
         // As published with Llama 3.1, by wavelength.
@@ -119,10 +122,23 @@ fn tables_without_scaling_are_the_library_s() {
 #[test]
 fn divisors_divide() {
     let mut config = LlamaConfig::smollm2_135m();
-    let plain = config.rope_frequencies();
+    let plain = config.rope_frequencies().unwrap();
     config.rope_scaling = RopeScaling::Divisors((0..32).map(|i| 1.0 + i as f32).collect());
     config.validate().unwrap();
-    for (i, divided) in config.rope_frequencies().into_iter().enumerate() {
+    for (i, divided) in config.rope_frequencies().unwrap().into_iter().enumerate() {
         assert_eq!(divided, plain[i] / (1.0 + i as f64));
     }
+}
+
+#[test]
+fn frequencies_of_a_shape_that_is_out_of_range_are_refused() {
+    let config = LlamaConfig {
+        rope_scaling: RopeScaling::Divisors(vec![1.0; 3]),
+        ..LlamaConfig::smollm2_135m()
+    };
+    let message = "rope_scaling is 3 divisors; it must be head_dim / 2, 32";
+    let error = config.rope_frequencies().unwrap_err();
+    assert_eq!(error.to_string(), message);
+    let error = config.rotary_table(8).unwrap_err();
+    assert_eq!(error.to_string(), message);
 }

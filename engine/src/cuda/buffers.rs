@@ -1,8 +1,8 @@
 //! Everything a pass reads and writes besides weights and pages, at addresses that never change.
 
 use deft::RotaryTable;
+use deft::abi::{NONE, TokenMove};
 use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Stream};
-use kernels_gpu::abi::{NONE, TokenMove};
 
 use super::decode::HISTORY;
 use crate::LlamaConfig;
@@ -35,6 +35,9 @@ impl Inputs {
         let rows = rows as usize;
         let mut host = vec![0; INPUTS * rows];
         host[Input::Targets as usize * rows..][..rows].fill(NONE);
+        // A row draws from the stream of its own number, whatever pass it is of.
+        let streams = &mut host[Input::Streams as usize * rows..][..rows];
+        (0..).zip(streams).for_each(|(row, stream)| *stream = row);
         Ok(Self {
             device: DeviceBuffer::from_slice(device, "inputs", &host)?,
             host,
@@ -55,7 +58,7 @@ impl Inputs {
 
     /// Makes rows from `rows` on inert: token 0 at position 0, which goes nowhere.
     pub(super) fn pad(&mut self, rows: usize) {
-        for input in [Input::Tokens, Input::Positions, Input::Streams] {
+        for input in [Input::Tokens, Input::Positions] {
             self.rows_mut(input)[rows..].fill(0);
         }
         self.rows_mut(Input::Targets)[rows..].fill(NONE);
@@ -63,9 +66,7 @@ impl Inputs {
 
     /// Enqueues the copy to the device.
     pub(super) fn upload(&self, stream: &Stream) -> Result<(), CudaError> {
-        // SAFETY: host and device array are as long, and the host's is pageable memory, of which the driver has taken
-        // its copy when the call returns.
-        unsafe { self.device.enqueue_write(0, &self.host, stream.raw()) }
+        self.device.upload(0, &self.host, stream)
     }
 }
 

@@ -1,10 +1,10 @@
 //! Decoding whose tokens stay on the device: steps are enqueued one after the other, nobody waits.
 
 use deft::NodeKey;
-use deft::cuda::Event;
 
 use super::buffers::MAX_RANKED;
 use super::forward::{Pass, Tail};
+use super::instrument::Timed;
 use super::{CudaModel, CudaModelError};
 use crate::{ModelError, Traffic};
 
@@ -51,7 +51,7 @@ impl Choice {
 pub struct Decode<'m> {
     model: &'m mut CudaModel,
     leaves: Vec<NodeKey>,
-    pass: Pass,
+    choice: Choice,
     /// Inputs that the device does not have yet.
     first: Option<Vec<u32>>,
     /// Steps whose tokens are still on the device alone.
@@ -81,10 +81,7 @@ impl CudaModel {
         }
         Ok(Decode {
             leaves: leaves.to_vec(),
-            pass: Pass {
-                tail: Tail::Choose(choice),
-                attention: true,
-            },
+            choice,
             first: Some(tokens.to_vec()),
             unread: 0,
             positions,
@@ -95,35 +92,29 @@ impl CudaModel {
 }
 
 impl Decode<'_> {
-    /// Leaves out attention, for timings: what is decoded then means nothing.
-    pub fn leave_out_attention(&mut self) {
-        self.pass.attention = false;
-    }
-
     /// Enqueues a step: each leaf grows by the token chosen for it last.
     ///
     /// # Errors
     /// [`ModelError`]; then no leaf has grown.
     pub fn step(&mut self) -> Result<(), ModelError> {
-        self.step_with(None)
+        self.step_timed(Timed {
+            attention: true,
+            events: None,
+        })
     }
 
-    /// The same with events right before and after the pass itself.
-    ///
-    /// # Errors
-    /// As [`Decode::step`].
-    pub fn step_between(&mut self, begin: &Event, end: &Event) -> Result<(), ModelError> {
-        self.step_with(Some((begin, end)))
-    }
-
-    fn step_with(&mut self, events: Option<(&Event, &Event)>) -> Result<(), ModelError> {
+    pub(super) fn step_timed(&mut self, timed: Timed<'_>) -> Result<(), ModelError> {
         if self.unread == HISTORY {
             self.read()?;
         }
         self.model.grow(&self.leaves)?;
+        let pass = Pass {
+            tail: Tail::Choose(self.choice),
+            attention: timed.attention,
+        };
         let first = self.first.as_deref();
         self.model
-            .run_grown(&self.leaves, first, self.pass, events)?;
+            .run_grown(&self.leaves, first, pass, timed.events)?;
         self.first = None;
         self.unread += 1;
         for position in &mut self.positions {
@@ -151,10 +142,7 @@ impl Decode<'_> {
         ids: &mut Vec<u32>,
         log_probs: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
-        let Tail::Choose(choice) = self.pass.tail else {
-            unreachable!("a decode chooses");
-        };
-        self.model.read_ranking(choice.ranked, ids, log_probs)
+        self.model.read_ranking(self.choice.ranked, ids, log_probs)
     }
 
     /// What attention has read since the model was made.
@@ -176,13 +164,7 @@ impl Decode<'_> {
         }
         let mut history = vec![0; self.leaves.len() * HISTORY as usize];
         self.model.read_history(&mut history)?;
-        for (row, kept) in self
-            .model
-            .rows_order()
-            .iter()
-            .zip(history.chunks(HISTORY as usize))
-        {
-            let leaf = *row as usize;
+        for (leaf, kept) in history.chunks(HISTORY as usize).enumerate() {
             let last = self.positions[leaf];
             self.chosen[leaf].extend(newest(kept, last, self.unread));
         }

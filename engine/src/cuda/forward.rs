@@ -1,12 +1,12 @@
 //! The forward pass, as work enqueued on a stream: nothing is allocated, copied or waited for, so it can be
 //! captured.
 
+use super::ops::{Embed, Feed, ModelOps, RmsNorm, RotateAppend, Sampling, SiluMul, TopK};
 use deft::attention::AttentionParams;
-use deft::cuda::ops::{Embed, Feed, ModelOps, RmsNorm, RotateAppend, Sampling, SiluMul, TopK};
 use deft::cuda::{AttendBuffers, CudaCache, CudaPlan, DeviceBuffer, DevicePtr, RawStream, Rotary};
 
 use super::buffers::{Buffers, Input};
-use super::cublas::{Cublas, Into, Product};
+use super::cublas::{Cublas, Product, Sums};
 use super::decode::{Choice, HISTORY};
 use super::probe::{Observer, Seen, Stage};
 use super::{CudaModelError, CudaWeights};
@@ -135,7 +135,7 @@ impl Run<'_> {
                 &w.qkv,
                 buffers.qkv.pointer(),
                 [q + 2 * kv, config.hidden],
-                Into::Half,
+                Sums::Half,
             )?;
             observer.saw(
                 layer,
@@ -155,7 +155,7 @@ impl Run<'_> {
                 &w.output,
                 buffers.x.pointer(),
                 [config.hidden, q],
-                Into::Added,
+                Sums::Added,
             )?;
             observer.saw(
                 layer,
@@ -197,7 +197,7 @@ impl Run<'_> {
                 &w.gate_up,
                 silu.gate_up,
                 [2 * ffn, hidden],
-                Into::Half,
+                Sums::Half,
             )?;
             observer.saw(layer, Stage::GateUp, self.halves(&buffers.gate_up, 2 * ffn))?;
             ops.silu_mul(&silu, self.stream)?;
@@ -207,7 +207,7 @@ impl Run<'_> {
                 &w.down,
                 buffers.x.pointer(),
                 [hidden, ffn],
-                Into::Added,
+                Sums::Added,
             )?;
             observer.saw(layer, Stage::AfterFfn, self.floats(&buffers.x, hidden))
         }
@@ -236,7 +236,7 @@ impl Run<'_> {
                 Stage::HeadInput,
                 run.halves(&buffers.normed, config.hidden),
             )?;
-            run.multiply(normed, weights.head(), logits, shape, Into::F32)?;
+            run.multiply(normed, weights.head(), logits, shape, Sums::F32)?;
             observer.saw(
                 last,
                 Stage::Logits,
@@ -325,7 +325,7 @@ impl Run<'_> {
         w: &DeviceBuffer<u16>,
         y: DevicePtr,
         [outputs, inner]: [u32; 2],
-        into: Into,
+        into: Sums,
     ) -> Result<(), CudaModelError> {
         debug_assert_eq!(w.len(), outputs as usize * inner as usize);
         let product = Product {

@@ -35,6 +35,7 @@
 //! | file | what it adds |
 //! |---|---|
 //! | `cublas` | the library, found at run time, and row-major products by it |
+//! | `ops` | what a model does between its matrix products, attention apart: kernels and their launches |
 //! | `weights` | a model's weights on the device |
 //! | `buffers` | everything else a pass reads and writes |
 //! | `forward` | the forward pass as enqueued work |
@@ -46,14 +47,17 @@
 //! | `decode` | steps whose tokens stay on the device |
 //! | `timing` | attention by itself |
 //! | `probe` | every stage's output, to find the first that is wrong |
+//! | `instrument` | the door to `probe`, to passes between events and to trees that were never computed, for benchmarks and tests |
 
 mod buffers;
 mod cublas;
 mod decode;
 mod error;
 mod forward;
+pub mod instrument;
 mod lane;
 mod model;
+pub mod ops;
 mod options;
 mod pass;
 mod probe;
@@ -69,5 +73,4 @@ pub use decode::{Choice, Decode};
 pub use error::CudaModelError;
 pub use model::CudaModel;
 pub use options::{CudaMemory, CudaOptions};
-pub use probe::{Probe, Stage};
 pub use weights::CudaWeights;

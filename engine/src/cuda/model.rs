@@ -1,7 +1,6 @@
 //! The model on a device: its forest and pages, and how a pass gets there.
 
 use deft::cache::{DType, PagePool};
-use deft::cuda::ops::{FillRandom, ModelOps};
 use deft::cuda::{CudaCache, CudaDevice, Stream};
 use deft::plan::{Grouping, PlanConfig};
 use deft::tree::TokenForest;
@@ -11,6 +10,7 @@ use super::buffers::Buffers;
 use super::cublas::Cublas;
 use super::forward::Forward;
 use super::lane::Lane;
+use super::ops::ModelOps;
 use super::options::cache_shape;
 use super::rows::bucket;
 use super::schedule::Schedule;
@@ -62,9 +62,7 @@ impl CudaModel {
         let blas = unsafe { Cublas::new(device, options.cublas.as_deref(), stream.raw()) }?;
         let shape = cache_shape(config, weights.dtype(), options.kv_bytes)?;
         let cache = CudaCache::new(device, shape, SLOTS)?;
-        let table = config
-            .rotary_table(config.context)
-            .map_err(CacheError::from)?;
+        let table = config.rotary_table(config.context)?;
         let rows = options.max_rows.max(options.prefill_rows);
         let buffers = Buffers::new(
             device,
@@ -143,39 +141,6 @@ impl CudaModel {
             plans: lanes.map(|lane| lane.memory_bytes(&self.cache)).sum(),
             cublas: self.forward.blas.memory_bytes(),
         }
-    }
-
-    /// Starts a tree whose root has `tokens` tokens, without running them: their K and V are what their pages hold.
-    /// For timings.
-    ///
-    /// # Errors
-    /// [`ModelError::Cache`].
-    pub fn assume_prompt(&mut self, tokens: u32) -> Result<NodeKey, ModelError> {
-        Ok(self.forest.insert_root(tokens)?)
-    }
-
-    /// Adds `tokens` tokens to `leaf`, without running them. For timings.
-    ///
-    /// # Errors
-    /// [`ModelError::Cache`].
-    pub fn assume_tokens(&mut self, leaf: NodeKey, tokens: u32) -> Result<(), ModelError> {
-        Ok(self.forest.append(leaf, tokens).map(drop)?)
-    }
-
-    /// Fills all pages with random values, for prompts that are assumed.
-    ///
-    /// # Errors
-    /// [`ModelError`]: a failed device.
-    pub fn randomize_pages(&mut self, seed: u64) -> Result<(), ModelError> {
-        let fill = FillRandom {
-            out: self.cache.pool().pointer(),
-            count: self.cache.pool().len() as u64,
-            seed,
-            scale: 1.0,
-        };
-        // SAFETY: the pool has `count` elements, and all that reads them is enqueued on the same stream.
-        unsafe { self.forward.ops.fill_random(&fill, self.stream.raw()) }?;
-        Ok(self.stream.synchronize()?)
     }
 
     /// Tokens from the root to the end of `node`.

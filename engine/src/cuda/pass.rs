@@ -93,17 +93,18 @@ impl CudaModel {
         self.run_grown(nodes, Some(tokens), pass, events)
     }
 
-    /// Runs a part of a prompt, of exactly as many rows as it has.
+    /// Runs a part of a prompt, of exactly as many rows as it has: the last tokens of `node`.
     pub(super) fn run_prefill(
         &mut self,
-        nodes: &[NodeKey],
+        node: NodeKey,
         tokens: &[u32],
         pass: Pass,
         observer: &mut dyn Observer,
     ) -> Result<(), ModelError> {
-        self.prefill.update(&self.forest, nodes)?;
+        let rows = tokens.len() as u32;
+        self.prefill.plan_prompt(&self.forest, node, rows)?;
         self.reserve_slots()?;
-        let (rows, plan) = (nodes.len() as u32, self.prefill.plan());
+        let plan = self.prefill.plan();
         let fits = |lane: &Lane| lane.rows() == rows && lane.holds(plan);
         if !self.prefill_lane.as_ref().is_some_and(fits) {
             self.stream.synchronize()?;
@@ -180,25 +181,13 @@ impl CudaModel {
         self.traffic.per_query += read;
     }
 
-    /// Row `r` of the last step or draft is of node `rows_order()[r]`.
-    pub(super) fn rows_order(&self) -> &[u32] {
-        self.decode.order()
-    }
-
     /// Waits, and writes the logits of the last pass in the order of its nodes: `[nodes, vocabulary]`.
     pub(super) fn read_logits(&mut self, logits: &mut Vec<f32>) -> Result<(), ModelError> {
         let vocabulary = self.config().vocabulary as usize;
         let buffer = &self.forward.buffers.logits;
         logits.clear();
-        logits.resize(self.decode.order().len() * vocabulary, 0.0);
-        if self.decode.in_order() {
-            return Ok(buffer.read(0, logits, &self.stream)?);
-        }
-        for (row, &node) in self.decode.order().iter().enumerate() {
-            let place = &mut logits[node as usize * vocabulary..][..vocabulary];
-            buffer.read(row * vocabulary, place, &self.stream)?;
-        }
-        Ok(())
+        logits.resize(self.decode.rows() * vocabulary, 0.0);
+        Ok(buffer.read(0, logits, &self.stream)?)
     }
 
     pub(super) fn read_history(&self, history: &mut [u32]) -> Result<(), ModelError> {
@@ -213,32 +202,20 @@ impl CudaModel {
         ids: &mut Vec<u32>,
         log_probs: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
-        let order = self.decode.order();
-        let (width, buffers) = (ranked as usize, &self.forward.buffers);
-        let mut by_row = (vec![0; order.len() * width], vec![0.0; order.len() * width]);
-        buffers.ids.read(0, &mut by_row.0, &self.stream)?;
-        buffers.log_probs.read(0, &mut by_row.1, &self.stream)?;
-        ids.clear();
-        ids.resize(by_row.0.len(), 0);
-        log_probs.clear();
-        log_probs.resize(by_row.1.len(), 0.0);
-        for (row, &node) in order.iter().enumerate() {
-            let (from, to) = (row * width, node as usize * width);
-            ids[to..to + width].copy_from_slice(&by_row.0[from..from + width]);
-            log_probs[to..to + width].copy_from_slice(&by_row.1[from..from + width]);
-        }
+        let (entries, buffers) = (self.decode.rows() * ranked as usize, &self.forward.buffers);
+        ids.resize(entries, 0);
+        log_probs.resize(entries, 0.0);
+        buffers.ids.read(0, ids, &self.stream)?;
+        buffers.log_probs.read(0, log_probs, &self.stream)?;
         Ok(())
     }
 }
 
 /// Puts a pass's rows among the inputs, with inert rows after them.
 fn set_inputs(inputs: &mut Inputs, schedule: &Schedule, tokens: &[u32], positions: &[u32]) {
-    let order = schedule.order();
-    inputs.pad(order.len());
-    inputs.rows_mut(Input::Streams)[..order.len()].copy_from_slice(order);
-    inputs.rows_mut(Input::Positions)[..order.len()].copy_from_slice(positions);
-    inputs.rows_mut(Input::Targets)[..order.len()].copy_from_slice(schedule.targets());
-    for (row, &node) in inputs.rows_mut(Input::Tokens).iter_mut().zip(order) {
-        *row = tokens[node as usize];
-    }
+    let rows = schedule.rows();
+    inputs.pad(rows);
+    inputs.rows_mut(Input::Positions)[..rows].copy_from_slice(positions);
+    inputs.rows_mut(Input::Targets)[..rows].copy_from_slice(schedule.targets());
+    inputs.rows_mut(Input::Tokens)[..rows].copy_from_slice(tokens);
 }

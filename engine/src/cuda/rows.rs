@@ -2,7 +2,7 @@
 
 /// The rows of the graph that serves `rows` of them: few enough sizes that graphs are used again, and above 16
 /// at most 7 rows or a quarter more than asked for. Rows without a token are inert: their append target is
-/// [`NONE`](kernels_gpu::abi::NONE), so nothing of theirs is written to pages, counted, or fed to the next step.
+/// [`NONE`](deft::abi::NONE), so nothing of theirs is written to pages, counted, or fed to the next step.
 pub(super) fn bucket(rows: u32) -> u32 {
     if rows <= 16 {
         return rows.next_power_of_two();

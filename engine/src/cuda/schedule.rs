@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use deft::CacheError;
+use deft::abi::AppendTarget;
 use deft::plan::{Patch, Plan, PlanConfig, PlanError, Planner};
 use deft::tree::{ForestError, GrowthCursor, NodeKey, TokenForest, TreeView, ViewScratch};
-use kernels_gpu::abi::AppendTarget;
 
 /// What [`Schedule::update`] had to do, and so what a device that held the plan lacks.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,17 +18,15 @@ pub(super) enum Change {
     Everything,
 }
 
-/// The plan of a pass over some nodes, and the order of their rows.
-///
-/// Rows are the plan's queries, depth first, so row `r` is of node `order[r]` of those that were asked for.
+/// The plan of a pass, and where its rows are in the forest. Rows are in the order in which nodes were asked for.
 #[derive(Debug)]
 pub(super) struct Schedule {
     planner: Planner,
     plan: Plan,
     view: TreeView,
     scratch: ViewScratch,
-    asked: Vec<NodeKey>,
-    order: Vec<u32>,
+    /// Nodes, each with as many of its last tokens as have a row.
+    asked: Vec<(NodeKey, u32)>,
     targets: Vec<AppendTarget>,
     cursor: Option<GrowthCursor>,
     dirty: Vec<Range<u32>>,
@@ -42,7 +40,6 @@ impl Schedule {
             view: TreeView::default(),
             scratch: ViewScratch::default(),
             asked: Vec::new(),
-            order: Vec::new(),
             targets: Vec::new(),
             cursor: None,
             dirty: Vec::new(),
@@ -55,7 +52,7 @@ impl Schedule {
         forest: &TokenForest,
         nodes: &[NodeKey],
     ) -> Result<Change, CacheError> {
-        let cursor = self.cursor.filter(|_| self.asked == nodes);
+        let cursor = self.cursor.filter(|_| self.is_of(nodes));
         if let Some(growth) = cursor.and_then(|cursor| forest.growth_since(cursor)) {
             if growth.is_empty() {
                 return Ok(Change::Nothing);
@@ -65,35 +62,54 @@ impl Schedule {
                 return Ok(Change::Pages);
             }
         }
-        self.cursor = None;
-        self.plan_anew(forest, nodes)?;
+        self.ask(nodes.iter().map(|&node| (node, 1)));
+        self.plan_anew(forest)?;
+        self.cursor = Some(forest.growth_cursor());
         Ok(Change::Everything)
     }
 
-    fn plan_anew(&mut self, forest: &TokenForest, nodes: &[NodeKey]) -> Result<(), CacheError> {
-        forest.view_into(nodes, &mut self.scratch, &mut self.view)?;
-        self.planner.plan_into(&self.view, &mut self.plan)?;
+    /// Plans the last `tokens` tokens of `node`, in their order.
+    pub(super) fn plan_prompt(
+        &mut self,
+        forest: &TokenForest,
+        node: NodeKey,
+        tokens: u32,
+    ) -> Result<(), CacheError> {
+        self.ask([(node, tokens)].into_iter());
+        self.plan_anew(forest)
+    }
+
+    fn is_of(&self, nodes: &[NodeKey]) -> bool {
+        let asked = self.asked.iter().copied();
+        asked.eq(nodes.iter().map(|&node| (node, 1)))
+    }
+
+    fn ask(&mut self, nodes: impl Iterator<Item = (NodeKey, u32)>) {
+        self.cursor = None;
         self.asked.clear();
-        self.asked.extend_from_slice(nodes);
-        self.order.clone_from(&self.view.query_order);
+        self.asked.extend(nodes);
+    }
+
+    fn plan_anew(&mut self, forest: &TokenForest) -> Result<(), CacheError> {
+        forest.view_tokens_into(&self.asked, &mut self.scratch, &mut self.view)?;
+        self.planner.plan_into(&self.view, &mut self.plan)?;
         self.targets.clear();
-        for &at in &self.order {
-            add_target(forest, nodes[at as usize], &mut self.targets)?;
+        for &(node, tokens) in &self.asked {
+            add_targets(forest, node, tokens, &mut self.targets)?;
         }
-        self.cursor = Some(forest.growth_cursor());
         Ok(())
     }
 
-    /// Adds each row's position to `positions`: tokens before its newest on its path.
+    /// Adds each row's position to `positions`: tokens before it on its path.
     pub(super) fn positions(
         &self,
         forest: &TokenForest,
         positions: &mut Vec<u32>,
     ) -> Result<(), ForestError> {
-        for &at in &self.order {
-            let tokens = forest.context_length(self.asked[at as usize])?;
+        for &(node, tokens) in &self.asked {
             // A context is far below 2^32.
-            positions.push((tokens - 1) as u32);
+            let end = forest.context_length(node)? as u32;
+            positions.extend(end - tokens..end);
         }
         Ok(())
     }
@@ -106,31 +122,28 @@ impl Schedule {
     pub(super) fn dirty(&self) -> &[Range<u32>] {
         &self.dirty
     }
-    /// Row `r` is of node `order[r]`.
-    pub(super) fn order(&self) -> &[u32] {
-        &self.order
+    /// Number of rows.
+    pub(super) fn rows(&self) -> usize {
+        self.targets.len()
     }
     /// Where each row's K and V go.
     pub(super) fn targets(&self) -> &[AppendTarget] {
         &self.targets
     }
-    /// Whether row `r` is of node `r`.
-    pub(super) fn in_order(&self) -> bool {
-        (0..).zip(&self.order).all(|(row, &at)| row == at)
-    }
 }
 
-/// Adds where the node's newest token goes: by its counter if it grows, so that the word serves later steps too.
-fn add_target(
+/// Adds where the node's newest tokens go: one by its counter if it grows, so that the word serves later steps too.
+fn add_targets(
     forest: &TokenForest,
     node: NodeKey,
+    tokens: u32,
     targets: &mut Vec<AppendTarget>,
 ) -> Result<(), ForestError> {
-    if !forest.is_draft(node)? && !forest.is_sealed(node)? {
+    if tokens == 1 && !forest.is_draft(node)? && !forest.is_sealed(node)? {
         return forest.live_targets(&[node], targets);
     }
     let length = forest.length(node)?;
-    forest.append_targets(node, length - 1..length, targets)
+    forest.append_targets(node, length - tokens..length, targets)
 }
 
 #[cfg(test)]

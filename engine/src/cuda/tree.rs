@@ -1,15 +1,13 @@
-//! [`TreeModel`] for a model on a device, and drafts that are judged there.
+//! [`TreeModel`] for a model on a device.
 
 use deft::NodeKey;
+use deft::abi::PAGE_TOKENS;
 use deft::cuda::Event;
 use deft::tree::{DraftNode, ForestError, TokenForest};
 
-use kernels_gpu::abi::PAGE_TOKENS;
-
-use super::decode::Choice;
+use super::CudaModel;
 use super::forward::{Pass, Tail};
-use super::probe::{Nobody, Observer, Probe, Recorder};
-use super::{CudaModel, CudaModelError};
+use super::probe::{Nobody, Observer};
 use crate::{DraftToken, ModelError, Traffic, TreeModel};
 
 const LOGITS: Pass = Pass {
@@ -89,9 +87,7 @@ impl TreeModel for CudaModel {
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
         let moves = self.forest.accept(trunk, path)?;
         let buffer = &self.forward.buffers.moves;
-        // SAFETY: a draft has at most as many tokens as the buffer has room for, and the moves are pageable memory, of
-        // which the driver has taken its copy when the call returns.
-        unsafe { buffer.enqueue_write(0, &moves, self.stream().raw()) }?;
+        buffer.upload(0, &moves, self.stream())?;
         let (at, count) = (buffer.pointer(), moves.len() as u32);
         // SAFETY: the forest's places lie within the cache that was made as large as its pool; the buffer is the
         // model's; all work is on one stream.
@@ -104,69 +100,8 @@ impl TreeModel for CudaModel {
 }
 
 impl CudaModel {
-    /// As [`TreeModel::verify`], but the device ranks: `ids` becomes `[draft]`, the most probable token after each.
-    ///
-    /// # Errors
-    /// As [`TreeModel::verify`].
-    pub fn verify_greedily(
-        &mut self,
-        trunk: NodeKey,
-        draft: &[DraftToken],
-        ids: &mut Vec<u32>,
-    ) -> Result<Vec<NodeKey>, ModelError> {
-        self.verify_between(trunk, draft, ids, true, None)
-    }
-
-    /// The same with events right before and after the pass itself, and with attention or without it, for timings.
-    ///
-    /// # Errors
-    /// As [`TreeModel::verify`].
-    pub fn verify_between(
-        &mut self,
-        trunk: NodeKey,
-        draft: &[DraftToken],
-        ids: &mut Vec<u32>,
-        attention: bool,
-        events: Option<(&Event, &Event)>,
-    ) -> Result<Vec<NodeKey>, ModelError> {
-        let pass = Pass {
-            tail: Tail::Choose(Choice::GREEDY),
-            attention,
-        };
-        let nodes = self.run_verify(trunk, draft, pass, events)?;
-        self.read_ranking(1, ids, &mut Vec::new())?;
-        Ok(nodes)
-    }
-
-    /// Runs `tokens` as a tree of their own, at most `prefill_rows` of them, and gives every stage's output on the way.
-    /// The tree is gone afterwards.
-    ///
-    /// # Errors
-    /// As [`TreeModel::insert_prompt`].
-    pub fn probe(&mut self, tokens: &[u32]) -> Result<Vec<Probe>, ModelError> {
-        self.check_tokens(tokens)?;
-        let most = self.options().prefill_rows.min(self.options().max_rows);
-        if tokens.is_empty() || tokens.len() > most as usize {
-            let (rows, max_rows) = (tokens.len(), most);
-            return Err(CudaModelError::Rows { rows, max_rows }.into());
-        }
-        let root = self.forest.insert_root(0)?;
-        // SAFETY: the stream is the model's and outlives the value.
-        let stream =
-            unsafe { deft::cuda::Stream::borrow_raw(self.stream().device(), self.stream().raw()) };
-        let mut recorder = Recorder {
-            stream: &stream,
-            dtype: self.dtype(),
-            probes: Vec::new(),
-        };
-        let outcome = self.run_chain(root, tokens, LOGITS, &mut recorder);
-        let probes = recorder.probes;
-        self.forest.remove_tree(root)?;
-        outcome.map(|_| probes)
-    }
-
     /// Puts a draft into the forest and runs it; on an error there is none.
-    fn run_verify(
+    pub(super) fn run_verify(
         &mut self,
         trunk: NodeKey,
         draft: &[DraftToken],
@@ -201,49 +136,33 @@ impl CudaModel {
         nodes.try_for_each(|&node| self.check_context(self.tokens_of(node)?))
     }
 
-    /// Runs a prompt part by part: each is a draft of one path, all of which is accepted.
+    /// Runs a prompt part by part.
     fn prefill(
         &mut self,
         root: NodeKey,
         tokens: &[u32],
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
-        let mut rows = 0;
         for part in tokens.chunks(self.options().prefill_rows as usize) {
-            let path = self.run_chain(root, part, LOGITS_OF_ONE, &mut Nobody)?;
-            self.accept(root, &path)?;
-            rows = path.len();
+            self.run_part(root, part, LOGITS_OF_ONE, &mut Nobody)?;
         }
-        debug_assert!(rows > 0);
         logits.clear();
         logits.resize(self.vocabulary(), 0.0);
         let buffer = &self.forward.buffers.logits;
         Ok(buffer.read(0, logits, self.stream())?)
     }
 
-    /// Runs `tokens` as one path below `trunk`; on an error there is none.
-    fn run_chain(
+    /// Adds `tokens` to `root` and runs them; on an error the root is to be removed.
+    pub(super) fn run_part(
         &mut self,
-        trunk: NodeKey,
+        root: NodeKey,
         tokens: &[u32],
         pass: Pass,
         observer: &mut dyn Observer,
-    ) -> Result<Vec<NodeKey>, ModelError> {
-        let chain = (0..tokens.len() as u32).map(|token| DraftNode {
-            parent: token.checked_sub(1),
-            tokens: 1,
-        });
-        let chain: Vec<DraftNode> = chain.collect();
-        let path = self.forest.insert_draft(trunk, &chain)?;
+    ) -> Result<(), ModelError> {
+        self.forest.extend(&[root], tokens.len() as u32)?;
         let last = [tokens.len() as u32 - 1];
-        let pick = &self.forward.buffers.pick;
-        // SAFETY: one word each, and the host's is pageable memory, of which the driver has taken its copy when the
-        // call returns.
-        unsafe { pick.enqueue_write(0, &last, self.stream().raw()) }?;
-        if let Err(error) = self.run_prefill(&path, tokens, pass, observer) {
-            self.forest.accept(trunk, &[])?;
-            return Err(error);
-        }
-        Ok(path)
+        self.forward.buffers.pick.upload(0, &last, self.stream())?;
+        self.run_prefill(root, tokens, pass, observer)
     }
 }

@@ -1,6 +1,6 @@
 //! A model's weights in device memory, f16 or bf16; projections that share their input lie together.
 
-use deft::cuda::ops::{FillRandom, ModelOps};
+use super::ops::{FillRandom, ModelOps};
 use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, Stream};
 use deft::{DType, KvElement, bf16, f16};
 

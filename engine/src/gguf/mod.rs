@@ -54,7 +54,7 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let (file, file_bytes) = stored::open(path)?;
         let mut reader = BufReader::new(file);
-        let at = |error| WeightsError::gguf(path, error);
+        let at = |error: GgufError| WeightsError::file(path, error);
         let header = parse::parse(&mut reader, file_bytes).map_err(at)?;
         Self::assemble(path, header, Box::new(reader.into_inner()))
     }
@@ -64,7 +64,7 @@ impl Gguf {
         header: Header,
         storage: Box<dyn stored::Storage>,
     ) -> Result<Self, WeightsError> {
-        let at = |error| WeightsError::gguf(path, error);
+        let at = |error: GgufError| WeightsError::file(path, error);
         let mut config = model::config(&header).map_err(at)?;
         config.validate()?;
         let places = model::places(&header, &config).map_err(at)?;

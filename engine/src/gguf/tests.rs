@@ -117,7 +117,7 @@ fn open(bytes: Vec<u8>) -> Result<Gguf, WeightsError> {
     let mut cursor = Cursor::new(bytes);
     let length = cursor.get_ref().len() as u64;
     let header = parse::parse(&mut cursor, length);
-    let header = header.map_err(|error| WeightsError::gguf(path, error))?;
+    let header = header.map_err(|error| WeightsError::file(path, error))?;
     Gguf::assemble(path, header, Box::new(cursor))
 }
 

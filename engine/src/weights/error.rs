@@ -1,12 +1,12 @@
 //! Why weights were not read.
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use deft::{DType, KvElement, bf16, f16};
 
 use super::Tensor;
 use crate::config::ConfigError;
-use crate::gguf::GgufError;
 
 /// Why weights were not read.
 #[non_exhaustive]
@@ -68,28 +68,20 @@ pub enum WeightsError {
         /// Why.
         error: std::io::Error,
     },
-    /// A GGUF file is broken, or holds another kind of model.
-    #[error("{}: {error}", path.display())]
-    Gguf {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        error: GgufError,
-    },
-    /// A safetensors file or its `config.json` is broken, or it is another kind of model.
-    #[error("{}: {what}", path.display())]
-    Safetensors {
+    /// A file is broken, or holds another kind of model.
+    #[error("{}: {problem}", path.display())]
+    File {
         /// The file, or the folder.
         path: PathBuf,
-        /// What is wrong with it.
-        what: String,
+        /// What is wrong with it: of a GGUF file a [`GgufError`](crate::gguf::GgufError).
+        problem: Box<dyn Error + Send + Sync>,
     },
 }
 
 impl WeightsError {
-    pub(crate) fn safetensors(path: &Path, what: impl Into<String>) -> Self {
-        let (path, what) = (path.to_owned(), what.into());
-        Self::Safetensors { path, what }
+    pub(crate) fn file(path: &Path, problem: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        let (path, problem) = (path.to_owned(), problem.into());
+        Self::File { path, problem }
     }
 
     pub(super) fn range<T: KvElement>(tensor: Tensor, value: f32) -> Self {
@@ -110,10 +102,5 @@ impl WeightsError {
     pub(crate) fn io(path: &Path, error: std::io::Error) -> Self {
         let path = path.to_owned();
         Self::Io { path, error }
-    }
-
-    pub(crate) fn gguf(path: &Path, error: GgufError) -> Self {
-        let path = path.to_owned();
-        Self::Gguf { path, error }
     }
 }

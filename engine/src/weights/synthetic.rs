@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use kernels_gpu::random::word;
+
 use super::{LayerTensor, Source, Tensor, WeightsError};
 use crate::config::LlamaConfig;
 
@@ -18,8 +20,8 @@ impl Synthetic {
 
     /// A stream of random words a row, so that rows can be made in any order.
     fn row_state(&self, tensor: Tensor, row: usize) -> u64 {
-        let of_tensor = mix(self.seed ^ mix(number(tensor)));
-        mix(of_tensor ^ row as u64)
+        let of_tensor = word(self.seed ^ word(number(tensor), 0), 0);
+        word(of_tensor ^ row as u64, 0)
     }
 }
 
@@ -40,9 +42,9 @@ impl Source for Synthetic {
         for (row, out) in rows.zip(out.chunks_exact_mut(columns)) {
             let state = self.row_state(tensor, row);
             for (index, four) in (0u64..).zip(out.chunks_mut(4)) {
-                let word = mix(state.wrapping_add(index));
+                let bits = word(state.wrapping_add(index), 0);
                 for (lane, value) in four.iter_mut().enumerate() {
-                    let integer = (word >> (16 * lane)) as u16 as i16;
+                    let integer = (bits >> (16 * lane)) as u16 as i16;
                     *value = (f32::from(integer) + 0.5) * scale;
                 }
             }
@@ -68,12 +70,4 @@ fn number(tensor: Tensor) -> u64 {
             3 + u64::from(layer) * LayerTensor::ALL.len() as u64 + tensor as u64
         }
     }
-}
-
-/// A step of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-fn mix(word: u64) -> u64 {
-    let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
 }

@@ -4,12 +4,13 @@ use kernels_gpu::abi::{AppendTarget, TokenMove};
 
 use super::{BackendError, Rotation, rotary};
 use crate::cache::{CacheShape, Elements, ElementsMut, PageId, PagedTable};
-use crate::plan::{Grouping, Plan, PlanConfig};
+use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
 
 /// A KV cache on some device, and attention over it.
 ///
-/// It knows pages and plans; trees, and which page is whose, are the caller's. Every slice is in the
-/// host's memory and all work is done when a call returns. Arguments are checked
+/// [`CacheBuilder::backend`](crate::CacheBuilder::backend) takes one of your own. It knows pages and plans; trees, and
+/// which page is whose, are the caller's. Of slices in the host's memory all work is done when a call returns; a
+/// backend without a GPU refuses the others by [`BackendError::NotOnHost`]. Arguments are checked
 /// ([`super::check_append`] and its like) before anything is written.
 pub trait Backend: std::fmt::Debug + Send {
     /// The cache's dimensions.
@@ -21,6 +22,11 @@ pub trait Backend: std::fmt::Debug + Send {
     /// Programs a KV head that a plan should be cut into to keep this device busy.
     fn shares(&self) -> u32;
 
+    /// Most query heads a KV head, from 1 to [`MAX_ROWS`].
+    fn max_group_size(&self) -> u32 {
+        MAX_ROWS
+    }
+
     /// How to plan for this cache on this device, with `group_size` query heads a KV head.
     fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
         let shape = self.shape();
@@ -30,7 +36,7 @@ pub trait Backend: std::fmt::Debug + Send {
     }
 
     /// Writes K and V of new tokens of one layer: row `i` of `k` and `v`, both
-    /// `[targets, kv_heads, head_dim]`, goes where `targets[i]` says. Targets are distinct.
+    /// `[targets, kv_heads, head_dim]`, goes where `targets[i]` says. No place is named twice.
     ///
     /// # Errors
     /// Those of [`super::check_append`], and the device's own.
@@ -71,7 +77,7 @@ pub trait Backend: std::fmt::Debug + Send {
     /// named twice. `foreign` are K and V: whole caches in the table's layout.
     ///
     /// # Errors
-    /// Those of [`super::check_paged`], and the device's own.
+    /// Those of [`super::check_import`], and the device's own.
     fn import(
         &mut self,
         paged: PagedTokens<'_>,
@@ -82,7 +88,7 @@ pub trait Backend: std::fmt::Debug + Send {
     /// page twice.
     ///
     /// # Errors
-    /// Those of [`super::check_paged`], and the device's own.
+    /// Those of [`super::check_export`], and the device's own.
     fn export(
         &mut self,
         paged: PagedTokens<'_>,
@@ -142,19 +148,16 @@ pub struct Attend<'a> {
     pub layer: u32,
     /// Which queries meet which pages.
     pub plan: &'a Plan,
-    /// Plans of the same non-zero revision are equal: a device that keeps a copy need not compare. 0:
-    /// unknown.
-    pub plan_revision: u64,
     /// Lengths of the nodes that still grow.
     pub counters: Counters<'a>,
-    /// `[queries, q_heads, head_dim]` in the plan's order of queries; `q_heads` =
+    /// `[queries, q_heads, head_dim]` in the order of the rows that the plan's view was asked for; `q_heads` =
     /// [`Plan::group_size`] x KV heads, query head `h` reads KV head `h / group_size`.
     pub q: Elements<'a>,
     /// As `q`. Zero for a query that sees no token.
     pub out: ElementsMut<'a>,
     /// `[queries, q_heads]`: natural logarithm of the sum of `exp(logit)`; -inf for a query that sees no
     /// token.
-    pub lse: Option<&'a mut [f32]>,
+    pub lse: Option<ElementsMut<'a>>,
     /// Numbers of the model.
     pub params: AttentionParams,
 }

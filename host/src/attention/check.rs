@@ -3,7 +3,7 @@
 use kernels_gpu::abi::{APPEND_LIVE, AppendTarget, NONE, PAGE_TOKENS, TokenMove};
 
 use super::{Attend, AttentionParams, Counters, PagedTokens};
-use crate::cache::{CacheShape, DType, PageId, PagedError};
+use crate::cache::{CacheShape, DType, PageId, PagedError, named_twice};
 use crate::plan::Plan;
 
 /// Why a backend refused. The cache and the outputs are as they were before the call.
@@ -27,6 +27,20 @@ pub enum BackendError {
         found: DType,
         /// What the cache holds.
         expected: DType,
+    },
+    /// Rows on a GPU came to a backend that has none.
+    #[error("{argument} is on a GPU, the cache is in the host's memory")]
+    NotOnHost {
+        /// The argument's name.
+        argument: &'static str,
+    },
+    /// Rows on a GPU begin at an address that kernels cannot read 16 bytes at.
+    #[error("{argument} begins at {address:#x}; it must be a multiple of 16")]
+    Misaligned {
+        /// The argument's name.
+        argument: &'static str,
+        /// Where it begins.
+        address: u64,
     },
     /// A slice is too short or too long.
     #[error("{argument} has {found} elements, {shape} takes {expected}")]
@@ -59,6 +73,18 @@ pub enum BackendError {
         index: usize,
         /// The slot named.
         slot: u32,
+    },
+    /// Two targets name the same place.
+    #[error("targets[{first}] and targets[{index}] name the same token, {token} of page {page}")]
+    Twice {
+        /// Index of one.
+        first: usize,
+        /// Index of the other.
+        index: usize,
+        /// The page both name.
+        page: PageId,
+        /// The token of the page.
+        token: u32,
     },
     /// A row's position is beyond the rotary table.
     #[error("positions[{index}] is {position}, the rotary table has {positions} positions")]
@@ -119,14 +145,24 @@ pub fn check_append(
         check_dtype(shape, argument, dtype)?;
         check_length(argument, found, expected, "[targets, kv_heads, head_dim]")?;
     }
+    let mut places = Vec::with_capacity(targets.len());
     for (index, &target) in targets.iter().enumerate() {
         let place = resolve(target, counters).ok_or(BackendError::Slot {
             index,
             slot: target & !APPEND_LIVE,
         })?;
         check_page(shape, "targets", index, place)?;
+        places.push(place);
     }
-    Ok(())
+    match named_twice(&places) {
+        Some([first, index]) => Err(BackendError::Twice {
+            first,
+            index,
+            page: places[index] / PAGE_TOKENS,
+            token: places[index] % PAGE_TOKENS,
+        }),
+        None => Ok(()),
+    }
 }
 
 /// Checks the arguments of [`Backend::copy`](super::Backend::copy).
@@ -141,29 +177,49 @@ pub fn check_moves(shape: &CacheShape, moves: &[TokenMove]) -> Result<(), Backen
     Ok(())
 }
 
-/// Checks the arguments of [`Backend::import`](super::Backend::import) and
-/// [`Backend::export`](super::Backend::export); `foreign` are types and lengths of K and V.
+/// Checks the arguments of [`Backend::import`](super::Backend::import); `foreign` are types and lengths of K
+/// and V.
 ///
 /// # Errors
 /// [`BackendError`], naming the argument.
-pub fn check_paged(
+pub fn check_import(
     shape: &CacheShape,
     paged: PagedTokens<'_>,
     foreign: [(DType, usize); 2],
 ) -> Result<(), BackendError> {
+    let elements = check_foreign(shape, foreign)?;
+    let (layer, places) = (paged.layer, paged.places);
+    Ok(paged.table.check_import(shape, layer, places, elements)?)
+}
+
+/// Checks the arguments of [`Backend::export`](super::Backend::export); `foreign` are types and lengths of K
+/// and V.
+///
+/// # Errors
+/// [`BackendError`], naming the argument.
+pub fn check_export(
+    shape: &CacheShape,
+    paged: PagedTokens<'_>,
+    foreign: [(DType, usize); 2],
+) -> Result<(), BackendError> {
+    let elements = check_foreign(shape, foreign)?;
+    let (layer, places) = (paged.layer, paged.places);
+    Ok(paged.table.check_export(shape, layer, places, elements)?)
+}
+
+/// Elements of a foreign cache of the right type.
+fn check_foreign(
+    shape: &CacheShape,
+    foreign: [(DType, usize); 2],
+) -> Result<[usize; 2], BackendError> {
     for (argument, (dtype, _)) in ["k", "v"].into_iter().zip(foreign) {
         check_dtype(shape, argument, dtype)?;
     }
-    let PagedTokens {
-        layer,
-        places,
-        table,
-    } = paged;
-    Ok(table.check(shape, layer, places, foreign.map(|(_, elements)| elements))?)
+    Ok(foreign.map(|(_, elements)| elements))
 }
 
-/// Checks the arguments of [`Backend::attend`](super::Backend::attend). For the plan itself
-/// there is [`check_plan`].
+/// Checks the arguments of [`Backend::attend`](super::Backend::attend). Whether the plan's pages exist is not part of
+/// it: it takes as long as to read the plan.
 ///
 /// # Errors
 /// [`BackendError`], naming the argument.
@@ -181,6 +237,15 @@ pub fn check_attend(shape: &CacheShape, call: &Attend<'_>) -> Result<(), Backend
         "[queries, q_heads, head_dim]",
     )?;
     if let Some(lse) = &call.lse {
+        let (found, expected) = (lse.dtype(), DType::F32);
+        if found != expected {
+            let argument = "lse";
+            return Err(BackendError::DType {
+                argument,
+                found,
+                expected,
+            });
+        }
         check_length("lse", lse.len(), heads, "[queries, q_heads]")?;
     }
     check_params(&call.params)
@@ -190,7 +255,11 @@ pub fn check_attend(shape: &CacheShape, call: &Attend<'_>) -> Result<(), Backend
 ///
 /// # Errors
 /// [`BackendError::Page`], or [`BackendError::Length`] for too few counters.
-pub fn check_plan(shape: &CacheShape, plan: &Plan, slots: usize) -> Result<(), BackendError> {
+pub(crate) fn check_plan(
+    shape: &CacheShape,
+    plan: &Plan,
+    slots: usize,
+) -> Result<(), BackendError> {
     for share in 0..plan.shares() {
         for item in plan.share(share).items() {
             for segment in item.segments {
@@ -222,7 +291,7 @@ pub fn check_plan(shape: &CacheShape, plan: &Plan, slots: usize) -> Result<(), B
 ///
 /// # Errors
 /// [`BackendError::Param`].
-pub fn check_params(params: &AttentionParams) -> Result<(), BackendError> {
+pub(crate) fn check_params(params: &AttentionParams) -> Result<(), BackendError> {
     if !params.scale.is_finite() {
         return Err(BackendError::Param {
             name: "scale",
@@ -249,6 +318,11 @@ pub fn resolve(target: AppendTarget, counters: Counters<'_>) -> Option<u32> {
     let last = counters.lengths.get(slot)?.checked_sub(1)?;
     let page = *counters.tail_pages.get(slot)?;
     (page != NONE).then(|| page * PAGE_TOKENS + last % PAGE_TOKENS)
+}
+
+/// A slice in the host's memory, for a backend that has no other.
+pub(crate) fn on_host<T>(argument: &'static str, slice: Option<T>) -> Result<T, BackendError> {
+    slice.ok_or(BackendError::NotOnHost { argument })
 }
 
 fn check_layer(shape: &CacheShape, layer: u32) -> Result<(), BackendError> {
@@ -316,6 +390,33 @@ mod tests {
     use crate::cache::PagePool;
     use crate::plan::{Grouping, PlanConfig, Planner};
     use crate::tree::TokenForest;
+
+    #[test]
+    fn two_targets_of_one_place_are_refused_however_they_name_it() {
+        let shape = CacheShape {
+            layers: 1,
+            kv_heads: 1,
+            head_dim: 64,
+            dtype: DType::Bf16,
+            pages: 4,
+        };
+        let counters = Counters {
+            lengths: &[70],
+            tail_pages: &[2],
+        };
+        let check = |targets: &[AppendTarget]| {
+            let sources = [(DType::Bf16, targets.len() * 64); 2];
+            check_append(&shape, 0, targets, counters, sources).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&[9, 3, APPEND_LIVE]), Ok(()));
+        for twice in [[3, 9, 3], [APPEND_LIVE, 9, 2 * 64 + 5]] {
+            let error = check(&twice).unwrap_err();
+            assert!(
+                error.starts_with("targets[0] and targets[2] name the same token"),
+                "{error}"
+            );
+        }
+    }
 
     #[test]
     fn a_plan_beyond_the_cache_or_its_counters_is_refused() {

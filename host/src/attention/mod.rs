@@ -1,15 +1,17 @@
-//! Running a plan: the backends and their reference.
+//! Running a plan: the backends.
 
 mod backend;
 mod check;
 pub mod cpu;
-pub mod reference;
 mod rotary;
 
 pub use backend::{Attend, AttentionParams, Backend, Counters, PagedTokens};
-pub(crate) use check::check_length;
+#[cfg(feature = "cuda")]
+pub(crate) use check::check_plan;
+#[cfg(feature = "cuda")]
+pub(crate) use check::on_host;
 pub use check::{
-    BackendError, check_append, check_attend, check_moves, check_paged, check_params, check_plan,
-    resolve,
+    BackendError, check_append, check_attend, check_export, check_import, check_moves, resolve,
 };
+pub(crate) use check::{check_length, check_params};
 pub use rotary::{RotaryTable, Rotation, check_append_rotated};

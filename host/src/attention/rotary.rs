@@ -1,5 +1,7 @@
 //! Rotary position embedding of keys on their way into the cache.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use kernels_gpu::abi::AppendTarget;
 use kernels_gpu::rotary::rotate;
 
@@ -15,12 +17,39 @@ use crate::cache::{CacheShape, DType, Elements, KvElement};
 /// their like) are other numbers in the same tables.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RotaryTable {
+    id: TableId,
     head_dim: u32,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
+/// Tells tables apart without reading them: a device that has one's copy need not look. Clones are the same table.
+#[derive(Clone, Copy, Debug)]
+struct TableId(
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "GPUs ask for it"))] u64,
+);
+
+impl TableId {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Tables are equal by their numbers.
+impl PartialEq for TableId {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
 impl RotaryTable {
+    /// Its number: a table of this number has these angles.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn id(&self) -> u64 {
+        self.id.0
+    }
+
     /// Angles `p * theta^(-2 i / head_dim)` for positions `p` below `positions` (RoFormer, section 3.2.2;
     /// there and in Llama 2 theta is 10000), computed in f64.
     ///
@@ -39,6 +68,17 @@ impl RotaryTable {
         let half = head_dim / 2;
         let frequency = |i: u32| theta.powf(-f64::from(i) / f64::from(half));
         let frequencies: Vec<f64> = (0..half).map(frequency).collect();
+        Self::from_frequencies(&frequencies, positions)
+    }
+
+    /// Angles `p * frequencies[i]` for positions `p` below `positions`, computed in f64; a head has twice as many
+    /// dims as there are `frequencies`. So scaled embeddings are made.
+    ///
+    /// # Errors
+    /// [`BackendError::OddHeadDim`] for no frequencies.
+    pub fn from_frequencies(frequencies: &[f64], positions: u32) -> Result<Self, BackendError> {
+        let head_dim = 2 * frequencies.len() as u32;
+        check_head_dim(head_dim)?;
         let angles = (0..positions).flat_map(|position| {
             let angle = move |frequency: &f64| f64::from(position) * frequency;
             frequencies.iter().map(angle)
@@ -46,7 +86,12 @@ impl RotaryTable {
         let (cos, sin) = angles
             .map(|angle| (angle.cos() as f32, angle.sin() as f32))
             .unzip();
-        Ok(Self { head_dim, cos, sin })
+        Ok(Self {
+            id: TableId::next(),
+            head_dim,
+            cos,
+            sin,
+        })
     }
 
     /// A model's own tables, both `[positions, head_dim / 2]`.
@@ -60,7 +105,12 @@ impl RotaryTable {
         let whole = cos.len() / row * row;
         check_length("cos", cos.len(), whole, "[positions, head_dim / 2]")?;
         check_length("sin", sin.len(), whole, "[positions, head_dim / 2]")?;
-        Ok(Self { head_dim, cos, sin })
+        Ok(Self {
+            id: TableId::next(),
+            head_dim,
+            cos,
+            sin,
+        })
     }
 
     /// Elements of a head's key.
@@ -197,6 +247,8 @@ pub(super) fn append_rotated<B: Backend + ?Sized>(
         Elements::F16(k) => append(Elements::F16(&rotated(k, rotation)?)),
         Elements::Bf16(k) => append(Elements::Bf16(&rotated(k, rotation)?)),
         Elements::F32(k) => append(Elements::F32(&rotated(k, rotation)?)),
+        #[cfg(feature = "cuda")]
+        Elements::Device(_) => Err(BackendError::NotOnHost { argument: "k" }),
     }
 }
 

@@ -7,6 +7,7 @@ mod shape;
 mod storage;
 
 pub use dtype::{DType, Elements, ElementsMut, KvElement};
+pub(crate) use paged::named_twice;
 pub use paged::{PagedError, PagedOrder, PagedTable};
 pub use pool::{PagePool, PoolError};
 pub use shape::{CacheShape, HEAD_DIMS, MAX_HEADS, ShapeError};

@@ -64,6 +64,20 @@ pub enum PagedError {
         /// Whole pages that the foreign slice holds.
         pages: usize,
     },
+    /// What is written to is named twice.
+    #[error(
+        "{argument}[{first}] and {argument}[{index}] are both {value}; what is written is named once"
+    )]
+    Twice {
+        /// `places` of an import, `pages` of an export.
+        argument: &'static str,
+        /// Index of one.
+        first: usize,
+        /// Index of the other.
+        index: usize,
+        /// What both name.
+        value: u32,
+    },
     /// A place is beyond this cache.
     #[error("places[{index}] is in page {page}, the cache has {pages}")]
     Place {
@@ -76,9 +90,45 @@ pub enum PagedError {
     },
 }
 
+/// Indices of two equal numbers, if there are any.
+pub(crate) fn named_twice(numbers: &[u32]) -> Option<[usize; 2]> {
+    if numbers.is_sorted_by(|before, after| before < after) {
+        return None;
+    }
+    let mut order: Vec<usize> = (0..numbers.len()).collect();
+    order.sort_by_key(|&index| numbers[index]);
+    let equal = |pair: &&[usize]| numbers[pair[0]] == numbers[pair[1]];
+    order.windows(2).find(equal).map(|pair| [pair[0], pair[1]])
+}
+
 impl PagedTable<'_> {
+    /// Checks what is copied into this cache: no place is named twice.
+    pub(crate) fn check_import(
+        &self,
+        shape: &CacheShape,
+        layer: u32,
+        places: &[u32],
+        foreign: [usize; 2],
+    ) -> Result<(), PagedError> {
+        self.check(shape, layer, places, foreign)?;
+        once("places", places)
+    }
+
+    /// Checks what is copied to the foreign cache: no page that is written is named twice.
+    pub(crate) fn check_export(
+        &self,
+        shape: &CacheShape,
+        layer: u32,
+        places: &[u32],
+        foreign: [usize; 2],
+    ) -> Result<(), PagedError> {
+        self.check(shape, layer, places, foreign)?;
+        let used = places.len().div_ceil(self.page_size as usize);
+        once("pages", &self.pages[..used])
+    }
+
     /// Element offset of `(token, kv_head)`'s first dim.
-    fn offset(&self, shape: &CacheShape, token: usize, kv_head: u32) -> usize {
+    pub(crate) fn offset(&self, shape: &CacheShape, token: usize, kv_head: u32) -> usize {
         let size = self.page_size as usize;
         let (page, slot) = (self.pages[token / size] as usize, token % size);
         let (heads, head) = (shape.kv_heads as usize, kv_head as usize);
@@ -89,7 +139,7 @@ impl PagedTable<'_> {
         row * shape.head_dim as usize
     }
 
-    pub(crate) fn check(
+    fn check(
         &self,
         shape: &CacheShape,
         layer: u32,
@@ -135,6 +185,18 @@ impl PagedTable<'_> {
     }
 }
 
+fn once(argument: &'static str, numbers: &[u32]) -> Result<(), PagedError> {
+    match named_twice(numbers) {
+        Some([first, index]) => Err(PagedError::Twice {
+            argument,
+            first,
+            index,
+            value: numbers[index],
+        }),
+        None => Ok(()),
+    }
+}
+
 impl<T: KvElement> HostPages<T> {
     /// Copies a foreign sequence's first tokens of one layer into this cache: token `i` to `places[i]`
     /// (`page * 64 + token`). `k` and `v` are whole foreign caches in the table's layout.
@@ -150,7 +212,7 @@ impl<T: KvElement> HostPages<T> {
         v: &[T],
     ) -> Result<(), PagedError> {
         let shape = *self.shape();
-        table.check(&shape, layer, places, [k.len(), v.len()])?;
+        table.check_import(&shape, layer, places, [k.len(), v.len()])?;
         for (token, &place) in places.iter().enumerate() {
             for kv_head in 0..shape.kv_heads {
                 let begin = table.offset(&shape, token, kv_head);
@@ -175,7 +237,7 @@ impl<T: KvElement> HostPages<T> {
         v: &mut [T],
     ) -> Result<(), PagedError> {
         let shape = *self.shape();
-        table.check(&shape, layer, places, [k.len(), v.len()])?;
+        table.check_export(&shape, layer, places, [k.len(), v.len()])?;
         for (token, &place) in places.iter().enumerate() {
             for kv_head in 0..shape.kv_heads {
                 let begin = table.offset(&shape, token, kv_head);
@@ -203,6 +265,33 @@ mod tests {
     fn foreign(pages: u32, page_size: u32) -> [Vec<f32>; 2] {
         let elements = (pages * page_size) as usize * SHAPE.row_elements();
         [1.0, -1.0].map(|sign| (0..elements).map(|i| sign * (i + 1) as f32).collect())
+    }
+
+    #[test]
+    fn what_is_written_may_be_named_once() {
+        let mut cache = HostPages::<f32>::new(SHAPE).unwrap();
+        let [mut k, mut v] = foreign(3, 2);
+        let table = PagedTable {
+            order: PagedOrder::Nhd,
+            page_size: 2,
+            pages: &[1, 2, 1],
+        };
+        let import = cache.import(0, &[7, 9, 7], &table, &k, &v).unwrap_err();
+        assert_eq!(
+            import.to_string(),
+            "places[0] and places[2] are both 7; what is written is named once"
+        );
+        let export = |count: usize, k: &mut [f32], v: &mut [f32]| {
+            cache.export(0, &[7, 9, 7, 8, 1][..count], &table, k, v)
+        };
+        assert!(
+            export(4, &mut k, &mut v).is_ok(),
+            "its third page is not used"
+        );
+        assert_eq!(
+            export(5, &mut k, &mut v).unwrap_err().to_string(),
+            "pages[0] and pages[2] are both 1; what is written is named once"
+        );
     }
 
     #[test]

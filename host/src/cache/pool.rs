@@ -105,7 +105,10 @@ impl PagePool {
     ///
     /// # Errors
     /// [`PoolError::NoPageBytes`], [`PoolError::CapacityBelowPage`], or [`PoolError::TooManyPages`].
-    pub fn with_capacity_bytes(capacity_bytes: u64, page_bytes: u64) -> Result<Self, PoolError> {
+    pub(crate) fn with_capacity_bytes(
+        capacity_bytes: u64,
+        page_bytes: u64,
+    ) -> Result<Self, PoolError> {
         let pages = capacity_bytes
             .checked_div(page_bytes)
             .ok_or(PoolError::NoPageBytes)?;
@@ -134,7 +137,7 @@ impl PagePool {
     }
 
     /// References to `page`; 0 for a free page and for one beyond the pool.
-    pub fn references(&self, page: PageId) -> u32 {
+    pub(crate) fn references(&self, page: PageId) -> u32 {
         self.references.get(page as usize).copied().unwrap_or(0)
     }
 
@@ -157,7 +160,7 @@ impl PagePool {
     ///
     /// # Errors
     /// [`PoolError::OutOfPages`].
-    pub fn allocate(&mut self) -> Result<PageId, PoolError> {
+    pub(crate) fn allocate(&mut self) -> Result<PageId, PoolError> {
         self.check_free(1)?;
         if let Some(page) = self.returned.pop() {
             self.references[page as usize] = 1;
@@ -180,7 +183,7 @@ impl PagePool {
     ///
     /// # Errors
     /// [`PoolError::PageNotInUse`], or [`PoolError::TooManyReferences`].
-    pub fn retain(&mut self, page: PageId) -> Result<(), PoolError> {
+    pub(crate) fn retain(&mut self, page: PageId) -> Result<(), PoolError> {
         let references = self.references_mut(page)?;
         *references = references
             .checked_add(1)

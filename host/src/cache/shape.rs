@@ -92,7 +92,7 @@ impl CacheShape {
     ///
     /// # Errors
     /// [`ShapeError`], naming the dimension.
-    pub fn validate_page(&self) -> Result<(), ShapeError> {
+    pub(crate) fn validate_page(&self) -> Result<(), ShapeError> {
         let max = u64::from(MAX_HEADS);
         in_range("layers", u64::from(self.layers), max)?;
         in_range("kv_heads", u64::from(self.kv_heads), max)?;
@@ -103,15 +103,17 @@ impl CacheShape {
         Ok(())
     }
 
-    /// Bytes of a page: K and V of [`PAGE_TOKENS`] tokens, all layers and KV heads.
+    /// Bytes of a page: K and V of [`PAGE_TOKENS`] tokens, all layers and KV heads; `u64::MAX` for a shape that
+    /// [`CacheShape::validate`] refuses and that has more.
     pub const fn page_bytes(&self) -> u64 {
-        self.token_bytes() * PAGE_TOKENS as u64
+        self.token_bytes().saturating_mul(PAGE_TOKENS as u64)
     }
 
-    /// Bytes of a token: K and V, all layers and KV heads.
+    /// Bytes of a token: K and V, all layers and KV heads; `u64::MAX` as for a page.
     pub const fn token_bytes(&self) -> u64 {
-        let elements = 2 * self.head_dim as u64 * self.kv_heads as u64 * self.layers as u64;
-        elements * self.dtype.bytes() as u64
+        let row = self.head_dim as u64 * self.kv_heads as u64;
+        let elements = row.saturating_mul(2 * self.layers as u64);
+        elements.saturating_mul(self.dtype.bytes() as u64)
     }
 
     /// Elements of a layer's plane: all pages and KV heads.
@@ -179,5 +181,13 @@ mod tests {
             pages: 1 << 25,
         };
         assert!(matches!(huge.validate(), Err(ShapeError::TooLarge { .. })));
+        let overflowing = CacheShape {
+            layers: u32::MAX,
+            kv_heads: u32::MAX,
+            head_dim: u32::MAX,
+            ..SHAPE
+        };
+        assert_eq!(overflowing.page_bytes(), u64::MAX);
+        assert!(overflowing.validate().is_err());
     }
 }

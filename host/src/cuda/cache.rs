@@ -5,7 +5,6 @@ use kernels_gpu::attention::tile::max_rows;
 use super::counters::Counters;
 use super::kernels::{AttendPointers, AttentionKernels};
 use super::paged::PagedKernels;
-use super::plan::PlanImages;
 use super::writers::{Append, CachePointers, Rotary, WriterKernels};
 use super::{
     CudaDevice, CudaError, CudaPlan, DeviceBuffer, DevicePtr, Kernel, PlanCapacity, RawStream,
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::attention::AttentionParams;
 use crate::cache::{CacheShape, DType};
-use crate::plan::{Grouping, PlanConfig};
+use crate::plan::{CostModel, Grouping, PlanConfig};
 
 /// Device pointers of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -177,7 +176,7 @@ impl CudaCache {
         append: &Append,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let at = self.cache_pointers(self.plane(layer)?);
+        let at = self.layer_pointers(layer)?;
         // SAFETY: the caller's.
         unsafe { self.writers.append(append, &at, stream) }
     }
@@ -198,7 +197,7 @@ impl CudaCache {
         rotary: &Rotary,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let at = self.cache_pointers(self.plane(layer)?);
+        let at = self.layer_pointers(layer)?;
         // SAFETY: the caller's.
         unsafe { self.writers.append_rope(append, rotary, &at, stream) }
     }
@@ -223,7 +222,7 @@ impl CudaCache {
         unsafe { self.writers.copy(moves, count, &at, stream) }
     }
 
-    pub(super) fn cache_pointers(&self, pool: DevicePtr) -> CachePointers {
+    fn cache_pointers(&self, pool: DevicePtr) -> CachePointers {
         CachePointers {
             pool,
             lengths: self.lengths.device.pointer(),
@@ -237,8 +236,11 @@ impl CudaCache {
     /// # Errors
     /// [`CudaError::OutOfMemory`], [`CudaError::Driver`].
     pub fn reserve_slots(&mut self, slots: usize) -> Result<(), CudaError> {
-        for counters in [&mut self.lengths, &mut self.tail_pages] {
-            counters.reserve(&self.device, slots)?;
+        // Both or none: they have as many slots.
+        let lengths = self.lengths.grown(&self.device, slots)?;
+        let tail_pages = self.tail_pages.grown(&self.device, slots)?;
+        if let (Some(lengths), Some(tail_pages)) = (lengths, tail_pages) {
+            (self.lengths, self.tail_pages) = (lengths, tail_pages);
         }
         Ok(())
     }
@@ -250,6 +252,7 @@ impl CudaCache {
         let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, shares);
         config.max_rows = max_rows(shape.head_dim);
         config.element_bytes = shape.dtype.bytes() as u32;
+        config.cost = CostModel::of_gpu(self.device.name());
         config
     }
 
@@ -258,16 +261,7 @@ impl CudaCache {
     /// # Errors
     /// [`CudaError::OutOfMemory`], [`CudaError::Driver`].
     pub fn reserve(&self, capacity: PlanCapacity, group_size: u32) -> Result<CudaPlan, CudaError> {
-        let rows = capacity.partial_slots as usize * group_size as usize;
-        let rows = rows * self.shape.kv_heads as usize;
-        let o = rows * self.shape.head_dim as usize;
-        Ok(CudaPlan {
-            images: PlanImages::new(&self.device, capacity)?,
-            partial_o: DeviceBuffer::uninitialized(&self.device, "partial outputs", o)?,
-            partial_lse: DeviceBuffer::uninitialized(&self.device, "partial LSEs", rows)?,
-            group_size,
-            max_rows: max_rows(self.shape.head_dim),
-        })
+        CudaPlan::new(&self.device, &self.shape, capacity, group_size)
     }
 
     /// Bytes that [`CudaCache::reserve`] takes for partial results.
@@ -288,7 +282,8 @@ impl CudaCache {
     /// - The plan's pages and length counters are the cache's.
     ///
     /// # Errors
-    /// [`CudaError::NoSuchLayer`], [`CudaError::Launch`].
+    /// [`CudaError::NoSuchLayer`], [`CudaError::PlanShape`] for a plan reserved by a cache of other heads,
+    /// [`CudaError::PlanMixed`], [`CudaError::Launch`].
     pub unsafe fn attend(
         &self,
         layer: u32,
@@ -311,7 +306,7 @@ impl CudaCache {
     /// As [`CudaCache::attend`].
     ///
     /// # Errors
-    /// [`CudaError::NoSuchLayer`], [`CudaError::Launch`].
+    /// As [`CudaCache::attend`].
     pub unsafe fn attend_partial(
         &self,
         layer: u32,
@@ -322,7 +317,7 @@ impl CudaCache {
     ) -> Result<(), CudaError> {
         let pointers = AttendPointers {
             pool: self.plane(layer)?,
-            ..self.pointers(plan, buffers)
+            ..self.pointers(plan, buffers)?
         };
         // SAFETY: the caller vouches for buffers and stream; pool, counters and partials are ours and as
         // large as the plan's capacity says.
@@ -339,14 +334,14 @@ impl CudaCache {
     /// As [`CudaCache::attend`].
     ///
     /// # Errors
-    /// [`CudaError::Launch`].
+    /// As [`CudaCache::attend`].
     pub unsafe fn merge(
         &self,
         plan: &CudaPlan,
         buffers: &AttendBuffers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let pointers = self.pointers(plan, buffers);
+        let pointers = self.pointers(plan, buffers)?;
         // SAFETY: as in `attend_partial`.
         unsafe {
             self.kernels
@@ -354,8 +349,13 @@ impl CudaCache {
         }
     }
 
-    fn pointers(&self, plan: &CudaPlan, buffers: &AttendBuffers) -> AttendPointers {
-        AttendPointers {
+    fn pointers(
+        &self,
+        plan: &CudaPlan,
+        buffers: &AttendBuffers,
+    ) -> Result<AttendPointers, CudaError> {
+        plan.check_for(&self.device, &self.shape)?;
+        Ok(AttendPointers {
             q: buffers.q,
             pool: self.pool.pointer(),
             lengths: self.lengths.device.pointer(),
@@ -363,11 +363,19 @@ impl CudaCache {
             lse: buffers.lse,
             partial_o: plan.partial_o.pointer(),
             partial_lse: plan.partial_lse.pointer(),
-        }
+        })
+    }
+
+    /// Where `layer`'s pages and the counters are, for kernels of one's own.
+    ///
+    /// # Errors
+    /// [`CudaError::NoSuchLayer`].
+    pub fn layer_pointers(&self, layer: u32) -> Result<CachePointers, CudaError> {
+        Ok(self.cache_pointers(self.plane(layer)?))
     }
 
     /// Where a layer's pages begin.
-    pub(super) fn plane(&self, layer: u32) -> Result<DevicePtr, CudaError> {
+    fn plane(&self, layer: u32) -> Result<DevicePtr, CudaError> {
         if layer >= self.shape.layers {
             return Err(CudaError::NoSuchLayer {
                 layer,

@@ -1,5 +1,7 @@
 //! The words that kernels read by length slot.
 
+use std::ops::Range;
+
 use super::plan::overwrite;
 use super::{CudaDevice, CudaError, DeviceBuffer, Stream};
 
@@ -9,6 +11,8 @@ pub(super) struct Counters {
     what: &'static str,
     pub(super) host: Vec<u32>,
     pub(super) device: DeviceBuffer<u32>,
+    /// Parts of `host` that are not on the device yet.
+    pending: Vec<Range<usize>>,
 }
 
 impl Counters {
@@ -17,27 +21,35 @@ impl Counters {
         what: &'static str,
         slots: u32,
     ) -> Result<Self, CudaError> {
-        let host = vec![0; slots as usize];
+        Self::holding(device, what, vec![0; slots as usize])
+    }
+
+    fn holding(device: &CudaDevice, what: &'static str, host: Vec<u32>) -> Result<Self, CudaError> {
         Ok(Self {
             device: DeviceBuffer::from_slice(device, what, &host)?,
             host,
             what,
+            pending: Vec::new(),
         })
     }
 
-    pub(super) fn reserve(&mut self, device: &CudaDevice, slots: usize) -> Result<(), CudaError> {
-        if slots > self.host.len() {
-            let mut host = self.host.clone();
-            host.resize(slots.next_power_of_two(), 0);
-            self.device = DeviceBuffer::from_slice(device, self.what, &host)?;
-            self.host = host;
+    /// These counters with room for `slots`, if they have not.
+    pub(super) fn grown(
+        &self,
+        device: &CudaDevice,
+        slots: usize,
+    ) -> Result<Option<Self>, CudaError> {
+        if slots <= self.host.len() {
+            return Ok(None);
         }
-        Ok(())
+        let mut host = self.host.clone();
+        host.resize(slots.next_power_of_two(), 0);
+        Self::holding(device, self.what, host).map(Some)
     }
 
     pub(super) fn set(&mut self, values: &[u32], stream: &Stream) -> Result<usize, CudaError> {
-        let mut changed = Vec::new();
-        overwrite(&mut self.host, 0, values, &mut changed);
-        self.device.copy_ranges(&self.host, changed, stream)
+        overwrite(&mut self.host, 0, values, &mut self.pending);
+        self.device
+            .copy_ranges(&self.host, &mut self.pending, stream)
     }
 }

@@ -4,8 +4,9 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use super::CudaError;
-use super::error::{check, from_cust};
+use super::error::{check, reason, version};
 use super::module::ModuleTable;
+use super::pinned::Staging;
 use super::sys;
 
 /// An address in device memory (`CUdeviceptr`).
@@ -44,24 +45,48 @@ pub struct CudaDevice {
 
 struct Inner {
     modules: ModuleTable,
-    context: cust::context::Context,
+    staging: Staging,
+    context: PrimaryContext,
     ordinal: u32,
-    name: String,
-    capability: (i32, i32),
-    multiprocessors: u32,
-    l2_bytes: usize,
-    shared_per_block: u32,
-    total_memory: usize,
-    driver: i32,
-    launch_ex: Option<sys::LaunchKernelEx>,
+    properties: Properties,
+}
+
+/// A reference to a device's primary context.
+struct PrimaryContext {
+    handle: sys::Handle,
+    device: i32,
+}
+
+// SAFETY: the driver lets any thread make a context current.
+unsafe impl Send for PrimaryContext {}
+// SAFETY: as above.
+unsafe impl Sync for PrimaryContext {}
+
+impl PrimaryContext {
+    fn retain(device: i32) -> Result<Self, CudaError> {
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: a valid place for one handle; the device is one of the driver's.
+        check("cuDevicePrimaryCtxRetain", unsafe {
+            sys::cuDevicePrimaryCtxRetain(&mut handle, device)
+        })?;
+        Ok(Self { handle, device })
+    }
+}
+
+impl Drop for PrimaryContext {
+    fn drop(&mut self) {
+        // SAFETY: retained once, released once.
+        unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
+    }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Modules belong to the context, which is released after this.
-        if let Ok(_current) = activate(self.context.as_raw().cast()) {
-            self.modules.unload();
-        }
+        // Modules and pinned memory belong to the context, which is released after this. Where it cannot be made current,
+        // the driver refuses what it cannot do.
+        let _current = activate(self.context.handle);
+        self.staging.free();
+        self.modules.unload();
     }
 }
 
@@ -76,61 +101,46 @@ impl CudaDevice {
     ///
     /// # Errors
     /// [`CudaError::NoDevice`] without a driver or GPU, [`CudaError::NoSuchDevice`],
-    /// [`CudaError::TooOld`] below compute capability 8.0.
+    /// [`CudaError::TooOld`] below compute capability 8.0, [`CudaError::DriverTooOld`],
+    /// [`CudaError::Driver`].
     pub fn new(ordinal: u32) -> Result<Self, CudaError> {
-        cuda_loader::ensure_linked();
-        cust::init(cust::CudaFlags::empty()).map_err(|e| from_cust("cuInit", e))?;
-        let count =
-            cust::device::Device::num_devices().map_err(|e| from_cust("cuDeviceGetCount", e))?;
+        let count = Self::count()?;
         if ordinal >= count {
             return Err(CudaError::NoSuchDevice { ordinal, count });
         }
-        let device =
-            cust::device::Device::get_device(ordinal).map_err(|e| from_cust("cuDeviceGet", e))?;
-        let name = device.name().map_err(|e| from_cust("cuDeviceGetName", e))?;
-        let total_memory = device
-            .total_memory()
-            .map_err(|e| from_cust("cuDeviceTotalMem", e))?;
-        let attribute = |attribute| {
-            let mut value = 0;
-            // SAFETY: `value` is a valid place for one int; the device handle comes from the driver.
-            let code = unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device.as_raw()) };
-            check("cuDeviceGetAttribute", code).map(|()| value)
-        };
-        let capability = (
-            attribute(sys::DEVICE_CAPABILITY_MAJOR)?,
-            attribute(sys::DEVICE_CAPABILITY_MINOR)?,
-        );
-        if capability.0 < 8 {
-            let (major, minor) = capability;
-            return Err(CudaError::TooOld { name, major, minor });
-        }
-        let mut driver = 0;
-        // SAFETY: `driver` is a valid place for one int.
-        check("cuDriverGetVersion", unsafe {
-            sys::cuDriverGetVersion(&mut driver)
+        let mut device = 0;
+        // SAFETY: `device` is a valid place for one int.
+        check("cuDeviceGet", unsafe {
+            sys::cuDeviceGet(&mut device, ordinal as i32)
         })?;
-        let multiprocessors = attribute(sys::DEVICE_MULTIPROCESSORS)? as u32;
-        let l2_bytes = attribute(sys::DEVICE_L2_BYTES)? as usize;
-        let shared_per_block = attribute(sys::DEVICE_SHARED_PER_BLOCK)? as u32;
-        // `Context::new` makes the context current; the thread gets back what it had.
-        let before = current()?;
-        let context = cust::context::Context::new(device)
-            .map_err(|e| from_cust("cuDevicePrimaryCtxRetain", e))?;
-        set_current(before)?;
+        let properties = Properties::of(device)?;
+        let name = || properties.name.clone();
+        let (major, minor) = properties.capability;
+        if major < 8 {
+            return Err(CudaError::TooOld {
+                name: name(),
+                major,
+                minor,
+            });
+        }
+        let needed = match properties.capability {
+            (9, 0) => sys::OLDEST_CUDA_FOR_HOPPER,
+            _ => sys::OLDEST_CUDA,
+        };
+        if properties.driver < needed {
+            return Err(CudaError::DriverTooOld {
+                name: name(),
+                found: properties.driver,
+                needed,
+            });
+        }
         Ok(Self {
             inner: Arc::new(Inner {
-                modules: ModuleTable::new(capability),
-                context,
+                modules: ModuleTable::new(properties.capability),
+                staging: Staging::default(),
+                context: PrimaryContext::retain(device)?,
                 ordinal,
-                name,
-                capability,
-                multiprocessors,
-                l2_bytes,
-                shared_per_block,
-                total_memory,
-                driver,
-                launch_ex: find_launch_ex(),
+                properties,
             }),
         })
     }
@@ -138,11 +148,24 @@ impl CudaDevice {
     /// Number of devices the driver shows.
     ///
     /// # Errors
-    /// [`CudaError::NoDevice`] without a driver.
+    /// [`CudaError::NoDevice`] without a driver, [`CudaError::Driver`].
     pub fn count() -> Result<u32, CudaError> {
-        cuda_loader::ensure_linked();
-        cust::init(cust::CudaFlags::empty()).map_err(|e| from_cust("cuInit", e))?;
-        cust::device::Device::num_devices().map_err(|e| from_cust("cuDeviceGetCount", e))
+        sys::open().map_err(|reason| CudaError::NoDevice {
+            reason: reason.to_owned(),
+        })?;
+        // SAFETY: may be called at any time, by any thread, again and again.
+        let code = unsafe { sys::cuInit(0) };
+        if code != sys::SUCCESS {
+            return Err(CudaError::NoDevice {
+                reason: format!("cuInit answered {code} ({})", reason(code)),
+            });
+        }
+        let mut count = 0;
+        // SAFETY: `count` is a valid place for one int.
+        check("cuDeviceGetCount", unsafe {
+            sys::cuDeviceGetCount(&mut count)
+        })?;
+        Ok(u32::try_from(count).unwrap_or(0))
     }
 
     /// The device's number.
@@ -151,38 +174,37 @@ impl CudaDevice {
     }
     /// The device's name, as the driver gives it.
     pub fn name(&self) -> &str {
-        &self.inner.name
+        &self.inner.properties.name
     }
     /// Compute capability, major and minor.
     pub fn capability(&self) -> (i32, i32) {
-        self.inner.capability
+        self.inner.properties.capability
     }
     /// Number of streaming multiprocessors.
     pub fn multiprocessors(&self) -> u32 {
-        self.inner.multiprocessors
+        self.inner.properties.multiprocessors
     }
     /// Size of the L2 cache in bytes.
     pub fn l2_bytes(&self) -> usize {
-        self.inner.l2_bytes
+        self.inner.properties.l2_bytes
     }
     /// Most shared memory a block may ask for, in bytes.
     pub fn shared_per_block(&self) -> u32 {
-        self.inner.shared_per_block
+        self.inner.properties.shared_per_block
     }
     /// Newest CUDA version the driver serves: 1000 x major + 10 x minor.
     pub fn driver_version(&self) -> i32 {
-        self.inner.driver
+        self.inner.properties.driver
     }
     /// Name, capability, multiprocessors, memory and driver in one line.
     pub fn describe(&self) -> String {
-        let (major, minor) = self.inner.capability;
+        let (major, minor) = self.inner.properties.capability;
         format!(
-            "{} (sm_{major}{minor}, {} SMs, {} MiB, CUDA driver {}.{})",
-            self.inner.name,
-            self.inner.multiprocessors,
-            self.inner.total_memory >> 20,
-            self.inner.driver / 1000,
-            self.inner.driver % 1000 / 10,
+            "{} (sm_{major}{minor}, {} SMs, {} MiB, CUDA driver {})",
+            self.inner.properties.name,
+            self.inner.properties.multiprocessors,
+            self.inner.properties.total_memory >> 20,
+            version(self.inner.properties.driver),
         )
     }
 
@@ -205,8 +227,13 @@ impl CudaDevice {
         &self.inner.modules
     }
 
-    pub(super) fn launch_ex(&self) -> Option<sys::LaunchKernelEx> {
-        self.inner.launch_ex
+    pub(super) fn staging(&self) -> &Staging {
+        &self.inner.staging
+    }
+
+    #[cfg(feature = "cust")]
+    pub(super) fn context(&self) -> sys::Handle {
+        self.inner.context.handle
     }
 
     /// Runs `work` with the primary context current on this thread, as libraries of the CUDA runtime want it
@@ -221,11 +248,11 @@ impl CudaDevice {
 
     /// Makes the primary context current on this thread until the guard is dropped.
     pub(super) fn activate(&self) -> Result<Active, CudaError> {
-        activate(self.inner.context.as_raw().cast())
+        activate(self.inner.context.handle)
     }
 }
 
-fn activate(context: sys::Handle) -> Result<Active, CudaError> {
+pub(super) fn activate(context: sys::Handle) -> Result<Active, CudaError> {
     let before = current()?;
     if before == context {
         return Ok(Active { restore: None });
@@ -262,18 +289,56 @@ fn set_current(context: sys::Handle) -> Result<(), CudaError> {
     check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(context) })
 }
 
-/// `cuLaunchKernelEx` of this driver, if it has it (CUDA 11.8 or newer).
-fn find_launch_ex() -> Option<sys::LaunchKernelEx> {
-    let mut function = std::ptr::null_mut();
-    // SAFETY: a NUL-terminated name and a valid place for one pointer.
-    let code =
-        unsafe { sys::cuGetProcAddress(c"cuLaunchKernelEx".as_ptr(), &mut function, 11080, 0) };
-    if code != sys::SUCCESS || function.is_null() {
-        return None;
+/// What the driver says of a device.
+struct Properties {
+    name: String,
+    capability: (i32, i32),
+    multiprocessors: u32,
+    l2_bytes: usize,
+    shared_per_block: u32,
+    total_memory: usize,
+    /// Newest CUDA version the driver serves.
+    driver: i32,
+}
+
+impl Properties {
+    fn of(device: i32) -> Result<Self, CudaError> {
+        const NAME_BYTES: usize = 256;
+        let mut name = [0u8; NAME_BYTES];
+        // SAFETY: a valid place for as many bytes as are said.
+        check("cuDeviceGetName", unsafe {
+            sys::cuDeviceGetName(name.as_mut_ptr().cast(), NAME_BYTES as i32, device)
+        })?;
+        let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+        let mut total_memory = 0;
+        // SAFETY: a valid place for one size_t.
+        check("cuDeviceTotalMem", unsafe {
+            sys::cuDeviceTotalMem_v2(&mut total_memory, device)
+        })?;
+        let mut driver = 0;
+        // SAFETY: a valid place for one int.
+        check("cuDriverGetVersion", unsafe {
+            sys::cuDriverGetVersion(&mut driver)
+        })?;
+        let attribute = |attribute| {
+            let mut value = 0;
+            // SAFETY: a valid place for one int; the device is one of the driver's.
+            let code = unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) };
+            check("cuDeviceGetAttribute", code).map(|()| value)
+        };
+        Ok(Self {
+            name: String::from_utf8_lossy(name).into_owned(),
+            capability: (
+                attribute(sys::DEVICE_CAPABILITY_MAJOR)?,
+                attribute(sys::DEVICE_CAPABILITY_MINOR)?,
+            ),
+            multiprocessors: attribute(sys::DEVICE_MULTIPROCESSORS)? as u32,
+            l2_bytes: attribute(sys::DEVICE_L2_BYTES)? as usize,
+            shared_per_block: attribute(sys::DEVICE_SHARED_PER_BLOCK)? as u32,
+            total_memory,
+            driver,
+        })
     }
-    // SAFETY: the driver answers with the address of the function of that name, whose signature since
-    // CUDA 11.8 is `LaunchKernelEx`.
-    Some(unsafe { std::mem::transmute::<*mut c_void, sys::LaunchKernelEx>(function) })
 }
 
 #[cfg(test)]

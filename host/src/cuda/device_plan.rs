@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 
+use kernels_gpu::attention::tile::max_rows;
+
 use super::plan::PlanImages;
-use super::{CudaError, DeviceBuffer, PlanCapacity, Stream};
+use super::{CudaDevice, CudaError, DeviceBuffer, PlanCapacity, Stream};
+use crate::cache::CacheShape;
 use crate::plan::Plan;
 
 /// A plan on the device, with the partial results its work items leave.
@@ -14,16 +17,67 @@ pub struct CudaPlan {
     pub(super) partial_lse: DeviceBuffer<f32>,
     pub(super) group_size: u32,
     /// Most rows of an item.
-    pub(super) max_rows: u32,
+    max_rows: u32,
+    /// What the partial results have room for.
+    heads: Heads,
+    content: Content,
+}
+
+/// What of a cache's shape and place the size of partial results depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Heads {
+    device: u32,
+    kv_heads: u32,
+    head_dim: u32,
+}
+
+impl Heads {
+    fn of(device: &CudaDevice, shape: &CacheShape) -> Self {
+        Self {
+            device: device.ordinal(),
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
+        }
+    }
+}
+
+/// Which plan the device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Nothing,
+    /// The plan of this number.
+    Plan(u64),
+    /// Parts of two: a copy failed.
+    Mixed,
 }
 
 impl CudaPlan {
+    /// As [`CudaCache::reserve`](super::CudaCache::reserve).
+    pub(super) fn new(
+        device: &CudaDevice,
+        shape: &CacheShape,
+        capacity: PlanCapacity,
+        group_size: u32,
+    ) -> Result<Self, CudaError> {
+        let rows = capacity.partial_slots as usize * group_size as usize * shape.kv_heads as usize;
+        let o = rows * shape.head_dim as usize;
+        Ok(Self {
+            images: PlanImages::new(device, capacity)?,
+            partial_o: DeviceBuffer::uninitialized(device, "partial outputs", o)?,
+            partial_lse: DeviceBuffer::uninitialized(device, "partial LSEs", rows)?,
+            group_size,
+            max_rows: max_rows(shape.head_dim),
+            heads: Heads::of(device, shape),
+            content: Content::Nothing,
+        })
+    }
+
     /// Puts `plan` there, copying what differs from what is there; returns the bytes copied. Launches
     /// enqueued on `stream` later see the new plan, earlier ones the old.
     ///
     /// # Errors
-    /// [`CudaError::PlanCapacity`], [`CudaError::GroupSize`] or [`CudaError::ItemRows`] (nothing is changed),
-    /// [`CudaError::Driver`].
+    /// [`CudaError::PlanCapacity`], [`CudaError::GroupSize`] or [`CudaError::ItemRows`] (nothing is changed);
+    /// [`CudaError::Driver`]: then nothing can be computed until an update succeeds.
     pub fn update(&mut self, plan: &Plan, stream: &Stream) -> Result<usize, CudaError> {
         if plan.group_size() != self.group_size {
             return Err(CudaError::GroupSize {
@@ -31,6 +85,7 @@ impl CudaPlan {
                 expected: self.group_size,
             });
         }
+        self.capacity().holds(&PlanCapacity::of(plan))?;
         let rows = most_item_rows(plan);
         if rows > self.max_rows {
             return Err(CudaError::ItemRows {
@@ -38,21 +93,45 @@ impl CudaPlan {
                 max: self.max_rows,
             });
         }
-        self.images.update(plan, stream)
+        self.content = Content::Mixed;
+        let bytes = self.images.update(plan, stream)?;
+        self.content = Content::Plan(plan.number());
+        Ok(bytes)
     }
 
-    /// Copies only the words `dirty` of `plan`: the plan that was put there last, after
-    /// [`Plan::patch`](crate::plan::Plan::patch). Returns the bytes copied.
+    /// Copies only the words `dirty` of `plan`: the plan that is there, after one
+    /// [`Plan::patch`](crate::plan::Plan::patch), which named them. Returns the bytes copied.
     ///
     /// # Errors
-    /// [`CudaError::PlanCapacity`] (nothing is changed), [`CudaError::Driver`].
+    /// [`CudaError::OtherPlan`] or [`CudaError::Argument`] (nothing is changed); [`CudaError::Driver`]: then
+    /// nothing can be computed until an update succeeds.
     pub fn patch(
         &mut self,
         plan: &Plan,
         dirty: &[Range<u32>],
         stream: &Stream,
     ) -> Result<usize, CudaError> {
-        self.images.patch(plan, dirty, stream)
+        let before = plan.number_before_patch().map(Content::Plan);
+        if before != Some(self.content) {
+            return Err(CudaError::OtherPlan);
+        }
+        let (stride, words) = (plan.stride(), plan.words().len());
+        // On the device programs have another stride, so a range across a share's end is none there.
+        let wrong = dirty.iter().position(|range| {
+            !range.is_empty()
+                && (range.end as usize > words || range.start / stride != (range.end - 1) / stride)
+        });
+        if let Some(index) = wrong {
+            return Err(CudaError::Argument {
+                argument: "dirty",
+                value: format!("{:?} at {index}", dirty[index]),
+                expected: format!("words of one share of {stride}, below {words}"),
+            });
+        }
+        self.content = Content::Mixed;
+        let bytes = self.images.patch(plan, dirty, stream)?;
+        self.content = Content::Plan(plan.number());
+        Ok(bytes)
     }
 
     /// The room set aside.
@@ -62,6 +141,41 @@ impl CudaPlan {
     /// Query heads a KV head that it was set aside for.
     pub fn group_size(&self) -> u32 {
         self.group_size
+    }
+
+    /// Whether it is `plan` that the device has.
+    pub(super) fn holds(&self, plan: &Plan) -> bool {
+        self.content == Content::Plan(plan.number())
+    }
+
+    /// Whether a cache of `shape` on `device` can use it.
+    ///
+    /// # Errors
+    /// [`CudaError::PlanShape`], [`CudaError::PlanMixed`].
+    pub(super) fn check_for(
+        &self,
+        device: &CudaDevice,
+        shape: &CacheShape,
+    ) -> Result<(), CudaError> {
+        let cache = Heads::of(device, shape);
+        if cache != self.heads {
+            let words = |heads: Heads| {
+                let Heads {
+                    device,
+                    kv_heads,
+                    head_dim,
+                } = heads;
+                format!("{kv_heads} KV heads of {head_dim} on device {device}")
+            };
+            return Err(CudaError::PlanShape {
+                reserved: words(self.heads),
+                cache: words(cache),
+            });
+        }
+        if self.content == Content::Mixed {
+            return Err(CudaError::PlanMixed);
+        }
+        Ok(())
     }
 }
 

@@ -10,15 +10,24 @@ use super::sys;
 pub enum CudaError {
     /// The machine has no NVIDIA driver, or the driver no device.
     #[error(
-        "no CUDA device: {call} answered {code} ({reason}); is there an NVIDIA driver and a visible GPU?"
+        "no CUDA device: {reason}; a visible GPU is needed, and an NVIDIA driver for CUDA {} or newer ({} for \
+         compute capability 9.0)",
+        version(sys::OLDEST_CUDA),
+        version(sys::OLDEST_CUDA_FOR_HOPPER)
     )]
     NoDevice {
-        /// The driver call that said so.
-        call: &'static str,
-        /// Its code.
-        code: i32,
-        /// The code in words.
+        /// What was tried, and what came of it.
         reason: String,
+    },
+    /// The driver is too old for the embedded kernels of this device.
+    #[error("the NVIDIA driver serves CUDA {}; the kernels for {name} need {}", version(*.found), version(*.needed))]
+    DriverTooOld {
+        /// The device's name.
+        name: String,
+        /// The newest CUDA version the driver serves: 1000 x major + 10 x minor.
+        found: i32,
+        /// What it would have to serve.
+        needed: i32,
     },
     /// There are fewer devices than asked for.
     #[error("no CUDA device {ordinal}: the driver has {count}")]
@@ -164,6 +173,22 @@ pub enum CudaError {
         /// What was asked for.
         dtype: crate::cache::DType,
     },
+    /// A device plan was reserved for another cache's shape: its partial results have other sizes.
+    #[error("the device plan was reserved for {reserved}; the cache has {cache}")]
+    PlanShape {
+        /// What it was reserved for.
+        reserved: String,
+        /// What the cache has.
+        cache: String,
+    },
+    /// A copy failed while a plan was put on the device.
+    #[error("the device plan holds parts of two plans, since a copy failed: update it")]
+    PlanMixed,
+    /// A patch is of another plan than the one on the device.
+    #[error(
+        "the device plan does not hold the plan that was patched, as it was before the patch: update it"
+    )]
+    OtherPlan,
     /// A plan was made for another head shape.
     #[error(
         "the plan has {got} query heads a KV head; the device plan was reserved for {expected}"
@@ -206,7 +231,7 @@ fn lost(code: i32) -> &'static str {
 
 /// The driver's own name and text of a code.
 pub(super) fn reason(code: i32) -> String {
-    let text = |call: unsafe extern "C" fn(i32, *mut *const std::ffi::c_char) -> i32| {
+    let text = |call: unsafe fn(i32, *mut *const std::ffi::c_char) -> i32| {
         let mut text = std::ptr::null();
         // SAFETY: the driver stores a pointer to a static string, or leaves the null.
         let answered = unsafe { call(code, &mut text) } == sys::SUCCESS && !text.is_null();
@@ -220,7 +245,6 @@ pub(super) fn reason(code: i32) -> String {
     match (text(sys::cuGetErrorName), text(sys::cuGetErrorString)) {
         (Some(name), Some(words)) => format!("{name}: {words}"),
         (Some(name), None) => name,
-        _ if code == 100 => "CUDA_ERROR_NO_DEVICE".into(),
         _ => "a code the driver does not name".into(),
     }
 }
@@ -237,17 +261,9 @@ pub(super) fn check(call: &'static str, code: i32) -> Result<(), CudaError> {
     })
 }
 
-/// The error of a call that went through `cust`.
-pub(super) fn from_cust(call: &'static str, error: cust::error::CudaError) -> CudaError {
-    use cust::error::CudaError as Cust;
-    let code = error as i32;
-    let reason = reason(code);
-    match error {
-        Cust::NoDevice | Cust::NotInitialized | Cust::OperatingSystemError => {
-            CudaError::NoDevice { call, code, reason }
-        }
-        _ => CudaError::Driver { call, code, reason },
-    }
+/// Major and minor of a CUDA version as the driver counts it.
+pub(super) fn version(number: i32) -> String {
+    format!("{}.{}", number / 1000, number % 1000 / 10)
 }
 
 #[cfg(test)]
@@ -255,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_that_cust_does_not_know_keep_their_number() {
+    fn codes_that_nobody_knows_keep_their_number() {
         let error = check("cuLaunchKernelEx", 912).unwrap_err();
         assert!(matches!(error, CudaError::Driver { code: 912, .. }));
         assert!(error.to_string().contains("912"), "{error}");
@@ -270,8 +286,14 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_a_driver_gets_the_error_that_selects_the_cpu() {
-        let error = from_cust("cuInit", cust::error::CudaError::NoDevice);
-        assert!(matches!(error, CudaError::NoDevice { code: 100, .. }));
+    fn who_has_no_driver_is_told_which_one_is_needed() {
+        let error = CudaError::NoDevice {
+            reason: "libcuda.so.1 could not be opened".into(),
+        };
+        assert_eq!(
+            error.to_string(),
+            "no CUDA device: libcuda.so.1 could not be opened; a visible GPU is needed, and an NVIDIA driver for \
+             CUDA 12.0 or newer (12.3 for compute capability 9.0)"
+        );
     }
 }

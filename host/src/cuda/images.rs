@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use kernels_gpu::entries::{self, Arch};
+use kernels_gpu::Arch;
 use sha2::{Digest, Sha256};
 
 use super::CudaError;
@@ -60,10 +60,10 @@ impl Image {
     }
 }
 
-/// Dynamic shared memory of `entry`: what its PTX says, else what the table of entries says.
+/// Dynamic shared memory of `entry`: what its PTX says, else what the embedded kernel of that name has.
 pub(super) fn shared_bytes(entry: &str, ptx: &Entry, arch: Arch) -> u32 {
     ptx.shared_bytes
-        .or_else(|| entries::find(entry, arch).map(|row| row.shared_bytes))
+        .or_else(|| kernels_gpu::ptx::entry(entry, arch).map(|known| known.shared_bytes))
         .unwrap_or(0)
 }
 
@@ -79,8 +79,8 @@ pub(super) fn arch_of(capability: (i32, i32)) -> Arch {
 fn known(arch: Arch) -> String {
     let images = kernels_gpu::ptx::IMAGES.iter();
     let names: Vec<_> = images
-        .filter(|image| image.arch == arch)
-        .flat_map(|image| image.entries.iter().copied())
+        .filter(|image| image.arch == arch.name())
+        .flat_map(|image| image.entries.iter().map(|entry| entry.name))
         .collect();
     if names.is_empty() {
         return "none; `cargo xtask build-kernels` makes them".to_owned();
@@ -128,11 +128,13 @@ mod tests {
         for image in kernels_gpu::ptx::IMAGES {
             check_hash(image.group, image.ptx, image.sha256).unwrap();
             let index = Index::parse(image.ptx).unwrap();
-            for &name in image.entries {
-                let row = entries::find(name, image.arch).expect(name);
-                let entry = &index.entries[name];
-                assert_eq!(entry.threads, Some(row.threads), "{name}");
-                assert_eq!(entry.shared_bytes, Some(row.shared_bytes), "{name}");
+            assert_eq!(format!("sm_{}", index.target), image.arch);
+            assert_eq!(index.entries.len(), image.entries.len());
+            for row in image.entries {
+                let entry = &index.entries[row.name];
+                assert_eq!(entry.threads, Some(row.threads), "{}", row.name);
+                assert_eq!(entry.shared_bytes, Some(row.shared_bytes), "{}", row.name);
+                assert_eq!(entry.parameters, row.parameters, "{}", row.name);
             }
         }
     }

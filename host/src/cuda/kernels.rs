@@ -1,8 +1,9 @@
-//! The kernels' names and arguments: the host's half of each entry's signature.
+//! The kernels of attention: which, and with what arguments.
 
 use kernels_gpu::attention::tile::MERGE_WARPS;
+use kernels_gpu::ptx::{self, Arguments as _};
 
-use super::launch::{Arguments, Launch};
+use super::launch::Launch;
 use super::plan::PlanImages;
 use super::{CudaDevice, CudaError, DevicePtr, Kernel, RawStream};
 use crate::attention::AttentionParams;
@@ -38,14 +39,10 @@ pub(super) struct AttentionKernels {
 impl AttentionKernels {
     pub(super) fn new(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
         let (dtype, head_dim) = (shape.dtype, shape.head_dim);
-        let nowhere = AttendPointers::default();
-        let none = PlanArguments::default();
-        let attend = attend_arguments(&nowhere, &none, 0, &AttentionParams::new(head_dim)).sizes();
-        let merge = merge_arguments(&nowhere, &none, 0).sizes();
         Ok(Self {
             kv_heads: shape.kv_heads,
-            attend: device.kernel(&format!("attend_{dtype}_d{head_dim}"), &attend)?,
-            merge: device.kernel(&format!("merge_{dtype}_d{head_dim}"), &merge)?,
+            attend: device.kernel(&format!("attend_{dtype}_d{head_dim}"), ptx::Attend::BYTES)?,
+            merge: device.kernel(&format!("merge_{dtype}_d{head_dim}"), ptx::Merge::BYTES)?,
         })
     }
 
@@ -76,7 +73,7 @@ impl AttentionKernels {
         let arguments = attend_arguments(pointers, &plan, self.kv_heads, params);
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the caller
         // vouches for the memory and the stream, the plan for its buffers.
-        unsafe { self.attend.launch(launch, arguments, stream) }
+        unsafe { self.attend.launch(launch, arguments.into(), stream) }
     }
 
     /// Enqueues the merge of what [`Self::attend`] left, if the plan may leave anything.
@@ -97,7 +94,7 @@ impl AttentionKernels {
         };
         let arguments = merge_arguments(pointers, &plan, self.kv_heads);
         // SAFETY: as in `attend`.
-        unsafe { self.merge.launch(launch, arguments, stream) }
+        unsafe { self.merge.launch(launch, arguments.into(), stream) }
     }
 }
 
@@ -142,37 +139,39 @@ fn attend_arguments(
     plan: &PlanArguments,
     kv_heads: u32,
     params: &AttentionParams,
-) -> Arguments {
-    Arguments::default()
-        .pointer(at.q)
-        .pointer(at.pool)
-        .pointer(plan.words)
-        .pointer(plan.masks)
-        .pointer(at.lengths)
-        .pointer(at.out)
-        .pointer(at.lse)
-        .pointer(at.partial_o)
-        .pointer(at.partial_lse)
-        .word(plan.stride_words)
-        .word(kv_heads)
-        .word(plan.group)
-        .word(plan.partial_slots)
-        .float(params.scale * std::f32::consts::LOG2_E)
-        .float(params.soft_cap.unwrap_or(0.0))
+) -> ptx::Attend {
+    ptx::Attend {
+        q: at.q.0,
+        pool: at.pool.0,
+        programs: plan.words.0,
+        masks: plan.masks.0,
+        lengths: at.lengths.0,
+        out: at.out.0,
+        lse: at.lse.0,
+        partial_o: at.partial_o.0,
+        partial_lse: at.partial_lse.0,
+        stride: plan.stride_words,
+        kv_heads,
+        group: plan.group,
+        partial_slots: plan.partial_slots,
+        scale_log2: params.scale * std::f32::consts::LOG2_E,
+        soft_cap: params.soft_cap.unwrap_or(0.0),
+    }
 }
 
-fn merge_arguments(at: &AttendPointers, plan: &PlanArguments, kv_heads: u32) -> Arguments {
-    Arguments::default()
-        .pointer(at.partial_o)
-        .pointer(at.partial_lse)
-        .pointer(plan.merge_rows)
-        .pointer(plan.merge_slots)
-        .pointer(at.out)
-        .pointer(at.lse)
-        .word(plan.rows)
-        .word(plan.partial_slots)
-        .word(kv_heads)
-        .word(plan.group)
+fn merge_arguments(at: &AttendPointers, plan: &PlanArguments, kv_heads: u32) -> ptx::Merge {
+    ptx::Merge {
+        partial_o: at.partial_o.0,
+        partial_lse: at.partial_lse.0,
+        rows: plan.merge_rows.0,
+        slots: plan.merge_slots.0,
+        out: at.out.0,
+        lse: at.lse.0,
+        row_count: plan.rows,
+        partial_slots: plan.partial_slots,
+        kv_heads,
+        group: plan.group,
+    }
 }
 
 #[cfg(test)]
@@ -180,24 +179,6 @@ mod tests {
     use super::*;
     use crate::cuda::Arch;
     use crate::cuda::images::Image;
-
-    #[test]
-    fn the_embedded_kernels_take_the_arguments_that_are_passed() {
-        let (at, plan) = (AttendPointers::default(), PlanArguments::default());
-        let attend = attend_arguments(&at, &plan, 0, &AttentionParams::new(64)).sizes();
-        let merge = merge_arguments(&at, &plan, 0).sizes();
-        for arch in Arch::ALL {
-            for dtype in ["bf16", "f16"] {
-                for head_dim in crate::cache::HEAD_DIMS {
-                    for (kernel, passed) in [("attend", &attend), ("merge", &merge)] {
-                        let name = format!("{kernel}_{dtype}_d{head_dim}");
-                        let image = Image::embedded(&name, arch).unwrap();
-                        assert_eq!(&image.entry(&name).unwrap().parameters, passed, "{name}");
-                    }
-                }
-            }
-        }
-    }
 
     #[test]
     fn only_a_merge_that_waits_by_itself_is_said_to() {

@@ -2,6 +2,8 @@
 
 use std::ffi::c_void;
 
+use kernels_gpu::ptx;
+
 use super::error::{check, reason};
 use super::sys;
 use super::{CudaDevice, CudaError, DevicePtr, RawStream};
@@ -73,6 +75,17 @@ impl Arguments {
     }
 }
 
+impl<A: ptx::Arguments> From<A> for Arguments {
+    /// A kernel's record, in the kernel's order.
+    fn from(record: A) -> Self {
+        let bits = record.bits();
+        let pairs = bits.as_ref().iter().zip(A::BYTES);
+        pairs.fold(Self::default(), |arguments, (&bits, &bytes)| {
+            arguments.push(bits, bytes as u8)
+        })
+    }
+}
+
 /// A loaded kernel. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -121,6 +134,11 @@ impl Kernel {
         &self.name
     }
 
+    /// Threads a block.
+    pub fn threads(&self) -> u32 {
+        self.threads
+    }
+
     /// Registers, local and shared memory.
     ///
     /// # Errors
@@ -161,54 +179,31 @@ impl Kernel {
         }
         let _current = self.device.activate()?;
         let mut pointers = arguments.pointers();
-        let code = match self.device.launch_ex() {
-            Some(launch_ex) if launch.overlaps_predecessor && self.waits => {
-                let mut value = [0; 8];
-                value[0] = 1;
-                let attribute = sys::LaunchAttribute {
-                    id: sys::ATTRIBUTE_PROGRAMMATIC_SERIALIZATION,
-                    padding: 0,
-                    value,
-                };
-                let config = sys::LaunchConfig {
-                    grid: launch.grid,
-                    block: [self.threads, 1, 1],
-                    shared_bytes: self.shared_bytes,
-                    stream: stream.handle(),
-                    attributes: &raw const attribute,
-                    attribute_count: 1,
-                };
-                // SAFETY: the structures are the driver's (sizes asserted), `pointers` has a place for
-                // each parameter; the rest is the caller's promise.
-                unsafe {
-                    launch_ex(
-                        &raw const config,
-                        self.function,
-                        pointers.as_mut_ptr(),
-                        std::ptr::null_mut(),
-                    )
-                }
-            }
+        let mut value = [0; 8];
+        value[0] = 1;
+        let attribute = sys::LaunchAttribute {
+            id: sys::ATTRIBUTE_PROGRAMMATIC_SERIALIZATION,
+            padding: 0,
+            value,
+        };
+        let config = sys::LaunchConfig {
+            grid: launch.grid,
+            block: [self.threads, 1, 1],
+            shared_bytes: self.shared_bytes,
+            stream: stream.handle(),
+            attributes: &raw const attribute,
             // Without the attribute the kernel simply starts after its predecessor.
-            _ => {
-                let [x, y, z] = launch.grid;
-                // SAFETY: as above.
-                unsafe {
-                    sys::cuLaunchKernel(
-                        self.function,
-                        x,
-                        y,
-                        z,
-                        self.threads,
-                        1,
-                        1,
-                        self.shared_bytes,
-                        stream.handle(),
-                        pointers.as_mut_ptr(),
-                        std::ptr::null_mut(),
-                    )
-                }
-            }
+            attribute_count: u32::from(launch.overlaps_predecessor && self.waits),
+        };
+        // SAFETY: the structures are the driver's (sizes asserted), `pointers` has a place for each
+        // parameter; the rest is the caller's promise.
+        let code = unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                self.function,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
         };
         if code == sys::SUCCESS {
             return Ok(());
@@ -227,7 +222,10 @@ impl Kernel {
     ///
     /// # Safety
     /// As [`Kernel::launch`].
-    pub(super) unsafe fn launch_threads(
+    ///
+    /// # Errors
+    /// [`CudaError::Launch`].
+    pub unsafe fn launch_threads(
         &self,
         threads: u64,
         arguments: Arguments,
@@ -245,6 +243,8 @@ impl Kernel {
 
 #[cfg(test)]
 mod tests {
+    use kernels_gpu::ptx::Arguments as _;
+
     use super::*;
 
     #[test]
@@ -261,5 +261,16 @@ mod tests {
             assert_eq!(pointers[1].cast::<u32>().read(), u32::MAX);
             assert_eq!(pointers[2].cast::<f32>().read(), -1.5);
         }
+    }
+
+    #[test]
+    fn a_kernels_record_is_passed_in_the_kernels_order() {
+        let arguments = Arguments::from(ptx::Advance {
+            targets: 1 << 40,
+            count: 7,
+            lengths: 2,
+        });
+        assert_eq!(arguments.sizes(), ptx::Advance::BYTES);
+        assert_eq!(arguments.slots[..3], [1 << 40, 7, 2]);
     }
 }

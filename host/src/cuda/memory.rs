@@ -132,9 +132,10 @@ impl<T: Pod> DeviceBuffer<T> {
     /// [`CudaError::Length`] if it does not fit, [`CudaError::Driver`].
     pub fn write(&self, first: usize, data: &[T], stream: &Stream) -> Result<(), CudaError> {
         self.check_range("data", first, data.len())?;
+        let _current = self.device.activate()?;
         // SAFETY: the range lies in the buffer, and the wait below keeps `data` alive over the copy.
         unsafe { self.enqueue_write(first, data, stream.raw()) }?;
-        stream.synchronize()
+        stream.finish()
     }
 
     /// Copies elements `first..` to `data` and waits for it.
@@ -143,28 +144,17 @@ impl<T: Pod> DeviceBuffer<T> {
     /// [`CudaError::Length`] if there are not as many, [`CudaError::Driver`].
     pub fn read(&self, first: usize, data: &mut [T], stream: &Stream) -> Result<(), CudaError> {
         self.check_range("data", first, data.len())?;
-        if !data.is_empty() {
-            let _current = self.device.activate()?;
-            // SAFETY: both ranges are valid for these bytes, and the wait below ends the copy before
-            // `data` is used; any bytes are a `T` (`Pod`).
-            let code = unsafe {
-                sys::cuMemcpyDtoHAsync_v2(
-                    data.as_mut_ptr().cast(),
-                    self.at(first).0,
-                    size_of_val(data),
-                    stream.raw().handle(),
-                )
-            };
-            check("cuMemcpyDtoHAsync", code)?;
-        }
-        stream.synchronize()
+        let _current = self.device.activate()?;
+        // SAFETY: the range lies in the buffer, and the wait below ends the copy before `data` is used.
+        unsafe { self.enqueue_read(first, data, stream.raw()) }?;
+        stream.finish()
     }
 
-    /// Enqueues a copy of `data` to `first..`.
+    /// Enqueues a copy of `data` to `first..`: beside the host if it is a [`PinnedBuffer`](super::PinnedBuffer)'s.
     ///
     /// # Safety
     /// `first + data.len() <= self.len()`, the stream belongs to the context, and `data` lives and does
-    /// not change until the copy is done (or is pageable, which the driver stages first).
+    /// not change until the copy is done, pageable or not.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
@@ -189,22 +179,88 @@ impl<T: Pod> DeviceBuffer<T> {
         })
     }
 
-    /// Enqueues copies of the parts `ranges` of `image`, which is as long as the buffer; returns the bytes
-    /// copied.
+    /// Enqueues a copy of elements `first..` to `data`.
+    ///
+    /// # Safety
+    /// As [`DeviceBuffer::enqueue_write`], and nobody reads `data` until the copy is done.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub unsafe fn enqueue_read(
+        &self,
+        first: usize,
+        data: &mut [T],
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let _current = self.device.activate()?;
+        // SAFETY: the caller vouches for both ranges and the stream; any bytes are a `T` (`Pod`).
+        check("cuMemcpyDtoHAsync", unsafe {
+            sys::cuMemcpyDtoHAsync_v2(
+                data.as_mut_ptr().cast(),
+                self.at(first).0,
+                size_of_val(data),
+                stream.handle(),
+            )
+        })
+    }
+
+    /// Enqueues a copy of `data` to `first..` and does not wait for it: it is taken from pinned memory that
+    /// `data` is copied to now. Not while `stream` is captured.
+    ///
+    /// # Errors
+    /// [`CudaError::Length`] if it does not fit, [`CudaError::Driver`].
+    pub fn upload(&self, first: usize, data: &[T], stream: &Stream) -> Result<(), CudaError> {
+        self.check_range("data", first, data.len())?;
+        self.upload_parts(std::iter::once((first, data)), stream)
+            .map(drop)
+    }
+
+    /// As [`DeviceBuffer::upload`], for the parts `ranges` of `image`, which is as long as the buffer; returns
+    /// the bytes copied. `ranges` is then empty; if the driver refused, it names what is still to be copied.
     pub(super) fn copy_ranges(
         &self,
         image: &[T],
-        ranges: Vec<Range<usize>>,
+        ranges: &mut Vec<Range<usize>>,
         stream: &Stream,
     ) -> Result<usize, CudaError> {
         debug_assert_eq!(image.len(), self.len);
-        let mut bytes = 0;
-        for range in join_ranges(ranges, COPY_GAP_BYTES / size_of::<T>()) {
-            // SAFETY: the range lies in both. The image is pageable, so the driver has taken its copy when
-            // the call returns (CUDA Driver API, "API synchronization behavior").
-            unsafe { self.enqueue_write(range.start, &image[range.clone()], stream.raw()) }?;
-            bytes += range.len() * size_of::<T>();
+        join_ranges(ranges, COPY_GAP_BYTES / size_of::<T>());
+        let parts = ranges
+            .iter()
+            .map(|range| (range.start, &image[range.clone()]));
+        let bytes = self.upload_parts(parts, stream)?;
+        ranges.clear();
+        Ok(bytes)
+    }
+
+    /// Enqueues copies of parts that fit, each with its first element; returns the bytes copied.
+    fn upload_parts<'a>(
+        &self,
+        parts: impl Iterator<Item = (usize, &'a [T])> + Clone,
+        stream: &Stream,
+    ) -> Result<usize, CudaError> {
+        let bytes = parts.clone().map(|(_, part)| size_of_val(part)).sum();
+        if bytes == 0 {
+            return Ok(0);
         }
+        self.device.staging().copy(bytes, stream, |piece| {
+            for (first, part) in parts {
+                let staged = piece.put(part);
+                // SAFETY: the part fits the buffer; the piece is not written again before the copy is done.
+                check("cuMemcpyHtoDAsync", unsafe {
+                    sys::cuMemcpyHtoDAsync_v2(
+                        self.at(first).0,
+                        staged,
+                        size_of_val(part),
+                        stream.raw().handle(),
+                    )
+                })?;
+            }
+            Ok(())
+        })?;
         Ok(bytes)
     }
 
@@ -250,9 +306,7 @@ impl<T> Drop for DeviceBuffer<T> {
         if self.pointer == DevicePtr::NULL {
             return;
         }
-        let Ok(_current) = self.device.activate() else {
-            return;
-        };
+        let _current = self.device.activate();
         // SAFETY: the address came from the matching allocation and is freed once. A failure means that
         // the context is lost, and the memory with it.
         unsafe {
@@ -264,19 +318,18 @@ impl<T> Drop for DeviceBuffer<T> {
     }
 }
 
-/// Splits `0..len` by what must be copied: sorted, joined ranges, gaps of up to `gap` elements bridged
-/// (one copy of a little more costs less than two).
-fn join_ranges(mut ranges: Vec<Range<usize>>, gap: usize) -> Vec<Range<usize>> {
+/// Sorts ranges that must be copied and joins those with gaps of up to `gap` elements (one copy of a little
+/// more costs less than two).
+fn join_ranges(ranges: &mut Vec<Range<usize>>, gap: usize) {
     ranges.retain(|range| !range.is_empty());
     ranges.sort_by_key(|range| range.start);
-    let mut joined: Vec<Range<usize>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.start <= last.end + gap => last.end = last.end.max(range.end),
-            _ => joined.push(range),
+    ranges.dedup_by(|later, kept| {
+        let near = later.start <= kept.end + gap;
+        if near {
+            kept.end = kept.end.max(later.end);
         }
-    }
-    joined
+        near
+    });
 }
 
 #[cfg(test)]
@@ -285,10 +338,8 @@ mod tests {
 
     #[test]
     fn dirty_ranges_are_joined_over_small_gaps_only() {
-        assert_eq!(
-            join_ranges(vec![40..44, 0..4, 2..8, 20..20, 12..16], 4),
-            vec![0..16, 40..44]
-        );
-        assert_eq!(join_ranges(vec![], 4), Vec::<std::ops::Range<usize>>::new());
+        let mut ranges = vec![40..44, 0..4, 2..8, 20..20, 12..16];
+        join_ranges(&mut ranges, 4);
+        assert_eq!(ranges, [0..16, 40..44]);
     }
 }

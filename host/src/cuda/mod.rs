@@ -1,11 +1,12 @@
-//! NVIDIA GPUs through the CUDA driver: the only place that knows `cust`.
+//! NVIDIA GPUs through the CUDA driver, which is opened at run time.
 //!
 //! | file | what it adds |
 //! |---|---|
-//! | `sys` | driver entry points that answer a plain `i32`, and why |
+//! | `sys` | the driver's library and its functions, which answer a plain `i32`, and why |
 //! | `error` | one error enum, with the driver's codes and words |
 //! | `device` | a device on its primary context; raw pointers and streams |
 //! | `memory` | arrays in device memory |
+//! | `pinned` | arrays in pinned host memory, and what copies are staged in |
 //! | `stream` | streams, events, graphs |
 //! | `ptx`, `images`, `module` | kernels by name, compiled when first used |
 //! | `launch`, `kernels` | arguments and launches |
@@ -13,9 +14,9 @@
 //! | `counters` | lengths and tail pages of growing nodes |
 //! | `writers` | the kernels that write the cache |
 //! | `paged` | the kernels between this cache and other engines' |
-//! | `ops` | what a model does between its matrix products |
 //! | `cache` | pages and counters, and attention over them, by device pointers |
 //! | `backend` | the same for slices of the host |
+//! | `cust` (feature `cust`) | rust-cuda's contexts, streams and buffers as ours |
 //!
 //! A program built with this module starts without a driver too; then opening a device is
 //! [`CudaError::NoDevice`]. Everything runs on the device's primary context, made current for the length
@@ -25,6 +26,8 @@ mod backend;
 mod cache;
 mod capacity;
 mod counters;
+#[cfg(feature = "cust")]
+mod cust;
 mod device;
 mod device_plan;
 mod error;
@@ -33,10 +36,11 @@ mod kernels;
 mod launch;
 mod memory;
 mod module;
-pub mod ops;
 mod paged;
+mod pinned;
 mod plan;
 mod ptx;
+mod rows;
 mod stream;
 mod sys;
 mod writers;
@@ -47,10 +51,12 @@ pub use capacity::PlanCapacity;
 pub use device::{CudaDevice, DevicePtr, RawStream};
 pub use device_plan::CudaPlan;
 pub use error::CudaError;
-pub use kernels_gpu::entries::Arch;
+pub use kernels_gpu::Arch;
 pub use launch::{Arguments, Kernel, Launch, Resources};
 pub use memory::DeviceBuffer;
 pub use module::ModuleTable;
 pub use paged::PagedBuffers;
+pub use pinned::PinnedBuffer;
+pub use rows::{DeviceElements, DeviceRows};
 pub use stream::{Event, Graph, Stream};
-pub use writers::{Append, Rotary};
+pub use writers::{Append, CachePointers, Rotary};

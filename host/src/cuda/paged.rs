@@ -1,8 +1,9 @@
 //! Tokens between this cache and a paged cache of another engine, on the same device.
 
 use kernels_gpu::layout::CORE;
+use kernels_gpu::ptx::{self, Arguments as _};
 
-use super::launch::{Arguments, Launch};
+use super::launch::Launch;
 use super::writers::CachePointers;
 use super::{CudaCache, CudaDevice, CudaError, DevicePtr, Kernel, RawStream};
 use crate::cache::{CacheShape, PagedError, PagedOrder};
@@ -48,22 +49,11 @@ enum Direction {
 
 impl PagedKernels {
     pub(super) fn new(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
-        let nowhere = PagedBuffers {
-            order: PagedOrder::Nhd,
-            page_size: 1,
-            page_stride: 1,
-            pages: DevicePtr::NULL,
-            places: DevicePtr::NULL,
-            count: 0,
-            k: DevicePtr::NULL,
-            v: DevicePtr::NULL,
-        };
         let dim = shape.head_dim;
-        let sizes = arguments(&nowhere, shape, &CachePointers::default()).sizes();
         Ok(Self {
             shape: *shape,
-            import: device.kernel(&format!("import_pages_d{dim}"), &sizes)?,
-            export: device.kernel(&format!("export_pages_d{dim}"), &sizes)?,
+            import: device.kernel(&format!("import_pages_d{dim}"), ptx::ImportPages::BYTES)?,
+            export: device.kernel(&format!("export_pages_d{dim}"), ptx::ExportPages::BYTES)?,
         })
     }
 
@@ -80,15 +70,15 @@ impl PagedKernels {
         if paged.page_size == 0 {
             return Err(PagedError::PageSize.into());
         }
-        let kernel = match direction {
-            Direction::Import => &self.import,
-            Direction::Export => &self.export,
+        let import = import_arguments(paged, &self.shape, at);
+        let (kernel, arguments) = match direction {
+            Direction::Import => (&self.import, import.into()),
+            Direction::Export => (&self.export, export_arguments(&import).into()),
         };
         let launch = Launch {
             grid: grid(paged.count, &self.shape, kernel.threads),
             overlaps_predecessor: false,
         };
-        let arguments = arguments(paged, &self.shape, at);
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the
         // caller's promise.
         unsafe { kernel.launch(launch, arguments, stream) }
@@ -110,7 +100,7 @@ impl CudaCache {
         paged: &PagedBuffers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let at = self.cache_pointers(self.plane(layer)?);
+        let at = self.layer_pointers(layer)?;
         // SAFETY: the caller's.
         unsafe { self.paged.run(Direction::Import, paged, &at, stream) }
     }
@@ -128,7 +118,7 @@ impl CudaCache {
         paged: &PagedBuffers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let at = self.cache_pointers(self.plane(layer)?);
+        let at = self.layer_pointers(layer)?;
         // SAFETY: the caller's.
         unsafe { self.paged.run(Direction::Export, paged, &at, stream) }
     }
@@ -141,31 +131,51 @@ fn grid(count: u32, shape: &CacheShape, threads: u32) -> [u32; 3] {
     [u32::try_from(blocks).unwrap_or(u32::MAX), shape.kv_heads, 1]
 }
 
-fn arguments(paged: &PagedBuffers, shape: &CacheShape, at: &CachePointers) -> Arguments {
+fn import_arguments(
+    paged: &PagedBuffers,
+    shape: &CacheShape,
+    at: &CachePointers,
+) -> ptx::ImportPages {
     let (token_stride, head_stride) = match paged.order {
         PagedOrder::Nhd => (shape.kv_heads, 1),
         PagedOrder::Hnd => (1, paged.page_size),
     };
-    Arguments::default()
-        .pointer(at.pool)
-        .pointer(paged.k)
-        .pointer(paged.v)
-        .pointer(paged.places)
-        .pointer(paged.pages)
-        .word(paged.count)
-        .word(shape.kv_heads)
-        .word(paged.page_size)
-        .word(paged.page_stride * shape.kv_heads)
-        .word(token_stride)
-        .word(head_stride)
+    ptx::ImportPages {
+        pool: at.pool.0,
+        k: paged.k.0,
+        v: paged.v.0,
+        places: paged.places.0,
+        table: paged.pages.0,
+        count: paged.count,
+        kv_heads: shape.kv_heads,
+        page_size: paged.page_size,
+        page_stride: paged.page_stride * shape.kv_heads,
+        token_stride,
+        head_stride,
+    }
+}
+
+/// The way back takes the same.
+fn export_arguments(import: &ptx::ImportPages) -> ptx::ExportPages {
+    ptx::ExportPages {
+        pool: import.pool,
+        k: import.k,
+        v: import.v,
+        places: import.places,
+        table: import.table,
+        count: import.count,
+        kv_heads: import.kv_heads,
+        page_size: import.page_size,
+        page_stride: import.page_stride,
+        token_stride: import.token_stride,
+        head_stride: import.head_stride,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::{DType, HEAD_DIMS};
-    use crate::cuda::Arch;
-    use crate::cuda::images::Image;
+    use crate::cache::DType;
 
     fn shape(head_dim: u32) -> CacheShape {
         CacheShape {
@@ -174,30 +184,6 @@ mod tests {
             head_dim,
             dtype: DType::Bf16,
             pages: 1,
-        }
-    }
-
-    #[test]
-    fn the_embedded_kernels_take_the_arguments_that_are_passed() {
-        let paged = PagedBuffers {
-            order: PagedOrder::Hnd,
-            page_size: 16,
-            page_stride: 16,
-            pages: DevicePtr::NULL,
-            places: DevicePtr::NULL,
-            count: 1,
-            k: DevicePtr::NULL,
-            v: DevicePtr::NULL,
-        };
-        for head_dim in HEAD_DIMS {
-            let passed = arguments(&paged, &shape(head_dim), &CachePointers::default()).sizes();
-            for arch in Arch::ALL {
-                for direction in ["import", "export"] {
-                    let name = format!("{direction}_pages_d{head_dim}");
-                    let image = Image::embedded(&name, arch).unwrap();
-                    assert_eq!(image.entry(&name).unwrap().parameters, passed, "{name}");
-                }
-            }
         }
     }
 

@@ -36,30 +36,29 @@ impl PlanImage {
         }
     }
 
-    /// Takes over the words `dirty` of `plan`, which is otherwise the one laid out here; returns the places
-    /// of these words.
+    /// Takes over the words `dirty` of `plan`, which is otherwise the one laid out here, and adds their places
+    /// to `changes`. Each range lies within one share.
     fn patch(
         &mut self,
         capacity: &PlanCapacity,
         plan: &Plan,
         dirty: &[Range<u32>],
-    ) -> Vec<Range<usize>> {
+        changes: &mut Changes,
+    ) {
         let stride = plan.stride();
-        let places = dirty.iter().filter(|range| !range.is_empty()).map(|range| {
+        for range in dirty.iter().filter(|range| !range.is_empty()) {
             let share = range.start / stride;
             let begin = (share * capacity.stride_words + range.start % stride) as usize;
             let place = begin..begin + range.len();
             let words = &plan.words()[range.start as usize..range.end as usize];
             self.words[place.clone()].copy_from_slice(words);
-            place
-        });
-        places.collect()
+            changes.words.push(place);
+        }
     }
 
-    /// Lays `plan` out and returns what changed.
-    fn set(&mut self, capacity: &PlanCapacity, plan: &Plan) -> Changes {
+    /// Lays `plan` out and adds what changed to `changes`.
+    fn set(&mut self, capacity: &PlanCapacity, plan: &Plan, changes: &mut Changes) {
         let stride = capacity.stride_words as usize;
-        let mut words = Vec::new();
         for share in 0..capacity.shares {
             let begin = share as usize * stride;
             // Word 0 of a header is its item count: 0 makes an empty program.
@@ -70,32 +69,20 @@ impl PlanImage {
             } else {
                 &[0; 4]
             };
-            overwrite(&mut self.words, begin, program, &mut words);
+            overwrite(&mut self.words, begin, program, &mut changes.words);
         }
-        let mut masks = Vec::new();
-        overwrite(&mut self.masks, 0, plan.masks(), &mut masks);
-        let mut merge_slots = Vec::new();
-        overwrite(
-            &mut self.merge_slots,
-            0,
-            plan.merge_slots(),
-            &mut merge_slots,
-        );
-        let mut merge_rows = Vec::new();
-        overwrite(&mut self.merge_rows, 0, plan.merge_rows(), &mut merge_rows);
+        overwrite(&mut self.masks, 0, plan.masks(), &mut changes.masks);
+        let slots = plan.merge_slots();
+        overwrite(&mut self.merge_slots, 0, slots, &mut changes.merge_slots);
+        let rows = plan.merge_rows();
+        overwrite(&mut self.merge_rows, 0, rows, &mut changes.merge_rows);
         let no_row = MergeRow {
             query: NONE,
             ..MergeRow::default()
         };
-        let used = plan.merge_rows().len();
-        let rest = vec![no_row; capacity.merge_rows - used];
-        overwrite(&mut self.merge_rows, used, &rest, &mut merge_rows);
-        Changes {
-            words,
-            masks,
-            merge_rows,
-            merge_slots,
-        }
+        let rest = vec![no_row; capacity.merge_rows - rows.len()];
+        let used = rows.len();
+        overwrite(&mut self.merge_rows, used, &rest, &mut changes.merge_rows);
     }
 }
 
@@ -131,6 +118,8 @@ pub(super) fn overwrite<T: Copy + PartialEq>(
 pub(super) struct PlanImages {
     capacity: PlanCapacity,
     image: PlanImage,
+    /// Parts of the image that are not on the device yet.
+    pending: Changes,
     pub(super) words: DeviceBuffer<u32>,
     pub(super) masks: DeviceBuffer<u64>,
     pub(super) merge_rows: DeviceBuffer<MergeRow>,
@@ -147,27 +136,15 @@ impl PlanImages {
             merge_rows: DeviceBuffer::from_slice(device, "merge rows", &image.merge_rows)?,
             merge_slots: DeviceBuffer::from_slice(device, "merge slots", &image.merge_slots)?,
             image,
+            pending: Changes::default(),
             capacity,
         })
     }
 
-    /// Puts `plan` there; returns the bytes copied.
+    /// Puts `plan` there; returns the bytes copied. What the driver refuses to copy is copied by the next call.
     pub(super) fn update(&mut self, plan: &Plan, stream: &Stream) -> Result<usize, CudaError> {
-        self.capacity.holds(&PlanCapacity::of(plan))?;
-        let changes = self.image.set(&self.capacity, plan);
-        let image = &self.image;
-        Ok(self
-            .words
-            .copy_ranges(&image.words, changes.words, stream)?
-            + self
-                .masks
-                .copy_ranges(&image.masks, changes.masks, stream)?
-            + self
-                .merge_rows
-                .copy_ranges(&image.merge_rows, changes.merge_rows, stream)?
-            + self
-                .merge_slots
-                .copy_ranges(&image.merge_slots, changes.merge_slots, stream)?)
+        self.image.set(&self.capacity, plan, &mut self.pending);
+        self.copy(stream)
     }
 
     /// Copies the words `dirty` of a plan that was put here and then patched; returns the bytes copied.
@@ -177,9 +154,27 @@ impl PlanImages {
         dirty: &[Range<u32>],
         stream: &Stream,
     ) -> Result<usize, CudaError> {
-        self.capacity.holds(&PlanCapacity::of(plan))?;
-        let places = self.image.patch(&self.capacity, plan, dirty);
-        self.words.copy_ranges(&self.image.words, places, stream)
+        self.image
+            .patch(&self.capacity, plan, dirty, &mut self.pending);
+        self.copy(stream)
+    }
+
+    fn copy(&mut self, stream: &Stream) -> Result<usize, CudaError> {
+        let (image, pending) = (&self.image, &mut self.pending);
+        let mut bytes = 0;
+        bytes += self
+            .words
+            .copy_ranges(&image.words, &mut pending.words, stream)?;
+        bytes += self
+            .masks
+            .copy_ranges(&image.masks, &mut pending.masks, stream)?;
+        bytes += self
+            .merge_rows
+            .copy_ranges(&image.merge_rows, &mut pending.merge_rows, stream)?;
+        bytes +=
+            self.merge_slots
+                .copy_ranges(&image.merge_slots, &mut pending.merge_slots, stream)?;
+        Ok(bytes)
     }
 
     pub(super) fn capacity(&self) -> &PlanCapacity {
@@ -230,7 +225,7 @@ mod tests {
         let mut capacity = PlanCapacity::of(&plan).scaled(2);
         capacity.shares = 7;
         let mut image = PlanImage::empty(&capacity);
-        image.set(&capacity, &plan);
+        image.set(&capacity, &plan, &mut Changes::default());
         let stride = capacity.stride_words as usize;
         for share in 0..5 {
             let from = &plan.words()[(share * plan.stride()) as usize..];
@@ -262,10 +257,13 @@ mod tests {
         let mut device = image.clone();
         for step in 0..4 {
             let plan = plan(&forest, &leaves, 5);
-            let changes = image.set(&capacity, &plan);
+            let mut changes = Changes::default();
+            image.set(&capacity, &plan, &mut changes);
             apply(&mut device, &image, &changes);
             assert_eq!(device, image, "step {step}");
-            assert_eq!(image.set(&capacity, &plan), Changes::default());
+            let mut again = Changes::default();
+            image.set(&capacity, &plan, &mut again);
+            assert_eq!(again, Changes::default());
             match step {
                 0 => drop(forest.extend(&leaves, 70).unwrap()),
                 1 => forest.prune(leaves.pop().unwrap()).map(drop).unwrap(),
@@ -280,9 +278,11 @@ mod tests {
         let (mut forest, leaves) = forest();
         let capacity = PlanCapacity::of(&plan(&forest, &leaves, 5)).scaled(2);
         let mut image = PlanImage::empty(&capacity);
-        image.set(&capacity, &plan(&forest, &leaves, 5));
+        let mut changes = Changes::default();
+        image.set(&capacity, &plan(&forest, &leaves, 5), &mut changes);
         forest.append(leaves[5], 64).unwrap();
-        let changes = image.set(&capacity, &plan(&forest, &leaves, 5));
+        changes = Changes::default();
+        image.set(&capacity, &plan(&forest, &leaves, 5), &mut changes);
         let copied: usize = changes.words.iter().map(Range::len).sum();
         let all: usize = plan(&forest, &leaves, 5).words().len();
         assert!(copied > 0 && copied < all, "{copied} of {all} words");
@@ -295,23 +295,20 @@ mod tests {
         let mut capacity = PlanCapacity::of(&plan).scaled(2);
         capacity.shares = 6;
         let mut image = PlanImage::empty(&capacity);
-        image.set(&capacity, &plan);
+        image.set(&capacity, &plan, &mut Changes::default());
         let mut device = image.clone();
         let cursor = forest.growth_cursor();
         forest.append(leaves[2], 64).unwrap();
         let mut dirty = Vec::new();
         let growth = forest.growth_since(cursor).unwrap();
         assert_eq!(plan.patch(growth, &mut dirty), Patch::Patched);
-        let words = image.patch(&capacity, &plan, &dirty);
-        let copied: usize = words.iter().map(Range::len).sum();
+        let mut changes = Changes::default();
+        image.patch(&capacity, &plan, &dirty, &mut changes);
+        let copied: usize = changes.words.iter().map(Range::len).sum();
         assert!(copied > 0 && copied < 200, "{copied} words for one page");
-        let changes = Changes {
-            words,
-            ..Changes::default()
-        };
         apply(&mut device, &image, &changes);
         let mut expected = PlanImage::empty(&capacity);
-        expected.set(&capacity, &plan);
+        expected.set(&capacity, &plan, &mut Changes::default());
         assert_eq!(device, expected);
     }
 }

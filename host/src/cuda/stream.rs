@@ -74,6 +74,11 @@ impl Stream {
     /// [`CudaError::Driver`]; a fault of an earlier kernel is reported here.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         let _current = self.device.activate()?;
+        self.finish()
+    }
+
+    /// [`Stream::synchronize`] for who has made the context current, and must not go on without having waited.
+    pub(super) fn finish(&self) -> Result<(), CudaError> {
         // SAFETY: a live stream of this context (by construction).
         check("cuStreamSynchronize", unsafe {
             sys::cuStreamSynchronize(self.raw.handle())
@@ -93,8 +98,21 @@ impl Stream {
         }
     }
 
+    /// Has later work of this stream wait for what `event` was recorded behind, without the host waiting.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn wait(&self, event: &Event) -> Result<(), CudaError> {
+        let _current = self.device.activate()?;
+        // SAFETY: a live stream and a live event (by construction).
+        check("cuStreamWaitEvent", unsafe {
+            sys::cuStreamWaitEvent(self.raw.handle(), event.handle, 0)
+        })
+    }
+
     /// Records what `work` enqueues on this stream instead of running it. Nothing may be allocated,
-    /// copied synchronously or waited for meanwhile: the driver refuses it, and so the capture.
+    /// copied from or to host slices, or waited for meanwhile: the driver refuses it, and so the capture.
+    /// However `work` ends, the stream is then no longer captured.
     ///
     /// # Errors
     /// Those of `work` (the capture is then dropped), and [`CudaError::Driver`].
@@ -103,33 +121,65 @@ impl Stream {
         work: impl FnOnce(&Self) -> Result<(), E>,
     ) -> Result<Graph, E> {
         let _current = self.device.activate()?;
-        // SAFETY: a live stream of this context.
-        check("cuStreamBeginCapture", unsafe {
-            sys::cuStreamBeginCapture_v2(self.raw.handle(), sys::CAPTURE_THREAD_LOCAL)
+        let capture = Capture::begin(self)?;
+        work(self)?;
+        let recorded = capture.end()?;
+        let mut executable = std::ptr::null_mut();
+        // SAFETY: the graph just captured, and a valid place for one handle.
+        check("cuGraphInstantiate", unsafe {
+            sys::cuGraphInstantiateWithFlags(&mut executable, recorded.0, 0)
         })?;
-        let outcome = work(self);
-        let mut graph = std::ptr::null_mut();
-        // SAFETY: this thread began the capture above; `graph` is a valid place for one handle.
-        let ended = check("cuStreamEndCapture", unsafe {
-            sys::cuStreamEndCapture(self.raw.handle(), &mut graph)
-        });
-        let instantiated = outcome.and(ended.map_err(E::from)).and_then(|()| {
-            let mut executable = std::ptr::null_mut();
-            // SAFETY: `graph` is the graph just captured; `executable` a valid place for one handle.
-            check("cuGraphInstantiate", unsafe {
-                sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0)
-            })
-            .map(|()| executable)
-            .map_err(E::from)
-        });
-        if !graph.is_null() {
-            // SAFETY: the graph is ours and not used after this; an executable graph is independent.
-            unsafe { sys::cuGraphDestroy(graph) };
-        }
         Ok(Graph {
             device: self.device.clone(),
-            executable: instantiated?,
+            executable,
         })
+    }
+}
+
+/// A stream that is being captured; no longer when this is dropped.
+struct Capture<'a> {
+    stream: &'a Stream,
+}
+
+impl<'a> Capture<'a> {
+    fn begin(stream: &'a Stream) -> Result<Self, CudaError> {
+        // SAFETY: a live stream of the current context.
+        check("cuStreamBeginCapture", unsafe {
+            sys::cuStreamBeginCapture_v2(stream.raw.handle(), sys::CAPTURE_THREAD_LOCAL)
+        })?;
+        Ok(Self { stream })
+    }
+
+    fn end(self) -> Result<Recorded, CudaError> {
+        std::mem::ManuallyDrop::new(self).end_once()
+    }
+
+    fn end_once(&self) -> Result<Recorded, CudaError> {
+        let mut graph = Recorded(std::ptr::null_mut());
+        // SAFETY: this thread began the capture; a valid place for one handle.
+        check("cuStreamEndCapture", unsafe {
+            sys::cuStreamEndCapture(self.stream.raw.handle(), &mut graph.0)
+        })?;
+        Ok(graph)
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        // What was recorded is of no use, and `work`'s own error or panic is the one to report.
+        let _ = self.end_once();
+    }
+}
+
+/// A captured graph; null if the driver gave none.
+struct Recorded(sys::Handle);
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: our own graph, destroyed once; an executable graph is independent of it.
+            unsafe { sys::cuGraphDestroy(self.0) };
+        }
     }
 }
 
@@ -138,10 +188,9 @@ impl Drop for Stream {
         if !self.owned {
             return;
         }
-        if let Ok(_current) = self.device.activate() {
-            // SAFETY: our own stream, destroyed once; the driver finishes its work first.
-            unsafe { sys::cuStreamDestroy_v2(self.raw.handle()) };
-        }
+        let _current = self.device.activate();
+        // SAFETY: our own stream, destroyed once; the driver finishes its work first.
+        unsafe { sys::cuStreamDestroy_v2(self.raw.handle()) };
     }
 }
 
@@ -174,14 +223,13 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if let Ok(_current) = self.device.activate() {
-            // SAFETY: our own graph, destroyed once.
-            unsafe { sys::cuGraphExecDestroy(self.executable) };
-        }
+        let _current = self.device.activate();
+        // SAFETY: our own graph, destroyed once.
+        unsafe { sys::cuGraphExecDestroy(self.executable) };
     }
 }
 
-/// A point in a stream whose time is taken.
+/// A point in a stream: its time is taken, and other streams can [wait](Stream::wait) for it.
 #[derive(Debug)]
 pub struct Event {
     device: CudaDevice,
@@ -242,9 +290,8 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if let Ok(_current) = self.device.activate() {
-            // SAFETY: our own event, destroyed once.
-            unsafe { sys::cuEventDestroy_v2(self.handle) };
-        }
+        let _current = self.device.activate();
+        // SAFETY: our own event, destroyed once.
+        unsafe { sys::cuEventDestroy_v2(self.handle) };
     }
 }

@@ -1,11 +1,17 @@
-//! The driver entry points this module calls itself.
+//! The driver: `libcuda.so.1`, opened when first needed, and those of its functions that this module calls.
 //!
-//! They are declared here, not taken from `cust`, for one reason: each returns a plain `i32`. `cust`
-//! 0.3.2 declares a Rust enum of the codes that CUDA 11 knew, and newer drivers have more; receiving one
-//! of those as that enum is undefined behaviour. So everything that can report a kernel's fault, or is
-//! newer than that enum, is here. Names and signatures: CUDA Driver API reference.
+//! Nothing of the driver is linked, so a program built with this module needs no CUDA files to build and
+//! starts without a driver. Every function answers its code as a plain `i32`: newer drivers have codes that
+//! no enum of today knows, and receiving one as such an enum would be undefined behaviour. Names and
+//! signatures: CUDA Driver API reference. All of them are in every driver for [`OLDEST_CUDA`].
 
 use std::ffi::{c_char, c_void};
+use std::sync::OnceLock;
+
+/// What the driver must serve at least, as `cuDriverGetVersion` counts: the embedded PTX is of ISA 8.0.
+pub(super) const OLDEST_CUDA: i32 = 12_000;
+/// The same for compute capability 9.0, whose embedded PTX is of ISA 8.3.
+pub(super) const OLDEST_CUDA_FOR_HOPPER: i32 = 12_030;
 
 /// `CUdeviceptr`.
 pub(super) type DevicePointer = u64;
@@ -14,12 +20,18 @@ pub(super) type Handle = *mut c_void;
 
 pub(super) const SUCCESS: i32 = 0;
 pub(super) const ERROR_OUT_OF_MEMORY: i32 = 2;
+/// Also the answer of every function where there is no driver.
+pub(super) const ERROR_NOT_INITIALIZED: i32 = 3;
 pub(super) const ERROR_NOT_READY: i32 = 600;
 
 /// `CU_STREAM_NON_BLOCKING`.
 pub(super) const STREAM_NON_BLOCKING: u32 = 1;
 /// `CU_EVENT_DEFAULT`.
 pub(super) const EVENT_DEFAULT: u32 = 0;
+/// `CU_EVENT_DISABLE_TIMING`.
+pub(super) const EVENT_DISABLE_TIMING: u32 = 2;
+/// `CU_MEMHOSTALLOC_PORTABLE`.
+pub(super) const HOST_ALLOC_PORTABLE: u32 = 1;
 /// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`.
 pub(super) const CAPTURE_THREAD_LOCAL: u32 = 1;
 
@@ -63,103 +75,147 @@ pub(super) struct LaunchConfig {
 }
 
 const _: () = assert!(size_of::<LaunchAttribute>() == 72);
+#[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<LaunchConfig>() == 56);
 
-/// `cuLaunchKernelEx` (CUDA 11.8), fetched at run time.
-pub(super) type LaunchKernelEx = unsafe extern "C" fn(
-    config: *const LaunchConfig,
-    function: Handle,
-    arguments: *mut *mut c_void,
-    extra: *mut *mut c_void,
-) -> i32;
+/// Declares the driver's functions once: for each a field of the table of addresses, and a function of this
+/// module that calls it.
+macro_rules! entry_points {
+    ($($(#[$only:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?);)*) => {
+        #[expect(non_snake_case, reason = "the driver's own names")]
+        struct Driver {
+            $($(#[$only])* $name: unsafe extern "C" fn($($type),*) -> i32,)*
+        }
 
-unsafe extern "C" {
-    pub(super) fn cuGetErrorName(code: i32, name: *mut *const c_char) -> i32;
-    pub(super) fn cuGetErrorString(code: i32, text: *mut *const c_char) -> i32;
-    pub(super) fn cuGetProcAddress(
-        name: *const c_char,
-        function: *mut *mut c_void,
-        version: i32,
-        flags: u64,
-    ) -> i32;
+        impl Driver {
+            #[cfg(target_os = "linux")]
+            fn find(library: &libloading::Library) -> Result<Self, String> {
+                // SAFETY: each is called with the signature that the driver documents for its name.
+                unsafe {
+                    Ok(Self {
+                        $($(#[$only])* $name: *library
+                            .get(stringify!($name))
+                            .map_err(|_| concat!(
+                                "libcuda.so.1 lacks ", stringify!($name), ", so it is too old"
+                            ))?,)*
+                    })
+                }
+            }
+        }
 
-    pub(super) fn cuDriverGetVersion(version: *mut i32) -> i32;
-    pub(super) fn cuDeviceGetAttribute(value: *mut i32, attribute: i32, device: i32) -> i32;
-    pub(super) fn cuCtxGetCurrent(context: *mut Handle) -> i32;
-    pub(super) fn cuCtxSetCurrent(context: Handle) -> i32;
-    pub(super) fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> i32;
+        $(
+            $(#[$only])*
+            #[expect(non_snake_case, reason = "the driver's own names")]
+            #[allow(clippy::too_many_arguments)]
+            pub(super) unsafe fn $name($($argument: $type),*) -> i32 {
+                match driver() {
+                    // SAFETY: the caller's, who knows the function by its name.
+                    Ok(driver) => unsafe { (driver.$name)($($argument),*) },
+                    Err(_) => ERROR_NOT_INITIALIZED,
+                }
+            }
+        )*
+    };
+}
 
-    pub(super) fn cuModuleLoadDataEx(
+entry_points! {
+    fn cuGetErrorName(code: i32, name: *mut *const c_char);
+    fn cuGetErrorString(code: i32, text: *mut *const c_char);
+
+    fn cuInit(flags: u32);
+    fn cuDriverGetVersion(version: *mut i32);
+    fn cuDeviceGetCount(count: *mut i32);
+    fn cuDeviceGet(device: *mut i32, ordinal: i32);
+    fn cuDeviceGetName(name: *mut c_char, bytes: i32, device: i32);
+    fn cuDeviceTotalMem_v2(bytes: *mut usize, device: i32);
+    fn cuDeviceGetAttribute(value: *mut i32, attribute: i32, device: i32);
+    fn cuDevicePrimaryCtxRetain(context: *mut Handle, device: i32);
+    fn cuDevicePrimaryCtxRelease_v2(device: i32);
+    fn cuCtxGetCurrent(context: *mut Handle);
+    fn cuCtxSetCurrent(context: Handle);
+    #[cfg(feature = "cust")]
+    fn cuCtxGetDevice(device: *mut i32);
+    fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
+
+    fn cuModuleLoadDataEx(
         module: *mut Handle,
         image: *const c_void,
         options: u32,
         names: *mut u32,
         values: *mut *mut c_void,
-    ) -> i32;
-    pub(super) fn cuModuleUnload(module: Handle) -> i32;
-    pub(super) fn cuModuleGetFunction(
-        function: *mut Handle,
-        module: Handle,
-        name: *const c_char,
-    ) -> i32;
-    pub(super) fn cuFuncSetAttribute(function: Handle, attribute: i32, value: i32) -> i32;
-    pub(super) fn cuFuncGetAttribute(value: *mut i32, attribute: i32, function: Handle) -> i32;
-    pub(super) fn cuLaunchKernel(
+    );
+    fn cuModuleUnload(module: Handle);
+    fn cuModuleGetFunction(function: *mut Handle, module: Handle, name: *const c_char);
+    fn cuFuncSetAttribute(function: Handle, attribute: i32, value: i32);
+    fn cuFuncGetAttribute(value: *mut i32, attribute: i32, function: Handle);
+    fn cuLaunchKernelEx(
+        config: *const LaunchConfig,
         function: Handle,
-        grid_x: u32,
-        grid_y: u32,
-        grid_z: u32,
-        block_x: u32,
-        block_y: u32,
-        block_z: u32,
-        shared_bytes: u32,
-        stream: Handle,
         arguments: *mut *mut c_void,
         extra: *mut *mut c_void,
-    ) -> i32;
+    );
 
-    pub(super) fn cuStreamCreate(stream: *mut Handle, flags: u32) -> i32;
-    pub(super) fn cuStreamDestroy_v2(stream: Handle) -> i32;
-    pub(super) fn cuStreamQuery(stream: Handle) -> i32;
-    pub(super) fn cuStreamSynchronize(stream: Handle) -> i32;
-    pub(super) fn cuStreamBeginCapture_v2(stream: Handle, mode: u32) -> i32;
-    pub(super) fn cuStreamEndCapture(stream: Handle, graph: *mut Handle) -> i32;
-    pub(super) fn cuGraphInstantiateWithFlags(
-        executable: *mut Handle,
-        graph: Handle,
-        flags: u64,
-    ) -> i32;
-    pub(super) fn cuGraphLaunch(executable: Handle, stream: Handle) -> i32;
-    pub(super) fn cuGraphDestroy(graph: Handle) -> i32;
-    pub(super) fn cuGraphExecDestroy(executable: Handle) -> i32;
+    fn cuStreamCreate(stream: *mut Handle, flags: u32);
+    fn cuStreamDestroy_v2(stream: Handle);
+    fn cuStreamQuery(stream: Handle);
+    fn cuStreamSynchronize(stream: Handle);
+    fn cuStreamWaitEvent(stream: Handle, event: Handle, flags: u32);
+    #[cfg(feature = "cust")]
+    fn cuStreamGetCtx(stream: Handle, context: *mut Handle);
+    fn cuStreamBeginCapture_v2(stream: Handle, mode: u32);
+    fn cuStreamEndCapture(stream: Handle, graph: *mut Handle);
+    fn cuGraphInstantiateWithFlags(executable: *mut Handle, graph: Handle, flags: u64);
+    fn cuGraphLaunch(executable: Handle, stream: Handle);
+    fn cuGraphDestroy(graph: Handle);
+    fn cuGraphExecDestroy(executable: Handle);
 
-    pub(super) fn cuEventCreate(event: *mut Handle, flags: u32) -> i32;
-    pub(super) fn cuEventDestroy_v2(event: Handle) -> i32;
-    pub(super) fn cuEventRecord(event: Handle, stream: Handle) -> i32;
-    pub(super) fn cuEventSynchronize(event: Handle) -> i32;
-    pub(super) fn cuEventElapsedTime(ms: *mut f32, start: Handle, end: Handle) -> i32;
+    fn cuEventCreate(event: *mut Handle, flags: u32);
+    fn cuEventDestroy_v2(event: Handle);
+    fn cuEventRecord(event: Handle, stream: Handle);
+    fn cuEventQuery(event: Handle);
+    fn cuEventSynchronize(event: Handle);
+    fn cuEventElapsedTime(ms: *mut f32, start: Handle, end: Handle);
 
-    pub(super) fn cuMemAlloc_v2(pointer: *mut DevicePointer, bytes: usize) -> i32;
-    pub(super) fn cuMemFree_v2(pointer: DevicePointer) -> i32;
-    pub(super) fn cuMemAllocAsync(pointer: *mut DevicePointer, bytes: usize, stream: Handle)
-    -> i32;
-    pub(super) fn cuMemFreeAsync(pointer: DevicePointer, stream: Handle) -> i32;
-    pub(super) fn cuMemcpyHtoDAsync_v2(
-        to: DevicePointer,
-        from: *const c_void,
-        bytes: usize,
-        stream: Handle,
-    ) -> i32;
-    pub(super) fn cuMemcpyDtoHAsync_v2(
-        to: *mut c_void,
-        from: DevicePointer,
-        bytes: usize,
-        stream: Handle,
-    ) -> i32;
-    pub(super) fn cuMemsetD8Async(
-        to: DevicePointer,
-        value: u8,
-        bytes: usize,
-        stream: Handle,
-    ) -> i32;
+    fn cuMemAlloc_v2(pointer: *mut DevicePointer, bytes: usize);
+    fn cuMemFree_v2(pointer: DevicePointer);
+    fn cuMemAllocAsync(pointer: *mut DevicePointer, bytes: usize, stream: Handle);
+    fn cuMemFreeAsync(pointer: DevicePointer, stream: Handle);
+    fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, flags: u32);
+    fn cuMemFreeHost(pointer: *mut c_void);
+    fn cuMemcpyHtoDAsync_v2(to: DevicePointer, from: *const c_void, bytes: usize, stream: Handle);
+    fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: DevicePointer, bytes: usize, stream: Handle);
+    fn cuMemsetD8Async(to: DevicePointer, value: u8, bytes: usize, stream: Handle);
+}
+
+/// Opens the driver, unless that was done.
+///
+/// # Errors
+/// Why there is none, in words.
+pub(super) fn open() -> Result<(), &'static str> {
+    driver().map(drop)
+}
+
+fn driver() -> Result<&'static Driver, &'static str> {
+    static DRIVER: OnceLock<Result<Driver, String>> = OnceLock::new();
+    DRIVER.get_or_init(load).as_ref().map_err(String::as_str)
+}
+
+#[cfg(target_os = "linux")]
+fn load() -> Result<Driver, String> {
+    // SAFETY: the driver's library may be loaded at any time.
+    let library = unsafe { libloading::Library::new("libcuda.so.1") }.map_err(|error| {
+        // The dynamic linker's own words are the error's cause.
+        let words = std::error::Error::source(&error)
+            .map_or_else(|| error.to_string(), ToString::to_string);
+        format!("libcuda.so.1 could not be opened ({words})")
+    })?;
+    let driver = Driver::find(&library)?;
+    // The addresses are good for as long as the program runs.
+    std::mem::forget(library);
+    Ok(driver)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn load() -> Result<Driver, String> {
+    Err("the CUDA driver is opened on Linux only".to_owned())
 }

@@ -1,8 +1,9 @@
 //! The kernels that write the cache: their names and arguments.
 
 use kernels_gpu::layout::CORE;
+use kernels_gpu::ptx::{self, Arguments as _};
 
-use super::{Arguments, CudaDevice, CudaError, DevicePtr, Kernel, RawStream};
+use super::{CudaDevice, CudaError, DevicePtr, Kernel, RawStream};
 use crate::cache::CacheShape;
 
 /// Device pointers of one append.
@@ -31,15 +32,15 @@ pub struct Rotary {
     pub sin: DevicePtr,
 }
 
-/// Where the cache's own arrays are.
+/// Where the cache's own arrays are, for kernels of one's own that read or write it.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct CachePointers {
-    /// One layer's plane, or the whole pool.
-    pub(super) pool: DevicePtr,
-    /// `[slots]`.
-    pub(super) lengths: DevicePtr,
-    /// `[slots]`.
-    pub(super) tail_pages: DevicePtr,
+pub struct CachePointers {
+    /// `[pages, kv_heads, 2, PAGE_TOKENS, head_dim]` of one layer, laid out as [`layout`](crate::layout) says.
+    pub pool: DevicePtr,
+    /// `[slots]` u32: tokens of each growing node.
+    pub lengths: DevicePtr,
+    /// `[slots]` u32: the page of each growing node's next token.
+    pub tail_pages: DevicePtr,
 }
 
 /// The kernels of one cache shape, compiled.
@@ -54,18 +55,16 @@ pub(super) struct WriterKernels {
 
 impl WriterKernels {
     pub(super) fn new(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
-        let nowhere = CachePointers::default();
-        let (none, dim, dtype) = (Append::default(), shape.head_dim, shape.dtype);
-        let advance = advance_arguments(DevicePtr::NULL, 0, &nowhere).sizes();
-        let append = append_arguments(&none, shape, &nowhere).sizes();
-        let rope = append_rope_arguments(&none, &Rotary::default(), shape, &nowhere).sizes();
-        let copy = copy_arguments(DevicePtr::NULL, 0, shape, &nowhere).sizes();
+        let (dim, dtype) = (shape.head_dim, shape.dtype);
         Ok(Self {
             shape: *shape,
-            advance: device.kernel("advance_counters", &advance)?,
-            append: device.kernel(&format!("append_d{dim}"), &append)?,
-            append_rope: device.kernel(&format!("append_rope_{dtype}_d{dim}"), &rope)?,
-            copy: device.kernel(&format!("copy_d{dim}"), &copy)?,
+            advance: device.kernel("advance_counters", ptx::Advance::BYTES)?,
+            append: device.kernel(&format!("append_d{dim}"), ptx::Append::BYTES)?,
+            append_rope: device.kernel(
+                &format!("append_rope_{dtype}_d{dim}"),
+                ptx::AppendRope::BYTES,
+            )?,
+            copy: device.kernel(&format!("copy_d{dim}"), ptx::Copy::BYTES)?,
         })
     }
 
@@ -78,7 +77,7 @@ impl WriterKernels {
         at: &CachePointers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let arguments = advance_arguments(targets, count, at);
+        let arguments = advance_arguments(targets, count, at).into();
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the
         // caller's promise.
         unsafe {
@@ -98,7 +97,7 @@ impl WriterKernels {
     ) -> Result<(), CudaError> {
         let chunks = 2 * self.shape.row_elements() as u64 / u64::from(CORE);
         let threads = u64::from(append.count) * chunks;
-        let arguments = append_arguments(append, &self.shape, at);
+        let arguments = append_arguments(append, &self.shape, at).into();
         // SAFETY: as in `advance`.
         unsafe { self.append.launch_threads(threads, arguments, stream) }
     }
@@ -114,7 +113,7 @@ impl WriterKernels {
     ) -> Result<(), CudaError> {
         // A thread has two chunks.
         let threads = self.shape.row_elements() as u64 / u64::from(CORE) * u64::from(append.count);
-        let arguments = append_rope_arguments(append, rotary, &self.shape, at);
+        let arguments = append_rope_arguments(append, rotary, &self.shape, at).into();
         // SAFETY: as in `advance`.
         unsafe { self.append_rope.launch_threads(threads, arguments, stream) }
     }
@@ -133,29 +132,31 @@ impl WriterKernels {
             0 => 0,
             _ => u64::from(self.shape.layers) * chunks,
         };
-        let arguments = copy_arguments(moves, count, &self.shape, at);
+        let arguments = copy_arguments(moves, count, &self.shape, at).into();
         // SAFETY: as in `advance`.
         unsafe { self.copy.launch_threads(threads, arguments, stream) }
     }
 }
 
-fn advance_arguments(targets: DevicePtr, count: u32, at: &CachePointers) -> Arguments {
-    Arguments::default()
-        .pointer(targets)
-        .word(count)
-        .pointer(at.lengths)
+fn advance_arguments(targets: DevicePtr, count: u32, at: &CachePointers) -> ptx::Advance {
+    ptx::Advance {
+        targets: targets.0,
+        count,
+        lengths: at.lengths.0,
+    }
 }
 
-fn append_arguments(append: &Append, shape: &CacheShape, at: &CachePointers) -> Arguments {
-    Arguments::default()
-        .pointer(at.pool)
-        .pointer(append.k)
-        .pointer(append.v)
-        .pointer(append.targets)
-        .pointer(at.lengths)
-        .pointer(at.tail_pages)
-        .word(append.count)
-        .word(shape.kv_heads)
+fn append_arguments(append: &Append, shape: &CacheShape, at: &CachePointers) -> ptx::Append {
+    ptx::Append {
+        pool: at.pool.0,
+        k: append.k.0,
+        v: append.v.0,
+        targets: append.targets.0,
+        lengths: at.lengths.0,
+        tail_pages: at.tail_pages.0,
+        count: append.count,
+        kv_heads: shape.kv_heads,
+    }
 }
 
 fn append_rope_arguments(
@@ -163,19 +164,20 @@ fn append_rope_arguments(
     rotary: &Rotary,
     shape: &CacheShape,
     at: &CachePointers,
-) -> Arguments {
-    Arguments::default()
-        .pointer(at.pool)
-        .pointer(append.k)
-        .pointer(append.v)
-        .pointer(append.targets)
-        .pointer(at.lengths)
-        .pointer(at.tail_pages)
-        .pointer(rotary.positions)
-        .pointer(rotary.cos)
-        .pointer(rotary.sin)
-        .word(append.count)
-        .word(shape.kv_heads)
+) -> ptx::AppendRope {
+    ptx::AppendRope {
+        pool: at.pool.0,
+        k: append.k.0,
+        v: append.v.0,
+        targets: append.targets.0,
+        lengths: at.lengths.0,
+        tail_pages: at.tail_pages.0,
+        positions: rotary.positions.0,
+        cos: rotary.cos.0,
+        sin: rotary.sin.0,
+        count: append.count,
+        kv_heads: shape.kv_heads,
+    }
 }
 
 fn copy_arguments(
@@ -183,51 +185,13 @@ fn copy_arguments(
     count: u32,
     shape: &CacheShape,
     at: &CachePointers,
-) -> Arguments {
-    Arguments::default()
-        .pointer(at.pool)
-        .pointer(moves)
-        .word(count)
-        .word(shape.layers)
-        .word(shape.pages)
-        .word(shape.kv_heads)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cache::DType;
-    use crate::cuda::Arch;
-    use crate::cuda::images::Image;
-
-    #[test]
-    fn the_embedded_kernels_take_the_arguments_that_are_passed() {
-        for head_dim in crate::cache::HEAD_DIMS {
-            let shape = CacheShape {
-                layers: 1,
-                kv_heads: 1,
-                head_dim,
-                dtype: DType::Bf16,
-                pages: 1,
-            };
-            let at = CachePointers::default();
-            let append = append_arguments(&Append::default(), &shape, &at).sizes();
-            let (none, rotary) = (Append::default(), Rotary::default());
-            let rope = append_rope_arguments(&none, &rotary, &shape, &at).sizes();
-            let copy = copy_arguments(DevicePtr::NULL, 0, &shape, &at).sizes();
-            let advance = advance_arguments(DevicePtr::NULL, 0, &at).sizes();
-            for arch in Arch::ALL {
-                for (name, passed) in [
-                    (format!("append_d{head_dim}"), &append),
-                    (format!("append_rope_bf16_d{head_dim}"), &rope),
-                    (format!("append_rope_f16_d{head_dim}"), &rope),
-                    (format!("copy_d{head_dim}"), &copy),
-                    ("advance_counters".to_owned(), &advance),
-                ] {
-                    let image = Image::embedded(&name, arch).unwrap();
-                    assert_eq!(&image.entry(&name).unwrap().parameters, passed, "{name}");
-                }
-            }
-        }
+) -> ptx::Copy {
+    ptx::Copy {
+        pool: at.pool.0,
+        moves: moves.0,
+        count,
+        layers: shape.layers,
+        pages: shape.pages,
+        kv_heads: shape.kv_heads,
     }
 }

@@ -14,6 +14,7 @@ pub(super) fn check(view: &TreeView, ancestors: &mut Vec<(u32, u32)>) -> Result<
             max: MAX_QUERIES,
         });
     }
+    check_order(view, ancestors)?;
     for (of, len) in [
         ("runs", view.runs.len()),
         ("pages", view.pages.len()),
@@ -58,6 +59,31 @@ pub(super) fn check(view: &TreeView, ancestors: &mut Vec<(u32, u32)>) -> Result<
     Ok(())
 }
 
+/// Whether the order names each row once. `seen` is scratch.
+fn check_order(view: &TreeView, seen: &mut Vec<(u32, u32)>) -> Result<(), PlanError> {
+    let bad = || PlanError::QueryOrder {
+        queries: view.queries,
+    };
+    if view.query_order.len() != view.queries as usize {
+        return Err(bad());
+    }
+    if (0..)
+        .zip(&view.query_order)
+        .all(|(query, &row)| query == row)
+    {
+        return Ok(());
+    }
+    seen.clear();
+    seen.resize(view.queries as usize, (0, 0));
+    for &row in &view.query_order {
+        match seen.get_mut(row as usize) {
+            Some(count) if count.0 == 0 => count.0 = 1,
+            _ => return Err(bad()),
+        }
+    }
+    Ok(())
+}
+
 fn check_arrays(view: &TreeView, run: &Run) -> Result<(), &'static str> {
     if run.pages.end < run.pages.start || run.pages.end as usize > view.pages.len() {
         return Err("its pages are not in the view's pages");
@@ -66,10 +92,20 @@ fn check_arrays(view: &TreeView, run: &Run) -> Result<(), &'static str> {
     if pages != run.tokens.div_ceil(PAGE_TOKENS) {
         return Err("it has not as many pages as its tokens fill");
     }
+    let width = run.queries.end - run.queries.start;
+    if run.causal > 0 {
+        if run.causal > run.tokens || run.causal > width {
+            return Err("more of its tokens have queries than it has tokens, or queries");
+        }
+        if pages > 1 || run.mask.is_some() || run.length_slot.is_some() {
+            return Err(
+                "a run whose queries see its tokens one by one is a page, without masks or growth",
+            );
+        }
+    }
     let Some(mask) = run.mask else {
         return Ok(());
     };
-    let width = run.queries.end - run.queries.start;
     let end = u64::from(mask) + u64::from(pages) * u64::from(width);
     if end > view.masks.len() as u64 {
         return Err("its masks are not in the view's masks");

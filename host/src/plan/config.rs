@@ -85,14 +85,7 @@ impl PlanConfig {
                 });
             }
         }
-        let costs = [
-            ("bytes_per_ns", self.cost.bytes_per_ns),
-            ("flops_per_ns", self.cost.flops_per_ns),
-            ("item_ns", self.cost.item_ns),
-            ("cache_bytes_per_ns", self.cost.cache_bytes_per_ns),
-            ("partial_bytes_per_ns", self.cost.partial_bytes_per_ns),
-        ];
-        for (name, value) in costs {
+        for (name, &mut value) in self.cost.clone().constants() {
             if !(value > 0.0 && value.is_finite()) {
                 return Err(PlanError::BadCost { name, value });
             }
@@ -101,10 +94,11 @@ impl PlanConfig {
     }
 }
 
-/// Shares a KV head that fill `sms` streaming multiprocessors: `sms / kv_heads`, at least one, and no
-/// more than there are `pages` to read.
-pub fn shares_for(sms: u32, kv_heads: u32, pages: u32) -> u32 {
-    (sms / kv_heads.max(1)).min(pages).max(1)
+/// Shares a KV head that fill `sms` streaming multiprocessors: `sms / kv_heads`, at least one.
+///
+/// Not fewer where there are fewer pages: several row tiles can each have their shares of a page.
+pub fn shares_for(sms: u32, kv_heads: u32) -> u32 {
+    (sms / kv_heads.max(1)).max(1)
 }
 
 #[cfg(test)]
@@ -112,11 +106,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_fill_the_device_but_never_outnumber_the_pages() {
-        assert_eq!(shares_for(132, 8, 1_000), 16);
-        assert_eq!(shares_for(132, 8, 3), 3);
-        assert_eq!(shares_for(132, 256, 3), 1);
-        assert_eq!(shares_for(0, 0, 0), 1);
+    fn shares_fill_the_device() {
+        assert_eq!(shares_for(132, 8), 16);
+        assert_eq!(shares_for(132, 4), 33);
+        assert_eq!(shares_for(132, 256), 1);
+        assert_eq!(shares_for(0, 0), 1);
     }
 
     #[test]

@@ -12,15 +12,31 @@ use kernels_gpu::layout::CORE;
 /// | `item_ns` | 1,500 | fitted, of little weight: load queries, drain the pipeline, scale and store |
 /// | `cache_bytes_per_ns` | 66 | estimated from the same times: what a share asked for; the cache may give more |
 /// | `partial_bytes_per_ns` | 30 | fitted, between 21.7 (`spec64_ctx4k`) and what long contexts want |
+/// | `memory_bytes_per_ns` | 23.4 | measured: 3,088 GB/s over 132 SMs |
+/// | `cache_bytes` | 198,000 | half of 50 MB over 132 SMs: an SM's reads go through its own half of the cache |
+/// | `launch_ns` | 4,800 | measured: a graph of one small kernel and its first trips to memory |
 ///
-/// Refitted by `deft-bench trees --cost bytes_per_ns=42 --cost partial_bytes_per_ns=30 ...`; what was tried is in
-/// docs/performance.md. An SM alone can read faster than its 1/132 of 3,088 GB/s, and does so beside others that
-/// read from the cache: hence 42 and not 23.4.
+/// Refitted by `deft-bench fit`; what was tried is in docs/performance.md. An SM alone can read faster than its
+/// 1/132 of 3,088 GB/s, and does so beside others that read from the cache: hence 42 for a share by itself and
+/// 23.4 for the mean of all.
 ///
 /// A page of `n` tokens costs `max(bytes / bytes_per_ns, rows x n x head_dim x 4 / flops_per_ns)`, the
 /// rows rounded up to what the kernels' tiles hold (16, 64, 128, 256) and the tokens to whole groups of
-/// eight. Pages that several row tiles read at about the same time cost `bytes / cache_bytes_per_ns`
-/// instead. A partial slot costs its bytes once written and once read.
+/// eight. Pages that several row tiles read while they are in the cache cost `bytes / cache_bytes_per_ns`
+/// instead. A partial slot costs its bytes once written and once read. The whole plan takes `launch_ns` and
+/// what its costliest share takes, or all that comes from memory at the shares' mean rate if that is more.
+///
+/// Other GPUs have the H100's constants in the ratio of their datasheets, an SM against an SM:
+///
+/// | GPU | SMs | GB/s | dense 16-bit TFLOP/s | cache, MB | clock, MHz |
+/// |---|---|---|---|---|---|
+/// | H100 SXM | 132 | 3,350 | 989 | 50 | 1,980 |
+/// | H200 SXM | 132 | 4,800 | 989 | 50 | 1,980 |
+/// | A100 SXM 80 GB | 108 | 2,039 | 312 | 40 | 1,410 |
+/// | L40S | 142 | 864 | 362 | 96 | 2,520 |
+///
+/// Memory rates go by the bandwidth, products by the TFLOP/s, rates from the cache and fixed costs by the clock.
+/// Nothing has been timed on those three.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CostModel {
@@ -34,7 +50,30 @@ pub struct CostModel {
     pub cache_bytes_per_ns: f64,
     /// Bytes of partial results that a share writes, or reads back, in a nanosecond.
     pub partial_bytes_per_ns: f64,
+    /// KV bytes from memory in a nanosecond, a share's part of what all read at once.
+    pub memory_bytes_per_ns: f64,
+    /// Bytes that the cache keeps until they are read again, a share's part.
+    pub cache_bytes: f64,
+    /// Fixed cost of a plan.
+    pub launch_ns: f64,
 }
+
+/// A GPU's datasheet: SMs, GB/s, dense 16-bit TFLOP/s, MB of L2, boost clock in MHz.
+struct Datasheet {
+    sms: f64,
+    gb_per_s: f64,
+    tflop_per_s: f64,
+    cache_mb: f64,
+    mhz: f64,
+}
+
+const H100_SHEET: Datasheet = Datasheet {
+    sms: 132.0,
+    gb_per_s: 3_350.0,
+    tflop_per_s: 989.0,
+    cache_mb: 50.0,
+    mhz: 1_980.0,
+};
 
 impl CostModel {
     /// An H100 with one thread block an SM.
@@ -44,7 +83,31 @@ impl CostModel {
         item_ns: 1_500.0,
         cache_bytes_per_ns: 66.0,
         partial_bytes_per_ns: 30.0,
+        memory_bytes_per_ns: 3_088.0 / 132.0,
+        cache_bytes: 198_000.0,
+        launch_ns: 4_800.0,
     };
+    /// An H200, by its datasheet.
+    pub const H200: Self = Self::scaled(Datasheet {
+        gb_per_s: 4_800.0,
+        ..H100_SHEET
+    });
+    /// An A100 of 80 GB, by its datasheet.
+    pub const A100: Self = Self::scaled(Datasheet {
+        sms: 108.0,
+        gb_per_s: 2_039.0,
+        tflop_per_s: 312.0,
+        cache_mb: 40.0,
+        mhz: 1_410.0,
+    });
+    /// An L40S, by its datasheet.
+    pub const L40S: Self = Self::scaled(Datasheet {
+        sms: 142.0,
+        gb_per_s: 864.0,
+        tflop_per_s: 362.0,
+        cache_mb: 96.0,
+        mhz: 2_520.0,
+    });
     /// One core of a CPU: a few GB/s of the shared memory bus, 8-lane FMA at half its rate.
     pub const CPU_CORE: Self = Self {
         bytes_per_ns: 8.0,
@@ -52,7 +115,54 @@ impl CostModel {
         item_ns: 500.0,
         cache_bytes_per_ns: 16.0,
         partial_bytes_per_ns: 16.0,
+        memory_bytes_per_ns: 8.0,
+        cache_bytes: 2_000_000.0,
+        launch_ns: 5_000.0,
     };
+
+    /// The model of the GPU that calls itself `name`, such as `NVIDIA H100 80GB HBM3`; the H100's if it is none
+    /// of those above, since shares are even by ratios that GPUs have nearly in common.
+    pub fn of_gpu(name: &str) -> Self {
+        let known = [
+            ("H200", Self::H200),
+            ("A100", Self::A100),
+            ("L40S", Self::L40S),
+        ];
+        let found = known.into_iter().find(|(part, _)| name.contains(part));
+        found.map_or(Self::H100, |(_, model)| model)
+    }
+
+    const fn scaled(sheet: Datasheet) -> Self {
+        let one = H100_SHEET;
+        let memory = sheet.gb_per_s / sheet.sms / (one.gb_per_s / one.sms);
+        let products = sheet.tflop_per_s / sheet.sms / (one.tflop_per_s / one.sms);
+        let clock = sheet.mhz / one.mhz;
+        Self {
+            bytes_per_ns: Self::H100.bytes_per_ns * memory,
+            flops_per_ns: Self::H100.flops_per_ns * products,
+            item_ns: Self::H100.item_ns / clock,
+            cache_bytes_per_ns: Self::H100.cache_bytes_per_ns * clock,
+            partial_bytes_per_ns: Self::H100.partial_bytes_per_ns * clock,
+            memory_bytes_per_ns: Self::H100.memory_bytes_per_ns * memory,
+            cache_bytes: Self::H100.cache_bytes * (sheet.cache_mb / sheet.sms)
+                / (one.cache_mb / one.sms),
+            launch_ns: Self::H100.launch_ns / clock,
+        }
+    }
+
+    /// Every constant by its field's name, to be read or set.
+    pub fn constants(&mut self) -> [(&'static str, &mut f64); 8] {
+        [
+            ("bytes_per_ns", &mut self.bytes_per_ns),
+            ("flops_per_ns", &mut self.flops_per_ns),
+            ("item_ns", &mut self.item_ns),
+            ("cache_bytes_per_ns", &mut self.cache_bytes_per_ns),
+            ("partial_bytes_per_ns", &mut self.partial_bytes_per_ns),
+            ("memory_bytes_per_ns", &mut self.memory_bytes_per_ns),
+            ("cache_bytes", &mut self.cache_bytes),
+            ("launch_ns", &mut self.launch_ns),
+        ]
+    }
 }
 
 impl Default for CostModel {
@@ -74,6 +184,11 @@ pub(super) struct Costs {
     pub(super) item_ns: f64,
     /// One query's partial slot, written and read.
     pub(super) slot_ns: f64,
+    /// Reading one group of eight tokens when all shares read from memory.
+    pub(super) memory_group_ns: f64,
+    /// Groups of eight tokens that the cache keeps, a share's part.
+    pub(super) cache_groups: f64,
+    pub(super) launch_ns: f64,
 }
 
 /// Token groups of a full page.
@@ -96,6 +211,9 @@ impl Costs {
             row_ns: 4.0 * group_elements / model.flops_per_ns,
             item_ns: model.item_ns,
             slot_ns: 2.0 * slot_bytes / model.partial_bytes_per_ns,
+            memory_group_ns: group_bytes / model.memory_bytes_per_ns,
+            cache_groups: model.cache_bytes / group_bytes,
+            launch_ns: model.launch_ns,
         }
     }
 
@@ -107,6 +225,12 @@ impl Costs {
             own: self.group_ns.max(compute_ns),
             shared: self.shared_group_ns.max(compute_ns),
         }
+    }
+
+    /// The least that `groups` groups of tokens seen by `queries` queries cost, in whichever tiles.
+    pub(super) fn least_ns(&self, groups: f64, queries: u32) -> f64 {
+        let memory = self.group_ns.min(2.0 * self.shared_group_ns);
+        groups * memory.max(self.row_ns * f64::from(queries * self.group_size))
     }
 
     /// Queries that fit the rows of the tile that `queries` queries take.
@@ -172,6 +296,24 @@ fn tile_rows(rows: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gpus_are_known_by_their_names_and_scaled_an_sm_against_an_sm() {
+        assert_eq!(CostModel::of_gpu("NVIDIA H100 80GB HBM3"), CostModel::H100);
+        assert_eq!(CostModel::of_gpu("NVIDIA H200"), CostModel::H200);
+        assert_eq!(CostModel::of_gpu("NVIDIA A100-SXM4-80GB"), CostModel::A100);
+        assert_eq!(CostModel::of_gpu("NVIDIA L40S"), CostModel::L40S);
+        assert_eq!(CostModel::of_gpu("of years to come"), CostModel::H100);
+        assert_eq!(CostModel::H200.flops_per_ns, CostModel::H100.flops_per_ns);
+        // 4.8 TB/s against 3.35, both over 132 SMs.
+        let faster = CostModel::H200.bytes_per_ns / CostModel::H100.bytes_per_ns;
+        assert!((faster - 4.8 / 3.35).abs() < 1e-9);
+        // 312 TFLOP/s over 108 SMs against 989 over 132.
+        let slower = CostModel::A100.flops_per_ns / CostModel::H100.flops_per_ns;
+        assert!((slower - 312.0 / 108.0 / (989.0 / 132.0)).abs() < 1e-9);
+        let larger = CostModel::L40S.cache_bytes / CostModel::H100.cache_bytes;
+        assert!((larger - 96.0 / 142.0 / (50.0 / 132.0)).abs() < 1e-9);
+    }
 
     #[test]
     fn a_page_is_bound_by_memory_until_the_tile_is_wide() {

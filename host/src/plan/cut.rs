@@ -13,7 +13,7 @@ use super::sequence::{Piece, Sequence, Unit};
 /// Fillings tried at most.
 const FILLINGS: u32 = 8;
 /// The search ends when the costliest share is this close to what it could be.
-const PRECISION: f64 = 0.01;
+pub(super) const PRECISION: f64 = 0.01;
 /// A share may exceed its target by this if a piece then need not be cut.
 const OVERSHOOT: f64 = 0.005;
 
@@ -21,7 +21,6 @@ const OVERSHOOT: f64 = 0.005;
 trait Sink {
     fn begin_item(&mut self, share: u32, queries: Range<u32>);
     fn push_segment(&mut self, piece: &Piece, pages: Range<u32>);
-    fn end_share(&mut self, share: u32, cost: f64);
 }
 
 /// Only the costs matter.
@@ -30,7 +29,6 @@ struct Trial;
 impl Sink for Trial {
     fn begin_item(&mut self, _: u32, _: Range<u32>) {}
     fn push_segment(&mut self, _: &Piece, _: Range<u32>) {}
-    fn end_share(&mut self, _: u32, _: f64) {}
 }
 
 impl Sink for Draft {
@@ -40,20 +38,18 @@ impl Sink for Draft {
     fn push_segment(&mut self, piece: &Piece, pages: Range<u32>) {
         Draft::push_segment(self, piece, pages);
     }
-    fn end_share(&mut self, share: u32, cost: f64) {
-        self.share_ns[share as usize] = cost;
-    }
 }
 
-/// Cuts `sequence` into at most `shares` shares whose items hold at most `max_queries` queries.
+/// Cuts `sequence` into at most `shares` shares whose items hold at most `max_queries` queries. `draft` is
+/// empty and has at least as many. False, and nothing drafted, if some share would cost `worth` and more.
 pub(super) fn cut(
     sequence: &Sequence,
     costs: &Costs,
     max_queries: u32,
     shares: u32,
+    worth: f64,
     draft: &mut Draft,
-) {
-    draft.clear(shares);
+) -> bool {
     let work: f64 = sequence
         .units
         .iter()
@@ -90,7 +86,7 @@ pub(super) fn cut(
         }
         // No target below the mean suffices; what is cut off there is about the same.
         let least = f64::max(low, filled.total / parts);
-        if best <= least * (1.0 + PRECISION) {
+        if best <= least * (1.0 + PRECISION) || least >= worth {
             break;
         }
         target = if high.is_finite() {
@@ -99,7 +95,10 @@ pub(super) fn cut(
             (least * (1.0 + PRECISION)).max(target + (filled.last - target) / parts)
         };
     }
-    filling(best_target).run(sequence, draft);
+    if best < worth {
+        filling(best_target).run(sequence, draft);
+    }
+    best < worth
 }
 
 /// The item being filled.
@@ -148,6 +147,11 @@ struct Filled {
 impl Filling<'_> {
     fn run(mut self, sequence: &Sequence, sink: &mut impl Sink) -> Filled {
         for unit in &sequence.units {
+            if unit.begins_lane && !self.share_is_empty() && self.share + 1 < self.shares {
+                self.end_share();
+            } else if !unit.follows {
+                self.close_item();
+            }
             let unit_fits = self.enter(unit);
             let pieces = &sequence.pieces[unit.pieces.start as usize..unit.pieces.end as usize];
             for (i, piece) in pieces.iter().enumerate() {
@@ -159,7 +163,7 @@ impl Filling<'_> {
                 self.place(piece, place, sink);
             }
         }
-        self.end_share(sink);
+        self.end_share();
         self.done
     }
 
@@ -207,10 +211,9 @@ impl Filling<'_> {
         }
     }
 
-    fn end_share(&mut self, sink: &mut impl Sink) {
+    fn end_share(&mut self) {
         self.close_item();
         let cost = std::mem::take(&mut self.closed);
-        sink.end_share(self.share, cost);
         self.done.max = self.done.max.max(cost);
         self.done.total += cost;
         self.share += 1;
@@ -319,7 +322,7 @@ impl Filling<'_> {
                 pages.start += fit;
                 groups -= taken;
             }
-            self.end_share(sink);
+            self.end_share();
         }
     }
 

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
+use kernels_gpu::abi::PAGE_TOKENS;
+
 use super::sequence::Piece;
+use crate::tree::{Run, TreeView};
 
 /// Some pages of a run, as one item's segment.
 #[derive(Clone, Debug)]
@@ -12,6 +15,17 @@ pub(super) struct DraftSegment {
     pub(super) pages: Range<u32>,
     /// Queries that see them, counted over the whole plan.
     pub(super) queries: Range<u32>,
+    /// Pages of the runs after it that the same queries see whole, and their tokens: see [`Draft::join_pages`].
+    pub(super) joined: Joined,
+    /// Priced as pages that several row tiles read while the cache has them.
+    pub(super) shared: bool,
+}
+
+/// What follows a segment's own pages in the view.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Joined {
+    pub(super) pages: u32,
+    pub(super) tokens: u32,
 }
 
 /// A work item and its share.
@@ -59,11 +73,59 @@ impl Draft {
             run: piece.run,
             pages,
             queries: piece.queries.clone(),
+            joined: Joined::default(),
+            shared: piece.shared,
         });
         if let Some(item) = self.items.last_mut() {
             item.queries.start = item.queries.start.min(piece.queries.start);
             item.queries.end = item.queries.end.max(piece.queries.end);
             item.segments.end = self.segments.len() as u32;
         }
+    }
+
+    /// Makes one segment of those that follow one another in an item and in the view, where the same queries see all
+    /// of their tokens. A chunk of new tokens is a chain of runs of a page each; to the row tiles after it they are
+    /// one run.
+    pub(super) fn join_pages(&mut self, view: &TreeView) {
+        let mut kept = 0;
+        for item in &mut self.items {
+            let segments = item.segments.start as usize..item.segments.end as usize;
+            let begin = kept;
+            for at in segments {
+                let segment = self.segments[at].clone();
+                if kept > begin && self.segments[kept - 1].takes(&segment, view) {
+                    let run = &view.runs[segment.run as usize];
+                    let joined = &mut self.segments[kept - 1].joined;
+                    joined.pages += segment.pages.end - segment.pages.start;
+                    joined.tokens += run.tokens - segment.pages.start * PAGE_TOKENS;
+                } else {
+                    self.segments[kept] = segment;
+                    kept += 1;
+                }
+            }
+            item.segments = begin as u32..kept as u32;
+        }
+        self.segments.truncate(kept);
+    }
+}
+
+impl DraftSegment {
+    /// Whether `next` is more of the same.
+    fn takes(&self, next: &Self, view: &TreeView) -> bool {
+        let [run, after] = [self, next].map(|segment| &view.runs[segment.run as usize]);
+        let whole = |run: &Run, segment: &Self| {
+            run.mask.is_none()
+                && run.length_slot.is_none()
+                && run.causal_tokens(&segment.queries).is_none()
+        };
+        let end = run.pages.start + self.pages.end + self.joined.pages;
+        let own = self.pages.end * PAGE_TOKENS;
+        self.queries == next.queries
+            && whole(run, self)
+            && whole(after, next)
+            && end == after.pages.start + next.pages.start
+            && next.pages.end == after.pages.end - after.pages.start
+            && run.tokens >= own
+            && self.joined.tokens == self.joined.pages * PAGE_TOKENS
     }
 }

@@ -13,6 +13,8 @@ use crate::tree::{Run, TreeView};
 pub(super) struct Encoder {
     /// What each share holds, then where its next entry goes.
     shares: Vec<Cursor>,
+    /// Query `q` is row `q`: no rows are listed.
+    in_order: bool,
 }
 
 /// Counts, or positions, within one share's program.
@@ -26,6 +28,10 @@ struct Cursor {
 const HEADER: u32 = words_of::<ProgramHeader>();
 const ITEM: u32 = words_of::<WorkItem>();
 const SEGMENT: u32 = words_of::<Segment>();
+/// Most entries of an array that 32 bits index.
+const MAX_WORDS: u64 = NONE as u64 - 1;
+/// Most segments of a program and pages of a segment: the kernels pass a page's place as 16 bits of each.
+const MAX_PLACE: u64 = u16::MAX as u64;
 
 impl Encoder {
     /// Writes `draft` into `plan`'s programs and masks.
@@ -39,25 +45,42 @@ impl Encoder {
         self.shares.clear();
         self.shares
             .resize(config.shares as usize, Cursor::default());
-        let mut masks = 0u64;
+        self.in_order = (0..)
+            .zip(&view.query_order)
+            .all(|(query, &row)| query == row);
+        let (mut masks, mut most_pages) = (0u64, 0);
         for item in &draft.items {
             let share = &mut self.shares[item.share as usize];
             share.item += 1;
+            if !self.in_order {
+                share.page += u64::from(item.queries.end - item.queries.start);
+            }
             for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]
             {
                 let run = &view.runs[segment.run as usize];
+                let pages = capacity(run, segment, config.slack_pages);
                 share.segment += 1;
-                share.page += u64::from(capacity(run, segment, config.slack_pages));
+                share.page += u64::from(pages);
+                most_pages = most_pages.max(pages);
                 if run.mask.is_some() {
                     masks += u64::from(segment.pages.end - segment.pages.start)
                         * u64::from(item.queries.end - item.queries.start);
                 }
             }
         }
+        let segments = self.shares.iter().map(|share| share.segment);
+        let most_segments = segments.max().unwrap_or(0);
+        limit(
+            u64::from(most_segments),
+            MAX_PLACE,
+            "segments of one program",
+        )?;
+        limit(u64::from(most_pages), MAX_PLACE, "pages of one segment")?;
         let longest = self.shares.iter().map(Cursor::words).max().unwrap_or(0);
         let stride = longest.next_multiple_of(4);
-        limit(stride * u64::from(config.shares), "words of programs")?;
-        limit(masks, "masks")?;
+        let words = stride * u64::from(config.shares);
+        limit(words, MAX_WORDS, "words of programs")?;
+        limit(masks, MAX_WORDS, "masks")?;
         plan.stride = stride as u32;
         plan.words.clear();
         plan.words
@@ -102,8 +125,20 @@ impl Encoder {
                 segment_begin: (cursor.segment - first_segment) / SEGMENT,
                 segment_count: item.segments.end - item.segments.start,
                 partial_slot: item.partial_slot,
-                reserved: [0; 3],
+                row_word: if self.in_order {
+                    NONE
+                } else {
+                    cursor.page as u32
+                },
+                reserved: [0; 2],
             };
+            if !self.in_order {
+                let rows =
+                    &view.query_order[item.queries.start as usize..item.queries.end as usize];
+                let at = cursor.page as usize;
+                program[at..at + rows.len()].copy_from_slice(rows);
+                cursor.page += rows.len() as u64;
+            }
             put(program, cursor.item, &record);
             cursor.item += ITEM;
             for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]
@@ -126,8 +161,8 @@ impl Encoder {
                         segment_word: base as u32 + cursor.segment,
                     });
                 }
-                let pages = &view.pages[(run.pages.start + segment.pages.start) as usize
-                    ..(run.pages.start + segment.pages.end) as usize];
+                let first = (run.pages.start + segment.pages.start) as usize;
+                let pages = &view.pages[first..first + record.page_count as usize];
                 let at = cursor.page as usize;
                 program[at..at + pages.len()].copy_from_slice(pages);
                 cursor.segment += SEGMENT;
@@ -146,8 +181,7 @@ impl Cursor {
     }
 }
 
-fn limit(words: u64, of: &'static str) -> Result<(), PlanError> {
-    let max = u64::from(NONE) - 1;
+fn limit(words: u64, max: u64, of: &'static str) -> Result<(), PlanError> {
     if words > max {
         return Err(PlanError::TooLarge { words, of, max });
     }
@@ -160,7 +194,7 @@ fn is_live(run: &Run, segment: &DraftSegment) -> bool {
 }
 
 fn capacity(run: &Run, segment: &DraftSegment, slack: u32) -> u32 {
-    let pages = segment.pages.end - segment.pages.start;
+    let pages = segment.pages.end - segment.pages.start + segment.joined.pages;
     if is_live(run, segment) {
         pages + slack
     } else {
@@ -172,11 +206,12 @@ fn capacity(run: &Run, segment: &DraftSegment, slack: u32) -> u32 {
 fn record_of(run: &Run, segment: &DraftSegment) -> Segment {
     let first_token = segment.pages.start * PAGE_TOKENS;
     Segment {
-        page_count: segment.pages.end - segment.pages.start,
+        page_count: segment.pages.end - segment.pages.start + segment.joined.pages,
         tokens: run
             .tokens
             .min(segment.pages.end.saturating_mul(PAGE_TOKENS))
-            - first_token,
+            - first_token
+            + segment.joined.tokens,
         length_slot: run
             .length_slot
             .filter(|_| is_live(run, segment))
@@ -194,6 +229,9 @@ fn push_masks(
     segment: &DraftSegment,
     queries: &std::ops::Range<u32>,
 ) -> u32 {
+    if let Some(tokens) = run.causal_tokens(&segment.queries) {
+        return Segment::causal_mask(tokens);
+    }
     let Some(mask) = run.mask else { return NONE };
     let at = masks.len() as u32;
     let width = run.queries.end - run.queries.start;

@@ -32,6 +32,12 @@ pub enum PlanError {
         /// Most allowed.
         max: u32,
     },
+    /// The order of the queries is no permutation.
+    #[error("query_order does not name each of the view's {queries} rows once")]
+    QueryOrder {
+        /// Queries of the view.
+        queries: u32,
+    },
     /// A run of the view contradicts another or the view's arrays.
     #[error("run {run} of the view: {what}")]
     BadRun {
@@ -40,7 +46,7 @@ pub enum PlanError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The encoded plan would not fit its 32-bit indices.
+    /// The encoded plan would not fit its 32-bit indices, or a program its 16-bit ones.
     #[error("the plan needs {words} {of}; the limit is {max}")]
     TooLarge {
         /// Entries needed.

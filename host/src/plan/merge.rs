@@ -20,8 +20,9 @@ pub(super) struct Merge {
 
 impl Merge {
     /// Gives every item of `draft` that shares a query with another its partial slots, and lists for
-    /// each such query its slots in the items' order. A query that no item covers gets an empty row.
-    pub(super) fn fill(&mut self, draft: &mut Draft, queries: u32) -> Result<(), PlanError> {
+    /// each such query its slots in the items' order; query `q` is row `row_order[q]` of the outputs. A query that no item covers gets an empty row.
+    pub(super) fn fill(&mut self, draft: &mut Draft, row_order: &[u32]) -> Result<(), PlanError> {
+        let queries = row_order.len() as u32;
         self.count(draft, queries);
         self.rows.clear();
         self.slots.clear();
@@ -52,7 +53,7 @@ impl Merge {
                     query,
                     slot_begin,
                     slot_count,
-                    reserved: 0,
+                    row: row_order[query as usize],
                 });
             }
             slot_begin += slot_count;

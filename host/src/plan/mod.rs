@@ -1,7 +1,7 @@
 //! QKV preparation: grouping, splitting and scheduling (DeFT, section 3.3), as plain arrays.
 //!
 //! ```text
-//! TreeView --check--> sequence of pieces --cut or deal--> draft: items in shares --merge, encode--> Plan
+//! TreeView --check--> sequence of pieces --cut or deal--> draft: items in shares --score, encode--> Plan
 //! ```
 //!
 //! All groupings go the same way. The *sequence* lists what is read, in order: every tree depth first in
@@ -25,6 +25,7 @@
 //! ```
 
 mod check;
+mod choose;
 mod config;
 mod cost;
 mod cut;
@@ -38,6 +39,7 @@ mod node;
 mod patch;
 mod planner;
 mod program;
+mod score;
 mod sequence;
 mod tiles;
 

@@ -1,11 +1,12 @@
-//! Items that stay within one node, dealt to shares: DeFT-Node and DeFT-Node-Chunk.
+//! Items that stay within one node, or are one row tile, dealt to shares: DeFT-Node, DeFT-Node-Chunk and, where
+//! Flatten has more row tiles than shares, whole tiles.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::cost::{Costs, PAGE_GROUPS};
 use super::draft::Draft;
-use super::sequence::Sequence;
+use super::sequence::{Sequence, Unit};
 
 /// Scratch of [`deal`].
 #[derive(Debug, Default)]
@@ -26,7 +27,6 @@ pub(super) fn deal(
     dealer: &mut Dealer,
     draft: &mut Draft,
 ) {
-    draft.clear(shares);
     dealer.order.clear();
     for unit in &sequence.units {
         for piece in &sequence.pieces[unit.pieces.start as usize..unit.pieces.end as usize] {
@@ -52,17 +52,50 @@ pub(super) fn deal(
             }
         }
     }
-    dealer.order.sort_unstable();
-    dealer.heap.clear();
-    dealer
-        .heap
-        .extend((0..shares).map(|share| Reverse((0, share))));
-    for &(Reverse(cost), item) in &dealer.order {
-        if let Some(mut least) = dealer.heap.peek_mut() {
-            let Reverse((load, share)) = *least;
-            draft.items[item as usize].share = share;
-            draft.share_ns[share as usize] = (load + cost) as f64 * 1e-3;
-            *least = Reverse((load + cost, share));
+    dealer.deal(shares, draft);
+}
+
+/// One item for every unit, dealt likewise. Tiles of one tree cost about the same, so they go to different
+/// shares, to be read at the same time.
+pub(super) fn deal_units(
+    sequence: &Sequence,
+    costs: &Costs,
+    shares: u32,
+    dealer: &mut Dealer,
+    draft: &mut Draft,
+) {
+    dealer.order.clear();
+    for unit in &sequence.units {
+        let item = draft.items.len() as u32;
+        let ns = unit_ns(unit, costs);
+        dealer.order.push((Reverse((ns * 1e3) as u64), item));
+        draft.begin_item(0, unit.queries.clone());
+        for piece in &sequence.pieces[unit.pieces.start as usize..unit.pieces.end as usize] {
+            draft.push_segment(piece, piece.pages.clone());
+        }
+    }
+    dealer.deal(shares, draft);
+}
+
+/// Cost of a unit as one item.
+pub(super) fn unit_ns(unit: &Unit, costs: &Costs) -> f64 {
+    let rates = costs.rates(unit.queries.end - unit.queries.start);
+    costs.item_ns + rates.cost(unit.groups)
+}
+
+impl Dealer {
+    /// Gives every item of `draft` its share.
+    fn deal(&mut self, shares: u32, draft: &mut Draft) {
+        self.order.sort_unstable();
+        self.heap.clear();
+        self.heap
+            .extend((0..shares).map(|share| Reverse((0, share))));
+        for &(Reverse(cost), item) in &self.order {
+            if let Some(mut least) = self.heap.peek_mut() {
+                let Reverse((load, share)) = *least;
+                draft.items[item as usize].share = share;
+                *least = Reverse((load + cost, share));
+            }
         }
     }
 }

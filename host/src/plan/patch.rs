@@ -49,6 +49,7 @@ impl Plan {
             }
         }
         merge_by_share(dirty, self.stride);
+        self.identity.patched();
         Patch::Patched
     }
 }

@@ -1,15 +1,11 @@
 //! From a view of a forest to a plan.
 
 use super::check::check;
+use super::choose::{Chooser, Request};
 use super::cost::Costs;
-use super::cut::cut;
-use super::draft::Draft;
 use super::encode::Encoder;
-use super::merge::Merge;
-use super::node::{Dealer, deal};
 use super::program::Plan;
-use super::sequence::Sequence;
-use super::{Grouping, PlanConfig, PlanError};
+use super::{PlanConfig, PlanError};
 use crate::tree::TreeView;
 
 /// Makes plans. It owns what planning needs besides the plan, so that planning again allocates nothing.
@@ -18,10 +14,7 @@ pub struct Planner {
     config: PlanConfig,
     costs: Costs,
     ancestors: Vec<(u32, u32)>,
-    sequence: Sequence,
-    draft: Draft,
-    merge: Merge,
-    dealer: Dealer,
+    chooser: Chooser,
     encoder: Encoder,
 }
 
@@ -41,10 +34,7 @@ impl Planner {
             ),
             config,
             ancestors: Vec::new(),
-            sequence: Sequence::default(),
-            draft: Draft::default(),
-            merge: Merge::default(),
-            dealer: Dealer::default(),
+            chooser: Chooser::default(),
             encoder: Encoder::default(),
         })
     }
@@ -75,32 +65,16 @@ impl Planner {
         let Self {
             config,
             costs,
-            sequence,
-            draft,
-            merge,
-            dealer,
+            chooser,
             encoder,
             ..
         } = self;
-        let (max_queries, shares) = (config.max_queries(), config.shares);
-        match config.grouping {
-            Grouping::PerQuery => sequence.paths(view, costs),
-            Grouping::Flatten => sequence.depth_first(view, max_queries, costs, Some(shares)),
-            Grouping::Node | Grouping::NodeChunk => {
-                sequence.depth_first(view, max_queries, costs, None);
-            }
-        }
-        match config.grouping {
-            Grouping::PerQuery | Grouping::Flatten => {
-                cut(sequence, costs, max_queries, shares, draft);
-            }
-            Grouping::Node => deal(sequence, costs, None, shares, dealer, draft),
-            Grouping::NodeChunk => {
-                let chunk = Some(config.chunk_pages);
-                deal(sequence, costs, chunk, shares, dealer, draft);
-            }
-        }
-        merge.fill(draft, view.queries)?;
+        let score = chooser.choose(Request {
+            view,
+            config,
+            costs,
+        })?;
+        let (draft, merge) = (&chooser.best, &chooser.merge);
         plan.clear();
         if let Err(error) = encoder.encode(view, config, draft, plan) {
             plan.clear();
@@ -109,7 +83,9 @@ impl Planner {
         plan.grouping = config.grouping;
         plan.group_size = config.group_size;
         plan.queries = view.queries;
-        plan.shares = shares;
+        plan.shares = config.shares;
+        plan.predicted_ns = score.ns.round() as u64;
+        plan.reuse_pages = score.reuse_pages.ceil() as u64;
         plan.partial_slots = merge.partial_slots;
         plan.merge_rows.clone_from(&merge.rows);
         plan.merge_slots.clone_from(&merge.slots);

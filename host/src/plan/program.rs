@@ -1,6 +1,8 @@
 //! A plan as the kernels read it, and typed views of it for everybody else.
 
-use kernels_gpu::abi::{MergeRow, ProgramHeader, Segment, WorkItem, words_of};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kernels_gpu::abi::{MergeRow, NONE, ProgramHeader, Segment, WorkItem, words_of};
 
 use super::Grouping;
 
@@ -25,10 +27,52 @@ pub struct Plan {
     pub(super) partial_slots: u32,
     /// Estimated cost of each share.
     pub(super) share_ns: Vec<u64>,
+    pub(super) predicted_ns: u64,
+    pub(super) reuse_pages: u64,
     /// Where runs grow, by length counter.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) live: Vec<LiveTail>,
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(super) identity: Identity,
 }
+
+/// Which plan this is: no two that differ have the same number, so who keeps a copy need not compare. Equality of
+/// plans is of what they say, whoever made them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Identity {
+    number: u64,
+    /// The number before the last patch.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only devices ask"))]
+    before: Option<u64>,
+}
+
+impl Identity {
+    const EMPTY: Self = Self {
+        number: 0,
+        before: None,
+    };
+
+    fn next(before: Option<u64>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            before,
+        }
+    }
+
+    /// To be called when a plan was patched.
+    pub(super) fn patched(&mut self) {
+        *self = Self::next(Some(self.number));
+    }
+}
+
+impl PartialEq for Identity {
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Identity {}
 
 /// A segment that holds the last page of a run that may grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,7 +97,10 @@ impl Plan {
             merge_slots: Vec::new(),
             partial_slots: 0,
             share_ns: Vec::new(),
+            predicted_ns: 0,
+            reuse_pages: 0,
             live: Vec::new(),
+            identity: Identity::EMPTY,
         }
     }
 
@@ -63,12 +110,26 @@ impl Plan {
         self.shares = 0;
         self.stride = 0;
         self.partial_slots = 0;
+        self.predicted_ns = 0;
+        self.reuse_pages = 0;
         self.words.clear();
         self.masks.clear();
         self.merge_rows.clear();
         self.merge_slots.clear();
         self.share_ns.clear();
         self.live.clear();
+        self.identity = Identity::next(None);
+    }
+
+    /// The plan's number: another one after every change.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn number(&self) -> u64 {
+        self.identity.number
+    }
+    /// The number before the last [`Plan::patch`], if nothing else has changed the plan since.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn number_before_patch(&self) -> Option<u64> {
+        self.identity.before
     }
 
     /// How the plan was grouped.
@@ -111,7 +172,8 @@ impl Plan {
     pub fn partial_slots(&self) -> u32 {
         self.partial_slots
     }
-    /// What each share is estimated to cost, in nanoseconds by the configuration's cost model.
+    /// What each share is estimated to cost, in nanoseconds by the configuration's cost model, if the row tiles of
+    /// a tree keep in step.
     pub fn share_ns(&self) -> &[u64] {
         &self.share_ns
     }
@@ -123,6 +185,19 @@ impl Plan {
             return 1.0;
         }
         max as f64 * self.share_ns.len() as f64 / total as f64
+    }
+    /// What attention of one layer takes with this plan, merge included, in nanoseconds by the configuration's
+    /// cost model: a fixed cost and the costliest share, or all reads from memory where those take longer.
+    pub fn predicted_ns(&self) -> u64 {
+        self.predicted_ns
+    }
+    /// The largest number of different pages of one KV head that all shares together read between two reads of
+    /// a page; 0 if none is read twice. If each share walks its pages at a constant rate.
+    ///
+    /// Times a page's bytes and the KV heads that run at once it is what a cache has to keep for every
+    /// page to come from memory once. Growth that is patched in changes it as little as the balance.
+    pub fn reuse_distance(&self) -> u64 {
+        self.reuse_pages
     }
     /// The program of share `index`.
     ///
@@ -179,6 +254,14 @@ impl<'a> Share<'a> {
 }
 
 impl<'a> Item<'a> {
+    /// The row in `q`, `out` and `lse` of each of the item's queries.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = u32> + use<'a> {
+        let (record, program) = (self.record, self.program);
+        (0..record.query_count).map(move |query| match record.row_word {
+            NONE => record.query_begin + query,
+            word => program[(word + query) as usize],
+        })
+    }
     /// Page ids of one of the item's segments.
     pub fn pages(&self, segment: &Segment) -> &'a [u32] {
         let begin = segment.page_word as usize;

@@ -3,9 +3,11 @@
 //! A *unit* is a set of pieces that holds everything some queries see: a tree, or for a tree with more
 //! queries than an item may hold, one row tile of it; for [`Grouping::PerQuery`](super::Grouping) one
 //! query's path. Units share no query. Row tiles follow one another, each in depth-first order
-//! (tile-major), so that shares that read the same pages for different tiles do so at about the same
-//! time, and a tile's pieces can merge into few items.
+//! (tile-major), so that a tile's pieces can merge into few items. Shares that read the same pages for
+//! different tiles do so at about the same time if every tile begins with a share; [`Sequence::order_in_lanes`]
+//! puts the tiles in an order in which that takes few shares more.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use super::cost::{Costs, Groups, PAGE_GROUPS};
@@ -47,6 +49,15 @@ pub(super) struct Unit {
     pub(super) pieces: Range<u32>,
     pub(super) queries: Range<u32>,
     pub(super) groups: Groups,
+    /// Which of its tree's row tiles it is, and how many there are.
+    pub(super) tile: u32,
+    pub(super) tiles: u32,
+    /// Its place in depth-first order.
+    place: u32,
+    /// It begins a lane, and so a share.
+    pub(super) begins_lane: bool,
+    /// The unit before it in depth-first order comes before it here as well.
+    pub(super) follows: bool,
 }
 
 #[derive(Debug, Default)]
@@ -72,7 +83,7 @@ impl Sequence {
         self.units.clear();
     }
 
-    fn push_unit(&mut self, pieces: Range<usize>, queries: Range<u32>) {
+    fn push_unit(&mut self, pieces: Range<usize>, queries: Range<u32>, tile: u32, tiles: u32) {
         let mut groups = Groups::default();
         for piece in &self.pieces[pieces.clone()] {
             groups.add(f64::from(piece.groups), piece.shared);
@@ -81,7 +92,28 @@ impl Sequence {
             pieces: pieces.start as u32..pieces.end as u32,
             queries,
             groups,
+            tile,
+            tiles,
+            place: self.units.len() as u32,
+            begins_lane: false,
+            follows: true,
         });
+    }
+
+    /// Orders the units of trees with as many row tiles by tile and not by tree: a *lane* has one tile of each,
+    /// and begins with a share. Lanes are about as long as each other and read the same pages at the same time.
+    /// Trees of one tile come last and fill what the lanes leave.
+    pub(super) fn order_in_lanes(&mut self) {
+        let lane = |unit: &Unit| (Reverse(unit.tiles), unit.tile);
+        self.units.sort_by_key(lane);
+        let mut before: Option<(Reverse<u32>, u32, u32)> = None;
+        for unit in &mut self.units {
+            let (tiles, tile) = lane(unit);
+            unit.begins_lane =
+                unit.tiles > 1 && before.is_none_or(|(t, i, _)| (t, i) != (tiles, tile));
+            unit.follows = before.is_none_or(|(_, _, place)| place + 1 == unit.place);
+            before = Some((tiles, tile, unit.place));
+        }
     }
 
     /// Every tree depth first, in row tiles of at most `max_queries`; with a number of shares, in
@@ -122,7 +154,7 @@ impl Sequence {
                     self.pieces
                         .push(Piece::whole(at + i, run, queries, false, costs));
                 }
-                self.push_unit(first..self.pieces.len(), top.queries.clone());
+                self.push_unit(first..self.pieces.len(), top.queries.clone(), 0, 1);
             } else {
                 let most = costs.tile_queries(tile).min(max_queries);
                 tile_edges(&below[..len], tile, most, &mut self.edges);
@@ -156,7 +188,8 @@ impl Sequence {
         let mut begin = first;
         for tile in 0..tiles {
             let end = first + self.places[tile] as usize;
-            self.push_unit(begin..end, self.edges[tile]..self.edges[tile + 1]);
+            let queries = self.edges[tile]..self.edges[tile + 1];
+            self.push_unit(begin..end, queries, tile as u32, tiles as u32);
             begin = end;
         }
     }
@@ -189,7 +222,7 @@ impl Sequence {
                 }
             }
             if self.pieces.len() > first {
-                self.push_unit(first..self.pieces.len(), query..query + 1);
+                self.push_unit(first..self.pieces.len(), query..query + 1, 0, 1);
             }
         }
     }

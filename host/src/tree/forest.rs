@@ -140,19 +140,52 @@ impl TokenForest {
         if leaves.is_empty() {
             return Err(ForestError::Empty { argument: "leaves" });
         }
+        self.grow_all(leaves.iter().map(|&leaf| (leaf, k)))
+    }
+
+    /// Adds `k` tokens to each `(leaf, k)`, or to none; nothing for an empty slice.
+    ///
+    /// # Errors
+    /// Those of [`TokenForest::extend`].
+    pub(crate) fn grow_each(&mut self, leaves: &[(NodeKey, u32)]) -> Result<(), ForestError> {
+        self.grow_all(leaves.iter().copied()).map(drop)
+    }
+
+    /// Adds tokens to all of `leaves` or to none; the pages taken.
+    fn grow_all(
+        &mut self,
+        leaves: impl Iterator<Item = (NodeKey, u32)> + Clone,
+    ) -> Result<u32, ForestError> {
         self.marks.begin(self.lengths.len());
         let mut pages = 0;
-        for (index, &leaf) in leaves.iter().enumerate() {
+        for (index, (leaf, k)) in leaves.clone().enumerate() {
             pages += u64::from(self.check_growth(leaf, k)?);
             if !self.marks.insert(self.nodes[leaf].slot) {
                 return Err(ForestError::DuplicateNode { node: leaf, index });
             }
         }
         self.pool.check_free(pages)?;
-        for &leaf in leaves {
+        for (leaf, k) in leaves {
             self.grow(leaf, k);
         }
         Ok(pages as u32)
+    }
+
+    /// Undoes a [`TokenForest::grow_each`] after which nothing else has happened. Plans made since are out of date.
+    pub(crate) fn shrink_each(&mut self, leaves: &[(NodeKey, u32)]) {
+        for &(leaf, k) in leaves {
+            let node = &mut self.nodes[leaf];
+            let length = &mut self.lengths[node.slot as usize];
+            *length -= k;
+            let Content::Owned { pages, .. } = &mut node.content else {
+                unreachable!("a draft node does not grow");
+            };
+            for page in pages.drain(length.div_ceil(PAGE_TOKENS) as usize..) {
+                self.pool.release(page).expect("the node holds the page");
+            }
+            self.tail_pages[node.slot as usize] = pages.last().copied().unwrap_or(NONE);
+        }
+        self.changes.reshaped();
     }
 
     /// The page pool; its counters are exact.

@@ -22,6 +22,19 @@ pub struct Run {
     /// Start in [`TreeView::masks`] for a run whose pages hold several small nodes: word
     /// `mask + page * queries.len() + (q - queries.start)`, bit `t` for token `t` of that page.
     pub mask: Option<u32>,
+    /// Queries of the run's own tokens, the first ones of [`Run::queries`]: the last `causal` tokens have one each,
+    /// and it sees the run's tokens up to its own. 0 if every query sees all tokens; otherwise the run is one
+    /// page.
+    pub causal: u32,
+}
+
+impl Run {
+    /// How many tokens of the run's one page the first of `queries` sees, if each after it sees one more: of a run
+    /// that is [`Run::causal`], for queries that begin with one of its own.
+    pub fn causal_tokens(&self, queries: &Range<u32>) -> Option<u32> {
+        let own = self.queries.start + self.causal;
+        (queries.start < own).then(|| self.tokens + 1 - (own - queries.start))
+    }
 }
 
 /// A forest in depth-first order, ready to be planned.
@@ -38,7 +51,7 @@ pub struct TreeView {
     pub masks: Vec<u64>,
     /// Number of queries.
     pub queries: u32,
-    /// Query `q` is entry `query_order[q]` of the nodes that the view was asked for: `[queries]`. What
-    /// the caller keeps in its own order (q, output, LSE) is gathered and scattered by it.
+    /// Query `q` is row `query_order[q]` of what the view was asked for: `[queries]`. A node asked for with several
+    /// tokens has as many rows. What the caller keeps in its own order (q, output, LSE) is gathered and scattered by it.
     pub query_order: Vec<u32>,
 }

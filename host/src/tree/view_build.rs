@@ -1,5 +1,7 @@
 //! From nodes to the planner's view of them.
 
+use std::ops::Range;
+
 use kernels_gpu::abi::{NONE, PAGE_TOKENS};
 
 use super::node::{BlockKey, Content, State};
@@ -29,8 +31,10 @@ struct Seen {
     first_child: u32,
     last_child: u32,
     next: u32,
-    /// Index of the query at this node in the caller's list.
-    query: u32,
+    /// First of the caller's rows at this node, if `rows` is not 0.
+    row: u32,
+    /// How many of the node's last tokens have a row.
+    rows: u32,
     /// The node's run; for a draft node its block's.
     run: u32,
     /// A draft node's place in [`ViewScratch::drafts`].
@@ -47,15 +51,15 @@ struct SeenBlock {
 }
 
 /// A draft node that some query sees, in depth-first order.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct SeenDraft {
     /// Parent's place in [`ViewScratch::drafts`], or [`NONE`].
     parent: u32,
     /// Its tokens, by position in the block.
     begin: u32,
     end: u32,
-    /// Its query, or [`NONE`].
-    query: u32,
+    /// Its queries: one for each of its last tokens.
+    queries: Range<u32>,
 }
 
 impl TokenForest {
@@ -86,14 +90,35 @@ impl TokenForest {
         scratch: &mut ViewScratch,
         view: &mut TreeView,
     ) -> Result<(), ForestError> {
-        if queries.is_empty() {
-            let argument = "queries";
-            return Err(ForestError::Empty { argument });
-        }
-        if queries.len() > Self::MAX_QUERIES {
-            let queries = queries.len();
-            return Err(ForestError::TooManyQueries { queries });
-        }
+        let last_tokens = queries.iter().map(|&node| (node, 1));
+        self.view_of(last_tokens, scratch, view)
+    }
+
+    /// As [`TokenForest::view_into`], with a query for each of the last tokens of nodes: `(node, n)` asks for those at
+    /// the node's last `n`, in order. Each sees the path to the node and the node's tokens up to its own, so this is
+    /// the view of a prefill (`n` new tokens of a prompt), of decoding (1) and of both at once.
+    ///
+    /// The pages that hold such tokens become a chain of runs of one page each, see [`Run::causal`]; a node asked for
+    /// with more than one token has no `length_slot`.
+    ///
+    /// # Errors
+    /// Those of [`TokenForest::view_into`]; [`ForestError::TokenRange`] for more tokens than the node holds,
+    /// [`ForestError::Empty`] for 0.
+    pub fn view_tokens_into(
+        &self,
+        queries: &[(NodeKey, u32)],
+        scratch: &mut ViewScratch,
+        view: &mut TreeView,
+    ) -> Result<(), ForestError> {
+        self.view_of(queries.iter().copied(), scratch, view)
+    }
+
+    fn view_of(
+        &self,
+        queries: impl Iterator<Item = (NodeKey, u32)>,
+        scratch: &mut ViewScratch,
+        view: &mut TreeView,
+    ) -> Result<(), ForestError> {
         scratch.collect(self, queries)?;
         view.runs.clear();
         view.pages.clear();
@@ -111,20 +136,34 @@ impl ViewScratch {
     /// Finds the nodes that `queries` see, and links them as trees of their own.
     ///
     /// `seen[0]` stands above the roots.
-    fn collect(&mut self, forest: &TokenForest, queries: &[NodeKey]) -> Result<(), ForestError> {
+    fn collect(
+        &mut self,
+        forest: &TokenForest,
+        queries: impl Iterator<Item = (NodeKey, u32)>,
+    ) -> Result<(), ForestError> {
         self.marks.begin(forest.lengths.len());
         if self.seen_at.len() < forest.lengths.len() {
             self.seen_at.resize(forest.lengths.len(), NONE);
         }
         self.seen.clear();
         self.seen.push(Seen::new(NodeKey::default()));
-        for (index, &query) in queries.iter().enumerate() {
-            let at = self.climb(forest, query)?;
+        let mut row = 0;
+        for (index, (node, tokens)) in queries.enumerate() {
+            let at = self.climb(forest, node)?;
             let seen = &mut self.seen[at as usize];
-            if seen.query != NONE {
-                return Err(ForestError::DuplicateNode { node: query, index });
+            if seen.rows != 0 {
+                return Err(ForestError::DuplicateNode { node, index });
             }
-            seen.query = index as u32;
+            check_tokens(forest, node, tokens)?;
+            (seen.row, seen.rows) = (row as u32, tokens);
+            row += tokens as usize;
+            if row > TokenForest::MAX_QUERIES {
+                return Err(ForestError::TooManyQueries { queries: row });
+            }
+        }
+        if row == 0 {
+            let argument = "queries";
+            return Err(ForestError::Empty { argument });
         }
         Ok(())
     }
@@ -187,26 +226,30 @@ impl ViewScratch {
                 self.stack.push(seen.first_child);
             }
             let query = view.query_order.len() as u32;
-            if seen.query != NONE {
-                view.query_order.push(seen.query);
-            }
-            let queries = query..view.query_order.len() as u32;
+            view.query_order.extend(seen.row..seen.row + seen.rows);
+            let queries = query..query + seen.rows;
             let record = &forest.nodes[seen.node];
             let length = forest.lengths[record.slot as usize];
             let parent = self.seen[seen.parent as usize];
             match &record.content {
                 Content::Owned { pages, state } => {
-                    self.seen[at as usize].run = view.runs.len() as u32;
-                    let begin = view.pages.len() as u32;
-                    view.pages.extend_from_slice(pages);
-                    view.runs.push(Run {
-                        parent: (parent.run != NONE).then_some(parent.run),
-                        queries,
-                        tokens: length,
-                        pages: begin..view.pages.len() as u32,
-                        length_slot: (*state != State::Sealed).then_some(record.slot),
-                        mask: None,
-                    });
+                    let parent = (parent.run != NONE).then_some(parent.run);
+                    if seen.rows > 1 {
+                        push_chunk(view, parent, pages, length, queries);
+                    } else {
+                        let begin = view.pages.len() as u32;
+                        view.pages.extend_from_slice(pages);
+                        view.runs.push(Run {
+                            parent,
+                            queries,
+                            tokens: length,
+                            pages: begin..view.pages.len() as u32,
+                            length_slot: (*state != State::Sealed).then_some(record.slot),
+                            mask: None,
+                            causal: 0,
+                        });
+                    }
+                    self.seen[at as usize].run = view.runs.len() as u32 - 1;
                 }
                 Content::Draft { block, begin } => {
                     let run = self.block_run(*block, parent, query, view);
@@ -217,7 +260,7 @@ impl ViewScratch {
                         parent: parent.draft,
                         begin: *begin,
                         end: begin + length,
-                        query: if queries.is_empty() { NONE } else { query },
+                        queries,
                     });
                 }
             }
@@ -243,6 +286,7 @@ impl ViewScratch {
             pages: 0..0,
             length_slot: None,
             mask: None,
+            causal: 0,
         });
         run
     }
@@ -273,8 +317,9 @@ impl ViewScratch {
                     };
                     let bits = above | page_bits(draft.begin, draft.end, begin);
                     self.bits.push(bits);
-                    if draft.query != NONE {
-                        view.masks[row + (draft.query - run.queries.start) as usize] = bits;
+                    for (query, end) in draft.queries.clone().zip(draft.ends()) {
+                        view.masks[row + (query - run.queries.start) as usize] =
+                            above | page_bits(draft.begin, end, begin);
                     }
                 }
             }
@@ -291,10 +336,74 @@ impl Seen {
             first_child: NONE,
             last_child: NONE,
             next: NONE,
-            query: NONE,
+            row: NONE,
+            rows: 0,
             run: NONE,
             draft: NONE,
         }
+    }
+}
+
+impl SeenDraft {
+    /// Where what each of its queries sees of the node ends, by position in the block: one token further each.
+    fn ends(&self) -> impl Iterator<Item = u32> {
+        let rows = self.queries.end - self.queries.start;
+        (0..rows).map(move |row| self.end - (rows - 1 - row))
+    }
+}
+
+fn check_tokens(forest: &TokenForest, node: NodeKey, tokens: u32) -> Result<(), ForestError> {
+    let argument = "queries: tokens of a node";
+    let length = forest.length_of(node);
+    match tokens {
+        0 => Err(ForestError::Empty { argument }),
+        // An empty leaf has a query as well: it sees what is above.
+        1 => Ok(()),
+        _ if tokens > length => Err(ForestError::TokenRange {
+            node,
+            begin: 0,
+            end: tokens,
+            length,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The runs of a node of `length` tokens of which the last ones have `queries`: one run for the pages before those
+/// tokens, then one for each page that holds some.
+fn push_chunk(
+    view: &mut TreeView,
+    mut parent: Option<u32>,
+    pages: &[u32],
+    length: u32,
+    queries: Range<u32>,
+) {
+    let first = length - (queries.end - queries.start);
+    let before = (first / PAGE_TOKENS) as usize;
+    let at = view.pages.len() as u32;
+    view.pages.extend_from_slice(pages);
+    let mut push = |pages: Range<usize>, tokens, queries: Range<u32>, causal| {
+        view.runs.push(Run {
+            parent,
+            queries,
+            tokens,
+            pages: at + pages.start as u32..at + pages.end as u32,
+            length_slot: None,
+            mask: None,
+            causal,
+        });
+        parent = Some(view.runs.len() as u32 - 1);
+    };
+    if before > 0 {
+        let none = queries.start..queries.start;
+        push(0..before, before as u32 * PAGE_TOKENS, none, 0);
+    }
+    for page in before..pages.len() {
+        let begin = page as u32 * PAGE_TOKENS;
+        let end = length.min(begin + PAGE_TOKENS);
+        let own = queries.start + begin.max(first) - first..queries.start + end - first;
+        let causal = own.end - own.start;
+        push(page..page + 1, end - begin, own, causal);
     }
 }
 

@@ -3,11 +3,13 @@
 use super::CacheError;
 use crate::attention::{AttentionParams, Backend, check_params, cpu};
 use crate::cache::{CacheShape, DType, PagePool};
-use crate::plan::HeadShape;
 
 /// Where K and V are kept and attention runs.
 #[derive(Clone, Debug)]
-pub struct Device(Kind);
+pub struct Device {
+    kind: Kind,
+    fallback: Option<String>,
+}
 
 #[derive(Clone, Debug)]
 enum Kind {
@@ -17,18 +19,46 @@ enum Kind {
 }
 
 impl Device {
-    /// The first GPU that there are kernels for, with the feature `cuda`; else the CPU.
+    /// The first GPU that can be opened, with the feature `cuda`; else the CPU, and [`Device::fallback`] says why.
     pub fn best() -> Self {
         #[cfg(feature = "cuda")]
-        if let Ok(device) = Self::cuda(0) {
-            return device;
+        let fallback = match Self::first_gpu() {
+            Ok(device) => return device,
+            Err(reasons) => reasons,
+        };
+        #[cfg(not(feature = "cuda"))]
+        let fallback = "built without the feature `cuda`".to_owned();
+        Self {
+            kind: Kind::Cpu,
+            fallback: Some(fallback),
         }
-        Self::cpu()
+    }
+
+    /// The first GPU that can be opened, or why each of them cannot.
+    #[cfg(feature = "cuda")]
+    fn first_gpu() -> Result<Self, String> {
+        let count = crate::cuda::CudaDevice::count().map_err(|error| error.to_string())?;
+        let mut reasons = Vec::new();
+        for ordinal in 0..count {
+            match crate::cuda::CudaDevice::new(ordinal) {
+                Ok(device) => return Ok(device.into()),
+                Err(error) => reasons.push(format!("GPU {ordinal}: {error}")),
+            }
+        }
+        Err(reasons.join("; "))
+    }
+
+    /// Why [`Device::best`] took the CPU; `None` for a device that was asked for.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
     }
 
     /// The CPU, with as many threads as rayon's global pool has.
     pub fn cpu() -> Self {
-        Self(Kind::Cpu)
+        Self {
+            kind: Kind::Cpu,
+            fallback: None,
+        }
     }
 
     /// GPU `ordinal`, counted as the driver does.
@@ -43,13 +73,8 @@ impl Device {
         }
     }
 
-    /// Whether this is a GPU.
-    pub fn is_gpu(&self) -> bool {
-        !matches!(self.0, Kind::Cpu)
-    }
-
     pub(super) fn backend(&self, shape: CacheShape) -> Result<Box<dyn Backend>, CacheError> {
-        match &self.0 {
+        match &self.kind {
             Kind::Cpu => Ok(cpu::new(shape)?),
             #[cfg(feature = "cuda")]
             Kind::Cuda(device) => match crate::cuda::CudaBackend::new(device, shape) {
@@ -64,7 +89,10 @@ impl Device {
 #[cfg(feature = "cuda")]
 impl From<crate::cuda::CudaDevice> for Device {
     fn from(device: crate::cuda::CudaDevice) -> Self {
-        Self(Kind::Cuda(device))
+        Self {
+            kind: Kind::Cuda(device),
+            fallback: None,
+        }
     }
 }
 
@@ -87,27 +115,6 @@ pub struct CacheConfig {
     pub scale: Option<f32>,
     /// With `Some(cap)` a scaled logit `s` becomes `cap * tanh(s / cap)`.
     pub soft_cap: Option<f32>,
-}
-
-impl Default for CacheConfig {
-    /// Llama-3-8B in bf16 with 1 GiB of pages, which is 8,192 tokens.
-    fn default() -> Self {
-        let HeadShape {
-            q_heads,
-            kv_heads,
-            head_dim,
-        } = HeadShape::LLAMA3_8B;
-        Self {
-            layers: 32,
-            q_heads,
-            kv_heads,
-            head_dim,
-            dtype: DType::Bf16,
-            capacity_bytes: 1 << 30,
-            scale: None,
-            soft_cap: None,
-        }
-    }
 }
 
 impl CacheConfig {
@@ -154,15 +161,63 @@ mod tests {
         config.resolve().unwrap_err().to_string()
     }
 
+    const GOOD: CacheConfig = CacheConfig {
+        layers: 32,
+        q_heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        dtype: DType::Bf16,
+        capacity_bytes: 1 << 30,
+        scale: None,
+        soft_cap: None,
+    };
+
+    fn small() -> crate::CacheBuilder {
+        crate::TreeCache::builder(&Device::cpu())
+            .layers(1)
+            .heads(32, 8, 128)
+            .dtype(DType::Bf16)
+            .capacity_bytes(1 << 20)
+    }
+
     #[test]
-    fn the_default_is_a_gibibyte_of_whole_pages() {
-        let (shape, pool) = CacheConfig::default().resolve().unwrap();
+    fn a_gibibyte_is_128_whole_pages_of_llama_3_8b() {
+        let (shape, pool) = GOOD.resolve().unwrap();
         assert_eq!((shape.pages, pool.free()), (128, 128));
     }
 
     #[test]
+    fn more_query_heads_than_a_plan_takes_are_refused_at_once() {
+        let error = small().heads(1 << 20, 1, 128).build().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "q_heads is 1048576; with 1 kv_heads the device takes at most 65535"
+        );
+    }
+
+    #[test]
+    fn a_backend_of_one_s_own_has_the_shape_that_was_asked_for() {
+        let own = small().backend(|shape| Ok(cpu::new(shape)?)).build();
+        assert_eq!(own.unwrap().backend().shape().layers, 1);
+        let other = |shape| {
+            let other = CacheShape { layers: 2, ..shape };
+            Ok(cpu::new(other)?)
+        };
+        let error = small().backend(other).build().unwrap_err();
+        assert!(matches!(error, CacheError::BackendShape { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_device_that_was_asked_for_is_no_fallback() {
+        assert_eq!(Device::cpu().fallback(), None);
+        let best = Device::best();
+        assert_eq!(best.fallback().is_some(), matches!(best.kind, Kind::Cpu));
+        assert_ne!(best.fallback(), Some(""));
+    }
+
+    #[test]
     fn fields_out_of_range_are_named() {
-        let good = CacheConfig::default();
+        let good = GOOD;
         let kv_heads = 0;
         assert_eq!(
             refuse(CacheConfig { kv_heads, ..good }),

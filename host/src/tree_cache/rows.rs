@@ -1,58 +1,160 @@
-//! Rows brought from one order into another.
+//! Rows of a batch, wherever they are.
 
-use crate::cache::KvElement;
+use crate::attention::RotaryTable;
+use crate::cache::{Elements, ElementsMut, KvElement};
+#[cfg(feature = "cuda")]
+use crate::cuda::DeviceRows;
 
-/// Memory for rows of any element type, kept from call to call.
-#[derive(Debug, Default)]
-pub(super) struct Rows {
-    words: Vec<u64>,
+/// Rows that are read, one a token of a batch.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a, T> {
+    /// In the host's memory.
+    Host(&'a [T]),
+    /// On the cache's GPU.
+    #[cfg(feature = "cuda")]
+    Device(DeviceRows<T>),
 }
 
-impl Rows {
-    /// `count` elements of whatever was there before.
-    pub(super) fn take<T: KvElement>(&mut self, count: usize) -> &mut [T] {
-        let words = (count * size_of::<T>()).div_ceil(size_of::<u64>());
-        self.words.resize(words.max(self.words.len()), 0);
-        &mut bytemuck::cast_slice_mut(&mut self.words[..words])[..count]
+/// Rows that are written, one a token of a batch.
+#[derive(Debug)]
+pub enum RowsMut<'a, T> {
+    /// In the host's memory.
+    Host(&'a mut [T]),
+    /// On the cache's GPU.
+    #[cfg(feature = "cuda")]
+    Device(DeviceRows<T>),
+}
+
+/// Keys and values of a batch's tokens, both `[rows, kv_heads, head_dim]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Kv<'a, T> {
+    /// Keys.
+    pub k: Rows<'a, T>,
+    /// Values.
+    pub v: Rows<'a, T>,
+    /// With a table keys are rotated by their positions on their way into the cache; queries are the caller's to
+    /// rotate, by [`Batch::positions`](super::Batch::positions).
+    pub rope: Option<&'a RotaryTable>,
+}
+
+/// Where attention's results go.
+#[derive(Debug)]
+pub struct Out<'a, T> {
+    /// `[rows, q_heads, head_dim]`.
+    pub out: RowsMut<'a, T>,
+    /// `[rows, q_heads]`: the natural logarithm of the sum of `exp(logit)`, if it is wanted.
+    pub lse: Option<RowsMut<'a, f32>>,
+}
+
+impl<'a, T> Kv<'a, T> {
+    /// Keys and values that are written as they are.
+    pub fn new(k: impl Into<Rows<'a, T>>, v: impl Into<Rows<'a, T>>) -> Self {
+        Self {
+            k: k.into(),
+            v: v.into(),
+            rope: None,
+        }
+    }
+
+    /// The same, keys rotated by `table`.
+    #[must_use]
+    pub fn rotated(self, table: &'a RotaryTable) -> Self {
+        Self {
+            rope: Some(table),
+            ..self
+        }
     }
 }
 
-/// `target[i] = source[order[i]]`, row by row.
-pub(super) fn gather<T: Copy>(order: &[u32], source: &[T], target: &mut [T]) {
-    let width = width(order, target.len());
-    for (target, &row) in target.chunks_exact_mut(width).zip(order) {
-        let begin = row as usize * width;
-        target.copy_from_slice(&source[begin..begin + width]);
+impl<'a, T: KvElement> Rows<'a, T> {
+    pub(super) fn elements(self) -> Elements<'a> {
+        match self {
+            Self::Host(rows) => T::elements(rows),
+            #[cfg(feature = "cuda")]
+            Self::Device(rows) => Elements::Device(rows.erased()),
+        }
     }
 }
 
-/// `target[order[i]] = source[i]`, row by row.
-pub(super) fn scatter<T: Copy>(order: &[u32], source: &[T], target: &mut [T]) {
-    let width = width(order, source.len());
-    for (source, &row) in source.chunks_exact(width).zip(order) {
-        let begin = row as usize * width;
-        target[begin..begin + width].copy_from_slice(source);
+impl<'a, T: KvElement> RowsMut<'a, T> {
+    pub(super) fn elements(self) -> ElementsMut<'a> {
+        match self {
+            Self::Host(rows) => T::elements_mut(rows),
+            #[cfg(feature = "cuda")]
+            Self::Device(rows) => ElementsMut::Device(rows.erased()),
+        }
     }
 }
 
-fn width(order: &[u32], len: usize) -> usize {
-    (len / order.len().max(1)).max(1)
+impl<'a, T> From<&'a [T]> for Rows<'a, T> {
+    fn from(rows: &'a [T]) -> Self {
+        Self::Host(rows)
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl<'a, T> From<&'a Vec<T>> for Rows<'a, T> {
+    fn from(rows: &'a Vec<T>) -> Self {
+        Self::Host(rows)
+    }
+}
 
-    #[test]
-    fn scattering_undoes_gathering() {
-        let order = [2, 0, 1];
-        let source = [10.0, 11.0, 20.0, 21.0, 30.0, 31.0];
-        let mut rows = Rows::default();
-        let gathered = rows.take::<f32>(6);
-        gather(&order, &source, gathered);
-        assert_eq!(gathered, [30.0, 31.0, 10.0, 11.0, 20.0, 21.0]);
-        let mut back = [0.0; 6];
-        scatter(&order, gathered, &mut back);
-        assert_eq!(back, source);
+impl<'a, T> From<&'a mut [T]> for RowsMut<'a, T> {
+    fn from(rows: &'a mut [T]) -> Self {
+        Self::Host(rows)
+    }
+}
+
+impl<'a, T> From<&'a mut Vec<T>> for RowsMut<'a, T> {
+    fn from(rows: &'a mut Vec<T>) -> Self {
+        Self::Host(rows)
+    }
+}
+
+impl<'a, T> From<RowsMut<'a, T>> for Out<'a, T> {
+    fn from(out: RowsMut<'a, T>) -> Self {
+        Self { out, lse: None }
+    }
+}
+
+impl<'a, T> From<&'a mut [T]> for Out<'a, T> {
+    fn from(rows: &'a mut [T]) -> Self {
+        RowsMut::from(rows).into()
+    }
+}
+
+impl<'a, T> From<&'a mut Vec<T>> for Out<'a, T> {
+    fn from(rows: &'a mut Vec<T>) -> Self {
+        RowsMut::from(rows).into()
+    }
+}
+
+impl<'a, T> Out<'a, T> {
+    /// Outputs and their LSEs.
+    pub fn with_lse(out: impl Into<RowsMut<'a, T>>, lse: impl Into<RowsMut<'a, f32>>) -> Self {
+        Self {
+            out: out.into(),
+            lse: Some(lse.into()),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<T> From<DeviceRows<T>> for Rows<'_, T> {
+    fn from(rows: DeviceRows<T>) -> Self {
+        Self::Device(rows)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<T> From<DeviceRows<T>> for RowsMut<'_, T> {
+    fn from(rows: DeviceRows<T>) -> Self {
+        Self::Device(rows)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl<T> From<DeviceRows<T>> for Out<'_, T> {
+    fn from(rows: DeviceRows<T>) -> Self {
+        RowsMut::from(rows).into()
     }
 }

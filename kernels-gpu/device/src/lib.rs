@@ -1,12 +1,4 @@
-//! GPU instructions as functions, one module a family, and an emulator that runs kernels made of them on the CPU.
-//!
-//! Compiled for `nvptx64-nvidia-cuda` a function is its instruction; elsewhere, with the feature `emulate`, it is a
-//! call into the [emulator]. So the source that ships is what tests run.
-//!
-//! Names are `cuda_std`'s where it has one (indices, synchronisation) and the PTX ISA's for the rest.
-//!
-//! Addresses in shared memory are `u32`s (PTX "shared" state space): a generic pointer would cost
-//! generic loads. Addresses in global memory are pointers.
+#![doc = include_str!("../README.md")]
 //!
 //! # Safety
 //! Functions that touch memory or synchronise are `unsafe` with the PTX ISA's own conditions: addresses
@@ -14,14 +6,42 @@
 //! together, and asynchronous ones are waited for before their results are touched. The emulator
 //! checks these; the hardware does not.
 #![cfg_attr(any(target_arch = "nvptx64", not(feature = "emulate")), no_std)]
-#![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, stdarch_nvptx))]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(
+        asm_experimental_arch,
+        stdarch_nvptx,
+        link_llvm_intrinsics,
+        abi_unadjusted
+    )
+)]
+// LLVM's intrinsics are the compiler's own: each release is tried before kernels are built with it.
+#![cfg_attr(target_arch = "nvptx64", allow(internal_features))]
 
 mod arch;
 #[cfg(all(feature = "emulate", not(target_arch = "nvptx64")))]
 pub mod emulator;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 mod instructions;
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+mod ordering;
 
 pub use arch::Arch;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub use instructions::*;
+
+/// What a kernel's author needs: the modules of instructions, and the types that they take.
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
+pub mod prelude {
+    pub use crate::atomic::{Order, Scope};
+    pub use crate::bulk::Bytes;
+    pub use crate::mbarrier::Barrier;
+    pub use crate::shared::{Shared, dynamic_shared_mem};
+    pub use crate::warp::FULL_MASK;
+    pub use crate::wgmma::{Accumulators, Descriptor, Operand};
+    pub use crate::{Bf16, Element, F16};
+    pub use crate::{
+        async_copy, atomic, bulk, global, grid, math, matrix, mbarrier, register, thread, warp,
+        wgmma,
+    };
+}

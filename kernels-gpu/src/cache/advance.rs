@@ -3,6 +3,7 @@
 use super::THREADS;
 use crate::abi::{APPEND_LIVE, AppendTarget, NONE};
 use device::{global, thread};
+use kernel_macros::kernel;
 
 /// Adds 1 to the length counter of each of `targets: [count]` that names one; a thread each. Once a decode
 /// step, before the first layer's append.
@@ -10,6 +11,12 @@ use device::{global, thread};
 /// # Safety
 /// `targets` is valid for `count` reads. Each target that names a counter names another one, within
 /// `lengths`.
+#[kernel(
+    threads = THREADS,
+    min_blocks = 2,
+    group = "cache",
+    instances(advance_counters)
+)]
 #[inline(always)]
 pub unsafe fn advance(targets: *const AppendTarget, count: u32, lengths: *mut u32) {
     let index = thread::block_idx_x() * THREADS + thread::thread_idx_x();

@@ -4,6 +4,7 @@ use super::{Chunk, THREADS};
 use crate::abi::{APPEND_LIVE, AppendTarget, NONE, PAGE_TOKENS};
 use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
 use device::{global, thread};
+use kernel_macros::kernel;
 
 /// Writes row `i` of `k` and `v`, both `[count, kv_heads, D]`, to where `targets[i]` says, in the layer's
 /// plane `pool`; a thread a chunk of eight dims of K or V. A target [`NONE`], and one whose counter counts
@@ -15,6 +16,16 @@ use device::{global, thread};
 #[expect(
     clippy::too_many_arguments,
     reason = "a kernel's parameters are scalars and pointers"
+)]
+#[kernel(
+    threads = THREADS,
+    min_blocks = 2,
+    group = "cache",
+    instances(
+        append_d64: <64>,
+        append_d128: <128>,
+        append_d256: <256>
+    )
 )]
 #[inline(always)]
 pub unsafe fn append<const D: u32>(

@@ -5,7 +5,8 @@ use super::{Chunk, THREADS};
 use crate::abi::AppendTarget;
 use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
 use crate::rotary::rotate;
-use device::{Element, global, math, thread};
+use device::{Bf16, Element, F16, global, math, thread};
+use kernel_macros::kernel;
 
 /// As [`append`](super::append()), and rotates row `i` of `k` by `positions[i]` on its way: dim `d` pairs
 /// with dim `d + D / 2` (see [`crate::rotary`]). `cos` and `sin` are `[positions, D / 2]`. Arithmetic is
@@ -17,6 +18,19 @@ use device::{Element, global, math, thread};
 #[expect(
     clippy::too_many_arguments,
     reason = "a kernel's parameters are scalars and pointers"
+)]
+#[kernel(
+    threads = THREADS,
+    min_blocks = 2,
+    group = "cache",
+    instances(
+        append_rope_bf16_d64: <Bf16, 64>,
+        append_rope_bf16_d128: <Bf16, 128>,
+        append_rope_bf16_d256: <Bf16, 256>,
+        append_rope_f16_d64: <F16, 64>,
+        append_rope_f16_d128: <F16, 128>,
+        append_rope_f16_d256: <F16, 256>
+    )
 )]
 #[inline(always)]
 pub unsafe fn append_rope<E: Element, const D: u32>(

@@ -4,6 +4,7 @@ use super::{Chunk, THREADS};
 use crate::abi::PAGE_TOKENS;
 use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
 use device::{global, thread};
+use kernel_macros::kernel;
 
 /// Moves tokens of all layers and KV heads. `moves: [count]` are pairs `from, to` of `page * 64 + token`.
 ///
@@ -13,6 +14,16 @@ use device::{global, thread};
 /// # Safety
 /// `pool` is `[layers][pages][kv_heads][page]` and 16-byte aligned, `moves` valid for `2 * count` words,
 /// and every place lies within the pool.
+#[kernel(
+    threads = THREADS,
+    min_blocks = 2,
+    group = "cache",
+    instances(
+        copy_d64: <64>,
+        copy_d128: <128>,
+        copy_d256: <256>
+    )
+)]
 #[inline(always)]
 pub unsafe fn copy<const D: u32>(
     pool: *mut u16,

@@ -4,6 +4,7 @@ use super::{Chunk, THREADS};
 use crate::abi::PAGE_TOKENS;
 use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
 use device::{global, thread};
+use kernel_macros::kernel;
 
 /// Chunks of a token that neighbouring threads move: with eight tokens a warp touches whole 32-byte sectors
 /// on either side.
@@ -40,6 +41,16 @@ struct Piece {
 #[expect(
     clippy::too_many_arguments,
     reason = "a kernel's parameters are scalars and pointers"
+)]
+#[kernel(
+    threads = THREADS,
+    min_blocks = 2,
+    group = "cache",
+    instances(
+        import_pages_d64: <64>,
+        import_pages_d128: <128>,
+        import_pages_d256: <256>
+    )
 )]
 #[inline(always)]
 pub unsafe fn import_pages<const D: u32>(
@@ -80,6 +91,16 @@ pub unsafe fn import_pages<const D: u32>(
 #[expect(
     clippy::too_many_arguments,
     reason = "a kernel's parameters are scalars and pointers"
+)]
+#[kernel(
+    threads = THREADS,
+    min_blocks = 2,
+    group = "cache",
+    instances(
+        export_pages_d64: <64>,
+        export_pages_d128: <128>,
+        export_pages_d256: <256>
+    )
 )]
 #[inline(always)]
 pub unsafe fn export_pages<const D: u32>(

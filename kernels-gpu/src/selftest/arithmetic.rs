@@ -1,14 +1,21 @@
 //! Arithmetic and conversions.
 
 use super::{own_words, store_own_words};
-use device::kernel;
 use device::{Bf16, F16, math};
+use kernel_macros::kernel;
 
 /// `input: [threads][3]`: a, b, c. `output: [threads][7]`: 2^a, log2 |b|, tanh a, 1/b, 1/sqrt |b|,
 /// a * b + c, max(a, b).
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 256,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_arithmetic)
+)]
 #[inline(always)]
 pub unsafe fn arithmetic(input: *const u32, output: *mut u32) {
     // SAFETY: the caller's.
@@ -33,6 +40,13 @@ pub unsafe fn arithmetic(input: *const u32, output: *mut u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 128,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_conversions)
+)]
 #[inline(always)]
 pub unsafe fn conversions(input: *const u32, output: *mut u32) {
     // SAFETY: the caller's.
@@ -43,9 +57,4 @@ pub unsafe fn conversions(input: *const u32, output: *mut u32) {
         let [c, d] = math::unpack::<F16>(f16).map(f32::to_bits);
         store_own_words(output, [bf16, f16, a, b, c, d]);
     }
-}
-
-kernel! {
-    unsafe fn selftest_arithmetic(input: *const u32, output: *mut u32) = arithmetic;
-    unsafe fn selftest_conversions(input: *const u32, output: *mut u32) = conversions;
 }

@@ -1,27 +1,35 @@
 //! Shuffles, votes and barriers.
 
 use super::{own_words, store_own_words};
-use device::kernel;
+use device::warp::FULL_MASK;
 use device::{global, shared, thread, warp};
+use kernel_macros::kernel;
 
 /// One warp. `input: [32][2]`: a value, and the lane to read. `output: [32][7]`: the value of lane
 /// `lane ^ m` for m = 1, 2, 4, 8, 16, 31, then that of the lane named.
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 32,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_shuffles)
+)]
 #[inline(always)]
 pub unsafe fn shuffles(input: *const u32, output: *mut u32) {
     // SAFETY: the caller's; the warp is whole.
     unsafe {
         let [value, lane] = own_words(input);
         let words = [
-            warp::shuffle_xor_u32(value, 1),
-            warp::shuffle_xor_u32(value, 2),
-            warp::shuffle_xor_u32(value, 4),
-            warp::shuffle_xor_u32(value, 8),
-            warp::shuffle_xor_f32(f32::from_bits(value), 16).to_bits(),
-            warp::shuffle_xor_u32(value, 31),
-            warp::shuffle_idx_u32(value, lane),
+            warp::warp_shuffle_xor(FULL_MASK, value, 1),
+            warp::warp_shuffle_xor(FULL_MASK, value, 2),
+            warp::warp_shuffle_xor(FULL_MASK, value, 4),
+            warp::warp_shuffle_xor(FULL_MASK, value, 8),
+            warp::warp_shuffle_xor(FULL_MASK, f32::from_bits(value), 16).to_bits(),
+            warp::warp_shuffle_xor(FULL_MASK, value, 31),
+            warp::warp_shuffle_idx(FULL_MASK, value, lane),
         ];
         store_own_words(output, words);
     }
@@ -32,16 +40,23 @@ pub unsafe fn shuffles(input: *const u32, output: *mut u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 64,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_votes)
+)]
 #[inline(always)]
 pub unsafe fn votes(input: *const u32, output: *mut u32) {
     // SAFETY: the caller's; the warps are whole.
     unsafe {
         let [bit] = own_words(input);
         let words = [
-            warp::ballot(bit != 0),
-            warp::any(bit != 0) as u32,
-            warp::all(bit != 0) as u32,
-            warp::ballot(warp::elect_one()).count_ones(),
+            warp::warp_vote_ballot(FULL_MASK, bit != 0),
+            warp::warp_vote_any(FULL_MASK, bit != 0) as u32,
+            warp::warp_vote_all(FULL_MASK, bit != 0) as u32,
+            warp::warp_vote_ballot(FULL_MASK, warp::elect_one(FULL_MASK)).count_ones(),
             warp::warp_id(),
         ];
         store_own_words(output, words);
@@ -54,31 +69,32 @@ pub unsafe fn votes(input: *const u32, output: *mut u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 128,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_barriers)
+)]
 #[inline(always)]
 pub unsafe fn barriers(input: *const u32, output: *mut u32) {
     let index = thread::thread_idx_x();
-    let base = shared::dynamic_shared();
-    let [forth, back] = [base + 4 * (index % 64), base + 256 + 4 * (63 - index % 64)];
+    let base = shared::dynamic_shared_mem::<u32>();
+    let [forth, back] = [base.at(index % 64), base.at(64 + 63 - index % 64)];
     // SAFETY: the caller's; warps take one way or the other as a whole.
     unsafe {
         let [value] = own_words(input);
         let result = if index < 64 {
-            shared::store_u32(forth, value);
+            forth.store(value);
             thread::named_barrier_arrive::<1>(128);
             thread::named_barrier_sync::<2>(128);
-            shared::load_u32(back)
+            back.load()
         } else {
             thread::named_barrier_sync::<1>(128);
-            shared::store_u32(base + 256 + 4 * (index % 64), 2 * shared::load_u32(forth));
+            base.at(64 + index % 64).store(2 * forth.load());
             thread::named_barrier_arrive::<2>(128);
             value
         };
         global::store_u32(output.add(index as usize), result);
     }
-}
-
-kernel! {
-    unsafe fn selftest_shuffles(input: *const u32, output: *mut u32) = shuffles;
-    unsafe fn selftest_votes(input: *const u32, output: *mut u32) = votes;
-    unsafe fn selftest_barriers(input: *const u32, output: *mut u32) = barriers;
 }

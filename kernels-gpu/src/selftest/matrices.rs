@@ -1,8 +1,10 @@
 //! Fragments: `ldmatrix`, `stmatrix`, `mma`.
 
 use super::{fill_shared, own_words, store_own_words};
-use device::kernel;
-use device::{Bf16, Element, F16, global, matrix, shared, warp};
+use device::shared::{Shared, dynamic_shared_mem};
+use device::warp::FULL_MASK;
+use device::{Bf16, Element, F16, global, matrix, warp};
+use kernel_macros::kernel;
 
 /// Words of four 8x8 matrices of 16 bits.
 const MATRICES: u32 = 4 * 32;
@@ -12,14 +14,21 @@ const MATRICES: u32 = 4 * 32;
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 32,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_ldmatrix)
+)]
 #[inline(always)]
 pub unsafe fn ldmatrix(input: *const u32, output: *mut u32) {
-    let base = shared::dynamic_shared();
+    let base = dynamic_shared_mem::<u32>();
     // SAFETY: the caller's; the warp is whole, and every row lies in what was filled.
     unsafe {
         fill_shared(base, input, MATRICES);
         let [row] = own_words(input.add(MATRICES as usize));
-        let row = base + 16 * row;
+        let row = base.cast::<matrix::Row>().at(row);
         let [a, b, c, d] = matrix::ldmatrix_x4(row);
         let [e, f, g, h] = matrix::ldmatrix_x4_trans(row);
         let [i, j] = matrix::ldmatrix_x2(row);
@@ -34,13 +43,20 @@ pub unsafe fn ldmatrix(input: *const u32, output: *mut u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 32,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_stmatrix)
+)]
 #[inline(always)]
 pub unsafe fn stmatrix(input: *const u32, output: *mut u32) {
-    let base = shared::dynamic_shared();
+    let base = dynamic_shared_mem::<u32>();
     // SAFETY: the caller's; the warp is whole, and every row lies in shared memory.
     unsafe {
         let [a, b, c, d, row] = own_words(input);
-        let row = base + 16 * row;
+        let row = base.cast::<matrix::Row>().at(row);
         matrix::stmatrix_x4(row, [a, b, c, d]);
         write_out(base, output);
         matrix::stmatrix_x4_trans(row, [a, b, c, d]);
@@ -52,16 +68,16 @@ pub unsafe fn stmatrix(input: *const u32, output: *mut u32) {
 
 /// Writes the matrices in shared memory to `output`, by one warp, between two barriers.
 #[inline(always)]
-unsafe fn write_out(base: u32, output: *mut u32) {
+unsafe fn write_out(base: Shared<u32>, output: *mut u32) {
     // SAFETY: the caller's.
     unsafe {
-        warp::sync_warp();
+        warp::sync_warp(FULL_MASK);
         let mut word = warp::lane_id();
         while word < MATRICES {
-            global::store_u32(output.add(word as usize), shared::load_u32(base + 4 * word));
+            global::store_u32(output.add(word as usize), base.at(word).load());
             word += warp::LANES;
         }
-        warp::sync_warp();
+        warp::sync_warp(FULL_MASK);
     }
 }
 
@@ -69,6 +85,16 @@ unsafe fn write_out(base: u32, output: *mut u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 32,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(
+        selftest_mma_bf16: <Bf16>,
+        selftest_mma_f16: <F16>
+    )
+)]
 #[inline(always)]
 pub unsafe fn mma<E: Element>(input: *const u32, output: *mut u32) {
     // SAFETY: the caller's; the warp is whole.
@@ -78,11 +104,4 @@ pub unsafe fn mma<E: Element>(input: *const u32, output: *mut u32) {
         matrix::mma_m16n8k16::<E>(&mut c, [a0, a1, a2, a3], [b0, b1]);
         store_own_words(output, c.map(f32::to_bits));
     }
-}
-
-kernel! {
-    unsafe fn selftest_ldmatrix(input: *const u32, output: *mut u32) = ldmatrix;
-    unsafe fn selftest_stmatrix(input: *const u32, output: *mut u32) = stmatrix;
-    unsafe fn selftest_mma_bf16(input: *const u32, output: *mut u32) = mma::<Bf16>;
-    unsafe fn selftest_mma_f16(input: *const u32, output: *mut u32) = mma::<F16>;
 }

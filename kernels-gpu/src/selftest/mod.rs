@@ -12,7 +12,8 @@ mod matrices;
 mod ordering;
 mod warpgroup;
 
-use device::{global, shared, thread};
+use device::shared::Shared;
+use device::{global, thread};
 
 pub use arithmetic::{arithmetic, conversions};
 pub use copies::{async_copies, bulk_copies, global_widths, shared_widths};
@@ -22,7 +23,7 @@ pub use ordering::{last_arriver, message};
 pub use warpgroup::{Warpgroup, wgmma_registers, wgmma_shared};
 
 /// Dynamic shared memory of each of these kernels, in bytes.
-pub use crate::entries::SELFTEST_SHARED_BYTES as SHARED_BYTES;
+pub const SHARED_BYTES: u32 = 64 * 1024;
 
 /// Copies the first `words` words of `input` into shared memory at `base`, by all threads of the block,
 /// visible to all of them and to the async proxy.
@@ -30,15 +31,13 @@ pub use crate::entries::SELFTEST_SHARED_BYTES as SHARED_BYTES;
 /// # Safety
 /// `input` has that many words, as has shared memory.
 #[inline(always)]
-unsafe fn fill_shared(base: u32, input: *const u32, words: u32) {
+unsafe fn fill_shared(base: Shared<u32>, input: *const u32, words: u32) {
     let mut index = thread::thread_idx_x();
     // SAFETY: the caller's.
     unsafe {
         while index < words {
-            shared::store_u32(
-                base + 4 * index,
-                global::load_u32(input.add(index as usize)),
-            );
+            base.at(index)
+                .store(global::load_u32(input.add(index as usize)));
             index += thread::block_dim_x();
         }
         device::bulk::fence_proxy_async_shared();

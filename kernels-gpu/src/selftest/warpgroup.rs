@@ -1,9 +1,10 @@
 //! `wgmma`, from shared memory and from registers.
 
 use super::{fill_shared, own_words, store_own_words};
-use device::kernel;
-use device::wgmma::{self, Accumulators, Operand};
-use device::{Bf16, Element, F16, global, shared};
+use device::shared::dynamic_shared_mem;
+use device::wgmma::{self, Accumulators, Descriptor, Operand};
+use device::{Bf16, Element, F16, global};
+use kernel_macros::kernel;
 
 /// First words of the input of a `wgmma` kernel: where operands lie, in bytes.
 #[repr(C)]
@@ -29,12 +30,12 @@ const HEADER: usize = size_of::<Warpgroup>() / 4;
 /// Reads the operands' places and fills shared memory; what is left of the input.
 #[inline(always)]
 unsafe fn prepare(input: *const u32) -> (Operand, Operand, bool, *const u32) {
-    let base = shared::dynamic_shared();
+    let base = dynamic_shared_mem::<u32>();
     // SAFETY: the caller's.
     unsafe {
         let word = |i: usize| global::load_u32(input.add(i));
         let operand = |i: usize| Operand {
-            descriptor: wgmma::descriptor(base + word(i), word(i + 1), word(i + 2)),
+            descriptor: Descriptor::new(base.offset(word(i)), word(i + 1), word(i + 2)),
             step_bytes: word(i + 3),
         };
         let words = word(0);
@@ -49,6 +50,23 @@ unsafe fn prepare(input: *const u32) -> (Operand, Operand, bool, *const u32) {
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 128,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(
+        selftest_wgmma_n8: <Bf16, false, false, 1, 4>,
+        selftest_wgmma_n16: <F16, false, false, 2, 8>,
+        selftest_wgmma_n32: <Bf16, false, false, 4, 16>,
+        selftest_wgmma_n64: <Bf16, false, false, 4, 32>,
+        selftest_wgmma_n128: <F16, false, false, 4, 64>,
+        selftest_wgmma_n64_trans_a: <Bf16, true, false, 4, 32>,
+        selftest_wgmma_n64_trans_b: <Bf16, false, true, 4, 32>,
+        selftest_wgmma_n128_trans_ab: <F16, true, true, 4, 64>,
+        selftest_wgmma_n256_trans_b: <Bf16, false, true, 4, 128>
+    )
+)]
 #[inline(always)]
 pub unsafe fn wgmma_shared<
     E: Element,
@@ -78,6 +96,16 @@ pub unsafe fn wgmma_shared<
 ///
 /// # Safety
 /// As the module says.
+#[kernel(
+    threads = 128,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(
+        selftest_wgmma_n64_registers: <Bf16, false, 32>,
+        selftest_wgmma_n128_registers_trans_b: <F16, true, 64>
+    )
+)]
 #[inline(always)]
 pub unsafe fn wgmma_registers<E: Element, const TRANS_B: bool, const COUNT: usize>(
     input: *const u32,
@@ -96,18 +124,4 @@ pub unsafe fn wgmma_registers<E: Element, const TRANS_B: bool, const COUNT: usiz
         wgmma::wait_group_settle::<0, _>(&mut d);
         store_own_words(output, d.map(f32::to_bits));
     }
-}
-
-kernel! {
-    unsafe fn selftest_wgmma_n8(input: *const u32, output: *mut u32) = wgmma_shared::<Bf16, false, false, 1, 4>;
-    unsafe fn selftest_wgmma_n16(input: *const u32, output: *mut u32) = wgmma_shared::<F16, false, false, 2, 8>;
-    unsafe fn selftest_wgmma_n32(input: *const u32, output: *mut u32) = wgmma_shared::<Bf16, false, false, 4, 16>;
-    unsafe fn selftest_wgmma_n64(input: *const u32, output: *mut u32) = wgmma_shared::<Bf16, false, false, 4, 32>;
-    unsafe fn selftest_wgmma_n128(input: *const u32, output: *mut u32) = wgmma_shared::<F16, false, false, 4, 64>;
-    unsafe fn selftest_wgmma_n64_trans_a(input: *const u32, output: *mut u32) = wgmma_shared::<Bf16, true, false, 4, 32>;
-    unsafe fn selftest_wgmma_n64_trans_b(input: *const u32, output: *mut u32) = wgmma_shared::<Bf16, false, true, 4, 32>;
-    unsafe fn selftest_wgmma_n128_trans_ab(input: *const u32, output: *mut u32) = wgmma_shared::<F16, true, true, 4, 64>;
-    unsafe fn selftest_wgmma_n256_trans_b(input: *const u32, output: *mut u32) = wgmma_shared::<Bf16, false, true, 4, 128>;
-    unsafe fn selftest_wgmma_n64_registers(input: *const u32, output: *mut u32) = wgmma_registers::<Bf16, false, 32>;
-    unsafe fn selftest_wgmma_n128_registers_trans_b(input: *const u32, output: *mut u32) = wgmma_registers::<F16, true, 64>;
 }

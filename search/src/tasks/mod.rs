@@ -1,7 +1,8 @@
 //! Small tasks with checkers, to see what search is worth on a model.
 //!
 //! Prompts are a few solved examples and a question; answers are a line or three. [`evaluate`] runs a method
-//! on many problems of a task.
+//! on many problems of a task. They are here because users of `deft-search --task` and of its benchmark can so run the
+//! same problems with methods of their own.
 
 mod evaluation;
 mod game_of_24;

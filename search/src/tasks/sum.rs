@@ -3,14 +3,30 @@
 use rand::RngExt;
 
 use super::{Problem, Prospect, Task, complete_parts};
-use crate::Ending;
 use crate::sampler::leaf_stream;
+use crate::{Ending, SearchError};
 
 /// A number to be written as a sum of different positive numbers.
 #[derive(Clone, Copy, Debug)]
 pub struct DistinctSum {
-    /// Numbers to add.
-    pub terms: usize,
+    terms: usize,
+}
+
+impl DistinctSum {
+    /// With `terms` numbers to add.
+    ///
+    /// # Errors
+    /// [`SearchError::Argument`] unless they are 1 to 64: without any there is one sum only.
+    pub fn new(terms: usize) -> Result<Self, SearchError> {
+        if (1..=64).contains(&terms) {
+            return Ok(Self { terms });
+        }
+        Err(SearchError::Argument {
+            name: "terms",
+            value: terms.to_string(),
+            limit: "1 to 64",
+        })
+    }
 }
 
 impl Default for DistinctSum {

@@ -1,11 +1,15 @@
 //! What the search tests share.
 
+#[allow(dead_code, reason = "each file of tests uses a part")]
+pub(crate) mod mock;
+
 use deft_engine::TreeModel;
-use deft_search::mock::{AsciiCodec, HashModel, HashModelConfig};
 use deft_search::{
     Ending, Outcome, Sampler, Scorer, SearchError, SearchMethod, SearchTree, TreeOfThoughts,
     TreeSearch,
 };
+
+use mock::{AsciiCodec, HashModel, HashModelConfig};
 
 pub(crate) fn model(seed: u64) -> HashModel {
     with(HashModelConfig {

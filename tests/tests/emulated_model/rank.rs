@@ -1,6 +1,6 @@
 //! Ranking and sampling of logits.
 
-use deft_tests::reference::model::{log_softmax, ranked, with_noise};
+use deft_tests::reference::{log_softmax, ranked, with_noise};
 use device::emulator::{Launch, Memory};
 use kernels_gpu::model::limits::{TOP_K_SHARED_BYTES, TOP_K_THREADS};
 use kernels_gpu::model::{self, Sampling, TopK};

@@ -1,6 +1,6 @@
 //! Embedding, normalisation, gate, feeding and filling.
 
-use deft_tests::reference::model as reference;
+use deft_tests::reference;
 use device::emulator::{Launch, Memory};
 use half::{bf16, f16};
 use kernels_gpu::abi::NONE;

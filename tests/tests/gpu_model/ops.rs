@@ -1,7 +1,7 @@
 //! What a GPU computes between a model's matrix products, against the definitions in f64.
 
 use deft::cache::KvElement;
-use deft::cuda::ops::ModelOps;
+use deft_engine::cuda::ops::ModelOps;
 use deft_tests::gpu::{Gpu, say, setting, wanted};
 use half::{bf16, f16};
 use rand::SeedableRng;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use deft::{DType, bf16, f16};
-use deft_engine::cuda::{Probe, Stage};
+use deft_engine::cuda::instrument::{Probe, Stage};
 use deft_engine::{LayerTensor, LlamaConfig, Tensor, Weights};
 
 /// The weights as a GPU has them: matrices rounded to its type.
@@ -84,7 +84,7 @@ impl Plain {
             );
         }
         Self {
-            frequencies: config.rope_frequencies(),
+            frequencies: config.rope_frequencies().unwrap(),
             config,
             dtype,
             tensors,

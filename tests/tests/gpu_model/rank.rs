@@ -1,7 +1,7 @@
 //! Ranking and sampling of logits.
 
-use deft::cuda::ops::{ModelOps, Sampling, TopK};
-use deft_tests::reference::model::{log_softmax, ranked, with_noise};
+use deft_engine::cuda::ops::{ModelOps, Sampling, TopK};
+use deft_tests::reference::{log_softmax, ranked, with_noise};
 
 use deft_tests::forests::pick;
 use deft_tests::gpu::Gpu;

@@ -2,8 +2,8 @@
 
 use deft::attention::RotaryTable;
 use deft::cache::{CacheShape, HEAD_DIMS, KvElement};
-use deft::cuda::ops::{ModelOps, RotateAppend};
 use deft::cuda::{Append, CudaCache, Rotary};
+use deft_engine::cuda::ops::{ModelOps, RotateAppend};
 use kernels_gpu::abi::{APPEND_LIVE, NONE};
 
 use deft_tests::forests::pick;

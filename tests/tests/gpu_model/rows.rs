@@ -2,8 +2,8 @@
 
 use deft::cache::KvElement;
 use deft::cuda::DevicePtr;
-use deft::cuda::ops::{Embed, Feed, FillRandom, ModelOps, RmsNorm, SiluMul};
-use deft_tests::reference::model as reference;
+use deft_engine::cuda::ops::{Embed, Feed, FillRandom, ModelOps, RmsNorm, SiluMul};
+use deft_tests::reference;
 use kernels_gpu::abi::NONE;
 use kernels_gpu::random::uniform;
 

@@ -1,7 +1,8 @@
 //! Is the model on the GPU right, and if not, where does it go wrong?
 
 use deft::{DType, NodeKey};
-use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights, Probe, Stage};
+use deft_engine::cuda::instrument::{self, Probe, Stage};
+use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights};
 use deft_engine::{CpuModel, CpuOptions, LlamaConfig, TreeModel, Weights};
 use deft_tests::gpu::{Gpu, say};
 use deft_tests::oracle::relative_l2;
@@ -108,7 +109,7 @@ fn open(gpu: &Gpu, weights: &Weights, dtype: DType) -> CudaModel {
 fn check_stages(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> usize {
     watchdog.now("running a prompt of 37 tokens, stage by stage");
     let path = tokens(1, 37, weights.config().vocabulary);
-    let probes = gpu.probe(&path).unwrap();
+    let probes = instrument::probe(gpu, &path).unwrap();
     watchdog.now("comparing its stages with f64");
     let faults = faults(&Plain::new(weights, gpu.dtype()), &path, &probes);
     for fault in &faults {

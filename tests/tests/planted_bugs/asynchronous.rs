@@ -1,10 +1,13 @@
 //! Copies and products that take effect later.
 
-use device::emulator::{Cause, Launch, Memory};
-use device::wgmma::{self, Operand, descriptor};
-use device::{Bf16, async_copy, bulk, global, grid, mbarrier, shared, thread};
+use device::bulk::{self, Bytes};
+use device::emulator::Cause;
+use device::mbarrier::{self, Barrier};
+use device::shared::dynamic_shared_mem;
+use device::wgmma::{self, Descriptor, Operand};
+use device::{Bf16, async_copy, global, thread};
 
-use super::{SHARED_BYTES, finds};
+use super::finds;
 
 /// What can be wrong with a ring of two stages of 512 bytes.
 #[derive(Clone, Copy, Default)]
@@ -18,9 +21,10 @@ struct Ring {
 
 /// Thread 96 streams eight pieces of input through the ring; the first three warps add them up.
 fn stream(input: *const u32, output: *mut u32, bugs: Ring) {
-    let base = shared::dynamic_shared();
-    let full = |stage: u32| base + 1024 + 8 * stage;
-    let empty = |stage: u32| base + 1040 + 8 * stage;
+    let base = dynamic_shared_mem::<u32>();
+    let barriers = base.offset(1024).cast();
+    let full = |stage: u32| Barrier::at(barriers.at(stage));
+    let empty = |stage: u32| Barrier::at(barriers.at(2 + stage));
     let index = thread::thread_idx_x();
     // SAFETY: the emulator checks every access.
     unsafe {
@@ -37,16 +41,22 @@ fn stream(input: *const u32, output: *mut u32, bugs: Ring) {
         let mut sum = 0_u32;
         for turn in 0..8 {
             let (stage, parity) = (turn % 2, turn / 2 % 2);
-            let at = base + 512 * stage;
+            let at = base.at(128 * stage);
             if index == 96 {
                 if !bugs.no_empty_wait {
                     mbarrier::wait_parity(empty(stage), parity ^ 1);
                 }
-                mbarrier::arrive_expect_tx(full(stage), if bugs.few_bytes { 528 } else { 512 });
-                bulk::copy_global_to_shared(at, input.add(128 * turn as usize), 512, full(stage));
+                let bytes = Bytes::new(512);
+                let expected = if bugs.few_bytes {
+                    Bytes::new(528)
+                } else {
+                    bytes
+                };
+                mbarrier::arrive_expect_tx(full(stage), expected);
+                bulk::copy_global_to_shared(at, input.add(128 * turn as usize), bytes, full(stage));
             } else if index < 96 {
                 mbarrier::wait_parity(full(stage), parity ^ u32::from(bugs.wrong_full_parity));
-                sum = sum.wrapping_add(shared::load_u32(at + 4 * index));
+                sum = sum.wrapping_add(at.at(index).load());
                 mbarrier::arrive(empty(stage));
             }
         }
@@ -179,10 +189,10 @@ struct Product {
 }
 
 fn product(input: *const u32, output: *mut u32, bugs: Product) {
-    let base = shared::dynamic_shared();
+    let base = dynamic_shared_mem::<u32>();
     let index = thread::thread_idx_x();
     let operand = |at: u32| Operand {
-        descriptor: descriptor(base + at, 128, 256),
+        descriptor: Descriptor::new(base.offset(at), 128, 256),
         step_bytes: 256,
     };
     // SAFETY: the emulator checks every access.
@@ -190,10 +200,8 @@ fn product(input: *const u32, output: *mut u32, bugs: Product) {
         // 64 x 16 of a, 8 x 16 of b.
         let mut word = index;
         while word < 64 * 8 + 8 * 8 {
-            shared::store_u32(
-                base + 4 * word,
-                global::load_u32(input.add(word as usize)) & 0x3f80_3f80,
-            );
+            let value = global::load_u32(input.add(word as usize));
+            base.at(word).store(value & 0x3f80_3f80);
             word += 128;
         }
         if !bugs.no_proxy_fence {
@@ -207,7 +215,7 @@ fn product(input: *const u32, output: *mut u32, bugs: Product) {
         wgmma::mma_shared::<Bf16, false, false, 1, _>(&mut d, operand(0), operand(2048), false);
         wgmma::commit_group();
         if bugs.early_write {
-            shared::store_u32(base + 4 * index, 0);
+            base.at(index).store(0);
         }
         if bugs.no_wait {
             wgmma::wait_group::<1>();
@@ -320,18 +328,18 @@ fn an_asynchronous_copy_that_is_not_waited_for() {
     finds(
         |input, output, bug| {
             let index = thread::thread_idx_x();
-            let own = shared::dynamic_shared() + 16 * index;
+            let own = dynamic_shared_mem::<[u32; 4]>().at(index);
             // SAFETY: the emulator checks every access.
             unsafe {
-                shared::store_v4_u32(own, [0; 4]);
-                async_copy::copy_16(own, input.add(4 * index as usize));
+                own.store([0; 4]);
+                async_copy::copy_16(own.cast(), input.add(4 * index as usize));
                 async_copy::commit_group();
                 if bug {
                     async_copy::wait_group::<1>();
                 } else {
                     async_copy::wait_group::<0>();
                 }
-                global::store_u32(output.add(index as usize), shared::load_u32(own));
+                global::store_u32(output.add(index as usize), own.load()[0]);
             }
         },
         Cause::Race,
@@ -343,15 +351,15 @@ fn an_asynchronous_copy_that_is_not_waited_for() {
 fn an_exit_before_shared_memory_has_been_copied_out() {
     finds(
         |_, output, bug| {
-            let base = shared::dynamic_shared();
+            let base = dynamic_shared_mem::<u32>();
             let index = thread::thread_idx_x();
             // SAFETY: the emulator checks every access.
             unsafe {
-                shared::store_u32(base + 4 * index, index);
+                base.at(index).store(index);
                 bulk::fence_proxy_async_shared();
                 thread::sync_threads();
                 if index == 0 {
-                    bulk::copy_shared_to_global(output, base, 512);
+                    bulk::copy_shared_to_global(output, base, Bytes::new(512));
                     bulk::commit_group();
                     if !bug {
                         bulk::wait_group_read::<0>();
@@ -361,32 +369,5 @@ fn an_exit_before_shared_memory_has_been_copied_out() {
         },
         Cause::Unwaited,
         &["exits without having waited for its bulk copy"],
-    );
-}
-
-#[test]
-fn a_dependent_launch_that_reads_before_it_waits() {
-    let run = |bug: bool| {
-        let mut memory = Memory::new();
-        let data = memory.buffer("data", &[1_u32; 32]);
-        Launch::new([1, 1, 1], 32)
-            .shared_bytes(SHARED_BYTES)
-            .dependent()
-            .run(&mut memory, || {
-                if !bug {
-                    grid::wait_dependencies();
-                }
-                // SAFETY: the emulator checks every access.
-                unsafe { global::load_u32(data.as_ptr()) };
-            })
-    };
-    run(false).unwrap();
-    let report = run(true).unwrap_err();
-    assert_eq!(report.cause, Cause::Unwaited);
-    assert!(
-        report
-            .message
-            .contains("reads buffer `data` before wait_dependencies"),
-        "{report}"
     );
 }

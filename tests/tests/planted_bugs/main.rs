@@ -1,7 +1,11 @@
 //! Kernels with one bug each: the emulator must name it, whatever the seed, and pass the kernel without it.
 
 mod asynchronous;
+mod atomics;
+mod dependents;
+mod lanes;
 mod memory;
+mod schedules;
 mod synchronisation;
 
 use device::emulator::{Cause, DevicePointer, Launch, Memory, Report};

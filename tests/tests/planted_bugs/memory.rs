@@ -1,7 +1,10 @@
 //! Addresses and contents.
 
+use device::bulk::{self, Bytes};
 use device::emulator::Cause;
-use device::{bulk, global, mbarrier, shared, thread};
+use device::mbarrier::{self, Barrier};
+use device::shared::dynamic_shared_mem;
+use device::{global, thread};
 
 use super::finds;
 
@@ -81,24 +84,23 @@ fn an_input_that_is_written() {
 fn a_page_id_beyond_the_pool() {
     finds(
         |input, output, bug| {
-            let base = shared::dynamic_shared();
+            let base = dynamic_shared_mem::<u32>();
+            let barrier = Barrier::at(base.offset(4096).cast());
+            let bytes = Bytes::new(4096);
             let index = thread::thread_idx_x();
             // Pages of 4 KiB; the pool has four.
             let page = if bug { 0x00ff_ffff } else { 2 };
             // SAFETY: the emulator checks every access.
             unsafe {
                 if index == 0 {
-                    mbarrier::init(base + 4096, 1);
+                    mbarrier::init(barrier, 1);
                     mbarrier::fence_init();
-                    mbarrier::arrive_expect_tx(base + 4096, 4096);
-                    bulk::copy_global_to_shared(base, input.add(page * 1024), 4096, base + 4096);
+                    mbarrier::arrive_expect_tx(barrier, bytes);
+                    bulk::copy_global_to_shared(base, input.add(page * 1024), bytes, barrier);
                 }
                 thread::sync_threads();
-                mbarrier::wait_parity(base + 4096, 0);
-                global::store_u32(
-                    output.add(index as usize),
-                    shared::load_u32(base + 4 * index),
-                );
+                mbarrier::wait_parity(barrier, 0);
+                global::store_u32(output.add(index as usize), base.at(index).load());
             }
         },
         Cause::OutOfBounds,
@@ -131,13 +133,13 @@ fn shared_memory_that_nobody_has_written() {
     finds(
         |_, output, bug| {
             let index = thread::thread_idx_x();
-            let own = shared::dynamic_shared() + 4 * index;
+            let own = dynamic_shared_mem::<u32>().at(index);
             // SAFETY: the emulator checks every access.
             unsafe {
                 if !(bug && index == 9) {
-                    shared::store_u32(own, index);
+                    own.store(index);
                 }
-                global::store_u32(output.add(index as usize), shared::load_u32(own));
+                global::store_u32(output.add(index as usize), own.load());
             }
         },
         Cause::Unwritten,

@@ -14,7 +14,7 @@ use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, RawStream};
 use libloading::os::unix::{Library, Symbol};
 
 pub use self::library::VARIABLE;
-pub(crate) use self::product::{Into, Product};
+pub(crate) use self::product::{Product, Sums};
 
 use self::library::Lookup;
 
@@ -220,8 +220,8 @@ impl Cublas {
         let op = |transpose| if transpose { OP_T } else { OP_N };
         let input = data_type(product.dtype);
         let output = match product.into {
-            Into::Half => input,
-            Into::F32 | Into::Added => data_type(DType::F32),
+            Sums::Half => input,
+            Sums::F32 | Sums::Added => data_type(DType::F32),
         };
         let (one, [a, b, c]) = (1.0f32, [product.w, product.x, product.y].map(|at| at.0));
         // SAFETY: a live handle; factors are read before the call returns (the pointer mode is the host's); the

@@ -14,12 +14,12 @@ pub(crate) struct Product {
     pub(crate) y: DevicePtr,
     /// Of `x` and `w`.
     pub(crate) dtype: DType,
-    pub(crate) into: Into,
+    pub(crate) into: Sums,
 }
 
 /// What becomes of a product's sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Into {
+pub(crate) enum Sums {
     /// They are rounded to the type of `x` and `w`.
     Half,
     /// They are f32.
@@ -57,7 +57,7 @@ impl Product {
             lda: inner,
             ldb: inner,
             ldc: outputs,
-            beta: if self.into == Into::Added { 1.0 } else { 0.0 },
+            beta: if self.into == Sums::Added { 1.0 } else { 0.0 },
         }
     }
 }
@@ -102,7 +102,7 @@ mod tests {
             let x: Vec<f64> = (0..rows * inner).map(|i| value(1, i)).collect();
             let w: Vec<f64> = (0..outputs * inner).map(|i| value(2, i)).collect();
             let before: Vec<f64> = (0..rows * outputs).map(|i| value(3, i)).collect();
-            for into in [Into::Half, Into::F32, Into::Added] {
+            for into in [Sums::Half, Sums::F32, Sums::Added] {
                 let product = Product {
                     rows: rows as u32,
                     outputs: outputs as u32,
@@ -113,7 +113,7 @@ mod tests {
                     dtype: DType::F16,
                     into,
                 };
-                let kept = if into == Into::Added {
+                let kept = if into == Sums::Added {
                     before.clone()
                 } else {
                     vec![f64::NAN; before.len()]
@@ -124,7 +124,7 @@ mod tests {
                     for output in 0..outputs {
                         let terms = (0..inner).map(|i| x[row * inner + i] * w[output * inner + i]);
                         let at = row * outputs + output;
-                        let added = if into == Into::Added { kept[at] } else { 0.0 };
+                        let added = if into == Sums::Added { kept[at] } else { 0.0 };
                         assert_eq!(
                             y[at],
                             terms.sum::<f64>() + added,

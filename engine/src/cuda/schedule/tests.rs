@@ -2,9 +2,9 @@
 
 use super::*;
 use deft::DraftNode;
+use deft::abi::APPEND_LIVE;
 use deft::cache::PagePool;
 use deft::plan::Grouping;
-use kernels_gpu::abi::APPEND_LIVE;
 
 /// Counters, plan words and inputs, as kernels would see them.
 #[derive(Default)]
@@ -88,13 +88,8 @@ impl Loop {
         self.schedule
             .positions(&self.forest, &mut positions)
             .unwrap();
-        let order = self.schedule.order();
-        assert_eq!(
-            [order.len(), places.len(), positions.len()],
-            [nodes.len(); 3]
-        );
-        for (row, &at) in order.iter().enumerate() {
-            let node = nodes[at as usize];
+        assert_eq!([places.len(), positions.len()], [nodes.len(); 2]);
+        for (row, &node) in nodes.iter().enumerate() {
             let (length, mut place) = (self.forest.length(node).unwrap(), Vec::new());
             self.forest
                 .append_targets(node, length - 1..length, &mut place)
@@ -105,7 +100,6 @@ impl Loop {
         }
         let mut fresh = Schedule::new(*self.schedule.planner.config()).unwrap();
         fresh.update(&self.forest, nodes).unwrap();
-        assert_eq!(fresh.order(), order);
         let read = |schedule: &Schedule| {
             let lengths = self.forest.lengths();
             let shares = 0..schedule.plan().shares();
@@ -164,19 +158,22 @@ fn a_device_that_gets_only_changes_keeps_up_with_growth_forks_and_prunes() {
 fn drafts_and_prompts_go_where_the_forest_put_them() {
     let mut run = Loop::new(Grouping::Flatten);
     let trunk = run.forest.insert_root(0).unwrap();
-    let chain = |tokens: u32| -> Vec<DraftNode> {
-        let nodes = (0..tokens).map(|token| DraftNode {
-            parent: token.checked_sub(1),
-            tokens: 1,
-        });
-        nodes.collect()
-    };
     for tokens in [100, 64, 1, 30] {
-        let path = run.forest.insert_draft(trunk, &chain(tokens)).unwrap();
-        let before = run.forest.lengths().to_vec();
-        run.pass(&path, &before);
-        assert!(run.schedule.in_order());
-        run.forest.accept(trunk, &path).unwrap();
+        let begin = run.forest.length(trunk).unwrap();
+        run.forest.extend(&[trunk], tokens).unwrap();
+        run.schedule
+            .plan_prompt(&run.forest, trunk, tokens)
+            .unwrap();
+        let (mut positions, mut places) = (Vec::new(), Vec::new());
+        run.schedule.positions(&run.forest, &mut positions).unwrap();
+        assert!(positions.into_iter().eq(begin..begin + tokens));
+        run.forest
+            .append_targets(trunk, begin..begin + tokens, &mut places)
+            .unwrap();
+        run.device.lengths = run.forest.lengths().to_vec();
+        run.device.load(&run.schedule, &Change::Everything);
+        let lengths = run.device.lengths.clone();
+        assert_eq!(run.device.run(&lengths, run.forest.tail_pages()), places);
     }
     assert_eq!(run.forest.length(trunk).unwrap(), 195);
     let draft =
@@ -184,7 +181,6 @@ fn drafts_and_prompts_go_where_the_forest_put_them() {
     let nodes = run.forest.insert_draft(trunk, &draft).unwrap();
     let before = run.forest.lengths().to_vec();
     run.pass(&nodes, &before);
-    assert_eq!(run.schedule.order(), [0, 1, 4, 2, 3], "depth first");
     run.forest.accept(trunk, &nodes[..2]).unwrap();
     for _ in 0..3 {
         run.step(&[trunk]);

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use kernels_gpu::abi::{NONE, PAGE_TOKENS};
+use kernels_gpu::abi::{NONE, PAGE_TOKENS, Segment};
 use kernels_gpu::layout::prefix_elements;
 use kernels_gpu::softmax::{Math, Partial};
 use pulp::Arch;
@@ -47,6 +47,8 @@ struct Scratch {
     max: Vec<f32>,
     sum: Vec<f32>,
     scores: Vec<f32>,
+    /// Masks of a causal page, a word a query.
+    words: Vec<u64>,
     /// A page of K and V, where they are not f32 already.
     page: Vec<f32>,
 }
@@ -72,6 +74,7 @@ impl<T: KvElement> Call<'_, T> {
             let stride = stride_of(rows);
             scratch.reset(self.head_dim(), stride);
             self.gather(item, kv_head, &mut scratch.q, stride);
+            let mut words = std::mem::take(&mut scratch.words);
             for segment in item.segments {
                 let length = self.lengths.get(segment.length_slot as usize);
                 let mut tokens = segment.tokens_at(length.copied().unwrap_or(0));
@@ -84,8 +87,15 @@ impl<T: KvElement> Call<'_, T> {
                         break;
                     }
                     let queries = item.record.query_count as usize;
-                    let mask_words =
-                        (segment.mask != NONE).then(|| &self.plan.masks()[mask..mask + queries]);
+                    let mask_words = match segment.causal_tokens() {
+                        Some(first) => {
+                            causal_words(segment, first, queries, &mut words);
+                            Some(&words[..])
+                        }
+                        None => {
+                            (segment.mask != NONE).then(|| &self.plan.masks()[mask..mask + queries])
+                        }
+                    };
                     let seen = Seen {
                         page,
                         tokens: tokens.min(PAGE_TOKENS),
@@ -97,6 +107,7 @@ impl<T: KvElement> Call<'_, T> {
                     mask = mask.wrapping_add(queries);
                 }
             }
+            scratch.words = words;
             scratch.finish(rows, stride, o, lse);
         });
     }
@@ -109,11 +120,12 @@ impl<T: KvElement> Call<'_, T> {
             Some(cap) => self.params.scale / cap,
             None => self.params.scale * std::f32::consts::LOG2_E,
         };
-        let first = item.record.query_begin as usize;
-        let queries = self.q.chunks_exact(kv_heads * group * head_dim);
-        let queries = queries.skip(first).take(item.record.query_count as usize);
-        let heads = kv_head as usize * group * head_dim..(kv_head as usize + 1) * group * head_dim;
-        let rows = queries.flat_map(|query| query[heads.clone()].chunks_exact(head_dim));
+        let width = kv_heads * group * head_dim;
+        let first_head = kv_head as usize * group * head_dim;
+        let rows = item.rows().flat_map(|row| {
+            let heads = row as usize * width + first_head;
+            self.q[heads..heads + group * head_dim].chunks_exact(head_dim)
+        });
         for (row, source) in rows.enumerate() {
             for (element, target) in source.iter().zip(target[row..].iter_mut().step_by(stride)) {
                 *target = element.to_f32() * factor;
@@ -164,6 +176,16 @@ struct Seen<'a> {
     tokens: u32,
     rows: Range<usize>,
     mask: Option<PageMask<'a>>,
+}
+
+/// What each of an item's queries sees of a page of which the first visible one sees `first` tokens.
+fn causal_words(segment: &Segment, first: u32, queries: usize, words: &mut Vec<u64>) {
+    words.clear();
+    words.resize(queries, 0);
+    for query in segment.visible_begin()..segment.visible_end() {
+        let tokens = (first + query - segment.visible_begin()).min(segment.tokens);
+        words[query as usize] = u64::MAX >> (PAGE_TOKENS - tokens);
+    }
 }
 
 /// Room for the rows and the vector that reaches beyond them. An odd number of cache lines, so that the

@@ -16,11 +16,11 @@ const MAX_HEAD_DIM: usize = 256;
 pub(super) struct Sources {
     queries_per_share: usize,
     per_kv_head: usize,
-    /// Of each query that one item has done alone, else [`NONE`].
+    /// Of each row that one item has done alone, else [`NONE`].
     alone: Vec<u32>,
     /// Of each partial slot.
     slots: Vec<u32>,
-    /// Of each query, its row of [`Plan::merge_rows`] or [`NONE`].
+    /// Of each row, its entry of [`Plan::merge_rows`] or [`NONE`].
     merged: Vec<u32>,
 }
 
@@ -42,20 +42,19 @@ impl Sources {
         for share in 0..plan.shares() {
             let mut at = share * most;
             for item in items(share) {
-                let (places, first) = match item.record.partial_slot {
-                    NONE => (&mut self.alone, item.record.query_begin),
-                    slot => (&mut self.slots, slot),
-                };
-                let count = item.record.query_count;
-                let places = &mut places[first as usize..(first + count) as usize];
-                for (place, at) in places.iter_mut().zip(at..) {
-                    *place = at;
+                let slot = item.record.partial_slot;
+                for (index, row) in (0..).zip(item.rows()) {
+                    let (places, place) = match slot {
+                        NONE => (&mut self.alone, row),
+                        slot => (&mut self.slots, slot + index),
+                    };
+                    places[place as usize] = at + index;
                 }
-                at += count;
+                at += item.record.query_count;
             }
         }
         for (index, row) in (0..).zip(plan.merge_rows()) {
-            self.merged[row.query as usize] = index;
+            self.merged[row.row as usize] = index;
         }
     }
 
@@ -63,10 +62,10 @@ impl Sources {
         self.queries_per_share
     }
 
-    /// The places of one query's partial results, in the order in which they merge.
-    fn of_query<'a>(&'a self, plan: &'a Plan, query: usize) -> impl Iterator<Item = usize> + 'a {
-        let alone = Some(self.alone[query]).filter(|&at| at != NONE);
-        let row = plan.merge_rows().get(self.merged[query] as usize);
+    /// The places of one row's partial results, in the order in which they merge.
+    fn of_row<'a>(&'a self, plan: &'a Plan, row: usize) -> impl Iterator<Item = usize> + 'a {
+        let alone = Some(self.alone[row]).filter(|&at| at != NONE);
+        let row = plan.merge_rows().get(self.merged[row] as usize);
         let slots = row.map_or(&[][..], |row| {
             &plan.merge_slots()[row.slot_begin as usize..][..row.slot_count as usize]
         });
@@ -98,7 +97,7 @@ pub(super) fn merge<T: KvElement>(
         let heads = out.chunks_exact_mut(head_dim).zip(lse).enumerate();
         for (head, (out, lse)) in heads {
             let base = head / group * sources.per_kv_head;
-            let rows = sources.of_query(call.plan, query);
+            let rows = sources.of_row(call.plan, query);
             let rows = rows.map(|at| (base + at) * group + head % group);
             let rows = rows.map(|row| {
                 let o = &partial_o[row * head_dim..(row + 1) * head_dim];

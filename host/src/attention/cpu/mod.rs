@@ -17,13 +17,17 @@ use rayon::prelude::*;
 
 use self::item::Call;
 use self::merge::Sources;
-use super::check::{check_append, check_attend, check_moves, check_paged, check_plan, resolve};
+use super::check::{
+    check_append, check_attend, check_export, check_import, check_moves, check_plan, on_host,
+    resolve,
+};
 use super::{Attend, Backend, BackendError, Counters, PagedTokens};
 use crate::cache::{CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, ShapeError};
 use crate::plan::{CostModel, Grouping, PlanConfig};
 
-/// Shares a KV head and thread: enough for the last task of one thread not to keep the others waiting.
-const TASKS_PER_THREAD: u32 = 4;
+/// Tasks of a plan, unless its configuration says otherwise: enough for the last task of one thread not to keep
+/// the others waiting, on up to 16 threads. Not as many as there are threads, since results depend on it.
+const TASKS: u32 = 64;
 
 const CHECKED: &str = "arguments were checked";
 
@@ -76,11 +80,6 @@ impl<T: KvElement> CpuBackend<T> {
     pub fn pages(&self) -> &HostPages<T> {
         &self.pages
     }
-
-    /// The pages, to be imported into.
-    pub fn pages_mut(&mut self) -> &mut HostPages<T> {
-        &mut self.pages
-    }
 }
 
 impl<T: KvElement> Backend for CpuBackend<T> {
@@ -102,8 +101,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
     }
 
     fn shares(&self) -> u32 {
-        let tasks = rayon::current_num_threads() as u32 * TASKS_PER_THREAD;
-        tasks.div_ceil(self.shape().kv_heads)
+        TASKS.div_ceil(self.shape().kv_heads)
     }
 
     fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
@@ -125,8 +123,8 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         let sources = [(k.dtype(), k.len()), (v.dtype(), v.len())];
         check_append(self.shape(), layer, targets, counters, sources)?;
         let row = self.shape().row_elements();
-        let k = k.typed::<T>().expect(CHECKED).chunks_exact(row);
-        let v = v.typed::<T>().expect(CHECKED).chunks_exact(row);
+        let k = on_host("k", k.typed::<T>())?.chunks_exact(row);
+        let v = on_host("v", v.typed::<T>())?.chunks_exact(row);
         for ((&target, k), v) in targets.iter().zip(k).zip(v) {
             let place = resolve(target, counters).expect(CHECKED);
             self.pages.write(layer, place, k, v);
@@ -146,8 +144,9 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
         let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(self.shape(), paged, sizes)?;
-        let [k, v] = foreign.map(|foreign| foreign.typed().expect(CHECKED));
+        check_import(self.shape(), paged, sizes)?;
+        let [k, v] = foreign;
+        let (k, v) = (on_host("k", k.typed())?, on_host("v", v.typed())?);
         let PagedTokens {
             layer,
             places,
@@ -164,8 +163,9 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         let sizes = foreign
             .each_ref()
             .map(|foreign| (foreign.dtype(), foreign.len()));
-        check_paged(self.shape(), paged, sizes)?;
-        let [k, v] = foreign.map(|foreign| foreign.into_typed().expect(CHECKED));
+        check_export(self.shape(), paged, sizes)?;
+        let [k, v] = foreign;
+        let (k, v) = (on_host("k", k.into_typed())?, on_host("v", v.into_typed())?);
         let PagedTokens {
             layer,
             places,
@@ -177,7 +177,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
         check_attend(self.shape(), &call)?;
         check_plan(self.shape(), call.plan, call.counters.lengths.len())?;
-        let out = call.out.into_typed::<T>().expect(CHECKED);
+        let out = on_host("out", call.out.into_typed::<T>())?;
         let rows = call.plan.queries() * call.plan.group_size() * self.shape().kv_heads;
         let Workspace {
             sources,
@@ -185,16 +185,19 @@ impl<T: KvElement> Backend for CpuBackend<T> {
             lse,
             unused,
         } = &mut self.workspace;
-        let wanted = call.lse.unwrap_or_else(|| {
-            unused.resize(rows as usize, 0.0);
-            unused
-        });
+        let wanted = match call.lse {
+            Some(lse) => on_host("lse", lse.into_typed())?,
+            None => {
+                unused.resize(rows as usize, 0.0);
+                unused
+            }
+        };
         let call = Call {
             arch: self.arch,
             pages: &self.pages,
             plan: call.plan,
             lengths: call.counters.lengths,
-            q: call.q.typed().expect(CHECKED),
+            q: on_host("q", call.q.typed())?,
             layer: call.layer,
             params: call.params,
         };

@@ -30,7 +30,7 @@ pub fn copy_16(destination: u32, source: *const u8) {
         check_aligned("global", source as u64, BYTES)?;
         block.shared.offset(destination, BYTES)?;
         let span = block.grid.memory.span(source as u64, BYTES)?;
-        block.check_dependencies(&span)?;
+        block.check_dependencies(&span, "reads")?;
         let thread = block.current;
         let copy = AsyncCopy {
             thread,
@@ -77,17 +77,8 @@ pub fn wait_group(pending: u32) {
 }
 
 impl Block<'_> {
-    /// Lets any of the copies land.
-    pub(crate) fn land_any_copy(&mut self) -> Checked<bool> {
-        if self.copies.is_empty() {
-            return Ok(false);
-        }
-        let index = self.random.below(self.copies.len() as u32) as usize;
-        self.land_copy(index)?;
-        Ok(true)
-    }
-
-    fn land_copy(&mut self, index: usize) -> Checked {
+    /// Lets a copy land.
+    pub(crate) fn land_copy(&mut self, index: usize) -> Checked {
         let copy = self.copies.swap_remove(index);
         self.perform_copy(&copy)
             .map_err(|fault| fault.by(copy.thread, copy.site))

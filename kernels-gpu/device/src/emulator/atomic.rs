@@ -1,93 +1,139 @@
 //! Atomics on global memory, which order memory between blocks.
 
 use std::panic::Location;
-use std::sync::atomic::Ordering::Relaxed;
+
+use bytemuck::Pod;
 
 use crate::emulator::block::{Block, instruction, suspend};
-use crate::emulator::report::Checked;
+use crate::emulator::grid::Synchronisation;
+use crate::emulator::report::{Checked, Site};
+use crate::emulator::shadow::Access;
 use crate::emulator::span::{Span, check_aligned};
+use crate::ordering::{Order, Scope};
 
-/// `atom.add.acq_rel.gpu`.
+/// `atom`: replaces the value by what `new` makes of it, if anything; what was there before.
 #[track_caller]
-pub fn add_acq_rel(address: *mut u32, value: u32) -> u32 {
-    instruction(Location::caller(), |block| {
-        let span = block.atomic_span(address)?;
-        let (grid, linear) = (block.grid, block.linear);
-        let view = &mut block.threads[block.current as usize].view;
-        let before = grid.acquire_release(address as u64, linear, view, || {
-            span.atomic().fetch_add(value, Relaxed)
-        });
-        grid.note_progress();
-        Ok(before)
-    })
-}
-
-/// `red.add.release.gpu`.
-#[track_caller]
-pub fn add_release(address: *mut u32, value: u32) {
-    instruction(Location::caller(), |block| {
-        let span = block.atomic_span(address)?;
-        let (grid, linear) = (block.grid, block.linear);
-        let view = &mut block.threads[block.current as usize].view;
-        grid.release(address as u64, linear, view, false, || {
-            span.atomic().fetch_add(value, Relaxed);
-        });
-        grid.note_progress();
-        Ok(())
+pub fn update<T: Pod + PartialEq>(
+    name: &'static str,
+    address: *mut T,
+    order: Order,
+    scope: Scope,
+    new: impl FnOnce(T) -> Option<T>,
+) -> T {
+    let site = Location::caller();
+    let (before, changed) = instruction(site, |block| {
+        let span = block.atomic_span(address, true)?;
+        block.check_dependencies(&span, "reads")?;
+        span.check_writable()?;
+        let synchronisation = Synchronisation {
+            order,
+            scope,
+            reads: true,
+            keeps: true,
+        };
+        let (before, changed) = block.synchronise(&span, site, synchronisation, || {
+            let before: T = span.load_value();
+            let after = new(before);
+            if let Some(after) = &after {
+                span.store(bytemuck::bytes_of(after));
+            }
+            (
+                (before, after.is_some_and(|after| after != before)),
+                after.is_some(),
+            )
+        })?;
+        if changed {
+            block.grid.note_progress();
+        } else {
+            // Mostly it stands in a loop, as a lock's.
+            block.poll(name, site)?;
+        }
+        Ok((before, changed))
     });
+    if !changed {
+        suspend();
+    }
+    before
 }
 
-/// `st.release.gpu`.
+/// `ld.relaxed` or `ld.acquire`. Others run after it, since it mostly stands in a loop.
 #[track_caller]
-pub fn store_release(address: *mut u32, value: u32) {
-    instruction(Location::caller(), |block| {
-        let span = block.writable_atomic_span(address)?;
-        let (grid, linear) = (block.grid, block.linear);
-        let view = &mut block.threads[block.current as usize].view;
-        grid.release(address as u64, linear, view, true, || {
-            span.atomic().store(value, Relaxed);
-        });
-        span.mark_written();
-        grid.note_progress();
-        Ok(())
-    });
-}
-
-/// `ld.acquire.gpu`. Others run after it, since it mostly stands in a loop.
-#[track_caller]
-pub fn load_acquire(address: *const u32) -> u32 {
+pub fn load(name: &'static str, address: *const u32, order: Order, scope: Scope) -> u32 {
     let site = Location::caller();
     let value = instruction(site, |block| {
-        let span = block.readable_atomic_span(address)?;
-        let (grid, linear) = (block.grid, block.linear);
-        let view = &mut block.threads[block.current as usize].view;
-        let value = grid.acquire(address as u64, linear, view, || span.atomic().load(Relaxed));
-        block.poll("ld.acquire", site)?;
+        let span = block.atomic_span(address, true)?;
+        block.check_dependencies(&span, "reads")?;
+        let synchronisation = Synchronisation {
+            order,
+            scope,
+            reads: true,
+            keeps: true,
+        };
+        let value =
+            block.synchronise(&span, site, synchronisation, || (span.load_value(), false))?;
+        block.poll(name, site)?;
         Ok(value)
     });
     suspend();
     value
 }
 
+/// `st.relaxed` or `st.release`.
+#[track_caller]
+pub fn store(address: *mut u32, value: u32, order: Order, scope: Scope) {
+    let site = Location::caller();
+    instruction(site, |block| {
+        let span = block.atomic_span(address, false)?;
+        block.check_dependencies(&span, "writes")?;
+        span.check_writable()?;
+        let synchronisation = Synchronisation {
+            order,
+            scope,
+            reads: false,
+            keeps: false,
+        };
+        block.synchronise(&span, site, synchronisation, || {
+            span.store(bytemuck::bytes_of(&value));
+            ((), true)
+        })?;
+        block.grid.note_progress();
+        Ok(())
+    });
+}
+
+/// `fence.acq_rel`.
+#[track_caller]
+pub fn fence(scope: Scope) {
+    instruction(Location::caller(), |block| {
+        let linear = block.linear;
+        block.thread().view.fence(linear, scope);
+        Ok(())
+    });
+}
+
 impl<'g> Block<'g> {
-    fn readable_atomic_span(&self, address: *const u32) -> Checked<Span<'g>> {
-        check_aligned("global", address as u64, 4)?;
-        let span = self.grid.memory.span(address as u64, 4)?;
-        span.check_written()?;
-        self.check_dependencies(&span)?;
+    fn atomic_span<T>(&self, address: *const T, is_read: bool) -> Checked<Span<'g>> {
+        let bytes = size_of::<T>() as u32;
+        check_aligned("global", address as u64, bytes)?;
+        let span = self.grid.memory.span(address as u64, bytes)?;
+        if is_read {
+            span.check_written()?;
+        }
         Ok(span)
     }
 
-    fn writable_atomic_span(&self, address: *const u32) -> Checked<Span<'g>> {
-        check_aligned("global", address as u64, 4)?;
-        let span = self.grid.memory.span(address as u64, 4)?;
-        span.check_writable()?;
-        Ok(span)
-    }
-
-    fn atomic_span(&self, address: *const u32) -> Checked<Span<'g>> {
-        let span = self.readable_atomic_span(address)?;
-        span.check_writable()?;
-        Ok(span)
+    /// Runs `operation` as an atomic one of the running thread's.
+    fn synchronise<R>(
+        &mut self,
+        span: &Span<'_>,
+        site: Site,
+        synchronisation: Synchronisation,
+        operation: impl FnOnce() -> (R, bool),
+    ) -> Checked<R> {
+        let (grid, linear) = (self.grid, self.linear);
+        let view = &mut self.threads[self.current as usize].view;
+        let now = view.clone();
+        let access = Access::generic(&now, site);
+        grid.atomic(span, linear, view, &access, synchronisation, operation)
     }
 }

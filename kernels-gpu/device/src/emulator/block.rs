@@ -13,7 +13,9 @@ use crate::emulator::clock::{Agents, Clock, Joins, View};
 use crate::emulator::grid::Grid;
 use crate::emulator::mbarrier::{LatestWait, Mbarrier};
 use crate::emulator::random::Random;
+use crate::emulator::register::Registers;
 use crate::emulator::report::{Cause, Checked, Fault, Report, Site};
+use crate::emulator::schedule::{Kind, Schedule, Step};
 use crate::emulator::shared::SharedMemory;
 use crate::emulator::warp::Warp;
 
@@ -29,6 +31,8 @@ pub(crate) enum Waiting {
     Barrier(u32),
     /// For a phase of the mbarrier at this address.
     Mbarrier { address: u32, parity: u32 },
+    /// For so many registers a thread.
+    Registers(u32),
     /// It can go on, but the latest it did was to look in vain, by this instruction.
     Polling(&'static str),
 }
@@ -73,11 +77,16 @@ pub(crate) struct Block<'g> {
     pub(crate) copies: Vec<AsyncCopy>,
     /// What each warpgroup's warps have multiplied, as far as they differ.
     pub(crate) warpgroups: Vec<crate::emulator::wgmma::Agreement>,
+    pub(crate) registers: Registers,
     pub(crate) random: Random,
     /// The running thread.
     pub(crate) current: u32,
     pub(crate) exited: u32,
     pub(crate) report: Option<Box<Report>>,
+    /// The steps so far, if they are recorded.
+    trace: Option<Vec<Step>>,
+    /// The steps to take before the seed decides, latest first.
+    replay: Vec<Step>,
     ready_warps: u32,
     current_warp: u32,
     polls: u32,
@@ -115,10 +124,13 @@ impl<'g> Block<'g> {
             bulk: Vec::new(),
             copies: Vec::new(),
             warpgroups: (0..warps.div_ceil(4)).map(|_| Default::default()).collect(),
+            registers: Registers::new(grid.threads, grid.registers),
             random: Random::new(grid.seed, linear),
             current: 0,
             exited: 0,
             report: None,
+            trace: grid.record.then(Vec::new),
+            replay: grid.replay_of(linear),
             ready_warps: (u64::MAX >> (64 - warps)) as u32,
             current_warp: 0,
             polls: 0,
@@ -168,6 +180,17 @@ impl<'g> Block<'g> {
         Ok(())
     }
 
+    /// The next step of the schedule that is replayed.
+    pub(crate) fn replayed(&mut self) -> Option<Step> {
+        self.replay.pop()
+    }
+
+    fn record(&mut self, step: Step) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(step);
+        }
+    }
+
     /// Chooses a thread that can go on. A warp mostly runs until its lanes wait.
     pub(crate) fn choose(&mut self) -> Option<u32> {
         if self.ready_warps == 0 {
@@ -177,30 +200,70 @@ impl<'g> Block<'g> {
         if !stays {
             self.current_warp = self.random.bit(self.ready_warps);
         }
-        let warp = &mut self.warps[self.current_warp as usize];
-        let lane = self.random.bit(warp.ready);
+        let lane = self
+            .random
+            .bit(self.warps[self.current_warp as usize].ready);
+        let thread = self.current_warp * 32 + lane;
+        self.take(thread);
+        Some(thread)
+    }
+
+    /// Takes a thread from those that can go on; false if it cannot.
+    pub(crate) fn take(&mut self, thread: u32) -> bool {
+        let (index, lane) = (thread / 32, thread % 32);
+        let Some(warp) = self.warps.get_mut(index as usize) else {
+            return false;
+        };
+        if warp.ready >> lane & 1 == 0 {
+            return false;
+        }
         warp.ready &= !(1 << lane);
         if warp.ready == 0 {
-            self.ready_warps &= !(1 << self.current_warp);
+            self.ready_warps &= !(1 << index);
         }
-        Some(self.current_warp * 32 + lane)
+        self.record(Step::Run { thread });
+        true
     }
 
     /// Lets one asynchronous operation that was started take effect; false if there is none.
     pub(crate) fn land_one(&mut self) -> Checked<bool> {
-        let first = self.random.below(3);
-        for kind in (0..3).map(|i| (first + i) % 3) {
-            let landed = match kind {
-                0 => self.land_any_bulk()?,
-                1 => self.land_any_copy()?,
-                _ => self.land_any_wgmma()?,
-            };
-            if landed {
-                self.grid.note_progress();
+        let first = self.random.below(3) as usize;
+        for kind in (0..3).map(|i| Kind::ALL[(first + i) % 3]) {
+            let flying = self.flying(kind);
+            if flying > 0 {
+                let index = self.random.below(flying);
+                self.land(kind, index)?;
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Operations of that kind under way; of products, warps that have some.
+    fn flying(&self, kind: Kind) -> u32 {
+        match kind {
+            Kind::Bulk => self.flying_bulk(),
+            Kind::Copy => self.copies.len() as u32,
+            Kind::Wgmma => self.multiplying_warps().count() as u32,
+        }
+    }
+
+    /// Lets one of those operations take effect; false if there are not so many.
+    pub(crate) fn land(&mut self, kind: Kind, index: u32) -> Checked<bool> {
+        if index >= self.flying(kind) {
+            return Ok(false);
+        }
+        self.record(Step::Land { kind, index });
+        match kind {
+            Kind::Bulk => self.land_flying_bulk(index)?,
+            Kind::Copy => self.land_copy(index as usize)?,
+            Kind::Wgmma => {
+                let warp = self.multiplying_warps().nth(index as usize);
+                self.compute_next(warp.expect("it was counted"))?;
+            }
+        }
+        self.grid.note_progress();
+        Ok(true)
     }
 
     /// Whether an asynchronous operation has been started and has not taken effect.
@@ -215,7 +278,7 @@ impl<'g> Block<'g> {
         self.grid.note_progress();
         let warp = &mut self.warps[(thread / 32) as usize];
         warp.exited |= 1 << (thread % 32);
-        if let Some((name, site)) = warp.waits_in() {
+        if let Some((name, site)) = warp.waits_for(1 << (thread % 32)) {
             return Err(Fault::new(
                 Cause::Divergence,
                 format!(
@@ -240,6 +303,7 @@ impl<'g> Block<'g> {
             )
             .by(thread, site));
         }
+        self.check_registers()?;
         self.check_wgmma_finished()
     }
 
@@ -266,6 +330,11 @@ impl<'g> Block<'g> {
             thread,
             site,
             seed: self.grid.seed,
+            schedule: self.trace.as_ref().map(|steps| Schedule {
+                seed: self.grid.seed,
+                block: self.linear,
+                steps: steps.as_slice().into(),
+            }),
             message,
         })
     }

@@ -50,7 +50,7 @@ pub fn global_to_shared(destination: u32, source: *const u8, bytes: u32, mbarrie
     instruction(site, |block| {
         block.check_bulk_mbarrier(mbarrier)?;
         let span = block.grid.memory.span(source as u64, bytes)?;
-        block.check_dependencies(&span)?;
+        block.check_dependencies(&span, "reads")?;
         block.issue_bulk(
             destination,
             source as u64,
@@ -67,11 +67,9 @@ pub fn shared_to_global(destination: *mut u8, source: u32, bytes: u32) {
     let site = Location::caller();
     instruction(site, |block| {
         let group = block.thread().bulk_groups;
-        block
-            .grid
-            .memory
-            .span(destination as u64, bytes)?
-            .check_writable()?;
+        let span = block.grid.memory.span(destination as u64, bytes)?;
+        span.check_writable()?;
+        block.check_dependencies(&span, "writes")?;
         block.issue_bulk(
             source,
             destination as u64,
@@ -135,17 +133,16 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// Lets any of the copies land.
-    pub(crate) fn land_any_bulk(&mut self) -> Checked<bool> {
-        let flying = self.bulk.iter().filter(|copy| !copy.landed).count() as u32;
-        if flying == 0 {
-            return Ok(false);
-        }
-        let chosen = self.random.below(flying) as usize;
+    /// Copies under way.
+    pub(crate) fn flying_bulk(&self) -> u32 {
+        self.bulk.iter().filter(|copy| !copy.landed).count() as u32
+    }
+
+    /// Lets one of the copies under way land.
+    pub(crate) fn land_flying_bulk(&mut self, chosen: u32) -> Checked {
         let mut flying = (0..self.bulk.len()).filter(|i| !self.bulk[*i].landed);
-        let index = flying.nth(chosen).expect("it was counted");
-        self.land_bulk(index)?;
-        Ok(true)
+        let index = flying.nth(chosen as usize).expect("it was counted");
+        self.land_bulk(index)
     }
 
     fn land_bulk(&mut self, index: usize) -> Checked {

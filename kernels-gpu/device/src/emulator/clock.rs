@@ -8,6 +8,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::emulator::grid::Synchronisation;
+use crate::ordering::Scope;
+
 /// Number of an agent within its block.
 pub(crate) type Agent = u16;
 
@@ -82,6 +85,10 @@ pub(crate) struct View {
     seen: Clock,
     fenced: Clock,
     foreign: Foreign,
+    /// What relaxed atomics read that others released, by block: a fence acquires it.
+    unfenced: BTreeMap<u32, Released>,
+    /// What the latest fences release with the relaxed atomics after them: for all, and for the block.
+    fences: [Option<Released>; 2],
 }
 
 /// Two accesses ordered by program order or by what a view has seen.
@@ -93,6 +100,8 @@ impl View {
             seen: start.clone(),
             fenced: start.clone(),
             foreign: None,
+            unfenced: BTreeMap::new(),
+            fences: [None, None],
         }
     }
 
@@ -176,6 +185,52 @@ impl View {
         };
         self.own += 1;
         released
+    }
+
+    /// Reads, with an atomic operation of a thread of `block`, what one of block `from` released.
+    pub(crate) fn read_released(
+        &mut self,
+        from: u32,
+        block: u32,
+        released: &Released,
+        acquires: bool,
+    ) {
+        let joins = &mut Joins::default();
+        if !acquires {
+            match self.unfenced.get_mut(&from) {
+                Some(known) => known.join(released, joins),
+                None => {
+                    self.unfenced.insert(from, released.clone());
+                }
+            }
+        } else if from == block {
+            self.acquire(released, joins);
+        } else {
+            self.acquire_foreign(from, released);
+        }
+    }
+
+    /// What an atomic write releases: whether for the block alone, and what.
+    pub(crate) fn releases(&mut self, by: Synchronisation) -> [Option<(bool, Released)>; 2] {
+        let is_narrow = by.scope == Scope::Block;
+        if by.order.releases() {
+            return [Some((is_narrow, self.release())), None];
+        }
+        let [for_all, for_block] = self.fences.clone();
+        [
+            for_all.map(|released| (is_narrow, released)),
+            for_block.map(|released| (true, released)),
+        ]
+    }
+
+    /// A fence of a thread of `block`.
+    pub(crate) fn fence(&mut self, block: u32, scope: Scope) {
+        let is_narrow = scope == Scope::Block;
+        for (from, released) in std::mem::take(&mut self.unfenced) {
+            let acquires = from == block || !is_narrow;
+            self.read_released(from, block, &released, acquires);
+        }
+        self.fences[usize::from(is_narrow)] = Some(self.release());
     }
 
     fn present(&self) -> Clock {

@@ -18,7 +18,7 @@ pub fn load<T: Pod>(address: *const T) -> T {
         let bytes = size_of::<T>() as u32;
         check_aligned("global", address as u64, bytes)?;
         let span = block.grid.memory.span(address as u64, bytes)?;
-        block.check_dependencies(&span)?;
+        block.check_dependencies(&span, "reads")?;
         let access = Access::generic(&block.threads[block.current as usize].view, site);
         block.grid.read(&span, block.linear, &access)?;
         Ok(span.load_value())
@@ -35,6 +35,7 @@ pub fn store<T: Pod>(address: *mut T, value: T) {
         check_aligned("global", address as u64, bytes.len() as u32)?;
         block.check_settled(bytes)?;
         let span = block.grid.memory.span(address as u64, bytes.len() as u32)?;
+        block.check_dependencies(&span, "writes")?;
         let access = Access::generic(&block.threads[block.current as usize].view, site);
         block.grid.write(&span, block.linear, &access)?;
         span.store(bytes);
@@ -43,15 +44,16 @@ pub fn store<T: Pod>(address: *mut T, value: T) {
 }
 
 impl Block<'_> {
-    /// In a dependent launch, what earlier kernels write may be read only after `wait_dependencies`.
+    /// In a dependent launch, what earlier kernels write may be read only after `wait_dependencies`; written as
+    /// well, since they may still read it, or write it last.
     #[inline]
-    pub(crate) fn check_dependencies(&self, span: &Span<'_>) -> Checked {
+    pub(crate) fn check_dependencies(&self, span: &Span<'_>, verb: &str) -> Checked {
         let waited = || self.threads[self.current as usize].waited_dependencies;
         if self.grid.dependent && !span.is_constant() && !waited() {
             return Err(Fault::new(
                 Cause::Unwaited,
                 format!(
-                    "reads buffer `{}` before wait_dependencies, while the kernel that writes it may still run",
+                    "{verb} buffer `{}` before wait_dependencies, while a kernel that uses it may still run",
                     span.buffer.name
                 ),
             ));

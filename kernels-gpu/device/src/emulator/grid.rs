@@ -10,9 +10,12 @@ use bytemuck::Zeroable;
 use crate::emulator::clock::{Agents, Joins, Released, View};
 use crate::emulator::launch::Launch;
 use crate::emulator::memory::Memory;
+use crate::emulator::register::share;
 use crate::emulator::report::{Cause, Checked, Fault, Site};
+use crate::emulator::schedule::{Schedule, Step};
 use crate::emulator::shadow::Access;
 use crate::emulator::span::{Span, site_bits};
+use crate::ordering::{Order, Scope};
 
 /// A launch under way.
 pub(crate) struct Grid<'m> {
@@ -20,16 +23,20 @@ pub(crate) struct Grid<'m> {
     pub(crate) blocks: [u32; 3],
     pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
+    pub(crate) registers: u32,
     pub(crate) seed: u64,
     /// Started before the kernels it depends on were complete.
     pub(crate) dependent: bool,
     /// Matrix loads may read what nothing has written.
     pub(crate) poison_matrix_reads: bool,
+    /// Reports say how their block came to where it is.
+    pub(crate) record: bool,
+    replay: Option<Schedule>,
     /// Counts what could end somebody's polling.
     pub(crate) progress: AtomicU64,
     shadows: Vec<Box<[Granule]>>,
-    /// What was released at each address, by block.
-    released: Mutex<HashMap<u64, BTreeMap<u32, Released>>>,
+    /// At each address.
+    released: Mutex<HashMap<u64, ReleasedBy>>,
 }
 
 /// Who last wrote and read a granule of global memory. Of several readers one is remembered.
@@ -42,6 +49,23 @@ struct Granule {
 
 // SAFETY: all-zero atomics are valid.
 unsafe impl Zeroable for Granule {}
+
+/// What was released somewhere, by block, and whether for that block alone.
+type ReleasedBy = BTreeMap<(u32, bool), Released>;
+
+/// Beside a writer's site, which is aligned: the write was atomic.
+const ATOMIC: u64 = 1;
+
+/// What an atomic operation does for the order of others.
+#[derive(Clone, Copy)]
+pub(crate) struct Synchronisation {
+    pub(crate) order: Order,
+    pub(crate) scope: Scope,
+    /// It reads, and so may acquire.
+    pub(crate) reads: bool,
+    /// What others released there stays: it is a read and a write in one.
+    pub(crate) keeps: bool,
+}
 
 /// `block | agent | epoch` in 20, 12 and 32 bits; 0 is nobody, since epochs start at 1.
 #[derive(Clone, Copy)]
@@ -86,9 +110,12 @@ impl<'m> Grid<'m> {
             blocks: launch.blocks,
             threads: launch.threads,
             shared_bytes: launch.shared_bytes,
+            registers: launch.registers.unwrap_or(share(launch.threads)),
             seed: launch.seed,
             dependent: launch.dependent,
             poison_matrix_reads: launch.poison_matrix_reads,
+            record: launch.record,
+            replay: launch.replay.clone(),
             progress: AtomicU64::new(0),
             shadows: memory
                 .buffers()
@@ -97,6 +124,17 @@ impl<'m> Grid<'m> {
                 .collect(),
             released: Mutex::default(),
         }
+    }
+
+    /// The steps that block number `block` is to take, latest first.
+    pub(crate) fn replay_of(&self, block: u32) -> Vec<Step> {
+        let replay = self
+            .replay
+            .iter()
+            .filter(|schedule| schedule.block == block);
+        replay
+            .flat_map(|schedule| schedule.steps.iter().rev().copied())
+            .collect()
     }
 
     /// Notes something that could end somebody's polling.
@@ -148,6 +186,46 @@ impl<'m> Grid<'m> {
         Ok(())
     }
 
+    /// Records an atomic access by an agent of `block`, which other atomic ones may meet in any order.
+    fn record_atomic(
+        &self,
+        span: &Span<'_>,
+        block: u32,
+        access: &Access<'_>,
+        wrote: bool,
+    ) -> Checked {
+        let who = Who::new(block, access);
+        let verb = if wrote {
+            "atomically writes"
+        } else {
+            "atomically reads"
+        };
+        for granule in &self.shadows[span.index][span.granules()] {
+            let writer = Who(granule.writer.load(Relaxed));
+            let site = granule.writer_site.load(Relaxed);
+            if site & ATOMIC == 0 && !writer.precedes(block, access) {
+                return Err(self.race(span, block, access, [verb, "wrote"], writer, site));
+            }
+            if !wrote {
+                continue;
+            }
+            let reader = Who(granule.reader.load(Relaxed));
+            if !reader.precedes(block, access) {
+                let site = granule.reader_site.load(Relaxed);
+                return Err(self.race(span, block, access, [verb, "read"], reader, site));
+            }
+            granule
+                .writer_site
+                .store(site_bits(access.site) | ATOMIC, Relaxed);
+            granule.writer.store(who.0, Relaxed);
+            granule.reader.store(0, Relaxed);
+        }
+        if wrote {
+            span.mark_written();
+        }
+        Ok(())
+    }
+
     #[cold]
     fn race(
         &self,
@@ -159,7 +237,7 @@ impl<'m> Grid<'m> {
         other_site: u64,
     ) -> Box<Fault> {
         // SAFETY: made from a `Site` by `site_bits`.
-        let site: Site = unsafe { &*(other_site as *const Location<'static>) };
+        let site: Site = unsafe { &*((other_site & !ATOMIC) as *const Location<'static>) };
         let agents = Agents::new(self.threads);
         let whose = if other.block() == block {
             String::new()
@@ -179,70 +257,42 @@ impl<'m> Grid<'m> {
         )
     }
 
-    /// Releases at `address` what a thread of `block` has seen, as part of `store`: an addition keeps
-    /// what others released there, anything else (`replaces`) drops it.
-    pub(crate) fn release<R>(
+    /// Runs `operation`, an atomic one, which says what it gives and whether it wrote: checks it against ordinary
+    /// accesses, and lets `view` acquire and release.
+    pub(crate) fn atomic<R>(
         &self,
-        address: u64,
+        span: &Span<'_>,
         block: u32,
         view: &mut View,
-        replaces: bool,
-        store: impl FnOnce() -> R,
-    ) -> R {
+        access: &Access<'_>,
+        synchronisation: Synchronisation,
+        operation: impl FnOnce() -> (R, bool),
+    ) -> Checked<R> {
         let mut all = self.released.lock().unwrap_or_else(PoisonError::into_inner);
-        let released = all.entry(address).or_default();
-        if replaces {
-            released.clear();
+        let released = all.entry(span.address()).or_default();
+        if synchronisation.reads {
+            for (by, released) in released.iter() {
+                let (from, is_narrow) = *by;
+                if from == block || !(is_narrow || synchronisation.scope == Scope::Block) {
+                    view.read_released(from, block, released, synchronisation.order.acquires());
+                }
+            }
         }
-        add_release(released, block, view);
-        store()
-    }
-
-    /// Acquires what was released at `address`, as part of `load`.
-    pub(crate) fn acquire<R>(
-        &self,
-        address: u64,
-        block: u32,
-        view: &mut View,
-        load: impl FnOnce() -> R,
-    ) -> R {
-        let mut all = self.released.lock().unwrap_or_else(PoisonError::into_inner);
-        add_acquire(all.entry(address).or_default(), block, view);
-        load()
-    }
-
-    /// [`Grid::acquire`] and [`Grid::release`], as part of an addition.
-    pub(crate) fn acquire_release<R>(
-        &self,
-        address: u64,
-        block: u32,
-        view: &mut View,
-        add: impl FnOnce() -> R,
-    ) -> R {
-        let mut all = self.released.lock().unwrap_or_else(PoisonError::into_inner);
-        let released = all.entry(address).or_default();
-        add_acquire(released, block, view);
-        add_release(released, block, view);
-        add()
-    }
-}
-
-fn add_release(released: &mut BTreeMap<u32, Released>, block: u32, view: &mut View) {
-    let now = view.release();
-    match released.get_mut(&block) {
-        Some(before) => before.join(&now, &mut Joins::default()),
-        None => {
-            released.insert(block, now);
+        let (result, wrote) = operation();
+        self.record_atomic(span, block, access, wrote)?;
+        if wrote {
+            if !synchronisation.keeps {
+                released.clear();
+            }
+            for (is_narrow, now) in view.releases(synchronisation).into_iter().flatten() {
+                match released.get_mut(&(block, is_narrow)) {
+                    Some(before) => before.join(&now, &mut Joins::default()),
+                    None => {
+                        released.insert((block, is_narrow), now);
+                    }
+                }
+            }
         }
-    }
-}
-
-fn add_acquire(released: &BTreeMap<u32, Released>, block: u32, view: &mut View) {
-    for (from, released) in released {
-        if *from == block {
-            view.acquire(released, &mut Joins::default());
-        } else {
-            view.acquire_foreign(*from, released);
-        }
+        Ok(result)
     }
 }

@@ -1,6 +1,7 @@
 //! Launches a kernel on the emulator.
 
 use std::fmt;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -8,7 +9,9 @@ use crate::emulator::block::Block;
 use crate::emulator::grid::Grid;
 use crate::emulator::memory::Memory;
 use crate::emulator::random::Random;
+use crate::emulator::register::FILE;
 use crate::emulator::report::Report;
+use crate::emulator::schedule::Schedule;
 use crate::emulator::scheduler::{Progress, Runner};
 
 /// Most shared memory of a block, in bytes: an H100's.
@@ -18,16 +21,19 @@ const SHARED_LIMIT: u32 = 227 * 1024;
 const TURNS: u32 = 256;
 
 /// How a kernel is launched: grid, block, shared memory, seed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct Launch {
     pub(crate) blocks: [u32; 3],
     pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
+    pub(crate) registers: Option<u32>,
     pub(crate) seed: u64,
     pub(crate) dependent: bool,
     pub(crate) poison_matrix_reads: bool,
     resident: Option<u32>,
+    pub(crate) record: bool,
+    pub(crate) replay: Option<Schedule>,
 }
 
 impl Launch {
@@ -46,10 +52,13 @@ impl Launch {
             blocks,
             threads,
             shared_bytes: 0,
+            registers: None,
             seed: 0,
             dependent: false,
             poison_matrix_reads: false,
             resident: None,
+            record: false,
+            replay: None,
         }
     }
 
@@ -60,6 +69,23 @@ impl Launch {
     pub fn shared_bytes(mut self, bytes: u32) -> Self {
         assert!(bytes <= SHARED_LIMIT, "{bytes} bytes of shared memory");
         self.shared_bytes = bytes;
+        self
+    }
+
+    /// Registers of a thread when the kernel starts, as it was compiled: what `setmaxnreg` deals out among
+    /// the block's warpgroups is this by the number of threads. If it is not said, it is the most that a block
+    /// of so many threads can have.
+    ///
+    /// # Panics
+    /// If it is no multiple of 8 from 24 to 248, or the block has more than a multiprocessor's 65,536.
+    pub fn registers(mut self, count: u32) -> Self {
+        assert!(
+            (24..=248).contains(&count) && count.is_multiple_of(8),
+            "{count} registers a thread"
+        );
+        let all = count * self.threads;
+        assert!(all <= FILE, "{all} registers of a block, of at most {FILE}");
+        self.registers = Some(count);
         self
     }
 
@@ -94,6 +120,37 @@ impl Launch {
         assert!(blocks > 0, "no resident block");
         self.resident = Some(blocks);
         self
+    }
+
+    /// Runs one block as `schedule` says, and what comes after it, and the other blocks, by its seed.
+    pub fn replay(mut self, schedule: Schedule) -> Self {
+        self.seed = schedule.seed;
+        self.replay = Some(schedule);
+        self
+    }
+
+    /// Lets `launch` run this launch under each of the seeds, in memory that it makes anew each time, until it
+    /// fails. Then the seed is run once more, and the report tells its [`Report::schedule`].
+    ///
+    /// # Errors
+    /// The report of the first seed that fails.
+    pub fn for_seeds(
+        self,
+        seeds: Range<u64>,
+        mut launch: impl FnMut(Self) -> Result<(), Box<Report>>,
+    ) -> Result<(), Box<Report>> {
+        for seed in seeds {
+            let seeded = self.clone().seed(seed);
+            if let Err(report) = launch(seeded.clone()) {
+                let recorded = Self {
+                    record: true,
+                    ..seeded
+                };
+                // Blocks that race with each other on the CPU may come another way.
+                return Err(launch(recorded).err().unwrap_or(report));
+            }
+        }
+        Ok(())
     }
 
     /// Runs `kernel` as every thread of the grid.

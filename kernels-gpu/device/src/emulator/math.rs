@@ -49,6 +49,19 @@ pub fn fma(a: f32, b: f32, c: f32) -> f32 {
     settled(a).mul_add(settled(b), settled(c))
 }
 
+/// `atom.add.f32` of global memory: subnormal numbers are 0.
+#[track_caller]
+pub fn add_flushed(a: f32, b: f32) -> f32 {
+    let flush = |x: f32| {
+        if x.is_subnormal() {
+            0.0_f32.copysign(x)
+        } else {
+            x
+        }
+    };
+    flush(flush(settled(a)) + flush(settled(b)))
+}
+
 /// `max.f32`: a NaN gives way.
 #[track_caller]
 pub fn max(a: f32, b: f32) -> f32 {

@@ -49,8 +49,13 @@ impl<T> DevicePointer<T> {
     }
 
     fn address(self) -> u64 {
-        (self.index as u64 + 1) * SPACING
+        address_of(self.index)
     }
+}
+
+/// Device address of buffer number `index`.
+pub(crate) fn address_of(index: usize) -> u64 {
+    (index as u64 + 1) * SPACING
 }
 
 #[derive(Debug)]
@@ -118,6 +123,7 @@ impl Memory {
                 thread: None,
                 site: None,
                 seed: 0,
+                schedule: None,
                 message: format!(
                     "element {} of buffer `{}` was never written",
                     granule * GRANULE as usize / size_of::<T>(),

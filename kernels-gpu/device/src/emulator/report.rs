@@ -3,6 +3,8 @@
 use std::fmt;
 use std::panic::Location;
 
+use crate::emulator::schedule::Schedule;
+
 /// Where in the kernel's source an instruction is.
 pub type Site = &'static Location<'static>;
 
@@ -32,6 +34,8 @@ pub enum Cause {
     Deadlock,
     /// An instruction's operand that the ISA does not allow.
     Operand,
+    /// A [`Schedule`] to replay that is not of this kernel and launch.
+    Schedule,
     /// A panic in the kernel: an arithmetic overflow or an index out of an array's bounds.
     Panic,
 }
@@ -50,6 +54,8 @@ pub struct Report {
     pub site: Option<Site>,
     /// The launch's seed: the same seed shows the same mistake again.
     pub seed: u64,
+    /// How the block came there, if the launch was asked to record it.
+    pub schedule: Option<Schedule>,
     /// What happened, in words.
     pub message: String,
 }
@@ -64,7 +70,11 @@ impl fmt::Display for Report {
         if let Some(site) = self.site {
             write!(f, ", {site}")?;
         }
-        write!(f, ": {} [seed {}]", self.message, self.seed)
+        write!(f, ": {} [seed {}]", self.message, self.seed)?;
+        if let Some(schedule) = &self.schedule {
+            write!(f, "\nschedule: {schedule}")?;
+        }
+        Ok(())
     }
 }
 

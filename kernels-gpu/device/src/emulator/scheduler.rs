@@ -9,6 +9,7 @@ use corosensei::{Coroutine, CoroutineResult};
 use crate::emulator::block::{Block, State, Waiting, enter};
 use crate::emulator::grid::Grid;
 use crate::emulator::report::{Cause, Fault, Report, lanes, ranges};
+use crate::emulator::schedule::Step;
 
 /// Stack of a thread. Pages that are not touched cost nothing.
 const STACK_BYTES: usize = 512 * 1024;
@@ -71,10 +72,24 @@ impl<'g> Runner<'g> {
         // SAFETY: no coroutine runs.
         let block = unsafe { &mut *self.block };
         let scheduled = |block: &Block<'_>, fault: Fault| block.describe(fault, None, None);
-        if block.in_flight() && block.random.one_in(self.reluctance) {
-            block.land_one().map_err(|fault| scheduled(block, *fault))?;
-        }
-        let Some(thread) = block.choose() else {
+        let chosen = match block.replayed() {
+            Some(Step::Land { kind, index }) => {
+                let landed = block.land(kind, index);
+                return match landed.map_err(|fault| scheduled(block, *fault))? {
+                    true => Ok(Progress::Running),
+                    false => Err(scheduled(block, *strays())),
+                };
+            }
+            Some(Step::Run { thread }) if block.take(thread) => Some(thread),
+            Some(Step::Run { .. }) => return Err(scheduled(block, *strays())),
+            None => {
+                if block.in_flight() && block.random.one_in(self.reluctance) {
+                    block.land_one().map_err(|fault| scheduled(block, *fault))?;
+                }
+                block.choose()
+            }
+        };
+        let Some(thread) = chosen else {
             if block.exited as usize == block.threads.len() {
                 block.finish().map_err(|fault| scheduled(block, *fault))?;
                 return Ok(Progress::Done);
@@ -128,6 +143,12 @@ impl Drop for Runner<'_> {
     }
 }
 
+/// A schedule asks for what the kernel does not do.
+fn strays() -> Box<Fault> {
+    let text = "the schedule is of another kernel or launch: its next step cannot be taken";
+    Fault::new(Cause::Schedule, text)
+}
+
 fn start<'g>(
     block: *mut Block<'g>,
     thread: usize,
@@ -169,7 +190,7 @@ impl Block<'_> {
         }
         let mut text = String::from("nothing can wake the threads that wait:");
         for (waiting, site, threads) in waits {
-            let what = self.describe_wait(waiting, threads[0] / 32);
+            let what = self.describe_wait(waiting, threads[0]);
             text += &format!("\n  threads {}: {what} at {site}", ranges(&threads));
         }
         if !exited.is_empty() {
@@ -178,14 +199,16 @@ impl Block<'_> {
         Fault::new(Cause::Deadlock, text)
     }
 
-    fn describe_wait(&self, waiting: Waiting, warp: u32) -> String {
+    fn describe_wait(&self, waiting: Waiting, thread: u32) -> String {
         match waiting {
             Waiting::Lanes(name) => {
-                let missing = lanes(!self.warps[warp as usize].arrived());
+                let warp = thread / 32;
+                let missing = lanes(self.warps[warp as usize].missing(thread % 32));
                 format!("in {name}, for lanes {missing} of warp {warp}")
             }
             Waiting::Barrier(id) => self.barriers[id as usize].describe(id),
             Waiting::Mbarrier { address, parity } => self.describe_mbarrier(address, parity),
+            Waiting::Registers(count) => self.registers.describe(count),
             Waiting::Polling(name) => format!("polling with {name}"),
         }
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use bytemuck::Pod;
 
-use crate::emulator::memory::Buffer;
+use crate::emulator::memory::{Buffer, address_of};
 use crate::emulator::report::{Cause, Checked, Fault, Site};
 use crate::emulator::shadow::GRANULE;
 
@@ -55,11 +55,6 @@ impl<'m> Span<'m> {
             let half = u16::from_ne_bytes(chunk.try_into().expect("2 bytes"));
             self.half(done + i).store(half, Relaxed);
         }
-    }
-
-    /// The value as an atomic.
-    pub(crate) fn atomic(&self) -> &'m AtomicU32 {
-        self.word(0)
     }
 
     #[inline]
@@ -127,6 +122,11 @@ impl<'m> Span<'m> {
             ));
         }
         Ok(())
+    }
+
+    /// Device address of the first byte.
+    pub(crate) fn address(&self) -> u64 {
+        address_of(self.index) + self.offset
     }
 
     pub(crate) fn is_constant(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Asynchronous copies of 16 bytes a thread (PTX ISA, "cp.async"); sm_80.
 
 use super::bodies;
+use super::shared::Shared;
 #[cfg(target_arch = "nvptx64")]
 use core::arch::asm;
 
@@ -11,16 +12,16 @@ use core::arch::asm;
 /// [`wait_group`], and other threads only after a barrier that follows it.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn copy_16<T>(destination: u32, source: *const T) {
+pub unsafe fn copy_16<T>(destination: Shared<T>, source: *const T) {
     bodies! {
         // SAFETY: the caller's.
         ptx {
             unsafe {
                 asm!("cp.async.cg.shared.global [{0}], [{1}], 16;",
-                    in(reg32) destination, in(reg64) source, options(nostack))
+                    in(reg32) destination.address(), in(reg64) source, options(nostack))
             }
         }
-        emulated { crate::emulator::async_copy::copy_16(destination, source.cast()) }
+        emulated { crate::emulator::async_copy::copy_16(destination.address(), source.cast()) }
     }
 }
 

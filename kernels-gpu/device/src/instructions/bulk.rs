@@ -1,8 +1,62 @@
 //! Bulk asynchronous copies, done by the async proxy (PTX ISA, "cp.async.bulk"); sm_90.
 
+use core::ops::{Add, Mul};
+
 use super::bodies;
+use super::mbarrier::Barrier;
+use super::shared::Shared;
 #[cfg(target_arch = "nvptx64")]
 use core::arch::asm;
+
+/// A number of bytes, as copies and the barriers they report to count them.
+///
+/// ```compile_fail,E0308
+/// # use deft_device::{bulk, mbarrier::Barrier, shared::Shared};
+/// # unsafe fn copy(to: Shared<u32>, from: *const u32, barrier: Barrier) {
+/// bulk::copy_global_to_shared(to, from, 128, barrier); // 128 of what?
+/// # }
+/// ```
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(u32);
+
+impl Bytes {
+    /// `count` bytes.
+    #[inline(always)]
+    pub const fn new(count: u32) -> Self {
+        Self(count)
+    }
+
+    /// The size of `count` values.
+    #[inline(always)]
+    pub const fn of<T>(count: u32) -> Self {
+        Self(count * size_of::<T>() as u32)
+    }
+
+    /// How many.
+    #[inline(always)]
+    pub const fn count(self) -> u32 {
+        self.0
+    }
+}
+
+impl Add for Bytes {
+    type Output = Self;
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+}
+
+impl Mul<u32> for Bytes {
+    type Output = Self;
+
+    #[inline(always)]
+    fn mul(self, times: u32) -> Self {
+        Self(self.0 * times)
+    }
+}
 
 /// How L2 treats the lines a copy touches (PTX ISA, "createpolicy").
 #[derive(Clone, Copy, Debug)]
@@ -53,21 +107,24 @@ impl CachePolicy {
 #[inline(always)]
 #[track_caller]
 pub unsafe fn copy_global_to_shared<T>(
-    destination: u32,
+    destination: Shared<T>,
     source: *const T,
-    bytes: u32,
-    mbarrier: u32,
+    bytes: Bytes,
+    mbarrier: Barrier,
 ) {
     bodies! {
         // SAFETY: the caller's.
         ptx {
             unsafe {
                 asm!("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [{1}], {2}, [{3}];",
-                    in(reg32) destination, in(reg64) source, in(reg32) bytes, in(reg32) mbarrier,
+                    in(reg32) destination.address(), in(reg64) source, in(reg32) bytes.0,
+                    in(reg32) mbarrier.address(),
                     options(nostack))
             }
         }
-        emulated { crate::emulator::bulk::global_to_shared(destination, source.cast(), bytes, mbarrier) }
+        emulated { crate::emulator::bulk::global_to_shared(
+                destination.address(), source.cast(), bytes.0, mbarrier.address(),
+            ) }
     }
 }
 
@@ -78,10 +135,10 @@ pub unsafe fn copy_global_to_shared<T>(
 #[inline(always)]
 #[track_caller]
 pub unsafe fn copy_global_to_shared_hint<T>(
-    destination: u32,
+    destination: Shared<T>,
     source: *const T,
-    bytes: u32,
-    mbarrier: u32,
+    bytes: Bytes,
+    mbarrier: Barrier,
     policy: CachePolicy,
 ) {
     bodies! {
@@ -89,13 +146,16 @@ pub unsafe fn copy_global_to_shared_hint<T>(
         ptx {
             unsafe {
                 asm!("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [{0}], [{1}], {2}, [{3}], {4};",
-                    in(reg32) destination, in(reg64) source, in(reg32) bytes, in(reg32) mbarrier,
+                    in(reg32) destination.address(), in(reg64) source, in(reg32) bytes.0,
+                    in(reg32) mbarrier.address(),
                     in(reg64) policy.0, options(nostack))
             }
         }
         emulated {
             let _ = policy;
-            crate::emulator::bulk::global_to_shared(destination, source.cast(), bytes, mbarrier)
+            crate::emulator::bulk::global_to_shared(
+                destination.address(), source.cast(), bytes.0, mbarrier.address(),
+            )
         }
     }
 }
@@ -108,16 +168,16 @@ pub unsafe fn copy_global_to_shared_hint<T>(
 /// source has been made visible to the async proxy ([`super::atomic::fence_proxy_async`]).
 #[inline(always)]
 #[track_caller]
-pub unsafe fn copy_shared_to_global<T>(destination: *mut T, source: u32, bytes: u32) {
+pub unsafe fn copy_shared_to_global<T>(destination: *mut T, source: Shared<T>, bytes: Bytes) {
     bodies! {
         // SAFETY: the caller's.
         ptx {
             unsafe {
                 asm!("cp.async.bulk.global.shared::cta.bulk_group [{0}], [{1}], {2};",
-                    in(reg64) destination, in(reg32) source, in(reg32) bytes, options(nostack))
+                    in(reg64) destination, in(reg32) source.address(), in(reg32) bytes.0, options(nostack))
             }
         }
-        emulated { crate::emulator::bulk::shared_to_global(destination.cast(), source, bytes) }
+        emulated { crate::emulator::bulk::shared_to_global(destination.cast(), source.address(), bytes.0) }
     }
 }
 

@@ -6,8 +6,12 @@
 
 use super::bodies;
 use super::element::Element;
+use super::shared::Shared;
 #[cfg(target_arch = "nvptx64")]
 use core::arch::asm;
+
+/// A row of an 8x8 matrix of 16-bit elements, as it lies in shared memory.
+pub type Row = [u16; 8];
 
 macro_rules! load {
     ($($(#[$doc:meta])* $name:ident, $count:literal, $trans:literal, $suffix:literal, $list:literal, ($($i:tt)+);)+) => {$(
@@ -18,18 +22,18 @@ macro_rules! load {
         /// 16-byte aligned.
         #[inline(always)]
         #[track_caller]
-        pub unsafe fn $name(row: u32) -> [u32; $count] {
+        pub unsafe fn $name(row: Shared<Row>) -> [u32; $count] {
             bodies! {
                 ptx {
                     let mut fragments = [0; $count];
                     // SAFETY: the caller's.
                     unsafe {
                         asm!(concat!("ldmatrix.sync.aligned.m8n8.", $suffix, ".shared.b16 {{", $list, "}}, [{row}];"),
-                            $(out(reg32) fragments[$i],)+ row = in(reg32) row, options(nostack));
+                            $(out(reg32) fragments[$i],)+ row = in(reg32) row.address(), options(nostack));
                     }
                     fragments
                 }
-                emulated { crate::emulator::matrix::load::<$count>(row, $trans) }
+                emulated { crate::emulator::matrix::load::<$count>(row.address(), $trans) }
             }
         }
     )+};
@@ -55,16 +59,16 @@ macro_rules! store {
         /// 16-byte aligned.
         #[inline(always)]
         #[track_caller]
-        pub unsafe fn $name(row: u32, fragments: [u32; $count]) {
+        pub unsafe fn $name(row: Shared<Row>, fragments: [u32; $count]) {
             bodies! {
                 ptx {
                     // SAFETY: the caller's.
                     unsafe {
                         asm!(concat!("stmatrix.sync.aligned.m8n8.", $suffix, ".shared.b16 [{row}], {{", $list, "}};"),
-                            $(in(reg32) fragments[$i],)+ row = in(reg32) row, options(nostack));
+                            $(in(reg32) fragments[$i],)+ row = in(reg32) row.address(), options(nostack));
                     }
                 }
-                emulated { crate::emulator::matrix::store::<$count>(row, fragments, $trans) }
+                emulated { crate::emulator::matrix::store::<$count>(row.address(), fragments, $trans) }
             }
         }
     )+};

@@ -6,29 +6,54 @@
 //! producer starts on an empty ring.
 
 use super::bodies;
+use super::bulk::Bytes;
+use super::shared::Shared;
 #[cfg(target_arch = "nvptx64")]
 use core::arch::asm;
 
-/// Bytes of a barrier, and its alignment.
-pub const BYTES: u32 = 8;
+/// A barrier, by its address: 8 bytes of shared memory on a multiple of 8.
+///
+/// ```compile_fail,E0308
+/// # use deft_device::{mbarrier, shared::Shared};
+/// # unsafe fn arrive(data: Shared<u64>) {
+/// mbarrier::arrive(data); // data, not a barrier
+/// # }
+/// ```
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug)]
+pub struct Barrier(Shared<u64>);
 
-/// Makes a barrier at `address` that expects `count` arrivals a phase.
+impl Barrier {
+    /// The barrier at `place`, which is there once [`init`] has made it.
+    #[inline(always)]
+    pub const fn at(place: Shared<u64>) -> Self {
+        Self(place)
+    }
+
+    /// Byte address in shared memory.
+    #[inline(always)]
+    pub const fn address(self) -> u32 {
+        self.0.address()
+    }
+}
+
+/// Makes a `barrier` that expects `count` arrivals a phase.
 ///
 /// # Safety
-/// `address` is in shared memory, 8-byte aligned, and no barrier is there. Others use it only after a
+/// Its place is in shared memory, 8-byte aligned, and no barrier is there. Others use it only after a
 /// block barrier; bulk copies after [`fence_init`] as well.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn init(address: u32, count: u32) {
+pub unsafe fn init(barrier: Barrier, count: u32) {
     bodies! {
         // SAFETY: the caller's.
         ptx {
             unsafe {
                 asm!("mbarrier.init.shared.b64 [{0}], {1};",
-                    in(reg32) address, in(reg32) count, options(nostack))
+                    in(reg32) barrier.address(), in(reg32) count, options(nostack))
             }
         }
-        emulated { crate::emulator::mbarrier::init(address, count) }
+        emulated { crate::emulator::mbarrier::init(barrier.address(), count) }
     }
 }
 
@@ -42,68 +67,68 @@ pub fn fence_init() {
     }
 }
 
-/// Ends the barrier at `address`, so that its memory can be used otherwise.
+/// Ends the `barrier`, so that its memory can be used otherwise.
 ///
 /// # Safety
-/// A barrier is there, and nobody uses it any more.
+/// It was made, and nobody uses it any more.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn invalidate(address: u32) {
+pub unsafe fn invalidate(barrier: Barrier) {
     bodies! {
         // SAFETY: the caller's.
         ptx {
             unsafe {
-                asm!("mbarrier.inval.shared.b64 [{0}];", in(reg32) address, options(nostack))
+                asm!("mbarrier.inval.shared.b64 [{0}];", in(reg32) barrier.address(), options(nostack))
             }
         }
-        emulated { crate::emulator::mbarrier::invalidate(address) }
+        emulated { crate::emulator::mbarrier::invalidate(barrier.address()) }
     }
 }
 
 /// Arrives once, releasing what this thread did before.
 ///
 /// # Safety
-/// A barrier is at `address`.
+/// The barrier was made.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn arrive(address: u32) {
+pub unsafe fn arrive(barrier: Barrier) {
     bodies! {
         // SAFETY: the caller's.
         ptx {
             unsafe {
-                asm!("mbarrier.arrive.shared.b64 _, [{0}];", in(reg32) address, options(nostack))
+                asm!("mbarrier.arrive.shared.b64 _, [{0}];", in(reg32) barrier.address(), options(nostack))
             }
         }
-        emulated { crate::emulator::mbarrier::arrive(address) }
+        emulated { crate::emulator::mbarrier::arrive(barrier.address()) }
     }
 }
 
 /// Arrives once and adds `bytes` to what the present phase waits for.
 ///
 /// # Safety
-/// A barrier is at `address`; at most 2^20 - 1 bytes are outstanding.
+/// The barrier was made; at most 2^20 - 1 bytes are outstanding.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn arrive_expect_tx(address: u32, bytes: u32) {
+pub unsafe fn arrive_expect_tx(barrier: Barrier, bytes: Bytes) {
     bodies! {
         // SAFETY: the caller's.
         ptx {
             unsafe {
                 asm!("mbarrier.arrive.expect_tx.shared.b64 _, [{0}], {1};",
-                    in(reg32) address, in(reg32) bytes, options(nostack))
+                    in(reg32) barrier.address(), in(reg32) bytes.count(), options(nostack))
             }
         }
-        emulated { crate::emulator::mbarrier::arrive_expect_tx(address, bytes) }
+        emulated { crate::emulator::mbarrier::arrive_expect_tx(barrier.address(), bytes.count()) }
     }
 }
 
 /// Whether the phase of this parity has completed; may wait a while before it says no.
 ///
 /// # Safety
-/// A barrier is at `address`.
+/// The barrier was made.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn try_wait_parity(address: u32, parity: u32) -> bool {
+pub unsafe fn try_wait_parity(barrier: Barrier, parity: u32) -> bool {
     bodies! {
         ptx {
             let done: u32;
@@ -111,25 +136,25 @@ pub unsafe fn try_wait_parity(address: u32, parity: u32) -> bool {
             unsafe {
                 asm!("{{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [{1}], {2};",
                     "selp.u32 {0}, 1, 0, p; }}",
-                    out(reg32) done, in(reg32) address, in(reg32) parity, options(nostack));
+                    out(reg32) done, in(reg32) barrier.address(), in(reg32) parity, options(nostack));
             }
             done != 0
         }
-        emulated { crate::emulator::mbarrier::try_wait(address, parity) }
+        emulated { crate::emulator::mbarrier::try_wait(barrier.address(), parity) }
     }
 }
 
 /// Waits until the phase of this parity has completed, acquiring what those who arrived did.
 ///
 /// # Safety
-/// A barrier is at `address`.
+/// The barrier was made.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn wait_parity(address: u32, parity: u32) {
+pub unsafe fn wait_parity(barrier: Barrier, parity: u32) {
     bodies! {
         // A Rust loop: a label inside the assembly would be duplicated by inlining.
         // SAFETY: the caller's.
-        ptx { while unsafe { !try_wait_parity(address, parity) } {} }
-        emulated { crate::emulator::mbarrier::wait(address, parity) }
+        ptx { while unsafe { !try_wait_parity(barrier, parity) } {} }
+        emulated { crate::emulator::mbarrier::wait(barrier.address(), parity) }
     }
 }

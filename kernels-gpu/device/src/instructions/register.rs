@@ -2,6 +2,8 @@
 
 use super::bodies;
 #[cfg(target_arch = "nvptx64")]
+use super::intrinsics;
+#[cfg(target_arch = "nvptx64")]
 use core::arch::asm;
 
 /// Asks for `COUNT` registers a thread (24 to 256, a multiple of 8), waiting until others gave enough
@@ -15,12 +17,8 @@ pub unsafe fn set_max_inc<const COUNT: u32>() {
     const { assert!(COUNT >= 24 && COUNT <= 256 && COUNT.is_multiple_of(8)) }
     bodies! {
         // SAFETY: the caller's.
-        ptx {
-            unsafe {
-                asm!("setmaxnreg.inc.sync.aligned.u32 {n};", n = const COUNT, options(nostack))
-            }
-        }
-        emulated { crate::emulator::warp::set_max_registers(COUNT) }
+        ptx { unsafe { intrinsics::set_max_registers_inc(COUNT) } }
+        emulated { crate::emulator::register::set_max_inc(COUNT) }
     }
 }
 
@@ -34,12 +32,8 @@ pub unsafe fn set_max_dec<const COUNT: u32>() {
     const { assert!(COUNT >= 24 && COUNT <= 256 && COUNT.is_multiple_of(8)) }
     bodies! {
         // SAFETY: the caller's.
-        ptx {
-            unsafe {
-                asm!("setmaxnreg.dec.sync.aligned.u32 {n};", n = const COUNT, options(nostack))
-            }
-        }
-        emulated { crate::emulator::warp::set_max_registers(COUNT) }
+        ptx { unsafe { intrinsics::set_max_registers_dec(COUNT) } }
+        emulated { crate::emulator::register::set_max_dec(COUNT) }
     }
 }
 

@@ -1,13 +1,22 @@
 //! Warps: lanes, shuffles and votes (PTX ISA, "shfl.sync", "vote.sync", "elect.sync").
 //!
-//! All of them name the full warp. Only [`sync_warp`] orders memory between lanes.
+//! `mask` names the lanes that take part: each of them calls, with the same mask, at the same place. Only
+//! [`sync_warp`] orders memory between lanes.
 
-use super::{bodies, thread};
 #[cfg(target_arch = "nvptx64")]
-use core::arch::asm;
+use super::intrinsics;
+use super::shared::Shared;
+use super::{bodies, thread};
 
 /// Lanes of a warp.
 pub const LANES: u32 = 32;
+
+/// The mask of a whole warp.
+pub const FULL_MASK: u32 = u32::MAX;
+
+/// No lane's source is clamped: the whole warp is one segment.
+#[cfg(target_arch = "nvptx64")]
+const WHOLE: u32 = LANES - 1;
 
 /// Index of the thread within its warp.
 #[inline(always)]
@@ -24,148 +33,125 @@ pub fn lane_id() -> u32 {
 #[track_caller]
 pub unsafe fn warp_id() -> u32 {
     // SAFETY: the caller's.
-    unsafe { shuffle_idx_u32(thread::thread_idx_x() / LANES, 0) }
+    unsafe { warp_shuffle_idx(FULL_MASK, thread::thread_idx_x() / LANES, 0) }
 }
 
-/// Waits until all lanes are here; what they wrote before is then visible to all lanes.
+/// Waits until all lanes of `mask` are here; what they wrote before is then visible to all of them.
 ///
 /// # Safety
-/// All lanes of the warp call it together.
+/// The lanes of `mask` call it together.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn sync_warp() {
+pub unsafe fn sync_warp(mask: u32) {
     bodies! {
         // SAFETY: the caller's.
-        ptx { unsafe { asm!("bar.warp.sync 0xffffffff;", options(nostack)) } }
-        emulated { crate::emulator::warp::sync() }
+        ptx { unsafe { intrinsics::warp_sync(mask) } }
+        emulated { crate::emulator::warp::sync(mask) }
     }
 }
 
-/// The value of the lane whose index differs by `mask` (bitwise exclusive or).
-///
-/// # Safety
-/// All lanes of the warp call it together.
-#[inline(always)]
-#[track_caller]
-pub unsafe fn shuffle_xor_u32(value: u32, mask: u32) -> u32 {
-    bodies! {
-        ptx {
-            let result: u32;
-            // SAFETY: the caller's.
-            unsafe {
-                asm!("shfl.sync.bfly.b32 {0}, {1}, {2}, 31, 0xffffffff;",
-                    out(reg32) result, in(reg32) value, in(reg32) mask, options(nomem, nostack));
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// What a shuffle takes from lane to lane, 32 bits an instruction.
+pub trait Shuffled: sealed::Sealed + Copy {
+    #[doc(hidden)]
+    fn shuffled(self, shuffle: impl Fn(u32) -> u32) -> Self;
+}
+
+macro_rules! shuffled {
+    ($([$($generic:ident)?] $type:ty, |$value:ident, $shuffle:ident| $result:expr;)+) => {$(
+        impl$(<$generic>)? sealed::Sealed for $type {}
+
+        impl$(<$generic>)? Shuffled for $type {
+            #[inline(always)]
+            fn shuffled(self, $shuffle: impl Fn(u32) -> u32) -> Self {
+                let $value = self;
+                $result
             }
-            result
         }
-        emulated { crate::emulator::warp::shuffle_xor(value, mask) }
-    }
+    )+};
 }
 
-/// [`shuffle_xor_u32`] for `f32`.
+shuffled! {
+    [] u32, |value, shuffle| shuffle(value);
+    [] f32, |value, shuffle| Self::from_bits(shuffle(value.to_bits()));
+    [] u64, |value, shuffle| u64::from(shuffle((value >> 32) as u32)) << 32 | u64::from(shuffle(value as u32));
+    [T] Shared<T>, |value, shuffle| Self::from_address(shuffle(value.address()));
+}
+
+/// The value of the lane whose index differs by `lane_mask` (bitwise exclusive or).
 ///
 /// # Safety
-/// As there.
+/// The lanes of `mask` call it together, and read none but each other.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn shuffle_xor_f32(value: f32, mask: u32) -> f32 {
-    // SAFETY: the caller's.
-    f32::from_bits(unsafe { shuffle_xor_u32(value.to_bits(), mask) })
+pub unsafe fn warp_shuffle_xor<T: Shuffled>(mask: u32, value: T, lane_mask: u32) -> T {
+    bodies! {
+        // SAFETY: the caller's.
+        ptx { value.shuffled(|word| unsafe { intrinsics::shuffle_xor(mask, word, lane_mask, WHOLE) }) }
+        emulated {
+            let site = core::panic::Location::caller();
+            value.shuffled(|word| crate::emulator::warp::shuffle_xor(mask, word, lane_mask, site))
+        }
+    }
 }
 
 /// The value of lane `lane`.
 ///
 /// # Safety
-/// All lanes of the warp call it together; `lane < 32`.
+/// The lanes of `mask` call it together, and `lane` is one of them.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn shuffle_idx_u32(value: u32, lane: u32) -> u32 {
+pub unsafe fn warp_shuffle_idx<T: Shuffled>(mask: u32, value: T, lane: u32) -> T {
     bodies! {
-        ptx {
-            let result: u32;
-            // SAFETY: the caller's.
-            unsafe {
-                asm!("shfl.sync.idx.b32 {0}, {1}, {2}, 31, 0xffffffff;",
-                    out(reg32) result, in(reg32) value, in(reg32) lane, options(nomem, nostack));
-            }
-            result
+        // SAFETY: the caller's.
+        ptx { value.shuffled(|word| unsafe { intrinsics::shuffle_idx(mask, word, lane, WHOLE) }) }
+        emulated {
+            let site = core::panic::Location::caller();
+            value.shuffled(|word| crate::emulator::warp::shuffle_idx(mask, word, lane, site))
         }
-        emulated { crate::emulator::warp::shuffle_idx(value, lane) }
     }
 }
 
-/// [`shuffle_idx_u32`] for `f32`.
-///
-/// # Safety
-/// As there.
-#[inline(always)]
-#[track_caller]
-pub unsafe fn shuffle_idx_f32(value: f32, lane: u32) -> f32 {
-    // SAFETY: the caller's.
-    f32::from_bits(unsafe { shuffle_idx_u32(value.to_bits(), lane) })
-}
-
-/// Bit `l` says what lane `l` passed.
-///
-/// # Safety
-/// All lanes of the warp call it together.
-#[inline(always)]
-#[track_caller]
-pub unsafe fn ballot(predicate: bool) -> u32 {
-    bodies! {
-        ptx {
-            let result: u32;
-            // SAFETY: the caller's.
-            unsafe {
-                asm!("{{ .reg .pred p; setp.ne.u32 p, {1}, 0;",
-                    "vote.sync.ballot.b32 {0}, p, 0xffffffff; }}",
-                    out(reg32) result, in(reg32) predicate as u32, options(nomem, nostack));
+macro_rules! votes {
+    ($($(#[$doc:meta])* $name:ident -> $type:ty, $intrinsic:ident, $emulated:ident;)+) => {$(
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// The lanes of `mask` call it together.
+        #[inline(always)]
+        #[track_caller]
+        pub unsafe fn $name(mask: u32, predicate: bool) -> $type {
+            bodies! {
+                // SAFETY: the caller's.
+                ptx { unsafe { intrinsics::$intrinsic(mask, predicate) } }
+                emulated { crate::emulator::warp::$emulated(mask, predicate) }
             }
-            result
         }
-        emulated { crate::emulator::warp::ballot(predicate) }
-    }
+    )+};
 }
 
-/// Whether any lane passed true.
-///
-/// # Safety
-/// All lanes of the warp call it together.
-#[inline(always)]
-#[track_caller]
-pub unsafe fn any(predicate: bool) -> bool {
-    // SAFETY: the caller's.
-    unsafe { ballot(predicate) != 0 }
+votes! {
+    /// Bit `l` says what lane `l` passed; 0 for those not in `mask`.
+    warp_vote_ballot -> u32, vote_ballot, ballot;
+    /// Whether any lane of `mask` passed true.
+    warp_vote_any -> bool, vote_any, any;
+    /// Whether all lanes of `mask` passed true.
+    warp_vote_all -> bool, vote_all, all;
 }
 
-/// Whether all lanes passed true.
+/// True in one lane of `mask`, always the same one; needs sm_90.
 ///
 /// # Safety
-/// All lanes of the warp call it together.
+/// The lanes of `mask` call it together.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn all(predicate: bool) -> bool {
-    // SAFETY: the caller's.
-    unsafe { ballot(predicate) == u32::MAX }
-}
-
-/// True in one lane, always the same one; needs sm_90.
-///
-/// # Safety
-/// All lanes of the warp call it together.
-#[inline(always)]
-#[track_caller]
-pub unsafe fn elect_one() -> bool {
+pub unsafe fn elect_one(mask: u32) -> bool {
     bodies! {
-        ptx {
-            let result: u32;
-            // SAFETY: the caller's.
-            unsafe {
-                asm!("{{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 {0}, 1, 0, p; }}",
-                    out(reg32) result, options(nomem, nostack));
-            }
-            result != 0
-        }
-        emulated { crate::emulator::warp::elect_one() }
+        // SAFETY: the caller's.
+        ptx { unsafe { intrinsics::elect(mask) }.is_this }
+        emulated { crate::emulator::warp::elect_one(mask) }
     }
 }

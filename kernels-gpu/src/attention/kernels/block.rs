@@ -6,12 +6,13 @@ use super::query::{Group, RowMap};
 use super::rows::Logits;
 use super::sink::{Outputs, Sink};
 use crate::abi::WorkItem;
+use device::shared::Shared;
 
 /// Constants of the block and of the thread.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
     /// Start of shared memory.
-    pub(super) shared: u32,
+    pub(super) shared: Shared<u8>,
     /// The thread.
     pub(super) thread: u32,
     /// Its warp.
@@ -35,7 +36,13 @@ pub(super) struct Block {
 impl Block {
     /// For the calling thread, in the block of `kv_head` whose shared memory begins at `shared`.
     #[inline(always)]
-    pub(super) fn new(a: &Attend, shared: u32, thread: u32, warp: u32, kv_head: u32) -> Self {
+    pub(super) fn new(
+        a: &Attend,
+        shared: Shared<u8>,
+        thread: u32,
+        warp: u32,
+        kv_head: u32,
+    ) -> Self {
         Self {
             shared,
             thread,
@@ -58,14 +65,19 @@ impl Block {
 
     /// Where the rows of `item` lie.
     #[inline(always)]
-    pub(super) fn row_map(&self, item: &WorkItem) -> RowMap {
-        RowMap::new(item, self.group, self.kv_heads, self.kv_head)
+    pub(super) fn row_map(&self, item: &WorkItem, program: Program) -> RowMap {
+        RowMap::new(item, program, self.group, self.kv_heads, self.kv_head)
     }
 
     /// Where the results of `item` go.
     #[inline(always)]
-    pub(super) fn sink<const D: usize>(&self, item: &WorkItem) -> Sink<D> {
-        Sink::new(self.outputs, self.row_map(item), item, self.kv_head)
+    pub(super) fn sink<const D: usize>(&self, item: &WorkItem, program: Program) -> Sink<D> {
+        Sink::new(
+            self.outputs,
+            self.row_map(item, program),
+            item,
+            self.kv_head,
+        )
     }
 }
 
@@ -96,6 +108,6 @@ impl Work<'_> {
     #[inline(always)]
     pub(super) unsafe fn sink<const D: usize>(&self) -> Sink<D> {
         // SAFETY: the item is one of the program's.
-        self.block.sink(&unsafe { self.item() })
+        self.block.sink(&unsafe { self.item() }, self.program)
     }
 }

@@ -60,6 +60,8 @@ const BATCH: usize = 8;
 #[derive(Clone, Copy)]
 struct Row {
     query: u32,
+    /// The query's row in the outputs.
+    row: u32,
     slot_begin: u32,
     slot_count: u32,
     /// Query head.
@@ -72,11 +74,12 @@ impl Row {
     /// Entry `index` of the plan's list, for query head `head`.
     #[inline(always)]
     unsafe fn load(m: &Merge, index: u32, head: u32) -> Self {
-        let [query, slot_begin, slot_count, _] =
+        let [query, slot_begin, slot_count, row] =
             // SAFETY: the caller's.
             unsafe { global::load_v4_u32(m.rows.add(index as usize).cast()) };
         Self {
             query,
+            row,
             slot_begin,
             slot_count,
             head,
@@ -150,7 +153,7 @@ impl Row {
                 slots = self.slots(m, begin);
                 running.add(&batch);
             }
-            let index = self.query as usize * (m.kv_heads * m.group) as usize + self.head as usize;
+            let index = self.row as usize * (m.kv_heads * m.group) as usize + self.head as usize;
             let lane = warp::lane_id();
             running.store::<E>(m.out.add(index * D + lane as usize * V));
             if lane == 0 && !m.lse.is_null() {

@@ -2,15 +2,17 @@
 
 use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment, WorkItem, words_of};
 use crate::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES};
-use device::{global, shared, warp};
+use device::shared::Shared;
+use device::warp::FULL_MASK;
+use device::{global, warp};
 
 /// Where the program's words are.
 #[derive(Clone, Copy)]
 pub(super) struct Program {
     /// Shared address of the first [`PROGRAM_BYTES`].
-    pub(super) cached: u32,
+    pub(super) cached: Shared<u32>,
     /// Shared address of the segments' present token counts.
-    pub(super) counts: u32,
+    pub(super) counts: Shared<u32>,
     /// The program in global memory.
     pub(super) words: *const u32,
     /// Node lengths, by slot.
@@ -24,7 +26,7 @@ impl Program {
         // SAFETY: the index lies within the program.
         unsafe {
             if index < PROGRAM_BYTES / 4 {
-                shared::load_u32(self.cached + index * 4)
+                self.cached.at(index).load()
             } else {
                 global::load_u32(self.words.add(index as usize))
             }
@@ -37,7 +39,7 @@ impl Program {
         // SAFETY: the index lies within the program, and programs are 16-byte aligned.
         unsafe {
             if index + 4 <= PROGRAM_BYTES / 4 {
-                shared::load_v4_u32(self.cached + index * 4)
+                self.cached.at(index).cast::<[u32; 4]>().load()
             } else {
                 global::load_v4_u32(self.words.add(index as usize))
             }
@@ -50,7 +52,7 @@ impl Program {
         // SAFETY: the warp is whole, the index the caller's.
         unsafe {
             self.words4(index)
-                .map(|word| warp::shuffle_idx_u32(word, 0))
+                .map(|word| warp::warp_shuffle_idx(FULL_MASK, word, 0))
         }
     }
 
@@ -75,14 +77,15 @@ impl Program {
             // SAFETY: the item is one of the program's.
             unsafe { self.uniform4(word) };
         // SAFETY: the item is one of the program's.
-        let [partial_slot, ..] = unsafe { self.uniform4(word + 4) };
+        let [partial_slot, row_word, ..] = unsafe { self.uniform4(word + 4) };
         WorkItem {
             query_begin,
             query_count,
             segment_begin,
             segment_count,
             partial_slot,
-            reserved: [0; 3],
+            row_word,
+            reserved: [0; 2],
         }
     }
 
@@ -137,7 +140,7 @@ impl Program {
     pub(super) unsafe fn keep_count(&self, header: &ProgramHeader, thread: u32, tokens: u32) {
         if thread < header.segments && thread < COUNTED_SEGMENTS {
             // SAFETY: one thread a count.
-            unsafe { shared::store_u32(self.counts + thread * 4, tokens) };
+            unsafe { self.counts.at(thread).store(tokens) };
         }
     }
 
@@ -147,7 +150,7 @@ impl Program {
         // SAFETY: counts were written before the barrier, and the segment is one of the program's.
         unsafe {
             if index < COUNTED_SEGMENTS {
-                shared::load_u32(self.counts + index * 4)
+                self.counts.at(index).load()
             } else {
                 self.tokens(&self.segment(items, index))
             }
@@ -166,6 +169,6 @@ impl Program {
         }
         // The same for all lanes, which the compiler cannot see.
         // SAFETY: the warp is whole.
-        unsafe { warp::shuffle_idx_u32(pages, 0) }
+        unsafe { warp::warp_shuffle_idx(FULL_MASK, pages, 0) }
     }
 }

@@ -1,8 +1,11 @@
 //! The query tile of a work item: rows = queries x (query heads of one KV head).
 
-use crate::abi::WorkItem;
+use super::program::Program;
+use crate::abi::{NONE, WorkItem};
 use crate::attention::tile::CONSUMERS;
-use device::{global, shared};
+use device::global;
+use device::matrix::Row;
+use device::shared::Shared;
 
 /// Where rows of a work item lie in `[queries, q_heads, head_dim]`.
 #[derive(Clone, Copy)]
@@ -17,37 +20,46 @@ pub(super) struct RowMap {
     pub(super) q_heads: u32,
     /// First query head of the KV head.
     pub(super) first_head: u32,
+    /// Where the rows of the item's queries are listed, or [`NONE`].
+    row_word: u32,
+    program: Program,
 }
 
 impl RowMap {
     /// For one item and KV head.
     #[inline(always)]
-    pub(super) fn new(item: &WorkItem, group: Group, kv_heads: u32, kv_head: u32) -> Self {
+    pub(super) fn new(
+        item: &WorkItem,
+        program: Program,
+        group: Group,
+        kv_heads: u32,
+        kv_head: u32,
+    ) -> Self {
         Self {
             query_begin: item.query_begin,
             rows: item.query_count * group.size,
             group,
             q_heads: kv_heads * group.size,
             first_head: kv_head * group.size,
+            row_word: item.row_word,
+            program,
         }
     }
 
-    /// Index of `(query, head)` of the item's first row, in units of `head_dim` elements.
+    /// Index of `(query, head)` of one of the item's rows, in units of `head_dim` elements.
+    ///
+    /// # Safety
+    /// The item has the row, and is one of the program's.
     #[inline(always)]
-    pub(super) fn first(&self) -> usize {
-        self.query_begin as usize * self.q_heads as usize + self.first_head as usize
-    }
-
-    /// How far a row is from the first: 32 bits, since an item has few rows.
-    #[inline(always)]
-    pub(super) fn offset(&self, row: u32) -> u32 {
-        self.group.query(row) * (self.q_heads - self.group.size) + row
-    }
-
-    /// Index of `(query, head)` of a row, in units of `head_dim` elements.
-    #[inline(always)]
-    pub(super) fn index(&self, row: u32) -> usize {
-        self.first() + self.offset(row) as usize
+    pub(super) unsafe fn index(&self, row: u32) -> u32 {
+        let query = self.group.query(row);
+        let place = if self.row_word == NONE {
+            self.query_begin + query
+        } else {
+            // SAFETY: the list has an entry for each of the item's queries.
+            unsafe { self.program.word(self.row_word + query) }
+        };
+        place * self.q_heads + self.first_head + (row - query * self.group.size)
     }
 }
 
@@ -83,7 +95,7 @@ impl Group {
 #[inline(always)]
 pub(super) unsafe fn load<const D: usize>(
     q: *const u16,
-    tile: u32,
+    tile: Shared<Row>,
     map: &RowMap,
     padded: u32,
     thread: u32,
@@ -94,17 +106,15 @@ pub(super) unsafe fn load<const D: usize>(
     // A piece is 8 dims of a row; from a thread's piece to its next is a whole number of row groups.
     let row_step = CONSUMERS / chunks;
     let chunk = thread / 8 % chunks;
-    // SAFETY: the item's first row, and in it the thread's dims.
-    let origin = unsafe { q.add(map.first() * D + chunk as usize * 8) };
     let mut row = thread / (8 * chunks) * 8 + thread % 8;
-    let mut place = tile + thread * 16;
+    let mut place = tile.at(thread);
     while row < padded {
         let mut pieces = [[0u32; 4]; BATCH as usize];
         for i in 0..BATCH {
             let row = row + i * row_step;
             if row < map.rows {
-                // SAFETY: a row of the item's.
-                let source = unsafe { origin.add((map.offset(row) * D as u32) as usize) };
+                // SAFETY: a row of the item's, and in it the thread's dims.
+                let source = unsafe { q.add(map.index(row) as usize * D + chunk as usize * 8) };
                 // SAFETY: 8 dims of that row.
                 pieces[i as usize] = unsafe { global::load_v4_u32(source.cast()) };
             }
@@ -112,11 +122,11 @@ pub(super) unsafe fn load<const D: usize>(
         for i in 0..BATCH {
             if row + i * row_step < padded {
                 // SAFETY: the piece lies within the tile.
-                unsafe { shared::store_v4_u32(place + i * CONSUMERS * 16, pieces[i as usize]) };
+                unsafe { place.at(i * CONSUMERS).cast().store(pieces[i as usize]) };
             }
         }
         row += BATCH * row_step;
-        place += BATCH * CONSUMERS * 16;
+        place = place.at(BATCH * CONSUMERS);
     }
 }
 

@@ -6,6 +6,7 @@ use super::block::Work;
 use super::page::PartialPage;
 use crate::abi::NONE;
 use crate::softmax::Partial;
+use device::warp::FULL_MASK;
 use device::{global, math, warp};
 
 const LOG2_E: f32 = core::f32::consts::LOG2_E;
@@ -86,7 +87,7 @@ impl Rows {
         // are reduced over their threads only when a reference moves.
         let behind = top[0] > self.max[0] + SLACK || top[1] > self.max[1] + SLACK;
         // SAFETY: the caller's.
-        let rescale = if unsafe { warp::any(behind) } {
+        let rescale = if unsafe { warp::warp_vote_any(FULL_MASK, behind) } {
             let mut factor = [1.0; 2];
             for e in 0..2 {
                 // SAFETY: the caller's; the vote takes all lanes here together.
@@ -170,6 +171,15 @@ pub(super) unsafe fn hide<const N: usize>(
         let query = work.block.group.query(row + 8 * e as u32);
         let seen = if query < segment.visible_begin() || query >= segment.visible_end() {
             0
+        } else if let Some(first) = segment.causal_tokens() {
+            let tokens = first + (query - segment.visible_begin());
+            u64::MAX
+                >> (64
+                    - if tokens < page.tokens {
+                        tokens
+                    } else {
+                        page.tokens
+                    })
         } else if segment.mask != NONE {
             let word = segment.mask + (page.place >> 16) * query_count + query;
             // SAFETY: masks reach over all pages and queries of the segment.
@@ -192,8 +202,8 @@ pub(super) unsafe fn hide<const N: usize>(
 unsafe fn quad_max(x: f32) -> f32 {
     // SAFETY: the caller's warp is whole.
     unsafe {
-        let x = math::max(x, warp::shuffle_xor_f32(x, 1));
-        math::max(x, warp::shuffle_xor_f32(x, 2))
+        let x = math::max(x, warp::warp_shuffle_xor(FULL_MASK, x, 1));
+        math::max(x, warp::warp_shuffle_xor(FULL_MASK, x, 2))
     }
 }
 
@@ -201,7 +211,7 @@ unsafe fn quad_max(x: f32) -> f32 {
 unsafe fn quad_sum(x: f32) -> f32 {
     // SAFETY: the caller's warp is whole.
     unsafe {
-        let x = x + warp::shuffle_xor_f32(x, 1);
-        x + warp::shuffle_xor_f32(x, 2)
+        let x = x + warp::warp_shuffle_xor(FULL_MASK, x, 1);
+        x + warp::warp_shuffle_xor(FULL_MASK, x, 2)
     }
 }

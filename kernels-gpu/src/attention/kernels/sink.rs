@@ -50,15 +50,19 @@ impl<const D: usize> Sink<D> {
     /// Where `row` of the item goes.
     #[inline(always)]
     pub(super) fn row(&self, row: u32) -> RowSink {
-        let index = if self.direct {
-            self.map.index(row)
-        } else {
+        let valid = row < self.map.rows;
+        let index = if !self.direct {
             self.partial_row + row as usize
+        } else if valid {
+            // SAFETY: the item has the row.
+            unsafe { self.map.index(row) as usize }
+        } else {
+            0
         };
         RowSink {
             outputs: self.outputs,
             direct: self.direct,
-            valid: row < self.map.rows,
+            valid,
             index,
         }
     }

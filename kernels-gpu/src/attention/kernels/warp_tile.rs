@@ -5,12 +5,14 @@
 
 use super::rows::Rows;
 use crate::attention::tile::group_bytes;
+use device::matrix::Row;
+use device::shared::Shared;
 use device::{Element, math, matrix, warp};
 
 /// Fragments of one warp.
 pub(super) struct WarpTile<const KS: usize, const NT: usize> {
     /// The lane's address in the query tile.
-    query: u32,
+    query: Shared<Row>,
     q: [[u32; 4]; KS],
     /// The output, unnormalised.
     pub(super) o: [[f32; 4]; NT],
@@ -26,12 +28,12 @@ const fn keep_query(head_dim: usize) -> bool {
 impl<const KS: usize, const NT: usize> WarpTile<KS, NT> {
     /// No token seen by the 16 rows at shared address `query`, which are there already.
     #[inline(always)]
-    pub(super) unsafe fn new<const D: usize>(query: u32) -> Self {
+    pub(super) unsafe fn new<const D: usize>(query: Shared<Row>) -> Self {
         let lane = warp::lane_id();
         // Matrices of one ldmatrix: rows 0-7 and 8-15 of the first chunk, then of the second.
         let place = lane / 8 % 2 * group_bytes(D) + lane / 16 * 128 + lane % 8 * 16;
         let mut tile = Self {
-            query: query + place,
+            query: query.offset(place),
             q: [[0; 4]; KS],
             o: [[0.0; 4]; NT],
             rows: Rows::EMPTY,
@@ -49,14 +51,14 @@ impl<const KS: usize, const NT: usize> WarpTile<KS, NT> {
     #[inline(always)]
     unsafe fn query_fragment(&self, k: usize) -> [u32; 4] {
         // SAFETY: the address lies within the query tile.
-        unsafe { matrix::ldmatrix_x4(self.query + k as u32 * 256) }
+        unsafe { matrix::ldmatrix_x4(self.query.offset(k as u32 * 256)) }
     }
 
     /// `Q K^T`, unscaled, for the tokens whose K begins at shared address `key`.
     #[inline(always)]
     pub(super) unsafe fn logits<E: Element, const D: usize, const S: usize>(
         &self,
-        key: u32,
+        key: Shared<Row>,
     ) -> [f32; S] {
         let lane = warp::lane_id();
         // Matrices: a token group, two chunks; then the next token group.
@@ -73,7 +75,7 @@ impl<const KS: usize, const NT: usize> WarpTile<KS, NT> {
                 };
                 for pair in 0..S / 8 {
                     let groups = pair as u32 * 2 * group_bytes(D);
-                    let b = matrix::ldmatrix_x4(key + place + groups + k as u32 * 256);
+                    let b = matrix::ldmatrix_x4(key.offset(place + groups + k as u32 * 256));
                     matrix::mma_m16n8k16::<E>(&mut tiles[2 * pair], a, [b[0], b[1]]);
                     matrix::mma_m16n8k16::<E>(&mut tiles[2 * pair + 1], a, [b[2], b[3]]);
                 }
@@ -99,7 +101,7 @@ impl<const KS: usize, const NT: usize> WarpTile<KS, NT> {
     pub(super) unsafe fn weigh<E: Element, const D: usize, const S: usize>(
         &mut self,
         p: &[f32; S],
-        value: u32,
+        value: Shared<Row>,
     ) {
         let lane = warp::lane_id();
         // Matrices: a chunk, two token groups; then the next chunk.
@@ -112,7 +114,8 @@ impl<const KS: usize, const NT: usize> WarpTile<KS, NT> {
                 let groups = pair as u32 * 2 * group_bytes(D);
                 // SAFETY: the warp is whole and V is there.
                 unsafe {
-                    let b = matrix::ldmatrix_x4_trans(value + place + groups + i as u32 * 256);
+                    let b =
+                        matrix::ldmatrix_x4_trans(value.offset(place + groups + i as u32 * 256));
                     matrix::mma_m16n8k16::<E>(&mut self.o[2 * i], a, [b[0], b[1]]);
                     matrix::mma_m16n8k16::<E>(&mut self.o[2 * i + 1], a, [b[2], b[3]]);
                 }

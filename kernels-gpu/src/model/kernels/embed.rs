@@ -1,13 +1,24 @@
 //! Rows of the embedding table as the residual stream's begin.
 
 use super::{chunk_of_row, load_chunk, store_chunk_f32, unpack_chunk};
-use device::{Element, global};
+use crate::model::limits::THREADS;
+use device::{Bf16, Element, F16, global};
+use kernel_macros::kernel;
 
 /// `x[i] = table[tokens[i]]`: `tokens: [rows]`, `table: [vocab, hidden]` of `E`, `x: [rows, hidden]` f32. A thread
 /// a chunk.
 ///
 /// # Safety
 /// The arrays are valid for their shapes and 16-byte aligned, `hidden` a multiple of 8, tokens below `vocab`.
+#[kernel(
+    threads = THREADS,
+    min_blocks = 2,
+    group = "model",
+    instances(
+        embed_bf16: <Bf16>,
+        embed_f16: <F16>
+    )
+)]
 #[inline(always)]
 pub unsafe fn embed<E: Element>(
     tokens: *const u32,

@@ -1,14 +1,24 @@
 //! Synthetic weights, made where they are needed.
 
 use super::{Values, pack_chunk, store_chunk_f32};
-use crate::model::limits::CHUNK;
+use crate::model::limits::{CHUNK, THREADS};
 use crate::random::{half_to_uniform, word};
-use device::{Element, global, thread};
+use device::{Bf16, Element, F16, global, thread};
+use kernel_macros::kernel;
 
 /// `out[i] = uniform(seed, i, scale)` (see [`crate::random`]) rounded to `E`, for `i` below `8 * chunks`.
 ///
 /// # Safety
 /// `out` is valid for that many elements and 16-byte aligned.
+#[kernel(
+    threads = THREADS,
+    min_blocks = 2,
+    group = "model",
+    instances(
+        fill_random_bf16: <Bf16>,
+        fill_random_f16: <F16>
+    )
+)]
 #[inline(always)]
 pub unsafe fn fill<E: Element>(out: *mut u16, chunks: u64, seed: u64, scale: f32) {
     for_own_chunks(chunks, |chunk| {
@@ -22,6 +32,12 @@ pub unsafe fn fill<E: Element>(out: *mut u16, chunks: u64, seed: u64, scale: f32
 ///
 /// # Safety
 /// As there.
+#[kernel(
+    threads = THREADS,
+    min_blocks = 2,
+    group = "model",
+    instances(fill_random_f32)
+)]
 #[inline(always)]
 pub unsafe fn fill_f32(out: *mut f32, chunks: u64, seed: u64, scale: f32) {
     for_own_chunks(chunks, |chunk| {

@@ -60,7 +60,8 @@ pub unsafe fn rms_norm<E: Element>(n: Norm) {
         }
     }
     // SAFETY: all threads of the block are here.
-    let total = unsafe { block::sum::<{ NORM_THREADS / 32 }>(squares, shared::dynamic_shared()) };
+    let total =
+        unsafe { block::sum::<{ NORM_THREADS / 32 }>(squares, shared::dynamic_shared_mem()) };
     let scale = math::reciprocal_sqrt(total / n.hidden as f32 + n.eps);
     for i in 0..NORM_CHUNKS as usize {
         let dim = dim_of(i);

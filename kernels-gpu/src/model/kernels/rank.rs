@@ -9,7 +9,9 @@ use crate::model::limits::{MAX_K, TOP_K_SHARED_BYTES, TOP_K_THREADS as THREADS};
 use crate::softmax::Approximate;
 use crate::softmax::Partial;
 use device::math;
-use device::{global, shared, thread, warp};
+use device::shared::{Shared, dynamic_shared_mem};
+use device::warp::FULL_MASK;
+use device::{global, thread, warp};
 
 /// What a launch that ranks logits reads and writes.
 #[derive(Clone, Copy, Debug)]
@@ -63,22 +65,23 @@ const _: () = assert!(WARPS == warp::LANES && THREADS >= MAX_K);
 #[derive(Clone, Copy)]
 struct Scratch {
     /// `[warps]` pairs of maximum and sum.
-    partials: u32,
+    partials: Shared<[f32; 2]>,
     /// `[warps]` keys, each the warp's best.
-    keys: u32,
+    keys: Shared<u64>,
     /// `[k]` keys.
-    winners: u32,
+    winners: Shared<u64>,
 }
 
 impl Scratch {
     #[inline(always)]
     fn new() -> Self {
         const { assert!(16 * WARPS + 8 * MAX_K == TOP_K_SHARED_BYTES) }
-        let partials = shared::dynamic_shared();
+        let partials: Shared<[f32; 2]> = dynamic_shared_mem();
+        let keys = partials.at(WARPS).cast();
         Self {
             partials,
-            keys: partials + 8 * WARPS,
-            winners: partials + 16 * WARPS,
+            keys,
+            winners: keys.at(WARPS),
         }
     }
 }
@@ -99,14 +102,17 @@ unsafe fn rank<const NOISE: bool>(t: TopK, noise: Noise<NOISE>) {
         let (mut best, partial) = entries.scan();
         let (warp_best, partial) = (warp_max(best), warp_merge(partial));
         if lane == 0 {
-            shared::store_v2_f32(scratch.partials + 8 * own_warp, [partial.max, partial.sum]);
-            shared::store_u64(scratch.keys + 8 * own_warp, warp_best);
+            scratch
+                .partials
+                .at(own_warp)
+                .store([partial.max, partial.sum]);
+            scratch.keys.at(own_warp).store(warp_best);
         }
         for place in 0..t.k {
             thread::sync_threads();
-            let winner = warp_max(shared::load_u64(scratch.keys + 8 * lane));
+            let winner = warp_max(scratch.keys.at(lane).load());
             if index == 0 {
-                shared::store_u64(scratch.winners + 8 * place, winner);
+                scratch.winners.at(place).store(winner);
             }
             let owner = id_of(winner) / WIDTH % THREADS;
             // All have read the keys.
@@ -119,14 +125,14 @@ unsafe fn rank<const NOISE: bool>(t: TopK, noise: Noise<NOISE>) {
                 }
                 let warp_best = warp_max(best);
                 if lane == 0 {
-                    shared::store_u64(scratch.keys + 8 * own_warp, warp_best);
+                    scratch.keys.at(own_warp).store(warp_best);
                 }
             }
         }
-        let [max, sum] = shared::load_v2_f32(scratch.partials + 8 * lane);
+        let [max, sum] = scratch.partials.at(lane).load();
         let total = warp_merge(Partial { max, sum });
         if index < t.k {
-            let id = id_of(shared::load_u64(scratch.winners + 8 * index));
+            let id = id_of(scratch.winners.at(index).load());
             let s2 = global::load_f32(entries.logits.add(id as usize)) * core::f32::consts::LOG2_E;
             // Not `lse2`, which is for rows that may be empty and takes NaN for that.
             let log2_prob = s2 - total.max - math::log2(total.sum);
@@ -276,10 +282,7 @@ fn partial_of(batch: &[[f32; WIDTH as usize]; BATCH]) -> Partial {
 unsafe fn warp_max(mut key: u64) -> u64 {
     for step in [16, 8, 4, 2, 1] {
         // SAFETY: the caller's.
-        let other = unsafe {
-            let high = warp::shuffle_xor_u32((key >> 32) as u32, step);
-            u64::from(high) << 32 | u64::from(warp::shuffle_xor_u32(key as u32, step))
-        };
+        let other = unsafe { warp::warp_shuffle_xor(FULL_MASK, key, step) };
         key = larger(key, other);
     }
     key
@@ -295,8 +298,8 @@ unsafe fn warp_merge(mut partial: Partial) -> Partial {
         // SAFETY: the caller's.
         let other = unsafe {
             Partial {
-                max: warp::shuffle_xor_f32(partial.max, step),
-                sum: warp::shuffle_xor_f32(partial.sum, step),
+                max: warp::warp_shuffle_xor(FULL_MASK, partial.max, step),
+                sum: warp::warp_shuffle_xor(FULL_MASK, partial.sum, step),
             }
         };
         partial = partial.merge::<Approximate>(other).partial;

@@ -5,7 +5,6 @@ use std::time::Duration;
 use clap::Parser;
 use deft::{Grouping, NodeKey};
 use deft_engine::{ModelError, TreeModel};
-use deft_search::mock::{AsciiCodec, HashModel, HashModelConfig};
 use deft_search::{Answer, Event, Limits, TreeSearch};
 
 use crate::args::Args;
@@ -17,12 +16,16 @@ use crate::report::{Report, Run};
 use crate::run::{Found, Search};
 use crate::tree::Tree;
 
+#[allow(dead_code, reason = "the library's tests use all of it")]
+#[path = "../../../tests/common/mock.rs"]
+mod mock;
+
+use mock::{AsciiCodec, HashModel, HashModelConfig};
+
 const METHODS: [&str; 5] = ["tot", "beam", "best-of-n", "few-shot", "speculative"];
 
-/// A model whose attention takes a millisecond a leaf with shared prefixes, and two without.
-struct Clockwork(HashModel);
-
-impl Timed for Clockwork {
+/// Its attention takes a millisecond a leaf with shared prefixes, and two without.
+impl Timed for HashModel {
     fn time_attention(
         &mut self,
         leaves: &[NodeKey],
@@ -51,7 +54,7 @@ fn model() -> HashModel {
 fn searched(words: &str) -> (String, Found) {
     let args = args(words);
     let question = Question::new(&args);
-    let mut model = Clockwork(model());
+    let mut model = model();
     let mut printed = Vec::new();
     let search = Search {
         model: &mut model,
@@ -255,62 +258,5 @@ fn measuring_changes_nothing() {
         outcome.stats.elapsed = Duration::ZERO;
         outcome
     };
-    let mut clockwork = Clockwork(model());
-    assert_eq!(run(&mut Measured::new(&mut clockwork)), run(&mut model()));
-}
-
-impl TreeModel for Clockwork {
-    fn vocabulary(&self) -> usize {
-        self.0.vocabulary()
-    }
-
-    fn context(&self) -> usize {
-        self.0.context()
-    }
-
-    fn forest(&self) -> &deft::tree::TokenForest {
-        self.0.forest()
-    }
-
-    fn traffic(&self) -> deft_engine::Traffic {
-        self.0.traffic()
-    }
-
-    fn insert_prompt(
-        &mut self,
-        tokens: &[u32],
-        logits: &mut Vec<f32>,
-    ) -> Result<NodeKey, ModelError> {
-        self.0.insert_prompt(tokens, logits)
-    }
-
-    fn fork(&mut self, node: NodeKey, n: usize) -> Result<Vec<NodeKey>, ModelError> {
-        self.0.fork(node, n)
-    }
-
-    fn step(
-        &mut self,
-        leaves: &[NodeKey],
-        tokens: &[u32],
-        logits: &mut Vec<f32>,
-    ) -> Result<(), ModelError> {
-        self.0.step(leaves, tokens, logits)
-    }
-
-    fn verify(
-        &mut self,
-        trunk: NodeKey,
-        draft: &[deft_engine::DraftToken],
-        logits: &mut Vec<f32>,
-    ) -> Result<Vec<NodeKey>, ModelError> {
-        self.0.verify(trunk, draft, logits)
-    }
-
-    fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
-        self.0.accept(trunk, path)
-    }
-
-    fn prune(&mut self, node: NodeKey) -> Result<u32, ModelError> {
-        self.0.prune(node)
-    }
+    assert_eq!(run(&mut Measured::new(&mut model())), run(&mut model()));
 }

@@ -161,20 +161,14 @@ impl Block<'_> {
         self.warps.iter().any(|warp| !warp.queue.pending.is_empty())
     }
 
-    /// Computes any warp's next multiplication.
-    pub(crate) fn land_any_wgmma(&mut self) -> Checked<bool> {
-        let warps = self.warps.len() as u32;
-        let first = self.random.below(warps);
-        for warp in (0..warps).map(|i| (first + i) % warps) {
-            if !self.warps[warp as usize].queue.pending.is_empty() {
-                self.compute_next(warp)?;
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// Warps with multiplications under way.
+    pub(crate) fn multiplying_warps(&self) -> impl Iterator<Item = u32> {
+        let is_multiplying = |warp: &u32| !self.warps[*warp as usize].queue.pending.is_empty();
+        (0..self.warps.len() as u32).filter(is_multiplying)
     }
 
-    pub(super) fn compute_next(&mut self, warp: u32) -> Checked {
+    /// Computes a warp's next multiplication.
+    pub(crate) fn compute_next(&mut self, warp: u32) -> Checked {
         let queue = &mut self.warps[warp as usize].queue;
         let Some(multiplication) = queue.pending.pop_front() else {
             return Ok(());

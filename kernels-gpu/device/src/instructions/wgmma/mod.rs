@@ -17,7 +17,8 @@ mod ptx;
 use super::bodies;
 use super::element::Element;
 #[cfg(target_arch = "nvptx64")]
-use core::arch::asm;
+use super::intrinsics;
+use super::shared::Shared;
 
 /// Describes a matrix in shared memory made of 8x8 core matrices of 128 contiguous bytes, no swizzle
 /// (PTX ISA, "Matrix Descriptor Format"): `leading_bytes` from a core matrix to the one with the next 8
@@ -26,18 +27,40 @@ use core::arch::asm;
 ///
 /// A core matrix is 8 rows of M or N by 8 contiguous of K (K-major), or, for an operand that is
 /// transposed, 8 rows of K by 8 contiguous of M or N (MN-major).
-pub const fn descriptor(address: u32, leading_bytes: u32, stride_bytes: u32) -> u64 {
-    const fn field(bytes: u32) -> u64 {
-        ((bytes & 0x3ffff) >> 4) as u64
+///
+/// ```compile_fail,E0308
+/// # use deft_device::{shared::Shared, wgmma::Operand};
+/// fn operand(tile: Shared<u16>) -> Operand {
+///     Operand { descriptor: tile, step_bytes: 256 } // an address, not a descriptor
+/// }
+/// ```
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor(u64);
+
+impl Descriptor {
+    /// Of the matrix at `address`.
+    #[inline(always)]
+    pub const fn new<T>(address: Shared<T>, leading_bytes: u32, stride_bytes: u32) -> Self {
+        const fn field(bytes: u32) -> u64 {
+            ((bytes & 0x3ffff) >> 4) as u64
+        }
+        let [leading, stride] = [field(leading_bytes), field(stride_bytes)];
+        Self(field(address.address()) | leading << 16 | stride << 32)
     }
-    field(address) | field(leading_bytes) << 16 | field(stride_bytes) << 32
+
+    /// As the instructions take it.
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
 }
 
 /// An operand in shared memory: its first 16 of K, and how far on the next 16 begin.
 #[derive(Clone, Copy, Debug)]
 pub struct Operand {
-    /// [`descriptor`] of the first 16 of K.
-    pub descriptor: u64,
+    /// Of the first 16 of K.
+    pub descriptor: Descriptor,
     /// Bytes from one 16 of K to the next, a multiple of 16.
     pub step_bytes: u32,
 }
@@ -103,7 +126,7 @@ accumulators!(8 16 32 64 128 256);
 pub unsafe fn fence() {
     bodies! {
         // SAFETY: the caller's.
-        ptx { unsafe { asm!("wgmma.fence.sync.aligned;", options(nostack)) } }
+        ptx { unsafe { intrinsics::wgmma_fence() } }
         emulated { crate::emulator::wgmma::fence() }
     }
 }
@@ -132,7 +155,7 @@ pub unsafe fn fence_accumulators<D: Accumulators>(d: &mut D) {
 pub unsafe fn commit_group() {
     bodies! {
         // SAFETY: the caller's.
-        ptx { unsafe { asm!("wgmma.commit_group.sync.aligned;", options(nostack)) } }
+        ptx { unsafe { intrinsics::wgmma_commit_group() } }
         emulated { crate::emulator::wgmma::commit_group() }
     }
 }
@@ -147,11 +170,7 @@ pub unsafe fn commit_group() {
 pub unsafe fn wait_group<const PENDING: u32>() {
     bodies! {
         // SAFETY: the caller's.
-        ptx {
-            unsafe {
-                asm!("wgmma.wait_group.sync.aligned {n};", n = const PENDING, options(nostack))
-            }
-        }
+        ptx { unsafe { intrinsics::wgmma_wait_group(PENDING as u64) } }
         emulated { crate::emulator::wgmma::wait_group(PENDING) }
     }
 }
@@ -211,10 +230,10 @@ pub unsafe fn mma_shared<
             crate::emulator::wgmma::mma(
                 d.as_mut_slice(),
                 crate::emulator::wgmma::A::Shared {
-                    descriptor: a.descriptor, step_bytes: a.step_bytes, transposed: TRANS_A,
+                    descriptor: a.descriptor.0, step_bytes: a.step_bytes, transposed: TRANS_A,
                 },
                 crate::emulator::wgmma::B {
-                    descriptor: b.descriptor, step_bytes: b.step_bytes, transposed: TRANS_B,
+                    descriptor: b.descriptor.0, step_bytes: b.step_bytes, transposed: TRANS_B,
                 },
                 crate::emulator::wgmma::Shape { n: D::N, steps: STEPS as u32, bf16: E::IS_BF16, accumulate },
             )
@@ -248,7 +267,7 @@ pub unsafe fn mma_registers<
                 d.as_mut_slice(),
                 crate::emulator::wgmma::A::Registers(a),
                 crate::emulator::wgmma::B {
-                    descriptor: b.descriptor, step_bytes: b.step_bytes, transposed: TRANS_B,
+                    descriptor: b.descriptor.0, step_bytes: b.step_bytes, transposed: TRANS_B,
                 },
                 crate::emulator::wgmma::Shape { n: D::N, steps: STEPS as u32, bf16: E::IS_BF16, accumulate },
             )

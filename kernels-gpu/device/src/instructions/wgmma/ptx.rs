@@ -32,8 +32,8 @@ macro_rules! shared {
             $(concat!($step, shared_step!($n, $type, $list)),)*
             "}}",
             $(inout(reg32) $d[$i],)*
-            a = in(reg64) $a.descriptor,
-            b = in(reg64) $b.descriptor,
+            a = in(reg64) $a.descriptor.bits(),
+            b = in(reg64) $b.descriptor.bits(),
             a_step = in(reg64) u64::from($a.step_bytes >> 4),
             b_step = in(reg64) u64::from($b.step_bytes >> 4),
             accumulate = in(reg32) $accumulate as u32,
@@ -70,7 +70,7 @@ macro_rules! registers {
                 $a2 = in(reg32) $a[$step][2],
                 $a3 = in(reg32) $a[$step][3],
             )*
-            b = in(reg64) $b.descriptor,
+            b = in(reg64) $b.descriptor.bits(),
             b_step = in(reg64) u64::from($b.step_bytes >> 4),
             accumulate = in(reg32) $accumulate as u32,
             trans_b = const TRANS_B as u32,

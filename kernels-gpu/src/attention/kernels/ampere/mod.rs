@@ -15,7 +15,8 @@ use super::rows::{hide, soft_cap};
 use super::sink::{Sink, inverse};
 use super::warp_tile::WarpTile;
 use crate::attention::tile::{PROGRAM_BYTES, ampere::Tile, group_bytes};
-use device::{Element, global, register, shared, thread, warp};
+use device::shared::{Shared, dynamic_shared_mem};
+use device::{Element, global, register, thread, warp};
 use pages::Pages;
 
 /// One block of `attend`. `KS = D / 16`, `NT = D / 8` for head dimension `D`.
@@ -26,17 +27,22 @@ use pages::Pages;
 /// within pool, lengths and partials, and its segments lie in program order, each in one work item.
 #[inline(always)]
 pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usize>(a: Attend) {
-    let base = shared::dynamic_shared();
+    let base = dynamic_shared_mem::<u8>();
     let kv_head = thread::block_idx_y();
     let thread_index = thread::thread_idx_x();
     // SAFETY: the caller's; all threads go the same way.
     unsafe {
         let words = a.program(thread::block_idx_x());
-        load_program(base + Tile::<D>::PROGRAM, words, a.stride, thread_index);
+        load_program(
+            base.offset(Tile::<D>::PROGRAM).cast(),
+            words,
+            a.stride,
+            thread_index,
+        );
         thread::sync_threads();
         let program = Program {
-            cached: base + Tile::<D>::PROGRAM,
-            counts: base + Tile::<D>::COUNTS,
+            cached: base.offset(Tile::<D>::PROGRAM).cast(),
+            counts: base.offset(Tile::<D>::COUNTS).cast(),
             words,
             lengths: a.lengths,
         };
@@ -50,12 +56,12 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
         let mut index = 0;
         while index < header.items {
             let item = program.item(index);
-            let map = block.row_map(&item);
+            let map = block.row_map(&item, program);
             if index > 0 {
                 // The last item's epilogue still reads the query tile.
                 thread::sync_threads();
             }
-            let tile = base + Tile::<D>::QUERY;
+            let tile = base.offset(Tile::<D>::QUERY).cast();
             // As many as all warps' tiles have.
             let padded = map.rows.next_power_of_two().max(32);
             query::load::<D>(a.q, tile, &map, padded, thread_index);
@@ -81,13 +87,13 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
 
 /// Fetches the program's beginning.
 #[inline(always)]
-unsafe fn load_program(cached: u32, words: *const u32, stride: u32, thread: u32) {
+unsafe fn load_program(cached: Shared<[u32; 4]>, words: *const u32, stride: u32, thread: u32) {
     let bytes = (stride * 4).min(PROGRAM_BYTES);
     if thread * 16 < bytes {
         // SAFETY: programs are `stride` words long, a multiple of 4, and 16-byte aligned.
         unsafe {
             let piece = global::load_v4_u32(words.add(thread as usize * 4));
-            shared::store_v4_u32(cached + thread * 16, piece);
+            cached.at(thread).store(piece);
         }
     }
 }
@@ -113,16 +119,18 @@ unsafe fn run<
     let lane = block.thread % 32;
     // Tiles past the item's last row take part in loads and barriers only.
     let active = row_tile * 16 < rows;
-    let query = block.shared + Tile::<D>::QUERY + row_tile * 2 * group_bytes(D);
+    let query = block
+        .shared
+        .offset(Tile::<D>::QUERY + row_tile * 2 * group_bytes(D));
     // SAFETY: all threads go through the item's pages together; a page is read between its arrival and the next step.
     unsafe {
-        let mut tile = WarpTile::<KS, NT>::new::<D>(query);
+        let mut tile = WarpTile::<KS, NT>::new::<D>(query.cast());
         let mut left = work.pages;
         while left > 0 {
             let mut p = [0.0f32; S];
             let (key, page) = pages.next_key();
             if active {
-                p = tile.logits::<E, D, S>(key + own);
+                p = tile.logits::<E, D, S>(key.offset(own));
                 soft_cap(&mut p, block.logits);
                 if page.tokens != 0 {
                     let first = first_token + lane % 4 * 2;
@@ -133,7 +141,7 @@ unsafe fn run<
             }
             let value = pages.next_value();
             if active {
-                tile.weigh::<E, D, S>(&p, value + own);
+                tile.weigh::<E, D, S>(&p, value.offset(own));
             }
             left -= 1;
         }
@@ -143,8 +151,8 @@ unsafe fn run<
             return;
         }
         let exchange = Exchange {
-            statistics: block.shared + Tile::<D>::STATISTICS,
-            outputs: block.shared + Tile::<D>::QUERY,
+            statistics: block.shared.offset(Tile::<D>::STATISTICS).cast(),
+            outputs: block.shared.offset(Tile::<D>::QUERY).cast(),
         };
         join::<E, D, KS, NT, PARTS>(tile, block, exchange, &sink);
     }

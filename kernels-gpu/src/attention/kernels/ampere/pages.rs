@@ -14,14 +14,16 @@ use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment};
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::{CONSUMERS, ampere::Tile};
-use device::{async_copy, shared, thread};
+use device::matrix::Row;
+use device::shared::Shared;
+use device::{async_copy, thread};
 
 /// The stages, and where the program's pages come from.
 pub(super) struct Pages<const D: usize> {
-    shared: u32,
+    shared: Shared<u8>,
     thread: u32,
     /// The KV head's first page; pages lie `page_stride` bytes apart.
-    pool: *const u8,
+    pool: *const Row,
     page_stride: u64,
     /// Stage of the page that is next to be read.
     stage: u32,
@@ -33,11 +35,11 @@ impl<const D: usize> Pages<D> {
     /// Asks for the program's first pages. Called by all threads once program and token counts are there.
     #[inline(always)]
     pub(super) unsafe fn start(
-        shared: u32,
+        shared: Shared<u8>,
         thread: u32,
         program: Program,
         header: ProgramHeader,
-        pool: *const u8,
+        pool: *const Row,
         page_stride: u64,
     ) -> Self {
         let mut pages = Self {
@@ -63,7 +65,7 @@ impl<const D: usize> Pages<D> {
     /// Waits for the next page's K: its shared address, and what the page is. All threads call it, when they are
     /// through with the V before.
     #[inline(always)]
-    pub(super) unsafe fn next_key(&mut self) -> (u32, PartialPage) {
+    pub(super) unsafe fn next_key(&mut self) -> (Shared<Row>, PartialPage) {
         let freed = if self.stage == 0 {
             Tile::<D>::STAGES - 1
         } else {
@@ -75,8 +77,8 @@ impl<const D: usize> Pages<D> {
             self.load_value(freed);
             let record = self.record(self.stage);
             let page = PartialPage {
-                tokens: shared::load_u32(record),
-                place: shared::load_u32(record + 4),
+                tokens: record.load(),
+                place: record.at(1).load(),
             };
             (self.key(self.stage), page)
         }
@@ -85,8 +87,8 @@ impl<const D: usize> Pages<D> {
     /// Waits for the same page's V: its shared address. All threads call it, when they are through with its K and
     /// its record.
     #[inline(always)]
-    pub(super) unsafe fn next_value(&mut self) -> u32 {
-        let value = self.key(self.stage) + Tile::<D>::HALF_BYTES;
+    pub(super) unsafe fn next_value(&mut self) -> Shared<Row> {
+        let value = self.key(self.stage).offset(Tile::<D>::HALF_BYTES);
         // SAFETY: after the barrier nobody reads the page's K, nor its record.
         unsafe {
             self.await_half();
@@ -100,13 +102,14 @@ impl<const D: usize> Pages<D> {
     }
 
     #[inline(always)]
-    fn key(&self, stage: u32) -> u32 {
-        self.shared + stage * Tile::<D>::PAGE_BYTES
+    fn key(&self, stage: u32) -> Shared<Row> {
+        self.shared.offset(stage * Tile::<D>::PAGE_BYTES).cast()
     }
 
     #[inline(always)]
-    fn record(&self, stage: u32) -> u32 {
-        self.shared + Tile::<D>::RECORDS + stage * Tile::<D>::RECORD_BYTES
+    fn record(&self, stage: u32) -> Shared<u32> {
+        let records = self.shared.offset(Tile::<D>::RECORDS);
+        records.offset(stage * Tile::<D>::RECORD_BYTES).cast()
     }
 
     /// Waits until the next half has landed, for all threads. Of the halves asked for all but it may be under way.
@@ -129,8 +132,8 @@ impl<const D: usize> Pages<D> {
             self.last.advance();
             if self.thread == 0 {
                 let page = self.last.describe();
-                shared::store_u32(self.record(stage), page.tokens);
-                shared::store_u32(self.record(stage) + 4, page.place);
+                self.record(stage).store(page.tokens);
+                self.record(stage).at(1).store(page.place);
             }
             self.load_half(self.key(stage), 0);
         }
@@ -141,12 +144,12 @@ impl<const D: usize> Pages<D> {
     unsafe fn load_value(&self, stage: u32) {
         let half = Tile::<D>::HALF_BYTES;
         // SAFETY: nobody reads the stage's V.
-        unsafe { self.load_half(self.key(stage) + half, half) };
+        unsafe { self.load_half(self.key(stage).offset(half), half) };
     }
 
     /// Asks for the half `offset` bytes into the page; tokens past its last are zeros, for 0 x NaN is NaN.
     #[inline(always)]
-    unsafe fn load_half(&self, destination: u32, offset: u32) {
+    unsafe fn load_half(&self, destination: Shared<Row>, offset: u32) {
         let tokens = self.last.page_tokens();
         if tokens > 0 {
             let page = self.last.id as u64 * self.page_stride + u64::from(offset);
@@ -154,14 +157,14 @@ impl<const D: usize> Pages<D> {
                 // A piece is 8 dims of a token; 8 tokens' pieces of all chunks make a row group.
                 let piece = self.thread + i * CONSUMERS;
                 let token = piece / D as u32 * 8 + piece % 8;
-                let place = destination + piece * 16;
+                let place = destination.at(piece);
                 // SAFETY: the piece lies within the stage and the page, which lies in the pool.
                 unsafe {
                     if token < tokens {
-                        let source = self.pool.add(page as usize + piece as usize * 16);
+                        let source = self.pool.byte_add(page as usize + piece as usize * 16);
                         async_copy::copy_16(place, source);
                     } else {
-                        shared::store_v4_u32(place, [0; 4]);
+                        place.cast().store([0u32; 4]);
                     }
                 }
             }

@@ -15,8 +15,11 @@ use super::block::{Block, Work};
 use super::program::Program;
 use super::query;
 use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS, PROGRAM_BYTES, hopper::Tile};
+use device::bulk::{self, Bytes};
+use device::mbarrier::{self, Barrier};
+use device::shared::{Shared, dynamic_shared_mem};
 use device::wgmma::Accumulators;
-use device::{Element, bulk, grid, mbarrier, register, shared, thread, warp};
+use device::{Element, grid, register, thread, warp};
 use ring::Ring;
 
 /// One block of `attend`. `KS = D / 16`, `NT = D / 8`, `O = D / 2` for head dimension `D`.
@@ -31,7 +34,7 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
 ) where
     [f32; O]: Accumulators,
 {
-    let base = shared::dynamic_shared();
+    let base = dynamic_shared_mem::<u8>();
     let kv_head = thread::block_idx_y();
     let thread_index = thread::thread_idx_x();
     // SAFETY: the caller's; roles are taken by whole warps, register counts by whole warpgroups.
@@ -46,8 +49,8 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
         grid::launch_dependents();
         thread::sync_threads();
         let program = Program {
-            cached: base + Tile::<D>::PROGRAM,
-            counts: base + Tile::<D>::COUNTS,
+            cached: base.offset(Tile::<D>::PROGRAM).cast(),
+            counts: base.offset(Tile::<D>::COUNTS).cast(),
             words,
             lengths: a.lengths,
         };
@@ -69,7 +72,7 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
 
 /// Sets up the ring and asks for the program; one thread.
 #[inline(always)]
-unsafe fn prologue<const D: usize>(base: u32, words: *const u32, stride: u32) {
+unsafe fn prologue<const D: usize>(base: Shared<u8>, words: *const u32, stride: u32) {
     let program_barrier = program_barrier::<D>(base);
     // SAFETY: nobody else is past the block's barrier yet; the program is at least as long as what is copied.
     unsafe {
@@ -84,15 +87,17 @@ unsafe fn prologue<const D: usize>(base: u32, words: *const u32, stride: u32) {
         mbarrier::init(program_barrier, 1);
         mbarrier::fence_init();
         bulk::fence_proxy_async_shared();
-        let bytes = (stride * 4).min(PROGRAM_BYTES);
+        let bytes = Bytes::new((stride * 4).min(PROGRAM_BYTES));
+        let cached = base.offset(Tile::<D>::PROGRAM).cast();
         mbarrier::arrive_expect_tx(program_barrier, bytes);
-        bulk::copy_global_to_shared(base + Tile::<D>::PROGRAM, words, bytes, program_barrier);
+        bulk::copy_global_to_shared(cached, words, bytes, program_barrier);
     }
 }
 
 #[inline(always)]
-fn program_barrier<const D: usize>(base: u32) -> u32 {
-    base + Tile::<D>::RECORDS + Tile::<D>::STAGES * Tile::<D>::RECORD_BYTES
+fn program_barrier<const D: usize>(base: Shared<u8>) -> Barrier {
+    let end = Tile::<D>::RECORDS + Tile::<D>::STAGES * Tile::<D>::RECORD_BYTES;
+    Barrier::at(base.offset(end).cast())
 }
 
 /// The consumers' way through the program's work items.
@@ -111,7 +116,7 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize, const NT: usize, 
         let mut index = 0;
         while index < header.items {
             let item = program.item(index);
-            let map = block.row_map(&item);
+            let map = block.row_map(&item, program);
             let narrow = map.rows <= 16;
             let padded = if narrow {
                 16
@@ -124,7 +129,7 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize, const NT: usize, 
             }
             query::load::<D>(
                 block.q,
-                block.shared + Tile::<D>::QUERY,
+                block.shared.offset(Tile::<D>::QUERY).cast(),
                 &map,
                 padded,
                 block.thread,

@@ -8,6 +8,7 @@ use crate::attention::kernels::finish::{Exchange, join};
 use crate::attention::kernels::rows::{hide, soft_cap};
 use crate::attention::kernels::warp_tile::WarpTile;
 use crate::attention::tile::{CONSUMER_WARPS, hopper::Tile};
+use device::warp::FULL_MASK;
 use device::{Element, bulk, warp};
 
 /// Processes all pages of an item. `KS = D / 16`, `NT = D / 8`.
@@ -18,7 +19,8 @@ pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const NT: 
 ) {
     let block = work.block;
     // SAFETY: the query tile is loaded.
-    let mut tile = unsafe { WarpTile::<KS, NT>::new::<D>(block.shared + Tile::<D>::QUERY) };
+    let mut tile =
+        unsafe { WarpTile::<KS, NT>::new::<D>(block.shared.offset(Tile::<D>::QUERY).cast()) };
     let mut mine = block.warp < 4;
     let mut left = work.pages;
     while left > 0 {
@@ -34,8 +36,8 @@ pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const NT: 
         left -= 1;
     }
     let exchange = Exchange {
-        statistics: block.shared + Tile::<D>::STATISTICS,
-        outputs: block.shared + Tile::<D>::QUERY,
+        statistics: block.shared.offset(Tile::<D>::STATISTICS).cast(),
+        outputs: block.shared.offset(Tile::<D>::QUERY).cast(),
     };
     // SAFETY: all consumers are through with the item's pages.
     unsafe {
@@ -57,9 +59,9 @@ unsafe fn step<E: Element, const D: usize, const KS: usize, const NT: usize>(
     unsafe {
         ring.wait_full();
         let page = ring.page();
-        let mut s: [f32; 8] = tile.logits::<E, D, 8>(ring.key() + own);
+        let mut s: [f32; 8] = tile.logits::<E, D, 8>(ring.key().offset(own));
         soft_cap(&mut s, work.block.logits);
-        if warp::any(page.tokens != 0) {
+        if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(&mut s, work, page, lane / 4, quarter * 16 + lane % 4 * 2);
             page_tail::clear::<D>(
                 ring.value(),
@@ -70,11 +72,11 @@ unsafe fn step<E: Element, const D: usize, const KS: usize, const NT: usize>(
             );
             // The copy that fills the stage next is of the other proxy.
             bulk::fence_proxy_async_shared();
-            warp::sync_warp();
+            warp::sync_warp(FULL_MASK);
         }
         let factor = tile.rows.update(&mut s, work.block.logits);
         tile.rescale(factor);
-        tile.weigh::<E, D, 8>(&s, ring.value() + own);
+        tile.weigh::<E, D, 8>(&s, ring.value().offset(own));
         ring.release();
     }
     ring.advance();

@@ -5,13 +5,14 @@
 
 use core::ops::Range;
 
-use device::shared;
+use device::matrix::Row;
+use device::shared::Shared;
 
 /// Clears V's rows of those of `range` that are not below `tokens`, a multiple of 8 at both ends. Taken part in
 /// by `threads` threads, this one being `thread`.
 #[inline(always)]
 pub(super) unsafe fn clear<const D: usize>(
-    v: u32,
+    v: Shared<Row>,
     tokens: u32,
     range: Range<u32>,
     thread: u32,
@@ -28,7 +29,7 @@ pub(super) unsafe fn clear<const D: usize>(
     while piece < range.end * chunks {
         if piece / (8 * chunks) * 8 + piece % 8 >= tokens {
             // SAFETY: the piece lies within the stage.
-            unsafe { shared::store_v4_u32(v + piece * 16, [0; 4]) };
+            unsafe { v.at(piece).cast().store([0u32; 4]) };
         }
         piece += threads;
     }

@@ -5,16 +5,20 @@ use crate::abi::{NONE, PAGE_TOKENS, Segment};
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::hopper::Tile;
-use device::{bulk, mbarrier, warp};
+use device::bulk::{self, Bytes};
+use device::matrix::Row;
+use device::shared::Shared;
+use device::warp::FULL_MASK;
+use device::{mbarrier, warp};
 
 /// Streams every page of the program, in program order.
 ///
 /// `pool` is the KV head's first page; pages lie `page_stride` bytes apart.
 #[inline(always)]
 pub(super) unsafe fn produce<const D: usize>(
-    shared: u32,
+    shared: Shared<u8>,
     program: Program,
-    pool: *const u8,
+    pool: *const Row,
     page_stride: u64,
 ) {
     let mut ring = Ring::<D>::new(shared);
@@ -46,7 +50,7 @@ pub(super) unsafe fn produce<const D: usize>(
                 segment.tokens
             } else {
                 // SAFETY: the warp is whole, the segment being the same for all lanes.
-                unsafe { warp::shuffle_idx_u32(tokens, index % 32) }
+                unsafe { warp::warp_shuffle_idx(FULL_MASK, tokens, index % 32) }
             };
             if lane == 0 {
                 let whole = segment.mask == NONE && segment.visible == everybody;
@@ -83,7 +87,7 @@ unsafe fn stream<const D: usize>(
     tokens: u32,
     segment: u32,
     whole: bool,
-    pool: *const u8,
+    pool: *const Row,
     page_stride: u64,
 ) {
     let mut left = tokens;
@@ -97,19 +101,21 @@ unsafe fn stream<const D: usize>(
         let whole = whole && here == PAGE_TOKENS;
         // SAFETY: the page lies in the pool, and a stage is written only when it is empty.
         unsafe {
-            let source = pool.add((program.word(first_word + page) as u64 * page_stride) as usize);
+            let source =
+                pool.byte_add((program.word(first_word + page) as u64 * page_stride) as usize);
             ring.wait_empty();
             ring.describe(PartialPage {
                 tokens: if whole { 0 } else { here },
                 place: segment | page << 16,
             });
             if here > PAGE_TOKENS - 8 {
-                mbarrier::arrive_expect_tx(ring.full(), Tile::<D>::PAGE_BYTES);
-                bulk::copy_global_to_shared(ring.key(), source, Tile::<D>::PAGE_BYTES, ring.full());
+                let bytes = Bytes::new(Tile::<D>::PAGE_BYTES);
+                mbarrier::arrive_expect_tx(ring.full(), bytes);
+                bulk::copy_global_to_shared(ring.key(), source, bytes, ring.full());
             } else {
-                let bytes = here.div_ceil(8) * Tile::<D>::GROUP_BYTES;
-                let values = source.add(Tile::<D>::HALF_BYTES as usize);
-                mbarrier::arrive_expect_tx(ring.full(), 2 * bytes);
+                let bytes = Bytes::new(here.div_ceil(8) * Tile::<D>::GROUP_BYTES);
+                let values = source.byte_add(Tile::<D>::HALF_BYTES as usize);
+                mbarrier::arrive_expect_tx(ring.full(), bytes * 2);
                 bulk::copy_global_to_shared(ring.key(), source, bytes, ring.full());
                 bulk::copy_global_to_shared(ring.value(), values, bytes, ring.full());
             }

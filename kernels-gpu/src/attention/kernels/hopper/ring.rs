@@ -2,12 +2,16 @@
 
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::tile::hopper::Tile;
-use device::{mbarrier, shared, warp};
+use device::matrix::Row;
+use device::mbarrier::Barrier;
+use device::shared::Shared;
+use device::warp::FULL_MASK;
+use device::{mbarrier, warp};
 
 /// A position in the ring.
 #[derive(Clone, Copy)]
 pub(super) struct Ring<const D: usize> {
-    shared: u32,
+    shared: Shared<u8>,
     /// Stage, and the phase of its barriers in [`PHASE`]: one register beside the accumulators.
     position: u32,
 }
@@ -17,7 +21,7 @@ const PHASE: u32 = 1 << 31;
 impl<const D: usize> Ring<D> {
     /// The ring's start, in the shared memory that begins at `shared`.
     #[inline(always)]
-    pub(super) fn new(shared: u32) -> Self {
+    pub(super) fn new(shared: Shared<u8>) -> Self {
         Self {
             shared,
             position: 0,
@@ -34,28 +38,37 @@ impl<const D: usize> Ring<D> {
         self.position / PHASE
     }
 
+    /// The stage's record.
+    #[inline(always)]
+    fn record(&self) -> Shared<u8> {
+        let records = self.shared.offset(Tile::<D>::RECORDS);
+        records.offset(self.stage() * Tile::<D>::RECORD_BYTES)
+    }
+
     /// Barrier that completes when the stage's bytes have landed.
     #[inline(always)]
-    pub(super) fn full(&self) -> u32 {
-        self.shared + Tile::<D>::RECORDS + self.stage() * Tile::<D>::RECORD_BYTES
+    pub(super) fn full(&self) -> Barrier {
+        Barrier::at(self.record().cast())
     }
 
     /// Barrier that completes when all consumers are done with the stage.
     #[inline(always)]
-    pub(super) fn empty(&self) -> u32 {
-        self.full() + 8
+    pub(super) fn empty(&self) -> Barrier {
+        Barrier::at(self.record().offset(8).cast())
     }
 
     /// Shared address of K in the stage.
     #[inline(always)]
-    pub(super) fn key(&self) -> u32 {
-        self.shared + self.stage() * Tile::<D>::PAGE_BYTES
+    pub(super) fn key(&self) -> Shared<Row> {
+        self.shared
+            .offset(self.stage() * Tile::<D>::PAGE_BYTES)
+            .cast()
     }
 
     /// Shared address of V in the stage.
     #[inline(always)]
-    pub(super) fn value(&self) -> u32 {
-        self.key() + Tile::<D>::HALF_BYTES
+    pub(super) fn value(&self) -> Shared<Row> {
+        self.key().offset(Tile::<D>::HALF_BYTES)
     }
 
     /// Moves to the next stage.
@@ -86,8 +99,8 @@ impl<const D: usize> Ring<D> {
     pub(super) unsafe fn describe(&self, page: PartialPage) {
         // SAFETY: the stage is the producer's until it says that it is full.
         unsafe {
-            shared::store_u32(self.full() + 16, page.tokens);
-            shared::store_u32(self.full() + 20, page.place);
+            self.record().offset(16).cast().store(page.tokens);
+            self.record().offset(20).cast().store(page.place);
         }
     }
 
@@ -97,8 +110,8 @@ impl<const D: usize> Ring<D> {
         // SAFETY: the stage has arrived, with its description.
         unsafe {
             PartialPage {
-                tokens: shared::load_u32(self.full() + 16),
-                place: shared::load_u32(self.full() + 20),
+                tokens: self.record().offset(16).cast().load(),
+                place: self.record().offset(20).cast().load(),
             }
         }
     }
@@ -108,7 +121,7 @@ impl<const D: usize> Ring<D> {
     pub(super) unsafe fn release(&self) {
         // SAFETY: the warp is whole; one arrival a warp.
         unsafe {
-            warp::sync_warp();
+            warp::sync_warp(FULL_MASK);
             if warp::lane_id() == 0 {
                 mbarrier::arrive(self.empty());
             }

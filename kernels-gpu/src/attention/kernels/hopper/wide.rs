@@ -11,8 +11,11 @@ use crate::attention::kernels::sink::{Sink, inverse};
 use crate::attention::tile::{CONSUMERS, hopper::Tile};
 use crate::softmax::Approximate;
 use crate::softmax::Partial;
-use device::wgmma::{Accumulators, Operand};
-use device::{Element, bulk, math, register, shared, thread, warp, wgmma};
+use device::matrix::Row;
+use device::shared::Shared;
+use device::warp::FULL_MASK;
+use device::wgmma::{Accumulators, Descriptor, Operand};
+use device::{Element, bulk, math, register, thread, warp, wgmma};
 
 /// A warpgroup's 64 rows; `O` output registers a thread, half the head dimension.
 struct Chunk<const O: usize> {
@@ -50,7 +53,7 @@ pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const O: u
         left: work.pages,
         shared_pages,
         mine: warpgroup == 0,
-        key: 0,
+        key: ring.key(),
     };
     // SAFETY: the caller's; a stage is read between its arrival and its release.
     unsafe {
@@ -96,7 +99,7 @@ struct Turns {
     /// The next page is this warpgroup's.
     mine: bool,
     /// Shared address of K of the warpgroup's next page.
-    key: u32,
+    key: Shared<Row>,
 }
 
 impl Turns {
@@ -110,7 +113,7 @@ impl Turns {
             next.advance();
         }
         // SAFETY: the warp is whole.
-        self.key = unsafe { warp::shuffle_idx_u32(next.key(), 0) };
+        self.key = unsafe { warp::warp_shuffle_idx(FULL_MASK, next.key(), 0) };
     }
 
     /// Moves to the warpgroup's next page, letting the other's pass; false after the last.
@@ -137,7 +140,7 @@ impl Turns {
 struct Stage<const D: usize> {
     ring: Ring<D>,
     /// Shared address of K; V follows.
-    key: u32,
+    key: Shared<Row>,
     page: PartialPage,
 }
 
@@ -145,7 +148,7 @@ struct Stage<const D: usize> {
 #[inline(always)]
 unsafe fn start<E: Element, const D: usize, const KS: usize>(
     ring: &mut Ring<D>,
-    key: u32,
+    key: Shared<Row>,
     query: Operand,
     s: &mut [f32; 32],
 ) -> Stage<D> {
@@ -158,7 +161,7 @@ unsafe fn start<E: Element, const D: usize, const KS: usize>(
             page: ring.page(),
         };
         let k = Operand {
-            descriptor: wgmma::descriptor(key, 128, Tile::<D>::GROUP_BYTES),
+            descriptor: Descriptor::new(key, 128, Tile::<D>::GROUP_BYTES),
             step_bytes: 256,
         };
         wgmma::fence();
@@ -180,7 +183,7 @@ unsafe fn multiply<E: Element, const D: usize, const O: usize>(
 {
     let group = Tile::<D>::GROUP_BYTES;
     let v = Operand {
-        descriptor: wgmma::descriptor(stage.key + Tile::<D>::HALF_BYTES, group, 128),
+        descriptor: Descriptor::new(stage.key.offset(Tile::<D>::HALF_BYTES), group, 128),
         step_bytes: 2 * group,
     };
     // SAFETY: all warps of the warpgroup are here; `p` stays until the wait.
@@ -205,11 +208,11 @@ unsafe fn softmax<const D: usize>(
     // SAFETY: the stage has landed and is not released yet.
     unsafe {
         let page = stage.page;
-        if warp::any(page.tokens != 0) {
+        if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(s, work, page, row, work.block.thread % 4 * 2);
             clear_tail::<D>(
                 work.block,
-                stage.key + Tile::<D>::HALF_BYTES,
+                stage.key.offset(Tile::<D>::HALF_BYTES),
                 page.tokens,
                 shared_pages,
             );
@@ -243,16 +246,23 @@ fn pack<E: Element>(p: &[f32; 32]) -> [[u32; 4]; 4] {
 #[inline(always)]
 fn query<const D: usize>(block: &Block, first_row: u32) -> Operand {
     let group = Tile::<D>::GROUP_BYTES;
-    let first = block.shared + Tile::<D>::QUERY + first_row / 8 * group;
+    let first = block
+        .shared
+        .offset(Tile::<D>::QUERY + first_row / 8 * group);
     Operand {
-        descriptor: wgmma::descriptor(first, 128, group),
+        descriptor: Descriptor::new(first, 128, group),
         step_bytes: 256,
     }
 }
 
 /// Clears V past a page's last token, by the warpgroups that read it.
 #[inline(always)]
-unsafe fn clear_tail<const D: usize>(block: &Block, v: u32, tokens: u32, shared_pages: bool) {
+unsafe fn clear_tail<const D: usize>(
+    block: &Block,
+    v: Shared<Row>,
+    tokens: u32,
+    shared_pages: bool,
+) {
     if tokens == PAGE_TOKENS {
         return;
     }
@@ -285,21 +295,23 @@ const fn pass_registers(outputs: usize) -> usize {
 unsafe fn merge_warpgroups<const D: usize, const O: usize>(chunk: &mut Chunk<O>, block: &Block) {
     let thread = register::late(block.thread) % 128;
     let row = thread / 32 * 16 + thread % 32 / 4;
-    let statistics = block.shared + Tile::<D>::STATISTICS + row * 8;
+    let statistics = block.shared.offset(Tile::<D>::STATISTICS).offset(row * 8);
+    let statistics: Shared<[f32; 2]> = statistics.cast();
     let (own, other) = if block.warp < 4 { (0, 512) } else { (512, 0) };
-    let exchange = block.shared + Tile::<D>::QUERY + thread * 8;
+    let exchange = block.shared.offset(Tile::<D>::QUERY).offset(thread * 8);
+    let exchange: Shared<[f32; 2]> = exchange.cast();
     // SAFETY: barriers order the exchange; the query tile is free once both warpgroups are here.
     unsafe {
         if thread.is_multiple_of(4) {
             for e in 0..2 {
-                let place = statistics + own + e as u32 * 64;
-                shared::store_v2_f32(place, [chunk.rows.max[e], chunk.rows.sum[e]]);
+                let place = statistics.offset(own + e as u32 * 64);
+                place.store([chunk.rows.max[e], chunk.rows.sum[e]]);
             }
         }
         thread::named_barrier_sync::<1>(CONSUMERS);
         let mut factor = [0.0; 2];
         for (e, factor) in factor.iter_mut().enumerate() {
-            let [max, sum] = shared::load_v2_f32(statistics + other + e as u32 * 64);
+            let [max, sum] = statistics.offset(other + e as u32 * 64).load();
             let merged = chunk
                 .rows
                 .partial(e)
@@ -312,19 +324,19 @@ unsafe fn merge_warpgroups<const D: usize, const O: usize>(chunk: &mut Chunk<O>,
         let count = pass_registers(O);
         for pass in 0..O.div_ceil(count) {
             let registers = pass * count..O.min(pass * count + count);
-            let place = |i: usize| exchange + (i - pass * count) as u32 * 512;
+            let place = |i: usize| exchange.offset((i - pass * count) as u32 * 512);
             if pass > 0 {
                 thread::named_barrier_sync::<1>(CONSUMERS);
             }
             if block.warp >= 4 {
                 for i in registers.clone().step_by(2) {
-                    shared::store_v2_f32(place(i), [chunk.o[i], chunk.o[i + 1]]);
+                    place(i).store([chunk.o[i], chunk.o[i + 1]]);
                 }
             }
             thread::named_barrier_sync::<1>(CONSUMERS);
             if block.warp < 4 {
                 for i in registers.step_by(2) {
-                    let part = shared::load_v2_f32(place(i));
+                    let part = place(i).load();
                     chunk.o[i] += part[0];
                     chunk.o[i + 1] += part[1];
                 }

@@ -1,0 +1,80 @@
+//! The fake driver, built and loaded in the real one's place.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The fake driver's own functions.
+#[allow(dead_code, reason = "not every suite uses all of them")]
+pub(crate) struct Fake {
+    /// Has a call from now on fail with a code: 0 for none, `u64::MAX` for all.
+    pub(crate) fail: unsafe extern "C" fn(u64, i32),
+    /// Calls since then.
+    pub(crate) calls: unsafe extern "C" fn() -> u64,
+    /// Objects that were made and not destroyed.
+    pub(crate) live: unsafe extern "C" fn() -> usize,
+    /// Bytes copied in either direction.
+    pub(crate) bytes: unsafe extern "C" fn() -> u64,
+    /// Uses of what is not there.
+    pub(crate) misuse: unsafe extern "C" fn() -> u64,
+    failed: unsafe extern "C" fn(*mut u8, usize) -> usize,
+    /// The driver is one for all tests of a process.
+    _alone: MutexGuard<'static, ()>,
+}
+
+#[allow(dead_code, reason = "not every suite uses all of them")]
+impl Fake {
+    /// Loads the fake driver. Whoever opens `libcuda.so.1` in this process later gets it too: the dynamic
+    /// linker knows a library that is loaded by the name it gives itself.
+    pub(crate) fn load(folder: &Path) -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = folder.join("libcuda.so.1");
+        static BUILT: std::sync::Once = std::sync::Once::new();
+        BUILT.call_once(|| build(&path));
+        // SAFETY: the library has no initialisers; the signatures are its own.
+        unsafe {
+            let library = libloading::Library::new(&path).expect("the fake driver loads");
+            let fake = Self {
+                fail: *library.get("fake_fail").unwrap(),
+                calls: *library.get("fake_calls").unwrap(),
+                live: *library.get("fake_live").unwrap(),
+                bytes: *library.get("fake_bytes").unwrap(),
+                misuse: *library.get("fake_misuse").unwrap(),
+                failed: *library.get("fake_failed").unwrap(),
+                _alone: alone,
+            };
+            std::mem::forget(library);
+            fake
+        }
+    }
+
+    /// The call that failed last.
+    pub(crate) fn failed(&self) -> String {
+        let mut name = vec![0; 64];
+        // SAFETY: a place for as many bytes as are said.
+        let len = unsafe { (self.failed)(name.as_mut_ptr(), name.len()) };
+        name.truncate(len);
+        String::from_utf8(name).unwrap()
+    }
+}
+
+fn build(path: &Path) {
+    let source = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../cuda-loader/tests/fake/driver.rs"
+    );
+    let built = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .args(["--edition=2024", "--crate-type=cdylib", "-Copt-level=1"])
+        .arg("-Clink-arg=-Wl,-soname,libcuda.so.1")
+        .arg("-o")
+        .arg(path)
+        .arg(source)
+        .output()
+        .expect("rustc runs");
+    assert!(
+        built.status.success(),
+        "{}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+}

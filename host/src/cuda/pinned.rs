@@ -1,0 +1,234 @@
+//! Host memory that the driver copies to and from by itself: pinned, so that a copy really runs beside the
+//! host.
+//!
+//! Of pageable memory the driver promises neither that a copy has been staged when the call returns, nor that
+//! it has not. So [`DeviceBuffer::upload`](super::DeviceBuffer::upload), whose source is free when it returns,
+//! goes through pinned pieces that the device keeps: each is written again only after the event behind its last
+//! copy.
+
+use std::ffi::c_void;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
+
+use bytemuck::Pod;
+
+use super::error::check;
+use super::{CudaDevice, CudaError, Stream, sys};
+
+/// An array in pinned host memory, zeroed at first and freed when dropped.
+///
+/// It must outlive the copies that were enqueued from or to it; their own contracts say so.
+#[derive(Debug)]
+pub struct PinnedBuffer<T> {
+    device: CudaDevice,
+    pointer: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: the memory is the buffer's own, and any thread may use or free it.
+unsafe impl<T: Send> Send for PinnedBuffer<T> {}
+// SAFETY: as above; a shared buffer is only read.
+unsafe impl<T: Sync> Sync for PinnedBuffer<T> {}
+
+impl<T: Pod> PinnedBuffer<T> {
+    /// Room for `len` zeros.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], out of memory included.
+    pub fn zeroed(device: &CudaDevice, len: usize) -> Result<Self, CudaError> {
+        let bytes = len.saturating_mul(size_of::<T>());
+        let pointer = if bytes == 0 {
+            NonNull::dangling()
+        } else {
+            let _current = device.activate()?;
+            let pointer = allocate(bytes)?.cast::<T>();
+            // SAFETY: `bytes` bytes that were just allocated; all zeros are a `T` (`Pod`).
+            unsafe { pointer.cast::<u8>().write_bytes(0, bytes) };
+            pointer
+        };
+        Ok(Self {
+            device: device.clone(),
+            pointer,
+            len,
+        })
+    }
+}
+
+impl<T> Deref for PinnedBuffer<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `len` elements that were initialised when the buffer was made.
+        unsafe { std::slice::from_raw_parts(self.pointer.as_ptr(), self.len) }
+    }
+}
+
+impl<T> DerefMut for PinnedBuffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and the buffer is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr(), self.len) }
+    }
+}
+
+impl<T> Drop for PinnedBuffer<T> {
+    fn drop(&mut self) {
+        if self.len * size_of::<T>() > 0 {
+            let _current = self.device.activate();
+            // SAFETY: allocated once, freed once.
+            unsafe { sys::cuMemFreeHost(self.pointer.as_ptr().cast()) };
+        }
+    }
+}
+
+/// Pinned memory of at least one byte; a context must be current. The driver aligns it to a page.
+fn allocate(bytes: usize) -> Result<NonNull<c_void>, CudaError> {
+    let mut pointer = std::ptr::null_mut();
+    // SAFETY: a valid place for one pointer.
+    check("cuMemHostAlloc", unsafe {
+        sys::cuMemHostAlloc(&mut pointer, bytes, sys::HOST_ALLOC_PORTABLE)
+    })?;
+    NonNull::new(pointer).ok_or_else(|| CudaError::Argument {
+        argument: "pinned memory's address",
+        value: "null".to_owned(),
+        expected: format!("{bytes} bytes"),
+    })
+}
+
+/// Pieces that are kept at most; with more copies in flight the next one waits for the oldest.
+const PIECES: usize = 16;
+/// The smallest piece.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// A device's pinned pieces, the one used longest ago first.
+#[derive(Debug, Default)]
+pub(super) struct Staging {
+    pieces: Mutex<Vec<Piece>>,
+}
+
+/// Pinned memory, and the event behind the last copy from it.
+#[derive(Debug)]
+pub(super) struct Piece {
+    memory: NonNull<c_void>,
+    bytes: usize,
+    used: usize,
+    event: sys::Handle,
+}
+
+// SAFETY: any thread may use pinned memory and events.
+unsafe impl Send for Piece {}
+
+impl Staging {
+    /// Has `copy` enqueue copies on `stream` from a piece with room for `bytes` bytes.
+    pub(super) fn copy(
+        &self,
+        bytes: usize,
+        stream: &Stream,
+        copy: impl FnOnce(&mut Piece) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        let _current = stream.device().activate()?;
+        let mut piece = self.take(bytes)?;
+        // Some copies may be on their way even if a later one was refused.
+        let outcome = copy(&mut piece);
+        // SAFETY: a live event and a live stream of one context.
+        let recorded = unsafe { sys::cuEventRecord(piece.event, stream.raw().handle()) };
+        if recorded != sys::SUCCESS {
+            // No event tells when the piece is free again, but an idle stream does. If that cannot be had,
+            // the context is lost; the piece is then never touched again.
+            stream.finish()?;
+        }
+        self.lock().push(piece);
+        outcome
+    }
+
+    /// A piece that no copy reads any more.
+    fn take(&self, bytes: usize) -> Result<Piece, CudaError> {
+        let mut pieces = self.lock();
+        for index in 0..pieces.len() {
+            if pieces[index].bytes < bytes {
+                continue;
+            }
+            // SAFETY: a live event.
+            match unsafe { sys::cuEventQuery(pieces[index].event) } {
+                sys::SUCCESS => {
+                    let mut piece = pieces.remove(index);
+                    piece.used = 0;
+                    return Ok(piece);
+                }
+                sys::ERROR_NOT_READY => {}
+                code => check("cuEventQuery", code)?,
+            }
+        }
+        if pieces.len() >= PIECES {
+            let oldest = &pieces[0];
+            // SAFETY: a live event.
+            check("cuEventSynchronize", unsafe {
+                sys::cuEventSynchronize(oldest.event)
+            })?;
+            let mut oldest = pieces.remove(0);
+            if oldest.bytes >= bytes {
+                oldest.used = 0;
+                return Ok(oldest);
+            }
+            oldest.free();
+        }
+        Piece::new(bytes.max(PIECE_BYTES).next_power_of_two())
+    }
+
+    /// Frees all pieces once their copies are done. The context must be current.
+    pub(super) fn free(&self) {
+        for piece in self.lock().drain(..) {
+            // SAFETY: a live event; a failure means that the context is lost, and all copies with it.
+            unsafe { sys::cuEventSynchronize(piece.event) };
+            piece.free();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Piece>> {
+        self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Piece {
+    fn new(bytes: usize) -> Result<Self, CudaError> {
+        let memory = allocate(bytes)?;
+        let mut event = std::ptr::null_mut();
+        // SAFETY: a valid place for one handle; a context is current.
+        let code = unsafe { sys::cuEventCreate(&mut event, sys::EVENT_DISABLE_TIMING) };
+        check("cuEventCreate", code).inspect_err(|_| {
+            // SAFETY: the memory just allocated, which nobody knows yet.
+            unsafe { sys::cuMemFreeHost(memory.as_ptr()) };
+        })?;
+        Ok(Self {
+            memory,
+            bytes,
+            used: 0,
+            event,
+        })
+    }
+
+    /// A copy of `data` in the piece.
+    ///
+    /// # Panics
+    /// If the piece has no room for it.
+    pub(super) fn put<T: Pod>(&mut self, data: &[T]) -> *const c_void {
+        let bytes = size_of_val(data);
+        assert!(bytes <= self.bytes - self.used, "a piece has room for all");
+        // SAFETY: the place lies within the piece, which no copy reads and nobody else has.
+        let place = unsafe {
+            let place = self.memory.cast::<u8>().add(self.used);
+            place.copy_from_nonoverlapping(NonNull::from(data).cast(), bytes);
+            place
+        };
+        self.used += bytes;
+        place.as_ptr().cast_const().cast()
+    }
+
+    fn free(self) {
+        // SAFETY: both are this piece's own, given back once, and no copy reads the memory.
+        unsafe {
+            sys::cuMemFreeHost(self.memory.as_ptr());
+            sys::cuEventDestroy_v2(self.event);
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Flatten's candidates, and which of them is best.
+//!
+//! | candidate | what it is good for |
+//! |---|---|
+//! | streamed | even shares, whatever the tree; tiles as wide as is cheapest tree by tree, or one width for all |
+//! | lanes | row tiles that read more pages than the cache keeps: each begins with a share |
+//! | whole tiles | more row tiles than shares: each is one item, and leaves no partial result |
+//! | nodes | Node's plan: narrow items beside wide ones |
+//! | paths | PerQuery's plan: nothing is shared, or too little |
+//!
+//! A candidate that could not be best is not made: what its pages cost at least says so. And since fewer
+//! shares than there may be are candidates too, one share more never makes a plan worse.
+
+use super::config::PlanConfig;
+use super::cost::Costs;
+use super::cut::{PRECISION, cut};
+use super::draft::Draft;
+use super::merge::Merge;
+use super::node::{Dealer, deal, deal_units, unit_ns};
+use super::score::{Score, Scorer};
+use super::sequence::Sequence;
+use super::{Grouping, PlanError};
+use crate::tree::TreeView;
+use kernels_gpu::layout::CORE;
+
+/// Pieces and shares that candidates of fewer shares may have in all before no more of them are made.
+const EFFORT: usize = 1_000;
+/// PerQuery's plan is taken if it is no dearer than another by this.
+const DRAW: f64 = 1.01;
+
+/// Makes drafts; it owns what that needs.
+#[derive(Debug, Default)]
+pub(super) struct Chooser {
+    sequence: Sequence,
+    /// The candidate at hand.
+    trial: Draft,
+    /// The best so far.
+    pub(super) best: Draft,
+    pub(super) merge: Merge,
+    scorer: Scorer,
+    dealer: Dealer,
+}
+
+/// What a planner is asked.
+#[derive(Clone, Copy)]
+pub(super) struct Request<'a> {
+    pub(super) view: &'a TreeView,
+    pub(super) config: &'a PlanConfig,
+    pub(super) costs: &'a Costs,
+}
+
+impl Chooser {
+    /// Leaves the draft that `request` asks for in `best`, and its merge tables.
+    pub(super) fn choose(&mut self, request: Request<'_>) -> Result<Score, PlanError> {
+        let (config, max_queries) = (request.config, request.config.max_queries());
+        let mut best = None;
+        match config.grouping {
+            Grouping::Flatten => self.flatten(request, &mut best)?,
+            Grouping::PerQuery => self.paths(request, config.shares, &mut best)?,
+            Grouping::Node => self.nodes(request, None, config.shares, &mut best)?,
+            Grouping::NodeChunk => {
+                let chunk = Some(config.chunk_pages);
+                self.nodes(request, chunk, config.shares, &mut best)?;
+            }
+        }
+        debug_assert!(
+            self.best
+                .items
+                .iter()
+                .all(|item| { item.queries.end - item.queries.start <= max_queries.max(1) })
+        );
+        self.best.join_pages(request.view);
+        self.merge.fill(&mut self.best, &request.view.query_order)?;
+        Ok(best.expect("a candidate was made"))
+    }
+
+    fn flatten(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
+        let floors = Floors::of(request);
+        let most = request.config.shares;
+        let mut effort = 0;
+        for shares in (1..=most).rev() {
+            if beaten(best, floors.any(shares)) || effort > EFFORT {
+                break;
+            }
+            self.streamed(request, shares, best)?;
+            effort += self.sequence.pieces.len() + shares as usize;
+        }
+        if !beaten(best, floors.nodes(most)) {
+            self.nodes(request, None, most, best)?;
+        }
+        // Items of one query hide no page from any row, which the model does not count: they win a draw.
+        if !beaten(best, floors.paths(most) / DRAW) {
+            self.paths(request, most, best)?;
+        }
+        Ok(())
+    }
+
+    /// Depth first in consecutive shares, in lanes if its tiles would not keep in step, and as whole tiles.
+    fn streamed(
+        &mut self,
+        request: Request<'_>,
+        shares: u32,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
+        let Request {
+            view,
+            config,
+            costs,
+        } = request;
+        let max_queries = config.max_queries();
+        self.sequence
+            .depth_first(view, max_queries, costs, Some(shares));
+        let mut in_step = true;
+        if self.cut(request, shares, max_queries, best) {
+            in_step = !self.judge(request, best, 1.0)?.out_of_step;
+        }
+        if !beaten(best, units_floor(&self.sequence, costs, shares)) {
+            self.trial.clear(config.shares);
+            let dealer = &mut self.dealer;
+            deal_units(&self.sequence, costs, shares, dealer, &mut self.trial);
+            self.judge(request, best, 1.0)?;
+        }
+        if !in_step {
+            self.sequence.order_in_lanes();
+            if self.cut(request, shares, max_queries, best) {
+                self.judge(request, best, 1.0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts the sequence; false if it could not be better than the best.
+    fn cut(&mut self, request: Request<'_>, shares: u32, max_queries: u32, best: &Best) -> bool {
+        let worth = best.map_or(f64::INFINITY, |best| best.ns - request.costs.launch_ns);
+        let (sequence, trial) = (&self.sequence, &mut self.trial);
+        trial.clear(request.config.shares);
+        cut(sequence, request.costs, max_queries, shares, worth, trial)
+    }
+
+    /// Every node, or chunk of one, by itself, dealt.
+    fn nodes(
+        &mut self,
+        request: Request<'_>,
+        chunk: Option<u32>,
+        shares: u32,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
+        let (config, costs) = (request.config, request.costs);
+        self.sequence
+            .depth_first(request.view, config.max_queries(), costs, None);
+        self.trial.clear(config.shares);
+        deal(
+            &self.sequence,
+            costs,
+            chunk,
+            shares,
+            &mut self.dealer,
+            &mut self.trial,
+        );
+        self.judge(request, best, 1.0).map(drop)
+    }
+
+    /// Every query's path in even shares.
+    fn paths(
+        &mut self,
+        request: Request<'_>,
+        shares: u32,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
+        self.sequence.paths(request.view, request.costs);
+        self.cut(request, shares, 1, &None);
+        self.judge(request, best, DRAW).map(drop)
+    }
+
+    /// Scores the candidate at hand and keeps it if it is the best so far, or not dearer by `favour`.
+    fn judge(
+        &mut self,
+        request: Request<'_>,
+        best: &mut Best,
+        favour: f64,
+    ) -> Result<Score, PlanError> {
+        let view = request.view;
+        self.merge.fill(&mut self.trial, &view.query_order)?;
+        let score = self.scorer.score(view, request.costs, &mut self.trial);
+        if best.is_none_or(|best| score.ns < best.ns * favour) {
+            *best = Some(score);
+            std::mem::swap(&mut self.best, &mut self.trial);
+        }
+        Ok(score)
+    }
+}
+
+/// The best candidate's score.
+type Best = Option<Score>;
+
+/// Whether no candidate that costs `floor` or more would be better than the best by what a cut is exact to.
+fn beaten(best: &Best, floor: f64) -> bool {
+    best.is_some_and(|best| best.ns <= floor * (1.0 + PRECISION))
+}
+
+/// What candidates cost at least, whatever they leave to merge.
+struct Floors<'a> {
+    costs: &'a Costs,
+    /// The least that all pages cost, in whichever items.
+    work: f64,
+    /// Reading every page once.
+    memory: f64,
+    /// Node's items, and the costliest of them.
+    nodes: f64,
+    node: f64,
+    /// All paths.
+    paths: f64,
+}
+
+impl<'a> Floors<'a> {
+    fn of(request: Request<'a>) -> Self {
+        let Request {
+            view,
+            config,
+            costs,
+        } = request;
+        let mut floors = Self {
+            costs,
+            work: 0.0,
+            memory: 0.0,
+            nodes: 0.0,
+            node: 0.0,
+            paths: 0.0,
+        };
+        let one = costs.rates(1).of(false);
+        let max_queries = config.max_queries();
+        for run in &view.runs {
+            let queries = run.queries.end - run.queries.start;
+            if queries == 0 || run.tokens == 0 {
+                continue;
+            }
+            let groups = f64::from(run.tokens.div_ceil(CORE));
+            let tiles = queries.div_ceil(max_queries);
+            let tile = costs.rates(queries.div_ceil(tiles)).of(tiles > 1);
+            floors.memory += groups * costs.memory_group_ns / f64::from(config.shares);
+            floors.nodes += f64::from(tiles) * (groups * tile + costs.item_ns);
+            floors.node = floors.node.max(groups * tile + costs.item_ns);
+            // Paths leave out the masked pages that their query does not see.
+            if run.mask.is_none() {
+                floors.work += costs.least_ns(groups, queries);
+                floors.paths += groups * f64::from(queries) * one;
+            }
+        }
+        floors
+    }
+
+    fn any(&self, shares: u32) -> f64 {
+        let work = self.work / f64::from(shares) + self.costs.item_ns;
+        self.costs.launch_ns + work.max(self.memory)
+    }
+
+    fn nodes(&self, shares: u32) -> f64 {
+        self.costs.launch_ns + self.node.max(self.nodes / f64::from(shares))
+    }
+
+    fn paths(&self, shares: u32) -> f64 {
+        self.costs.launch_ns + self.paths / f64::from(shares) + self.costs.item_ns
+    }
+}
+
+/// What whole units cost at least.
+fn units_floor(sequence: &Sequence, costs: &Costs, shares: u32) -> f64 {
+    let (mut all, mut costliest) = (0.0, 0.0f64);
+    for unit in &sequence.units {
+        let ns = unit_ns(unit, costs);
+        all += ns;
+        costliest = costliest.max(ns);
+    }
+    costs.launch_ns + costliest.max(all / f64::from(shares))
+}

@@ -1,0 +1,70 @@
+//! What `#[kernel]` says of an entry point, read from the PTX.
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// Begins the comment that holds a record.
+const MARK: &str = "// .kernel ";
+
+/// An entry point: how it is launched, and its parameters.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) entry: String,
+    /// The function that it is an instance of.
+    pub(crate) family: String,
+    pub(crate) group: String,
+    pub(crate) threads: u32,
+    pub(crate) min_blocks: u32,
+    pub(crate) shared_bytes: u32,
+    pub(crate) parameters: Vec<Parameter>,
+}
+
+/// A parameter's name, and its type in the kernel's source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Parameter(pub(crate) String, pub(crate) String);
+
+impl Record {
+    /// All records of a PTX text, in order.
+    pub(crate) fn read_all(ptx: &str) -> Result<Vec<Self>> {
+        ptx.lines()
+            .filter_map(|line| line.trim_start().strip_prefix(MARK))
+            .map(|text| serde_json::from_str(text).with_context(|| format!("cannot read `{text}`")))
+            .collect()
+    }
+}
+
+impl Parameter {
+    /// The type with which a host passes it: an address is a `u64`.
+    pub(crate) fn host_type(&self) -> Result<&str> {
+        match self.1.as_str() {
+            pointer if pointer.starts_with('*') => Ok("u64"),
+            number @ ("u32" | "i32" | "f32" | "u64" | "i64" | "f64") => Ok(number),
+            other => bail!("parameter `{}` is of type `{other}`", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_found_among_other_lines() {
+        let ptx = r#"
+.version 8.3
+// Start of file scope inline assembly
+// .kernel {"entry":"f_d64","family":"f","group":"g","threads":96,"min_blocks":2,"shared_bytes":1024,"parameters":[["out","*mut u32"],["n","u32"]]}
+.visible .entry f_d64()
+"#;
+        let records = Record::read_all(ptx).unwrap();
+        assert_eq!(records.len(), 1);
+        assert_eq!((&*records[0].entry, records[0].threads), ("f_d64", 96));
+        let types: Vec<_> = records[0]
+            .parameters
+            .iter()
+            .map(|each| each.host_type().unwrap())
+            .collect();
+        assert_eq!(types, ["u64", "u32"]);
+        assert!(Record::read_all("// .kernel {").is_err());
+    }
+}

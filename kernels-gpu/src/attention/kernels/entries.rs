@@ -1,0 +1,131 @@
+//! Entry points. Their parameters are the fields of the records that the kernels take: a pointer in a record would cost
+//! generic loads.
+#![expect(
+    clippy::too_many_arguments,
+    reason = "a kernel's parameters are scalars and pointers"
+)]
+
+use crate::Arch;
+use crate::abi::MergeRow;
+use crate::attention::tile::{self, MERGE_THREADS};
+use device::wgmma::Accumulators;
+use device::{Bf16, Element, F16};
+
+use super::{Attend, Merge, ampere, hopper};
+use kernel_macros::kernel;
+
+/// Threads of an `attend` block on what is compiled for.
+const ATTEND_THREADS: u32 = match device::ARCH {
+    Arch::Sm80 => tile::ampere::THREADS,
+    Arch::Sm90a => tile::hopper::THREADS,
+};
+
+/// Dynamic shared memory of such a block, in bytes.
+const fn attend_shared_bytes<const D: usize>() -> u32 {
+    match device::ARCH {
+        Arch::Sm80 => tile::ampere::Tile::<D>::SHARED_BYTES,
+        Arch::Sm90a => tile::hopper::Tile::<D>::SHARED_BYTES,
+    }
+}
+
+/// One block of `attend`. `KS = D / 16`, `NT = D / 8`, `O = D / 2` for head dimension `D`.
+#[kernel(
+    threads = ATTEND_THREADS,
+    shared = attend_shared_bytes::<D>(),
+    group = "attend_d{D}",
+    instances(
+        attend_bf16_d64: <Bf16, 64, 4, 8, 32>,
+        attend_bf16_d128: <Bf16, 128, 8, 16, 64>,
+        attend_bf16_d256: <Bf16, 256, 16, 32, 128>,
+        attend_f16_d64: <F16, 64, 4, 8, 32>,
+        attend_f16_d128: <F16, 128, 8, 16, 64>,
+        attend_f16_d256: <F16, 256, 16, 32, 128>
+    )
+)]
+#[inline(always)]
+unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize>(
+    q: *const u16,
+    pool: *const u16,
+    programs: *const u32,
+    masks: *const u64,
+    lengths: *const u32,
+    out: *mut u16,
+    lse: *mut f32,
+    partial_o: *mut f32,
+    partial_lse: *mut f32,
+    stride: u32,
+    kv_heads: u32,
+    group: u32,
+    partial_slots: u32,
+    scale_log2: f32,
+    soft_cap: f32,
+) where
+    [f32; O]: Accumulators,
+{
+    let a = Attend {
+        q,
+        pool,
+        programs,
+        masks,
+        lengths,
+        out,
+        lse,
+        partial_o,
+        partial_lse,
+        stride,
+        kv_heads,
+        group,
+        partial_slots,
+        scale_log2,
+        soft_cap,
+    };
+    // SAFETY: the caller's.
+    unsafe {
+        match device::ARCH {
+            Arch::Sm80 => ampere::attend::<E, D, KS, NT>(a),
+            Arch::Sm90a => hopper::attend::<E, D, KS, NT, O>(a),
+        }
+    }
+}
+
+/// One block of `merge`. `V = D / 32` for head dimension `D`.
+#[kernel(
+    threads = MERGE_THREADS,
+    min_blocks = 2,
+    instances(
+        merge_bf16_d64: <Bf16, 64, 2>,
+        merge_bf16_d128: <Bf16, 128, 4>,
+        merge_bf16_d256: <Bf16, 256, 8>,
+        merge_f16_d64: <F16, 64, 2>,
+        merge_f16_d128: <F16, 128, 4>,
+        merge_f16_d256: <F16, 256, 8>
+    )
+)]
+#[inline(always)]
+unsafe fn merge<E: Element, const D: usize, const V: usize>(
+    partial_o: *const f32,
+    partial_lse: *const f32,
+    rows: *const MergeRow,
+    slots: *const u32,
+    out: *mut u16,
+    lse: *mut f32,
+    row_count: u32,
+    partial_slots: u32,
+    kv_heads: u32,
+    group: u32,
+) {
+    let m = Merge {
+        partial_o,
+        partial_lse,
+        rows,
+        slots,
+        out,
+        lse,
+        row_count,
+        partial_slots,
+        kv_heads,
+        group,
+    };
+    // SAFETY: the caller's.
+    unsafe { super::merge::<E, D, V>(m) }
+}

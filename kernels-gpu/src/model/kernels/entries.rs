@@ -1,0 +1,192 @@
+//! Entry points of the kernels that take a record. Their parameters are its fields: a pointer in a record would cost
+//! generic loads.
+#![expect(
+    clippy::too_many_arguments,
+    reason = "a kernel's parameters are scalars and pointers"
+)]
+
+use crate::abi::AppendTarget;
+use crate::model::limits::{
+    NORM_SHARED_BYTES, NORM_THREADS, THREADS, TOP_K_SHARED_BYTES, TOP_K_THREADS,
+};
+use device::{Bf16, Element, F16};
+
+use super::{Feed, Norm, Qkv, Sampling, TopK};
+use kernel_macros::kernel;
+
+/// One block of [`rms_norm`](super::rms_norm).
+#[kernel(
+    threads = NORM_THREADS,
+    shared = NORM_SHARED_BYTES,
+    group = "model",
+    instances(
+        rms_norm_bf16: <Bf16>,
+        rms_norm_f16: <F16>
+    )
+)]
+#[inline(always)]
+unsafe fn rms_norm<E: Element>(
+    x: *const f32,
+    picks: *const u32,
+    weight: *const f32,
+    out: *mut u16,
+    hidden: u32,
+    eps: f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        super::rms_norm::<E>(Norm {
+            x,
+            picks,
+            weight,
+            out,
+            hidden,
+            eps,
+        })
+    }
+}
+
+/// One block of [`rotate_append`](super::rotate_append).
+#[kernel(
+    threads = THREADS,
+    min_blocks = 2,
+    group = "model",
+    instances(
+        rotate_append_bf16_d64: <Bf16, 64>,
+        rotate_append_bf16_d128: <Bf16, 128>,
+        rotate_append_bf16_d256: <Bf16, 256>,
+        rotate_append_f16_d64: <F16, 64>,
+        rotate_append_f16_d128: <F16, 128>,
+        rotate_append_f16_d256: <F16, 256>
+    )
+)]
+#[inline(always)]
+unsafe fn rotate_append<E: Element, const D: u32>(
+    qkv: *const u16,
+    q: *mut u16,
+    pool: *mut u16,
+    targets: *const AppendTarget,
+    lengths: *const u32,
+    tail_pages: *const u32,
+    positions: *const u32,
+    cos: *const f32,
+    sin: *const f32,
+    count: u32,
+    q_heads: u32,
+    kv_heads: u32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        super::rotate_append::<E, D>(Qkv {
+            qkv,
+            q,
+            pool,
+            targets,
+            lengths,
+            tail_pages,
+            positions,
+            cos,
+            sin,
+            count,
+            q_heads,
+            kv_heads,
+        })
+    }
+}
+
+/// One block of [`log_softmax_top_k`](super::log_softmax_top_k).
+#[kernel(
+    threads = TOP_K_THREADS,
+    shared = TOP_K_SHARED_BYTES,
+    group = "model"
+)]
+#[inline(always)]
+unsafe fn log_softmax_top_k(
+    logits: *const f32,
+    ids: *mut u32,
+    log_probs: *mut f32,
+    vocab: u32,
+    k: u32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        super::log_softmax_top_k(TopK {
+            logits,
+            ids,
+            log_probs,
+            vocab,
+            k,
+        })
+    }
+}
+
+/// One block of [`sample_top_k`](super::sample_top_k).
+#[kernel(
+    threads = TOP_K_THREADS,
+    shared = TOP_K_SHARED_BYTES,
+    group = "model"
+)]
+#[inline(always)]
+unsafe fn sample_top_k(
+    logits: *const f32,
+    ids: *mut u32,
+    log_probs: *mut f32,
+    vocab: u32,
+    k: u32,
+    streams: *const u32,
+    steps: *const u32,
+    seed: u64,
+    temperature: f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        super::sample_top_k(
+            TopK {
+                logits,
+                ids,
+                log_probs,
+                vocab,
+                k,
+            },
+            Sampling {
+                streams,
+                steps,
+                seed,
+                temperature,
+            },
+        )
+    }
+}
+
+/// One block of [`feed`](super::feed).
+#[kernel(
+    threads = THREADS,
+    min_blocks = 2,
+    group = "model",
+    instances(feed_tokens)
+)]
+#[inline(always)]
+unsafe fn feed(
+    next: *const u32,
+    targets: *const AppendTarget,
+    tokens: *mut u32,
+    positions: *mut u32,
+    history: *mut u32,
+    history_len: u32,
+    next_stride: u32,
+    count: u32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        super::feed(Feed {
+            next,
+            targets,
+            tokens,
+            positions,
+            history,
+            history_len,
+            next_stride,
+            count,
+        })
+    }
+}

@@ -1,0 +1,53 @@
+//! The operations between a model's matrix products by their definitions, in f64: what tests and checks compare with.
+//! [`attention`]'s has a file of its own.
+
+pub mod attention;
+
+use kernels_gpu::random::{entry_bits, step_seed};
+
+/// `row / sqrt(mean(row^2) + eps) * weight` (Zhang, Sennrich, arXiv 1910.07467, equation 4).
+pub fn rms_norm(row: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
+    let squares: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
+    let scale = 1.0 / (squares / row.len() as f64 + f64::from(eps)).sqrt();
+    let pairs = row.iter().zip(weight);
+    pairs
+        .map(|(x, weight)| f64::from(*x) * scale * f64::from(*weight))
+        .collect()
+}
+
+/// `silu(gate) * up` with `silu(x) = x / (1 + e^-x)`.
+pub fn silu_mul(gate: f64, up: f64) -> f64 {
+    gate / (1.0 + (-gate).exp()) * up
+}
+
+/// The logarithms of the row's softmax.
+pub fn log_softmax(row: &[f32]) -> Vec<f64> {
+    let max = row.iter().copied().map(f64::from).fold(f64::MIN, f64::max);
+    let sum: f64 = row.iter().map(|x| (f64::from(*x) - max).exp()).sum();
+    row.iter().map(|x| f64::from(*x) - max - sum.ln()).collect()
+}
+
+/// Entries by score: highest first, the lower number first where they are equal, NaNs last.
+pub fn ranked(scores: &[f64]) -> Vec<u32> {
+    let mut ids: Vec<u32> = (0..scores.len() as u32).collect();
+    ids.sort_by(|&a, &b| {
+        let [x, y] = [a, b].map(|id| scores[id as usize]);
+        let numbers = y.partial_cmp(&x);
+        numbers
+            .unwrap_or_else(|| x.is_nan().cmp(&y.is_nan()))
+            .then(a.cmp(&b))
+    });
+    ids
+}
+
+/// Logits with Gumbel noise times `temperature`, that of step `step` of stream `stream` of `seed`: the highest is a
+/// draw from the softmax of `row / temperature`, the next one a draw from what is left (Kool, van Hoof, Welling, arXiv
+/// 1903.06059).
+pub fn with_noise(row: &[f32], temperature: f32, seed: u64, stream: u32, step: u32) -> Vec<f64> {
+    let seed = step_seed(seed, stream, step);
+    let scores = row.iter().enumerate().map(|(entry, x)| {
+        let v = (f64::from(entry_bits(seed, entry as u32)) + 0.5) / 2.0_f64.powi(32);
+        f64::from(*x) - f64::from(temperature) * (-(-v).ln_1p()).ln()
+    });
+    scores.collect()
+}

@@ -1,0 +1,102 @@
+//! `cargo xtask build-kernels`: the kernel crate to PTX, by `deft-ptx-builder`.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use ptx_builder::{Arch, Comparison, NoToolchain, PtxBuilder};
+
+use crate::console::{Outcome, Steps, say};
+use crate::{progress, workspace};
+
+/// Compiles the GPU kernels to PTX and writes it to kernels-gpu/ptx, with its table.
+///
+/// Uses a Rust toolchain that has the standard library's source; if there is none, installs Debian's
+/// (as root) or names the rustup command. Assembles everything with ptxas, from the CUDA toolkit if
+/// one is on PATH, else from PyPI. Errors are: spills, stack frames, warnings, local memory, products that are
+/// serialised, and kernels that outgrew their budgets of instructions and registers.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Build for this architecture only.
+    #[arg(long)]
+    arch: Option<Arch>,
+
+    /// Write nothing; fail if kernels-gpu/ptx is not what the source gives.
+    #[arg(long)]
+    check: bool,
+
+    /// Take what kernels need now as their budgets.
+    #[arg(long, conflicts_with = "check")]
+    accept: bool,
+
+    /// Write each kernel's machine code (SASS) into this folder.
+    #[arg(long, value_name = "DIR")]
+    sass: Option<PathBuf>,
+
+    /// Run the rustup command that installs what is missing instead of naming it.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut builder = builder(args.yes).accept_growth(args.accept);
+    if let Some(arch) = args.arch {
+        builder = builder.arch(arch);
+    }
+    if let Some(folder) = &args.sass {
+        builder = builder.sass(folder);
+    }
+    let action = if args.check {
+        "comparing with"
+    } else {
+        "writing"
+    };
+    let what = format!("Rust to PTX, {action} kernels-gpu/ptx");
+    let mut steps = Steps::new();
+    steps.run("kernels", &what, || {
+        if !args.check {
+            builder.build()?;
+        } else if let Comparison::OtherCompiler(other) = builder.check()? {
+            bail!("{other}: install that one to compare");
+        }
+        Ok(Outcome::Done)
+    });
+    steps.finish()
+}
+
+/// Builds all kernels and compares with what is committed, if that was made by the same compiler.
+pub(crate) fn verify(yes: bool) -> Result<Outcome> {
+    match builder(yes).check()? {
+        Comparison::Same => say("kernels-gpu/ptx is what the source gives"),
+        Comparison::OtherCompiler(other) => say(format!("{other}: not compared")),
+    }
+    Ok(Outcome::Done)
+}
+
+/// Has kernels-gpu/ptx be what the source gives. What is committed usually is, as hashes tell, and then no compiler is
+/// needed; it also serves where there is none to be had.
+pub(crate) fn refresh(yes: bool) -> Result<Outcome> {
+    let builder = builder(yes);
+    if builder.is_current()? {
+        say("kernels-gpu/ptx is of these sources");
+        return Ok(Outcome::Done);
+    }
+    match builder.build() {
+        Ok(()) => Ok(Outcome::Done),
+        Err(error) if error.is::<NoToolchain>() => Ok(Outcome::Skipped(format!(
+            "kernels-gpu/ptx is used as committed, for there is nothing to build it with: {error:#}"
+        ))),
+        Err(error) => Err(error),
+    }
+}
+
+fn builder(yes: bool) -> PtxBuilder<'static> {
+    let kernels = workspace::root().join("kernels-gpu");
+    PtxBuilder::new(&kernels)
+        .depends_on(kernels.join("device"))
+        .depends_on(kernels.join("macros"))
+        .ignore(kernels.join("device/src/emulator"))
+        .target_dir(workspace::target())
+        .may_install(yes)
+        .listener(&progress::show)
+}
