@@ -6,16 +6,19 @@ use deft::attention::{
     Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append, check_attend,
     check_export, check_import, check_moves,
 };
-use deft::cache::{CacheShape, DType, Elements, ElementsMut};
+use deft::cache::{CacheShape, DType, Elements, ElementsMut, KvElement};
+use deft::plan::Plan;
 use device::emulator::{Launch, Memory, Report};
 use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
 use kernels_gpu::Arch;
-use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
+use kernels_gpu::abi::{AppendTarget, TokenMove};
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
 use kernels_gpu::attention::{self as kernels, Merge, tile};
 use kernels_gpu::cache;
-use kernels_gpu::layout::{element_offset, half_page_elements, page_offset};
+
+use crate::problem::Problem;
+use crate::transfers::Inspect;
 
 /// A cache of 16-bit elements whose every operation is a launch on the emulator.
 #[derive(Debug)]
@@ -48,31 +51,6 @@ impl Emulated {
     #[must_use]
     pub fn with_kernels(self, arch: Arch) -> Self {
         Self { arch, ..self }
-    }
-
-    /// The pool's elements, as they lie in device memory.
-    pub fn pool(&self) -> &[u16] {
-        &self.pool
-    }
-
-    /// K and V of every place of a layer, `[places, kv_heads, head_dim]`.
-    pub fn rows(&self, layer: u32) -> [Vec<u16>; 2] {
-        let CacheShape {
-            kv_heads, head_dim, ..
-        } = self.shape;
-        let plane = &self.pool[self.plane(layer)];
-        [0, half_page_elements(head_dim)].map(|half| {
-            let places = 0..self.shape.pages * PAGE_TOKENS;
-            let heads = places.flat_map(|place| (0..kv_heads).map(move |head| (place, head)));
-            let elements = heads.flat_map(|(place, head)| {
-                let page = page_offset(head_dim, kv_heads, place / PAGE_TOKENS, head);
-                let token = place % PAGE_TOKENS;
-                (0..head_dim).map(move |dim| {
-                    plane[(page as u32 + half + element_offset(head_dim, token, dim)) as usize]
-                })
-            });
-            elements.collect()
-        })
     }
 
     fn plane(&self, layer: u32) -> std::ops::Range<usize> {
@@ -344,6 +322,32 @@ impl Emulated {
             128 => self.attend_d::<E, 128, 8, 16, 64, 4>(call),
             _ => self.attend_d::<E, 256, 16, 32, 128, 8>(call),
         }
+    }
+}
+
+/// Runs `plan` over `problem` by every architecture's kernels under the schedule of `seed`, and compares.
+///
+/// # Panics
+/// If a kernel makes a mistake or gives something else.
+pub fn check<T: KvElement>(problem: &Problem<T>, plan: &Plan, seed: u64) {
+    for arch in Arch::ALL {
+        let mut backend = Emulated::new(problem.shape(1), seed).with_kernels(arch);
+        problem.store(&mut backend, 0);
+        let context = format!(
+            "{}, seed {seed}, {:?}, {} shares, {} {:?}",
+            arch.name(),
+            plan.grouping(),
+            plan.shares(),
+            T::DTYPE,
+            problem.inputs.heads
+        );
+        problem.check(&mut backend, 0, plan, &context);
+    }
+}
+
+impl Inspect for Emulated {
+    fn pool(&self) -> Vec<u16> {
+        self.pool.clone()
     }
 }
 

@@ -3,6 +3,7 @@
 use deft::attention::{Backend, Counters};
 use deft::cache::{CacheShape, DType, Elements};
 use deft_tests::emulated::Emulated;
+use deft_tests::transfers::Inspect;
 use device::Bf16;
 use device::emulator::{Launch, Memory};
 use kernels_gpu::abi::{APPEND_LIVE, NONE, TokenMove};
@@ -77,7 +78,7 @@ fn append_writes_each_row_to_its_target_and_nothing_else() {
         let shape = shape(dims, 5);
         for rows in [1, 17, 64, 131] {
             let mut backend = Emulated::new(shape, seed);
-            let mut expected = backend.pool().to_vec();
+            let mut expected = backend.pool();
             let mut targets: Vec<u32> = (0..shape.pages * 64).collect();
             targets.shuffle(&mut rng);
             targets.truncate(rows);
@@ -111,7 +112,7 @@ fn a_target_that_names_a_counter_is_that_nodes_last_token() {
     let order = [2, 0, 3, 1];
     let kv = random_rows(&shape, order.len(), &mut rng);
     let mut backend = Emulated::new(shape, 9);
-    let mut expected = backend.pool().to_vec();
+    let mut expected = backend.pool();
     let targets = order.map(|slot| APPEND_LIVE | slot);
     let counters = Counters {
         lengths: &lengths,
@@ -209,7 +210,7 @@ fn moves_are_done_in_order_in_every_layer_and_head() {
         // The second writes where the first has read, the third reads what the second wrote.
         let mut moves = vec![(70, 3), (131, 70), (70, 191)];
         moves.extend((0..37).map(|i| (64 + i, i)));
-        let mut expected = backend.pool().to_vec();
+        let mut expected = backend.pool();
         for (from, to) in &moves {
             for layer in 0..shape.layers {
                 for head in 0..shape.kv_heads {

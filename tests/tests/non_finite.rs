@@ -5,10 +5,11 @@ use deft::attention::{
     AttentionParams, Backend, Counters, PagedTokens, RotaryTable, Rotation, cpu,
 };
 use deft::cache::{KvElement, PagePool, PagedOrder, PagedTable};
+use deft::plan::HeadShape;
 use deft::plan::{Grouping, Plan, PlanConfig, Planner};
 use deft::tree::{DraftNode, TokenForest, TreeView, ViewScratch};
 use deft_tests::emulated::Emulated;
-use deft_tests::problem::{Heads, Problem};
+use deft_tests::problem::{Problem, heads};
 use deft_tests::reference::attention::visible_tokens;
 use deft_tests::views::{self, Node};
 use device::Arch;
@@ -76,26 +77,30 @@ fn seers(view: &TreeView) -> Vec<(u32, u32)> {
 
 /// Puts `bad` into one element of K or V of the token at `place`, in one KV head.
 fn plant<T: KvElement>(problem: &mut Problem<T>, value: bool, place: u32, at: [u32; 2], bad: f32) {
-    let Heads { kv, dim, .. } = problem.heads;
+    let HeadShape {
+        kv_heads: kv,
+        head_dim: dim,
+        ..
+    } = problem.inputs.heads;
     let element = ((place * kv + at[0] % kv) * dim + at[1] % dim) as usize;
     let cache = if value {
-        &mut problem.v
+        &mut problem.inputs.v
     } else {
-        &mut problem.k
+        &mut problem.inputs.k
     };
     cache[element] = T::from_f32(bad);
 }
 
-fn plan(view: &TreeView, heads: Heads, grouping: Grouping, shares: u32) -> Plan {
-    let mut config = PlanConfig::new(grouping, heads.q / heads.kv, heads.dim, shares);
-    config.max_rows = max_rows(heads.dim);
+fn plan(view: &TreeView, heads: HeadShape, grouping: Grouping, shares: u32) -> Plan {
+    let mut config = PlanConfig::new(grouping, heads.group_size(), heads.head_dim, shares);
+    config.max_rows = max_rows(heads.head_dim);
     Planner::new(config).unwrap().plan(view).unwrap()
 }
 
 /// Plants a few bad elements, most where some queries look and others do not, and checks.
 fn check<T: KvElement>(
     view: TreeView,
-    heads: Heads,
+    heads: HeadShape,
     params: AttentionParams,
     seed: u64,
     run: impl Fn(&Problem<T>, &str),
@@ -125,7 +130,7 @@ fn on_cpu<T: KvElement>(problem: &Problem<T>, context: &str) {
     let mut backend = cpu::new(problem.shape(1)).unwrap();
     problem.store(&mut *backend, 0);
     for (grouping, shares) in GROUPINGS.into_iter().zip([1, 5, 3, 2]) {
-        let plan = plan(&problem.view, problem.heads, grouping, shares);
+        let plan = plan(&problem.view, problem.inputs.heads, grouping, shares);
         problem.check(&mut *backend, 0, &plan, &format!("{context}, {grouping:?}"));
     }
 }
@@ -140,7 +145,7 @@ fn on_kernels<T: KvElement>(problem: &Problem<T>, context: &str) {
     let infinite = |k: &T| k.to_f32().is_infinite();
     for (way, write) in writes.into_iter().enumerate() {
         // Infinity does not outlive a rotation, not even by nothing.
-        if way == 1 && problem.k.iter().any(infinite) {
+        if way == 1 && problem.inputs.k.iter().any(infinite) {
             continue;
         }
         let arch = Arch::ALL[way % 2];
@@ -148,7 +153,7 @@ fn on_kernels<T: KvElement>(problem: &Problem<T>, context: &str) {
         write(problem, &mut backend);
         let plan = plan(
             &problem.view,
-            problem.heads,
+            problem.inputs.heads,
             Grouping::Flatten,
             [1, 3, 1][way],
         );
@@ -165,10 +170,13 @@ fn places<T: KvElement>(problem: &Problem<T>) -> Vec<u32> {
 fn store_rotated<T: KvElement>(problem: &Problem<T>, backend: &mut dyn Backend) {
     let places = places(problem);
     let rotation = Rotation {
-        table: &RotaryTable::new(problem.heads.dim, 1, 10_000.0).unwrap(),
+        table: &RotaryTable::new(problem.inputs.heads.head_dim, 1, 10_000.0).unwrap(),
         positions: &vec![0; places.len()],
     };
-    let (k, v) = (T::elements(&problem.k), T::elements(&problem.v));
+    let (k, v) = (
+        T::elements(&problem.inputs.k),
+        T::elements(&problem.inputs.v),
+    );
     backend
         .append_rotated(0, &places, Counters::default(), k, v, rotation)
         .unwrap();
@@ -187,12 +195,14 @@ fn store_imported<T: KvElement>(problem: &Problem<T>, backend: &mut dyn Backend)
         },
     };
     backend
-        .import(paged, [T::elements(&problem.k), T::elements(&problem.v)])
+        .import(
+            paged,
+            [
+                T::elements(&problem.inputs.k),
+                T::elements(&problem.inputs.v),
+            ],
+        )
         .unwrap();
-}
-
-fn heads(q: u32, kv: u32, dim: u32) -> Heads {
-    Heads { q, kv, dim }
 }
 
 /// K of 0.5, V of 0.25, and infinity as the second leaf's V.
@@ -200,17 +210,20 @@ fn infinite_value_of_one_leaf(run: impl Fn(&Problem<f16>, &str)) {
     let heads = heads(4, 2, 64);
     let view = leaves(70, 3);
     let mut problem = Problem::<f16>::new(view, heads, AttentionParams::new(64), 0);
-    problem.k.fill(f16::from_f32(0.5));
-    problem.v.fill(f16::from_f32(0.25));
-    problem.q.fill(f16::ONE);
+    problem.inputs.k.fill(f16::from_f32(0.5));
+    problem.inputs.v.fill(f16::from_f32(0.25));
+    problem.inputs.q.fill(f16::ONE);
     let own = |query| *visible_tokens(&problem.view, query).last().unwrap();
     let (page, token) = own(1);
-    let width = (heads.kv * heads.dim) as usize;
+    let width = (heads.kv_heads * heads.head_dim) as usize;
     let first = (page * PAGE_TOKENS + token) as usize * width;
-    problem.v[first..first + width].fill(f16::INFINITY);
+    problem.inputs.v[first..first + width].fill(f16::INFINITY);
     problem.recompute();
-    let bad = problem.expected.out.iter().filter(|out| !out.is_finite());
-    assert_eq!(bad.count(), 4 * 64, "the definition spoils one query");
+    assert_eq!(
+        problem.not_finite(),
+        4 * 64,
+        "the definition spoils one query"
+    );
     run(&problem, "infinite V of the second of three leaves");
 }
 
@@ -244,8 +257,7 @@ fn bad_key_everywhere<T: KvElement>(dim: u32, rows: usize, run: impl Fn(&Problem
             BAD[seed as usize % 3],
         );
         problem.recompute();
-        let spoilt = problem.expected.lse.iter().filter(|lse| lse.is_nan());
-        assert!(spoilt.count() <= 2 * rows);
+        assert!(problem.not_finite() <= 2 * rows * dim as usize);
         run(&problem, &format!("K of token {token}, {}", T::DTYPE));
     }
 }

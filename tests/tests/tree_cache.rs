@@ -4,7 +4,7 @@ use deft::{
     Batch, CacheError, DType, Device, DraftNode, Grouping, Kv, KvElement, NodeKey, Out, PlanUpdate,
     TreeCache, bf16, f16,
 };
-use deft_tests::problem::assert_close;
+use deft_tests::oracle::assert_close;
 use deft_tests::shadow::Shadow;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;

@@ -63,18 +63,28 @@ const PROGRAMS: &[Program] = &[
         arguments: "",
         features: "cust",
     },
-    Program {
-        package: "deft-tests",
-        kind: "test",
-        name: "gpu_instructions",
-        packed_as: "gpu_instructions",
-        arguments: "",
-        features: "cuda",
-    },
+    gpu_suite("gpu_instructions"),
+    gpu_suite("gpu_attention"),
+    gpu_suite("gpu_decode"),
+    gpu_suite("gpu_prefill"),
+    gpu_suite("gpu_writes"),
+    gpu_suite("gpu_model"),
     BENCH,
     SEARCH,
     REPLAY,
 ];
+
+/// A suite of `tests` that needs a GPU.
+const fn gpu_suite(name: &'static str) -> Program {
+    Program {
+        package: "deft-tests",
+        kind: "test",
+        name,
+        packed_as: name,
+        arguments: " --nocapture",
+        features: "cuda",
+    }
+}
 
 /// Folders that go along: from the checkout's root to the bundle's.
 const FOLDERS: &[(&str, &str)] = &[("kernels-gpu/ptx", "ptx"), ("workloads", "workloads")];

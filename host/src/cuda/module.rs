@@ -136,6 +136,11 @@ impl CudaDevice {
         self.modules().use_arch(arch)
     }
 
+    /// The architecture of the kernels that are taken.
+    pub fn arch(&self) -> Arch {
+        self.modules().lock().arch
+    }
+
     /// The kernel `name`, compiled now if it was not used before. `parameters` are the bytes of each
     /// argument that the caller passes.
     ///

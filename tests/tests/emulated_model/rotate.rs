@@ -3,6 +3,7 @@
 use deft::attention::{Backend, Counters, RotaryTable, Rotation};
 use deft::cache::CacheShape;
 use deft_tests::emulated::Emulated;
+use deft_tests::transfers::Inspect;
 use device::emulator::Memory;
 use half::{bf16, f16};
 use kernels_gpu::abi::{APPEND_LIVE, NONE};
@@ -129,7 +130,7 @@ impl<T: Sixteen> Case<T> {
         backend
             .append_rotated(0, &targets, COUNTERS, k, v, rotation)
             .unwrap();
-        (q, backend.pool().to_vec())
+        (q, backend.pool())
     }
 }
 
