@@ -172,7 +172,10 @@ fn commit() -> String {
 /// What git says; nothing if it fails.
 fn git(arguments: &[&str]) -> String {
     let mut command = std::process::Command::new("git");
-    let output = command.current_dir(workspace::root()).args(arguments).output();
+    let output = command
+        .current_dir(workspace::root())
+        .args(arguments)
+        .output();
     let output = output.ok().filter(|output| output.status.success());
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     text.unwrap_or_default()
