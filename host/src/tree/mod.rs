@@ -6,6 +6,7 @@ mod error;
 mod forest;
 mod invariants;
 mod lease;
+mod merge;
 mod node;
 mod prune;
 mod query;

@@ -313,3 +313,36 @@ fn token_ranges_stay_within_their_node() {
     let pages = forest.pages(root).unwrap();
     assert_eq!(targets, [7, pages[0] * 64 + 63, pages[1] * 64]);
 }
+
+#[test]
+fn a_chain_with_a_draft_and_a_leased_chain_stay() {
+    let mut forest = forest(8);
+    let root = forest.insert_root(1).unwrap();
+    let leaf = forest.fork(root, 1).unwrap()[0];
+    forest.append(leaf, 1).unwrap();
+    let draft = forest.insert_draft(leaf, &[token(None)]).unwrap()[0];
+    assert_eq!(
+        refused(&mut forest, |f| f.merge_chain(root)),
+        ForestError::DraftPending { node: leaf }
+    );
+    assert_eq!(
+        refused(&mut forest, |f| f.merge_chain(draft)),
+        ForestError::Draft { node: draft }
+    );
+    forest.accept(leaf, &[]).unwrap();
+    let lease = forest.lease(&[leaf]).unwrap();
+    assert_eq!(
+        refused(&mut forest, |f| f.merge_chain(root)),
+        ForestError::Leased {
+            node: root,
+            leases: 1
+        }
+    );
+    drop(lease);
+    assert_eq!(forest.merge_chain(root).unwrap().len(), 1);
+    assert_eq!(forest.append(root, 1), Ok(2..3), "it grows as the leaf did");
+    assert_eq!(
+        refused(&mut forest, |f| f.append(leaf, 1)),
+        ForestError::UnknownNode { node: leaf }
+    );
+}
