@@ -85,6 +85,13 @@ pub trait TreeModel {
     /// [`ModelError::Cache`].
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError>;
 
+    /// Makes one node of `node` and the only children below it; `node`'s key stays, theirs go. Nothing is
+    /// computed: K and V move within the pages that the chain holds.
+    ///
+    /// # Errors
+    /// [`ModelError::Cache`].
+    fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError>;
+
     /// Removes `node` and everything below it; the pages that came free.
     ///
     /// # Errors

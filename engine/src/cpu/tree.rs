@@ -102,6 +102,10 @@ impl TreeModel for CpuModel {
         Ok(self.cache.accept(trunk, path)?)
     }
 
+    fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError> {
+        Ok(self.cache.merge_chain(node)?)
+    }
+
     fn prune(&mut self, node: NodeKey) -> Result<u32, ModelError> {
         Ok(self.cache.prune(node)?)
     }

@@ -1,7 +1,7 @@
 //! [`TreeModel`] for a model on a device.
 
 use deft::NodeKey;
-use deft::abi::PAGE_TOKENS;
+use deft::abi::{PAGE_TOKENS, TokenMove};
 use deft::cuda::Event;
 use deft::tree::{DraftNode, ForestError, TokenForest};
 
@@ -86,12 +86,12 @@ impl TreeModel for CudaModel {
 
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
         let moves = self.forest.accept(trunk, path)?;
-        let buffer = &self.forward.buffers.moves;
-        buffer.upload(0, &moves, self.stream())?;
-        let (at, count) = (buffer.pointer(), moves.len() as u32);
-        // SAFETY: the forest's places lie within the cache that was made as large as its pool; the buffer is the
-        // model's; all work is on one stream.
-        Ok(unsafe { self.cache.copy(at, count, self.stream().raw()) }?)
+        self.run_moves(&moves)
+    }
+
+    fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError> {
+        let moves = self.forest.merge_chain(node)?;
+        self.run_moves(&moves)
     }
 
     fn prune(&mut self, node: NodeKey) -> Result<u32, ModelError> {
@@ -100,6 +100,19 @@ impl TreeModel for CudaModel {
 }
 
 impl CudaModel {
+    /// Moves K and V as the forest says, in its order: as many at a time as the buffer holds.
+    fn run_moves(&mut self, moves: &[TokenMove]) -> Result<(), ModelError> {
+        let buffer = &self.forward.buffers.moves;
+        for part in moves.chunks(buffer.len()) {
+            buffer.upload(0, part, self.stream())?;
+            let (at, count) = (buffer.pointer(), part.len() as u32);
+            // SAFETY: the forest's places lie within the cache that was made as large as its pool; the buffer is the
+            // model's; all work is on one stream, so a part's moves end before the next ones are uploaded.
+            unsafe { self.cache.copy(at, count, self.stream().raw()) }?;
+        }
+        Ok(())
+    }
+
     /// Puts a draft into the forest and runs it; on an error there is none.
     pub(super) fn run_verify(
         &mut self,

@@ -155,6 +155,15 @@ impl TreeCache {
         Ok(self.backend.copy(&moves)?)
     }
 
+    /// Makes one node of `node` and the only children below it, K and V with them; `node`'s key stays.
+    ///
+    /// # Errors
+    /// Those of [`TokenForest::merge_chain`].
+    pub fn merge_chain(&mut self, node: NodeKey) -> Result<(), CacheError> {
+        let moves = self.forest.merge_chain(node)?;
+        Ok(self.backend.copy(&moves)?)
+    }
+
     /// Removes `node` and everything below it; the pages that came free.
     ///
     /// # Errors
