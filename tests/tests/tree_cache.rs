@@ -275,7 +275,7 @@ fn a_plan_that_would_read_the_wrong_pages_is_refused() {
     let error = refuse(&mut pair, &plan).to_string();
     assert!(error.contains("nodes were added or removed"), "{error}");
     let error = pair.cache.update(&mut plan).unwrap_err();
-    assert!(error.to_string().ends_with("is not a node of this forest"));
+    assert!(error.to_string().ends_with("belongs to another forest"));
     let mut other = Pair::new(config(DType::F32), 6);
     let error = refuse(&mut other, &plan);
     assert!(matches!(error, CacheError::ForeignPlan), "{error}");

@@ -1,13 +1,16 @@
 //! The forest itself: making nodes, growing them, asking about them.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels_gpu::abi::{APPEND_LIVE, NONE, PAGE_TOKENS};
 use slotmap::SlotMap;
 
 use super::ForestError;
 use super::change::ChangeLog;
-use super::node::{Block, BlockKey, Content, Node, NodeKey, State, Tree, TreeKey};
+use super::NodeKey;
+use super::node::{Block, BlockKey, Content, Node, State, Tree, TreeKey};
+use super::nodes::Nodes;
 use super::scratch::Marks;
 use crate::cache::{PageId, PagePool};
 
@@ -31,7 +34,7 @@ use crate::cache::{PageId, PagePool};
 #[derive(Debug)]
 pub struct TokenForest {
     pub(super) pool: PagePool,
-    pub(super) nodes: SlotMap<NodeKey, Node>,
+    pub(super) nodes: Nodes,
     pub(super) trees: SlotMap<TreeKey, Tree>,
     pub(super) blocks: SlotMap<BlockKey, Block>,
     /// `[slots]`; 0 for a slot that is free.
@@ -55,16 +58,18 @@ impl TokenForest {
 
     /// A forest without trees that takes its pages from `pool`. Those in use already stay so.
     pub fn new(pool: PagePool) -> Self {
+        static FORESTS: AtomicU64 = AtomicU64::new(0);
+        let number = FORESTS.fetch_add(1, Ordering::Relaxed);
         Self {
             foreign_pages: pool.live(),
             pool,
-            nodes: SlotMap::with_key(),
+            nodes: Nodes::new(number),
             trees: SlotMap::with_key(),
             blocks: SlotMap::with_key(),
             lengths: Vec::new(),
             tail_pages: Vec::new(),
             free_slots: Vec::new(),
-            changes: ChangeLog::default(),
+            changes: ChangeLog::new(number),
             marks: Marks::default(),
         }
     }

@@ -7,7 +7,7 @@ use crate::cache::PageId;
 impl TokenForest {
     /// Whether `node` is a node of this forest now.
     pub fn contains(&self, node: NodeKey) -> bool {
-        self.nodes.contains_key(node)
+        self.nodes.get(node).is_some()
     }
 
     /// Number of nodes, of all trees, drafts included.

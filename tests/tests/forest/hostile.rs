@@ -68,6 +68,26 @@ fn pruned_and_foreign_keys_are_unknown() {
 }
 
 #[test]
+fn keys_and_cursors_of_another_forest_are_refused() {
+    let (mut ours, mut theirs) = (forest(4), forest(4));
+    let root = ours.insert_root(1).unwrap();
+    let node = theirs.insert_root(1).unwrap();
+    assert!(ours.contains(root) && !ours.contains(node));
+    let unknown = ForestError::UnknownNode { node };
+    assert_eq!(refused(&mut ours, |f| f.append(node, 1)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.extend(&[root, node], 1)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.fork(node, 1)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.prune(node)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.merge_chain(node)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.view(&[root, node])), unknown);
+    assert_eq!(refused(&mut ours, |f| f.lease(&[node])), unknown);
+    assert!(unknown.to_string().ends_with("belongs to another forest"));
+    assert_eq!(theirs.shape_epoch(), ours.shape_epoch());
+    assert_eq!(ours.growth_since(theirs.growth_cursor()), None);
+    assert!(ours.growth_since(ours.growth_cursor()).is_some());
+}
+
+#[test]
 fn nothing_is_no_amount() {
     let mut forest = forest(4);
     let root = forest.insert_root(1).unwrap();
