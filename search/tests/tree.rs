@@ -224,7 +224,12 @@ fn a_beam_holds_a_page_a_leaf_besides_those_that_its_tokens_fill() {
     };
     let outcome = run(&mut model, &mut beam).unwrap();
     assert_eq!(outcome.stop, Stop::Finished);
-    assert!(outcome.answers.iter().any(|answer| answer.tokens.len() == 200));
+    assert!(
+        outcome
+            .answers
+            .iter()
+            .any(|answer| answer.tokens.len() == 200)
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use deft_engine::cuda::ops::{ModelOps, Sampling, TopK};
+use deft_engine::random::settings;
 use deft_tests::reference::{log_softmax, ranked, with_noise};
 
 use super::{Case, Verdict, download, normal, poisoned, upload};
@@ -56,16 +57,17 @@ fn launch(
     };
     let (streams, steps) = noise.map_or((&[][..], &[][..]), |(_, (_, a, b))| (a, b));
     let (streams, steps) = (upload(gpu, streams)?, upload(gpu, steps)?);
+    let settings = noise.map(|(seed, (temperature, ..))| settings(seed, temperature));
+    let settings = upload(gpu, &settings.unwrap_or_default())?;
     // SAFETY: buffers of the documented shapes, the device's stream.
     unsafe {
         match noise {
             None => ops.log_softmax_top_k(&top_k, gpu.stream.raw())?,
-            Some((seed, (temperature, ..))) => {
+            Some(_) => {
                 let sampling = Sampling {
                     streams: streams.pointer(),
                     steps: steps.pointer(),
-                    seed,
-                    temperature,
+                    settings: settings.pointer(),
                 };
                 ops.sample_top_k(&top_k, &sampling, gpu.stream.raw())?;
             }

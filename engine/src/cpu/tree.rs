@@ -75,8 +75,11 @@ impl TreeModel for CpuModel {
             None => self.cache.plan(leaves, self.grouping)?,
         };
         self.cache.step(&mut plan)?;
-        self.forward(tokens, &plan, Wanted::All, logits)?;
-        self.count(&plan)?;
+        let run = self.forward(tokens, &plan, Wanted::All, logits);
+        if let Err(error) = run.and_then(|()| self.count(&plan)) {
+            self.cache.shrink(leaves, 1)?;
+            return Err(error.into());
+        }
         self.plan = Some(plan);
         Ok(())
     }

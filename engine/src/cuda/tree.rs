@@ -69,8 +69,9 @@ impl TreeModel for CudaModel {
     ) -> Result<(), ModelError> {
         self.check_pass(leaves.len(), tokens)?;
         self.grow(leaves)?;
-        self.run_grown(leaves, Some(tokens), LOGITS, None)?;
-        self.read_logits(logits)
+        let run = self.run_grown(leaves, Some(tokens), LOGITS, None);
+        let run = run.and_then(|()| self.read_logits(logits));
+        self.or_shrink(leaves, run)
     }
 
     fn verify(
@@ -80,7 +81,10 @@ impl TreeModel for CudaModel {
         logits: &mut Vec<f32>,
     ) -> Result<Vec<NodeKey>, ModelError> {
         let nodes = self.run_verify(trunk, draft, LOGITS, None)?;
-        self.read_logits(logits)?;
+        if let Err(error) = self.read_logits(logits) {
+            self.forest.accept(trunk, &[])?;
+            return Err(error);
+        }
         Ok(nodes)
     }
 

@@ -211,7 +211,10 @@ fn the_vocabulary_ends_after_the_largest_token() {
     }"#;
     let sparse = Tokenizer::from_json(json).unwrap();
     assert_eq!(sparse.vocabulary(), 901);
-    assert_eq!(sparse.encode("ab<s>", Control::Recognized).unwrap(), [0, 7, 900]);
+    assert_eq!(
+        sparse.encode("ab<s>", Control::Recognized).unwrap(),
+        [0, 7, 900]
+    );
 }
 
 #[test]

@@ -54,7 +54,8 @@ impl ChangeLog {
 }
 
 impl TokenForest {
-    /// Counts changes of shape: every insertion, fork, prune, accept and merge. A view of the same nodes taken
+    /// Counts changes of shape: every insertion, fork, prune, accept and merge, and a
+    /// shrinking that gives pages back. A view of the same nodes taken
     /// in the same epoch differs in lengths and added pages only.
     pub fn shape_epoch(&self) -> u64 {
         self.changes.shape_epoch

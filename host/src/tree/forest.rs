@@ -7,8 +7,8 @@ use kernels_gpu::abi::{APPEND_LIVE, NONE, PAGE_TOKENS};
 use slotmap::SlotMap;
 
 use super::ForestError;
-use super::change::ChangeLog;
 use super::NodeKey;
+use super::change::ChangeLog;
 use super::node::{Block, BlockKey, Content, Node, State, Tree, TreeKey};
 use super::nodes::Nodes;
 use super::scratch::Marks;
@@ -160,6 +160,49 @@ impl TokenForest {
         Ok(pages as u32)
     }
 
+    /// Takes the last `k` tokens of each of `leaves` away, or of none, and the pages that held no others: undoes
+    /// [`TokenForest::extend`] where the tokens' K and V could not be written. Returns the pages that are free
+    /// again; 0 means that only [`TokenForest::lengths`] has changed.
+    ///
+    /// # Errors
+    /// As [`TokenForest::extend`], but for want of pages; [`ForestError::TokenRange`] for a leaf of fewer tokens;
+    /// [`ForestError::Leased`] if a page would go while a plan reads the tree.
+    pub fn shrink(&mut self, leaves: &[NodeKey], k: u32) -> Result<u32, ForestError> {
+        if leaves.is_empty() {
+            return Err(ForestError::Empty { argument: "leaves" });
+        }
+        self.marks.begin(self.lengths.len());
+        for (index, &node) in leaves.iter().enumerate() {
+            self.check_growth(node, k)?;
+            let length = self.length_of(node);
+            let Some(begin) = length.checked_sub(k) else {
+                return Err(ForestError::TokenRange {
+                    node,
+                    begin: 0,
+                    end: k,
+                    length,
+                });
+            };
+            let Node { slot, tree, .. } = self.nodes[node];
+            if !self.marks.insert(slot) {
+                return Err(ForestError::DuplicateNode { node, index });
+            }
+            if begin.div_ceil(PAGE_TOKENS) < length.div_ceil(PAGE_TOKENS) {
+                self.check_not_leased(tree, node)?;
+            }
+        }
+        let free = self.pool.free();
+        for &leaf in leaves {
+            self.shorten(leaf, k);
+        }
+        let freed = self.pool.free() - free;
+        if freed > 0 {
+            // A plan may know the pages.
+            self.changes.reshaped();
+        }
+        Ok(freed)
+    }
+
     /// The page pool; its counters are exact.
     pub fn pool(&self) -> &PagePool {
         &self.pool
@@ -235,6 +278,20 @@ impl TokenForest {
             self.tail_pages[node.slot as usize] = page;
             self.changes.grew(node.slot, page);
         }
+    }
+
+    /// Undoes [`Self::grow`].
+    fn shorten(&mut self, node: NodeKey, k: u32) {
+        let node = &mut self.nodes[node];
+        let slot = node.slot as usize;
+        self.lengths[slot] -= k;
+        let Content::Owned { pages, .. } = &mut node.content else {
+            unreachable!("a draft node does not grow");
+        };
+        for page in pages.drain(self.lengths[slot].div_ceil(PAGE_TOKENS) as usize..) {
+            self.pool.release(page).expect("the node held the page");
+        }
+        self.tail_pages[slot] = pages.last().copied().unwrap_or(NONE);
     }
 
     pub(super) fn set_state(&mut self, node: NodeKey, new: State) {

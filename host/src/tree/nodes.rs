@@ -116,6 +116,7 @@ impl Index<NodeKey> for Nodes {
 
 impl IndexMut<NodeKey> for Nodes {
     fn index_mut(&mut self, key: NodeKey) -> &mut Node {
-        self.get_mut(key).expect("the forest's links name its nodes")
+        self.get_mut(key)
+            .expect("the forest's links name its nodes")
     }
 }

@@ -133,6 +133,15 @@ impl TreeCache {
         Ok(())
     }
 
+    /// Takes the last `k` tokens of each of `leaves` away, or of none: undoes [`TreeCache::extend`].
+    ///
+    /// # Errors
+    /// Those of [`TokenForest::shrink`].
+    pub fn shrink(&mut self, leaves: &[NodeKey], k: u32) -> Result<(), CacheError> {
+        self.forest.shrink(leaves, k)?;
+        Ok(())
+    }
+
     /// Puts a draft tree below `trunk`; a key for each of `draft`.
     ///
     /// # Errors

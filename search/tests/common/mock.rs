@@ -152,7 +152,10 @@ impl HashModel {
         if rows <= self.config.max_rows {
             return Ok(());
         }
-        let error = format!("a pass of {rows} tokens; the model was made for {}", self.config.max_rows);
+        let error = format!(
+            "a pass of {rows} tokens; the model was made for {}",
+            self.config.max_rows
+        );
         Err(CacheError::Device(error.into()).into())
     }
 

@@ -45,6 +45,7 @@ fn op() -> impl Strategy<Value = Op> {
         12 => (pick(), tokens()).prop_map(|(node, k)| Op::Append(node, k)),
         16 => (leaves, tokens(), prop::bool::weighted(0.9))
             .prop_map(|(leaves, k, distinct)| Op::Extend { leaves, k, distinct }),
+        6 => (pick(), tokens()).prop_map(|(node, k)| Op::Shrink(node, k)),
         8 => (pick(), draft()).prop_map(|(node, draft)| Op::Draft(node, draft)),
         8 => (pick(), vec(any::<Index>(), 0..5)).prop_map(|(node, path)| Op::Accept(node, path)),
         8 => pick().prop_map(Op::Merge),

@@ -30,6 +30,7 @@ pub(crate) enum Op {
         k: u32,
         distinct: bool,
     },
+    Shrink(Pick, u32),
     Draft(Pick, Vec<(Option<Index>, u32)>),
     Accept(Pick, Vec<Index>),
     Merge(Pick),
@@ -88,6 +89,7 @@ impl World {
                 k,
                 distinct,
             } => self.extend(&leaves, k, distinct),
+            Op::Shrink(pick, k) => self.shrink(pick, k),
             Op::Draft(pick, draft) => self.draft(pick, &draft),
             Op::Accept(pick, path) => self.accept(pick, &path),
             Op::Merge(pick) => self.pick(pick).is_some_and(|node| self.merge(node)),
@@ -199,6 +201,25 @@ impl World {
                 self.model.grow(leaf, k);
                 self.write(leaf, length);
             }
+        }
+        may
+    }
+
+    fn shrink(&mut self, pick: Pick, k: u32) -> bool {
+        let Some(node) = self.pick(pick) else {
+            return false;
+        };
+        let length = self.model.nodes[node].tokens.len();
+        let kept = length.checked_sub(k as usize);
+        let freed = kept.map(|kept| length.div_ceil(PAGE) - kept.div_ceil(PAGE));
+        let may = k > 0
+            && self.model.is_growing(node)
+            && freed.is_some_and(|freed| freed == 0 || !self.is_leased(node));
+        let shrunk = self.forest.shrink(&[self.model.nodes[node].key], k);
+        assert_eq!(shrunk.is_ok(), may, "{shrunk:?}");
+        if let Ok(shrunk) = shrunk {
+            assert_eq!(Some(shrunk as usize), freed);
+            self.model.nodes[node].tokens.truncate(length - k as usize);
         }
         may
     }

@@ -267,7 +267,10 @@ struct ClosedPipe(usize);
 
 impl std::io::Write for ClosedPipe {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0 = self.0.checked_sub(1).ok_or(std::io::ErrorKind::BrokenPipe)?;
+        self.0 = self
+            .0
+            .checked_sub(1)
+            .ok_or(std::io::ErrorKind::BrokenPipe)?;
         Ok(bytes.len())
     }
 
