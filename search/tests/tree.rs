@@ -210,29 +210,6 @@ fn a_chain_longer_than_a_draft_may_be_is_merged() {
 }
 
 #[test]
-fn a_beam_holds_a_page_a_leaf_besides_those_that_its_tokens_fill() {
-    let width = 4;
-    let mut model = with(HashModelConfig {
-        pages: 12,
-        memory: 2,
-        ..HashModelConfig::default()
-    });
-    let mut beam = BeamSearch {
-        width,
-        length_penalty: 1.0,
-        ending: Ending::at(200),
-    };
-    let outcome = run(&mut model, &mut beam).unwrap();
-    assert_eq!(outcome.stop, Stop::Finished);
-    assert!(
-        outcome
-            .answers
-            .iter()
-            .any(|answer| answer.tokens.len() == 200)
-    );
-}
-
-#[test]
 fn the_token_limit_is_used_up_exactly_and_never_passed() {
     for tokens in [1, 2, 3, 17, 100, 101] {
         let mut model = model(3);

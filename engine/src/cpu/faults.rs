@@ -209,5 +209,8 @@ fn a_pass_that_fails_anywhere_changes_nothing() {
         assert!(least.min(count) >= 4, "two calls a layer can fail");
         all
     };
-    assert_eq!(run(true), run(false));
+    // A plan made anew may sum in another order.
+    for (found, expected) in run(true).iter().zip(run(false)) {
+        assert!((found - expected).abs() < 1e-4, "{found}, {expected}");
+    }
 }
