@@ -926,17 +926,15 @@ pub struct SampleTopK {
     pub streams: u64,
     /// `*const u32`.
     pub steps: u64,
-    /// `u64`.
-    pub seed: u64,
-    /// `f32`.
-    pub temperature: f32,
+    /// `*const u32`.
+    pub settings: u64,
 }
 
 impl Arguments for SampleTopK {
-    const BYTES: &'static [u32] = &[8, 8, 8, 4, 4, 8, 8, 8, 4];
+    const BYTES: &'static [u32] = &[8, 8, 8, 4, 4, 8, 8, 8];
 
     fn bits(&self) -> impl AsRef<[u64]> {
-        [self.logits, self.ids, self.log_probs, self.vocab as u64, self.k as u64, self.streams, self.steps, self.seed, self.temperature.to_bits() as u64]
+        [self.logits, self.ids, self.log_probs, self.vocab as u64, self.k as u64, self.streams, self.steps, self.settings]
     }
 }
 

@@ -1,5 +1,7 @@
 //! A model on the CPU: weights and K and V in f32, products by the `gemm` crate.
 
+#[cfg(test)]
+mod faults;
 mod forward;
 mod matmul;
 mod ops;

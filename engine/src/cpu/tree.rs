@@ -76,8 +76,11 @@ impl TreeModel for CpuModel {
             }
             None => self.cache.batch(&ones().collect::<Vec<_>>())?,
         };
-        self.forward(tokens, &batch, Wanted::All, logits)?;
-        self.count(&batch)?;
+        let run = self.forward(tokens, &batch, Wanted::All, logits);
+        if let Err(error) = run.and_then(|()| self.count(&batch)) {
+            self.cache.shrink(leaves, 1)?;
+            return Err(error.into());
+        }
         self.step = Some(batch);
         Ok(())
     }
@@ -101,6 +104,10 @@ impl TreeModel for CpuModel {
 
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
         Ok(self.cache.accept(trunk, path)?)
+    }
+
+    fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError> {
+        Ok(self.cache.merge_chain(node)?)
     }
 
     fn prune(&mut self, node: NodeKey) -> Result<u32, ModelError> {

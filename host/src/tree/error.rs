@@ -7,8 +7,10 @@ use crate::cache::PoolError;
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForestError {
-    /// The key names no node: it was pruned, or belongs to another forest.
-    #[error("{node:?} is not a node of this forest")]
+    /// The key names no node: it was pruned or merged, or belongs to another forest.
+    #[error(
+        "{node:?} is not a node of this forest: it was pruned or merged, or belongs to another forest"
+    )]
     UnknownNode {
         /// The key given.
         node: NodeKey,

@@ -1,13 +1,16 @@
 //! The forest itself: making nodes, growing them, asking about them.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels_gpu::abi::{APPEND_LIVE, NONE, PAGE_TOKENS};
 use slotmap::SlotMap;
 
 use super::ForestError;
+use super::NodeKey;
 use super::change::ChangeLog;
-use super::node::{Block, BlockKey, Content, Node, NodeKey, State, Tree, TreeKey};
+use super::node::{Block, BlockKey, Content, Node, State, Tree, TreeKey};
+use super::nodes::Nodes;
 use super::scratch::Marks;
 use crate::cache::{PageId, PagePool};
 
@@ -31,7 +34,7 @@ use crate::cache::{PageId, PagePool};
 #[derive(Debug)]
 pub struct TokenForest {
     pub(super) pool: PagePool,
-    pub(super) nodes: SlotMap<NodeKey, Node>,
+    pub(super) nodes: Nodes,
     pub(super) trees: SlotMap<TreeKey, Tree>,
     pub(super) blocks: SlotMap<BlockKey, Block>,
     /// `[slots]`; 0 for a slot that is free.
@@ -53,15 +56,17 @@ impl TokenForest {
 
     /// A forest without trees that takes its pages from `pool`.
     pub fn new(pool: PagePool) -> Self {
+        static FORESTS: AtomicU64 = AtomicU64::new(0);
+        let number = FORESTS.fetch_add(1, Ordering::Relaxed);
         Self {
             pool,
-            nodes: SlotMap::with_key(),
+            nodes: Nodes::new(number),
             trees: SlotMap::with_key(),
             blocks: SlotMap::with_key(),
             lengths: Vec::new(),
             tail_pages: Vec::new(),
             free_slots: Vec::new(),
-            changes: ChangeLog::default(),
+            changes: ChangeLog::new(number),
             marks: Marks::default(),
         }
     }
@@ -170,18 +175,47 @@ impl TokenForest {
     /// Undoes a [`TokenForest::grow_each`] after which nothing else has happened. Plans made since are out of date.
     pub(crate) fn shrink_each(&mut self, leaves: &[(NodeKey, u32)]) {
         for &(leaf, k) in leaves {
-            let node = &mut self.nodes[leaf];
-            let length = &mut self.lengths[node.slot as usize];
-            *length -= k;
-            let Content::Owned { pages, .. } = &mut node.content else {
-                unreachable!("a draft node does not grow");
-            };
-            for page in pages.drain(length.div_ceil(PAGE_TOKENS) as usize..) {
-                self.pool.release(page);
-            }
-            self.tail_pages[node.slot as usize] = pages.last().copied().unwrap_or(NONE);
+            self.shorten(leaf, k);
         }
         self.changes.reshaped();
+    }
+
+    /// Takes the last `k` tokens of each of `leaves` away, or of none, and the pages that held no others: undoes
+    /// [`TokenForest::extend`] where the tokens' K and V could not be written. Returns the pages that are free
+    /// again; 0 means that only [`TokenForest::lengths`] has changed.
+    ///
+    /// # Errors
+    /// As [`TokenForest::extend`], but for want of pages; [`ForestError::TokenRange`] for a leaf of fewer tokens.
+    pub fn shrink(&mut self, leaves: &[NodeKey], k: u32) -> Result<u32, ForestError> {
+        if leaves.is_empty() {
+            return Err(ForestError::Empty { argument: "leaves" });
+        }
+        self.marks.begin(self.lengths.len());
+        for (index, &node) in leaves.iter().enumerate() {
+            self.check_growth(node, k)?;
+            let length = self.length_of(node);
+            if length < k {
+                return Err(ForestError::TokenRange {
+                    node,
+                    begin: 0,
+                    end: k,
+                    length,
+                });
+            }
+            if !self.marks.insert(self.nodes[node].slot) {
+                return Err(ForestError::DuplicateNode { node, index });
+            }
+        }
+        let free = self.pool.free();
+        for &leaf in leaves {
+            self.shorten(leaf, k);
+        }
+        let freed = self.pool.free() - free;
+        if freed > 0 {
+            // A plan may know the pages.
+            self.changes.reshaped();
+        }
+        Ok(freed)
     }
 
     /// The page pool; its counters are exact.
@@ -259,6 +293,20 @@ impl TokenForest {
             self.tail_pages[node.slot as usize] = page;
             self.changes.grew(node.slot, page);
         }
+    }
+
+    /// Undoes [`Self::grow`].
+    fn shorten(&mut self, node: NodeKey, k: u32) {
+        let node = &mut self.nodes[node];
+        let slot = node.slot as usize;
+        self.lengths[slot] -= k;
+        let Content::Owned { pages, .. } = &mut node.content else {
+            unreachable!("a draft node does not grow");
+        };
+        for page in pages.drain(self.lengths[slot].div_ceil(PAGE_TOKENS) as usize..) {
+            self.pool.release(page);
+        }
+        self.tail_pages[slot] = pages.last().copied().unwrap_or(NONE);
     }
 
     pub(super) fn set_state(&mut self, node: NodeKey, new: State) {

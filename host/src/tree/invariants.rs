@@ -23,7 +23,7 @@ impl TokenForest {
         self.assert_slots();
         self.assert_links();
         let mut references = HashMap::<PageId, u32>::new();
-        for (key, node) in &self.nodes {
+        for (key, node) in self.nodes.iter() {
             for page in self.assert_pages(key, &node.content) {
                 *references.entry(page).or_default() += 1;
             }

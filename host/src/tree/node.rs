@@ -2,11 +2,10 @@
 
 use kernels_gpu::abi::PAGE_TOKENS;
 
+use super::NodeKey;
 use crate::cache::PageId;
 
 slotmap::new_key_type! {
-    /// Names a node of one forest. A key whose node is gone stays invalid: it never names another node.
-    pub struct NodeKey;
     pub(super) struct TreeKey;
     pub(super) struct BlockKey;
 }

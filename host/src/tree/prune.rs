@@ -64,7 +64,7 @@ impl TokenForest {
     }
 
     /// Gives back an unlinked node's slot and references.
-    fn release_node(&mut self, key: NodeKey) {
+    pub(super) fn release_node(&mut self, key: NodeKey) {
         let node = self.nodes.remove(key).expect("the node is of the subtree");
         let slot = node.slot as usize;
         let length = std::mem::take(&mut self.lengths[slot]);

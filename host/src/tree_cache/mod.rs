@@ -113,6 +113,15 @@ impl TreeCache {
         self.grouping = grouping;
     }
 
+    /// Takes the last `k` tokens of each of `leaves` away, or of none: undoes [`TreeCache::extend`].
+    ///
+    /// # Errors
+    /// Those of [`TokenForest::shrink`].
+    pub fn shrink(&mut self, leaves: &[NodeKey], k: u32) -> Result<(), CacheError> {
+        self.forest.shrink(leaves, k)?;
+        Ok(())
+    }
+
     /// Puts a draft tree below `trunk`; a key for each of `draft`.
     ///
     /// # Errors
@@ -132,6 +141,15 @@ impl TreeCache {
     /// Those of [`TokenForest::accept`].
     pub fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), CacheError> {
         let moves = self.forest.accept(trunk, path)?;
+        Ok(self.backend.copy(&moves)?)
+    }
+
+    /// Makes one node of `node` and the only children below it, K and V with them; `node`'s key stays.
+    ///
+    /// # Errors
+    /// Those of [`TokenForest::merge_chain`].
+    pub fn merge_chain(&mut self, node: NodeKey) -> Result<(), CacheError> {
+        let moves = self.forest.merge_chain(node)?;
         Ok(self.backend.copy(&moves)?)
     }
 

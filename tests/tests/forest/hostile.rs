@@ -67,6 +67,25 @@ fn pruned_and_foreign_keys_are_unknown() {
 }
 
 #[test]
+fn keys_and_cursors_of_another_forest_are_refused() {
+    let (mut ours, mut theirs) = (forest(4), forest(4));
+    let root = ours.insert_root(1).unwrap();
+    let node = theirs.insert_root(1).unwrap();
+    assert_eq!(ours.length(root), Ok(1));
+    let unknown = ForestError::UnknownNode { node };
+    assert_eq!(refused(&mut ours, |f| f.append(node, 1)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.extend(&[root, node], 1)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.fork(node, 1)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.prune(node)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.merge_chain(node)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.view(&[root, node])), unknown);
+    assert!(unknown.to_string().ends_with("belongs to another forest"));
+    assert_eq!(theirs.shape_epoch(), ours.shape_epoch());
+    assert_eq!(ours.growth_since(theirs.growth_cursor()), None);
+    assert!(ours.growth_since(ours.growth_cursor()).is_some());
+}
+
+#[test]
 fn nothing_is_no_amount() {
     let mut forest = forest(4);
     let root = forest.insert_root(1).unwrap();
@@ -286,4 +305,28 @@ fn token_ranges_stay_within_their_node() {
     forest.append_targets(root, 63..65, &mut targets).unwrap();
     let pages = forest.pages(root).unwrap();
     assert_eq!(targets, [7, pages[0] * 64 + 63, pages[1] * 64]);
+}
+
+#[test]
+fn a_chain_with_a_draft_stays() {
+    let mut forest = forest(8);
+    let root = forest.insert_root(1).unwrap();
+    let leaf = forest.fork(root, 1).unwrap()[0];
+    forest.append(leaf, 1).unwrap();
+    let draft = forest.insert_draft(leaf, &[token(None)]).unwrap()[0];
+    assert_eq!(
+        refused(&mut forest, |f| f.merge_chain(root)),
+        ForestError::DraftPending { node: leaf }
+    );
+    assert_eq!(
+        refused(&mut forest, |f| f.merge_chain(draft)),
+        ForestError::Draft { node: draft }
+    );
+    forest.accept(leaf, &[]).unwrap();
+    assert_eq!(forest.merge_chain(root).unwrap().len(), 1);
+    assert_eq!(forest.append(root, 1), Ok(2..3), "it grows as the leaf did");
+    assert_eq!(
+        refused(&mut forest, |f| f.append(leaf, 1)),
+        ForestError::UnknownNode { node: leaf }
+    );
 }

@@ -30,8 +30,10 @@ pub(crate) enum Op {
         k: u32,
         distinct: bool,
     },
+    Shrink(Pick, u32),
     Draft(Pick, Vec<(Option<Index>, u32)>),
     Accept(Pick, Vec<Index>),
+    Merge(Pick),
     Prune(Pick),
     RemoveTree(Pick),
 }
@@ -83,8 +85,10 @@ impl World {
                 k,
                 distinct,
             } => self.extend(&leaves, k, distinct),
+            Op::Shrink(pick, k) => self.shrink(pick, k),
             Op::Draft(pick, draft) => self.draft(pick, &draft),
             Op::Accept(pick, path) => self.accept(pick, &path),
+            Op::Merge(pick) => self.pick(pick).is_some_and(|node| self.merge(node)),
             Op::Prune(pick) => self.prune(pick, false),
             Op::RemoveTree(pick) => self.prune(pick, true),
         };
@@ -184,6 +188,23 @@ impl World {
         may
     }
 
+    fn shrink(&mut self, pick: Pick, k: u32) -> bool {
+        let Some(node) = self.pick(pick) else {
+            return false;
+        };
+        let length = self.model.nodes[node].tokens.len();
+        let kept = length.checked_sub(k as usize);
+        let freed = kept.map(|kept| length.div_ceil(PAGE) - kept.div_ceil(PAGE));
+        let may = k > 0 && self.model.is_growing(node) && freed.is_some();
+        let shrunk = self.forest.shrink(&[self.model.nodes[node].key], k);
+        assert_eq!(shrunk.is_ok(), may, "{shrunk:?}");
+        if let Ok(shrunk) = shrunk {
+            assert_eq!(Some(shrunk as usize), freed);
+            self.model.nodes[node].tokens.truncate(length - k as usize);
+        }
+        may
+    }
+
     fn draft(&mut self, pick: Pick, draft: &[(Option<Index>, u32)]) -> bool {
         let Some(trunk) = self.pick(pick) else {
             return false;
@@ -249,6 +270,49 @@ impl World {
             self.model.accept(trunk, &nodes);
         }
         may
+    }
+
+    fn merge(&mut self, node: usize) -> bool {
+        let chain = self.model.only_children(node);
+        let drafts = |&node: &usize| self.model.is_draft(node) || self.model.is_drafted(node);
+        let is_draft = drafts(&node) || chain.iter().any(drafts);
+        let may = !is_draft;
+        let moves = self.forest.merge_chain(self.model.nodes[node].key);
+        assert_eq!(moves.is_ok(), may, "{moves:?}");
+        for step in moves.unwrap_or_default() {
+            self.store[step.to as usize] = self.store[step.from as usize];
+        }
+        if may {
+            self.model.merge(node, &chain);
+        }
+        may && !chain.is_empty()
+    }
+
+    /// Puts a chain of nodes of these lengths below the only node there is, and `split` empty nodes at its end.
+    pub(crate) fn lengthen_chain(&mut self, lengths: &[u32], split: usize) {
+        let mut last = 0;
+        for &length in lengths {
+            let child = self.forest.fork(self.model.nodes[last].key, 1).unwrap()[0];
+            self.model.nodes[last].sealed = true;
+            last = self.model.insert(child, Some(last));
+            if length > 0 {
+                self.forest.append(child, length).unwrap();
+                self.model.grow(last, length);
+                self.write(last, 0);
+            }
+        }
+        if split > 0 {
+            let children = self.forest.fork(self.model.nodes[last].key, split).unwrap();
+            self.model.nodes[last].sealed = true;
+            for child in children {
+                self.model.insert(child, Some(last));
+            }
+        }
+    }
+
+    /// Merges the chain that begins with the first root.
+    pub(crate) fn merge_from_the_top(&mut self) {
+        self.merge(0);
     }
 
     fn prune(&mut self, pick: Pick, whole_tree: bool) -> bool {

@@ -1,6 +1,7 @@
 //! Ranking and sampling of logits.
 
 use deft_engine::cuda::ops::{ModelOps, Sampling, TopK};
+use deft_engine::random::settings;
 use deft_tests::reference::{log_softmax, ranked, with_noise};
 
 use deft_tests::forests::pick;
@@ -59,16 +60,17 @@ fn launch(
     };
     let (streams, steps) = noise.map_or((&[][..], &[][..]), |(_, (_, a, b))| (a, b));
     let (streams, steps) = (gpu.upload(streams), gpu.upload(steps));
+    let settings = noise.map(|(seed, (temperature, ..))| settings(seed, temperature));
+    let settings = gpu.upload(&settings.unwrap_or_default());
     // SAFETY: buffers of the documented shapes, the device's stream.
     unsafe {
         match noise {
             None => ops.log_softmax_top_k(&top_k, gpu.stream.raw()).unwrap(),
-            Some((seed, (temperature, ..))) => {
+            Some(_) => {
                 let sampling = Sampling {
                     streams: streams.pointer(),
                     steps: steps.pointer(),
-                    seed,
-                    temperature,
+                    settings: settings.pointer(),
                 };
                 ops.sample_top_k(&top_k, &sampling, gpu.stream.raw())
                     .unwrap();

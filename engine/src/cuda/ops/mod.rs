@@ -185,7 +185,8 @@ impl ModelOps {
     /// temperature 0 it is [`ModelOps::log_softmax_top_k`], with `k` 1 ordinary sampling.
     ///
     /// # Safety
-    /// As [`ModelOps`] says.
+    /// As [`ModelOps`] says. The settings' temperature is finite and not negative, or the draws are of no
+    /// distribution.
     ///
     /// # Errors
     /// [`CudaError::Argument`], [`CudaError::Launch`].
@@ -196,7 +197,6 @@ impl ModelOps {
         stream: RawStream,
     ) -> Result<(), CudaError> {
         check::top_k(top_k)?;
-        check::sampling(sampling)?;
         let arguments = sampling.arguments(top_k);
         // SAFETY: as in `embed`.
         unsafe {
