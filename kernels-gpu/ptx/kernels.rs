@@ -43,37 +43,37 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_80",
         group: "attend_d128",
         entries: &[
-            Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: Attend::BYTES },
-            Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: Attend::BYTES },
+            Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "bde6a6443375d0a04a377be700b0631a66216cd0dcfecc2b0a9d10841bfcb81a",
+        sha256: "2a0e3bd4cdd5e8eca10e8eff535954a35e82cfd1e0d2d79a275bef4037967e93",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
         arch: "sm_80",
         group: "attend_d256",
         entries: &[
-            Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: Attend::BYTES },
-            Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: Attend::BYTES },
+            Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "27585c9bdd508db712a102ff7f89a5043e9096bda6a7b6275b06c52d6801e5e4",
+        sha256: "e0891e39acae79368c3fe641c0ba4136906ad5c7ffe38dd4ad40352e74778991",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
         arch: "sm_80",
         group: "attend_d64",
         entries: &[
-            Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: Attend::BYTES },
-            Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: Attend::BYTES },
+            Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "2a22ecc83edec7c92f04ebc513b5aff193f37c30af4483b6a1cafacadcb275e0",
+        sha256: "6f9d62a1bb0a7c078bfa232963bd5d32508313d7640047dbb8789505d3de69fa",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
         arch: "sm_80",
         group: "bench",
         entries: &[
-            Entry { name: "read_flush", threads: 512, shared_bytes: 0, parameters: ReadAll::BYTES },
+            Entry { name: "read_flush", threads: 512, shared_bytes: 0, parameters: &[8, 4, 8] },
         ],
         sha256: "56f2c29960dc64f3074d2559813ab5245b6d3eea2090c502a9679f9d4ae0faa4",
         ptx: include_str!("sm_80/bench.ptx"),
@@ -82,104 +82,110 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_80",
         group: "cache",
         entries: &[
-            Entry { name: "advance_counters", threads: 256, shared_bytes: 0, parameters: Advance::BYTES },
-            Entry { name: "append_d64", threads: 256, shared_bytes: 0, parameters: Append::BYTES },
-            Entry { name: "append_d128", threads: 256, shared_bytes: 0, parameters: Append::BYTES },
-            Entry { name: "append_d256", threads: 256, shared_bytes: 0, parameters: Append::BYTES },
-            Entry { name: "append_rope_bf16_d64", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_bf16_d128", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_bf16_d256", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_f16_d64", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_f16_d128", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_f16_d256", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: Copy::BYTES },
-            Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: Copy::BYTES },
-            Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: Copy::BYTES },
-            Entry { name: "import_pages_d64", threads: 256, shared_bytes: 0, parameters: ImportPages::BYTES },
-            Entry { name: "import_pages_d128", threads: 256, shared_bytes: 0, parameters: ImportPages::BYTES },
-            Entry { name: "import_pages_d256", threads: 256, shared_bytes: 0, parameters: ImportPages::BYTES },
-            Entry { name: "export_pages_d64", threads: 256, shared_bytes: 0, parameters: ExportPages::BYTES },
-            Entry { name: "export_pages_d128", threads: 256, shared_bytes: 0, parameters: ExportPages::BYTES },
-            Entry { name: "export_pages_d256", threads: 256, shared_bytes: 0, parameters: ExportPages::BYTES },
+            Entry { name: "advance_counters", threads: 256, shared_bytes: 0, parameters: &[8, 4, 8] },
+            Entry { name: "append_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "import_pages_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "export_pages_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "export_pages_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "export_pages_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "24a9882b3102d2d17ec7dce933f02c2ee71ac70686196e4ff8a0a4eb777288be",
+        sha256: "f036b6462fa00c26c500868320349e9d75f0faa33c38317b69f0c9e1d856ac23",
         ptx: include_str!("sm_80/cache.ptx"),
     },
     Image {
         arch: "sm_80",
         group: "merge",
         entries: &[
-            Entry { name: "merge_bf16_d64", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_bf16_d128", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_bf16_d256", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_f16_d64", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_f16_d128", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_f16_d256", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
+            Entry { name: "merge_bf16_d64", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_bf16_d128", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_bf16_d256", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_f16_d64", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_f16_d128", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_f16_d256", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
         ],
-        sha256: "4f5f40d47bb860bd4058313c84cd880b6d101e535c72ca18410441ab07a81ada",
+        sha256: "fd414bd84bed0e5dee577cbbd127ebc5dadc384586caf2af2c85d58184787208",
         ptx: include_str!("sm_80/merge.ptx"),
     },
     Image {
         arch: "sm_80",
         group: "model",
         entries: &[
-            Entry { name: "embed_bf16", threads: 256, shared_bytes: 0, parameters: Embed::BYTES },
-            Entry { name: "embed_f16", threads: 256, shared_bytes: 0, parameters: Embed::BYTES },
-            Entry { name: "rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: RmsNorm::BYTES },
-            Entry { name: "rms_norm_f16", threads: 512, shared_bytes: 64, parameters: RmsNorm::BYTES },
-            Entry { name: "rotate_append_bf16_d64", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_bf16_d128", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_bf16_d256", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_f16_d64", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_f16_d128", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: LogSoftmaxTopK::BYTES },
-            Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: SampleTopK::BYTES },
-            Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: Feed::BYTES },
-            Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: Fill::BYTES },
-            Entry { name: "fill_random_f16", threads: 256, shared_bytes: 0, parameters: Fill::BYTES },
-            Entry { name: "fill_random_f32", threads: 256, shared_bytes: 0, parameters: FillF32::BYTES },
-            Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: SiluMul::BYTES },
-            Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: SiluMul::BYTES },
+            Entry { name: "embed_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4] },
+            Entry { name: "embed_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4] },
+            Entry { name: "rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
+            Entry { name: "rms_norm_f16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
+            Entry { name: "rotate_append_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4] },
+            Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4, 8, 8, 8] },
+            Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
+            Entry { name: "fill_random_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
+            Entry { name: "fill_random_f32", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
+            Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
+            Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "3f1dd1278f53288c50ff3430fb70fa11e800e5fc5febd823ec9753f667687790",
+        sha256: "3bc454a09a55bd934b471cfc82d07406722e7dcf0cda689fe0d8f238701a2d9d",
         ptx: include_str!("sm_80/model.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "attend_d128",
         entries: &[
-            Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: Attend::BYTES },
-            Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: Attend::BYTES },
+            Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "14ea383631d75c7b1a259c4bb63978abcdce7be9bf9da85bea5e84780ccf960b",
+        sha256: "39f47cb97b80ab4e3b69208bf79a25daf8653d99ffde8de3f1569a34446a189b",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "attend_d256",
         entries: &[
-            Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: Attend::BYTES },
-            Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: Attend::BYTES },
+            Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "eebba9a427220953024a5416205956953d2c43654bca321d0f1728ac38d0dbb7",
+        sha256: "d528973a2da49aa9ac3212e4b452aba8df6bc9baeef3717a212f9d79a526383e",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "attend_d64",
         entries: &[
-            Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: Attend::BYTES },
-            Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: Attend::BYTES },
+            Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "760c539e42d08b22f6b2dcb913e799789d8d44030ad64fd63e5eb42595e38e1d",
+        sha256: "d67a9a778f40862c27a99d81fde14e6e7910a95746689c8028c9adf3f0c9f1ea",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "bench",
         entries: &[
-            Entry { name: "read_flush", threads: 512, shared_bytes: 0, parameters: ReadAll::BYTES },
+            Entry { name: "read_flush", threads: 512, shared_bytes: 0, parameters: &[8, 4, 8] },
         ],
         sha256: "25dffdf980f1d493d5260e4873008cb58eb73b26a45ff5f84b29b69784a683be",
         ptx: include_str!("sm_90a/bench.ptx"),
@@ -188,101 +194,107 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_90a",
         group: "cache",
         entries: &[
-            Entry { name: "advance_counters", threads: 256, shared_bytes: 0, parameters: Advance::BYTES },
-            Entry { name: "append_d64", threads: 256, shared_bytes: 0, parameters: Append::BYTES },
-            Entry { name: "append_d128", threads: 256, shared_bytes: 0, parameters: Append::BYTES },
-            Entry { name: "append_d256", threads: 256, shared_bytes: 0, parameters: Append::BYTES },
-            Entry { name: "append_rope_bf16_d64", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_bf16_d128", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_bf16_d256", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_f16_d64", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_f16_d128", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_f16_d256", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: Copy::BYTES },
-            Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: Copy::BYTES },
-            Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: Copy::BYTES },
-            Entry { name: "import_pages_d64", threads: 256, shared_bytes: 0, parameters: ImportPages::BYTES },
-            Entry { name: "import_pages_d128", threads: 256, shared_bytes: 0, parameters: ImportPages::BYTES },
-            Entry { name: "import_pages_d256", threads: 256, shared_bytes: 0, parameters: ImportPages::BYTES },
-            Entry { name: "export_pages_d64", threads: 256, shared_bytes: 0, parameters: ExportPages::BYTES },
-            Entry { name: "export_pages_d128", threads: 256, shared_bytes: 0, parameters: ExportPages::BYTES },
-            Entry { name: "export_pages_d256", threads: 256, shared_bytes: 0, parameters: ExportPages::BYTES },
+            Entry { name: "advance_counters", threads: 256, shared_bytes: 0, parameters: &[8, 4, 8] },
+            Entry { name: "append_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "import_pages_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "export_pages_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "export_pages_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "export_pages_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "9d17e352eef6386d37ca1ea465af7e12547c980faa95659af06c063f428696b0",
+        sha256: "4d019d2eded09f06e328b2854bb93275d91da41feb6ab5254a8ddbe8ffee50d3",
         ptx: include_str!("sm_90a/cache.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "merge",
         entries: &[
-            Entry { name: "merge_bf16_d64", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_bf16_d128", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_bf16_d256", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_f16_d64", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_f16_d128", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_f16_d256", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
+            Entry { name: "merge_bf16_d64", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_bf16_d128", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_bf16_d256", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_f16_d64", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_f16_d128", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_f16_d256", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
         ],
-        sha256: "2a3375a88c3b629d228451459d36857de6aa64c4bc20c853429c938b37252f9b",
+        sha256: "24cfdac251f100e70220ea2a0464716254c19dbe582e95d1a6cf92bd36898946",
         ptx: include_str!("sm_90a/merge.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "model",
         entries: &[
-            Entry { name: "embed_bf16", threads: 256, shared_bytes: 0, parameters: Embed::BYTES },
-            Entry { name: "embed_f16", threads: 256, shared_bytes: 0, parameters: Embed::BYTES },
-            Entry { name: "rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: RmsNorm::BYTES },
-            Entry { name: "rms_norm_f16", threads: 512, shared_bytes: 64, parameters: RmsNorm::BYTES },
-            Entry { name: "rotate_append_bf16_d64", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_bf16_d128", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_bf16_d256", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_f16_d64", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_f16_d128", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: LogSoftmaxTopK::BYTES },
-            Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: SampleTopK::BYTES },
-            Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: Feed::BYTES },
-            Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: Fill::BYTES },
-            Entry { name: "fill_random_f16", threads: 256, shared_bytes: 0, parameters: Fill::BYTES },
-            Entry { name: "fill_random_f32", threads: 256, shared_bytes: 0, parameters: FillF32::BYTES },
-            Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: SiluMul::BYTES },
-            Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: SiluMul::BYTES },
+            Entry { name: "embed_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4] },
+            Entry { name: "embed_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4] },
+            Entry { name: "rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
+            Entry { name: "rms_norm_f16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
+            Entry { name: "rotate_append_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4] },
+            Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4, 8, 8, 8] },
+            Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
+            Entry { name: "fill_random_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
+            Entry { name: "fill_random_f32", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
+            Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
+            Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "3d550769ae76da900ad551464ca94239fde22d67039868e9f1db6cd1f954a3df",
+        sha256: "24e7f76529fa0bba1abb18e081cd73220942a3a617e9538092de948e7b6e5715",
         ptx: include_str!("sm_90a/model.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "selftest",
         entries: &[
-            Entry { name: "selftest_arithmetic", threads: 256, shared_bytes: 65536, parameters: Arithmetic::BYTES },
-            Entry { name: "selftest_conversions", threads: 128, shared_bytes: 65536, parameters: Conversions::BYTES },
-            Entry { name: "selftest_shared_widths", threads: 64, shared_bytes: 65536, parameters: SharedWidths::BYTES },
-            Entry { name: "selftest_global_widths", threads: 64, shared_bytes: 65536, parameters: GlobalWidths::BYTES },
-            Entry { name: "selftest_bulk_copies", threads: 64, shared_bytes: 65536, parameters: BulkCopies::BYTES },
-            Entry { name: "selftest_async_copies", threads: 64, shared_bytes: 65536, parameters: AsyncCopies::BYTES },
-            Entry { name: "selftest_shuffles", threads: 32, shared_bytes: 65536, parameters: Shuffles::BYTES },
-            Entry { name: "selftest_votes", threads: 64, shared_bytes: 65536, parameters: Votes::BYTES },
-            Entry { name: "selftest_barriers", threads: 128, shared_bytes: 65536, parameters: Barriers::BYTES },
-            Entry { name: "selftest_ldmatrix", threads: 32, shared_bytes: 65536, parameters: Ldmatrix::BYTES },
-            Entry { name: "selftest_stmatrix", threads: 32, shared_bytes: 65536, parameters: Stmatrix::BYTES },
-            Entry { name: "selftest_mma_bf16", threads: 32, shared_bytes: 65536, parameters: Mma::BYTES },
-            Entry { name: "selftest_mma_f16", threads: 32, shared_bytes: 65536, parameters: Mma::BYTES },
-            Entry { name: "selftest_last_arriver", threads: 64, shared_bytes: 65536, parameters: LastArriver::BYTES },
-            Entry { name: "selftest_message", threads: 64, shared_bytes: 65536, parameters: Message::BYTES },
-            Entry { name: "selftest_wgmma_n8", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n16", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n32", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n64", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n128", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n64_trans_a", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n64_trans_b", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n128_trans_ab", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n256_trans_b", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n64_registers", threads: 128, shared_bytes: 65536, parameters: WgmmaRegisters::BYTES },
-            Entry { name: "selftest_wgmma_n128_registers_trans_b", threads: 128, shared_bytes: 65536, parameters: WgmmaRegisters::BYTES },
+            Entry { name: "selftest_arithmetic", threads: 256, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_conversions", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_shared_widths", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_global_widths", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_bulk_copies", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_async_copies", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_shuffles", threads: 32, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_votes", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_barriers", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_ldmatrix", threads: 32, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_stmatrix", threads: 32, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_mma_bf16", threads: 32, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_mma_f16", threads: 32, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_last_arriver", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_message", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n8", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n16", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n32", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n64", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n128", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n64_trans_a", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n64_trans_b", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n128_trans_ab", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n256_trans_b", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n64_registers", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n128_registers_trans_b", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
         ],
-        sha256: "5fc8347795c6057405bf165f51edadca595ca861f1f98736b897379389f05675",
+        sha256: "d18980baa10c941e2581fda7de14e1960615c75521f472570c94b0382428fcec",
         ptx: include_str!("sm_90a/selftest.ptx"),
     },
 ];
@@ -306,7 +318,7 @@ impl Arguments for Advance {
     }
 }
 
-/// Arguments of `append_d128`, `append_d256`, `append_d64`.
+/// Arguments of `append_bf16_d128`, `append_bf16_d256`, `append_bf16_d64`, `append_f16_d128`, `append_f16_d256`, `append_f16_d64`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Append {
     /// `*mut u16`.
@@ -370,40 +382,6 @@ impl Arguments for AppendRope {
     }
 }
 
-/// Arguments of `selftest_arithmetic`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Arithmetic {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Arithmetic {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_async_copies`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct AsyncCopies {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for AsyncCopies {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
 /// Arguments of `attend_bf16_d128`, `attend_bf16_d256`, `attend_bf16_d64`, `attend_f16_d128`, `attend_f16_d256`, `attend_f16_d64`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Attend {
@@ -444,57 +422,6 @@ impl Arguments for Attend {
 
     fn bits(&self) -> impl AsRef<[u64]> {
         [self.q, self.pool, self.programs, self.masks, self.lengths, self.out, self.lse, self.partial_o, self.partial_lse, self.stride as u64, self.kv_heads as u64, self.group as u64, self.partial_slots as u64, self.scale_log2.to_bits() as u64, self.soft_cap.to_bits() as u64]
-    }
-}
-
-/// Arguments of `selftest_barriers`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Barriers {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Barriers {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_bulk_copies`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct BulkCopies {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for BulkCopies {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_conversions`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Conversions {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Conversions {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
     }
 }
 
@@ -652,24 +579,7 @@ impl Arguments for FillF32 {
     }
 }
 
-/// Arguments of `selftest_global_widths`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct GlobalWidths {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for GlobalWidths {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `import_pages_d128`, `import_pages_d256`, `import_pages_d64`.
+/// Arguments of `import_pages_bf16_d128`, `import_pages_bf16_d256`, `import_pages_bf16_d64`, `import_pages_f16_d128`, `import_pages_f16_d256`, `import_pages_f16_d64`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ImportPages {
     /// `*mut u16`.
@@ -701,40 +611,6 @@ impl Arguments for ImportPages {
 
     fn bits(&self) -> impl AsRef<[u64]> {
         [self.pool, self.k, self.v, self.places, self.table, self.count as u64, self.kv_heads as u64, self.page_size as u64, self.page_stride as u64, self.token_stride as u64, self.head_stride as u64]
-    }
-}
-
-/// Arguments of `selftest_last_arriver`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LastArriver {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for LastArriver {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_ldmatrix`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Ldmatrix {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Ldmatrix {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
     }
 }
 
@@ -791,40 +667,6 @@ impl Arguments for Merge {
 
     fn bits(&self) -> impl AsRef<[u64]> {
         [self.partial_o, self.partial_lse, self.rows, self.slots, self.out, self.lse, self.row_count as u64, self.partial_slots as u64, self.kv_heads as u64, self.group as u64]
-    }
-}
-
-/// Arguments of `selftest_message`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Message {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Message {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_mma_bf16`, `selftest_mma_f16`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Mma {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Mma {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
     }
 }
 
@@ -938,40 +780,6 @@ impl Arguments for SampleTopK {
     }
 }
 
-/// Arguments of `selftest_shared_widths`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct SharedWidths {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for SharedWidths {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_shuffles`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Shuffles {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Shuffles {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
 /// Arguments of `silu_mul_bf16`, `silu_mul_f16`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SiluMul {
@@ -990,73 +798,5 @@ impl Arguments for SiluMul {
 
     fn bits(&self) -> impl AsRef<[u64]> {
         [self.gate_up, self.out, self.rows as u64, self.ffn as u64]
-    }
-}
-
-/// Arguments of `selftest_stmatrix`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Stmatrix {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Stmatrix {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_votes`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Votes {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Votes {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_wgmma_n128_registers_trans_b`, `selftest_wgmma_n64_registers`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct WgmmaRegisters {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for WgmmaRegisters {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_wgmma_n128_trans_ab`, `selftest_wgmma_n128`, `selftest_wgmma_n16`, `selftest_wgmma_n256_trans_b`, `selftest_wgmma_n32`, `selftest_wgmma_n64_trans_a`, `selftest_wgmma_n64_trans_b`, `selftest_wgmma_n64`, `selftest_wgmma_n8`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct WgmmaShared {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for WgmmaShared {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
     }
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use deft::TreeCache;
 use deft::abi::{AppendTarget, TokenMove};
 use deft::attention::cpu;
 use deft::attention::{Attend, Backend, BackendError, Counters, PagedTokens, Rotation};
 use deft::cache::{CacheShape, Elements, ElementsMut};
+use deft::{DType, Device, TreeCache};
 
 use super::{CpuModel, CpuOptions};
 use crate::{DraftToken, LlamaConfig, ModelError, RopeScaling, TreeModel, Weights};
@@ -124,13 +124,19 @@ fn model() -> (CpuModel, Arc<AtomicU32>) {
     };
     let mut model = CpuModel::load(&tiny(), options, |_, _| {}).unwrap();
     let calls = Arc::new(AtomicU32::new(u32::MAX));
-    let config = model.cache.config().clone();
-    let backend = |shape| {
-        let inner = cpu::new(shape)?;
-        let calls = calls.clone();
-        Ok(Box::new(Failing { inner, calls }) as Box<dyn Backend>)
-    };
-    model.cache = TreeCache::with_backend(config, backend).unwrap();
+    let failing = calls.clone();
+    model.cache = TreeCache::builder(&Device::cpu())
+        .layers(2)
+        .heads(2, 1, 64)
+        .dtype(DType::F32)
+        .capacity_bytes(8 << 20)
+        .backend(|shape| {
+            let inner = cpu::new(shape)?;
+            let calls = failing;
+            Ok(Box::new(Failing { inner, calls }) as Box<dyn Backend>)
+        })
+        .build()
+        .unwrap();
     (model, calls)
 }
 
