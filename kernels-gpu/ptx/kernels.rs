@@ -46,7 +46,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "2a0e3bd4cdd5e8eca10e8eff535954a35e82cfd1e0d2d79a275bef4037967e93",
+        sha256: "e36d495221c4e5b0521b58f06595527e761fe67a37f382ce7220ba1af0297de9",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
@@ -56,7 +56,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "e0891e39acae79368c3fe641c0ba4136906ad5c7ffe38dd4ad40352e74778991",
+        sha256: "e538f2c1d12ca26e04f46e48c3669d5fb027405b0b2c2db748b1f875a4ef12ae",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
@@ -66,7 +66,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "6f9d62a1bb0a7c078bfa232963bd5d32508313d7640047dbb8789505d3de69fa",
+        sha256: "b478eeb206869ae6f1c818b9bc492cd1f2d1b038bba97e553816957aaa8b5e74",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
@@ -158,7 +158,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "39f47cb97b80ab4e3b69208bf79a25daf8653d99ffde8de3f1569a34446a189b",
+        sha256: "3f749e437564fc1e53ffc4cceab26222d314a2a088d3fa50bc14b4618fa2c81e",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
@@ -168,7 +168,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d528973a2da49aa9ac3212e4b452aba8df6bc9baeef3717a212f9d79a526383e",
+        sha256: "797a28bb0ba3fae508dfafe1eb4c9b0142a75b9b83678dbefec63a6c15e02f5b",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
@@ -178,7 +178,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d67a9a778f40862c27a99d81fde14e6e7910a95746689c8028c9adf3f0c9f1ea",
+        sha256: "a8d2e1915ba9103338088cb3e49f32f0a0317bf59aa9e61a648bea4cd147337c",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {

@@ -140,7 +140,7 @@ fn a_long_prompt_is_one_segment_and_a_diagonal_to_every_row_tile() {
         causal += item
             .segments
             .iter()
-            .filter(|segment| segment.causal_tokens().is_some())
+            .filter(|segment| segment.mask != NONE)
             .count();
         whole += item
             .segments

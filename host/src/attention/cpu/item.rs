@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use kernels_gpu::abi::{NONE, PAGE_TOKENS, Segment};
+use kernels_gpu::abi::{NONE, PAGE_TOKENS};
 use kernels_gpu::layout::prefix_elements;
 use kernels_gpu::softmax::{Math, Partial};
 use pulp::Arch;
@@ -48,8 +48,6 @@ struct Scratch {
     max: Vec<f32>,
     sum: Vec<f32>,
     scores: Vec<f32>,
-    /// Masks of a causal page, a word a query.
-    words: Vec<u64>,
     /// A page of K and V, where they are not f32 already.
     page: Vec<f32>,
     /// A page of V without the tokens that are not finite.
@@ -77,7 +75,6 @@ impl<T: KvElement> Call<'_, T> {
             let stride = stride_of(rows);
             scratch.reset(self.head_dim(), stride);
             self.gather(item, kv_head, &mut scratch.q, stride);
-            let mut words = std::mem::take(&mut scratch.words);
             for segment in item.segments {
                 let length = self.lengths.get(segment.length_slot as usize);
                 let mut tokens = segment.tokens_at(length.copied().unwrap_or(0));
@@ -90,15 +87,8 @@ impl<T: KvElement> Call<'_, T> {
                         break;
                     }
                     let queries = item.record.query_count as usize;
-                    let mask_words = match segment.causal_tokens() {
-                        Some(first) => {
-                            causal_words(segment, first, queries, &mut words);
-                            Some(&words[..])
-                        }
-                        None => {
-                            (segment.mask != NONE).then(|| &self.plan.masks()[mask..mask + queries])
-                        }
-                    };
+                    let mask_words =
+                        (segment.mask != NONE).then(|| &self.plan.masks()[mask..mask + queries]);
                     let seen = Seen {
                         page,
                         tokens: tokens.min(PAGE_TOKENS),
@@ -111,7 +101,6 @@ impl<T: KvElement> Call<'_, T> {
                     mask = mask.wrapping_add(queries);
                 }
             }
-            scratch.words = words;
             scratch.finish(rows, stride, o, lse);
         });
     }
@@ -190,16 +179,6 @@ struct Seen<'a> {
     /// All rows of the item.
     item_rows: usize,
     mask: Option<PageMask<'a>>,
-}
-
-/// What each of an item's queries sees of a page of which the first visible one sees `first` tokens.
-fn causal_words(segment: &Segment, first: u32, queries: usize, words: &mut Vec<u64>) {
-    words.clear();
-    words.resize(queries, 0);
-    for query in segment.visible_begin()..segment.visible_end() {
-        let tokens = (first + query - segment.visible_begin()).min(segment.tokens);
-        words[query as usize] = u64::MAX >> (PAGE_TOKENS - tokens);
-    }
 }
 
 /// Room for the rows and the vector that reaches beyond them. An odd number of cache lines, so that the

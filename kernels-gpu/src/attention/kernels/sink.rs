@@ -51,13 +51,11 @@ impl<const D: usize> Sink<D> {
     #[inline(always)]
     pub(super) fn row(&self, row: u32) -> RowSink {
         let valid = row < self.map.rows;
-        let index = if !self.direct {
-            self.partial_row + row as usize
-        } else if valid {
-            // SAFETY: the item has the row.
-            unsafe { self.map.index(row) as usize }
+        let index = if self.direct {
+            // SAFETY: the item has the row, or its first in the place of one that nobody stores.
+            unsafe { self.map.index(if valid { row } else { 0 }) }
         } else {
-            0
+            self.partial_row + row as usize
         };
         RowSink {
             outputs: self.outputs,
