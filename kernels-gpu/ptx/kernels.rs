@@ -46,7 +46,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "e36d495221c4e5b0521b58f06595527e761fe67a37f382ce7220ba1af0297de9",
+        sha256: "56232da3631c3b86b8d993d2c6ba10d8f1fa2265683119c0dc99b70d46ca4feb",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
@@ -56,7 +56,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "e538f2c1d12ca26e04f46e48c3669d5fb027405b0b2c2db748b1f875a4ef12ae",
+        sha256: "0e85eb1920e2eb35cfb58b882a54416cc82ec66c47d833dd79ab5c736dc017c3",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
@@ -66,7 +66,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "b478eeb206869ae6f1c818b9bc492cd1f2d1b038bba97e553816957aaa8b5e74",
+        sha256: "d61148c2dd0aefa68d70a37f01489d38c5fa38bf818393da6ee8303174b5c9f4",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
@@ -158,7 +158,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "3f749e437564fc1e53ffc4cceab26222d314a2a088d3fa50bc14b4618fa2c81e",
+        sha256: "db6cc6f701b93196397f97869633a148ce417612d58068e9fa5453129fd5bcb2",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
@@ -168,7 +168,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "797a28bb0ba3fae508dfafe1eb4c9b0142a75b9b83678dbefec63a6c15e02f5b",
+        sha256: "7f0a0841ab945879ad54d9b8fdabd7934b274642a250ec24bf9f769464935468",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
@@ -178,7 +178,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "a8d2e1915ba9103338088cb3e49f32f0a0317bf59aa9e61a648bea4cd147337c",
+        sha256: "f1a6944e336c6b094c1c750796131d07432cdb7a5c5ce727fb5ba9a9d96c4f4c",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {

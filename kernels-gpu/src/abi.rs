@@ -57,7 +57,7 @@ pub struct WorkItem {
     /// other item holds KV of these queries, so the item writes the output itself.
     pub partial_slot: u32,
     /// Word index, counted from the program's start, of the row in `q`, `out` and `lse` of each of the item's queries;
-    /// [`NONE`]: query `q` is row `q`.
+    /// [`NONE`]: query `q` is row `q`. An item whose rows are listed has partial slots: the merge knows rows.
     pub row_word: u32,
     /// Zero.
     pub reserved: [u32; 2],

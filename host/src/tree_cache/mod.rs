@@ -177,14 +177,15 @@ impl TreeCache {
         let (targets, counters) = (batch.targets(), counters(&self.forest));
         let (k, v) = (kv.k.elements(), kv.v.elements());
         let backend = &mut self.backend;
-        Ok(match kv.rope {
+        match kv.rope {
             None => backend.append(layer, targets, counters, k, v)?,
             Some(table) => {
                 let positions = batch.positions();
                 let rotation = Rotation { table, positions };
                 backend.append_rotated(layer, targets, counters, k, v, rotation)?;
             }
-        })
+        }
+        Ok(())
     }
 
     /// Attention of one layer: `q` and `out` are `[rows, q_heads, head_dim]`, in the order of the batch's rows. With

@@ -54,25 +54,22 @@ impl RowMap {
 
     /// Index of `(query, head)` of the item's first row, in units of `head_dim` elements, if rows are not listed.
     #[inline(always)]
-    fn first(&self) -> usize {
+    pub(super) fn first(&self) -> usize {
         self.query_begin as usize * self.q_heads as usize + self.first_head as usize
     }
 
     /// How far a row is from the first: 32 bits, since an item has few rows.
     #[inline(always)]
-    fn offset(&self, row: u32) -> u32 {
+    pub(super) fn offset(&self, row: u32) -> u32 {
         self.group.query(row) * (self.q_heads - self.group.size) + row
     }
 
-    /// Index of `(query, head)` of one of the item's rows, in units of `head_dim` elements.
+    /// Index of `(query, head)` of one of the item's rows, in units of `head_dim` elements, if rows are listed.
     ///
     /// # Safety
     /// The item has the row, and is one of the program's.
     #[inline(always)]
-    pub(super) unsafe fn index(&self, row: u32) -> usize {
-        if !self.listed() {
-            return self.first() + self.offset(row) as usize;
-        }
+    unsafe fn index(&self, row: u32) -> usize {
         let query = self.group.query(row);
         // SAFETY: the list has an entry for each of the item's queries.
         let place = unsafe { global::load_u32(self.words.add((self.row_word + query) as usize)) };

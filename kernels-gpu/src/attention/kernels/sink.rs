@@ -50,17 +50,15 @@ impl<const D: usize> Sink<D> {
     /// Where `row` of the item goes.
     #[inline(always)]
     pub(super) fn row(&self, row: u32) -> RowSink {
-        let valid = row < self.map.rows;
         let index = if self.direct {
-            // SAFETY: the item has the row, or its first in the place of one that nobody stores.
-            unsafe { self.map.index(if valid { row } else { 0 }) }
+            self.map.first() + self.map.offset(row) as usize
         } else {
             self.partial_row + row as usize
         };
         RowSink {
             outputs: self.outputs,
             direct: self.direct,
-            valid,
+            valid: row < self.map.rows,
             index,
         }
     }

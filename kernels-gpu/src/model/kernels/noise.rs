@@ -17,7 +17,6 @@ pub struct Sampling {
 impl Sampling {
     /// The noise of row `row`.
     ///
-
     /// # Safety
     /// The row has a stream and a step, and there are settings.
     #[inline(always)]
