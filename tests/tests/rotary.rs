@@ -6,6 +6,9 @@ const HEADS: usize = 2;
 const DIM: usize = 64;
 const ROW: usize = HEADS * DIM;
 
+/// A node's keys in a [`Pair`]'s caches: each cache refuses the other's.
+type Node = [NodeKey; 2];
+
 /// A cache that rotates, and one whose keys come rotated.
 struct Pair {
     table: RotaryTable,
@@ -41,22 +44,29 @@ impl Pair {
         values.collect()
     }
 
-    /// Does the same to both caches; their nodes have the same names.
-    fn both<R: PartialEq + std::fmt::Debug>(
+    fn root(&mut self) -> Node {
+        [&mut self.rotating, &mut self.plain].map(|cache| cache.insert_root().unwrap())
+    }
+
+    /// Does the same to a node of both caches; returns each new node's keys.
+    fn grow(
         &mut self,
-        change: impl Fn(&mut TreeCache) -> Result<R, CacheError>,
-    ) -> R {
-        let result = change(&mut self.rotating).unwrap();
-        assert_eq!(result, change(&mut self.plain).unwrap());
-        result
+        node: Node,
+        change: impl Fn(&mut TreeCache, NodeKey) -> Result<Vec<NodeKey>, CacheError>,
+    ) -> Vec<Node> {
+        let rotating = change(&mut self.rotating, node[0]).unwrap();
+        let plain = change(&mut self.plain, node[1]).unwrap();
+        assert_eq!(rotating.len(), plain.len());
+        let keys = rotating.into_iter().zip(plain);
+        keys.map(|(rotating, plain)| [rotating, plain]).collect()
     }
 
     /// Writes `positions.len()` tokens of a node, its first.
-    fn write(&mut self, node: NodeKey, positions: std::ops::Range<u32>) {
-        let tokens = [(node, positions.len() as u32)];
-        let batch = self.rotating.batch(&tokens).unwrap();
+    fn write(&mut self, node: Node, positions: std::ops::Range<u32>) {
+        let tokens = node.map(|key| [(key, positions.len() as u32)]);
+        let batch = self.rotating.batch(&tokens[0]).unwrap();
         assert!(batch.positions().iter().copied().eq(positions.clone()));
-        let plain = self.plain.batch(&tokens).unwrap();
+        let plain = self.plain.batch(&tokens[1]).unwrap();
         let (k, v) = (self.rows(positions.len()), self.rows(positions.len()));
         self.rotating
             .append(0, &batch, Kv::new(&k, &v).rotated(&self.table))
@@ -67,10 +77,11 @@ impl Pair {
         self.plain.append(0, &plain, Kv::new(&rotated, &v)).unwrap();
     }
 
-    fn assert_same_attention(&mut self, nodes: &[NodeKey]) {
+    fn assert_same_attention(&mut self, nodes: &[Node]) {
         let q = self.rows(2 * nodes.len());
-        let outputs = [&mut self.rotating, &mut self.plain].map(|cache| {
-            let ones: Vec<_> = nodes.iter().map(|&node| (node, 1)).collect();
+        let caches = [(0, &mut self.rotating), (1, &mut self.plain)];
+        let outputs = caches.map(|(which, cache)| {
+            let ones: Vec<_> = nodes.iter().map(|node| (node[which], 1)).collect();
             let batch = cache.batch_held(&ones).unwrap();
             let mut out = vec![f32::NAN; q.len()];
             cache.attend(0, &batch, &q, &mut out).unwrap();
@@ -84,9 +95,9 @@ impl Pair {
 #[test]
 fn a_token_turns_by_the_length_of_its_path() {
     let mut pair = Pair::new();
-    let root = pair.both(|cache| cache.insert_root());
+    let root = pair.root();
     pair.write(root, 0..70);
-    let leaves = pair.both(|cache| cache.fork(root, 2));
+    let leaves = pair.grow(root, |cache, root| cache.fork(root, 2));
     pair.write(leaves[0], 70..73);
     let draft = [
         DraftNode {
@@ -98,7 +109,7 @@ fn a_token_turns_by_the_length_of_its_path() {
             tokens: 1,
         },
     ];
-    let drafted = pair.both(|cache| cache.insert_draft(leaves[0], &draft));
+    let drafted = pair.grow(leaves[0], |cache, leaf| cache.insert_draft(leaf, &draft));
     pair.write(drafted[0], 73..75);
     pair.write(drafted[1], 75..76);
     pair.assert_same_attention(&[root, leaves[0], drafted[0], drafted[1]]);
@@ -107,14 +118,14 @@ fn a_token_turns_by_the_length_of_its_path() {
 #[test]
 fn a_decode_step_turns_each_leaf_by_its_own_position() {
     let mut pair = Pair::new();
-    let root = pair.both(|cache| cache.insert_root());
+    let root = pair.root();
     pair.write(root, 0..10);
-    let leaves = pair.both(|cache| cache.fork(root, 2));
+    let leaves = pair.grow(root, |cache, root| cache.fork(root, 2));
     pair.write(leaves[1], 10..15);
     // Not in the order of the tree.
     let asked = [leaves[1], leaves[0]];
-    let [mut batch, mut plain] = [&mut pair.rotating, &mut pair.plain]
-        .map(|cache| cache.batch(&asked.map(|leaf| (leaf, 1))).unwrap());
+    let [mut batch, mut plain] = [(0, &mut pair.rotating), (1, &mut pair.plain)]
+        .map(|(which, cache)| cache.batch(&asked.map(|leaf| (leaf[which], 1))).unwrap());
     for step in 0..4 {
         if step > 0 {
             pair.rotating.advance(&mut batch, 1).unwrap();
@@ -133,9 +144,9 @@ fn a_decode_step_turns_each_leaf_by_its_own_position() {
 #[test]
 fn a_position_beyond_the_table_is_refused_and_nothing_written() {
     let mut pair = Pair::new();
-    let root = pair.both(|cache| cache.insert_root());
-    let batch = pair.rotating.batch(&[(root, 301)]).unwrap();
-    pair.plain.batch(&[(root, 301)]).unwrap();
+    let root = pair.root();
+    let batch = pair.rotating.batch(&[(root[0], 301)]).unwrap();
+    pair.plain.batch(&[(root[1], 301)]).unwrap();
     let (k, v) = (pair.rows(301), pair.rows(301));
     let error = pair
         .rotating
