@@ -30,6 +30,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`format`](mod@format) | how K and V of a page are stored |
 //! | [`cache`] | pages: who owns them, how they lie, import and export |
 //! | [`tree`] | forests of token runs: grow, fork, prune, draft and accept; the view that is planned |
 //! | [`plan`] | from a view to a [`plan::Plan`], arrays that a backend executes; what it reads and writes |
@@ -42,20 +43,22 @@ pub mod attention;
 pub mod cache;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod format;
 pub mod plan;
 pub mod tree;
 mod tree_cache;
 
 pub use attention::RotaryTable;
 pub use cache::{DType, KvElement};
+pub use format::KvFormat;
 pub use half::{bf16, f16};
 /// The records of plans and of kernels' arguments, and how K and V lie in a page.
 pub use kernels_gpu::{abi, layout};
 pub use plan::Grouping;
 pub use tree::{DraftNode, NodeKey};
 pub use tree_cache::{
-    Batch, CacheBuilder, CacheConfig, CacheError, Device, Kv, Out, PlanUpdate, Rows, RowsMut,
-    TreeCache,
+    Batch, CacheBuilder, CacheConfig, CacheError, Device, FormatBytes, Kv, Out, PlanUpdate, Rows,
+    RowsMut, TreeCache,
 };
 
 /// The examples in the documentation.

@@ -59,8 +59,10 @@ pub struct WorkItem {
     /// Word index, counted from the program's start, of the row in `q`, `out` and `lse` of each of the item's queries;
     /// [`NONE`]: query `q` is row `q`. An item whose rows are listed has partial slots: the merge knows rows.
     pub row_word: u32,
+    /// How the pages of the item's segments are stored; 0: in the cache's element type.
+    pub format: u32,
     /// Zero.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
 }
 
 /// A run of pages, all of one node (or of one block of small nodes), for some of an item's queries.

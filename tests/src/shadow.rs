@@ -106,6 +106,8 @@ fn separate_sequences(lengths: impl Iterator<Item = usize>) -> (TreeView, Vec<(u
             parent: None,
             queries: view.queries..view.queries + 1,
             tokens: tokens as u32,
+            format: KvFormat::Native,
+            first_token: 0,
             pages: first..view.pages.len() as u32,
             length_slot: None,
             mask: None,

@@ -1,5 +1,6 @@
 //! Views to plan without a forest: from arrays, and random ones.
 
+use deft::KvFormat;
 use deft::tree::{Run, TreeView};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -41,6 +42,8 @@ pub fn from_nodes(nodes: &[Node]) -> TreeView {
             parent,
             queries: query..view.queries,
             tokens: nodes[i].tokens,
+            format: KvFormat::Native,
+            first_token: 0,
             pages: first..end,
             length_slot: nodes[i].live.then_some(i as u32),
             mask: None,

@@ -1,9 +1,12 @@
 //! What the CPU and a GPU have in common.
 
+use std::ops::Range;
+
 use kernels_gpu::abi::{AppendTarget, TokenMove};
 
 use super::{BackendError, Rotation, rotary};
 use crate::cache::{CacheShape, Elements, ElementsMut, PageId, PagedTable};
+use crate::format::KvFormat;
 use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
 
 /// A KV cache on some device, and attention over it.
@@ -99,11 +102,86 @@ pub trait Backend: std::fmt::Debug + Send {
         foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError>;
 
+    /// Whether pages can be rewritten in `format` and read from it.
+    ///
+    /// # Errors
+    /// [`BackendError::Format`] if not, as of a backend that has only native pages;
+    /// [`BackendError::FormatShape`] for numbers that do not fit the cache's heads.
+    fn check_format(&self, format: KvFormat) -> Result<(), BackendError> {
+        match format {
+            KvFormat::Native => Ok(()),
+            _ => Err(BackendError::Format {
+                format,
+                backend: self.name(),
+            }),
+        }
+    }
+
+    /// Rewrites pages of all layers and KV heads: of native pages `from[i]` are made pages `to[i]` of another format.
+    /// Both exist, and are as many.
+    ///
+    /// # Errors
+    /// Those of [`Backend::check_format`]; [`BackendError::Unstorable`] for a NaN or an infinity; the device's own.
+    /// Nobody reads `to` then.
+    fn encode(
+        &mut self,
+        format: KvFormat,
+        from: &[PageId],
+        to: &[PageId],
+        channels: Channels<'_>,
+    ) -> Result<(), BackendError> {
+        let _ = (from, to, channels);
+        self.check_format(format)
+    }
+
+    /// Writes pages of all layers and KV heads: native pages `to[i]` get what pages `from[i]` of another format say.
+    ///
+    /// # Errors
+    /// Those of [`Backend::check_format`]; the device's own.
+    fn decode(
+        &mut self,
+        format: KvFormat,
+        from: &[PageId],
+        to: &[PageId],
+    ) -> Result<(), BackendError> {
+        let _ = (from, to);
+        self.check_format(format)
+    }
+
+    /// As [`Backend::export`] for tokens `tokens` of the foreign sequence only, which lie in pages of `format`: token
+    /// `i` at `paged.places[i]`.
+    ///
+    /// # Errors
+    /// Those of [`Backend::check_format`] and [`Backend::export`].
+    fn export_part(
+        &mut self,
+        format: KvFormat,
+        tokens: Range<usize>,
+        paged: PagedTokens<'_>,
+        foreign: [ElementsMut<'_>; 2],
+    ) -> Result<(), BackendError> {
+        let _ = (tokens, paged, foreign);
+        Err(BackendError::Format {
+            format,
+            backend: self.name(),
+        })
+    }
+
     /// Attention of one layer.
     ///
     /// # Errors
     /// Those of [`super::check_attend`], and the device's own.
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError>;
+}
+
+/// Which channels of keys are kept by a format that keeps some: of all pages that are rewritten together the same.
+#[derive(Clone, Copy, Debug)]
+pub enum Channels<'a> {
+    /// Those of a page that is of the format already.
+    Of(PageId),
+    /// By score: the sum of squares of the pages' keys, times a weight of each channel, which is the sum of squares of
+    /// recent queries: `[layers, kv_heads, head_dim]`; empty for 1.
+    Scored(&'a [f32]),
 }
 
 /// Tokens that a cache and a foreign, paged one have in common.

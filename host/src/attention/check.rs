@@ -3,7 +3,8 @@
 use kernels_gpu::abi::{APPEND_LIVE, AppendTarget, NONE, PAGE_TOKENS, TokenMove};
 
 use super::{Attend, AttentionParams, Counters, Rotation};
-use crate::cache::{CacheShape, DType, Elements, PageId, ShapeError};
+use crate::cache::{CacheShape, DType, Elements, PageId, SLAB_PAGES, ShapeError};
+use crate::format::{FormatError, KvFormat};
 use crate::plan::Plan;
 
 /// Why a backend refused. The cache and the outputs are as they were before the call.
@@ -103,6 +104,29 @@ pub enum BackendError {
         /// The cache's.
         expected: u32,
     },
+    /// The backend reads no pages of that format.
+    #[error("KV format {format} is not available on {backend} yet; seal as native")]
+    Format {
+        /// The format asked for.
+        format: KvFormat,
+        /// The backend's name.
+        backend: String,
+    },
+    /// A page holds what its format cannot store.
+    #[error("from[{index}], layer {layer}, KV head {kv_head}: {source}")]
+    Unstorable {
+        /// Index into the pages to be rewritten.
+        index: usize,
+        /// The layer.
+        layer: u32,
+        /// The KV head.
+        kv_head: u32,
+        /// Which element it is.
+        source: FormatError,
+    },
+    /// A number of a format is out of range.
+    #[error(transparent)]
+    FormatShape(FormatError),
     /// A number is none to compute with.
     #[error("{name} is {value}; it must be {expected}")]
     Param {
@@ -214,6 +238,10 @@ pub(crate) fn check_plan(
 ) -> Result<(), BackendError> {
     for share in 0..plan.shares() {
         for item in plan.share(share).items() {
+            let pages = match item.format() {
+                KvFormat::Native => shape.pages,
+                format => shape.pages / SLAB_PAGES * format.pages_per_slab(shape.page()),
+            };
             for segment in item.segments {
                 if segment.length_slot != NONE && segment.length_slot as usize >= slots {
                     return Err(BackendError::Length {
@@ -224,7 +252,7 @@ pub(crate) fn check_plan(
                     });
                 }
                 for (index, &page) in item.pages(segment).iter().enumerate() {
-                    in_pages("plan", index, page, "the cache", shape.pages as usize)?;
+                    in_pages("plan", index, page, "the cache", pages as usize)?;
                 }
             }
         }

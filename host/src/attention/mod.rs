@@ -6,7 +6,7 @@ pub mod cpu;
 mod paged;
 mod rotary;
 
-pub use backend::{Attend, AttentionParams, Backend, Counters, PagedTokens};
+pub use backend::{Attend, AttentionParams, Backend, Channels, Counters, PagedTokens};
 #[cfg(feature = "cuda")]
 pub(crate) use check::check_plan;
 #[cfg(feature = "cuda")]

@@ -4,12 +4,15 @@ mod dtype;
 mod paged;
 mod pool;
 mod shape;
+mod slabs;
 mod storage;
 
 pub use dtype::{DType, Elements, ElementsMut, KvElement};
 pub use paged::{PagedOrder, PagedTable};
 pub use pool::{PagePool, PoolError};
 pub use shape::{CacheShape, HEAD_DIMS, MAX_HEADS, ShapeError};
+pub use slabs::SLAB_PAGES;
+pub(crate) use slabs::SlabClass;
 pub(crate) use storage::HostPages;
 
 /// Index of a page: [`kernels_gpu::abi::PAGE_TOKENS`] tokens, of every layer and KV head.

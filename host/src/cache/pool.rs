@@ -3,6 +3,7 @@
 use kernels_gpu::abi::{APPEND_LIVE, PAGE_TOKENS};
 
 use super::PageId;
+use super::slabs::{SLAB_PAGES, Slabs};
 
 /// Why a [`PagePool`] refused.
 #[non_exhaustive]
@@ -17,6 +18,19 @@ pub enum PoolError {
         free: u32,
         /// Pages of the pool.
         capacity: u32,
+    },
+    /// More pages of a format were wanted than are free, or than free native pages in a row make room for.
+    #[error(
+        "out of pages of a format: {wanted} wanted, {free} free; {per_slab} of them take {SLAB_PAGES} native pages in a \
+         row that are free"
+    )]
+    OutOfSlabs {
+        /// Pages that the operation needs.
+        wanted: u32,
+        /// Pages that are free, or would be of free slabs.
+        free: u64,
+        /// Pages that a slab holds.
+        per_slab: u32,
     },
     /// A pool has a page at least, and `page * 64 + token` has to fit an append target, beside its flag bit.
     #[error("pages is {pages}; it must be between 1 and {}", PagePool::MAX_PAGES)]
@@ -37,7 +51,8 @@ pub enum PoolError {
 /// A fixed number of pages, each free or held by the nodes of a [`TokenForest`](crate::tree::TokenForest) that have a
 /// token on it.
 ///
-/// `free + live = capacity` at all times. A page that came back last is the next to be taken.
+/// `free + live = capacity` at all times. A page that came back last is the next to be taken. Pages of formats lie in
+/// slabs, each of 16 native pages in a row: those are live as long as the slab holds a page.
 #[derive(Clone, Debug)]
 pub struct PagePool {
     capacity: u32,
@@ -45,6 +60,9 @@ pub struct PagePool {
     references: Vec<u32>,
     /// Pages that were in use and came back, the last one on top.
     returned: Vec<PageId>,
+    /// Pages in use of each run of [`SLAB_PAGES`], as far as [`Self::references`] go.
+    pub(super) held_by_slab: Vec<u8>,
+    pub(super) slabs: Slabs,
 }
 
 impl PagePool {
@@ -67,6 +85,8 @@ impl PagePool {
             capacity: pages as u32,
             references: Vec::new(),
             returned: Vec::new(),
+            held_by_slab: Vec::new(),
+            slabs: Slabs::default(),
         })
     }
 
@@ -128,12 +148,31 @@ impl PagePool {
     /// [`PoolError::OutOfPages`].
     pub(crate) fn allocate(&mut self) -> Result<PageId, PoolError> {
         self.check_free(1)?;
-        if let Some(page) = self.returned.pop() {
-            self.references[page as usize] = 1;
-            return Ok(page);
+        let page = self.returned.pop().unwrap_or_else(|| self.touch());
+        self.references[page as usize] = 1;
+        self.held_by_slab[(page / SLAB_PAGES) as usize] += 1;
+        Ok(page)
+    }
+
+    /// The next page that was never in use.
+    fn touch(&mut self) -> PageId {
+        let page = self.references.len();
+        self.references.push(0);
+        self.held_by_slab.resize(page / SLAB_PAGES as usize + 1, 0);
+        page as PageId
+    }
+
+    /// Takes free pages, with one reference each.
+    pub(super) fn take_run(&mut self, pages: std::ops::Range<PageId>) {
+        while self.references.len() < pages.end as usize {
+            let page = self.touch();
+            self.returned.push(page);
         }
-        self.references.push(1);
-        Ok(self.references.len() as PageId - 1)
+        self.returned.retain(|page| !pages.contains(page));
+        for page in pages {
+            self.references[page as usize] = 1;
+            self.held_by_slab[(page / SLAB_PAGES) as usize] += 1;
+        }
     }
 
     /// Takes `count` free pages, with one reference each, or none.
@@ -159,6 +198,7 @@ impl PagePool {
         let last = *references == 0;
         if last {
             self.returned.push(page);
+            self.held_by_slab[(page / SLAB_PAGES) as usize] -= 1;
         }
         last
     }
@@ -180,6 +220,9 @@ impl PagePool {
         returned.dedup();
         assert_eq!(returned.len(), self.returned.len(), "a page is free twice");
         assert!(returned.iter().all(|&page| self.references(page) == 0));
+        let slabs = self.references.chunks(SLAB_PAGES as usize);
+        let held = slabs.map(|slab| slab.iter().filter(|&&count| count > 0).count() as u8);
+        assert!(held.eq(self.held_by_slab.iter().copied()));
     }
 }
 

@@ -3,7 +3,7 @@
 use kernels_gpu::abi::{PAGE_TOKENS, TokenMove};
 use kernels_gpu::layout::{CORE, element_offset, half_page_elements, page_elements, page_offset};
 
-use super::{CacheShape, KvElement, PageId, ShapeError};
+use super::{CacheShape, KvElement, PageId, SLAB_PAGES, ShapeError, SlabClass};
 
 const CHUNK: usize = CORE as usize;
 
@@ -57,6 +57,58 @@ impl<T: KvElement> HostPages<T> {
         let (k, v) = self.planes[layer as usize][range]
             .split_at(half_page_elements(self.shape.head_dim) as usize);
         PageRef { k, v }
+    }
+
+    /// Bytes of a page of a slab's class, of one layer and KV head; `bytes` is what a page takes.
+    #[inline]
+    pub(crate) fn coded(
+        &self,
+        layer: u32,
+        page: PageId,
+        kv_head: u32,
+        (class, bytes): (SlabClass, usize),
+    ) -> &[u8] {
+        let range = self.coded_range(page, kv_head, class, bytes);
+        &bytemuck::cast_slice(&self.planes[layer as usize])[range]
+    }
+
+    /// As [`Self::coded`], to be written.
+    pub(crate) fn coded_mut(
+        &mut self,
+        layer: u32,
+        page: PageId,
+        kv_head: u32,
+        (class, bytes): (SlabClass, usize),
+    ) -> &mut [u8] {
+        let range = self.coded_range(page, kv_head, class, bytes);
+        &mut bytemuck::cast_slice_mut(&mut self.planes[layer as usize])[range]
+    }
+
+    /// One page of one layer and KV head, to be written: K and V.
+    pub(crate) fn page_mut(&mut self, layer: u32, page: PageId, kv_head: u32) -> [&mut [T]; 2] {
+        let range = self.page_range(page, kv_head);
+        let half = half_page_elements(self.shape.head_dim) as usize;
+        let (k, v) = self.planes[layer as usize][range].split_at_mut(half);
+        [k, v]
+    }
+
+    fn coded_range(
+        &self,
+        page: PageId,
+        kv_head: u32,
+        class: SlabClass,
+        bytes: usize,
+    ) -> std::ops::Range<usize> {
+        let shape = &self.shape;
+        let (slab, within) = (page / class.per_slab, page % class.per_slab);
+        assert!(
+            (slab + 1) * SLAB_PAGES <= shape.pages && kv_head < shape.kv_heads,
+            "page {page} of {class:?}, KV head {kv_head} of {shape:?}"
+        );
+        let slab = page_offset(shape.head_dim, shape.kv_heads, slab * SLAB_PAGES, 0);
+        let head = within as usize * shape.kv_heads as usize + kv_head as usize;
+        let begin = slab as usize * size_of::<T>() + head * bytes;
+        begin..begin + bytes
     }
 
     /// Writes K and V of one token of one layer, both `[kv_heads, head_dim]`.

@@ -247,7 +247,7 @@ impl<'a> Floors<'a> {
             if queries == 0 || run.tokens == 0 {
                 continue;
             }
-            let groups = f64::from(run.tokens.div_ceil(CORE));
+            let groups = f64::from(run.tokens.div_ceil(CORE)) * costs.weight(run.format);
             let tiles = queries.div_ceil(max_queries);
             let tile = costs.rates(queries.div_ceil(tiles)).of(tiles > 1);
             floors.memory += groups * costs.memory_group_ns / f64::from(config.shares);

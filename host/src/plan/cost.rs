@@ -3,6 +3,9 @@
 use kernels_gpu::abi::PAGE_TOKENS;
 use kernels_gpu::layout::CORE;
 
+use crate::cache::DType;
+use crate::format::{KvFormat, PageShape};
+
 /// Cost of one share's work, in nanoseconds of the thread block that runs it.
 ///
 /// | constant | H100 | where from |
@@ -175,6 +178,7 @@ impl Default for CostModel {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Costs {
     group_size: u32,
+    page: PageShape,
     /// Reading one group of eight tokens.
     group_ns: f64,
     /// The same, when other shares read it as well.
@@ -204,8 +208,14 @@ impl Costs {
         let group_elements = f64::from(CORE) * f64::from(head_dim);
         let group_bytes = 2.0 * group_elements * f64::from(element_bytes);
         let slot_bytes = f64::from(group_size) * (f64::from(head_dim) + 1.0) * 4.0;
+        let dtype = if element_bytes > 2 {
+            DType::F32
+        } else {
+            DType::F16
+        };
         Self {
             group_size,
+            page: PageShape { head_dim, dtype },
             group_ns: group_bytes / model.bytes_per_ns,
             shared_group_ns: group_bytes / model.cache_bytes_per_ns.max(model.bytes_per_ns),
             row_ns: 4.0 * group_elements / model.flops_per_ns,
@@ -220,11 +230,25 @@ impl Costs {
     /// What token groups cost in an item of `queries` queries.
     #[inline]
     pub(super) fn rates(&self, queries: u32) -> Rates {
+        self.rates_in(queries, 1.0)
+    }
+
+    /// The same for pages of `weight` times the bytes of native ones.
+    #[inline]
+    pub(super) fn rates_in(&self, queries: u32, weight: f64) -> Rates {
         let compute_ns = self.row_ns * f64::from(tile_rows(queries * self.group_size));
         Rates {
-            own: self.group_ns.max(compute_ns),
-            shared: self.shared_group_ns.max(compute_ns),
+            own: (self.group_ns * weight).max(compute_ns),
+            shared: (self.shared_group_ns * weight).max(compute_ns),
         }
+    }
+
+    /// Bytes of a page of `format` over those of a native one.
+    pub(super) fn weight(&self, format: KvFormat) -> f64 {
+        if format == KvFormat::Native || format.check(self.page).is_err() {
+            return 1.0;
+        }
+        format.page_bytes(self.page) as f64 / self.page.native_bytes() as f64
     }
 
     /// The least that `groups` groups of tokens seen by `queries` queries cost, in whichever tiles.

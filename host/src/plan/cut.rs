@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::cost::{Costs, Groups, PAGE_GROUPS, Rates};
 use super::draft::Draft;
 use super::sequence::{Piece, Sequence, Unit};
+use crate::format::KvFormat;
 
 /// Fillings tried at most.
 const FILLINGS: u32 = 8;
@@ -108,6 +109,8 @@ struct Open {
     end: u32,
     groups: Groups,
     rates: Rates,
+    /// How its pages are stored: an item has pages of one format.
+    format: KvFormat,
     /// Most queries that the rates hold for.
     rated_queries: u32,
     /// Cost of the token groups.
@@ -230,6 +233,9 @@ impl Filling<'_> {
     /// would not be cheaper.
     fn merged(&self, part: &Part<'_>) -> Option<Open> {
         let open = self.open.as_ref()?;
+        if open.format != part.piece.format {
+            return None;
+        }
         let own = &part.piece.queries;
         let mut merged = *open;
         merged.begin = open.begin.min(own.start);
@@ -242,7 +248,7 @@ impl Filling<'_> {
         if count <= open.rated_queries {
             merged.kv_ns += part.groups * open.rates.of(part.piece.shared);
         } else {
-            merged.rates = self.costs.rates(count);
+            merged.rates = self.costs.rates_in(count, part.piece.weight);
             merged.rated_queries = self.costs.tile_queries(count);
             merged.kv_ns = merged.rates.cost(merged.groups);
         }
@@ -274,7 +280,8 @@ impl Filling<'_> {
             begin: queries.start,
             end: queries.end,
             groups,
-            rates: self.costs.rates(count),
+            rates: self.costs.rates_in(count, part.piece.weight),
+            format: part.piece.format,
             rated_queries: self.costs.tile_queries(count),
             kv_ns: part.groups * part.piece.rate,
             complete: part.begins_unit,

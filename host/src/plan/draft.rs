@@ -121,6 +121,7 @@ impl DraftSegment {
         let end = run.pages.start + self.pages.end + self.joined.pages;
         let own = self.pages.end * PAGE_TOKENS;
         self.queries == next.queries
+            && run.format == after.format
             && whole(run, self)
             && whole(after, next)
             && end == after.pages.start + next.pages.start

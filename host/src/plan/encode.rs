@@ -3,9 +3,10 @@
 use bytemuck::Pod;
 use kernels_gpu::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment, WorkItem, words_of};
 
-use super::draft::{Draft, DraftSegment};
+use super::draft::{Draft, DraftItem, DraftSegment};
 use super::program::{LiveTail, Plan};
 use super::{PlanConfig, PlanError};
+use crate::format::KvFormat;
 use crate::tree::{Run, TreeView};
 
 /// Scratch of [`encode`].
@@ -130,7 +131,8 @@ impl Encoder {
                 } else {
                     cursor.page as u32
                 },
-                reserved: [0; 2],
+                format: item_format(view, draft, item).code(),
+                reserved: 0,
             };
             if !self.in_order {
                 let rows =
@@ -172,6 +174,20 @@ impl Encoder {
     }
 }
 
+/// How an item's pages are stored: all in the same way.
+pub(super) fn item_format(view: &TreeView, draft: &Draft, item: &DraftItem) -> KvFormat {
+    let segments = &draft.segments[item.segments.start as usize..item.segments.end as usize];
+    let mut formats = segments
+        .iter()
+        .map(|segment| view.runs[segment.run as usize].format);
+    let format = formats.next().unwrap_or_default();
+    debug_assert!(
+        formats.all(|other| other == format),
+        "an item mixes formats"
+    );
+    format
+}
+
 impl Cursor {
     fn words(&self) -> u64 {
         u64::from(HEADER)
@@ -205,6 +221,7 @@ fn capacity(run: &Run, segment: &DraftSegment, slack: u32) -> u32 {
 /// The fields that depend on the run and its pages alone.
 fn record_of(run: &Run, segment: &DraftSegment) -> Segment {
     let first_token = segment.pages.start * PAGE_TOKENS;
+    let counted = run.first_token + first_token;
     Segment {
         page_count: segment.pages.end - segment.pages.start + segment.joined.pages,
         tokens: run
@@ -216,7 +233,7 @@ fn record_of(run: &Run, segment: &DraftSegment) -> Segment {
             .length_slot
             .filter(|_| is_live(run, segment))
             .unwrap_or(NONE),
-        first_token,
+        first_token: counted,
         ..Segment::default()
     }
 }

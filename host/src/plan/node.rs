@@ -38,7 +38,7 @@ pub(super) fn deal(
                 let take = chunk.map_or(left, |chunk| chunk.min(left));
                 let taken = groups.min(take.saturating_mul(PAGE_GROUPS));
                 let ns = costs.item_ns
-                    + f64::from(taken) * costs.rates(count).of(piece.shared)
+                    + f64::from(taken) * costs.rates_in(count, piece.weight).of(piece.shared)
                     + f64::from(count) * costs.slot_ns;
                 let item = draft.items.len() as u32;
                 dealer.order.push((Reverse((ns * 1e3) as u64), item));
@@ -55,7 +55,7 @@ pub(super) fn deal(
     dealer.deal(shares, draft);
 }
 
-/// One item for every unit, dealt likewise. Tiles of one tree cost about the same, so they go to different
+/// One item for every unit, or for its pages of one format that follow one another, dealt likewise. Tiles of one tree cost about the same, so they go to different
 /// shares, to be read at the same time.
 pub(super) fn deal_units(
     sequence: &Sequence,
@@ -66,12 +66,19 @@ pub(super) fn deal_units(
 ) {
     dealer.order.clear();
     for unit in &sequence.units {
-        let item = draft.items.len() as u32;
+        let pieces = &sequence.pieces[unit.pieces.start as usize..unit.pieces.end as usize];
+        let of_one_format = pieces.chunk_by(|a, b| a.format == b.format);
+        let parts = of_one_format.clone().count() as u64;
         let ns = unit_ns(unit, costs);
-        dealer.order.push((Reverse((ns * 1e3) as u64), item));
-        draft.begin_item(0, unit.queries.clone());
-        for piece in &sequence.pieces[unit.pieces.start as usize..unit.pieces.end as usize] {
-            draft.push_segment(piece, piece.pages.clone());
+        for pieces in of_one_format {
+            let item = draft.items.len() as u32;
+            dealer
+                .order
+                .push((Reverse((ns * 1e3) as u64 / parts), item));
+            draft.begin_item(0, pieces[0].queries.clone());
+            for piece in pieces {
+                draft.push_segment(piece, piece.pages.clone());
+            }
         }
     }
     dealer.deal(shares, draft);

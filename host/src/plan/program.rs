@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kernels_gpu::abi::{MergeRow, NONE, ProgramHeader, Segment, WorkItem, words_of};
 
 use super::Grouping;
+use crate::format::KvFormat;
 
 /// What every backend executes: which queries meet which pages where, and how the parts merge.
 ///
@@ -199,6 +200,11 @@ impl Plan {
     pub fn reuse_distance(&self) -> u64 {
         self.reuse_pages
     }
+    /// Whether some item's pages are of another format than the native one.
+    pub fn has_formats(&self) -> bool {
+        let items = |share| self.share(share).items();
+        (0..self.shares).any(|share| items(share).any(|item| item.record.format != 0))
+    }
     /// The program of share `index`.
     ///
     /// # Panics
@@ -254,6 +260,13 @@ impl<'a> Share<'a> {
 }
 
 impl<'a> Item<'a> {
+    /// How the pages of all the item's segments are stored.
+    ///
+    /// # Panics
+    /// If a plan says what no planner writes.
+    pub fn format(&self) -> KvFormat {
+        KvFormat::from_code(self.record.format).expect("the planner writes formats")
+    }
     /// The row in `q`, `out` and `lse` of each of the item's queries.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = u32> + use<'a> {
         let (record, program) = (self.record, self.program);

@@ -11,6 +11,7 @@ use kernels_gpu::layout::CORE;
 
 use super::cost::{Costs, PAGE_GROUPS, Rates};
 use super::draft::Draft;
+use super::encode::item_format;
 use crate::tree::{Run, TreeView};
 
 /// Scratch of [`Scorer::score`].
@@ -112,7 +113,8 @@ impl Scorer {
         let mut asked = 0.0;
         for item in &draft.items {
             let queries = item.queries.end - item.queries.start;
-            let rates = costs.rates(queries);
+            let weight = costs.weight(item_format(view, draft, item));
+            let rates = costs.rates_in(queries, weight);
             let walk = &mut self.walks[item.share as usize];
             walk.ns += costs.item_ns;
             if item.partial_slot != NONE {
@@ -137,7 +139,7 @@ impl Scorer {
                 *before = self.reads.len() as u32 - 1;
                 walk.ns += groups * rates.of(shared);
                 walk.pages += segment.pages.end - segment.pages.start;
-                asked += groups;
+                asked += groups * weight;
             }
         }
         asked

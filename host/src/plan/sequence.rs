@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use super::cost::{Costs, Groups, PAGE_GROUPS};
 use super::tiles::{for_each_part, tile_edges, tile_queries, work_ns};
+use crate::format::KvFormat;
 use crate::tree::{Run, TreeView};
 use kernels_gpu::layout::CORE;
 
@@ -26,15 +27,22 @@ pub(super) struct Piece {
     pub(super) groups: u32,
     /// Other row tiles have the same pages.
     pub(super) shared: bool,
+    pub(super) format: KvFormat,
+    /// Its pages' bytes over those of native ones.
+    pub(super) weight: f64,
     /// Cost of a token group in an item of its own.
     pub(super) rate: f64,
 }
 
 impl Piece {
     fn whole(index: usize, run: &Run, queries: Range<u32>, shared: bool, costs: &Costs) -> Self {
+        let weight = costs.weight(run.format);
+        let rates = costs.rates_in(queries.end - queries.start, weight);
         Self {
             run: index as u32,
-            rate: costs.rates(queries.end - queries.start).of(shared),
+            rate: rates.of(shared),
+            format: run.format,
+            weight,
             queries,
             pages: 0..run.pages.end - run.pages.start,
             groups: run.tokens.div_ceil(CORE),
@@ -86,7 +94,7 @@ impl Sequence {
     fn push_unit(&mut self, pieces: Range<usize>, queries: Range<u32>, tile: u32, tiles: u32) {
         let mut groups = Groups::default();
         for piece in &self.pieces[pieces.clone()] {
-            groups.add(f64::from(piece.groups), piece.shared);
+            groups.add(f64::from(piece.groups) * piece.weight, piece.shared);
         }
         self.units.push(Unit {
             pieces: pieces.start as u32..pieces.end as u32,

@@ -48,7 +48,7 @@ pub(super) fn tile_queries(tree: &[Run], widest: u32, costs: &Costs, share_ns: f
 pub(super) fn work_ns(tree: &[Run], tile: u32, costs: &Costs) -> f64 {
     let runs = tree.iter().map(|run| {
         let queries = run.queries.end - run.queries.start;
-        let groups = f64::from(run.tokens.div_ceil(CORE));
+        let groups = f64::from(run.tokens.div_ceil(CORE)) * costs.weight(run.format);
         if queries <= tile {
             groups * costs.rates(queries).of(false)
         } else {

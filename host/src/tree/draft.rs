@@ -124,7 +124,7 @@ impl TokenForest {
             unreachable!("a trunk owns its pages");
         };
         self.lengths[slot] = grown;
-        self.tail_pages[slot] = pages.last().copied().unwrap_or(NONE);
+        self.tail_pages[slot] = node.tail_page();
         let moves = sources.into_iter().zip(length..).map(|(from, position)| {
             let to = place(pages, position);
             TokenMove { from, to }

@@ -2,6 +2,7 @@
 
 use super::{NodeKey, TokenForest};
 use crate::cache::PoolError;
+use crate::format::KvFormat;
 
 /// Why a [`TokenForest`] refused. The forest is as it was before the call.
 #[non_exhaustive]
@@ -131,6 +132,24 @@ pub enum ForestError {
     EmptyNode {
         /// The node.
         node: NodeKey,
+    },
+    /// The node's pages are of another format than the native one and the one asked for.
+    #[error("{node:?} has pages in {format}: seal it as native first")]
+    OtherFormat {
+        /// The node.
+        node: NodeKey,
+        /// The format of its first pages.
+        format: KvFormat,
+    },
+    /// Tokens in pages of another format than the native one are neither written nor taken away.
+    #[error("the first {tokens} tokens of {node:?} are kept in {format}: seal it as native first")]
+    InFormat {
+        /// The node.
+        node: NodeKey,
+        /// How many of its tokens are.
+        tokens: u32,
+        /// The format of their pages.
+        format: KvFormat,
     },
     /// The page pool refused.
     #[error(transparent)]

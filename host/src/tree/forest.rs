@@ -185,7 +185,8 @@ impl TokenForest {
     /// again; 0 means that only [`TokenForest::lengths`] has changed.
     ///
     /// # Errors
-    /// As [`TokenForest::extend`], but for want of pages; [`ForestError::TokenRange`] for a leaf of fewer tokens.
+    /// As [`TokenForest::extend`], but for want of pages; [`ForestError::TokenRange`] for a leaf of fewer tokens,
+    /// [`ForestError::InFormat`] for tokens in pages that are not native.
     pub fn shrink(&mut self, leaves: &[NodeKey], k: u32) -> Result<u32, ForestError> {
         if leaves.is_empty() {
             return Err(ForestError::Empty { argument: "leaves" });
@@ -202,6 +203,7 @@ impl TokenForest {
                     length,
                 });
             }
+            self.check_native(node, length - k..length)?;
             if !self.marks.insert(self.nodes[node].slot) {
                 return Err(ForestError::DuplicateNode { node, index });
             }
@@ -306,7 +308,7 @@ impl TokenForest {
         for page in pages.drain(self.lengths[slot].div_ceil(PAGE_TOKENS) as usize..) {
             self.pool.release(page);
         }
-        self.tail_pages[slot] = pages.last().copied().unwrap_or(NONE);
+        self.tail_pages[slot] = node.tail_page();
     }
 
     pub(super) fn set_state(&mut self, node: NodeKey, new: State) {
@@ -340,6 +342,7 @@ impl TokenForest {
             previous,
             next: None,
             content,
+            coded: None,
         });
         if let Some(previous) = previous {
             self.nodes[previous].next = Some(key);

@@ -6,7 +6,7 @@ use kernels_gpu::abi::{NONE, PAGE_TOKENS};
 
 use super::node::{Content, State};
 use super::{NodeKey, TokenForest};
-use crate::cache::PageId;
+use crate::cache::{PageId, SlabClass};
 
 impl TokenForest {
     /// Checks links, slots, lengths, pages and reference counts against each other, where debug
@@ -28,7 +28,11 @@ impl TokenForest {
                 *references.entry(page).or_default() += 1;
             }
         }
-        assert_eq!(references.len() as u32, self.pool.live());
+        self.assert_coded();
+        assert_eq!(
+            references.len() as u32,
+            self.pool.live() - self.pool.slab_pages()
+        );
         for (&page, &count) in &references {
             assert_eq!(self.pool.references(page), count, "page {page}");
         }
@@ -81,14 +85,34 @@ impl TokenForest {
         }
     }
 
-    /// Checks a node's pages and tail page; the pages that it has a token on.
+    /// Checks pages of other formats against the pool's count.
+    fn assert_coded(&self) {
+        let mut held = HashMap::<_, (SlabClass, HashSet<PageId>)>::new();
+        for (key, node) in self.nodes.iter() {
+            let (Some(coded), Content::Owned { pages, .. }) = (node.coded, &node.content) else {
+                continue;
+            };
+            assert!(coded.pages > 0 && node.coded_tokens() <= self.length_of(key));
+            let (_, held) = held
+                .entry(coded.class.key)
+                .or_insert((coded.class, HashSet::new()));
+            for &page in &pages[..coded.pages as usize] {
+                assert!(held.insert(page), "two nodes have page {page}");
+            }
+        }
+        for (class, held) in held.into_values() {
+            assert_eq!(self.pool.slab_use(class).pages as usize, held.len());
+        }
+    }
+
+    /// Checks a node's pages and tail page; the native pages that it has a token on.
     fn assert_pages(&self, key: NodeKey, content: &Content) -> Vec<PageId> {
         let slot = self.nodes[key].slot as usize;
         let length = self.lengths[slot];
         let held = match content {
             Content::Owned { pages, .. } => {
                 assert_eq!(pages.len() as u32, length.div_ceil(PAGE_TOKENS));
-                pages.clone()
+                pages[self.nodes[key].coded_pages()..].to_vec()
             }
             Content::Draft { block, begin } => {
                 let end = (begin + length).div_ceil(PAGE_TOKENS) as usize;

@@ -1,6 +1,6 @@
 //! Chains of only children, which become one node.
 
-use kernels_gpu::abi::{NONE, PAGE_TOKENS, TokenMove};
+use kernels_gpu::abi::{PAGE_TOKENS, TokenMove};
 
 use super::node::{Content, State, place};
 use super::{ForestError, NodeKey, TokenForest};
@@ -41,6 +41,10 @@ impl TokenForest {
         let mut sources = Vec::new();
         let mut own = Vec::new();
         for &below in &chain {
+            debug_assert!(
+                self.nodes[below].coded.is_none(),
+                "moves are of native pages"
+            );
             let (pages, _) = self.owned(below);
             sources.extend((0..self.length_of(below)).map(|token| place(pages, token)));
             own.extend_from_slice(pages);
@@ -61,7 +65,7 @@ impl TokenForest {
     }
 
     /// The nodes below `node`, each the only child of the one before.
-    fn only_children(&self, node: NodeKey) -> Result<Vec<NodeKey>, ForestError> {
+    pub(super) fn only_children(&self, node: NodeKey) -> Result<Vec<NodeKey>, ForestError> {
         let mut chain = Vec::new();
         let mut next = node;
         loop {
@@ -108,7 +112,6 @@ impl TokenForest {
         };
         *state = new;
         pages.extend_from_slice(added);
-        self.tail_pages[slot] = pages.last().copied().unwrap_or(NONE);
         let length = &mut self.lengths[slot];
         let moves = sources.iter().zip(*length..).map(|(&from, position)| {
             let to = place(pages, position);
@@ -116,6 +119,7 @@ impl TokenForest {
         });
         let moves = moves.filter(|step| step.from != step.to).collect();
         *length += sources.len() as u32;
+        self.tail_pages[slot] = record.tail_page();
         moves
     }
 

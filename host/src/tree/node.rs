@@ -3,6 +3,7 @@
 use kernels_gpu::abi::PAGE_TOKENS;
 
 use super::NodeKey;
+use super::seal::Coded;
 use crate::cache::PageId;
 
 slotmap::new_key_type! {
@@ -21,6 +22,8 @@ pub(super) struct Node {
     pub(super) previous: Option<NodeKey>,
     pub(super) next: Option<NodeKey>,
     pub(super) content: Content,
+    /// The first of its own pages, if they are not native.
+    pub(super) coded: Option<Coded>,
 }
 
 #[derive(Clone, Debug)]

@@ -71,11 +71,7 @@ impl TokenForest {
         self.tail_pages[slot] = NONE;
         self.free_slots.push(node.slot);
         match node.content {
-            Content::Owned { pages, .. } => {
-                for page in pages {
-                    self.pool.release(page);
-                }
-            }
+            Content::Owned { pages, .. } => self.release_pages(pages, node.coded),
             Content::Draft { block, begin } => {
                 let record = &mut self.blocks[block];
                 for index in begin / PAGE_TOKENS..(begin + length).div_ceil(PAGE_TOKENS) {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::cache::PageId;
+use crate::format::KvFormat;
 
 /// A run of pages that the same queries see: a node's own tokens, or a block of small nodes that share
 /// pages.
@@ -14,6 +15,10 @@ pub struct Run {
     pub queries: Range<u32>,
     /// Tokens held now.
     pub tokens: u32,
+    /// How the run's pages are stored.
+    pub format: KvFormat,
+    /// Tokens that the counter of [`Run::length_slot`] counts before the run's own.
+    pub first_token: u32,
     /// The run's pages, as a range of [`TreeView::pages`]; `ceil(tokens / 64)` of them.
     pub pages: Range<u32>,
     /// The counter that holds the run's length, if it may still grow; growth adds to the last page or

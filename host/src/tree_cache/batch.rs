@@ -58,6 +58,13 @@ impl Batch {
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
+    /// Whether all its tokens can be written: none is in a page of another format.
+    pub(super) fn check_native(&self, forest: &TokenForest) -> Result<(), ForestError> {
+        for (&(node, tokens), &length) in self.nodes.iter().zip(&self.lengths) {
+            forest.check_native(node, length - tokens..length)?;
+        }
+        Ok(())
+    }
     pub(super) fn targets(&self) -> &[AppendTarget] {
         &self.targets
     }

@@ -3,6 +3,7 @@
 use super::{CacheConfig, CacheError, Device, TreeCache, next_id};
 use crate::attention::Backend;
 use crate::cache::{CacheShape, DType};
+use crate::format::KvFormat;
 use crate::plan::{Grouping, Plan, PlanConfig};
 use crate::tree::{TokenForest, TreeView, ViewScratch};
 
@@ -35,6 +36,7 @@ pub struct CacheBuilder {
     soft_cap: Option<f32>,
     grouping: Grouping,
     settings: Settings,
+    seal: KvFormat,
     backend: MakeBackend,
 }
 
@@ -61,6 +63,7 @@ impl CacheBuilder {
             soft_cap: None,
             grouping: Grouping::Flatten,
             settings: Box::new(|_| {}),
+            seal: KvFormat::Native,
             backend: Box::new(move |shape| device.backend(shape)),
         }
     }
@@ -113,6 +116,13 @@ impl CacheBuilder {
         self
     }
 
+    /// What the full pages of nodes become once they are forked, as by [`TreeCache::seal_as`]; native if it is not
+    /// given. A node stays native if there is no room for its new pages or if it holds a NaN or an infinity.
+    pub fn seal(mut self, format: KvFormat) -> Self {
+        self.seal = format;
+        self
+    }
+
     /// Takes a backend of your own in the place of the device's: what `make` makes of the cache's shape.
     pub fn backend(
         mut self,
@@ -151,6 +161,7 @@ impl CacheBuilder {
             let expected = shape;
             return Err(CacheError::BackendShape { found, expected });
         }
+        backend.check_format(self.seal)?;
         if config.group_size() > backend.max_group_size() {
             return Err(CacheError::TooManyHeads {
                 q_heads: config.q_heads,
@@ -164,6 +175,7 @@ impl CacheBuilder {
             config,
             grouping: self.grouping,
             settings: self.settings,
+            seal: self.seal,
             forest: TokenForest::new(pool),
             backend,
             planners: Vec::new(),

@@ -2,6 +2,7 @@
 
 use crate::attention::BackendError;
 use crate::cache::{CacheShape, PoolError, ShapeError};
+use crate::format::KvFormat;
 use crate::plan::PlanError;
 use crate::tree::ForestError;
 
@@ -59,6 +60,18 @@ pub enum CacheError {
     /// The batch is another cache's.
     #[error("the batch was made by another cache")]
     ForeignBatch,
+    /// Tokens in pages of another format than the native one cannot be written.
+    #[error(
+        "tokens {}..{} of those named are kept in {format}: seal their node as native first",
+        tokens.start,
+        tokens.end
+    )]
+    InFormat {
+        /// Which of the tokens named.
+        tokens: std::ops::Range<usize>,
+        /// How they are kept.
+        format: KvFormat,
+    },
     /// A builder was not told what it has to know.
     #[error("the cache cannot be built without .{call}")]
     Missing {

@@ -6,6 +6,7 @@ mod config;
 mod error;
 mod paged;
 mod rows;
+mod seal;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,11 +18,13 @@ pub use self::builder::CacheBuilder;
 pub use self::config::{CacheConfig, Device};
 pub use self::error::CacheError;
 pub use self::rows::{Kv, Out, Rows, RowsMut};
+pub use self::seal::FormatBytes;
 
 use self::builder::Settings;
 
 use crate::attention::{Attend, AttentionParams, Backend, Counters, Rotation, check_length};
 use crate::cache::KvElement;
+use crate::format::KvFormat;
 use crate::plan::{Grouping, Plan, Planner};
 use crate::tree::{DraftNode, NodeKey, TokenForest, TreeView, ViewScratch};
 
@@ -42,6 +45,8 @@ pub struct TreeCache {
     config: CacheConfig,
     grouping: Grouping,
     settings: Settings,
+    /// What nodes become that are forked.
+    seal: KvFormat,
     params: AttentionParams,
     forest: TokenForest,
     backend: Box<dyn Backend>,
@@ -95,7 +100,9 @@ impl TreeCache {
     /// # Errors
     /// Those of [`TokenForest::fork`].
     pub fn fork(&mut self, node: NodeKey, n: usize) -> Result<Vec<NodeKey>, CacheError> {
-        Ok(self.forest.fork(node, n)?)
+        let children = self.forest.fork(node, n)?;
+        self.seal_forked(node)?;
+        Ok(children)
     }
 
     /// Adds `k` tokens to each of `leaves`, or to none, whose K and V come otherwise than by a batch: by
@@ -144,11 +151,13 @@ impl TreeCache {
         Ok(self.backend.copy(&moves)?)
     }
 
-    /// Makes one node of `node` and the only children below it, K and V with them; `node`'s key stays.
+    /// Makes one node of `node` and the only children below it, K and V with them; `node`'s key stays. Their pages that
+    /// are of another format than the native one become native before, which takes as many free pages; `node`'s own stay.
     ///
     /// # Errors
     /// Those of [`TokenForest::merge_chain`].
     pub fn merge_chain(&mut self, node: NodeKey) -> Result<(), CacheError> {
+        self.unseal_below(node)?;
         let moves = self.forest.merge_chain(node)?;
         Ok(self.backend.copy(&moves)?)
     }
@@ -174,6 +183,7 @@ impl TreeCache {
         kv: Kv<'_, T>,
     ) -> Result<(), CacheError> {
         self.check_fresh(batch)?;
+        batch.check_native(&self.forest)?;
         let (targets, counters) = (batch.targets(), counters(&self.forest));
         let (k, v) = (kv.k.elements(), kv.v.elements());
         let backend = &mut self.backend;

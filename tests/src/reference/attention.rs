@@ -137,6 +137,8 @@ mod tests {
             parent,
             queries,
             tokens,
+            format: deft::KvFormat::Native,
+            first_token: 0,
             pages,
             length_slot: None,
             mask,

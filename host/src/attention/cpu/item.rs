@@ -4,14 +4,16 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use kernels_gpu::abi::{NONE, PAGE_TOKENS};
-use kernels_gpu::layout::prefix_elements;
+use kernels_gpu::layout::{half_page_elements, prefix_elements};
 use kernels_gpu::softmax::{Math, Partial};
 use pulp::Arch;
 
+use super::formats;
 use super::non_finite::NonFinite;
 use super::tile::{MAX_LANES, PageMask, PageStep, SCORES, Tile};
 use crate::attention::AttentionParams;
 use crate::cache::{DType, HostPages, KvElement};
+use crate::format::KvFormat;
 use crate::plan::{Item, Plan};
 
 /// The processor's own functions.
@@ -75,6 +77,7 @@ impl<T: KvElement> Call<'_, T> {
             let stride = stride_of(rows);
             scratch.reset(self.head_dim(), stride);
             self.gather(item, kv_head, &mut scratch.q, stride);
+            let format = item.format();
             for segment in item.segments {
                 let length = self.lengths.get(segment.length_slot as usize);
                 let mut tokens = segment.tokens_at(length.copied().unwrap_or(0));
@@ -90,6 +93,7 @@ impl<T: KvElement> Call<'_, T> {
                     let mask_words =
                         (segment.mask != NONE).then(|| &self.plan.masks()[mask..mask + queries]);
                     let seen = Seen {
+                        format,
                         page,
                         tokens: tokens.min(PAGE_TOKENS),
                         rows: visible.clone(),
@@ -126,21 +130,38 @@ impl<T: KvElement> Call<'_, T> {
         }
     }
 
-    fn page(&self, scratch: &mut Scratch, stride: usize, kv_head: u32, seen: Seen<'_>) {
+    /// K and V of a page in f32, its first `elements` elements at least: where they are, or in `room`.
+    fn widened<'a>(
+        &'a self,
+        seen: &Seen<'_>,
+        kv_head: u32,
+        elements: usize,
+        room: &'a mut Vec<f32>,
+    ) -> (&'a [f32], &'a [f32]) {
+        let half = half_page_elements(self.head_dim() as u32) as usize;
+        if seen.format != KvFormat::Native {
+            room.resize(2 * half, 0.0);
+            let (k, v) = room.split_at_mut(half);
+            let at = (self.layer, seen.page, kv_head);
+            formats::decode_page(self.pages, seen.format, at, [&mut *k, &mut *v]);
+            return (k, v);
+        }
         let page = self.pages.page(self.layer, seen.page, kv_head);
+        if T::DTYPE == DType::F32 {
+            return (bytemuck::cast_slice(page.k), bytemuck::cast_slice(page.v));
+        }
+        room.resize(2 * half, 0.0);
+        let (k, v) = room.split_at_mut(half);
+        self.arch.dispatch(|| {
+            T::widen(&page.k[..elements], &mut k[..elements]);
+            T::widen(&page.v[..elements], &mut v[..elements]);
+        });
+        (k, v)
+    }
+
+    fn page(&self, scratch: &mut Scratch, stride: usize, kv_head: u32, seen: Seen<'_>) {
         let elements = prefix_elements(self.head_dim() as u32, seen.tokens) as usize;
-        let (k, v) = if T::DTYPE == DType::F32 {
-            (bytemuck::cast_slice(page.k), bytemuck::cast_slice(page.v))
-        } else {
-            let half = page.k.len();
-            scratch.page.resize(2 * half, 0.0);
-            let (k, v) = scratch.page.split_at_mut(half);
-            self.arch.dispatch(|| {
-                T::widen(&page.k[..elements], &mut k[..elements]);
-                T::widen(&page.v[..elements], &mut v[..elements]);
-            });
-            (&*k, &*v)
-        };
+        let (k, v) = self.widened(&seen, kv_head, elements, &mut scratch.page);
         let partly = seen.mask.is_some() || seen.rows.end < seen.item_rows;
         let (v, non_finite) = if partly {
             let size = (self.head_dim(), seen.tokens as usize);
@@ -173,6 +194,7 @@ impl<T: KvElement> Call<'_, T> {
 
 /// A page and who sees what of it.
 struct Seen<'a> {
+    format: KvFormat,
     page: u32,
     tokens: u32,
     rows: Range<usize>,

@@ -5,11 +5,14 @@
 //! plan's order, so the same plan gives the same bits on any number of threads. Arithmetic is f32; a
 //! page is widened once for all rows that see it.
 
+mod formats;
 mod item;
 mod merge;
 mod non_finite;
 mod simd;
 mod tile;
+
+use std::ops::Range;
 
 use half::{bf16, f16};
 use kernels_gpu::abi::{AppendTarget, TokenMove};
@@ -19,8 +22,13 @@ use rayon::prelude::*;
 use self::item::Call;
 use self::merge::Sources;
 use super::check::{check_append, check_attend, check_moves, check_plan, on_host, resolve};
-use super::{Attend, Backend, BackendError, Counters, PagedTokens, check_export, check_import};
-use crate::cache::{CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, ShapeError};
+use super::{
+    Attend, Backend, BackendError, Channels, Counters, PagedTokens, check_export, check_import,
+};
+use crate::cache::{
+    CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, PageId, ShapeError,
+};
+use crate::format::KvFormat;
 use crate::plan::{CostModel, Grouping, PlanConfig};
 
 /// Tasks of a plan, unless its configuration says otherwise: enough for the last task of one thread not to keep
@@ -150,6 +158,48 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         let (k, v) = (on_host("k", k.into_typed())?, on_host("v", v.into_typed())?);
         self.pages
             .export(paged.layer, paged.places, &paged.table, k, v);
+        Ok(())
+    }
+
+    fn check_format(&self, format: KvFormat) -> Result<(), BackendError> {
+        format
+            .check(self.shape().page())
+            .map_err(BackendError::FormatShape)
+    }
+
+    fn encode(
+        &mut self,
+        format: KvFormat,
+        from: &[PageId],
+        to: &[PageId],
+        channels: Channels<'_>,
+    ) -> Result<(), BackendError> {
+        self.check_format(format)?;
+        formats::encode(&mut self.pages, format, from, to, channels)
+    }
+
+    fn decode(
+        &mut self,
+        format: KvFormat,
+        from: &[PageId],
+        to: &[PageId],
+    ) -> Result<(), BackendError> {
+        self.check_format(format)?;
+        formats::decode(&mut self.pages, format, from, to);
+        Ok(())
+    }
+
+    fn export_part(
+        &mut self,
+        format: KvFormat,
+        tokens: Range<usize>,
+        paged: PagedTokens<'_>,
+        foreign: [ElementsMut<'_>; 2],
+    ) -> Result<(), BackendError> {
+        self.check_format(format)?;
+        let [k, v] = foreign;
+        let (k, v) = (on_host("k", k.into_typed())?, on_host("v", v.into_typed())?);
+        formats::export(&self.pages, format, tokens, paged, [k, v]);
         Ok(())
     }
 

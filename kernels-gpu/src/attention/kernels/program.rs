@@ -85,7 +85,8 @@ impl Program {
             segment_count,
             partial_slot,
             row_word,
-            reserved: [0; 2],
+            format: 0,
+            reserved: 0,
         }
     }
 
