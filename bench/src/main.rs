@@ -15,6 +15,7 @@ mod peers;
 mod planning;
 mod problem;
 mod progress;
+mod quality;
 mod random;
 mod ratios;
 mod report;
@@ -52,6 +53,7 @@ enum Command {
     Draw(draw::Args),
     Engine(engine::Args),
     Search(search::Args),
+    Quality(quality::Args),
 }
 
 /// Which device runs it, with which kernels.
@@ -173,6 +175,7 @@ fn main() -> ExitCode {
         Command::Draw(args) => draw::run(&args),
         Command::Engine(args) => engine::run(&args),
         Command::Search(args) => search::run(&args),
+        Command::Quality(args) => quality::run(&args),
     };
     match outcome {
         Ok(0) => ExitCode::SUCCESS,

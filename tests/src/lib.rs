@@ -1,5 +1,6 @@
 //! What the test suites share: random forests, inputs, answers in f64 and tolerances.
 
+pub mod coded;
 pub mod coverage;
 pub mod emulated;
 pub mod forests;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use deft::plan::HeadShape;
 use deft::tree::{Run, TreeView};
-use deft::{KvElement, NodeKey, TreeCache};
+use deft::{KvElement, KvFormat, NodeKey, TreeCache};
 use kernels_gpu::abi::PAGE_TOKENS;
 
 use crate::oracle::reference_params;
@@ -46,6 +46,30 @@ impl Shadow {
     /// If there is no such node.
     pub fn tokens(&self, node: NodeKey) -> &[Token] {
         &self.nodes[&node].tokens
+    }
+
+    /// The same, to be changed.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn tokens_mut(&mut self, node: NodeKey) -> &mut Vec<Token> {
+        &mut self.nodes.get_mut(&node).unwrap().tokens
+    }
+
+    /// The node above a node.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn parent(&self, node: NodeKey) -> Option<NodeKey> {
+        self.nodes[&node].parent
+    }
+
+    /// Puts a node below another one.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn move_below(&mut self, node: NodeKey, parent: NodeKey) {
+        self.nodes.get_mut(&node).unwrap().parent = Some(parent);
     }
 
     /// Tokens on the path from the root down to `node`.

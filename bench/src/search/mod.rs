@@ -20,7 +20,7 @@ use crate::document::Document;
 use crate::progress::Progress;
 
 /// Where `cargo xtask model` puts the default model.
-const DEFAULT_MODEL: &str = "target/models/SmolLM2-135M-Instruct.Q4_1.gguf";
+pub(crate) const DEFAULT_MODEL: &str = "target/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// Counts how often search methods are right, each with the same number of tokens a problem.
 ///

@@ -12,7 +12,7 @@ mod tree;
 use deft::RotaryTable;
 use deft::abi::PAGE_TOKENS;
 use deft::cache::DType;
-use deft::{Batch, CacheError, Device, Grouping, TreeCache};
+use deft::{Batch, CacheError, Device, Grouping, KvFormat, TreeCache};
 
 use self::forward::Scratch;
 use self::params::Params;
@@ -27,14 +27,17 @@ pub struct CpuOptions {
     pub capacity_bytes: u64,
     /// How attention is planned.
     pub grouping: Grouping,
+    /// How the full pages of nodes are kept that are forked.
+    pub kv: KvFormat,
 }
 
 impl Default for CpuOptions {
-    /// 512 MiB, and Flatten.
+    /// 512 MiB, Flatten, and pages in f32.
     fn default() -> Self {
         Self {
             capacity_bytes: 512 << 20,
             grouping: Grouping::Flatten,
+            kv: KvFormat::Native,
         }
     }
 }
@@ -88,6 +91,7 @@ impl CpuModel {
             .dtype(DType::F32)
             .capacity_bytes(options.capacity_bytes)
             .grouping(options.grouping)
+            .seal(options.kv)
             .build()?;
         // No path is longer than what all pages hold.
         let held = cache.forest().pool().capacity().saturating_mul(PAGE_TOKENS);
@@ -105,6 +109,11 @@ impl CpuModel {
     /// The model's shape.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
+    }
+
+    /// The trees' keys and values.
+    pub fn cache(&self) -> &TreeCache {
+        &self.cache
     }
 
     /// How attention is planned from now on; results are the same up to rounding.

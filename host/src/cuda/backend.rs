@@ -17,6 +17,7 @@ use crate::attention::{
     check_export, check_import, check_moves, check_plan, on_host,
 };
 use crate::cache::{CacheShape, Elements, ElementsMut};
+use crate::format::KvFormat;
 use crate::plan::{Grouping, Plan, PlanConfig, shares_for};
 use kernels_gpu::abi::{AppendTarget, TokenMove};
 
@@ -226,6 +227,14 @@ impl Backend for CudaBackend {
 
     fn name(&self) -> String {
         format!("CUDA ({})", self.cache.device().describe())
+    }
+
+    fn check_format(&self, format: KvFormat) -> Result<(), BackendError> {
+        let backend = "CUDA".to_owned();
+        match format {
+            KvFormat::Native => Ok(()),
+            _ => Err(BackendError::Format { format, backend }),
+        }
     }
 
     fn max_group_size(&self) -> u32 {

@@ -178,6 +178,11 @@ pub enum CudaError {
         /// What the cache has.
         cache: String,
     },
+    /// The plan reads pages that the kernels cannot.
+    #[error(
+        "the plan reads pages of KV formats, which are not available on CUDA yet; seal as native"
+    )]
+    PlanFormat,
     /// A copy failed while a plan was put on the device.
     #[error("the device plan holds parts of two plans, since a copy failed: update it")]
     PlanMixed,

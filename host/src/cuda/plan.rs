@@ -143,6 +143,9 @@ impl PlanImages {
 
     /// Puts `plan` there; returns the bytes copied. What the driver refuses to copy is copied by the next call.
     pub(super) fn update(&mut self, plan: &Plan, stream: &Stream) -> Result<usize, CudaError> {
+        if plan.has_formats() {
+            return Err(CudaError::PlanFormat);
+        }
         self.image.set(&self.capacity, plan, &mut self.pending);
         self.copy(stream)
     }

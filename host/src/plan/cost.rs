@@ -208,14 +208,9 @@ impl Costs {
         let group_elements = f64::from(CORE) * f64::from(head_dim);
         let group_bytes = 2.0 * group_elements * f64::from(element_bytes);
         let slot_bytes = f64::from(group_size) * (f64::from(head_dim) + 1.0) * 4.0;
-        let dtype = if element_bytes > 2 {
-            DType::F32
-        } else {
-            DType::F16
-        };
         Self {
             group_size,
-            page: PageShape { head_dim, dtype },
+            page: page_shape(head_dim, element_bytes),
             group_ns: group_bytes / model.bytes_per_ns,
             shared_group_ns: group_bytes / model.cache_bytes_per_ns.max(model.bytes_per_ns),
             row_ns: 4.0 * group_elements / model.flops_per_ns,
@@ -266,6 +261,15 @@ impl Costs {
     pub(super) fn is_wide(&self, queries: u32) -> bool {
         queries * self.group_size > 64
     }
+}
+
+/// Pages of elements of so many bytes.
+pub(super) fn page_shape(head_dim: u32, element_bytes: u32) -> PageShape {
+    let dtype = match element_bytes {
+        0..=2 => DType::F16,
+        _ => DType::F32,
+    };
+    PageShape { head_dim, dtype }
 }
 
 /// Cost of one group of eight tokens, by who reads it.

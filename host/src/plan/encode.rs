@@ -141,6 +141,7 @@ impl Encoder {
                 program[at..at + rows.len()].copy_from_slice(rows);
                 cursor.page += rows.len() as u64;
             }
+            plan.formats |= record.format != 0;
             put(program, cursor.item, &record);
             cursor.item += ITEM;
             for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]

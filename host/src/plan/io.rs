@@ -9,6 +9,8 @@ use kernels_gpu::abi::{MergeRow, PAGE_TOKENS, ProgramHeader, words_of};
 use kernels_gpu::layout::prefix_elements;
 
 use super::Plan;
+use super::cost::page_shape;
+use crate::format::KvFormat;
 use crate::tree::TreeView;
 
 /// Heads of an attention layer.
@@ -94,7 +96,7 @@ impl Plan {
                 for segment in item.segments {
                     let length = lengths.get(segment.length_slot as usize);
                     let tokens = segment.tokens_at(length.copied().unwrap_or(0));
-                    io.kv += kv_bytes(heads.head_dim, element_bytes, tokens);
+                    io.kv += kv_bytes(heads.head_dim, element_bytes, tokens, item.format());
                     if segment.mask != kernels_gpu::abi::NONE {
                         let pages = u64::from(tokens.div_ceil(PAGE_TOKENS));
                         io.mask += 8 * pages * u64::from(item.record.query_count);
@@ -137,8 +139,13 @@ impl IssuedIo {
     }
 }
 
-/// Bytes of K and V that hold `tokens` tokens of one KV head, in whole groups of eight.
-fn kv_bytes(head_dim: u32, element_bytes: u32, tokens: u32) -> u64 {
+/// Bytes of K and V that hold `tokens` tokens of one KV head, in whole groups of eight; in whole pages of another format
+/// than the native one.
+fn kv_bytes(head_dim: u32, element_bytes: u32, tokens: u32, format: KvFormat) -> u64 {
+    if format != KvFormat::Native {
+        let page = format.page_bytes(page_shape(head_dim, element_bytes));
+        return u64::from(tokens.div_ceil(PAGE_TOKENS)) * page as u64;
+    }
     let page = u64::from(prefix_elements(head_dim, PAGE_TOKENS));
     let tail = u64::from(prefix_elements(head_dim, tokens % PAGE_TOKENS));
     2 * (page * u64::from(tokens / PAGE_TOKENS) + tail) * u64::from(element_bytes)
@@ -148,6 +155,6 @@ fn kv_bytes(head_dim: u32, element_bytes: u32, tokens: u32) -> u64 {
 /// tokens: the least that any plan reads.
 pub fn unique_kv_bytes(view: &TreeView, heads: HeadShape, element_bytes: u32) -> u64 {
     let seen = view.runs.iter().filter(|run| !run.queries.is_empty());
-    let bytes = seen.map(|run| kv_bytes(heads.head_dim, element_bytes, run.tokens));
+    let bytes = seen.map(|run| kv_bytes(heads.head_dim, element_bytes, run.tokens, run.format));
     u64::from(heads.kv_heads) * bytes.sum::<u64>()
 }

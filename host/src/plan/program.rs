@@ -30,6 +30,9 @@ pub struct Plan {
     pub(super) share_ns: Vec<u64>,
     pub(super) predicted_ns: u64,
     pub(super) reuse_pages: u64,
+    /// Some item's pages are not native.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(super) formats: bool,
     /// Where runs grow, by length counter.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) live: Vec<LiveTail>,
@@ -100,6 +103,7 @@ impl Plan {
             share_ns: Vec::new(),
             predicted_ns: 0,
             reuse_pages: 0,
+            formats: false,
             live: Vec::new(),
             identity: Identity::EMPTY,
         }
@@ -113,6 +117,7 @@ impl Plan {
         self.partial_slots = 0;
         self.predicted_ns = 0;
         self.reuse_pages = 0;
+        self.formats = false;
         self.words.clear();
         self.masks.clear();
         self.merge_rows.clear();
@@ -202,8 +207,7 @@ impl Plan {
     }
     /// Whether some item's pages are of another format than the native one.
     pub fn has_formats(&self) -> bool {
-        let items = |share| self.share(share).items();
-        (0..self.shares).any(|share| items(share).any(|item| item.record.format != 0))
+        self.formats
     }
     /// The program of share `index`.
     ///

@@ -48,6 +48,10 @@ pub(crate) struct Args {
     #[arg(long, default_value = "auto")]
     pub(crate) device: DeviceArg,
 
+    /// How keys and values above a fork are kept: in the model's type, or in fewer bits (on the CPU only so far).
+    #[arg(long, default_value = "native")]
+    pub(crate) kv: KvArg,
+
     /// Print one JSON object instead of the tree; everything else goes to stderr. docs/search.md
     /// describes it.
     #[arg(long)]
@@ -149,6 +153,21 @@ pub(crate) enum DeviceArg {
     Cuda,
 }
 
+/// How keys and values are kept that change no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvArg {
+    /// as they are computed
+    Native,
+    /// 8-bit floating point, E4M3
+    Fp8,
+    /// 4 bits, groups of a token's channels
+    Int4,
+    /// 4 bits, keys by channel
+    Kivi4,
+    /// 2 bits, keys by channel
+    Kivi2,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,6 +198,10 @@ mod tests {
             ("--tokens 0", "1..=100000"),
             ("--budget 0", "1.."),
             ("--search dfs", "possible values: tot, beam"),
+            (
+                "--kv int8",
+                "possible values: native, fp8, int4, kivi4, kivi2",
+            ),
             ("--device gpu", "possible values: auto, cpu, cuda"),
             ("--prompt=", "a prompt needs a word"),
             ("--prompt=x --task acrostic", "cannot be used with"),

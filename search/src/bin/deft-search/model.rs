@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use deft::KvFormat;
+use deft::format::Fp8Scale;
 use deft_engine::{ChatTemplate, CpuModel, CpuOptions, Gguf, LlamaConfig, Tokenizer};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::args::DeviceArg;
+use crate::args::{DeviceArg, KvArg};
 use crate::measure::Timed;
 
 /// A model that is ready to run.
@@ -27,7 +29,7 @@ pub(crate) struct Loaded {
 ///
 /// # Errors
 /// It is no model that runs here, or the device is missing.
-pub(crate) fn load(path: &Path, device: DeviceArg) -> Result<Loaded> {
+pub(crate) fn load(path: &Path, device: DeviceArg, kv: KvArg) -> Result<Loaded> {
     let file = path.display();
     let gguf = Gguf::open(path)?;
     let tokenizer = Tokenizer::from_gguf(gguf.metadata());
@@ -35,7 +37,7 @@ pub(crate) fn load(path: &Path, device: DeviceArg) -> Result<Loaded> {
     let template = gguf.metadata().text("tokenizer.chat_template")?;
     let template = template.map(ChatTemplate::new).transpose()?;
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let (model, device, fallback) = on_device(&gguf, device)?;
+    let (model, device, fallback) = on_device(&gguf, device, kv)?;
     Ok(Loaded {
         name: name.into_owned(),
         config: gguf.weights().config().clone(),
@@ -49,21 +51,42 @@ pub(crate) fn load(path: &Path, device: DeviceArg) -> Result<Loaded> {
 
 type Placed = (Box<dyn Timed>, String, Option<String>);
 
-fn on_device(gguf: &Gguf, device: DeviceArg) -> Result<Placed> {
+fn on_device(gguf: &Gguf, device: DeviceArg, kv: KvArg) -> Result<Placed> {
+    let kv = format_of(kv);
+    let on_gpu = || match kv {
+        KvFormat::Native => on_gpu(gguf),
+        format => anyhow::bail!("KV format {format} is not available on CUDA yet"),
+    };
     match device {
-        DeviceArg::Cpu => on_cpu(gguf, None),
-        DeviceArg::Cuda => on_gpu(gguf),
-        DeviceArg::Auto => match on_gpu(gguf) {
+        DeviceArg::Cpu => on_cpu(gguf, kv, None),
+        DeviceArg::Cuda => on_gpu(),
+        DeviceArg::Auto => match on_gpu() {
             Ok(placed) => Ok(placed),
-            Err(error) => on_cpu(gguf, Some(format!("{error:#}"))),
+            Err(error) => on_cpu(gguf, kv, Some(format!("{error:#}"))),
         },
     }
 }
 
-fn on_cpu(gguf: &Gguf, fallback: Option<String>) -> Result<Placed> {
+fn format_of(kv: KvArg) -> KvFormat {
+    match kv {
+        KvArg::Native => KvFormat::Native,
+        KvArg::Fp8 => KvFormat::Fp8 {
+            scale: Fp8Scale::Head,
+        },
+        KvArg::Int4 => KvFormat::Int4 { group: 64 },
+        KvArg::Kivi4 => KvFormat::Kivi { bits: 4, group: 32 },
+        KvArg::Kivi2 => KvFormat::Kivi { bits: 2, group: 32 },
+    }
+}
+
+fn on_cpu(gguf: &Gguf, kv: KvFormat, fallback: Option<String>) -> Result<Placed> {
     let bar = bar(gguf.weights().config().parameters());
     let progress = |done, _| bar.set_position(done);
-    let model = CpuModel::load(gguf.weights(), CpuOptions::default(), progress)?;
+    let options = CpuOptions {
+        kv,
+        ..CpuOptions::default()
+    };
+    let model = CpuModel::load(gguf.weights(), options, progress)?;
     bar.finish_and_clear();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = format!("CPU, {threads} threads");

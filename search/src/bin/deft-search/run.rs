@@ -33,7 +33,7 @@ pub(crate) enum Ended {
 /// What went wrong, for people.
 pub(crate) fn run(path: &Path, args: &Args) -> Result<Ended> {
     let question = Question::new(args);
-    let mut loaded = load(path, args.device)?;
+    let mut loaded = load(path, args.device, args.kv)?;
     let prompt = question.tokens(&loaded.tokenizer, loaded.template.as_ref())?;
     let (mut out, term): (Box<dyn Write>, Term) = match args.json {
         true => (Box::new(io::stderr()), Term::stderr()),

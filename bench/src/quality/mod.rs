@@ -1,0 +1,152 @@
+//! `deft-bench quality`: what a language model says with keys and values in fewer bits, against itself in full.
+
+mod compare;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use deft::KvFormat;
+use deft_engine::{Control, CpuModel, CpuOptions, DraftToken, Gguf, Tokenizer, TreeModel};
+
+use self::compare::{Likeness, Row};
+use crate::device::Device;
+use crate::document::Document;
+use crate::progress::Progress;
+
+/// Tokens that are scored in one pass.
+const PASS: usize = 64;
+/// Most bytes of K and V.
+const CAPACITY: u64 = 1 << 30;
+
+/// Compares a model's predictions with the prefix in fewer bits with those in full.
+///
+/// The first tokens of a text are a prompt whose full pages are kept in the format; the tokens after it are run one
+/// after another, teacher-forced, in full. Their logits are compared: KL of the full model's distribution to the other's,
+/// how often both have the same likeliest token, and by how much the text's own tokens become less likely.
+///
+/// Examples:
+///   deft-bench quality --text README.md
+///   deft-bench quality --text a.txt,b.txt --kv fp8,kivi2 --json out.json
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Args {
+    /// The model, a GGUF file.
+    #[arg(long, value_name = "FILE", default_value = crate::search::DEFAULT_MODEL)]
+    model: PathBuf,
+    /// Texts; several may be given, separated by commas.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "FILE",
+        default_value = "docs/architecture.md,docs/engine.md"
+    )]
+    text: Vec<PathBuf>,
+    /// Tokens of a text that are kept in the format.
+    #[arg(long, default_value_t = 1536)]
+    prefix: usize,
+    /// Tokens after them that are scored.
+    #[arg(long, default_value_t = 256)]
+    scored: usize,
+    /// KV formats; several may be given, separated by commas.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "fp8,fp8-token,kivi4,kivi2,int4-g64,int4-g32,native-keep48,native-keep32,kivi4-keep48"
+    )]
+    kv: Vec<KvFormat>,
+    /// Where to write the results, row by row.
+    #[arg(long, value_name = "OUT")]
+    json: Option<PathBuf>,
+}
+
+/// Runs the command. Nothing it finds counts as wrong.
+pub(crate) fn run(args: &Args) -> Result<usize> {
+    ensure!(
+        args.prefix > 0 && args.scored > 0,
+        "--prefix and --scored must be positive"
+    );
+    let gguf =
+        Gguf::open(&args.model).with_context(|| format!("cannot read {}", args.model.display()))?;
+    let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
+    let texts = args
+        .text
+        .iter()
+        .map(|path| tokens(path, &tokenizer, args.prefix + args.scored));
+    let texts = texts.collect::<Result<Vec<_>>>()?;
+    let mut document = Document::new("quality", &Device::Cpu, None);
+    let file = args.model.file_name().context("--model is no file")?;
+    document.model = Some(file.to_string_lossy().into_owned());
+    let progress = Progress::new(texts.len() * (1 + args.kv.len()));
+    let mut full = Vec::new();
+    for format in [&[KvFormat::Native][..], &args.kv].concat() {
+        progress.doing(&format.to_string());
+        let options = CpuOptions {
+            capacity_bytes: CAPACITY,
+            kv: format,
+            ..CpuOptions::default()
+        };
+        let mut model = CpuModel::load(gguf.weights(), options, |_, _| {})?;
+        let vocabulary = model.vocabulary();
+        let mut row = Row::new(format, args.prefix, args.scored);
+        for (at, text) in texts.iter().enumerate() {
+            let logits = score(&mut model, text, args.prefix)?;
+            row.add_bytes(&model.cache().bytes());
+            clear(&mut model)?;
+            if full.len() == at {
+                full.push(logits);
+            } else {
+                let next = &text[args.prefix + 1..];
+                row.add(Likeness::of(&full[at], &logits, vocabulary, next));
+            }
+            progress.step();
+        }
+        if format == KvFormat::Native {
+            progress.say(&Row::header());
+            continue;
+        }
+        progress.say(&row.line());
+        document.rows.push(row);
+        document.write(args.json.as_deref())?;
+    }
+    Ok(0)
+}
+
+/// The first `count + 1` tokens of a text.
+fn tokens(path: &Path, tokenizer: &Tokenizer, count: usize) -> Result<Vec<u32>> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+    let mut tokens = tokenizer.encode(&text, Control::Text)?;
+    ensure!(
+        tokens.len() > count,
+        "{shown} has {} tokens; --prefix and --scored take {count}, and one that is predicted",
+        tokens.len()
+    );
+    tokens.truncate(count + 1);
+    Ok(tokens)
+}
+
+/// Logits after each token behind the first `prefix`, the last but one included: `[tokens, vocabulary]`.
+fn score(model: &mut CpuModel, text: &[u32], prefix: usize) -> Result<Vec<f32>> {
+    let mut logits = Vec::new();
+    let root = model.insert_prompt(&text[..prefix], &mut logits)?;
+    let leaf = model.fork(root, 1)?[0];
+    let mut all = Vec::new();
+    for part in text[prefix..text.len() - 1].chunks(PASS) {
+        let chain = (0u32..).zip(part).map(|(i, &token)| DraftToken {
+            parent: i.checked_sub(1),
+            token,
+        });
+        let nodes = model.verify(leaf, &chain.collect::<Vec<_>>(), &mut logits)?;
+        model.accept(leaf, &nodes)?;
+        all.extend_from_slice(&logits);
+    }
+    Ok(all)
+}
+
+/// Takes all trees away.
+fn clear(model: &mut CpuModel) -> Result<()> {
+    for root in model.forest().roots().collect::<Vec<_>>() {
+        model.prune(root)?;
+    }
+    Ok(())
+}
