@@ -599,3 +599,38 @@ fn thin_keys_are_chosen_by_queries_and_keys_and_inherited() {
         "by its own keys"
     );
 }
+
+#[test]
+fn items_are_of_one_format_and_bytes_are_counted_in_it() {
+    let mut world = Coded::<bf16>::new(heads(4, 2, 128), 300, 5);
+    let root = world.root(64 * 40 + 10);
+    let format: KvFormat = "kivi2".parse().unwrap();
+    let plain = world.cache.batch_held(&[(root, 1)]).unwrap();
+    world.seal(root, format);
+    let leaves = world.fork(root, 3);
+    for &leaf in &leaves {
+        world.push(leaf, 70);
+    }
+    let asked: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
+    for grouping in [Grouping::Node, Grouping::NodeChunk, Grouping::Flatten] {
+        world.cache.set_grouping(grouping);
+        let batch = world.cache.batch_held(&asked).unwrap();
+        let plan = batch.plan();
+        assert!(plan.has_formats() && !plain.plan().has_formats());
+        let mut tokens = std::collections::HashMap::<KvFormat, u32>::new();
+        for item in (0..plan.shares()).flat_map(|share| plan.share(share).items()) {
+            for segment in item.segments {
+                let length = world.cache.forest().lengths();
+                let length = length.get(segment.length_slot as usize).copied();
+                *tokens.entry(item.format()).or_default() += segment.tokens_at(length.unwrap_or(0));
+            }
+        }
+        assert_eq!(tokens[&format], 64 * 40, "{grouping:?}");
+        assert_eq!(tokens[&KvFormat::Native], 10 + 3 * 70, "{grouping:?}");
+        let lengths = world.cache.forest().lengths();
+        let io = plan.issued_io(heads(4, 2, 128), 2, lengths, false);
+        let native = 2 * 2 * 128 * 2 * (16 + 3 * 72);
+        let coded = 2 * 40 * format.page_bytes(world.page()) as u64;
+        assert_eq!(io.kv, native + coded, "{grouping:?}");
+    }
+}

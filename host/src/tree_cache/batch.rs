@@ -219,7 +219,7 @@ impl TreeCache {
         self.check_ours(batch)?;
         let stale = |change| Err(CacheError::StaleBatch { change });
         match self.forest.growth_since(batch.cursor) {
-            None => return stale("nodes were added or removed"),
+            None => return stale("nodes were added or removed, or sealed"),
             Some([_, ..]) => return stale("a node grew into a new page"),
             Some([]) => {}
         }
