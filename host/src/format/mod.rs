@@ -305,8 +305,8 @@ fn check_values(shape: PageShape, half: &'static str, values: &[f32]) -> Result<
         DType::F16 => ::half::f16::MAX.to_f32() / 2.0,
         DType::Bf16 | DType::F32 => f32::MAX / 2.0,
     };
-    // A NaN is not below anything.
-    match values.iter().position(|value| !(value.abs() <= most)) {
+    let storable = |value: &f32| value.abs() <= most;
+    match values.iter().position(|value| !storable(value)) {
         None => Ok(()),
         Some(at) => {
             let (chunks, row) = (shape.head_dim / CORE, at as u32 / CORE);

@@ -277,7 +277,7 @@ fn what_cannot_be_stored_is_named_and_nothing_written() {
         }
     }
     let of = shape(64, DType::F16);
-    let wide = vec![32_752.0, -32_752.0].repeat(of.half_elements() / 2);
+    let wide = [32_752.0, -32_752.0].repeat(of.half_elements() / 2);
     let [k, _] = coded(KvFormat::Int4 { group: 64 }, of, &wide, &wide);
     assert!(
         k.iter()

@@ -63,7 +63,7 @@ impl std::fmt::Display for ThinKeys {
 }
 
 pub(super) fn check(keep: u32, keys: ThinKeys, head_dim: u32) -> Result<(), FormatError> {
-    if keep == 0 || keep % 16 != 0 || keep > head_dim {
+    if keep == 0 || !keep.is_multiple_of(16) || keep > head_dim {
         return Err(FormatError::OutOfRange {
             name: "keep",
             value: keep,
