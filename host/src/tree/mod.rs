@@ -8,6 +8,7 @@ mod invariants;
 mod merge;
 mod node;
 mod nodes;
+mod own_pages;
 mod prune;
 mod query;
 mod scratch;
