@@ -104,6 +104,12 @@ pub trait Backend: std::fmt::Debug + Send {
     /// # Errors
     /// Those of [`super::check_attend`], and the device's own.
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError>;
+
+    /// The GPU's backend, if this is one: then steps can be captured ([`crate::TreeCache::capture`]).
+    #[cfg(feature = "cuda")]
+    fn cuda(&mut self) -> Option<&mut crate::cuda::CudaBackend> {
+        None
+    }
 }
 
 /// Tokens that a cache and a foreign, paged one have in common.

@@ -213,8 +213,10 @@ impl TreeCache {
         let stale = |change| Err(CacheError::StaleBatch { change });
         match self.forest.growth_since(batch.cursor) {
             None => return stale("nodes were added or removed"),
-            Some([_, ..]) => return stale("a node grew into a new page"),
-            Some([]) => {}
+            Some(growth) if batch.plan.reads_any(growth) => {
+                return stale("one of its nodes grew into a new page");
+            }
+            Some(_) => {}
         }
         for (&(node, _), &length) in batch.nodes.iter().zip(&batch.lengths) {
             if self.forest.length(node)? != length {
