@@ -7,7 +7,7 @@ use deft::attention::{
     check_export, check_import, check_moves,
 };
 use deft::cache::{CacheShape, DType, Elements, ElementsMut, KvElement};
-use deft::plan::Plan;
+use deft::plan::{Grouping, Plan, PlanConfig};
 use device::emulator::{Launch, Memory, Report};
 use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
@@ -352,6 +352,17 @@ impl Inspect for Emulated {
 }
 
 impl Backend for Emulated {
+    fn max_group_size(&self) -> u32 {
+        tile::max_rows(self.shape.head_dim)
+    }
+
+    fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
+        let head_dim = self.shape.head_dim;
+        let mut config = PlanConfig::new(grouping, group_size, head_dim, self.shares());
+        config.max_rows = tile::max_rows(head_dim);
+        config
+    }
+
     fn shape(&self) -> &CacheShape {
         &self.shape
     }

@@ -1,5 +1,7 @@
 //! The user's side: decoding, drafting and pruning through [`TreeCache`], against a cache by name.
 
+mod fuzz;
+
 use deft::{
     Batch, CacheError, DType, Device, DraftNode, Grouping, Kv, KvElement, NodeKey, Out, PlanUpdate,
     TreeCache, bf16, f16,
