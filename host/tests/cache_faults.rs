@@ -9,12 +9,14 @@ use deft::{Batch, CacheError, NodeKey, RotaryTable, StepGraph};
 use fake_gpu::driver::Fake;
 use fake_gpu::world::{Inputs, LAYERS, World, ones};
 
+type Operation = dyn FnMut(&mut World) -> Result<(), CacheError>;
+
 /// A world that is ready for an operation.
 struct Ready {
     world: World,
     /// What is compared in the end.
     nodes: Vec<NodeKey>,
-    op: Box<dyn FnMut(&mut World) -> Result<(), CacheError>>,
+    op: Box<Operation>,
     /// What the operation computes, if anything.
     results: Option<(Batch, Inputs)>,
     /// What a world should hold once it is done.
@@ -135,23 +137,18 @@ fn export() -> Ready {
 
 /// Runs `make`'s operation once for each of its driver calls, with that call failing.
 fn fail_each_call(fake: &Fake, name: &str, make: impl Fn() -> Ready) {
-    let fail = |call, code| {
-        // SAFETY: takes any numbers.
-        unsafe { (fake.fail)(call, code) };
-    };
     let (mut call, mut most) = (0, 0);
     let (mut refused, mut swallowed) = (0, 0);
     loop {
         let mut ready = make();
         let world = &mut ready.world;
         let before = format!("{:?}", world.cache.forest());
-        fail(call, 46);
+        fake.fail_from_now(call, 46);
         let outcome = (ready.op)(world);
-        // SAFETY: takes nothing.
-        let calls = unsafe { (fake.calls)() };
+        let calls = fake.calls_made();
         most = calls.max(most);
         let what = format!("{name}, call {call}, {}", fake.failed());
-        fail(0, 0);
+        fake.fail_from_now(0, 0);
         match outcome {
             Ok(()) => swallowed += u32::from(call > 0),
             Err(error) => {
@@ -169,12 +166,8 @@ fn fail_each_call(fake: &Fake, name: &str, make: impl Fn() -> Ready) {
         world.cache.forest().debug_assert_invariants();
         world.verify(&ready.nodes, &what);
         drop((ready.op, ready.world));
-        // SAFETY: takes nothing.
-        assert_eq!(
-            unsafe { ((fake.live)(), (fake.misuse)()) },
-            (0, 0),
-            "{what}"
-        );
+        assert_eq!(fake.live_objects(), 0, "{what}: left behind");
+        assert_eq!(fake.misused(), 0, "{what}: misuse");
         if call >= most {
             break;
         }

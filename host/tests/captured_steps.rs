@@ -19,11 +19,9 @@ fn one_graph_serves_a_loop_of_prompts_drafts_and_decoding() {
         // Once at first; then only where counters or plans outgrew their room.
         assert!(count(StepRun::Captured) <= 4, "{runs:?}");
         drop(world);
-        // SAFETY: takes nothing.
-        assert_eq!(unsafe { (fake.live)() }, 0);
+        assert_eq!(fake.live_objects(), 0);
     }
-    // SAFETY: takes nothing.
-    assert_eq!(unsafe { (fake.misuse)() }, 0);
+    assert_eq!(fake.misused(), 0);
 }
 
 #[test]
@@ -76,8 +74,7 @@ fn a_step_that_only_grows_waits_for_nothing_and_allocates_nothing() {
         let inputs = world.inputs(&batch);
         world.upload(&inputs);
         let captured = step % 2 == 0;
-        // SAFETY: takes any numbers.
-        unsafe { (fake.fail)(0, 0) };
+        fake.fail_from_now(0, 0);
         let run = match captured {
             true => world.capture(&mut graph, &batch).unwrap(),
             false => world.call(&batch).unwrap(),

@@ -143,13 +143,10 @@ fn a_plan_that_came_in_part_is_not_computed_and_comes_whole_the_next_time() {
     loop {
         let mut on_device = setting.cache.reserve(capacity, GROUP).unwrap();
         on_device.update(&setting.plan, stream).unwrap();
-        // SAFETY: takes any numbers.
-        unsafe { (fake.fail)(call, 46) };
+        fake.fail_from_now(call, 46);
         let outcome = on_device.update(&next, stream);
-        // SAFETY: as above.
-        let calls = unsafe { (fake.calls)() };
-        // SAFETY: as above.
-        unsafe { (fake.fail)(0, 0) };
+        let calls = fake.calls_made();
+        fake.fail_from_now(0, 0);
         if outcome.is_err() {
             assert_eq!(
                 attend(&setting.cache, &on_device, stream),
@@ -185,8 +182,7 @@ fn each_plan_is_brought_to_the_device_once() {
         let rows = (plan.queries() * GROUP) as usize;
         let q = vec![bf16::ZERO; rows * 64];
         let (mut out, mut lse) = (q.clone(), vec![0.0; rows]);
-        // SAFETY: takes any numbers.
-        unsafe { (fake.fail)(0, 0) };
+        fake.fail_from_now(0, 0);
         backend
             .attend(Attend {
                 layer: 0,
@@ -201,8 +197,7 @@ fn each_plan_is_brought_to_the_device_once() {
                 params: AttentionParams::new(64),
             })
             .unwrap();
-        // SAFETY: takes nothing.
-        unsafe { (fake.calls)() }
+        fake.calls_made()
     };
     calls(&large);
     let again = calls(&large);

@@ -425,6 +425,9 @@ impl Backend for Emulated {
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
         check_import(&self.shape, paged, foreign)?;
+        if paged.places.is_empty() {
+            return Ok(());
+        }
         let foreign = foreign
             .map(|foreign| bytemuck::cast_slice(foreign.bytes().expect("rows are on the host")));
         self.import_strided(paged, paged.table.page_size, foreign)
@@ -437,6 +440,9 @@ impl Backend for Emulated {
         foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
         check_export(&self.shape, paged, &foreign)?;
+        if paged.places.is_empty() {
+            return Ok(());
+        }
         let foreign = foreign.map(|foreign| {
             bytemuck::cast_slice_mut(foreign.into_bytes().expect("rows are on the host"))
         });

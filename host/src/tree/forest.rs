@@ -311,7 +311,10 @@ impl TokenForest {
             unreachable!("a draft node does not grow");
         };
         // The page taken last returns first, to be taken as it was.
-        for page in pages.drain(self.lengths[slot].div_ceil(PAGE_TOKENS) as usize..).rev() {
+        for page in pages
+            .drain(self.lengths[slot].div_ceil(PAGE_TOKENS) as usize..)
+            .rev()
+        {
             self.pool.release(page);
         }
         self.tail_pages[slot] = pages.last().copied().unwrap_or(NONE);
