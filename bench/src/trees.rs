@@ -76,10 +76,10 @@ fn cost_constant(text: &str) -> std::result::Result<(String, f64), String> {
 }
 
 fn set_cost(cost: &mut CostModel, name: &str, value: f64) -> std::result::Result<(), String> {
-    let mut constants = cost.constants().into_iter();
-    let found = constants.find(|(known, _)| *known == name);
-    let (_, constant) = found.ok_or_else(|| format!("the cost model has no `{name}`"))?;
-    *constant = value;
+    let mut fields = serde_json::to_value(*cost).map_err(|error| error.to_string())?;
+    let field = fields.get_mut(name);
+    *field.ok_or_else(|| format!("the cost model has no `{name}`"))? = value.into();
+    *cost = serde_json::from_value(fields).map_err(|error| error.to_string())?;
     Ok(())
 }
 
