@@ -159,6 +159,17 @@ fn without_numbers(text: &str) -> String {
     result
 }
 
+/// Instructions that the lanes of a warp execute together (`.sync`, `.aligned`), by entry of a PTX text. A compiler that
+/// doubles one, or moves it into a branch, breaks the kernel, and then the number is often another.
+pub(crate) fn collective(text: &str) -> Result<BTreeMap<String, u32>> {
+    let count = |item: Item| {
+        let words = item.text.split_whitespace();
+        let together = words.filter(|word| word.contains(".sync") || word.contains(".aligned"));
+        (item.name, together.count() as u32)
+    };
+    Ok(parse(text)?.items.into_iter().map(count).collect())
+}
+
 /// Refuses what must not reach a driver.
 fn check(item: &Item) -> Result<()> {
     ensure!(
@@ -393,6 +404,15 @@ mod tests {
         };
         assert_eq!(branch(1), branch(40));
         assert!(branch(1)["b"].contains("$L__BB_2:"));
+    }
+
+    #[test]
+    fn instructions_that_lanes_execute_together_are_counted_by_entry() {
+        let body = "{ wgmma.fence.sync.aligned; }\n\tbar.sync 0;\n\tcp.async.wait_all;\n\tret;";
+        let counts =
+            collective(&SOURCE.replacen("ret;\n}\n.visible", &format!("{body}\n}}\n.visible"), 1));
+        let counts = counts.unwrap();
+        assert_eq!((counts["first"], counts["second"]), (2, 0));
     }
 
     #[test]
