@@ -181,7 +181,7 @@ fn count(
 
 #[cfg(test)]
 #[allow(dead_code, reason = "the search tests use all of it")]
-#[path = "../../../search/tests/common/mock.rs"]
+#[path = "../../../search/tests/searches/mock.rs"]
 mod mock;
 
 #[cfg(test)]
