@@ -14,7 +14,7 @@ use crate::document::Document;
 use crate::gpu::Repeats;
 use crate::peers::Peers;
 use crate::problem::{self, of_workload};
-use crate::report::{header, summary};
+use crate::report::{HEADER, summary};
 use crate::{DeviceArgs, GroupingArg, say};
 
 pub(crate) use crate::report::Row;
@@ -109,7 +109,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         measured: args.iterations.max(1),
     };
     let mut report = Document::new("trees", &device, device.time_nothing(repeats)?);
-    say(&header());
+    say(HEADER);
     let mut wrong = 0;
     for workload in &workloads {
         let run = match workload.dtype {

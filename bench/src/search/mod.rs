@@ -144,7 +144,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     let mut document = Document::new("search", &device, None);
     document.model = Some(opened.name.clone());
     progress.say(&format!("{}; {}", document.device, opened.name));
-    progress.say(&report::header());
+    progress.say(report::HEADER);
     for task in &args.task {
         for &method in &args.method {
             let method = args.method(method);
