@@ -169,7 +169,7 @@ impl CudaDevice {
     }
 
     /// The device's number.
-    pub(crate) fn ordinal(&self) -> u32 {
+    pub fn ordinal(&self) -> u32 {
         self.inner.ordinal
     }
     /// The device's name, as the driver gives it.
