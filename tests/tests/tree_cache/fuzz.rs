@@ -113,7 +113,6 @@ struct World<T> {
     foreign_key: NodeKey,
     foreign_batch: Batch,
     graph: StepGraph,
-    table: RotaryTable,
     rng: SmallRng,
     /// Kernels keep a token that is not finite in another way than the CPU does.
     kernels: bool,
@@ -150,7 +149,6 @@ impl<T: KvElement> World<T> {
             foreign_batch: other.batch(&[(foreign_key, 3)]).unwrap(),
             foreign_key,
             graph: StepGraph::new(),
-            table: RotaryTable::new(head_dim, 300, 10_000.0).unwrap(),
             rng: SmallRng::seed_from_u64(seed),
             kernels,
             done: [0; 2],
