@@ -12,7 +12,7 @@ use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
 /// which page is whose, are the caller's. Of slices in the host's memory all work is done when a call returns; a
 /// backend without a GPU refuses the others by [`BackendError::NotOnHost`]. Arguments are checked
 /// ([`super::check_append`] and its like) before anything is written.
-pub trait Backend: std::fmt::Debug + Send {
+pub trait Backend: std::any::Any + std::fmt::Debug + Send {
     /// The cache's dimensions.
     fn shape(&self) -> &CacheShape;
 
@@ -104,12 +104,6 @@ pub trait Backend: std::fmt::Debug + Send {
     /// # Errors
     /// Those of [`super::check_attend`], and the device's own.
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError>;
-
-    /// The GPU's backend, if this is one: then steps can be captured ([`crate::TreeCache::capture`]).
-    #[cfg(feature = "cuda")]
-    fn cuda(&mut self) -> Option<&mut crate::cuda::CudaBackend> {
-        None
-    }
 }
 
 /// Tokens that a cache and a foreign, paged one have in common.

@@ -235,16 +235,19 @@ impl CudaBackend {
         };
         let mut room = match room {
             Some(room) => room,
-            None => self.room(plan)?,
+            None => self.room(plan, None)?,
         };
         room.update(plan, &self.stream)?;
         self.plans.push(room);
         Ok(())
     }
 
-    /// Room for `plan` and for others that are larger.
-    fn room(&self, plan: &Plan) -> Result<CudaPlan, CudaError> {
-        let capacity = PlanCapacity::of(plan).scaled(PLAN_HEADROOM);
+    /// Room for `plan` and for others that are larger, and for those that had room `before`.
+    fn room(&self, plan: &Plan, before: Option<PlanCapacity>) -> Result<CudaPlan, CudaError> {
+        let mut capacity = PlanCapacity::of(plan).scaled(PLAN_HEADROOM);
+        if let Some(before) = before.filter(|before| before.shares == capacity.shares) {
+            capacity = capacity.max(before);
+        }
         self.cache.reserve(capacity, plan.group_size())
     }
 
@@ -413,10 +416,6 @@ impl Backend for CudaBackend {
             self.lse.read(lse, stream)?;
         }
         Ok(())
-    }
-
-    fn cuda(&mut self) -> Option<&mut CudaBackend> {
-        Some(self)
     }
 }
 

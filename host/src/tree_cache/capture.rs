@@ -4,8 +4,8 @@ use super::{Batch, CacheError, Kv, Out, Rows, TreeCache};
 use crate::cache::KvElement;
 #[cfg(feature = "cuda")]
 use crate::{
-    attention::BackendError,
-    cuda::{CudaError, RawStream, RecordedStep, Seen, StepCall},
+    attention::{Backend, BackendError},
+    cuda::{CudaBackend, CudaError, PlanCapacity, RawStream, RecordedStep, Seen, StepCall},
 };
 
 /// Most numbers of rows that a [`StepGraph`] holds graphs of.
@@ -103,7 +103,7 @@ impl Step<'_> {
     /// The cache's stream, for launches of your own: what they enqueue there is part of the graph. `None` on the CPU.
     #[cfg(feature = "cuda")]
     pub fn stream(&mut self) -> Option<RawStream> {
-        let backend = self.cache.backend.cuda()?;
+        let backend = gpu(&mut *self.cache.backend)?;
         Some(backend.stream().raw())
     }
 }
@@ -159,12 +159,19 @@ impl TreeCache {
             return Err(CacheError::ForeignGraph.into());
         }
         #[cfg(feature = "cuda")]
-        if self.backend.cuda().is_some() {
+        if gpu(&mut *self.backend).is_some() {
             return self.capture_on_gpu(graph, batch, work);
         }
         work(&mut Step { cache: self, batch })?;
         Ok(StepRun::Called)
     }
+}
+
+/// The GPU's backend, if it is one; nobody else's steps are captured.
+#[cfg(feature = "cuda")]
+pub(super) fn gpu(backend: &mut dyn Backend) -> Option<&mut CudaBackend> {
+    let backend: &mut dyn std::any::Any = backend;
+    backend.downcast_mut()
 }
 
 /// The errors of a step's work, and of the capture around it.
@@ -191,8 +198,8 @@ impl Drop for Capturing<'_> {
 
 #[cfg(feature = "cuda")]
 impl TreeCache {
-    fn gpu(&mut self) -> &mut crate::cuda::CudaBackend {
-        self.backend.cuda().expect("the backend was one of a GPU")
+    fn gpu(&mut self) -> &mut CudaBackend {
+        gpu(&mut *self.backend).expect("the backend is one of a GPU")
     }
 
     fn capture_on_gpu<E: From<CacheError>>(
@@ -202,7 +209,7 @@ impl TreeCache {
         work: impl FnOnce(&mut Step<'_>) -> Result<(), E>,
     ) -> Result<StepRun, E> {
         let rows = batch.rows();
-        let seen = match graph.take(rows) {
+        let (seen, before) = match graph.take(rows) {
             None => {
                 self.gpu().look();
                 work(&mut Step { cache: self, batch })?;
@@ -214,7 +221,7 @@ impl TreeCache {
             }
             Some(Size::Captured(mut step)) => {
                 let replayed = self.replay(&mut step, batch);
-                let seen = step.seen().clone();
+                let (seen, room) = (step.seen().clone(), step.capacity());
                 if let Ok(false) = replayed {
                     // Its room goes before another is made.
                     drop(step);
@@ -222,11 +229,11 @@ impl TreeCache {
                     graph.put(rows, Size::Captured(step));
                     return Ok(replayed.map(|_| StepRun::Replayed)?);
                 }
-                seen
+                (seen, Some(room))
             }
-            Some(Size::Run(seen)) => seen,
+            Some(Size::Run(seen)) => (seen, None),
         };
-        let captured = self.record(batch, &seen, work);
+        let captured = self.record(batch, &seen, before, work);
         let step = match captured {
             Ok(step) => step,
             Err(error) => {
@@ -246,12 +253,13 @@ impl TreeCache {
         &mut self,
         batch: &Batch,
         seen: &Seen,
+        before: Option<PlanCapacity>,
         work: impl FnOnce(&mut Step<'_>) -> Result<(), E>,
     ) -> Result<RecordedStep, E> {
         let call = step_call(&self.forest, batch);
-        let backend = self.backend.cuda().expect("the backend is one of a GPU");
+        let backend = gpu(&mut *self.backend).expect("the backend is one of a GPU");
         let stream = backend.shared_stream();
-        backend.prepare(&call).map_err(CacheError::from)?;
+        backend.prepare(&call, before).map_err(CacheError::from)?;
         let capturing = Capturing(self);
         let graph = stream.capture(|_| {
             let cache = &mut *capturing.0;
@@ -267,7 +275,7 @@ impl TreeCache {
     /// Runs a captured step, unless it must be captured anew.
     fn replay(&mut self, step: &mut RecordedStep, batch: &Batch) -> Result<bool, CacheError> {
         let call = step_call(&self.forest, batch);
-        let backend = self.backend.cuda().expect("the backend is one of a GPU");
+        let backend = gpu(&mut *self.backend).expect("the backend is one of a GPU");
         if !backend
             .can_replay(step, &call)
             .map_err(BackendError::from)?

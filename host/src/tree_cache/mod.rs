@@ -86,7 +86,7 @@ impl TreeCache {
     /// The GPU's side: its stream and its pages; `None` on the CPU.
     #[cfg(feature = "cuda")]
     pub fn cuda(&mut self) -> Option<&crate::cuda::CudaBackend> {
-        self.backend.cuda().map(|backend| &*backend)
+        capture::gpu(&mut *self.backend).map(|backend| &*backend)
     }
 
     /// Starts a tree: an empty root, to which [`TreeCache::batch`] adds a prompt.

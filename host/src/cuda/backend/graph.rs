@@ -105,10 +105,15 @@ impl CudaBackend {
         self.stream.clone()
     }
 
-    /// Prepares to capture a step: all that its launches read is brought to the device.
-    pub(crate) fn prepare(&mut self, call: &StepCall<'_>) -> Result<(), BackendError> {
+    /// Prepares to capture a step: all that its launches read is brought to the device, plans into as much room at
+    /// least as a step of as many rows had `before`.
+    pub(crate) fn prepare(
+        &mut self,
+        call: &StepCall<'_>,
+        before: Option<PlanCapacity>,
+    ) -> Result<(), BackendError> {
         let mut inputs = StepInputs {
-            plan: self.room(call.plan)?,
+            plan: self.room(call.plan, before)?,
             targets: Mirror::new("a step's append targets"),
             positions: Mirror::new("a step's positions"),
             tables: Vec::new(),
@@ -193,6 +198,10 @@ impl CudaBackend {
 }
 
 impl RecordedStep {
+    /// Its room for plans.
+    pub(crate) fn capacity(&self) -> PlanCapacity {
+        *self.inputs.plan.capacity()
+    }
     /// Streams that it was captured from.
     pub(crate) fn seen(&self) -> &Seen {
         &self.seen
