@@ -5,7 +5,7 @@ use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, Stream};
 use deft::{DType, KvElement, bf16, f16};
 
 use super::CudaModelError;
-use crate::{LayerTensor, LlamaConfig, Tensor, Weights};
+use crate::{ConfigError, LayerTensor, LlamaConfig, Tensor, Weights, WeightsError};
 
 /// Elements that are read from the source at a time.
 const BLOCK_ELEMENTS: usize = 16 << 20;
@@ -59,6 +59,7 @@ impl CudaWeights {
             return Err(CudaError::DType { dtype }.into());
         }
         let config = weights.config().clone();
+        refuse_variants(&config)?;
         let stream = Stream::new(device)?;
         let reader = Reader {
             device,
@@ -94,6 +95,7 @@ impl CudaWeights {
         seed: u64,
     ) -> Result<Self, CudaModelError> {
         config.validate()?;
+        refuse_variants(&config)?;
         if distinct_layers == 0 || distinct_layers > config.layers {
             return Err(CudaModelError::Option {
                 option: "distinct_layers",
@@ -280,4 +282,17 @@ impl Maker<'_> {
         unsafe { self.ops.fill_random(&fill, self.stream.raw()) }?;
         Ok(buffer)
     }
+}
+
+/// The kernels between the products are Llama's.
+fn refuse_variants(config: &LlamaConfig) -> Result<(), WeightsError> {
+    let differences = config.variant.differences();
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(WeightsError::Config(ConfigError {
+        field: "variant",
+        value: differences.join(", "),
+        expected: "Llama's on a GPU, which cannot do that yet; the CPU can".to_owned(),
+    }))
 }

@@ -99,6 +99,8 @@ pub(crate) struct Stored {
     pub(crate) places: HashMap<Tensor, Place>,
     pub(crate) order: HeadOrder,
     pub(crate) head_dim: usize,
+    /// What is added to the weights of norms.
+    pub(crate) norm_offset: f32,
 }
 
 impl Stored {
@@ -123,7 +125,11 @@ impl Source for Stored {
             Tensor::Layer(_, LayerTensor::Query | LayerTensor::Key)
         );
         if !turned || self.order == HeadOrder::Halves {
-            return file.read_rows(&place, rows, out);
+            file.read_rows(&place, rows, out)?;
+            if tensor.is_norm() {
+                out.iter_mut().for_each(|gain| *gain += self.norm_offset);
+            }
+            return Ok(());
         }
         for (row, out) in rows.zip(out.chunks_exact_mut(place.columns)) {
             let row = self.row_in_pairs(row);
