@@ -2,7 +2,8 @@
 //!
 //! While a template runs, characters of contents that begin or end a control token's name are replaced by
 //! noncharacters, one for one. So no name can be put together out of contents, by any cutting, joining or
-//! replacing, and to all else a template sees the contents as they are. Where a template itself looks for a text
+//! replacing, unless the template writes the name's first and last character itself. Otherwise it sees contents as they
+//! are. Where a template itself looks for a text
 //! with such characters, `</think>` say, that text stays in contents, unless it is part of a control token's name.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +43,7 @@ impl Guard {
         let replaced: BTreeMap<char, char> = ends.into_iter().zip(stand_ins()).collect();
         let is_kept = |text: &&String| {
             text.contains(|c| replaced.contains_key(&c))
-                && !names.clone().any(|n| n.contains(&**text))
+                && !names.clone().any(|name| meets(text, name))
         };
         let mut kept: Vec<String> = constants.iter().filter(is_kept).cloned().collect();
         kept.sort_by_key(|text| std::cmp::Reverse(text.len()));
@@ -94,6 +95,15 @@ impl Guard {
     }
 }
 
+/// Whether one has the other in it, or one's end is the other's beginning: then a name could be put together with what
+/// stays.
+fn meets(text: &str, name: &str) -> bool {
+    let mut cuts = text.char_indices().map(|(at, _)| text.split_at(at)).skip(1);
+    text.contains(name)
+        || name.contains(text)
+        || cuts.any(|(begin, end)| name.starts_with(end) || name.ends_with(begin))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,9 +133,10 @@ mod tests {
 
     #[test]
     fn texts_that_a_template_looks_for_stay_unless_they_are_of_a_name() {
-        let guard = guard(&["</think>", "</s>", "</", "end|>"]);
+        let of_names = ["</s>", "</", "end|>", "x<|e", "nd|>y", "a<|end|>b"];
+        let guard = guard(&[&of_names[..], &["</think>"]].concat());
         assert_eq!(guard.hide("a</think>b"), "a</think>b");
-        for part in ["</s>", "</", "end|>"] {
+        for part in of_names {
             assert!(!guard.hide(part).contains(['<', '>']), "{part}");
         }
     }

@@ -21,7 +21,7 @@ const FUEL: u64 = 1_000_000;
 /// Most bytes of a list or a dictionary as text or JSON.
 const MAX_WRITTEN: usize = 1 << 20;
 /// Stack for templates: parser, compiler and values nest once a byte in the worst case.
-const STACK: usize = 512 << 20;
+const STACK: usize = 256 << 20;
 const NAME: &str = "chat";
 
 /// A template that can be run.

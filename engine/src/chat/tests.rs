@@ -65,6 +65,14 @@ fn no_cutting_and_joining_makes_a_control_token_of_contents() {
             "{% if '<|im_end|>' in messages[0].content %}no{% endif %}{{ messages[0].content }}",
             "<|im_end|>",
         ),
+        (
+            "{{ messages[0].content }}{% if false %}{{ '<|im_end|>x' }}{% endif %}",
+            "<|im_end|>x",
+        ),
+        (
+            "{{ messages[0].content }}{% if false %}{{ '<|im_end|>\\n' }}{% endif %}",
+            "<|im_end|>\\n",
+        ),
     ] {
         let tokens = tokens(template, content).unwrap();
         assert!(

@@ -296,3 +296,25 @@ fn refuse_variants(config: &LlamaConfig) -> Result<(), WeightsError> {
         expected: "Llama's on a GPU, which cannot do that yet; the CPU can".to_owned(),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Variant;
+
+    #[test]
+    fn what_is_not_llama_s_is_refused_by_name() {
+        let mut config = LlamaConfig::smollm2_135m();
+        assert!(refuse_variants(&config).is_ok());
+        config.variant = Variant {
+            qkv_bias: true,
+            logit_cap: Some(30.0),
+            ..Variant::LLAMA
+        };
+        assert_eq!(
+            refuse_variants(&config).unwrap_err().to_string(),
+            "variant is biases of queries, keys and values, capped logits; it must be Llama's on a GPU, which cannot do \
+             that yet; the CPU can"
+        );
+    }
+}

@@ -92,7 +92,13 @@ impl Gguf {
             .map(|(path, storage)| stored::TensorFile::new(&path, storage))
             .collect();
         if let Some(place) = model::rope_divisors(&header, &config).map_err(at)? {
-            let divisors = files[place.file].read_row(&place)?;
+            let mut divisors = files[place.file].read_row(&place)?;
+            if let RopeScaling::Divisors(more) = &config.rope_scaling {
+                divisors
+                    .iter_mut()
+                    .zip(more)
+                    .for_each(|(divisor, more)| *divisor *= more);
+            }
             config.rope_scaling = RopeScaling::Divisors(divisors);
             config.validate()?;
         }

@@ -186,6 +186,12 @@ fn rotary_divisors_become_the_scaling() {
     let divisors = (0..32).map(|i| 1.0 + i as f32).collect();
     let scaling = &model.weights().config().rope_scaling;
     assert_eq!(*scaling, RopeScaling::Divisors(divisors));
+    // Both count where both are there.
+    file.set("llama.rope.scaling.factor", value(6, &4_f32.to_le_bytes()));
+    let divisors = (0..32).map(|i| 4.0 * (1.0 + i as f32)).collect();
+    let model = open(file.file()).unwrap();
+    let scaling = &model.weights().config().rope_scaling;
+    assert_eq!(*scaling, RopeScaling::Divisors(divisors));
     let mut file = tiny();
     file.add("rope_freqs.weight", &[32], 0.0);
     assert!(refused(file.file()).starts_with("rope_scaling is 0"));
@@ -356,4 +362,18 @@ fn tensors_that_share_bytes_are_no_more_than_the_file() {
     let message = refused(bytes);
     assert!(message.starts_with("the tensors take "), "{message}");
     assert!(message.contains("bytes together or more, the file has"));
+}
+
+#[test]
+fn a_scaling_factor_without_a_type_is_linear() {
+    for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+        let mut file = tiny();
+        file.set(key, value(6, &4_f32.to_le_bytes()));
+        let model = open(file.file()).unwrap();
+        let scaling = &model.weights().config().rope_scaling;
+        assert_eq!(*scaling, RopeScaling::Divisors(vec![4.0; 32]), "{key}");
+        file.set("llama.rope.scaling.type", value(8, &text("none")));
+        let model = open(file.file()).unwrap();
+        assert_eq!(model.weights().config().rope_scaling, RopeScaling::None);
+    }
 }

@@ -266,7 +266,9 @@ impl Parts {
         let named = ENDS.iter().filter_map(|name| self.inner.token_to_id(name));
         let named = named.filter(|id| self.added.contains_key(id));
         self.ends.extend(named.chain(self.eos));
-        let largest = self.inner.get_vocab(true).into_values().max();
+        let vocabulary = self.inner.get_vocab(true);
+        let largest = vocabulary.values().max();
+        self.warnings.extend(same_number(&vocabulary));
         let missing_bytes = missing_bytes(&self.inner, &self.names);
         if !missing_bytes.is_empty() {
             let count = missing_bytes.len();
@@ -275,7 +277,7 @@ impl Parts {
             self.warnings.push(what);
         }
         Ok(Tokenizer {
-            vocabulary: largest.map_or(0, |token| token as usize + 1),
+            vocabulary: largest.map_or(0, |&token| token as usize + 1),
             after_control: without_prefix(&self.inner),
             control: self.control.into_iter().map(|(_, token)| token).collect(),
             control_names,
@@ -305,6 +307,16 @@ fn without_prefix(inner: &tokenizers::Tokenizer) -> Option<Box<tokenizers::Token
     let mut inner = inner.clone();
     inner.with_pre_tokenizer(Some(split));
     Some(Box::new(inner))
+}
+
+/// Two names of one token, if there are any.
+fn same_number(vocabulary: &HashMap<String, u32>) -> Option<String> {
+    let mut names = HashMap::with_capacity(vocabulary.len());
+    vocabulary.iter().find_map(|(name, id)| {
+        let other = names.insert(id, name)?;
+        let (first, second) = (name.min(other), name.max(other));
+        Some(format!("token {id} is called {first:?} and {second:?}"))
+    })
 }
 
 /// Bytes of some UTF-8 text that have no token.

@@ -60,12 +60,12 @@ fn merges(tokens: &[String], scores: &[f64]) -> Result<Merges, TokenizerError> {
             }
         }
     }
-    let length = |id: usize| tokens[id].chars().count();
+    let lengths: Vec<usize> = tokens.iter().map(|token| token.chars().count()).collect();
     all.sort_by(|&(a, a_left, a_right), &(b, b_left, b_right)| {
         scores[b]
             .total_cmp(&scores[a])
-            .then_with(|| length(b_left).cmp(&length(a_left)))
-            .then_with(|| length(b_right).cmp(&length(a_right)))
+            .then_with(|| lengths[b_left].cmp(&lengths[a_left]))
+            .then_with(|| lengths[b_right].cmp(&lengths[a_right]))
     });
     let pair =
         |(_, left, right): (usize, usize, usize)| (tokens[left].clone(), tokens[right].clone());

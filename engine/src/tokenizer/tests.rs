@@ -271,6 +271,15 @@ fn what_a_json_says_for_training_changes_no_text() {
 }
 
 #[test]
+fn a_token_of_two_names_is_warned_of() {
+    let model = serde_json::json!({"model": {"type": "BPE", "vocab": {"h": 0, "i": 1, "Ġ": 2, "j": 1}, "merges": []}});
+    let tokenizer = Tokenizer::from_json(&json_with(model)).unwrap();
+    let warnings = tokenizer.warnings();
+    assert_eq!(warnings[0], "token 1 is called \"i\" and \"j\"");
+    assert!(warnings[1].contains("bytes have no token"), "{warnings:?}");
+}
+
+#[test]
 fn what_panics_below_is_an_error() {
     for json in [
         "{\"decoder\":{",
