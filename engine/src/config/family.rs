@@ -171,7 +171,8 @@ impl Family {
         }
     }
 
-    /// Sets what follows from the number of layers, where a file does not list them.
+    /// Sets what follows from the number of layers, where a file does not list them, and drops a window that hides
+    /// nothing.
     pub(crate) fn set_layers(&self, config: &mut LlamaConfig) {
         let is_last = |every: Option<u32>, layer: u32| {
             every.is_some_and(|every| (layer + 1).is_multiple_of(every))
@@ -182,6 +183,8 @@ impl Family {
             _ => Turn::Model,
         };
         config.variant.turns = (0..config.layers).map(turn).collect();
+        let context = config.context;
+        config.variant.window = config.variant.window.filter(|&tokens| tokens < context);
         if let Some(theta) = self.local_theta {
             config.variant.local_rope_theta = theta;
         }

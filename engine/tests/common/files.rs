@@ -12,6 +12,14 @@ pub(crate) struct Written {
     pub(crate) values: Vec<f32>,
 }
 
+/// A tensor of this shape, all 0.5.
+pub(crate) fn written(shape: &[usize]) -> Written {
+    Written {
+        shape: shape.to_vec(),
+        values: vec![0.5; shape.iter().product()],
+    }
+}
+
 pub(crate) type Tensors = BTreeMap<String, Written>;
 
 /// A folder that goes away with its value.

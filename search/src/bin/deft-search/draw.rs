@@ -35,11 +35,11 @@ enum Item<'a> {
 }
 
 impl Draw<'_> {
-    /// The tree from branch 0 on. If that is more than `room` lines, dropped branches are counted instead of
-    /// shown, and then the first lines are left out.
+    /// The tree from branch 0 on. If that is more than `room` lines, or drifts off to the right, dropped branches are
+    /// counted instead of shown, and then the first lines are left out.
     pub(crate) fn lines(&self, tree: &Tree, room: usize) -> Vec<String> {
         let all = self.draw(tree, false);
-        if all.len() <= room {
+        if all.len() <= room && !self.drifts(&all) {
             return all;
         }
         let mut lines = self.draw(tree, true);
@@ -50,6 +50,15 @@ impl Draw<'_> {
             lines.insert(0, self.style().dim().apply_to(note).to_string());
         }
         lines
+    }
+
+    /// Whether a line begins past the middle.
+    fn drifts(&self, lines: &[String]) -> bool {
+        lines.iter().any(|line| {
+            let plain = console::strip_ansi_codes(line);
+            let stem = plain.chars().take_while(|c| "│├└─ ".contains(*c));
+            stem.count() > self.width / 2
+        })
     }
 
     fn draw(&self, tree: &Tree, brief: bool) -> Vec<String> {
