@@ -8,8 +8,6 @@ use deft::cache::{HEAD_DIMS, MAX_HEADS};
 
 pub use self::variant::{Activation, Turn, Variant};
 
-use crate::weights::Tensor;
-
 /// Most elements of a row, entries of a vocabulary or tokens of a context: what fits 24 bits.
 const MAX_WIDTH: u32 = 1 << 24;
 /// Rows of weights are whole 16-byte chunks of 16-bit elements.
@@ -297,10 +295,28 @@ impl LlamaConfig {
 
     /// Elements of all weights, a tied head's once.
     pub fn parameters(&self) -> u64 {
-        let elements = |tensor: Tensor| tensor.shape(self).map(|size| size as u64);
-        Tensor::all(self)
-            .map(|tensor| elements(tensor).iter().product::<u64>())
-            .sum()
+        let [hidden, ffn, q, kv, vocabulary, head] = [
+            self.hidden,
+            self.ffn,
+            self.q_width(),
+            self.kv_width(),
+            self.vocabulary,
+            self.head_dim,
+        ]
+        .map(u64::from);
+        let layer = 2 * hidden + 2 * hidden * (q + kv) + 3 * hidden * ffn;
+        let more = [
+            (self.variant.qkv_bias, q + 2 * kv),
+            (self.variant.qk_norm, 2 * head),
+            (self.variant.post_norms, 2 * hidden),
+        ];
+        let more: u64 = more
+            .iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, count)| count)
+            .sum();
+        let ends = if self.tied_embeddings { 1 } else { 2 } * vocabulary * hidden + hidden;
+        u64::from(self.layers) * (layer + more) + ends
     }
 }
 

@@ -1,7 +1,15 @@
 //! The families of models that files may hold, one row each.
 
 use super::{Activation, LlamaConfig, Turn, Variant};
-use crate::weights::stored::HeadOrder;
+
+/// How the dims of a head's query and key are ordered in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeadOrder {
+    /// Dim `d` turns with dim `d + head_dim / 2`, as in this crate.
+    Halves,
+    /// Dim `2 i` turns with dim `2 i + 1`.
+    Pairs,
+}
 
 /// A family of models, and what its files leave unsaid.
 #[derive(Clone, Copy, Debug)]

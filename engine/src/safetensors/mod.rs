@@ -11,7 +11,8 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::config::LlamaConfig;
-use crate::weights::stored::{self, HeadOrder, Place, Stored, TensorFile};
+use crate::config::family::HeadOrder;
+use crate::weights::stored::{self, Place, Stored, TensorFile};
 use crate::weights::{Format, Tensor, Weights, WeightsError, names};
 
 /// Most bytes of a file's header, as the format's own library has it.

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::format::Format;
 use super::{LayerTensor, Source, Tensor, WeightsError};
+use crate::config::family::HeadOrder;
 
 /// What tensors are read from; a file, or memory in tests.
 pub(crate) trait Storage: Read + Seek + Send + std::fmt::Debug {}
@@ -81,15 +82,6 @@ pub(crate) struct Place {
     pub(crate) offset: u64,
     pub(crate) format: Format,
     pub(crate) columns: usize,
-}
-
-/// How the dims of a head's query and key are ordered in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HeadOrder {
-    /// Dim `d` turns with dim `d + head_dim / 2`, as in this crate.
-    Halves,
-    /// Dim `2 i` turns with dim `2 i + 1`.
-    Pairs,
 }
 
 /// A model's tensors in files. Every place has been checked against its file's size.
