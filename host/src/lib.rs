@@ -58,7 +58,7 @@ pub use plan::Grouping;
 pub use tree::{DraftNode, NodeKey};
 pub use tree_cache::{
     Batch, CacheBuilder, CacheConfig, CacheError, Device, FormatBytes, Kv, Out, PlanUpdate, Rows,
-    RowsMut, TreeCache,
+    RowsMut, Step, StepGraph, StepRun, TreeCache,
 };
 
 /// The examples in the documentation.

@@ -7,7 +7,8 @@ use crate::cache::{CacheShape, DType, Elements, PageId, SLAB_PAGES, ShapeError};
 use crate::format::{FormatError, KvFormat};
 use crate::plan::Plan;
 
-/// Why a backend refused. The cache and the outputs are as they were before the call.
+/// Why a backend refused. The cache and the outputs are as they were before the call; after [`BackendError::Device`]
+/// outputs may be there in part.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -27,6 +28,12 @@ pub enum BackendError {
     /// Rows on a GPU came to a backend that has none.
     #[error("{argument} is on a GPU, the cache is in the host's memory")]
     NotOnHost {
+        /// The argument's name.
+        argument: &'static str,
+    },
+    /// Rows in the host's memory came to a step that is captured as a CUDA graph.
+    #[error("{argument} is in the host's memory; rows of a captured step are on the GPU")]
+    NotOnDevice {
         /// The argument's name.
         argument: &'static str,
     },
@@ -227,7 +234,8 @@ pub fn check_attend(shape: &CacheShape, call: &Attend<'_>) -> Result<(), Backend
     check_params(&call.params)
 }
 
-/// Checks that a plan's pages and length slots exist: a kernel would read beyond the cache.
+/// Checks that a plan's pages and length slots exist: a kernel would read beyond the cache. What is wrong is looked for
+/// only where something is.
 ///
 /// # Errors
 /// [`BackendError::Page`], or [`BackendError::Length`] for too few counters.
@@ -236,6 +244,10 @@ pub(crate) fn check_plan(
     plan: &Plan,
     slots: usize,
 ) -> Result<(), BackendError> {
+    let bounds = plan.bounds();
+    if bounds.pages <= shape.pages && bounds.slots as usize <= slots {
+        return Ok(());
+    }
     for share in 0..plan.shares() {
         for item in plan.share(share).items() {
             let pages = match item.format() {

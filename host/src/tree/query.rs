@@ -86,10 +86,7 @@ impl TokenForest {
     /// # Errors
     /// [`ForestError::UnknownNode`].
     pub fn pages(&self, node: NodeKey) -> Result<&[PageId], ForestError> {
-        match &self.node(node)?.content {
-            Content::Owned { pages, .. } => Ok(pages),
-            Content::Draft { .. } => Ok(&[]),
-        }
+        Ok(self.node(node)?.pages())
     }
 
     /// Whether the node is part of a draft.
@@ -104,7 +101,7 @@ impl TokenForest {
     ///
     /// # Errors
     /// [`ForestError::UnknownNode`].
-    pub fn grows(&self, node: NodeKey) -> Result<bool, ForestError> {
+    pub(crate) fn grows(&self, node: NodeKey) -> Result<bool, ForestError> {
         self.node(node)?;
         Ok(self.check_growing(node).is_ok())
     }

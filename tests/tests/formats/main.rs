@@ -183,7 +183,7 @@ fn live(format: KvFormat, seed: u64, happened: &mut Happened) {
             chain.extend(next);
         }
         let below: u32 = chain.iter().map(|&node| sealed(node)).sum();
-        let grows = forest.grows(node).unwrap();
+        let grows = !forest.is_sealed(node).unwrap();
         let leaf = forest.children(node).unwrap().next().is_none();
         match world.rng().random_range(0..8) {
             0 if nodes.len() < 12 => {
