@@ -52,7 +52,7 @@ impl<S: Simd> Vectors<S> {
     /// `scale q`.
     #[inline(always)]
     fn scaled(self, q: [i8; 16], scale: f32) -> [f32; 16] {
-        let mut values = self.from_bytes(q);
+        let mut values = self.widen_bytes(q);
         let scale = self.simd.splat_f32s(scale);
         for value in S::as_mut_simd_f32s(&mut values).0 {
             *value = self.simd.mul_f32s(scale, *value);
@@ -72,7 +72,7 @@ impl<S: Simd> Vectors<S> {
     }
 
     #[inline(always)]
-    fn from_bytes(self, q: [i8; 16]) -> [f32; 16] {
+    fn widen_bytes(self, q: [i8; 16]) -> [f32; 16] {
         // `pulp` has no widening, and compilers make gathers of a loop.
         #[cfg(target_arch = "x86_64")]
         {
@@ -93,7 +93,7 @@ impl<S: Simd> Vectors<S> {
     }
 
     #[inline(always)]
-    fn from_words(self, q: [u16; 16]) -> [u32; 16] {
+    fn widen_words(self, q: [u16; 16]) -> [u32; 16] {
         #[cfg(target_arch = "x86_64")]
         {
             let simd: &dyn Any = &self.simd;
@@ -110,8 +110,8 @@ impl<S: Simd> Vectors<S> {
 
     /// 16-bit floats, without a look-up each.
     #[inline(always)]
-    fn from_halves(self, bits: [u16; 16]) -> [f32; 16] {
-        let (simd, mut values) = (self.simd, self.from_words(bits));
+    fn widen_halves(self, bits: [u16; 16]) -> [f32; 16] {
+        let (simd, mut values) = (self.simd, self.widen_words(bits));
         let splat = |bits| simd.splat_u32s(bits);
         for value in S::as_mut_simd_u32s(&mut values).0 {
             let magnitude = simd.and_u32s(*value, splat(0x7fff));
@@ -191,7 +191,7 @@ impl Block for F16 {
 
     #[inline(always)]
     fn group<S: Simd>(vectors: Vectors<S>, block: &[u8], _: usize) -> [f32; GROUP] {
-        halves(|half| vectors.from_halves(words(block, half)))
+        halves(|half| vectors.widen_halves(words(block, half)))
     }
 }
 
@@ -205,7 +205,7 @@ impl Block for Bf16 {
     #[inline(always)]
     fn group<S: Simd>(vectors: Vectors<S>, block: &[u8], _: usize) -> [f32; GROUP] {
         halves(|half| {
-            let words = vectors.from_words(words(block, half));
+            let words = vectors.widen_words(words(block, half));
             words.map(|word| f32::from_bits(word << 16))
         })
     }
