@@ -210,16 +210,21 @@ impl<R: Read> Cursor<'_, R> {
             1 => Format::F16,
             2 => Format::Q4_0,
             3 => Format::Q4_1,
+            6 => Format::Q5_0,
+            7 => Format::Q5_1,
             8 => Format::Q8_0,
+            12 => Format::Q4K,
+            13 => Format::Q5K,
+            14 => Format::Q6K,
             30 => Format::Bf16,
             _ => {
                 return Err(GgufError::Value {
                     what: "a tensor's type",
                     offset: self.offset - 4,
                     value: kind.into(),
-                    limit:
-                        "0 (F32), 1 (F16), 2 (Q4_0), 3 (Q4_1), 8 (Q8_0) and 30 (BF16) can be read"
-                            .to_owned(),
+                    limit: "0 (F32), 1 (F16), 2 (Q4_0), 3 (Q4_1), 6 (Q5_0), 7 (Q5_1), 8 (Q8_0), 12 (Q4_K), \
+                            13 (Q5_K), 14 (Q6_K) and 30 (BF16) can be read"
+                        .to_owned(),
                 });
             }
         };
