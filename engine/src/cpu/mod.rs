@@ -6,6 +6,7 @@ mod forward;
 mod matmul;
 mod ops;
 mod params;
+mod saved;
 mod timing;
 mod tree;
 
@@ -25,15 +26,19 @@ use crate::weights::{Weights, WeightsError};
 pub struct CpuOptions {
     /// Bytes for K and V.
     pub capacity_bytes: u64,
+    /// Most bytes of them that prompts of the past hold, for later ones that begin alike: see
+    /// [`CacheBuilder::prefix_bytes`](deft::CacheBuilder::prefix_bytes). 0 keeps none.
+    pub prefix_bytes: u64,
     /// How attention is planned.
     pub grouping: Grouping,
 }
 
 impl Default for CpuOptions {
-    /// 512 MiB, and Flatten.
+    /// 512 MiB, nothing kept of prompts of the past, and Flatten.
     fn default() -> Self {
         Self {
             capacity_bytes: 512 << 20,
+            prefix_bytes: 0,
             grouping: Grouping::Flatten,
         }
     }
@@ -82,18 +87,21 @@ impl CpuModel {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
         let config = weights.config().clone();
+        let params = Params::load(weights, &mut progress)?;
         let cache = TreeCache::builder(&Device::cpu())
             .layers(config.layers)
             .heads(config.q_heads, config.kv_heads, config.head_dim)
             .dtype(DType::F32)
             .capacity_bytes(options.capacity_bytes)
+            .prefix_bytes(options.prefix_bytes)
+            .identity(saved::identity(&config, &params))
             .grouping(options.grouping)
             .build()?;
         // No path is longer than what all pages hold.
         let held = cache.forest().pool().capacity().saturating_mul(PAGE_TOKENS);
         Ok(Self {
             rotary: config.rotary_table(config.context.min(held))?,
-            params: Params::load(weights, &mut progress)?,
+            params,
             config,
             cache,
             step: None,
