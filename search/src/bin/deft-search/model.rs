@@ -63,7 +63,10 @@ fn on_device(gguf: &Gguf, device: DeviceArg) -> Result<Placed> {
 fn on_cpu(gguf: &Gguf, fallback: Option<String>) -> Result<Placed> {
     let bar = bar(gguf.weights().config().parameters());
     let progress = |done, _| bar.set_position(done);
-    let model = CpuModel::load(gguf.weights(), CpuOptions::default(), progress)?;
+    let mut options = CpuOptions::default();
+    // Questions follow one another, and a puzzle is asked twice.
+    options.prefix_bytes = options.capacity_bytes;
+    let model = CpuModel::load(gguf.weights(), options, progress)?;
     bar.finish_and_clear();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = format!("CPU, {threads} threads");

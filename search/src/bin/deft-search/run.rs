@@ -27,34 +27,44 @@ pub(crate) enum Ended {
     Cancelled,
 }
 
-/// Loads the model at `path` and runs the search that `args` ask for.
+/// Loads the model at `path` and runs the searches that `args` ask for, one after the other.
 ///
 /// # Errors
 /// What went wrong, for people.
 pub(crate) fn run(path: &Path, args: &Args) -> Result<Ended> {
-    let question = Question::new(args);
+    let questions = Question::all(args);
     let mut loaded = load(path, args.device)?;
+    let cancel = Cancel::new();
+    on_interrupt(cancel.clone())?;
+    for question in &questions {
+        if let Stop::Cancelled = ask(&mut loaded, question, args, &cancel)? {
+            return Ok(Ended::Cancelled);
+        }
+    }
+    Ok(Ended::Itself)
+}
+
+/// Runs a search and reports on it; why it ended.
+fn ask(loaded: &mut Loaded, question: &Question, args: &Args, cancel: &Cancel) -> Result<Stop> {
     let prompt = question.tokens(&loaded.tokenizer, loaded.template.as_ref())?;
     let (mut out, term): (Box<dyn Write>, Term) = match args.json {
         true => (Box::new(io::stderr()), Term::stderr()),
         false => (Box::new(io::stdout()), Term::stdout()),
     };
-    head(&loaded, &question, args, &mut *out)?;
-    let cancel = Cancel::new();
-    on_interrupt(cancel.clone())?;
+    head(loaded, question, args, &mut *out)?;
     let found = Search {
         model: &mut *loaded.model,
         codec: &loaded.tokenizer,
         prompt: &prompt,
-        question: &question,
+        question,
         args,
-        cancel,
+        cancel: cancel.clone(),
     }
     .run(&mut *out, Screen::new(term))?;
     let run = Run {
         model: &loaded.name,
         device: &loaded.device,
-        search: &describe(&question, args),
+        search: &describe(question, args),
         prompt: &question.text(),
         seed: args.seed,
         prompt_time: found.prompt_time,
@@ -68,10 +78,7 @@ pub(crate) fn run(path: &Path, args: &Args) -> Result<Ended> {
     if args.json {
         report.json(&mut io::stdout().lock())?;
     }
-    Ok(match found.outcome.stop {
-        Stop::Cancelled => Ended::Cancelled,
-        _ => Ended::Itself,
-    })
+    Ok(found.outcome.stop)
 }
 
 /// Cancels on Ctrl-C; ends the program on a second one.
