@@ -165,7 +165,7 @@ fn tokens_that_the_cache_holds_are_neither_computed_nor_loaded() {
         let leaf = cache.open(ids, 0).unwrap().node;
         compute(&mut cache, leaf, ids).unwrap();
         cache.seal(leaf, ids, 0).unwrap();
-        let restored = restore(&mut cache, Slow::new(&file, 1), 1);
+        let restored = restore(&mut cache, Slow::new(&file, 1).at_once(), 1);
         assert_eq!(
             (restored.held, restored.computed + restored.loaded),
             (held, TOKENS - held)
