@@ -93,27 +93,7 @@ impl Row {
 }
 
 /// The table's head.
-pub(crate) fn header() -> String {
-    format!(
-        "{:24} {:10} {:>6} {:>5} {:>8} {:>7}-{:<7} {:>7} {:>7} {:>6} {:>8} {:>7} {:>8} {:>5} {:>5} {:>5}",
-        "workload",
-        "grouping",
-        "shares",
-        "rows",
-        "us",
-        "p20",
-        "p80",
-        "floor",
-        "bound",
-        "ratio",
-        "peer us",
-        "speedup",
-        "rel L2",
-        "items",
-        "slots",
-        "reads"
-    )
-}
+pub(crate) const HEADER: &str = "workload                 grouping   shares  rows       us     p20-p80       floor   bound  ratio  peer us speedup   rel L2 items slots reads";
 
 /// What to read under the table.
 pub(crate) fn summary(run: &Document<Row>, peers: &Peers) -> String {

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use deft::abi::PAGE_TOKENS;
 use deft::cache::PagePool;
-use deft::plan::{HeadShape, Planner};
+use deft::plan::Planner;
 use deft::tree::{NodeKey, TokenForest};
+use deft_workloads::LLAMA3_8B;
 use half::bf16;
 use serde::{Deserialize, Serialize};
 
@@ -195,7 +196,7 @@ fn run_point(
 ) -> Result<usize> {
     progress.doing(&point.name());
     let (forest, queries) = point.build()?;
-    let problem = of_forest::<bf16>(HeadShape::LLAMA3_8B, &forest, &queries, point.checked())?;
+    let problem = of_forest::<bf16>(LLAMA3_8B, &forest, &queries, point.checked())?;
     let view = &problem.view;
     let mut runner = device.runner(&problem)?;
     let mut wrong = 0;

@@ -14,7 +14,7 @@ use crate::document::Document;
 use crate::gpu::Repeats;
 use crate::peers::Peers;
 use crate::problem::{self, of_workload};
-use crate::report::{header, summary};
+use crate::report::{HEADER, summary};
 use crate::{DeviceArgs, GroupingArg, say};
 
 pub(crate) use crate::report::Row;
@@ -76,10 +76,10 @@ fn cost_constant(text: &str) -> std::result::Result<(String, f64), String> {
 }
 
 fn set_cost(cost: &mut CostModel, name: &str, value: f64) -> std::result::Result<(), String> {
-    let mut constants = cost.constants().into_iter();
-    let found = constants.find(|(known, _)| *known == name);
-    let (_, constant) = found.ok_or_else(|| format!("the cost model has no `{name}`"))?;
-    *constant = value;
+    let mut fields = serde_json::to_value(*cost).map_err(|error| error.to_string())?;
+    let field = fields.get_mut(name);
+    *field.ok_or_else(|| format!("the cost model has no `{name}`"))? = value.into();
+    *cost = serde_json::from_value(fields).map_err(|error| error.to_string())?;
     Ok(())
 }
 
@@ -109,7 +109,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         measured: args.iterations.max(1),
     };
     let mut report = Document::new("trees", &device, device.time_nothing(repeats)?);
-    say(&header());
+    say(HEADER);
     let mut wrong = 0;
     for workload in &workloads {
         let run = match workload.dtype {

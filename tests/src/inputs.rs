@@ -1,5 +1,6 @@
 //! Keys, values and queries.
 
+use bytemuck::Pod;
 use deft::attention::{AttentionParams, Backend, Counters};
 use deft::cache::{CacheShape, KvElement};
 use deft::plan::HeadShape;
@@ -7,8 +8,6 @@ use deft::tree::TreeView;
 use kernels_gpu::abi::PAGE_TOKENS;
 use kernels_gpu::random::word;
 use rayon::prelude::*;
-
-use crate::oracle::unwritten;
 
 /// K and V of a layer's pages, rounded to `T`, and queries.
 ///
@@ -148,6 +147,13 @@ pub fn normal(word: u64) -> [f32; 2] {
         let sum: u32 = half.to_le_bytes().into_iter().map(u32::from).sum();
         (sum as f32 - 510.0) / 147.8
     })
+}
+
+/// `count` elements whose bits are all ones, a NaN that no kernel writes: outputs before a run.
+pub fn unwritten<T: Pod>(count: usize) -> Vec<T> {
+    let mut elements = vec![T::zeroed(); count];
+    bytemuck::cast_slice_mut::<T, u8>(&mut elements).fill(u8::MAX);
+    elements
 }
 
 /// `count` values close to normal with deviation `scale`.

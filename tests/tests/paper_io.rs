@@ -8,7 +8,7 @@ use deft::tree::{DraftNode, NodeKey, TokenForest, TreeView};
 use deft_tests::workloads;
 use deft_workloads::{PaperIo, PaperMethod};
 
-const HEADS: HeadShape = HeadShape::LLAMA3_8B;
+const HEADS: HeadShape = deft_workloads::LLAMA3_8B;
 const LAYERS: f64 = 32.0;
 
 /// KV bytes of whole runs, in TB of all layers.

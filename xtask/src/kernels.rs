@@ -96,7 +96,9 @@ fn builder(yes: bool) -> PtxBuilder<'static> {
         let sources = ["Cargo.toml", "src"].map(|name| kernels.join(folder).join(name));
         builder.sources.extend(sources);
     }
+    // Neither is compiled for a GPU.
     builder.except.push(kernels.join("device/src/emulator"));
+    builder.except.push(kernels.join("src/ptx.rs"));
     builder.target = workspace::target();
     builder.may_install = yes;
     builder.listener = &progress::show;

@@ -15,7 +15,7 @@ use deft_engine::LlamaConfig;
 use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights, instrument};
 use deft_tests::watchdog::Watchdog;
 
-use self::report::{Row, header, summary};
+use self::report::{HEADER, Row, summary};
 use self::tasks::Task;
 use crate::device::Device;
 use crate::document::Document;
@@ -189,7 +189,7 @@ fn time_model(
     if document.kernels.is_empty() {
         document.kernels.push(model.cublas());
     }
-    progress.say(&header());
+    progress.say(HEADER);
     for task in tasks {
         for &grouping in &args.grouping {
             let what = format!("{} {} {}", shape.name, task.name, grouping.name());

@@ -94,25 +94,7 @@ impl Row {
 }
 
 /// The table's head.
-pub(super) fn header() -> String {
-    format!(
-        "{:14} {:16} {:>6} {:10} {:>7} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>9} {:>8} {:>7}",
-        "model",
-        "task",
-        "prompt",
-        "grouping",
-        "queries",
-        "step ms",
-        "pass ms",
-        "attn ms",
-        "of pass",
-        "gap ms",
-        "of step",
-        "tokens/s",
-        "KV GB",
-        "mem GB"
-    )
-}
+pub(super) const HEADER: &str = "model          task             prompt grouping   queries  step ms  pass ms  attn ms of pass  gap ms of step  tokens/s    KV GB  mem GB";
 
 /// Per-query's time of a step over Flatten's, by model and task: the prompts' speedups, and their mean.
 pub(super) fn summary(rows: &[Row]) -> String {

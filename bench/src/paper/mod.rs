@@ -106,7 +106,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     let timings = tasks.iter().map(Task::timings).sum();
     let progress = Progress::new(timings);
     progress.say(&format!("{} cases, {timings} timings", tasks.len()));
-    progress.say(&Row::header());
+    progress.say(Row::HEADER);
     let mut wrong = 0;
     for tasks in tasks.chunk_by(|a, b| a.case.model == b.case.model) {
         let surveys = || tasks.iter().flat_map(|task| &task.runs);

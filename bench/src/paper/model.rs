@@ -13,7 +13,7 @@ pub(crate) struct Model {
 /// The paper's main model.
 pub(crate) const LLAMA3_8B: Model = Model {
     name: "llama3-8b",
-    heads: HeadShape::LLAMA3_8B,
+    heads: deft_workloads::LLAMA3_8B,
     layers: 32,
 };
 /// As many KV heads as query heads.

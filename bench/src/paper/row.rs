@@ -24,24 +24,7 @@ pub(crate) struct Row {
 
 impl Row {
     /// The table's head.
-    pub(super) fn header() -> String {
-        format!(
-            "{:16} {:13} {:>6} {:10} {:>5} {:>6} {:>6} {:>9} {:>8} {:>9} {:>9} {:>9} {:>9}",
-            "task",
-            "model",
-            "prompt",
-            "grouping",
-            "chunk",
-            "steps",
-            "timed",
-            "seconds",
-            "speedup",
-            "KV TB",
-            "partial",
-            "KV issued",
-            "partial"
-        )
-    }
+    pub(super) const HEADER: &str = "task             model         prompt grouping   chunk  steps  timed   seconds  speedup     KV TB   partial KV issued   partial";
 
     /// The row of the table.
     pub(super) fn line(&self) -> String {

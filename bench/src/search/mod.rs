@@ -144,7 +144,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     let mut document = Document::new("search", &device, None);
     document.model = Some(opened.name.clone());
     progress.say(&format!("{}; {}", document.device, opened.name));
-    progress.say(&report::header());
+    progress.say(report::HEADER);
     for task in &args.task {
         for &method in &args.method {
             let method = args.method(method);
@@ -181,7 +181,7 @@ fn count(
 
 #[cfg(test)]
 #[allow(dead_code, reason = "the search tests use all of it")]
-#[path = "../../../search/tests/common/mock.rs"]
+#[path = "../../../search/tests/searches/mock.rs"]
 mod mock;
 
 #[cfg(test)]

@@ -170,7 +170,7 @@ impl<'a> Elements<'a> {
         }
     }
     /// Element type.
-    pub fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         match self {
             Self::F16(_) => DType::F16,
             Self::Bf16(_) => DType::Bf16,
@@ -200,7 +200,7 @@ impl<'a> Elements<'a> {
         })
     }
     /// The slice, if its elements are `T` in the host's memory.
-    pub fn typed<T: KvElement>(&self) -> Option<&'a [T]> {
+    pub(crate) fn typed<T: KvElement>(&self) -> Option<&'a [T]> {
         let bytes = self.bytes().filter(|_| self.dtype() == T::DTYPE);
         bytes.map(bytemuck::cast_slice)
     }
@@ -224,7 +224,7 @@ impl<'a> ElementsMut<'a> {
         self.as_elements().on_device()
     }
     /// Element type.
-    pub fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         self.as_elements().dtype()
     }
     /// Number of elements.

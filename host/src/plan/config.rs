@@ -89,7 +89,7 @@ impl PlanConfig {
                 });
             }
         }
-        for (name, &mut value) in self.cost.clone().constants() {
+        for (name, value) in self.cost.constants() {
             if !(value > 0.0 && value.is_finite()) {
                 return Err(PlanError::BadCost { name, value });
             }

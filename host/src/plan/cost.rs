@@ -88,12 +88,12 @@ impl CostModel {
         launch_ns: 4_800.0,
     };
     /// An H200, by its datasheet.
-    pub const H200: Self = Self::scaled(Datasheet {
+    const H200: Self = Self::scaled(Datasheet {
         gb_per_s: 4_800.0,
         ..H100_SHEET
     });
     /// An A100 of 80 GB, by its datasheet.
-    pub const A100: Self = Self::scaled(Datasheet {
+    const A100: Self = Self::scaled(Datasheet {
         sms: 108.0,
         gb_per_s: 2_039.0,
         tflop_per_s: 312.0,
@@ -101,7 +101,7 @@ impl CostModel {
         mhz: 1_410.0,
     });
     /// An L40S, by its datasheet.
-    pub const L40S: Self = Self::scaled(Datasheet {
+    const L40S: Self = Self::scaled(Datasheet {
         sms: 142.0,
         gb_per_s: 864.0,
         tflop_per_s: 362.0,
@@ -109,7 +109,7 @@ impl CostModel {
         mhz: 2_520.0,
     });
     /// One core of a CPU: a few GB/s of the shared memory bus, 8-lane FMA at half its rate.
-    pub const CPU_CORE: Self = Self {
+    pub(crate) const CPU_CORE: Self = Self {
         bytes_per_ns: 8.0,
         flops_per_ns: 24.0,
         item_ns: 500.0,
@@ -150,17 +150,17 @@ impl CostModel {
         }
     }
 
-    /// Every constant by its field's name, to be read or set.
-    pub fn constants(&mut self) -> [(&'static str, &mut f64); 8] {
+    /// Every constant by its field's name.
+    pub(super) const fn constants(&self) -> [(&'static str, f64); 8] {
         [
-            ("bytes_per_ns", &mut self.bytes_per_ns),
-            ("flops_per_ns", &mut self.flops_per_ns),
-            ("item_ns", &mut self.item_ns),
-            ("cache_bytes_per_ns", &mut self.cache_bytes_per_ns),
-            ("partial_bytes_per_ns", &mut self.partial_bytes_per_ns),
-            ("memory_bytes_per_ns", &mut self.memory_bytes_per_ns),
-            ("cache_bytes", &mut self.cache_bytes),
-            ("launch_ns", &mut self.launch_ns),
+            ("bytes_per_ns", self.bytes_per_ns),
+            ("flops_per_ns", self.flops_per_ns),
+            ("item_ns", self.item_ns),
+            ("cache_bytes_per_ns", self.cache_bytes_per_ns),
+            ("partial_bytes_per_ns", self.partial_bytes_per_ns),
+            ("memory_bytes_per_ns", self.memory_bytes_per_ns),
+            ("cache_bytes", self.cache_bytes),
+            ("launch_ns", self.launch_ns),
         ]
     }
 }

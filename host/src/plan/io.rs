@@ -23,13 +23,6 @@ pub struct HeadShape {
 }
 
 impl HeadShape {
-    /// Llama-3-8B's, which the paper measures with (DeFT, section 4.1).
-    pub const LLAMA3_8B: Self = Self {
-        q_heads: 32,
-        kv_heads: 8,
-        head_dim: 128,
-    };
-
     /// Query heads a KV head.
     ///
     /// # Panics

@@ -104,7 +104,7 @@ impl TokenForest {
     ///
     /// # Errors
     /// [`ForestError::UnknownNode`].
-    pub fn grows(&self, node: NodeKey) -> Result<bool, ForestError> {
+    pub(crate) fn grows(&self, node: NodeKey) -> Result<bool, ForestError> {
         self.node(node)?;
         Ok(self.check_growing(node).is_ok())
     }

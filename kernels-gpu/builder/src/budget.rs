@@ -18,6 +18,9 @@ const SLACK: Budget = Budget {
     registers: 2,
 };
 
+const ACCEPT: &str = "if that is meant, accept it (`cargo xtask build-kernels --accept`, \
+                      `PtxBuilder::accept_growth`)";
+
 /// What ptxas made of a kernel for one GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Budget {
@@ -63,6 +66,35 @@ impl fmt::Display for Budget {
     }
 }
 
+/// Refuses kernels of `made` that have another number of instructions that lanes execute together than in `committed`: the
+/// source has changed, or a compiler has doubled a barrier or folded two.
+pub(crate) fn compare_collective(committed: &Manifest, made: &Manifest) -> Result<()> {
+    let kernels = |manifest: &Manifest| -> BTreeMap<(String, String), u32> {
+        let images = manifest.images.iter();
+        let kernels = images.flat_map(|image| image.kernels.iter().map(|each| (&image.arch, each)));
+        kernels
+            .map(|(arch, kernel)| ((arch.clone(), kernel.name.clone()), kernel.collective))
+            .collect()
+    };
+    let before = kernels(committed);
+    let mut other = Vec::new();
+    for ((arch, name), now) in kernels(made) {
+        match before.get(&(arch.clone(), name.clone())) {
+            Some(&told) if told != now => {
+                other.push(format!("{name} for {arch}: {now}, not {told}"))
+            }
+            _ => {}
+        }
+    }
+    if !other.is_empty() {
+        bail!(
+            "kernels have another number of instructions that lanes execute together (`.sync`, `.aligned`); {ACCEPT}:\n    {}",
+            other.join("\n    ")
+        );
+    }
+    Ok(())
+}
+
 /// Measurements by kernel and GPU.
 pub(crate) type Measured = BTreeMap<(String, String), Budget>;
 
@@ -106,8 +138,7 @@ pub(crate) fn settle(
     }
     if !grown.is_empty() {
         bail!(
-            "kernels outgrew their budgets; if that is meant, accept it (`cargo xtask build-kernels \
-             --accept`, `PtxBuilder::accept_growth`):\n    {}",
+            "kernels outgrew their budgets; {ACCEPT}:\n    {}",
             grown.join("\n    ")
         );
     }
@@ -165,6 +196,20 @@ mod tests {
         assert_eq!(budget.instructions, 900);
         let (budget, _) = again(&measured(900, 100), Policy::Compare);
         assert_eq!(budget, SMALL);
+    }
+
+    #[test]
+    fn a_barrier_that_comes_or_goes_is_refused_by_kernel_and_architecture() {
+        let (committed, mut made) = (manifest(), manifest());
+        assert!(compare_collective(&committed, &made).is_ok());
+        made.images[1].kernels[0].collective += 1;
+        let refused = compare_collective(&committed, &made).unwrap_err();
+        let text = refused.to_string();
+        assert!(text.contains("f_d64 for sm_90a: 2, not 1"), "{text}");
+        assert!(
+            compare_collective(&Manifest::default(), &made).is_ok(),
+            "a new kernel"
+        );
     }
 
     #[test]

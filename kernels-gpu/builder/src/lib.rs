@@ -27,7 +27,8 @@
 //! # }
 //! ```
 //!
-//! The host includes `kernels.rs`: the PTX as `IMAGES`, and for each kernel a record of its arguments by name.
+//! The host includes `kernels.rs`, where it has declared `Image`, `Entry` and the macro `arguments!`, as
+//! `kernels-gpu/src/ptx.rs` does: the PTX as `IMAGES`, and for each kernel a record of its arguments by name.
 
 mod assemble;
 mod budget;
@@ -103,7 +104,8 @@ pub struct PtxBuilder<'a> {
     pub sass: Option<PathBuf>,
     /// Whether the rustup command may run that installs the standard library's source.
     pub may_install: bool,
-    /// Whether what kernels need now becomes their budgets.
+    /// Whether what kernels need now becomes their budgets, and their numbers of instructions that lanes execute
+    /// together what they are now.
     pub accept_growth: bool,
     /// Who is told what happens.
     pub listener: &'a Listener<'a>,
@@ -254,11 +256,14 @@ impl PtxBuilder<'_> {
             let target = self.target.join("kernels");
             let module = compile::compile(&toolchain, &folder, &target, arch, self.listener)?;
             let groups = ptx::split(&module, arch)?;
-            manifest.replace(arch, &toolchain.version, &self.source(arch)?, &groups);
+            manifest.replace(arch, &toolchain.version, &self.source(arch)?, &groups)?;
             for (name, group) in groups {
                 files.insert(manifest::file_name(arch, &name), group.ptx.clone());
                 jobs.push(Job { arch, name, group });
             }
+        }
+        if policy == Policy::Lower {
+            budget::compare_collective(&committed, &manifest)?;
         }
         if policy == Policy::Lower && self.sass.is_none() {
             // What was assembled once has its budget and passed all checks.

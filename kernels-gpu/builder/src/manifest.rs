@@ -10,7 +10,7 @@ use device::Arch;
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Budget;
-use crate::ptx::Group;
+use crate::ptx::{self, Group};
 use crate::record::{Parameter, Record};
 use crate::source::sha256;
 
@@ -48,6 +48,8 @@ pub(crate) struct Kernel {
     pub(crate) threads: u32,
     pub(crate) min_blocks: u32,
     pub(crate) shared_bytes: u32,
+    /// Instructions that lanes execute together, `.sync` and `.aligned`.
+    pub(crate) collective: u32,
     /// By GPU, as ptxas names it.
     pub(crate) budgets: BTreeMap<String, Budget>,
 }
@@ -66,7 +68,7 @@ impl Manifest {
         serde_json::from_str(&text).with_context(|| format!("cannot read {}", path.display()))
     }
 
-    /// Compares the PTX in `folder` with the table's hashes.
+    /// Compares the PTX in `folder` with the table's hashes and numbers of instructions that lanes execute together.
     ///
     /// # Errors
     /// The first difference.
@@ -82,6 +84,16 @@ impl Manifest {
                 image.file,
                 image.sha256
             );
+            let found = ptx::collective(&text)?;
+            for kernel in &image.kernels {
+                let (name, told) = (&kernel.name, kernel.collective);
+                let found = found.get(name).copied().unwrap_or_default();
+                ensure!(
+                    found == told,
+                    "`{name}` of {} has {found} instructions that lanes execute together, the table says {told}",
+                    image.file
+                );
+            }
         }
         Ok(())
     }
@@ -94,7 +106,7 @@ impl Manifest {
         rustc: &str,
         source: &str,
         groups: &BTreeMap<String, Group>,
-    ) {
+    ) -> Result<()> {
         let (mut old, others): (Vec<_>, Vec<_>) = self
             .images
             .drain(..)
@@ -106,12 +118,14 @@ impl Manifest {
             .map(|kernel| (kernel.name.clone(), kernel))
             .collect();
         for (group, Group { ptx, records }) in groups {
+            let collective = ptx::collective(ptx)?;
             let kernel = |record: &Record| Kernel {
                 name: record.entry.clone(),
                 family: record.family.clone(),
                 threads: record.threads,
                 min_blocks: record.min_blocks,
                 shared_bytes: record.shared_bytes,
+                collective: collective[&record.entry],
                 budgets: old
                     .get(&record.entry)
                     .map_or_else(BTreeMap::new, |old| old.budgets.clone()),
@@ -134,6 +148,7 @@ impl Manifest {
         let kernels = self.images.iter().flat_map(|image| &image.kernels);
         let used: Vec<_> = kernels.map(|kernel| &kernel.family).collect();
         self.families.retain(|family, _| used.contains(&family));
+        Ok(())
     }
 
     /// Whether the table has the group as it is, with a budget for each kernel.
@@ -205,7 +220,6 @@ pub(crate) fn file_name(arch: Arch, group: &str) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::ptx;
 
     /// A group `g` of one kernel, `f_d64`, whose text holds `body`.
     pub(crate) fn groups(body: &str) -> BTreeMap<String, Group> {
@@ -220,8 +234,12 @@ pub(crate) mod tests {
     pub(crate) fn manifest() -> Manifest {
         let mut manifest = Manifest::default();
         let groups = groups("bar.sync 0;");
-        manifest.replace(Arch::Sm90a, "rustc 1", "s", &groups);
-        manifest.replace(Arch::Sm80, "rustc 1", "s", &groups);
+        manifest
+            .replace(Arch::Sm90a, "rustc 1", "s", &groups)
+            .unwrap();
+        manifest
+            .replace(Arch::Sm80, "rustc 1", "s", &groups)
+            .unwrap();
         manifest
     }
 
@@ -235,12 +253,16 @@ pub(crate) mod tests {
         manifest.images[1].kernels[0]
             .budgets
             .insert("sm_90a".to_owned(), budget);
-        manifest.replace(Arch::Sm90a, "rustc 2", "s", &groups("ret;"));
+        manifest
+            .replace(Arch::Sm90a, "rustc 2", "s", &groups("ret;"))
+            .unwrap();
         let files: Vec<&str> = manifest.images.iter().map(|image| &*image.file).collect();
         assert_eq!(files, ["sm_80/g.ptx", "sm_90a/g.ptx"]);
         assert_eq!(manifest.images[1].rustc, "rustc 2");
         assert_eq!(manifest.images[1].kernels[0].budgets["sm_90a"], budget);
         assert_ne!(manifest.images[1].sha256, manifest.images[0].sha256);
+        let counts = [0, 1].map(|image| manifest.images[image].kernels[0].collective);
+        assert_eq!(counts, [1, 0]);
     }
 
     #[test]
@@ -258,10 +280,18 @@ pub(crate) mod tests {
         manifest.images.remove(0);
         fs::write(folder.join("sm_90a/g.ptx"), &groups("bar.sync 0;")["g"].ptx).unwrap();
         let good = manifest.verify(&folder);
+        let mut other_count = manifest.clone();
+        other_count.images[0].kernels[0].collective += 1;
+        let miscounted = other_count.verify(&folder);
         fs::write(folder.join("sm_90a/g.ptx"), "other").unwrap();
         let other = manifest.verify(&folder);
         fs::remove_dir_all(&folder).unwrap();
         good.unwrap();
+        let miscounted = miscounted.unwrap_err().to_string();
+        assert!(
+            miscounted.contains("`f_d64` of sm_90a/g.ptx has 1 instructions"),
+            "{miscounted}"
+        );
         assert!(
             other
                 .unwrap_err()

@@ -22,7 +22,8 @@ fn made(builder: &PtxBuilder<'_>) -> BTreeMap<String, String> {
     let mut manifest = Manifest::default();
     let groups = groups("bar.sync 0;");
     let source = builder.source(Arch::Sm90a).unwrap();
-    manifest.replace(Arch::Sm90a, "rustc 1", &source, &groups);
+    let replaced = manifest.replace(Arch::Sm90a, "rustc 1", &source, &groups);
+    replaced.unwrap();
     BTreeMap::from([
         ("sm_90a/g.ptx".to_owned(), groups["g"].ptx.clone()),
         (manifest::MANIFEST.to_owned(), manifest.to_json()),

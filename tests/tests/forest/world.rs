@@ -8,7 +8,6 @@ use deft::cache::{PageId, PagePool};
 use deft::tree::{
     DraftNode, ForestError, GrowthCursor, NodeKey, TokenForest, TreeView, ViewScratch,
 };
-use kernels_gpu::abi::APPEND_LIVE;
 use proptest::sample::Index;
 
 use crate::model::{Model, PAGE};
@@ -366,39 +365,5 @@ impl World {
         for (target, token) in targets.iter().zip(&node.tokens[begin..]) {
             self.store[*target as usize] = *token;
         }
-    }
-
-    fn check_live_targets(&self, leaves: &[NodeKey]) {
-        let (mut live, mut last) = (Vec::new(), Vec::new());
-        self.forest.live_targets(leaves, &mut live).unwrap();
-        for &leaf in leaves {
-            let length = self.forest.length(leaf).unwrap();
-            self.forest
-                .append_targets(leaf, length - 1..length, &mut last)
-                .unwrap();
-        }
-        let resolve = |target: u32| {
-            assert_ne!(target & APPEND_LIVE, 0);
-            let slot = (target ^ APPEND_LIVE) as usize;
-            self.forest.tail_pages()[slot] * 64 + (self.forest.lengths()[slot] - 1) % 64
-        };
-        let resolved: Vec<_> = live.into_iter().map(resolve).collect();
-        assert_eq!(resolved, last);
-    }
-
-    /// Everything that a caller can see of the forest.
-    fn observe(&self) -> (Vec<u32>, Vec<u32>, u32, Option<TreeView>) {
-        let keys: Vec<_> = self
-            .model
-            .alive()
-            .iter()
-            .map(|&i| self.model.nodes[i].key)
-            .collect();
-        (
-            self.forest.lengths().to_vec(),
-            self.forest.tail_pages().to_vec(),
-            self.forest.pool().free(),
-            self.forest.view(&keys).ok(),
-        )
     }
 }

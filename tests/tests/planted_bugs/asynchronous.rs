@@ -7,20 +7,21 @@ use device::shared::dynamic_shared_mem;
 use device::wgmma::{self, Descriptor, Operand};
 use device::{Bf16, async_copy, global, thread};
 
-use super::finds;
+use super::{finds, finds_one_of};
 
 /// What can be wrong with a ring of two stages of 512 bytes.
-#[derive(Clone, Copy, Default)]
-struct Ring {
-    wrong_full_parity: bool,
-    no_empty_wait: bool,
-    few_bytes: bool,
-    few_arrivals: bool,
-    no_fence_init: bool,
+#[derive(Clone, Copy, PartialEq)]
+enum Ring {
+    WrongFullParity,
+    NoEmptyWait,
+    FewBytes,
+    FewArrivals,
+    NoFenceInit,
 }
 
 /// Thread 96 streams eight pieces of input through the ring; the first three warps add them up.
-fn stream(input: *const u32, output: *mut u32, bugs: Ring) {
+fn stream(input: *const u32, output: *mut u32, bug: Option<Ring>) {
+    let has = |flaw| bug == Some(flaw);
     let base = dynamic_shared_mem::<u32>();
     let barriers = base.offset(1024).cast();
     let full = |stage: u32| Barrier::at(barriers.at(stage));
@@ -31,9 +32,9 @@ fn stream(input: *const u32, output: *mut u32, bugs: Ring) {
         if index == 0 {
             for stage in 0..2 {
                 mbarrier::init(full(stage), 1);
-                mbarrier::init(empty(stage), if bugs.few_arrivals { 97 } else { 96 });
+                mbarrier::init(empty(stage), if has(Ring::FewArrivals) { 97 } else { 96 });
             }
-            if !bugs.no_fence_init {
+            if !has(Ring::NoFenceInit) {
                 mbarrier::fence_init();
             }
         }
@@ -43,11 +44,11 @@ fn stream(input: *const u32, output: *mut u32, bugs: Ring) {
             let (stage, parity) = (turn % 2, turn / 2 % 2);
             let at = base.at(128 * stage);
             if index == 96 {
-                if !bugs.no_empty_wait {
+                if !has(Ring::NoEmptyWait) {
                     mbarrier::wait_parity(empty(stage), parity ^ 1);
                 }
                 let bytes = Bytes::new(512);
-                let expected = if bugs.few_bytes {
+                let expected = if has(Ring::FewBytes) {
                     Bytes::new(528)
                 } else {
                     bytes
@@ -55,7 +56,7 @@ fn stream(input: *const u32, output: *mut u32, bugs: Ring) {
                 mbarrier::arrive_expect_tx(full(stage), expected);
                 bulk::copy_global_to_shared(at, input.add(128 * turn as usize), bytes, full(stage));
             } else if index < 96 {
-                mbarrier::wait_parity(full(stage), parity ^ u32::from(bugs.wrong_full_parity));
+                mbarrier::wait_parity(full(stage), parity ^ u32::from(has(Ring::WrongFullParity)));
                 sum = sum.wrapping_add(at.at(index).load());
                 mbarrier::arrive(empty(stage));
             }
@@ -66,68 +67,28 @@ fn stream(input: *const u32, output: *mut u32, bugs: Ring) {
 
 #[test]
 fn a_wrong_mbarrier_parity() {
-    let mut seen = Vec::new();
-    for seed in 0..16 {
-        let kernel = |input, output, bug| {
-            stream(
-                input,
-                output,
-                Ring {
-                    wrong_full_parity: bug,
-                    ..Ring::default()
-                },
-            );
-        };
-        super::launch(kernel, false, seed).unwrap();
-        let report = super::launch(kernel, true, seed).unwrap_err();
-        let text = report.to_string();
-        assert!(text.contains("parity 1 of the mbarrier at +0x4"), "{text}");
-        assert!(text.contains("asynchronous.rs"), "{text}");
-        seen.push(report.cause);
-    }
     // Reads that the passed wait did not order, or, once a phase is complete, a wait for the next.
-    assert!(
-        seen.iter()
-            .all(|cause| matches!(cause, Cause::Race | Cause::Unwritten | Cause::Deadlock))
+    finds_one_of(
+        |input, output, bug| stream(input, output, bug.then_some(Ring::WrongFullParity)),
+        &[Cause::Race, Cause::Unwritten, Cause::Deadlock],
+        &["parity 1 of the mbarrier at +0x4", "asynchronous.rs"],
     );
 }
 
 #[test]
 fn a_stage_filled_before_it_is_empty() {
-    // Not with every seed: mostly the copies run ahead of their barrier's phase.
-    let kernel = |input, output, bug| {
-        stream(
-            input,
-            output,
-            Ring {
-                no_empty_wait: bug,
-                ..Ring::default()
-            },
-        );
-    };
-    for seed in 0..16 {
-        super::launch(kernel, false, seed).unwrap();
-        let report = super::launch(kernel, true, seed).unwrap_err();
-        assert!(
-            matches!(report.cause, Cause::Race | Cause::Barrier | Cause::Deadlock),
-            "{report}"
-        );
-    }
+    // No race with every seed: mostly the copies run ahead of their barrier's phase.
+    finds_one_of(
+        |input, output, bug| stream(input, output, bug.then_some(Ring::NoEmptyWait)),
+        &[Cause::Race, Cause::Barrier, Cause::Deadlock],
+        &[],
+    );
 }
 
 #[test]
 fn an_mbarrier_that_waits_for_more_bytes_than_are_copied() {
     finds(
-        |input, output, bug| {
-            stream(
-                input,
-                output,
-                Ring {
-                    few_bytes: bug,
-                    ..Ring::default()
-                },
-            )
-        },
+        |input, output, bug| stream(input, output, bug.then_some(Ring::FewBytes)),
         Cause::Deadlock,
         &[
             "threads 0-95: parity 0 of the mbarrier at +0x400",
@@ -139,16 +100,7 @@ fn an_mbarrier_that_waits_for_more_bytes_than_are_copied() {
 #[test]
 fn an_mbarrier_that_waits_for_more_threads_than_arrive() {
     finds(
-        |input, output, bug| {
-            stream(
-                input,
-                output,
-                Ring {
-                    few_arrivals: bug,
-                    ..Ring::default()
-                },
-            )
-        },
+        |input, output, bug| stream(input, output, bug.then_some(Ring::FewArrivals)),
         Cause::Deadlock,
         &[
             "threads 96: parity 0 of the mbarrier at +0x410",
@@ -160,16 +112,7 @@ fn an_mbarrier_that_waits_for_more_threads_than_arrive() {
 #[test]
 fn an_mbarrier_that_the_async_proxy_does_not_see() {
     finds(
-        |input, output, bug| {
-            stream(
-                input,
-                output,
-                Ring {
-                    no_fence_init: bug,
-                    ..Ring::default()
-                },
-            )
-        },
+        |input, output, bug| stream(input, output, bug.then_some(Ring::NoFenceInit)),
         Cause::ProxyFence,
         &[
             "a bulk copy reports to the mbarrier at +0x400",
@@ -179,16 +122,17 @@ fn an_mbarrier_that_the_async_proxy_does_not_see() {
 }
 
 /// What can be wrong with a product of what threads have stored.
-#[derive(Clone, Copy, Default)]
-struct Product {
-    no_proxy_fence: bool,
-    no_wgmma_fence: bool,
-    no_wait: bool,
-    early_write: bool,
-    no_settle: bool,
+#[derive(Clone, Copy, PartialEq)]
+enum Product {
+    NoProxyFence,
+    NoWgmmaFence,
+    NoWait,
+    EarlyWrite,
+    NoSettle,
 }
 
-fn product(input: *const u32, output: *mut u32, bugs: Product) {
+fn product(input: *const u32, output: *mut u32, bug: Option<Product>) {
+    let has = |flaw| bug == Some(flaw);
     let base = dynamic_shared_mem::<u32>();
     let index = thread::thread_idx_x();
     let operand = |at: u32| Operand {
@@ -204,25 +148,25 @@ fn product(input: *const u32, output: *mut u32, bugs: Product) {
             base.at(word).store(value & 0x3f80_3f80);
             word += 128;
         }
-        if !bugs.no_proxy_fence {
+        if !has(Product::NoProxyFence) {
             bulk::fence_proxy_async_shared();
         }
         thread::sync_threads();
         let mut d = [0.0_f32; 4];
-        if !bugs.no_wgmma_fence {
+        if !has(Product::NoWgmmaFence) {
             wgmma::fence();
         }
         wgmma::mma_shared::<Bf16, false, false, 1, _>(&mut d, operand(0), operand(2048), false);
         wgmma::commit_group();
-        if bugs.early_write {
+        if has(Product::EarlyWrite) {
             base.at(index).store(0);
         }
-        if bugs.no_wait {
+        if has(Product::NoWait) {
             wgmma::wait_group::<1>();
         } else {
             wgmma::wait_group::<0>();
         }
-        if !bugs.no_settle {
+        if !has(Product::NoSettle) {
             wgmma::settle(&mut d);
         }
         global::store_f32(output.cast::<f32>().add(index as usize), d[0]);
@@ -232,16 +176,7 @@ fn product(input: *const u32, output: *mut u32, bugs: Product) {
 #[test]
 fn a_missing_proxy_fence_before_a_product() {
     finds(
-        |input, output, bug| {
-            product(
-                input,
-                output,
-                Product {
-                    no_proxy_fence: bug,
-                    ..Product::default()
-                },
-            )
-        },
+        |input, output, bug| product(input, output, bug.then_some(Product::NoProxyFence)),
         Cause::ProxyFence,
         &[
             "wgmma reads shared memory",
@@ -254,16 +189,7 @@ fn a_missing_proxy_fence_before_a_product() {
 #[test]
 fn a_missing_wgmma_fence() {
     finds(
-        |input, output, bug| {
-            product(
-                input,
-                output,
-                Product {
-                    no_wgmma_fence: bug,
-                    ..Product::default()
-                },
-            )
-        },
+        |input, output, bug| product(input, output, bug.then_some(Product::NoWgmmaFence)),
         Cause::Unwaited,
         &["without a wgmma.fence"],
     );
@@ -272,16 +198,7 @@ fn a_missing_wgmma_fence() {
 #[test]
 fn a_product_that_is_not_waited_for() {
     finds(
-        |input, output, bug| {
-            product(
-                input,
-                output,
-                Product {
-                    no_wait: bug,
-                    ..Product::default()
-                },
-            )
-        },
+        |input, output, bug| product(input, output, bug.then_some(Product::NoWait)),
         Cause::Unwaited,
         &["before a wait_group covers the wgmma at"],
     );
@@ -290,16 +207,7 @@ fn a_product_that_is_not_waited_for() {
 #[test]
 fn accumulators_used_without_settling_them() {
     finds(
-        |input, output, bug| {
-            product(
-                input,
-                output,
-                Product {
-                    no_settle: bug,
-                    ..Product::default()
-                },
-            )
-        },
+        |input, output, bug| product(input, output, bug.then_some(Product::NoSettle)),
         Cause::Unwaited,
         &["uses an accumulator of the wgmma at"],
     );
@@ -308,16 +216,7 @@ fn accumulators_used_without_settling_them() {
 #[test]
 fn an_operand_overwritten_before_the_product_is_waited_for() {
     finds(
-        |input, output, bug| {
-            product(
-                input,
-                output,
-                Product {
-                    early_write: bug,
-                    ..Product::default()
-                },
-            )
-        },
+        |input, output, bug| product(input, output, bug.then_some(Product::EarlyWrite)),
         Cause::Race,
         &["wgmma", "shared memory at +0x", "nothing orders the two"],
     );

@@ -38,13 +38,19 @@ fn launch(kernel: Kernel, bug: bool, seed: u64) -> Result<Vec<u32>, Box<Report>>
 /// without it.
 #[track_caller]
 fn finds(kernel: Kernel, cause: Cause, words: &[&str]) {
+    finds_one_of(kernel, &[cause], words);
+}
+
+/// The same where what shows first depends on who runs first.
+#[track_caller]
+fn finds_one_of(kernel: Kernel, causes: &[Cause], words: &[&str]) {
     for seed in 0..16 {
         if let Err(report) = launch(kernel, false, seed) {
             panic!("without the bug: {report}");
         }
         let report = launch(kernel, true, seed).expect_err("the bug was not found");
         let text = report.to_string();
-        assert_eq!(report.cause, cause, "{text}");
+        assert!(causes.contains(&report.cause), "{text}");
         for word in words {
             assert!(text.contains(word), "`{word}` is not in: {text}");
         }

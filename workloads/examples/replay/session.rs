@@ -14,7 +14,7 @@ use kernels_gpu::random;
 use super::GROUPINGS;
 
 /// The heads of a layer.
-pub(crate) const HEADS: HeadShape = HeadShape::LLAMA3_8B;
+pub(crate) const HEADS: HeadShape = deft_workloads::LLAMA3_8B;
 const Q_HEADS: usize = HEADS.q_heads as usize;
 const KV_HEADS: usize = HEADS.kv_heads as usize;
 const HEAD_DIM: usize = HEADS.head_dim as usize;

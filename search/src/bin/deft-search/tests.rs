@@ -17,7 +17,7 @@ use crate::run::{Found, Search};
 use crate::tree::Tree;
 
 #[allow(dead_code, reason = "the library's tests use all of it")]
-#[path = "../../../tests/common/mock.rs"]
+#[path = "../../../tests/searches/mock.rs"]
 mod mock;
 
 use mock::{AsciiCodec, HashModel, HashModelConfig};

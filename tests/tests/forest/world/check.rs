@@ -4,12 +4,47 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use deft::cache::PageId;
 use deft::tree::{NodeKey, Run, TreeView};
+use kernels_gpu::abi::APPEND_LIVE;
 use proptest::sample::Index;
 
 use super::{Mirror, World};
 use crate::model::PAGE;
 
 impl World {
+    pub(super) fn check_live_targets(&self, leaves: &[NodeKey]) {
+        let (mut live, mut last) = (Vec::new(), Vec::new());
+        self.forest.live_targets(leaves, &mut live).unwrap();
+        for &leaf in leaves {
+            let length = self.forest.length(leaf).unwrap();
+            self.forest
+                .append_targets(leaf, length - 1..length, &mut last)
+                .unwrap();
+        }
+        let resolve = |target: u32| {
+            assert_ne!(target & APPEND_LIVE, 0);
+            let slot = (target ^ APPEND_LIVE) as usize;
+            self.forest.tail_pages()[slot] * 64 + (self.forest.lengths()[slot] - 1) % 64
+        };
+        let resolved: Vec<_> = live.into_iter().map(resolve).collect();
+        assert_eq!(resolved, last);
+    }
+
+    /// Everything that a caller can see of the forest.
+    pub(super) fn observe(&self) -> (Vec<u32>, Vec<u32>, u32, Option<TreeView>) {
+        let keys: Vec<_> = self
+            .model
+            .alive()
+            .iter()
+            .map(|&i| self.model.nodes[i].key)
+            .collect();
+        (
+            self.forest.lengths().to_vec(),
+            self.forest.tail_pages().to_vec(),
+            self.forest.pool().free(),
+            self.forest.view(&keys).ok(),
+        )
+    }
+
     /// Compares counters, links and views with the model; `picks` are nodes to query, in this order.
     pub(crate) fn check(&mut self, picks: &[Index]) {
         self.forest.debug_assert_invariants();

@@ -1,10 +1,7 @@
 //! Tree of thoughts: which states go on.
 
-#[expect(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
-use common::mock::AsciiCodec;
-use common::{assert_empty, model, prompt, run, thoughts};
+use super::mock::AsciiCodec;
+use super::{assert_empty, model, prompt, run, thoughts};
 use deft_search::{
     Candidate, Event, MeanLogProb, PruneReason, TreeOfThoughts, TreeSearch, Verdict,
 };

@@ -1,11 +1,9 @@
 //! Search methods against their definitions.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::mock::{AsciiCodec, HashModel, HashModelConfig};
-use common::{Custom, assert_empty, log_softmax, model, prompt, run, thoughts, with};
+use super::mock::{AsciiCodec, HashModel};
+use super::{Custom, beam, log_softmax, model, prompt, run, run_within, thoughts, with};
 use deft_search::sampler::leaf_stream;
 use deft_search::{
     BeamSearch, BestOfN, Candidate, Choice, DiverseBatch, Ending, Finish, Limits, MeanLogProb,
@@ -285,25 +283,14 @@ fn the_same_seed_gives_the_same_outcome_and_another_another() {
 fn every_method_lives_with_few_pages_few_tokens_and_few_nodes() {
     for pages in [2, 3, 5] {
         for (tokens, nodes) in [(7, 100), (200, 2), (200, 6)] {
-            let mut model = with(HashModelConfig {
-                pages,
-                ..HashModelConfig::default()
-            });
-            let mut beam = BeamSearch {
-                width: 4,
-                length_penalty: 1.0,
-                ending: Ending::at(40),
-            };
+            let mut model = with(|config| config.pages = pages);
+            let mut beam = beam(4, 40);
             let mut tree = thoughts(&MeanLogProb);
             let methods: [&mut dyn SearchMethod; 2] = [&mut beam, &mut tree];
             for method in methods {
-                let outcome = TreeSearch::new(&mut model, &AsciiCodec)
-                    .limits(Limits { tokens, nodes })
-                    .run(&prompt(), method)
-                    .unwrap();
+                let outcome = run_within(Limits { tokens, nodes }, &mut model, method).unwrap();
                 assert!(outcome.stats.tokens <= tokens && outcome.stats.peak_pages <= pages);
                 assert!(!outcome.answers.is_empty());
-                assert_empty(&model);
             }
         }
     }
@@ -314,11 +301,7 @@ fn parameters_of_0_are_named() {
     let mut model = model(0);
     let mut message =
         |method: &mut dyn SearchMethod| run(&mut model, method).unwrap_err().to_string();
-    let mut beam = BeamSearch {
-        width: 0,
-        length_penalty: 1.0,
-        ending: Ending::at(4),
-    };
+    let mut beam = beam(0, 4);
     assert_eq!(message(&mut beam), "width is 0; it must be at least 1");
     let mut beam = BeamSearch {
         width: 1,
@@ -342,15 +325,8 @@ fn parameters_of_0_are_named() {
 
 #[test]
 fn more_beams_than_any_tree_has_are_as_many_as_there_are() {
-    let mut model = with(HashModelConfig {
-        vocabulary: 5,
-        ..HashModelConfig::default()
-    });
-    let mut beam = BeamSearch {
-        width: usize::MAX,
-        length_penalty: 1.0,
-        ending: Ending::at(2),
-    };
+    let mut model = with(|config| config.vocabulary = 5);
+    let mut beam = beam(usize::MAX, 2);
     let outcome = TreeSearch::new(&mut model, &AsciiCodec)
         .run(&[1, 2, 3], &mut beam)
         .unwrap();

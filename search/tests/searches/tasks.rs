@@ -1,10 +1,7 @@
 //! Tasks' checkers, and evaluations of models that are known.
 
-#[expect(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
-use common::mock::{AsciiCodec, HashModel, HashModelConfig};
-use common::{assert_empty, with};
+use super::mock::{AsciiCodec, HashModel};
+use super::{assert_empty, model};
 use deft_search::tasks::{
     Acrostic, Checker, DigitSort, DistinctSum, Evaluation, GameOf24, Method, Problem, Prospect,
     Setting, Task, evaluate,
@@ -173,7 +170,7 @@ fn the_checker_judges_whole_answers_and_beginnings() {
 
 /// Sorts two digits, but believes with probability 0.6 that each is the next larger one.
 fn misled() -> HashModel {
-    let model = with(HashModelConfig::default());
+    let model = model(0);
     model.with_bias(|path, logits| {
         let text = AsciiCodec.decode(path);
         let Some((question, answer)) = text.rsplit_once("Output:") else {
@@ -283,7 +280,7 @@ fn few_tokens_find_less() {
 
 /// Sorts two digits, but does not stop there.
 fn talkative() -> HashModel {
-    with(HashModelConfig::default()).with_bias(|path, logits| {
+    model(0).with_bias(|path, logits| {
         let text = AsciiCodec.decode(path);
         let Some((question, answer)) = text.rsplit_once("Output:") else {
             return;

@@ -1,14 +1,9 @@
 //! Speculative decoding against decoding a token at a time.
 
-#[expect(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
-use common::mock::{AsciiCodec, HashModelConfig};
-use common::{assert_empty, prompt, run, with};
+use super::mock::AsciiCodec;
+use super::{assert_empty, at_most, model, prompt, run, run_within, with};
 use deft_engine::DraftToken;
-use deft_search::{
-    Drafter, Ending, Finish, Limits, PromptLookup, Sampler, Speculative, Stop, TreeSearch,
-};
+use deft_search::{Drafter, Ending, Finish, PromptLookup, Sampler, Speculative, Stop, TreeSearch};
 
 fn speculative(drafter: &mut dyn Drafter, sampler: Sampler, tokens: usize) -> Speculative<'_> {
     Speculative {
@@ -36,11 +31,8 @@ fn a_hundred_models_say_the_same_with_drafts_and_without_in_fewer_steps() {
         // them, so that it does not, for every fifth model.
         let memory = if seed % 5 == 0 { usize::MAX } else { 2 };
         let vocabulary = if seed % 5 == 0 { 97 } else { 9 };
-        let mut model = with(HashModelConfig {
-            seed,
-            memory,
-            vocabulary,
-            ..HashModelConfig::default()
+        let mut model = with(|config| {
+            (config.seed, config.memory, config.vocabulary) = (seed, memory, vocabulary)
         });
         let prompt: Vec<u32> = (0..40).map(|token| 1 + token * token % 8).collect();
         let sampler = if seed % 3 == 0 {
@@ -107,7 +99,7 @@ impl Drafter for Oracle {
 
 #[test]
 fn right_drafts_are_accepted_whole_from_among_wrong_ones() {
-    let mut model = with(HashModelConfig::default()).with_bias(|_, logits| logits[0] = -100.0);
+    let mut model = model(0).with_bias(|_, logits| logits[0] = -100.0);
     let want = run(&mut model, &mut plain(Sampler::GREEDY, 81)).unwrap();
     let answer = want.answers[0].tokens.clone();
     let mut drafter = Oracle {
@@ -127,11 +119,7 @@ fn right_drafts_are_accepted_whole_from_among_wrong_ones() {
 
 #[test]
 fn drafts_fit_the_tokens_and_pages_that_are_left() {
-    let mut model = with(HashModelConfig {
-        pages: 2,
-        ..HashModelConfig::default()
-    })
-    .with_bias(|_, logits| logits[0] = -100.0);
+    let mut model = with(|config| config.pages = 2).with_bias(|_, logits| logits[0] = -100.0);
     let want = run(&mut model, &mut plain(Sampler::GREEDY, 80)).unwrap();
     let answer = want.answers[0].tokens.clone();
     let mut drafter = Oracle {
@@ -145,28 +133,23 @@ fn drafts_fit_the_tokens_and_pages_that_are_left() {
     .unwrap();
     assert_eq!(got.answers[0].tokens, answer);
     for tokens in [1, 5, 30] {
-        let got = TreeSearch::new(&mut model, &AsciiCodec)
-            .limits(Limits {
-                tokens,
-                ..Limits::default()
-            })
-            .run(
-                &prompt(),
-                &mut speculative(&mut drafter, Sampler::GREEDY, 80),
-            )
-            .unwrap();
+        let got = run_within(
+            at_most(tokens),
+            &mut model,
+            &mut speculative(&mut drafter, Sampler::GREEDY, 80),
+        )
+        .unwrap();
         assert_eq!((got.stats.tokens, got.stop), (tokens, Stop::Budget));
         let found = &got.answers[0];
         assert_eq!(found.finish, Finish::Interrupted);
         assert_eq!(found.tokens, answer[..found.tokens.len()]);
         assert!(!found.tokens.is_empty());
-        assert_empty(&model);
     }
 }
 
 #[test]
 fn a_stop_text_within_a_draft_ends_the_answer_there() {
-    let mut model = with(HashModelConfig::default()).with_bias(|_, logits| logits[0] = -100.0);
+    let mut model = model(0).with_bias(|_, logits| logits[0] = -100.0);
     let answer = run(&mut model, &mut plain(Sampler::GREEDY, 40))
         .unwrap()
         .answers
@@ -225,7 +208,7 @@ impl Drafter for Fixed {
 
 #[test]
 fn a_draft_whose_parent_does_not_precede_it_ends_the_search_with_its_name() {
-    let mut model = with(HashModelConfig::default()).with_bias(|_, logits| logits[0] = -100.0);
+    let mut model = model(0).with_bias(|_, logits| logits[0] = -100.0);
     for parent in [0, 3, u32::MAX] {
         let mut drafter = Fixed(vec![DraftToken {
             parent: Some(parent),
