@@ -1,11 +1,9 @@
 //! Searches one after the other on a model that keeps prompts of the past.
 
-#[expect(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
-use common::mock::AsciiCodec;
 use deft_engine::{CpuModel, CpuOptions, LlamaConfig, TreeModel, Weights};
 use deft_search::{BeamSearch, Ending, Outcome, TreeSearch};
+
+use crate::mock::AsciiCodec;
 
 /// Bytes of a page: K and V of 64 tokens, one layer, one head of 64 in f32.
 const PAGE: u64 = 64 * 2 * 64 * 4;
