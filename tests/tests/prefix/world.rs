@@ -153,7 +153,7 @@ impl World {
             .seal(&mut self.forest, node, &tokens, salt)
             .unwrap();
         assert_eq!(self.forest.context_length(below), Ok(tokens.len() as u64));
-        assert_eq!(self.forest.grows(below), Ok(true));
+        assert_eq!(self.forest.is_sealed(below), Ok(false));
         self.check_path(below, &tokens, salt);
         self.note_path(below, &tokens, salt);
         let parent = self.forest.parent(below).unwrap();
