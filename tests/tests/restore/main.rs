@@ -40,7 +40,7 @@ impl Book {
     fn claim(&mut self, claim: &Claim) {
         let tokens = claim.tokens.start as usize..claim.tokens.end as usize;
         assert!(
-            !tokens.is_empty() && claim.tokens.start % 64 == 0,
+            !tokens.is_empty() && claim.tokens.start.is_multiple_of(64),
             "{claim:?}"
         );
         for claimed in &mut self.claimed[claim.node][tokens] {
