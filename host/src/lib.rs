@@ -62,7 +62,7 @@ pub use prefix::{Opened, PrefixStats};
 pub use tree::{DraftNode, NodeKey};
 pub use tree_cache::{
     Batch, CacheBuilder, CacheConfig, CacheError, Device, Kv, Out, PlanUpdate, Restored, Rows,
-    RowsMut, TreeCache,
+    RowsMut, Step, StepGraph, StepRun, TreeCache,
 };
 
 /// The examples in the documentation.
