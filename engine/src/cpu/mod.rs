@@ -7,6 +7,7 @@ mod matmul;
 mod ops;
 mod params;
 mod tile;
+mod saved;
 mod timing;
 mod tree;
 
@@ -26,15 +27,19 @@ use crate::weights::{Weights, WeightsError};
 pub struct CpuOptions {
     /// Bytes for K and V.
     pub capacity_bytes: u64,
+    /// Most bytes of them that prompts of the past hold, for later ones that begin alike: see
+    /// [`CacheBuilder::prefix_bytes`](deft::CacheBuilder::prefix_bytes). 0 keeps none.
+    pub prefix_bytes: u64,
     /// How attention is planned.
     pub grouping: Grouping,
 }
 
 impl Default for CpuOptions {
-    /// 512 MiB, and Flatten.
+    /// 512 MiB, nothing kept of prompts of the past, and Flatten.
     fn default() -> Self {
         Self {
             capacity_bytes: 512 << 20,
+            prefix_bytes: 0,
             grouping: Grouping::Flatten,
         }
     }
@@ -85,11 +90,14 @@ impl CpuModel {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
         let config = weights.config().clone();
+        let params = Params::load(weights, &mut progress)?;
         let mut cache = TreeCache::builder(&Device::cpu())
             .layers(config.layers)
             .heads(config.q_heads, config.kv_heads, config.head_dim)
             .dtype(DType::F32)
             .capacity_bytes(options.capacity_bytes)
+            .prefix_bytes(options.prefix_bytes)
+            .identity(saved::identity(&config, &params))
             .grouping(options.grouping);
         if let Some(scale) = config.variant.query_scale {
             cache = cache.scale(scale);
@@ -107,7 +115,7 @@ impl CpuModel {
             local_rotary: turns_itself
                 .then(|| config.local_rotary_table(positions))
                 .transpose()?,
-            params: Params::load(weights, &mut progress)?,
+            params,
             config,
             cache,
             step: None,

@@ -84,7 +84,10 @@ fn on_device(weights: &Weights, device: DeviceArg) -> Result<Placed> {
 fn on_cpu(weights: &Weights, fallback: Option<String>) -> Result<Placed> {
     let bar = bar(weights.config().parameters());
     let progress = |done, _| bar.set_position(done);
-    let model = CpuModel::load(weights, CpuOptions::default(), progress)?;
+    let mut options = CpuOptions::default();
+    // Questions follow one another, and a puzzle is asked twice.
+    options.prefix_bytes = options.capacity_bytes;
+    let model = CpuModel::load(weights, options, progress)?;
     bar.finish_and_clear();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = format!("CPU, {threads} threads");
