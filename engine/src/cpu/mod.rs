@@ -6,8 +6,8 @@ mod forward;
 mod matmul;
 mod ops;
 mod params;
-mod tile;
 mod saved;
+mod tile;
 mod timing;
 mod tree;
 
