@@ -13,6 +13,7 @@ mod device;
 mod document;
 mod draw;
 mod engine;
+mod fit;
 mod forests;
 mod gpu;
 mod ops;
@@ -61,6 +62,7 @@ enum Command {
     Cpu(ratios::Args),
     Check(check::Args),
     Draw(draw::Args),
+    Fit(fit::Args),
     Engine(engine::Args),
     Search(search::Args),
 }
@@ -145,6 +147,13 @@ impl GroupingArg {
             .map_or("other", Self::name)
     }
 
+    /// The grouping of that name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|grouping| grouping.name() == name)
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::PerQuery => "per-query",
@@ -183,6 +192,7 @@ fn main() -> ExitCode {
         Command::Cpu(args) => ratios::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Draw(args) => draw::run(&args),
+        Command::Fit(args) => fit::run(&args),
         Command::Engine(args) => engine::run(&args),
         Command::Search(args) => search::run(&args),
     };

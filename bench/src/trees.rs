@@ -65,7 +65,7 @@ pub(crate) struct Args {
 }
 
 /// Parses `NAME=VALUE`, where NAME is a field of the cost model.
-fn cost_constant(text: &str) -> std::result::Result<(String, f64), String> {
+pub(crate) fn cost_constant(text: &str) -> std::result::Result<(String, f64), String> {
     let (name, value) = text.split_once('=').ok_or("not of the form NAME=VALUE")?;
     let value: f64 = value
         .parse()
@@ -74,7 +74,11 @@ fn cost_constant(text: &str) -> std::result::Result<(String, f64), String> {
     Ok((name.to_owned(), value))
 }
 
-fn set_cost(cost: &mut CostModel, name: &str, value: f64) -> std::result::Result<(), String> {
+pub(crate) fn set_cost(
+    cost: &mut CostModel,
+    name: &str,
+    value: f64,
+) -> std::result::Result<(), String> {
     let mut constants = cost.constants().into_iter();
     let found = constants.find(|(known, _)| *known == name);
     let (_, constant) = found.ok_or_else(|| format!("the cost model has no `{name}`"))?;

@@ -8,12 +8,13 @@
 //! | nodes | Node's plan: narrow items beside wide ones |
 //! | paths | PerQuery's plan: nothing is shared, or too little |
 //!
-//! A candidate that could not be best is not made: what its pages cost at least says so. And since fewer
-//! shares than there may be are candidates too, one share more never makes a plan worse.
+//! A candidate that could not be best is not made: what its pages cost at least says so, or one filling of its
+//! cut. Streams and lanes are tried with all shares, with as many as row tiles come out even in, narrower tiles as
+//! well, and with one share less, so that one share more never makes a plan worse.
 
 use super::config::PlanConfig;
 use super::cost::Costs;
-use super::cut::{PRECISION, cut};
+use super::cut::{PRECISION, cut, mean_ns};
 use super::draft::Draft;
 use super::merge::Merge;
 use super::node::{Dealer, deal, deal_units, unit_ns};
@@ -23,8 +24,10 @@ use super::{Grouping, PlanError};
 use crate::tree::TreeView;
 use kernels_gpu::layout::CORE;
 
-/// Pieces and shares that candidates of fewer shares may have in all before no more of them are made.
-const EFFORT: usize = 1_000;
+/// Pieces placed, all cuts together, before candidates of fewer shares are no longer made.
+const EFFORT: usize = 4_000;
+/// Whole row tiles are dealt before anything is cut if they may take at most this many times what even shares do.
+const EVEN: f64 = 1.1;
 /// PerQuery's plan is taken if it is no dearer than another by this.
 const DRAW: f64 = 1.01;
 
@@ -39,6 +42,10 @@ pub(super) struct Chooser {
     pub(super) merge: Merge,
     scorer: Scorer,
     dealer: Dealer,
+    /// Pieces placed so far.
+    effort: usize,
+    /// The streamed cut of most shares reads pages again when the cache no longer has them.
+    out_of_step: bool,
 }
 
 /// What a planner is asked.
@@ -74,16 +81,30 @@ impl Chooser {
         Ok(best.expect("a candidate was made"))
     }
 
+    /// What the draft in `best`, of `view`, costs by `costs`.
+    pub(super) fn rescore(&mut self, view: &TreeView, costs: &Costs) -> Score {
+        self.scorer.score(view, costs, &mut self.best)
+    }
+
     fn flatten(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
         let floors = Floors::of(request);
-        let most = request.config.shares;
-        let mut effort = 0;
-        for shares in (1..=most).rev() {
-            if beaten(best, floors.any(shares)) || effort > EFFORT {
-                break;
+        let config = request.config;
+        let most = config.shares;
+        self.effort = 0;
+        self.out_of_step = false;
+        let mut before = None;
+        for (shares, widest) in tries(request) {
+            if self.effort > EFFORT || before.replace((shares, widest)) == Some((shares, widest)) {
+                continue;
             }
-            self.streamed(request, shares, best)?;
-            effort += self.sequence.pieces.len() + shares as usize;
+            // Tiles as wide have as much to do, whoever does it.
+            let alike = widest == config.max_queries();
+            let work: f64 = self.best.share_ns.iter().sum();
+            let even = request.costs.launch_ns + work / f64::from(shares);
+            let floor = floors.any(shares).max(if alike { even } else { 0.0 });
+            if !beaten(best, floor) {
+                self.streamed(request, shares, widest, best)?;
+            }
         }
         if !beaten(best, floors.nodes(most)) {
             self.nodes(request, None, most, best)?;
@@ -100,6 +121,7 @@ impl Chooser {
         &mut self,
         request: Request<'_>,
         shares: u32,
+        widest: u32,
         best: &mut Best,
     ) -> Result<(), PlanError> {
         let Request {
@@ -108,19 +130,24 @@ impl Chooser {
             costs,
         } = request;
         let max_queries = config.max_queries();
-        self.sequence
-            .depth_first(view, max_queries, costs, Some(shares));
-        let mut in_step = true;
-        if self.cut(request, shares, max_queries, best) {
-            in_step = !self.judge(request, best, 1.0)?.out_of_step;
+        self.sequence.depth_first(view, widest, costs, Some(shares));
+        // Whole tiles first if they may come out even: what cannot beat them is then soon given up.
+        let whole = units_floor(&self.sequence, costs, shares);
+        let even = costs.launch_ns + mean_ns(&self.sequence, costs, shares);
+        let whole_first = whole < EVEN * even;
+        if whole_first && !beaten(best, whole) {
+            self.units(request, shares, best)?;
         }
-        if !beaten(best, units_floor(&self.sequence, costs, shares)) {
-            self.trial.clear(config.shares);
-            let dealer = &mut self.dealer;
-            deal_units(&self.sequence, costs, shares, dealer, &mut self.trial);
-            self.judge(request, best, 1.0)?;
+        if !self.out_of_step && self.cut(request, shares, max_queries, best) {
+            let score = self.judge(request, best, 1.0)?;
+            self.out_of_step = score.ns > score.in_step_ns * (1.0 + PRECISION);
         }
-        if !in_step {
+        if !whole_first && !beaten(best, whole) {
+            self.units(request, shares, best)?;
+        }
+        // Lanes end with their tiles, which may spare partial results: worth one try.
+        let first = (shares, widest) == (config.shares, max_queries);
+        if self.out_of_step || (first && self.sequence.units.iter().any(|unit| unit.tiles > 1)) {
             self.sequence.order_in_lanes();
             if self.cut(request, shares, max_queries, best) {
                 self.judge(request, best, 1.0)?;
@@ -129,12 +156,27 @@ impl Chooser {
         Ok(())
     }
 
+    /// Every row tile of the sequence whole, dealt.
+    fn units(
+        &mut self,
+        request: Request<'_>,
+        shares: u32,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
+        let (sequence, dealer) = (&self.sequence, &mut self.dealer);
+        self.trial.clear(request.config.shares);
+        deal_units(sequence, request.costs, shares, dealer, &mut self.trial);
+        self.judge(request, best, 1.0).map(drop)
+    }
+
     /// Cuts the sequence; false if it could not be better than the best.
     fn cut(&mut self, request: Request<'_>, shares: u32, max_queries: u32, best: &Best) -> bool {
         let worth = best.map_or(f64::INFINITY, |best| best.ns - request.costs.launch_ns);
         let (sequence, trial) = (&self.sequence, &mut self.trial);
         trial.clear(request.config.shares);
-        cut(sequence, request.costs, max_queries, shares, worth, trial)
+        let cut = cut(sequence, request.costs, max_queries, shares, worth, trial);
+        self.effort += cut.fillings as usize * (sequence.pieces.len() + shares as usize);
+        cut.drafted
     }
 
     /// Every node, or chunk of one, by itself, dealt.
@@ -188,6 +230,29 @@ impl Chooser {
         }
         Ok(score)
     }
+}
+
+/// How many shares to cut into, and how many queries the row tiles may have: all; as many as tiles of the widest
+/// tree, or tiles half as wide, come out even in; ever fewer. Tiles half as wide that fill all shares come
+/// first: they are dealt whole, without a cut. Nothing is gained by them where wider ones do so.
+fn tries(request: Request<'_>) -> impl Iterator<Item = (u32, u32)> {
+    let (most, max) = (request.config.shares, request.config.max_queries());
+    let runs = request.view.runs.iter();
+    let roots = runs.filter(|run| run.parent.is_none());
+    let widest = roots.map(|run| run.queries.end - run.queries.start).max();
+    let tiles = [max, max.div_ceil(2)].map(|width| widest.unwrap_or(0).div_ceil(width).max(1));
+    let half = max.div_ceil(2);
+    let halves_first = (tiles[0] < most && most <= tiles[1]).then_some((most, half));
+    let even = [
+        (most / tiles[0] * tiles[0], max),
+        (most / tiles[1] * tiles[1], half),
+    ];
+    let even = even
+        .into_iter()
+        .filter(move |&tried| tiles[0] < most && Some(tried) != halves_first);
+    let fewer = (1..most).rev().map(move |shares| (shares, max));
+    let all = halves_first.into_iter().chain([(most, max)]).chain(even);
+    all.chain(fewer).filter(|tried| tried.0 > 0)
 }
 
 /// The best candidate's score.

@@ -10,8 +10,9 @@ use super::cost::{Costs, Groups, PAGE_GROUPS, Rates};
 use super::draft::Draft;
 use super::sequence::{Piece, Sequence, Unit};
 
-/// Fillings tried at most.
-const FILLINGS: u32 = 8;
+/// Fillings tried at most, and for sequences of more than [`LONG`] pieces.
+const FILLINGS: [u32; 2] = [7, 5];
+const LONG: usize = 256;
 /// The search ends when the costliest share is this close to what it could be.
 pub(super) const PRECISION: f64 = 0.01;
 /// A share may exceed its target by this if a piece then need not be cut.
@@ -41,7 +42,8 @@ impl Sink for Draft {
 }
 
 /// Cuts `sequence` into at most `shares` shares whose items hold at most `max_queries` queries. `draft` is
-/// empty and has at least as many. False, and nothing drafted, if some share would cost `worth` and more.
+/// empty and has at least as many. Nothing is drafted if some share would cost `worth` and more: one filling
+/// tells.
 pub(super) fn cut(
     sequence: &Sequence,
     costs: &Costs,
@@ -49,16 +51,7 @@ pub(super) fn cut(
     shares: u32,
     worth: f64,
     draft: &mut Draft,
-) -> bool {
-    let work: f64 = sequence
-        .units
-        .iter()
-        .map(|unit| {
-            costs
-                .rates(unit.queries.end - unit.queries.start)
-                .cost(unit.groups)
-        })
-        .sum();
+) -> Cut {
     let filling = |target| Filling {
         costs,
         max_queries,
@@ -72,12 +65,24 @@ pub(super) fn cut(
     };
     let parts = f64::from(shares);
     let (mut low, mut high) = (0.0, f64::INFINITY);
-    let mut target = work / parts + costs.item_ns;
+    let mut target = if worth.is_finite() {
+        worth * (1.0 - PRECISION)
+    } else {
+        mean_ns(sequence, costs, shares)
+    };
+    let most_fillings = FILLINGS[usize::from(sequence.pieces.len() > LONG)];
     let (mut best, mut best_target) = (f64::INFINITY, target);
-    for _ in 0..FILLINGS {
+    let mut fillings = 1;
+    loop {
         let filled = filling(target).run(sequence, &mut Trial);
         if filled.max < best {
             (best, best_target) = (filled.max, target);
+        }
+        if best >= worth {
+            return Cut {
+                drafted: false,
+                fillings,
+            };
         }
         if filled.last > target * (1.0 + OVERSHOOT) {
             low = target;
@@ -86,19 +91,40 @@ pub(super) fn cut(
         }
         // No target below the mean suffices; what is cut off there is about the same.
         let least = f64::max(low, filled.total / parts);
-        if best <= least * (1.0 + PRECISION) || least >= worth {
+        if fillings >= most_fillings || best <= least * (1.0 + PRECISION) {
             break;
         }
-        target = if high.is_finite() {
-            0.5 * (least.min(high) + high)
-        } else {
+        fillings += 1;
+        target = if high.is_infinite() {
             (least * (1.0 + PRECISION)).max(target + (filled.last - target) / parts)
+        } else if low == 0.0 {
+            (least * (1.0 + PRECISION)).min(0.5 * (least + high))
+        } else {
+            0.5 * (least.min(high) + high)
         };
     }
-    if best < worth {
-        filling(best_target).run(sequence, draft);
+    filling(best_target).run(sequence, draft);
+    Cut {
+        drafted: true,
+        fillings: fillings + 1,
     }
-    best < worth
+}
+
+/// What cutting came to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut {
+    pub(super) drafted: bool,
+    /// How often the whole sequence was gone through.
+    pub(super) fillings: u32,
+}
+
+/// What a share costs if each unit is one item and nothing is cut.
+pub(super) fn mean_ns(sequence: &Sequence, costs: &Costs, shares: u32) -> f64 {
+    let work = sequence.units.iter().map(|unit| {
+        let rates = costs.rates(unit.queries.end - unit.queries.start);
+        rates.cost(unit.groups)
+    });
+    work.sum::<f64>() / f64::from(shares) + costs.item_ns
 }
 
 /// The item being filled.
@@ -291,9 +317,48 @@ impl Filling<'_> {
         }
     }
 
+    /// Adds all of `piece` to the open item if that has its queries already, as most have, and the share takes it:
+    /// what [`Filling::with`] and [`Filling::add`] would do, in a few instructions.
+    #[inline]
+    fn extend(&mut self, piece: &Piece, place: Place) -> bool {
+        let Some(open) = &mut self.open else {
+            return false;
+        };
+        let own = &piece.queries;
+        if own.start < open.begin || open.end < own.end {
+            return false;
+        }
+        let groups = f64::from(piece.groups);
+        let kv_ns = groups * open.rates.of(piece.shared);
+        let whole_unit = place.first && place.unit_fits;
+        let spared = if open.complete || whole_unit {
+            0.0
+        } else {
+            f64::from(own.end - own.start) * self.costs.slot_ns
+        };
+        let slots = if open.complete && (place.last || place.unit_fits) {
+            0.0
+        } else {
+            f64::from(open.end - open.begin) * self.costs.slot_ns
+        };
+        let cost = self.closed + self.costs.item_ns + open.kv_ns + kv_ns + slots;
+        let dearer = kv_ns - groups * piece.rate - spared;
+        if dearer > self.costs.item_ns || cost > self.limit {
+            return false;
+        }
+        open.kv_ns += kv_ns;
+        open.groups.add(groups, piece.shared);
+        open.at_unit_end = place.last;
+        true
+    }
+
     /// Adds all of `piece`, ending as many shares as that takes.
     fn place(&mut self, piece: &Piece, place: Place, sink: &mut impl Sink) {
         let mut pages = piece.pages.clone();
+        if self.extend(piece, place) {
+            sink.push_segment(piece, pages);
+            return;
+        }
         let mut groups = piece.groups;
         loop {
             let begins_unit = place.first && pages.start == piece.pages.start;
@@ -355,7 +420,7 @@ impl Filling<'_> {
 }
 
 /// Where a piece stands in its unit.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Place {
     first: bool,
     last: bool,
