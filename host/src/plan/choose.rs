@@ -26,8 +26,10 @@ use kernels_gpu::layout::CORE;
 
 /// Pieces placed, all cuts together, before candidates of fewer shares are no longer made.
 const EFFORT: usize = 4_000;
+/// What fewer shares may leave of the work, since they leave fewer partial results.
+const SPARED: f64 = 0.9;
 /// Whole row tiles are dealt before anything is cut if they may take at most this many times what even shares do.
-const EVEN: f64 = 1.1;
+const EVEN: f64 = 1.04;
 /// PerQuery's plan is taken if it is no dearer than another by this.
 const DRAW: f64 = 1.01;
 
@@ -44,7 +46,7 @@ pub(super) struct Chooser {
     dealer: Dealer,
     /// Pieces placed so far.
     effort: usize,
-    /// The streamed cut of most shares reads pages again when the cache no longer has them.
+    /// A streamed cut read pages again when the cache no longer had them.
     out_of_step: bool,
 }
 
@@ -97,10 +99,10 @@ impl Chooser {
             if self.effort > EFFORT || before.replace((shares, widest)) == Some((shares, widest)) {
                 continue;
             }
-            // Tiles as wide have as much to do, whoever does it.
+            // Tiles as wide have nearly as much to do, whoever does it.
             let alike = widest == config.max_queries();
             let work: f64 = self.best.share_ns.iter().sum();
-            let even = request.costs.launch_ns + work / f64::from(shares);
+            let even = request.costs.launch_ns + SPARED * work / f64::from(shares);
             let floor = floors.any(shares).max(if alike { even } else { 0.0 });
             if !beaten(best, floor) {
                 self.streamed(request, shares, widest, best)?;
@@ -138,9 +140,9 @@ impl Chooser {
         if whole_first && !beaten(best, whole) {
             self.units(request, shares, best)?;
         }
-        if !self.out_of_step && self.cut(request, shares, max_queries, best) {
+        if self.cut(request, shares, max_queries, best) {
             let score = self.judge(request, best, 1.0)?;
-            self.out_of_step = score.ns > score.in_step_ns * (1.0 + PRECISION);
+            self.out_of_step |= score.ns > score.in_step_ns * (1.0 + PRECISION);
         }
         if !whole_first && !beaten(best, whole) {
             self.units(request, shares, best)?;

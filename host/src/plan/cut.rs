@@ -10,9 +10,8 @@ use super::cost::{Costs, Groups, PAGE_GROUPS, Rates};
 use super::draft::Draft;
 use super::sequence::{Piece, Sequence, Unit};
 
-/// Fillings tried at most, and for sequences of more than [`LONG`] pieces.
-const FILLINGS: [u32; 2] = [7, 5];
-const LONG: usize = 256;
+/// Fillings tried at most.
+const FILLINGS: u32 = 8;
 /// The search ends when the costliest share is this close to what it could be.
 pub(super) const PRECISION: f64 = 0.01;
 /// A share may exceed its target by this if a piece then need not be cut.
@@ -70,7 +69,6 @@ pub(super) fn cut(
     } else {
         mean_ns(sequence, costs, shares)
     };
-    let most_fillings = FILLINGS[usize::from(sequence.pieces.len() > LONG)];
     let (mut best, mut best_target) = (f64::INFINITY, target);
     let mut fillings = 1;
     loop {
@@ -91,7 +89,7 @@ pub(super) fn cut(
         }
         // No target below the mean suffices; what is cut off there is about the same.
         let least = f64::max(low, filled.total / parts);
-        if fillings >= most_fillings || best <= least * (1.0 + PRECISION) {
+        if fillings == FILLINGS || best <= least * (1.0 + PRECISION) {
             break;
         }
         fillings += 1;
