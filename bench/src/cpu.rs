@@ -3,53 +3,48 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use deft::attention::{Attend, Backend, Counters, cpu};
-use deft::cache::{DType, Elements, ElementsMut};
-use deft::plan::{Grouping, Plan, PlanConfig};
+use deft::attention::{Attend, AttentionParams, Backend, Counters, cpu};
+use deft::cache::KvElement;
+use deft::plan::{Grouping, HeadShape, Plan, PlanConfig};
+use deft_tests::inputs::Inputs;
+use deft_tests::oracle::Outputs;
 
-use crate::compare::{Outputs, UNWRITTEN};
 use crate::gpu::Repeats;
 use crate::stats::Spread;
-use crate::tensors::{Heads, HostPool};
 
 #[derive(Debug)]
-pub(crate) struct CpuSession {
+pub(crate) struct CpuSession<T> {
     backend: Box<dyn Backend>,
-    heads: Heads,
+    heads: HeadShape,
+    params: AttentionParams,
     pub(crate) lengths: Vec<u32>,
-    q: Vec<u16>,
-    outputs: Outputs,
+    q: Vec<T>,
+    outputs: Outputs<T>,
 }
 
-impl CpuSession {
-    /// Brings `pool` and queries `q` to the backend.
-    pub(crate) fn new(pool: &HostPool, q: &[u16]) -> Result<Self> {
-        let heads = pool.heads;
-        let mut backend = cpu::new(heads.shape(pool.pages()))?;
-        for page in 0..pool.pages() {
-            let (targets, k, v) = pool.page_rows(page);
-            let (k, v) = (elements(heads.dtype, &k), elements(heads.dtype, &v));
-            backend.append(0, &targets, Counters::default(), k, v)?;
-        }
+impl<T: KvElement> CpuSession<T> {
+    /// Brings K, V and queries to the backend.
+    pub(crate) fn new(inputs: &Inputs<T>) -> Result<Self> {
+        let mut backend = cpu::new(inputs.shape(1))?;
+        inputs.store(&mut *backend, 0);
+        let rows = inputs.q.len() / inputs.heads.head_dim as usize;
         Ok(Self {
             backend,
-            heads,
+            heads: inputs.heads,
+            params: inputs.params,
             lengths: Vec::new(),
-            outputs: Outputs {
-                out: vec![UNWRITTEN; q.len()],
-                lse: vec![f32::NAN; q.len() / heads.head_dim as usize],
-            },
-            q: q.to_vec(),
+            outputs: Outputs::unwritten(rows, inputs.heads.head_dim),
+            q: inputs.q.clone(),
         })
     }
 
     pub(crate) fn plan_config(&self, grouping: Grouping) -> PlanConfig {
-        self.backend.plan_config(grouping, self.heads.group)
+        self.backend.plan_config(grouping, self.heads.group_size())
     }
 
-    pub(crate) fn attend(&mut self, plan: &Plan) -> Result<Outputs> {
-        self.outputs.out.fill(UNWRITTEN);
-        self.outputs.lse.fill(f32::NAN);
+    pub(crate) fn attend(&mut self, plan: &Plan) -> Result<Outputs<T>> {
+        let rows = self.outputs.lse.len();
+        self.outputs = Outputs::unwritten(rows, self.heads.head_dim);
         self.run(plan)?;
         Ok(self.outputs.clone())
     }
@@ -68,8 +63,7 @@ impl CpuSession {
 
     /// Attention over `plan`, whose queries are the first of those there are.
     pub(crate) fn run(&mut self, plan: &Plan) -> Result<()> {
-        let dtype = self.heads.dtype;
-        let rows = (plan.queries() * self.heads.q_heads()) as usize;
+        let rows = (plan.queries() * self.heads.q_heads) as usize;
         let elements_of = rows * self.heads.head_dim as usize;
         self.backend.attend(Attend {
             layer: 0,
@@ -78,27 +72,11 @@ impl CpuSession {
                 lengths: &self.lengths,
                 tail_pages: &[],
             },
-            q: elements(dtype, &self.q[..elements_of]),
-            out: elements_mut(dtype, &mut self.outputs.out[..elements_of]),
-            lse: Some(&mut self.outputs.lse[..rows]),
-            params: self.heads.params,
+            q: T::elements(&self.q[..elements_of]),
+            out: T::elements_mut(&mut self.outputs.out[..elements_of]),
+            lse: Some(f32::elements_mut(&mut self.outputs.lse[..rows])),
+            params: self.params,
         })?;
         Ok(())
-    }
-}
-
-/// 16-bit patterns as a backend takes them.
-pub(crate) fn elements(dtype: DType, bits: &[u16]) -> Elements<'_> {
-    match dtype {
-        DType::F16 => Elements::F16(bytemuck::cast_slice(bits)),
-        _ => Elements::Bf16(bytemuck::cast_slice(bits)),
-    }
-}
-
-/// As [`elements`], to be written.
-pub(crate) fn elements_mut(dtype: DType, bits: &mut [u16]) -> ElementsMut<'_> {
-    match dtype {
-        DType::F16 => ElementsMut::F16(bytemuck::cast_slice_mut(bits)),
-        _ => ElementsMut::Bf16(bytemuck::cast_slice_mut(bits)),
     }
 }

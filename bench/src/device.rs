@@ -1,15 +1,16 @@
 //! What runs a problem: a GPU or the CPU.
 
 use anyhow::Result;
+use deft::cache::KvElement;
 use deft::plan::{Grouping, Plan, PlanConfig};
+use deft_tests::inputs::Inputs;
+use deft_tests::oracle::Outputs;
+use deft_tests::problem::Problem;
 
-use crate::compare::Outputs;
 use crate::cpu::CpuSession;
 use crate::gpu::{Gpu, Repeats};
-use crate::problem::Problem;
 use crate::session::{Part, Session};
 use crate::stats::Spread;
-use crate::tensors::HostPool;
 
 #[derive(Debug)]
 pub(crate) enum Device {
@@ -19,9 +20,9 @@ pub(crate) enum Device {
 
 /// A problem on a device.
 #[derive(Debug)]
-pub(crate) enum Runner<'g> {
-    Gpu(Box<Session<'g>>),
-    Cpu(CpuSession),
+pub(crate) enum Runner<'g, T> {
+    Gpu(Box<Session<'g, T>>),
+    Cpu(CpuSession<T>),
 }
 
 impl Device {
@@ -33,21 +34,10 @@ impl Device {
         }
     }
 
-    /// The same for a [`deft::TreeCache`], kernels included.
-    pub(crate) fn of_library(&self) -> deft::Device {
-        match self {
-            Self::Gpu(gpu) => gpu.device.clone().into(),
-            Self::Cpu => deft::Device::cpu(),
-        }
-    }
-
     /// The driver's version; `none` without a GPU.
     pub(crate) fn driver(&self) -> String {
         match self {
-            Self::Gpu(gpu) => {
-                let version = gpu.device.driver_version();
-                format!("CUDA {}.{}", version / 1000, version % 1000 / 10)
-            }
+            Self::Gpu(gpu) => format!("CUDA {}", gpu.device.driver_version()),
             Self::Cpu => "none".to_owned(),
         }
     }
@@ -61,27 +51,28 @@ impl Device {
     }
 
     /// Brings a problem to the device.
-    pub(crate) fn runner(&self, problem: &Problem) -> Result<Runner<'_>> {
-        let mut runner = self.runner_of(&problem.pool, &problem.q)?;
-        runner.set_counters(&problem.lengths, &problem.tail_pages)?;
+    pub(crate) fn runner<T: KvElement>(&self, problem: &Problem<T>) -> Result<Runner<'_, T>> {
+        let mut runner = self.runner_of(&problem.inputs)?;
+        runner.set_lengths(&problem.lengths)?;
         Ok(runner)
     }
 
     /// Brings K, V and queries to the device, for all problems on them.
-    pub(crate) fn runner_of(&self, pool: &HostPool, q: &[u16]) -> Result<Runner<'_>> {
-        let queries = (q.len() / pool.heads.query_elements()) as u32;
+    pub(crate) fn runner_of<T: KvElement>(&self, inputs: &Inputs<T>) -> Result<Runner<'_, T>> {
         Ok(match self {
-            Self::Gpu(gpu) => Runner::Gpu(Box::new(Session::new(gpu, pool, q, queries, 1)?)),
-            Self::Cpu => Runner::Cpu(CpuSession::new(pool, q)?),
+            Self::Gpu(gpu) => Runner::Gpu(Box::new(Session::new(gpu, inputs)?)),
+            Self::Cpu => Runner::Cpu(CpuSession::new(inputs)?),
         })
     }
 }
 
-impl Runner<'_> {
+impl<T: KvElement> Runner<'_, T> {
     /// How to plan for the device.
     pub(crate) fn plan_config(&self, grouping: Grouping) -> PlanConfig {
         match self {
-            Self::Gpu(session) => session.cache.plan_config(grouping, session.heads.group),
+            Self::Gpu(session) => session
+                .cache
+                .plan_config(grouping, session.heads.group_size()),
             Self::Cpu(session) => session.plan_config(grouping),
         }
     }
@@ -107,13 +98,14 @@ impl Runner<'_> {
             .collect()
     }
 
-    /// Brings a forest's counters to the device.
-    pub(crate) fn set_counters(&mut self, lengths: &[u32], tail_pages: &[u32]) -> Result<()> {
+    /// Brings a forest's lengths to the device; nothing grows here, so that tail pages do not matter.
+    pub(crate) fn set_lengths(&mut self, lengths: &[u32]) -> Result<()> {
         match self {
             Self::Gpu(session) => {
                 session.cache.reserve_slots(lengths.len())?;
                 let stream = &session.gpu.stream;
-                session.cache.set_counters(lengths, tail_pages, stream)?;
+                let tail_pages = vec![0; lengths.len()];
+                session.cache.set_counters(lengths, &tail_pages, stream)?;
             }
             Self::Cpu(session) => session.lengths = lengths.to_vec(),
         }
@@ -129,7 +121,7 @@ impl Runner<'_> {
     }
 
     /// Attention over the plan that was loaded, into poisoned outputs.
-    pub(crate) fn attend(&mut self, plan: &Plan, what: &str) -> Result<Outputs> {
+    pub(crate) fn attend(&mut self, plan: &Plan, what: &str) -> Result<Outputs<T>> {
         match self {
             Self::Gpu(session) => session.attend(plan.queries(), what),
             Self::Cpu(session) => session.attend(plan),

@@ -46,14 +46,12 @@ impl Gpu {
     ) -> Result<Self> {
         let device = CudaDevice::new(ordinal)?;
         if let Some(arch) = arch {
-            device.modules().use_arch(arch)?;
+            device.use_arch(arch)?;
         }
         for path in ptx {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read {}", path.display()))?;
-            device
-                .modules()
-                .use_ptx(&path.display().to_string(), text)?;
+            device.use_ptx(&path.display().to_string(), text)?;
         }
         let stream = Stream::new(&device)?;
         Ok(Self {
@@ -142,7 +140,7 @@ impl Flush {
         };
         let arguments = flush_arguments(&self.data, &self.sink);
         // SAFETY: the kernel reads `data`, all of it, and may write `sink`; both live as long as this.
-        Ok(unsafe { self.kernel.launch(launch, arguments.into(), stream.raw()) }?)
+        Ok(unsafe { self.kernel.launch(launch, arguments, stream.raw()) }?)
     }
 }
 

@@ -1,39 +1,29 @@
-//! `deft-bench`: checks and times attention on tree-shaped workloads.
+//! `deft-bench`: times attention on tree-shaped workloads.
 //!
 //! One program with everything in it (kernels as PTX, workloads, the peers' times), so that it can be
 //! carried to a machine that has a GPU and nothing else.
 
-mod bits;
-mod check;
 mod clock;
-mod compare;
 mod cpu;
-mod decode;
 mod device;
 mod document;
 mod draw;
 mod engine;
 mod fit;
-mod forests;
 mod gpu;
-mod ops;
 mod paper;
-mod paths;
 mod peers;
 mod planning;
 mod problem;
 mod progress;
 mod random;
 mod ratios;
-mod reasoning;
 mod report;
 mod scaling;
 mod search;
 mod session;
 mod stats;
-mod tensors;
 mod trees;
-mod writes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,7 +35,7 @@ use deft::plan::Grouping;
 
 use crate::device::Device;
 
-/// Checks and times DeFT's attention on tree-shaped workloads.
+/// Times DeFT's attention on tree-shaped workloads; what it times is compared with f64 first.
 #[derive(Debug, Parser)]
 #[command(name = "deft-bench", version, max_term_width = 100)]
 struct Cli {
@@ -60,7 +50,6 @@ enum Command {
     Scaling(scaling::Args),
     Plan(planning::Args),
     Cpu(ratios::Args),
-    Check(check::Args),
     Draw(draw::Args),
     Fit(fit::Args),
     Engine(engine::Args),
@@ -190,7 +179,6 @@ fn main() -> ExitCode {
         Command::Scaling(args) => scaling::run(&args),
         Command::Plan(args) => planning::run(&args),
         Command::Cpu(args) => ratios::run(&args),
-        Command::Check(args) => check::run(&args),
         Command::Draw(args) => draw::run(&args),
         Command::Fit(args) => fit::run(&args),
         Command::Engine(args) => engine::run(&args),

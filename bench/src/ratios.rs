@@ -4,17 +4,18 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use deft::cache::{DType, KvElement};
 use deft::plan::Planner;
 use deft_workloads::StepWorkload;
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 use crate::GroupingArg;
 use crate::clock::Clock;
-use crate::compare::{Oracle, sample};
 use crate::cpu::CpuSession;
 use crate::device::Device;
 use crate::document::Document;
-use crate::problem::Problem;
+use crate::problem::of_workload;
 use crate::progress::Progress;
 use crate::trees::WORKLOADS;
 
@@ -95,16 +96,25 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
 
 /// A row a grouping, or what is wrong with the results.
 fn measure(workload: &StepWorkload, time: Duration) -> Result<Result<Vec<Row>, String>> {
-    let problem = Problem::new(workload)?;
-    let mut session = CpuSession::new(&problem.pool, &problem.q)?;
+    match workload.dtype {
+        DType::F16 => measure_typed::<f16>(workload, time),
+        DType::F32 => measure_typed::<f32>(workload, time),
+        _ => measure_typed::<bf16>(workload, time),
+    }
+}
+
+fn measure_typed<T: KvElement>(
+    workload: &StepWorkload,
+    time: Duration,
+) -> Result<Result<Vec<Row>, String>> {
+    let problem = of_workload::<T>(workload, CHECKED)?;
+    let mut session = CpuSession::new(&problem.inputs)?;
     session.lengths.clone_from(&problem.lengths);
-    let queries = sample(problem.view.queries, CHECKED);
-    let oracle = Oracle::new(&problem.pool, &problem.view, &problem.q, &queries);
     let mut plans = Vec::new();
     for grouping in GroupingArg::ALL {
         let config = session.plan_config(grouping.into());
         let plan = Planner::new(config)?.plan(&problem.view)?;
-        let verdict = oracle.judge(&session.attend(&plan)?);
+        let verdict = problem.judge(&session.attend(&plan)?);
         if !verdict.passes() {
             return Ok(Err(format!("{}: {verdict}", grouping.name())));
         }

@@ -4,19 +4,18 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use deft::abi::PAGE_TOKENS;
-use deft::cache::{DType, PagePool};
+use deft::cache::PagePool;
 use deft::plan::{HeadShape, Planner};
 use deft::tree::{NodeKey, TokenForest};
+use half::bf16;
 use serde::{Deserialize, Serialize};
 
-use crate::compare::{Oracle, sample};
 use crate::device::Device;
 use crate::document::Document;
 use crate::gpu::Repeats;
-use crate::problem::Problem;
+use crate::problem::{bytes_unique, flops, issued_io, of_forest};
 use crate::progress::Progress;
 use crate::report::floor_us;
-use crate::tensors::Heads;
 use crate::{DeviceArgs, GroupingArg, say};
 
 /// Times attention as queries, context or trees grow.
@@ -196,14 +195,8 @@ fn run_point(
 ) -> Result<usize> {
     progress.doing(&point.name());
     let (forest, queries) = point.build()?;
-    let problem = Problem::of(
-        Heads::of(HeadShape::LLAMA3_8B, DType::Bf16),
-        &forest,
-        &queries,
-    )?;
+    let problem = of_forest::<bf16>(HeadShape::LLAMA3_8B, &forest, &queries, point.checked())?;
     let view = &problem.view;
-    let checked = sample(view.queries, point.checked());
-    let oracle = Oracle::new(&problem.pool, view, &problem.q, &checked);
     let mut runner = device.runner(&problem)?;
     let mut wrong = 0;
     for &grouping in &args.grouping {
@@ -212,7 +205,7 @@ fn run_point(
         config.shares = config.shares.min(view.pages.len() as u32);
         let plan = Planner::new(config)?.plan(view)?;
         runner.load(&plan)?;
-        let verdict = oracle.judge(&runner.attend(&plan, &what)?);
+        let verdict = problem.judge(&runner.attend(&plan, &what)?);
         progress.step();
         if !verdict.passes() {
             progress.say(&format!("{what}: WRONG: {verdict}"));
@@ -220,7 +213,7 @@ fn run_point(
             continue;
         }
         let time = runner.time(&plan, repeats, &what)?;
-        let (bytes_unique, flops) = (problem.bytes_unique(), problem.flops());
+        let (bytes_unique, flops) = (bytes_unique(&problem), flops(&problem));
         let row = Row {
             workload: point.workload.to_owned(),
             grouping: grouping.name().to_owned(),
@@ -232,7 +225,7 @@ fn run_point(
             p80_us: time.p80,
             floor_us: floor_us(bytes_unique, flops),
             bytes_unique,
-            bytes_issued: problem.issued_io(&plan).read(),
+            bytes_issued: issued_io(&problem, &plan).read(),
             flops,
             max_rel_l2: verdict.max_rel_l2,
         };

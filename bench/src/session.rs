@@ -1,15 +1,18 @@
 //! One problem on a GPU: its cache, its queries, and attention over them.
 
 use anyhow::Result;
+use deft::attention::AttentionParams;
+use deft::cache::KvElement;
 use deft::cuda::{
-    AttendBuffers, CudaCache, CudaError, CudaPlan, DeviceBuffer, PlanCapacity, Stream,
+    Append, AttendBuffers, CudaCache, CudaError, CudaPlan, DeviceBuffer, PlanCapacity, Stream,
 };
-use deft::plan::Plan;
+use deft::plan::{HeadShape, Plan};
+use deft_tests::inputs::Inputs;
+use deft_tests::oracle::Outputs;
+use kernels_gpu::abi::PAGE_TOKENS;
 
-use crate::compare::{Outputs, UNWRITTEN};
 use crate::gpu::{Gpu, Repeats};
 use crate::stats::Spread;
-use crate::tensors::{Heads, HostPool};
 
 /// What of attention is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,47 +24,55 @@ pub(crate) enum Part {
 }
 
 #[derive(Debug)]
-pub(crate) struct Session<'g> {
+pub(crate) struct Session<'g, T> {
     pub(crate) gpu: &'g Gpu,
     pub(crate) cache: CudaCache,
-    pub(crate) heads: Heads,
-    pub(crate) q: DeviceBuffer<u16>,
-    out: DeviceBuffer<u16>,
+    pub(crate) heads: HeadShape,
+    params: AttentionParams,
+    q: DeviceBuffer<T>,
+    out: DeviceBuffer<T>,
     lse: DeviceBuffer<f32>,
     plan: Option<CudaPlan>,
 }
 
-impl<'g> Session<'g> {
-    /// Brings `pool` and the first queries `q` to the device, with room for `queries` queries.
-    pub(crate) fn new(
-        gpu: &'g Gpu,
-        pool: &HostPool,
-        q: &[u16],
-        queries: u32,
-        slots: u32,
-    ) -> Result<Self> {
-        let heads = pool.heads;
-        let cache = CudaCache::new(&gpu.device, heads.shape(pool.pages()), slots.max(1))?;
-        cache.pool().write(0, &pool.elements, &gpu.stream)?;
-        let elements = queries as usize * heads.query_elements();
-        let rows = (queries * heads.q_heads()) as usize;
+impl<'g, T: KvElement> Session<'g, T> {
+    /// Brings K, V and queries to the device.
+    pub(crate) fn new(gpu: &'g Gpu, inputs: &Inputs<T>) -> Result<Self> {
+        let (device, elements) = (&gpu.device, inputs.q.len());
         let session = Self {
             gpu,
-            cache,
-            heads,
-            q: DeviceBuffer::uninitialized(&gpu.device, "queries", elements)?,
-            out: DeviceBuffer::uninitialized(&gpu.device, "outputs", elements)?,
-            lse: DeviceBuffer::uninitialized(&gpu.device, "LSEs", rows)?,
+            cache: CudaCache::new(device, inputs.shape(1), 1)?,
+            heads: inputs.heads,
+            params: inputs.params,
+            q: DeviceBuffer::from_slice(device, "queries", &inputs.q)?,
+            out: DeviceBuffer::uninitialized(device, "outputs", elements)?,
+            lse: DeviceBuffer::uninitialized(
+                device,
+                "LSEs",
+                elements / inputs.heads.head_dim as usize,
+            )?,
             plan: None,
         };
-        session.q.write(0, q, &gpu.stream)?;
+        let places: Vec<u32> = (0..inputs.shape(1).pages * PAGE_TOKENS).collect();
+        let k = DeviceBuffer::from_slice(device, "keys", &inputs.k)?;
+        let v = DeviceBuffer::from_slice(device, "values", &inputs.v)?;
+        let targets = DeviceBuffer::from_slice(device, "places", &places)?;
+        let append = Append {
+            targets: targets.pointer(),
+            count: places.len() as u32,
+            k: k.pointer(),
+            v: v.pointer(),
+        };
+        // SAFETY: a row of K and V for every place of the cache; the buffers outlive the wait below.
+        unsafe { session.cache.append(0, &append, gpu.stream.raw()) }?;
+        gpu.settle("appending K and V")?;
         Ok(session)
     }
 
     /// Brings `plan` to the device.
     pub(crate) fn load(&mut self, plan: &Plan) -> Result<()> {
         let capacity = PlanCapacity::of(plan);
-        let mut room = self.cache.reserve(capacity, self.heads.group)?;
+        let mut room = self.cache.reserve(capacity, self.heads.group_size())?;
         room.update(plan, &self.gpu.stream)?;
         self.plan = Some(room);
         Ok(())
@@ -75,7 +86,7 @@ impl<'g> Session<'g> {
             out: self.out.pointer(),
             lse: self.lse.pointer(),
         };
-        let params = &self.heads.params;
+        let params = &self.params;
         // SAFETY: the buffers hold as many queries as the session was made for, which is what plans of
         // this problem have at most; everything runs on one stream.
         unsafe {
@@ -90,25 +101,22 @@ impl<'g> Session<'g> {
 
     /// Poisons outputs.
     fn poison(&self) -> Result<()> {
-        let [byte, _] = UNWRITTEN.to_le_bytes();
-        self.out.fill_bytes(byte, &self.gpu.stream)?;
-        self.lse.fill_bytes(byte, &self.gpu.stream)?;
+        self.out.fill_bytes(u8::MAX, &self.gpu.stream)?;
+        self.lse.fill_bytes(u8::MAX, &self.gpu.stream)?;
         Ok(())
     }
 
     /// What is in the outputs of the first `queries` queries.
-    fn outputs(&self, queries: u32) -> Result<Outputs> {
-        let mut outputs = Outputs {
-            out: vec![0; queries as usize * self.heads.query_elements()],
-            lse: vec![0.0; (queries * self.heads.q_heads()) as usize],
-        };
+    fn outputs(&self, queries: u32) -> Result<Outputs<T>> {
+        let rows = (queries * self.heads.q_heads) as usize;
+        let mut outputs = Outputs::unwritten(rows, self.heads.head_dim);
         self.out.read(0, &mut outputs.out, &self.gpu.stream)?;
         self.lse.read(0, &mut outputs.lse, &self.gpu.stream)?;
         Ok(outputs)
     }
 
     /// Attention over the plan that was loaded, into poisoned outputs.
-    pub(crate) fn attend(&self, queries: u32, what: &str) -> Result<Outputs> {
+    pub(crate) fn attend(&self, queries: u32, what: &str) -> Result<Outputs<T>> {
         self.poison()?;
         self.enqueue(Part::Whole, &self.gpu.stream)?;
         self.gpu.settle(what)?;

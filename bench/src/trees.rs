@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use deft::cache::{DType, KvElement};
 use deft::plan::{CostModel, PlanConfig, Planner};
 use deft_workloads::StepWorkload;
+use half::{bf16, f16};
 
-use crate::compare::{Oracle, sample};
 use crate::device::{Device, Runner};
 use crate::document::Document;
 use crate::gpu::Repeats;
 use crate::peers::Peers;
-use crate::problem::Problem;
+use crate::problem::{self, of_workload};
 use crate::report::{header, summary};
 use crate::{DeviceArgs, GroupingArg, say};
 
@@ -115,7 +116,12 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     say(&header());
     let mut wrong = 0;
     for workload in &workloads {
-        let outcome = run_workload(args, workload, &device, repeats, &peers, &mut report);
+        let run = match workload.dtype {
+            DType::F32 => bail!("the GPU kernels store bf16 and f16, not f32"),
+            DType::F16 => run_workload::<f16>,
+            _ => run_workload::<bf16>,
+        };
+        let outcome = run(args, workload, &device, repeats, &peers, &mut report);
         // Rows so far are worth keeping, whatever happens next.
         report.write(args.json.as_deref())?;
         wrong += outcome.with_context(|| format!("workload {}", workload.name))?;
@@ -124,7 +130,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     Ok(wrong)
 }
 
-fn run_workload(
+fn run_workload<T: KvElement>(
     args: &Args,
     workload: &StepWorkload,
     device: &Device,
@@ -132,10 +138,8 @@ fn run_workload(
     peers: &Peers,
     report: &mut Document<Row>,
 ) -> Result<usize> {
-    let problem = Problem::new(workload)?;
+    let problem = of_workload::<T>(workload, args.checked)?;
     let view = &problem.view;
-    let queries = sample(view.queries, args.checked);
-    let oracle = Oracle::new(&problem.pool, view, &problem.q, &queries);
     let mut runner = device.runner(&problem)?;
     for line in runner.kernels()? {
         if !report.kernels.contains(&line) {
@@ -155,14 +159,14 @@ fn run_workload(
         let plan = planner.plan(view)?;
         let plan_us = begin.elapsed().as_secs_f64() * 1e6;
         runner.load(&plan)?;
-        let verdict = oracle.judge(&runner.attend(&plan, &what)?);
+        let verdict = problem.judge(&runner.attend(&plan, &what)?);
         if !verdict.passes() {
             say(&format!("{what}: WRONG: {verdict}"));
             wrong += 1;
             continue;
         }
         let time = runner.time(&plan, repeats, &what)?;
-        let mut row = problem.row(workload, &config, &plan, plan_us);
+        let mut row = problem::row(&problem, workload, &config, &plan, plan_us);
         row.max_rel_l2 = verdict.max_rel_l2;
         row.max_lse_error = verdict.max_lse_error;
         // The peers ran on a GPU.
@@ -181,7 +185,7 @@ fn run_workload(
 
 impl Args {
     /// Every combination of what was asked for.
-    fn configs(&self, runner: &Runner<'_>) -> Vec<PlanConfig> {
+    fn configs<T: KvElement>(&self, runner: &Runner<'_, T>) -> Vec<PlanConfig> {
         let mut configs = Vec::new();
         for &grouping in &self.grouping {
             let mut config = runner.plan_config(grouping.into());

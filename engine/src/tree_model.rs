@@ -85,6 +85,13 @@ pub trait TreeModel {
     /// [`ModelError::Cache`].
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError>;
 
+    /// Makes one node of `node` and the only children below it; `node`'s key stays, theirs go. Nothing is
+    /// computed: K and V move within the pages that the chain holds.
+    ///
+    /// # Errors
+    /// [`ModelError::Cache`].
+    fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError>;
+
     /// Removes `node` and everything below it; the pages that came free.
     ///
     /// # Errors
@@ -120,6 +127,24 @@ pub enum ModelError {
     Empty {
         /// Name of the argument.
         argument: &'static str,
+    },
+    /// More tokens in one pass than the model was made for.
+    #[error("a pass of {rows} tokens; the model was made for {max_rows} (`max_rows`)")]
+    Rows {
+        /// Tokens of the pass.
+        rows: usize,
+        /// Most that there may be.
+        max_rows: u32,
+    },
+    /// An option is out of range.
+    #[error("{option} is {value}; it must be {expected}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// What it was.
+        value: String,
+        /// What it may be.
+        expected: String,
     },
     /// Arguments that belong together and differ in length.
     #[error("{leaves} leaves and {tokens} tokens: one token a leaf is needed")]

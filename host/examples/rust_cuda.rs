@@ -8,8 +8,8 @@ use std::error::Error;
 use cust::context::Context;
 use cust::memory::{CopyDestination, DeviceBuffer};
 use cust::stream::{Stream, StreamFlags};
-use deft::attention::{Attend, AttentionParams, Backend, Counters, cpu::CpuBackend};
-use deft::cache::{CacheShape, Elements, ElementsMut, PagePool};
+use deft::attention::{Attend, AttentionParams, Counters, cpu};
+use deft::cache::{CacheShape, KvElement, PagePool};
 use deft::cuda::{Append, AttendBuffers, CudaCache, CudaDevice, CudaError, PlanCapacity};
 use deft::plan::Planner;
 use deft::tree::{NodeKey, TokenForest};
@@ -86,7 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!(
         "{} queries on {}: the greatest difference from the CPU is {error}",
         tree.leaves.len(),
-        device.name()
+        device.describe()
     );
     // Outputs are averages of values of magnitude 1, rounded to bf16 (8 bits) once on either side.
     if error > 1.0 / 128.0 {
@@ -137,7 +137,7 @@ fn on_gpu(
 }
 
 fn on_cpu(tree: &Tree, [k, v, q]: [&[bf16]; 3]) -> Result<Vec<bf16>, Box<dyn Error>> {
-    let mut backend = CpuBackend::<bf16>::new(SHAPE)?;
+    let mut backend = cpu::new(SHAPE)?;
     let config = backend.plan_config(Grouping::Flatten, GROUP);
     let plan = Planner::new(config)?.plan(&tree.forest.view(&tree.leaves)?)?;
     let counters = Counters {
@@ -145,13 +145,19 @@ fn on_cpu(tree: &Tree, [k, v, q]: [&[bf16]; 3]) -> Result<Vec<bf16>, Box<dyn Err
         tail_pages: tree.forest.tail_pages(),
     };
     let mut out = vec![bf16::ZERO; q.len()];
-    backend.append(0, &tree.targets, counters, k.into(), v.into())?;
+    backend.append(
+        0,
+        &tree.targets,
+        counters,
+        bf16::elements(k),
+        bf16::elements(v),
+    )?;
     backend.attend(Attend {
         layer: 0,
         plan: &plan,
         counters,
-        q: Elements::from(q),
-        out: ElementsMut::from(out.as_mut_slice()),
+        q: bf16::elements(q),
+        out: bf16::elements_mut(&mut out),
         lse: None,
         params: AttentionParams::new(SHAPE.head_dim),
     })?;

@@ -1,25 +1,28 @@
 //! Tree attention for LLM decoding: queries that share a prefix read its keys and values once.
 //!
 //! ```
-//! use deft::{CacheConfig, DType, Device, Grouping, TreeCache, bf16};
+//! use deft::{DType, Device, Kv, TreeCache, bf16};
 //!
-//! let config = CacheConfig { layers: 1, q_heads: 8, kv_heads: 2, head_dim: 64, dtype: DType::Bf16,
-//!     capacity_bytes: 4 << 20, scale: None, soft_cap: None };
-//! let mut cache = TreeCache::new(&Device::best(), config)?;
-//! let prompt = cache.insert_root(100)?;
-//! let kv = vec![bf16::ONE; 100 * 2 * 64]; // [tokens, kv_heads, head_dim]
-//! cache.append_tokens(0, prompt, 0..100, &kv, &kv)?;
+//! // 8 query heads and 2 KV heads of 64.
+//! let mut cache = TreeCache::builder(&Device::best())
+//!     .layers(1).heads(8, 2, 64).dtype(DType::Bf16).capacity_bytes(4 << 20).build()?;
+//! let rows = |n: usize, heads: usize| vec![bf16::ONE; n * heads * 64];
+//! let prompt = cache.insert_root()?;
+//! let batch = cache.batch(&[(prompt, 100)])?; // a prefill of 100 tokens, causal
+//! let (kv, mut out) = (rows(100, 2), rows(100, 8));
+//! cache.append(0, &batch, Kv::new(&kv, &kv))?; // every layer, with the same batch
+//! cache.attend(0, &batch, &rows(100, 8), &mut out)?;
 //! let leaves = cache.fork(prompt, 3)?; // three continuations; nothing is copied
-//! let mut plan = cache.plan(&leaves, Grouping::Flatten)?;
-//! let (q, mut out) = (vec![bf16::ONE; 3 * 8 * 64], vec![bf16::ZERO; 3 * 8 * 64]);
+//! let each_one: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
+//! let mut batch = cache.batch(&each_one)?; // a token more on each leaf
 //! for _ in 0..5 {
-//!     cache.step(&mut plan)?; // a token more on each leaf, the plan with it
-//!     let layer = 0; // every layer, with the same plan
-//!     cache.append(layer, &plan, &kv[..3 * 2 * 64], &kv[..3 * 2 * 64])?;
-//!     cache.attend(layer, &plan, &q, &mut out)?;
+//!     let (kv, mut out) = (rows(3, 2), rows(3, 8));
+//!     cache.append(0, &batch, Kv::new(&kv, &kv))?;
+//!     cache.attend(0, &batch, &rows(3, 8), &mut out)?; // [leaves, q_heads, head_dim]
+//!     assert!(out.iter().all(|&x| x == bf16::ONE));
+//!     cache.advance(&mut batch, 1)?;
 //! }
-//! assert!(out.iter().all(|&x| x == bf16::ONE));
-//! cache.prune(leaves[1])?; // its pages return; `leaves[0]` and `leaves[2]` go on with a new plan
+//! cache.prune(leaves[1])?; // its pages return
 //! # Ok::<(), deft::CacheError>(())
 //! ```
 //!
@@ -50,7 +53,10 @@ pub use half::{bf16, f16};
 pub use kernels_gpu::{abi, layout};
 pub use plan::Grouping;
 pub use tree::{DraftNode, NodeKey};
-pub use tree_cache::{CacheConfig, CacheError, Device, PlanUpdate, TreeCache, TreePlan};
+pub use tree_cache::{
+    Batch, CacheBuilder, CacheConfig, CacheError, Device, Kv, Out, PlanUpdate, Rows, RowsMut,
+    TreeCache,
+};
 
 /// The examples in the documentation.
 #[cfg(doctest)]

@@ -216,7 +216,7 @@ fn each_plan_is_brought_to_the_device_once() {
                 },
                 q: Elements::Bf16(&q),
                 out: ElementsMut::Bf16(&mut out),
-                lse: Some(&mut lse),
+                lse: Some(ElementsMut::F32(&mut lse)),
                 params: AttentionParams::new(64),
             })
             .unwrap();

@@ -43,37 +43,37 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_80",
         group: "attend_d128",
         entries: &[
-            Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: Attend::BYTES },
-            Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: Attend::BYTES },
+            Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "acefe789219c5de511b6a0d24d851107f6637ad760f6ac6c3790e0e1ef0ce7a6",
+        sha256: "56232da3631c3b86b8d993d2c6ba10d8f1fa2265683119c0dc99b70d46ca4feb",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
         arch: "sm_80",
         group: "attend_d256",
         entries: &[
-            Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: Attend::BYTES },
-            Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: Attend::BYTES },
+            Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "0f59876fc604e35c4365ec4a2ef9e92df21d23b78376602a11ab7a411b739532",
+        sha256: "0e85eb1920e2eb35cfb58b882a54416cc82ec66c47d833dd79ab5c736dc017c3",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
         arch: "sm_80",
         group: "attend_d64",
         entries: &[
-            Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: Attend::BYTES },
-            Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: Attend::BYTES },
+            Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "2f48e3aefcb88b4c869b7f09abb5d4e256441c3e80b768976d4cc0ab5fe07569",
+        sha256: "d61148c2dd0aefa68d70a37f01489d38c5fa38bf818393da6ee8303174b5c9f4",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
         arch: "sm_80",
         group: "bench",
         entries: &[
-            Entry { name: "read_flush", threads: 512, shared_bytes: 0, parameters: ReadAll::BYTES },
+            Entry { name: "read_flush", threads: 512, shared_bytes: 0, parameters: &[8, 4, 8] },
         ],
         sha256: "56f2c29960dc64f3074d2559813ab5245b6d3eea2090c502a9679f9d4ae0faa4",
         ptx: include_str!("sm_80/bench.ptx"),
@@ -82,104 +82,110 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_80",
         group: "cache",
         entries: &[
-            Entry { name: "advance_counters", threads: 256, shared_bytes: 0, parameters: Advance::BYTES },
-            Entry { name: "append_d64", threads: 256, shared_bytes: 0, parameters: Append::BYTES },
-            Entry { name: "append_d128", threads: 256, shared_bytes: 0, parameters: Append::BYTES },
-            Entry { name: "append_d256", threads: 256, shared_bytes: 0, parameters: Append::BYTES },
-            Entry { name: "append_rope_bf16_d64", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_bf16_d128", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_bf16_d256", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_f16_d64", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_f16_d128", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_f16_d256", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: Copy::BYTES },
-            Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: Copy::BYTES },
-            Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: Copy::BYTES },
-            Entry { name: "import_pages_d64", threads: 256, shared_bytes: 0, parameters: ImportPages::BYTES },
-            Entry { name: "import_pages_d128", threads: 256, shared_bytes: 0, parameters: ImportPages::BYTES },
-            Entry { name: "import_pages_d256", threads: 256, shared_bytes: 0, parameters: ImportPages::BYTES },
-            Entry { name: "export_pages_d64", threads: 256, shared_bytes: 0, parameters: ExportPages::BYTES },
-            Entry { name: "export_pages_d128", threads: 256, shared_bytes: 0, parameters: ExportPages::BYTES },
-            Entry { name: "export_pages_d256", threads: 256, shared_bytes: 0, parameters: ExportPages::BYTES },
+            Entry { name: "advance_counters", threads: 256, shared_bytes: 0, parameters: &[8, 4, 8] },
+            Entry { name: "append_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "import_pages_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "export_pages_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "export_pages_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "export_pages_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "24a9882b3102d2d17ec7dce933f02c2ee71ac70686196e4ff8a0a4eb777288be",
+        sha256: "f036b6462fa00c26c500868320349e9d75f0faa33c38317b69f0c9e1d856ac23",
         ptx: include_str!("sm_80/cache.ptx"),
     },
     Image {
         arch: "sm_80",
         group: "merge",
         entries: &[
-            Entry { name: "merge_bf16_d64", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_bf16_d128", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_bf16_d256", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_f16_d64", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_f16_d128", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_f16_d256", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
+            Entry { name: "merge_bf16_d64", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_bf16_d128", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_bf16_d256", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_f16_d64", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_f16_d128", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_f16_d256", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
         ],
-        sha256: "f0b32e5439c30749cc10b1c7e4c9328e5512af9a8de2eeafb1054a8bcf306280",
+        sha256: "fd414bd84bed0e5dee577cbbd127ebc5dadc384586caf2af2c85d58184787208",
         ptx: include_str!("sm_80/merge.ptx"),
     },
     Image {
         arch: "sm_80",
         group: "model",
         entries: &[
-            Entry { name: "embed_bf16", threads: 256, shared_bytes: 0, parameters: Embed::BYTES },
-            Entry { name: "embed_f16", threads: 256, shared_bytes: 0, parameters: Embed::BYTES },
-            Entry { name: "rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: RmsNorm::BYTES },
-            Entry { name: "rms_norm_f16", threads: 512, shared_bytes: 64, parameters: RmsNorm::BYTES },
-            Entry { name: "rotate_append_bf16_d64", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_bf16_d128", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_bf16_d256", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_f16_d64", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_f16_d128", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: LogSoftmaxTopK::BYTES },
-            Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: SampleTopK::BYTES },
-            Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: Feed::BYTES },
-            Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: Fill::BYTES },
-            Entry { name: "fill_random_f16", threads: 256, shared_bytes: 0, parameters: Fill::BYTES },
-            Entry { name: "fill_random_f32", threads: 256, shared_bytes: 0, parameters: FillF32::BYTES },
-            Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: SiluMul::BYTES },
-            Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: SiluMul::BYTES },
+            Entry { name: "embed_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4] },
+            Entry { name: "embed_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4] },
+            Entry { name: "rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
+            Entry { name: "rms_norm_f16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
+            Entry { name: "rotate_append_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4] },
+            Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4, 8, 8, 8] },
+            Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
+            Entry { name: "fill_random_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
+            Entry { name: "fill_random_f32", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
+            Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
+            Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "0697f9486b7fc3d7d762a6f6678312a8c112d0118ef9cc1f1c280280d5e979ea",
+        sha256: "3bc454a09a55bd934b471cfc82d07406722e7dcf0cda689fe0d8f238701a2d9d",
         ptx: include_str!("sm_80/model.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "attend_d128",
         entries: &[
-            Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: Attend::BYTES },
-            Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: Attend::BYTES },
+            Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "5b99b066bb0319635e50268e136153666d8d8ae083f6dd5165afed4b0c8e8886",
+        sha256: "db6cc6f701b93196397f97869633a148ce417612d58068e9fa5453129fd5bcb2",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "attend_d256",
         entries: &[
-            Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: Attend::BYTES },
-            Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: Attend::BYTES },
+            Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "6b32e2b501f0198bb0e7ed503505a567994fdec185625b4c5987c63b21daae37",
+        sha256: "7f0a0841ab945879ad54d9b8fdabd7934b274642a250ec24bf9f769464935468",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "attend_d64",
         entries: &[
-            Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: Attend::BYTES },
-            Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: Attend::BYTES },
+            Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "92e157f9cba6ff3452957400900a4ab8a8913750bb3b80bce539ab790c7926d9",
+        sha256: "f1a6944e336c6b094c1c750796131d07432cdb7a5c5ce727fb5ba9a9d96c4f4c",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "bench",
         entries: &[
-            Entry { name: "read_flush", threads: 512, shared_bytes: 0, parameters: ReadAll::BYTES },
+            Entry { name: "read_flush", threads: 512, shared_bytes: 0, parameters: &[8, 4, 8] },
         ],
         sha256: "25dffdf980f1d493d5260e4873008cb58eb73b26a45ff5f84b29b69784a683be",
         ptx: include_str!("sm_90a/bench.ptx"),
@@ -188,101 +194,107 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_90a",
         group: "cache",
         entries: &[
-            Entry { name: "advance_counters", threads: 256, shared_bytes: 0, parameters: Advance::BYTES },
-            Entry { name: "append_d64", threads: 256, shared_bytes: 0, parameters: Append::BYTES },
-            Entry { name: "append_d128", threads: 256, shared_bytes: 0, parameters: Append::BYTES },
-            Entry { name: "append_d256", threads: 256, shared_bytes: 0, parameters: Append::BYTES },
-            Entry { name: "append_rope_bf16_d64", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_bf16_d128", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_bf16_d256", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_f16_d64", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_f16_d128", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "append_rope_f16_d256", threads: 256, shared_bytes: 0, parameters: AppendRope::BYTES },
-            Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: Copy::BYTES },
-            Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: Copy::BYTES },
-            Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: Copy::BYTES },
-            Entry { name: "import_pages_d64", threads: 256, shared_bytes: 0, parameters: ImportPages::BYTES },
-            Entry { name: "import_pages_d128", threads: 256, shared_bytes: 0, parameters: ImportPages::BYTES },
-            Entry { name: "import_pages_d256", threads: 256, shared_bytes: 0, parameters: ImportPages::BYTES },
-            Entry { name: "export_pages_d64", threads: 256, shared_bytes: 0, parameters: ExportPages::BYTES },
-            Entry { name: "export_pages_d128", threads: 256, shared_bytes: 0, parameters: ExportPages::BYTES },
-            Entry { name: "export_pages_d256", threads: 256, shared_bytes: 0, parameters: ExportPages::BYTES },
+            Entry { name: "advance_counters", threads: 256, shared_bytes: 0, parameters: &[8, 4, 8] },
+            Entry { name: "append_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "append_rope_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "import_pages_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "import_pages_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "export_pages_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "export_pages_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "export_pages_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "9d17e352eef6386d37ca1ea465af7e12547c980faa95659af06c063f428696b0",
+        sha256: "4d019d2eded09f06e328b2854bb93275d91da41feb6ab5254a8ddbe8ffee50d3",
         ptx: include_str!("sm_90a/cache.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "merge",
         entries: &[
-            Entry { name: "merge_bf16_d64", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_bf16_d128", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_bf16_d256", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_f16_d64", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_f16_d128", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
-            Entry { name: "merge_f16_d256", threads: 128, shared_bytes: 0, parameters: Merge::BYTES },
+            Entry { name: "merge_bf16_d64", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_bf16_d128", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_bf16_d256", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_f16_d64", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_f16_d128", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
+            Entry { name: "merge_f16_d256", threads: 128, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
         ],
-        sha256: "90622b5e84b514275350d455dbffc05873d0f85619d2c0b1f1128c752b524d86",
+        sha256: "24cfdac251f100e70220ea2a0464716254c19dbe582e95d1a6cf92bd36898946",
         ptx: include_str!("sm_90a/merge.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "model",
         entries: &[
-            Entry { name: "embed_bf16", threads: 256, shared_bytes: 0, parameters: Embed::BYTES },
-            Entry { name: "embed_f16", threads: 256, shared_bytes: 0, parameters: Embed::BYTES },
-            Entry { name: "rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: RmsNorm::BYTES },
-            Entry { name: "rms_norm_f16", threads: 512, shared_bytes: 64, parameters: RmsNorm::BYTES },
-            Entry { name: "rotate_append_bf16_d64", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_bf16_d128", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_bf16_d256", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_f16_d64", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_f16_d128", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: RotateAppend::BYTES },
-            Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: LogSoftmaxTopK::BYTES },
-            Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: SampleTopK::BYTES },
-            Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: Feed::BYTES },
-            Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: Fill::BYTES },
-            Entry { name: "fill_random_f16", threads: 256, shared_bytes: 0, parameters: Fill::BYTES },
-            Entry { name: "fill_random_f32", threads: 256, shared_bytes: 0, parameters: FillF32::BYTES },
-            Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: SiluMul::BYTES },
-            Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: SiluMul::BYTES },
+            Entry { name: "embed_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4] },
+            Entry { name: "embed_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4] },
+            Entry { name: "rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
+            Entry { name: "rms_norm_f16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
+            Entry { name: "rotate_append_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4] },
+            Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4, 8, 8, 8] },
+            Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4] },
+            Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
+            Entry { name: "fill_random_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
+            Entry { name: "fill_random_f32", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
+            Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
+            Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "a06f18bb0126cfaed15076a62632a2cc4b1f9797390d2597b9810aaf3a75a46b",
+        sha256: "24e7f76529fa0bba1abb18e081cd73220942a3a617e9538092de948e7b6e5715",
         ptx: include_str!("sm_90a/model.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "selftest",
         entries: &[
-            Entry { name: "selftest_arithmetic", threads: 256, shared_bytes: 65536, parameters: Arithmetic::BYTES },
-            Entry { name: "selftest_conversions", threads: 128, shared_bytes: 65536, parameters: Conversions::BYTES },
-            Entry { name: "selftest_shared_widths", threads: 64, shared_bytes: 65536, parameters: SharedWidths::BYTES },
-            Entry { name: "selftest_global_widths", threads: 64, shared_bytes: 65536, parameters: GlobalWidths::BYTES },
-            Entry { name: "selftest_bulk_copies", threads: 64, shared_bytes: 65536, parameters: BulkCopies::BYTES },
-            Entry { name: "selftest_async_copies", threads: 64, shared_bytes: 65536, parameters: AsyncCopies::BYTES },
-            Entry { name: "selftest_shuffles", threads: 32, shared_bytes: 65536, parameters: Shuffles::BYTES },
-            Entry { name: "selftest_votes", threads: 64, shared_bytes: 65536, parameters: Votes::BYTES },
-            Entry { name: "selftest_barriers", threads: 128, shared_bytes: 65536, parameters: Barriers::BYTES },
-            Entry { name: "selftest_ldmatrix", threads: 32, shared_bytes: 65536, parameters: Ldmatrix::BYTES },
-            Entry { name: "selftest_stmatrix", threads: 32, shared_bytes: 65536, parameters: Stmatrix::BYTES },
-            Entry { name: "selftest_mma_bf16", threads: 32, shared_bytes: 65536, parameters: Mma::BYTES },
-            Entry { name: "selftest_mma_f16", threads: 32, shared_bytes: 65536, parameters: Mma::BYTES },
-            Entry { name: "selftest_last_arriver", threads: 64, shared_bytes: 65536, parameters: LastArriver::BYTES },
-            Entry { name: "selftest_message", threads: 64, shared_bytes: 65536, parameters: Message::BYTES },
-            Entry { name: "selftest_wgmma_n8", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n16", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n32", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n64", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n128", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n64_trans_a", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n64_trans_b", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n128_trans_ab", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n256_trans_b", threads: 128, shared_bytes: 65536, parameters: WgmmaShared::BYTES },
-            Entry { name: "selftest_wgmma_n64_registers", threads: 128, shared_bytes: 65536, parameters: WgmmaRegisters::BYTES },
-            Entry { name: "selftest_wgmma_n128_registers_trans_b", threads: 128, shared_bytes: 65536, parameters: WgmmaRegisters::BYTES },
+            Entry { name: "selftest_arithmetic", threads: 256, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_conversions", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_shared_widths", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_global_widths", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_bulk_copies", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_async_copies", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_shuffles", threads: 32, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_votes", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_barriers", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_ldmatrix", threads: 32, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_stmatrix", threads: 32, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_mma_bf16", threads: 32, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_mma_f16", threads: 32, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_last_arriver", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_message", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n8", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n16", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n32", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n64", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n128", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n64_trans_a", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n64_trans_b", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n128_trans_ab", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n256_trans_b", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n64_registers", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_wgmma_n128_registers_trans_b", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
         ],
-        sha256: "8447a335147dce91716a1d3d03ab2673773974400995743bdfc14ef3d18b4c87",
+        sha256: "d18980baa10c941e2581fda7de14e1960615c75521f472570c94b0382428fcec",
         ptx: include_str!("sm_90a/selftest.ptx"),
     },
 ];
@@ -306,7 +318,7 @@ impl Arguments for Advance {
     }
 }
 
-/// Arguments of `append_d128`, `append_d256`, `append_d64`.
+/// Arguments of `append_bf16_d128`, `append_bf16_d256`, `append_bf16_d64`, `append_f16_d128`, `append_f16_d256`, `append_f16_d64`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Append {
     /// `*mut u16`.
@@ -370,40 +382,6 @@ impl Arguments for AppendRope {
     }
 }
 
-/// Arguments of `selftest_arithmetic`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Arithmetic {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Arithmetic {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_async_copies`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct AsyncCopies {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for AsyncCopies {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
 /// Arguments of `attend_bf16_d128`, `attend_bf16_d256`, `attend_bf16_d64`, `attend_f16_d128`, `attend_f16_d256`, `attend_f16_d64`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Attend {
@@ -444,57 +422,6 @@ impl Arguments for Attend {
 
     fn bits(&self) -> impl AsRef<[u64]> {
         [self.q, self.pool, self.programs, self.masks, self.lengths, self.out, self.lse, self.partial_o, self.partial_lse, self.stride as u64, self.kv_heads as u64, self.group as u64, self.partial_slots as u64, self.scale_log2.to_bits() as u64, self.soft_cap.to_bits() as u64]
-    }
-}
-
-/// Arguments of `selftest_barriers`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Barriers {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Barriers {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_bulk_copies`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct BulkCopies {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for BulkCopies {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_conversions`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Conversions {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Conversions {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
     }
 }
 
@@ -652,24 +579,7 @@ impl Arguments for FillF32 {
     }
 }
 
-/// Arguments of `selftest_global_widths`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct GlobalWidths {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for GlobalWidths {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `import_pages_d128`, `import_pages_d256`, `import_pages_d64`.
+/// Arguments of `import_pages_bf16_d128`, `import_pages_bf16_d256`, `import_pages_bf16_d64`, `import_pages_f16_d128`, `import_pages_f16_d256`, `import_pages_f16_d64`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ImportPages {
     /// `*mut u16`.
@@ -701,40 +611,6 @@ impl Arguments for ImportPages {
 
     fn bits(&self) -> impl AsRef<[u64]> {
         [self.pool, self.k, self.v, self.places, self.table, self.count as u64, self.kv_heads as u64, self.page_size as u64, self.page_stride as u64, self.token_stride as u64, self.head_stride as u64]
-    }
-}
-
-/// Arguments of `selftest_last_arriver`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LastArriver {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for LastArriver {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_ldmatrix`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Ldmatrix {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Ldmatrix {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
     }
 }
 
@@ -791,40 +667,6 @@ impl Arguments for Merge {
 
     fn bits(&self) -> impl AsRef<[u64]> {
         [self.partial_o, self.partial_lse, self.rows, self.slots, self.out, self.lse, self.row_count as u64, self.partial_slots as u64, self.kv_heads as u64, self.group as u64]
-    }
-}
-
-/// Arguments of `selftest_message`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Message {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Message {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_mma_bf16`, `selftest_mma_f16`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Mma {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Mma {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
     }
 }
 
@@ -926,51 +768,15 @@ pub struct SampleTopK {
     pub streams: u64,
     /// `*const u32`.
     pub steps: u64,
-    /// `u64`.
-    pub seed: u64,
-    /// `f32`.
-    pub temperature: f32,
+    /// `*const u32`.
+    pub settings: u64,
 }
 
 impl Arguments for SampleTopK {
-    const BYTES: &'static [u32] = &[8, 8, 8, 4, 4, 8, 8, 8, 4];
+    const BYTES: &'static [u32] = &[8, 8, 8, 4, 4, 8, 8, 8];
 
     fn bits(&self) -> impl AsRef<[u64]> {
-        [self.logits, self.ids, self.log_probs, self.vocab as u64, self.k as u64, self.streams, self.steps, self.seed, self.temperature.to_bits() as u64]
-    }
-}
-
-/// Arguments of `selftest_shared_widths`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct SharedWidths {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for SharedWidths {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_shuffles`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Shuffles {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Shuffles {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
+        [self.logits, self.ids, self.log_probs, self.vocab as u64, self.k as u64, self.streams, self.steps, self.settings]
     }
 }
 
@@ -992,73 +798,5 @@ impl Arguments for SiluMul {
 
     fn bits(&self) -> impl AsRef<[u64]> {
         [self.gate_up, self.out, self.rows as u64, self.ffn as u64]
-    }
-}
-
-/// Arguments of `selftest_stmatrix`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Stmatrix {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Stmatrix {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_votes`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Votes {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for Votes {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_wgmma_n128_registers_trans_b`, `selftest_wgmma_n64_registers`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct WgmmaRegisters {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for WgmmaRegisters {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
-    }
-}
-
-/// Arguments of `selftest_wgmma_n128_trans_ab`, `selftest_wgmma_n128`, `selftest_wgmma_n16`, `selftest_wgmma_n256_trans_b`, `selftest_wgmma_n32`, `selftest_wgmma_n64_trans_a`, `selftest_wgmma_n64_trans_b`, `selftest_wgmma_n64`, `selftest_wgmma_n8`.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct WgmmaShared {
-    /// `*const u32`.
-    pub input: u64,
-    /// `*mut u32`.
-    pub output: u64,
-}
-
-impl Arguments for WgmmaShared {
-    const BYTES: &'static [u32] = &[8, 8];
-
-    fn bits(&self) -> impl AsRef<[u64]> {
-        [self.input, self.output]
     }
 }

@@ -57,7 +57,7 @@ pub struct WorkItem {
     /// other item holds KV of these queries, so the item writes the output itself.
     pub partial_slot: u32,
     /// Word index, counted from the program's start, of the row in `q`, `out` and `lse` of each of the item's queries;
-    /// [`NONE`]: query `q` is row `q`.
+    /// [`NONE`]: query `q` is row `q`. An item whose rows are listed has partial slots: the merge knows rows.
     pub row_word: u32,
     /// Zero.
     pub reserved: [u32; 2],
@@ -88,14 +88,9 @@ pub struct Segment {
     pub visible: u32,
     /// Index into the plan's masks, or [`NONE`]. Word `mask + page * query_count + q` is a `u64` whose
     /// bit `t` says that the item's query `q` sees token `t` of the segment's page `page`. A mask holds
-    /// bits only for tokens that exist and queries that are visible. [`CAUSAL`]` | n` needs no words: of the
-    /// segment's one page the first visible query sees the first `n` tokens, each query after it one more.
+    /// bits only for tokens that exist and queries that are visible.
     pub mask: u32,
 }
-
-/// Marks a [`Segment::mask`] that counts tokens: the diagonal of a chunk of new tokens, each of which sees those
-/// before it and itself.
-pub const CAUSAL: u32 = 1 << 31;
 
 /// A query whose partial results are merged, and where they are.
 #[repr(C)]
@@ -150,17 +145,6 @@ impl Segment {
     /// One past the last visible query, relative to the item's first query.
     pub const fn visible_end(&self) -> u32 {
         self.visible >> 16
-    }
-    /// The [`Segment::mask`] of a page of which the first visible query sees `tokens`, and each after it one more.
-    pub const fn causal_mask(tokens: u32) -> u32 {
-        CAUSAL | tokens
-    }
-    /// How many tokens of its page the first visible query sees, if each query after it sees one more.
-    pub const fn causal_tokens(&self) -> Option<u32> {
-        if self.mask & CAUSAL == 0 || self.mask == NONE {
-            return None;
-        }
-        Some(self.mask & !CAUSAL)
     }
     /// Tokens to read when the node holds `length` tokens (`length` is ignored by a node that has
     /// stopped growing).

@@ -37,6 +37,12 @@ pub const fn entry_bits(step_seed: u64, index: u32) -> u32 {
     (word(step_seed, index as u64 / 2) >> (index % 2 * 32)) as u32
 }
 
+/// What all rows of a sampling share, as words in memory: `seed` names the sequence of all streams, `temperature` is the
+/// factor of the noise.
+pub fn settings(seed: u64, temperature: f32) -> [u32; 3] {
+    [seed as u32, (seed >> 32) as u32, temperature.to_bits()]
+}
+
 #[cfg(test)]
 mod tests {
     use super::{step_seed, uniform, word};

@@ -107,19 +107,19 @@ impl Partial {
         self.merge::<M>(Self::one(s2))
     }
 
-    /// What an unnormalised `o` is multiplied by in the end; 0 for no token.
+    /// What an unnormalised `o` is multiplied by in the end; 0 for no token, NaN if a logit was.
     #[inline(always)]
     pub fn normalizer(self) -> f32 {
-        if self.sum > 0.0 { 1.0 / self.sum } else { 0.0 }
+        if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum }
     }
 
-    /// Base-2 logarithm of the sum of `2^s2`: -inf for no token.
+    /// Base-2 logarithm of the sum of `2^s2`: -inf for no token, NaN if a logit was.
     #[inline(always)]
     pub fn lse2<M: Math>(self) -> f32 {
-        if self.sum > 0.0 {
-            self.max + M::log2(self.sum)
-        } else {
+        if self.sum == 0.0 {
             f32::NEG_INFINITY
+        } else {
+            self.max + M::log2(self.sum)
         }
     }
 }
@@ -228,6 +228,34 @@ mod tests {
         for nothing in [NOTHING, row(&[(f32::NEG_INFINITY, 3.0); 5])] {
             assert_eq!(finish(nothing), (0.0, f32::NEG_INFINITY));
         }
+    }
+
+    #[test]
+    fn a_logit_that_is_not_a_number_spoils_every_result_that_it_merges_into() {
+        let spoilt = [
+            row(&[(f32::NAN, 1.0)]),
+            row(&[(0.5, 1.0), (f32::NAN, 1.0), (9.0, 2.0)]),
+            row(&[(f32::INFINITY, 1.0)]),
+        ];
+        for spoilt in &spoilt[..2] {
+            for other in rows() {
+                for merged in [merge(*spoilt, other), merge(other, *spoilt)] {
+                    let (o, lse2) = finish(merged);
+                    assert!(o.is_nan() && lse2.is_nan(), "{merged:?}");
+                    let again = merge(
+                        Row {
+                            partial: Partial::from_lse(lse2),
+                            o,
+                        },
+                        other,
+                    );
+                    let (o, lse2) = finish(again);
+                    assert!(o.is_nan() && lse2.is_nan(), "{again:?}");
+                }
+            }
+        }
+        let (o, lse2) = finish(merge(spoilt[2], spoilt[2]));
+        assert!(o.is_nan() && lse2.is_nan(), "infinity has no softmax");
     }
 
     #[test]

@@ -118,8 +118,8 @@ pub struct Stats {
     pub steps: u64,
     /// Tokens run after the prompt, drafted ones included; never more than the limit.
     pub tokens: u64,
-    /// Tokens run a second time to merge chains of small nodes; not part of `tokens`.
-    pub recomputed: u64,
+    /// Tokens moved to merge chains of small nodes.
+    pub moved: u64,
     /// Most nodes held at a time.
     pub peak_nodes: usize,
     /// Most pages held at a time.

@@ -1,25 +1,21 @@
-//! Merging chains of small nodes.
+//! Merging chains of nodes.
 //!
 //! Every fork starts pages of its own, so a method that forks and prunes at almost every token, as beam
 //! search does, would hold a page for almost every token. A chain of nodes without side branches is one node
-//! in all but storage. Once it would save [`SAVED_PAGES`] its tokens are run again, in one pass, as one node.
+//! in all but storage, and becomes one: its tokens move up within the pages that it has.
 
 use deft::NodeKey;
 use deft::abi::PAGE_TOKENS;
 
-use super::error::is_out_of_pages;
 use super::{BranchId, Event, SearchError, SearchTree};
-use deft_engine::DraftToken;
 
 /// Pages that a merge has to save while there are enough. More means fewer merges and more pages held.
 pub(super) const SAVED_PAGES: u32 = 8;
 
-/// Nodes of this many tokens or more at a chain's top stay, so that a token is run again a few times at most.
-const LARGE_NODE: u32 = 16;
-
-/// Nodes one below the other, each the only child of the one before.
+/// Nodes one below the other, each the only child of the one before; none but the last is a branch.
 struct Chain {
-    nodes: Vec<NodeKey>,
+    top: NodeKey,
+    nodes: usize,
     tokens: u32,
     pages: u32,
 }
@@ -27,78 +23,86 @@ struct Chain {
 impl SearchTree<'_> {
     /// Merges the chain that ends in `id` if that saves `saved` pages. A held branch may have children: it stays.
     pub(super) fn compact(&mut self, id: BranchId, saved: u32) -> Result<(), SearchError> {
-        if self.branch(id)?.held {
-            return Ok(());
+        let branch = self.branch(id)?;
+        let (node, held) = (branch.node, branch.held);
+        if !held && !self.is_root(node) {
+            let chain = self.chain(node)?;
+            self.merge(id, node, &chain, saved)?;
         }
-        let chain = self.chain(id)?;
+        Ok(())
+    }
+
+    /// Merges every chain of the tree that would give back a page.
+    pub(super) fn compact_all(&mut self) -> Result<(), SearchError> {
+        let ids: Vec<BranchId> = self.branches.keys().copied().collect();
+        for id in ids {
+            let mut next = Some(self.branch(id)?.node);
+            while let Some(node) = next.filter(|&node| !self.is_root(node)) {
+                let chain = self.chain(node)?;
+                next = self.parent(chain.top)?;
+                // A chain that goes on below `node` would take in a branch.
+                if self.children(node)? != 1 {
+                    self.merge(id, node, &chain, 1)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Merges the chain that ends in `last`, on the path to `id`, if that saves `saved` pages.
+    fn merge(
+        &mut self,
+        id: BranchId,
+        last: NodeKey,
+        chain: &Chain,
+        saved: u32,
+    ) -> Result<(), SearchError> {
         if chain.pages < chain.tokens.div_ceil(PAGE_TOKENS) + saved {
             return Ok(());
         }
-        let top = chain.nodes[0];
-        let parent = self.parent(top)?.expect("a chain begins below the prompt");
-        let tokens = &self.branch(id)?.tokens;
-        let tokens = &tokens[tokens.len() - chain.tokens as usize..];
-        let draft = tokens.iter().enumerate().map(|(index, &token)| DraftToken {
-            parent: (index as u32).checked_sub(1),
-            token,
-        });
-        let draft: Vec<DraftToken> = draft.collect();
-        let merged = self.model.fork(parent, 1)?[0];
-        let path = match self.model.verify(merged, &draft, &mut self.logits) {
-            Ok(path) => path,
-            Err(error) => {
-                self.model.prune(merged)?;
-                // Saving pages is no use if it takes more than there are: the search goes on as it is.
-                return if is_out_of_pages(&error) {
-                    Ok(())
-                } else {
-                    Err(error.into())
-                };
+        let length = self.model.forest().length(chain.top);
+        let kept = self.forest_result(length)?;
+        self.model.merge_chain(chain.top)?;
+        for branch in self.branches.values_mut() {
+            if branch.node == last {
+                branch.node = chain.top;
             }
-        };
-        self.model.accept(merged, &path)?;
-        self.model.prune(top)?;
-        self.branch_mut(id)?.node = merged;
-        self.stats.steps += 1;
-        self.stats.recomputed += draft.len() as u64;
-        let (branch, nodes, tokens) = (id, chain.nodes.len(), draft.len());
+        }
+        self.stats.moved += u64::from(chain.tokens - kept);
         self.emit(&Event::Compacted {
-            branch,
-            nodes,
-            tokens,
+            branch: id,
+            nodes: chain.nodes,
+            tokens: chain.tokens as usize,
         });
         Ok(())
     }
 
-    /// The chain that ends in `id`, from the first small node on.
-    fn chain(&self, id: BranchId) -> Result<Chain, SearchError> {
-        let mut node = self.branch(id)?.node;
-        let mut nodes = Vec::new();
-        while !self.is_root(node) {
-            nodes.push(node);
-            let Some(parent) = self.parent(node)? else {
-                break;
-            };
-            if self.children(parent)? != 1 || self.is_branch(parent) {
-                break;
+    /// The chain that ends in `last`.
+    fn chain(&self, last: NodeKey) -> Result<Chain, SearchError> {
+        let mut chain = Chain {
+            top: last,
+            nodes: 0,
+            tokens: 0,
+            pages: 0,
+        };
+        let mut node = last;
+        loop {
+            let length = self.model.forest().length(node);
+            let tokens = self.forest_result(length)?;
+            chain.top = node;
+            chain.nodes += 1;
+            chain.tokens += tokens;
+            chain.pages += tokens.div_ceil(PAGE_TOKENS);
+            match self.parent(node)? {
+                Some(parent)
+                    if !self.is_root(parent)
+                        && self.children(parent)? == 1
+                        && !self.is_branch(parent) =>
+                {
+                    node = parent;
+                }
+                _ => return Ok(chain),
             }
-            node = parent;
         }
-        nodes.reverse();
-        let length = |node: NodeKey| self.forest_result(self.model.forest().length(node));
-        let lengths = nodes.iter().map(|&node| length(node));
-        let lengths = lengths.collect::<Result<Vec<u32>, SearchError>>()?;
-        let large = lengths
-            .iter()
-            .take_while(|&&tokens| tokens >= LARGE_NODE)
-            .count();
-        Ok(Chain {
-            nodes: nodes.split_off(large),
-            tokens: lengths[large..].iter().sum(),
-            pages: lengths[large..]
-                .iter()
-                .map(|tokens| tokens.div_ceil(PAGE_TOKENS))
-                .sum(),
-        })
     }
 }

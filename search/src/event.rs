@@ -52,11 +52,11 @@ pub enum Event<'a> {
     },
     /// A chain of small nodes became one, to give pages back.
     Compacted {
-        /// The branch at the chain's end.
+        /// The branch at the end of the path that the chain is on.
         branch: BranchId,
         /// Nodes that were merged.
         nodes: usize,
-        /// Tokens that were run again for it.
+        /// Tokens of the node that they became.
         tokens: usize,
     },
     /// A pass through the model ended.

@@ -62,9 +62,7 @@ impl SearchTree<'_> {
     /// Takes out the worst leaves of the search until there are pages for the rest.
     fn fit_pages(&mut self, growth: &[Growth], chosen: &mut Vec<usize>) -> Result<(), SearchError> {
         if self.pages_missing(growth, chosen)? {
-            for &index in &*chosen {
-                self.compact(growth[index].branch, 1)?;
-            }
+            self.compact_all()?;
         }
         while self.pages_missing(growth, chosen)? {
             let Some(worst) = self.worst_leaf(growth, chosen)? else {

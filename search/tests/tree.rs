@@ -10,7 +10,7 @@ use common::{Custom, assert_empty, model, prompt, run, with};
 use deft_engine::TreeModel;
 use deft_search::{
     BeamSearch, BestOfN, BranchId, Cancel, Choice, Ending, Event, Finish, Growth, Limits,
-    PruneReason, Sampler, SearchError, SearchTree, Stop, TreeSearch,
+    PruneReason, Sampler, SearchError, SearchMethod, SearchTree, Stop, TreeSearch,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -81,7 +81,7 @@ fn ten_thousand_steps_of_branching_and_pruning_leak_no_page_and_mix_no_paths() {
                 assert_paths_are_whole(tree);
             }
         }
-        assert!(tree.stats().recomputed > 0, "no chain was merged");
+        assert!(tree.stats().moved > 0, "no chain was merged");
         assert!(tree.stats().pruned_for_pages > 0, "there were always pages");
         assert!(tree.stats().steps >= 10_000);
         Ok(())
@@ -142,9 +142,71 @@ fn merging_a_chain_leaves_what_the_model_says_as_it_was() {
         .unwrap();
     assert_empty(&model);
     assert!(merged >= 8, "{merged} merges");
-    let (pages, again) = (outcome.stats.peak_pages, outcome.stats.recomputed);
+    let (pages, moved) = (outcome.stats.peak_pages, outcome.stats.moved);
     assert!(pages < 24, "{pages} pages held for a path of 100 tokens");
-    assert!(again < 400, "{again} tokens run again for 100");
+    assert!(moved <= 100, "{moved} tokens moved for 100");
+    assert_eq!(outcome.stats.steps, 100, "a merge is no pass")
+}
+
+/// Forks at every token of `forked` and drops the sibling, and else grows as it is.
+fn zigzag(steps: usize, forked: impl Fn(usize) -> bool) -> impl SearchMethod {
+    Custom(move |tree: &mut SearchTree<'_>| {
+        let mut branch = tree.root();
+        for step in 0..steps {
+            let grow = |token| Growth {
+                branch,
+                token,
+                score: f64::from(token),
+            };
+            let tokens = if forked(step) { 2 } else { 1 };
+            let growth: Vec<Growth> = (0..tokens).map(|at| grow(60 - at)).collect();
+            let grown = tree.advance(&growth)?;
+            for &sibling in grown.iter().skip(1).flatten() {
+                tree.release(sibling, PruneReason::Lost)?;
+            }
+            branch = grown[0].expect("the best has room");
+        }
+        assert_eq!(tree.branch(branch)?.tokens().len(), steps);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_chain_longer_than_a_pass_of_the_model_is_merged() {
+    let mut model = with(HashModelConfig {
+        pages: 1000,
+        max_rows: 256,
+        ..HashModelConfig::default()
+    });
+    let forked = |step| !(8..308).contains(&step);
+    let outcome = run(&mut model, &mut zigzag(400, forked)).unwrap();
+    assert_eq!(outcome.stats.steps, 400);
+    assert!(outcome.stats.moved > 0);
+}
+
+#[test]
+fn a_search_short_of_pages_merges_or_prunes_and_goes_on() {
+    let mut model = with(HashModelConfig {
+        pages: 10,
+        max_rows: 256,
+        ..HashModelConfig::default()
+    });
+    let outcome = run(&mut model, &mut zigzag(480, |step| step % 40 < 8)).unwrap();
+    assert!(outcome.stats.moved > 0);
+    // The path fills nine of ten pages: a sibling has the tenth.
+    assert_eq!(outcome.stats.steps, 480);
+}
+
+#[test]
+fn a_chain_longer_than_a_draft_may_be_is_merged() {
+    let mut model = with(HashModelConfig {
+        pages: 70,
+        context: 1 << 20,
+        memory: 8,
+        ..HashModelConfig::default()
+    });
+    let outcome = run(&mut model, &mut zigzag(4200, |step| step % 700 < 3)).unwrap();
+    assert_eq!(outcome.stats.steps, 4200);
 }
 
 #[test]

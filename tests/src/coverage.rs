@@ -52,13 +52,7 @@ pub fn of_plan(plan: &Plan, lengths: &HashMap<u32, u32>) -> Coverage {
                 for q in 0..item.record.query_count {
                     let mut bits = low_bits((tokens - i * PAGE_TOKENS).min(PAGE_TOKENS));
                     let visible = (segment.visible_begin()..segment.visible_end()).contains(&q);
-                    if let Some(first) = segment.causal_tokens() {
-                        assert_eq!(segment.page_count, 1, "a causal segment is a page");
-                        if visible {
-                            bits &=
-                                low_bits((first + q - segment.visible_begin()).min(PAGE_TOKENS));
-                        }
-                    } else if segment.mask != NONE {
+                    if segment.mask != NONE {
                         let at = segment.mask + i * item.record.query_count + q;
                         let mask = plan.masks()[at as usize];
                         assert_eq!(mask & !bits, 0, "a mask shows tokens that do not exist");

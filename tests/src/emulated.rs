@@ -3,19 +3,22 @@
 mod paged;
 
 use deft::attention::{
-    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append,
-    check_append_rotated, check_attend, check_export, check_import, check_moves,
+    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append, check_attend,
+    check_export, check_import, check_moves,
 };
-use deft::cache::{CacheShape, DType, Elements, ElementsMut};
+use deft::cache::{CacheShape, DType, Elements, ElementsMut, KvElement};
+use deft::plan::Plan;
 use device::emulator::{Launch, Memory, Report};
 use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
 use kernels_gpu::Arch;
-use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
+use kernels_gpu::abi::{AppendTarget, TokenMove};
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
 use kernels_gpu::attention::{self as kernels, Merge, tile};
 use kernels_gpu::cache;
-use kernels_gpu::layout::{element_offset, half_page_elements, page_offset};
+
+use crate::problem::Problem;
+use crate::transfers::Inspect;
 
 /// A cache of 16-bit elements whose every operation is a launch on the emulator.
 #[derive(Debug)]
@@ -50,31 +53,6 @@ impl Emulated {
         Self { arch, ..self }
     }
 
-    /// The pool's elements, as they lie in device memory.
-    pub fn pool(&self) -> &[u16] {
-        &self.pool
-    }
-
-    /// K and V of every place of a layer, `[places, kv_heads, head_dim]`.
-    pub fn rows(&self, layer: u32) -> [Vec<u16>; 2] {
-        let CacheShape {
-            kv_heads, head_dim, ..
-        } = self.shape;
-        let plane = &self.pool[self.plane(layer)];
-        [0, half_page_elements(head_dim)].map(|half| {
-            let places = 0..self.shape.pages * PAGE_TOKENS;
-            let heads = places.flat_map(|place| (0..kv_heads).map(move |head| (place, head)));
-            let elements = heads.flat_map(|(place, head)| {
-                let page = page_offset(head_dim, kv_heads, place / PAGE_TOKENS, head);
-                let token = place % PAGE_TOKENS;
-                (0..head_dim).map(move |dim| {
-                    plane[(page as u32 + half + element_offset(head_dim, token, dim)) as usize]
-                })
-            });
-            elements.collect()
-        })
-    }
-
     fn plane(&self, layer: u32) -> std::ops::Range<usize> {
         let elements = self.shape.plane_elements() as usize;
         layer as usize * elements..(layer as usize + 1) * elements
@@ -84,7 +62,7 @@ impl Emulated {
         Launch::new(blocks, threads).seed(self.seed)
     }
 
-    fn append_d<const D: u32>(
+    fn append_d<E: Element, const D: u32>(
         &mut self,
         layer: u32,
         targets: &[AppendTarget],
@@ -94,8 +72,14 @@ impl Emulated {
         let mut memory = Memory::new();
         let plane = self.plane(layer);
         let pool = memory.buffer("pool", &self.pool[plane.clone()]);
-        let k = memory.constant::<u16>("k", bytemuck::cast_slice(k.bytes()));
-        let v = memory.constant::<u16>("v", bytemuck::cast_slice(v.bytes()));
+        let k = memory.constant::<u16>(
+            "k",
+            bytemuck::cast_slice(k.bytes().expect("rows are on the host")),
+        );
+        let v = memory.constant::<u16>(
+            "v",
+            bytemuck::cast_slice(v.bytes().expect("rows are on the host")),
+        );
         let rows = memory.constant("targets", targets);
         let lengths = memory.constant("lengths", counters.lengths);
         let tails = memory.constant("tail pages", counters.tail_pages);
@@ -105,7 +89,7 @@ impl Emulated {
             .run(&mut memory, || {
                 // SAFETY: the emulator checks every access.
                 unsafe {
-                    cache::append::<D>(
+                    cache::append::<E, D>(
                         pool.as_mut_ptr(),
                         k.as_ptr(),
                         v.as_ptr(),
@@ -121,6 +105,20 @@ impl Emulated {
         Ok(())
     }
 
+    fn append_e<E: Element>(
+        &mut self,
+        layer: u32,
+        targets: &[AppendTarget],
+        counters: Counters<'_>,
+        rows: [Elements<'_>; 2],
+    ) -> Result<(), Box<Report>> {
+        match self.shape.head_dim {
+            64 => self.append_d::<E, 64>(layer, targets, counters, rows),
+            128 => self.append_d::<E, 128>(layer, targets, counters, rows),
+            _ => self.append_d::<E, 256>(layer, targets, counters, rows),
+        }
+    }
+
     fn append_rope_d<E: Element, const D: u32>(
         &mut self,
         layer: u32,
@@ -132,8 +130,14 @@ impl Emulated {
         let mut memory = Memory::new();
         let plane = self.plane(layer);
         let pool = memory.buffer("pool", &self.pool[plane.clone()]);
-        let k = memory.constant::<u16>("k", bytemuck::cast_slice(k.bytes()));
-        let v = memory.constant::<u16>("v", bytemuck::cast_slice(v.bytes()));
+        let k = memory.constant::<u16>(
+            "k",
+            bytemuck::cast_slice(k.bytes().expect("rows are on the host")),
+        );
+        let v = memory.constant::<u16>(
+            "v",
+            bytemuck::cast_slice(v.bytes().expect("rows are on the host")),
+        );
         let rows = memory.constant("targets", targets);
         let lengths = memory.constant("lengths", counters.lengths);
         let tails = memory.constant("tail pages", counters.tail_pages);
@@ -227,14 +231,17 @@ impl Emulated {
         let (kv_heads, group) = (self.shape.kv_heads, plan.group_size());
         let partial_rows = (kv_heads * plan.partial_slots() * group) as usize;
         let mut memory = Memory::new();
-        let q = memory.constant::<u16>("q", bytemuck::cast_slice(call.q.bytes()));
+        let q = memory.constant::<u16>(
+            "q",
+            bytemuck::cast_slice(call.q.bytes().expect("rows are on the host")),
+        );
         let pool = memory.constant("pool", &self.pool[self.plane(call.layer)]);
         let programs = memory.constant("programs", plan.words());
         let masks = memory.constant("masks", plan.masks());
         let lengths = memory.constant("lengths", call.counters.lengths);
         let rows = memory.constant("merge rows", plan.merge_rows());
         let slots = memory.constant("merge slots", plan.merge_slots());
-        let out = memory.unwritten::<u16>("out", call.out.len());
+        let out = memory.unwritten::<u16>("out", call.q.len());
         let lse = call
             .lse
             .as_ref()
@@ -300,8 +307,10 @@ impl Emulated {
         let result = memory.read(out).map_err(Box::new)?;
         call.out
             .into_bytes()
+            .expect("rows are on the host")
             .copy_from_slice(bytemuck::cast_slice(&result));
         if let (Some(values), Some(lse)) = (call.lse, lse) {
+            let values = values.into_typed::<f32>().expect("an LSE is f32");
             values.copy_from_slice(&memory.read(lse).map_err(Box::new)?);
         }
         Ok(())
@@ -313,6 +322,32 @@ impl Emulated {
             128 => self.attend_d::<E, 128, 8, 16, 64, 4>(call),
             _ => self.attend_d::<E, 256, 16, 32, 128, 8>(call),
         }
+    }
+}
+
+/// Runs `plan` over `problem` by every architecture's kernels under the schedule of `seed`, and compares.
+///
+/// # Panics
+/// If a kernel makes a mistake or gives something else.
+pub fn check<T: KvElement>(problem: &Problem<T>, plan: &Plan, seed: u64) {
+    for arch in Arch::ALL {
+        let mut backend = Emulated::new(problem.shape(1), seed).with_kernels(arch);
+        problem.store(&mut backend, 0);
+        let context = format!(
+            "{}, seed {seed}, {:?}, {} shares, {} {:?}",
+            arch.name(),
+            plan.grouping(),
+            plan.shares(),
+            T::DTYPE,
+            problem.inputs.heads
+        );
+        problem.check(&mut backend, 0, plan, &context);
+    }
+}
+
+impl Inspect for Emulated {
+    fn pool(&self) -> Vec<u16> {
+        self.pool.clone()
     }
 }
 
@@ -337,12 +372,10 @@ impl Backend for Emulated {
         k: Elements<'_>,
         v: Elements<'_>,
     ) -> Result<(), BackendError> {
-        let sources = [k, v].map(|source| (source.dtype(), source.len()));
-        check_append(&self.shape, layer, targets, counters, sources)?;
-        match self.shape.head_dim {
-            64 => self.append_d::<64>(layer, targets, counters, [k, v]),
-            128 => self.append_d::<128>(layer, targets, counters, [k, v]),
-            _ => self.append_d::<256>(layer, targets, counters, [k, v]),
+        check_append(&self.shape, layer, targets, counters, [k, v], None)?;
+        match self.shape.dtype {
+            DType::Bf16 => self.append_e::<Bf16>(layer, targets, counters, [k, v]),
+            _ => self.append_e::<F16>(layer, targets, counters, [k, v]),
         }
         .map_err(|report| BackendError::Device(report))
     }
@@ -356,8 +389,8 @@ impl Backend for Emulated {
         v: Elements<'_>,
         rotation: Rotation<'_>,
     ) -> Result<(), BackendError> {
-        let sources = [k, v].map(|source| (source.dtype(), source.len()));
-        check_append_rotated(&self.shape, layer, targets, counters, sources, rotation)?;
+        let rows = [k, v];
+        check_append(&self.shape, layer, targets, counters, rows, Some(rotation))?;
         match self.shape.dtype {
             DType::Bf16 => self.append_rope_e::<Bf16>(layer, targets, counters, [k, v], rotation),
             _ => self.append_rope_e::<F16>(layer, targets, counters, [k, v], rotation),
@@ -380,9 +413,9 @@ impl Backend for Emulated {
         paged: PagedTokens<'_>,
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
-        check_import(&self.shape, paged, sizes)?;
-        let foreign = foreign.map(|foreign| bytemuck::cast_slice(foreign.bytes()));
+        check_import(&self.shape, paged, foreign)?;
+        let foreign = foreign
+            .map(|foreign| bytemuck::cast_slice(foreign.bytes().expect("rows are on the host")));
         self.import_strided(paged, paged.table.page_size, foreign)
             .map_err(|report| BackendError::Device(report))
     }
@@ -392,11 +425,10 @@ impl Backend for Emulated {
         paged: PagedTokens<'_>,
         foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign
-            .each_ref()
-            .map(|foreign| (foreign.dtype(), foreign.len()));
-        check_export(&self.shape, paged, sizes)?;
-        let foreign = foreign.map(|foreign| bytemuck::cast_slice_mut(foreign.into_bytes()));
+        check_export(&self.shape, paged, &foreign)?;
+        let foreign = foreign.map(|foreign| {
+            bytemuck::cast_slice_mut(foreign.into_bytes().expect("rows are on the host"))
+        });
         self.export_onto(paged, foreign)
             .map_err(|report| BackendError::Device(report))
     }

@@ -1,10 +1,18 @@
-//! What the test files share: random forests, inputs and comparisons.
+//! What the test suites share: random forests, inputs, answers in f64 and tolerances.
 
 pub mod coverage;
 pub mod emulated;
+pub mod forests;
+#[cfg(feature = "cuda")]
+pub mod gpu;
+pub mod inputs;
 pub mod instructions;
+pub mod oracle;
 pub mod problem;
+pub mod recorded;
 pub mod reference;
 pub mod shadow;
+pub mod transfers;
 pub mod views;
+pub mod watchdog;
 pub mod workloads;

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
+use deft::plan::HeadShape;
 use deft::tree::{Run, TreeView};
 use deft::{KvElement, NodeKey, TreeCache};
 use kernels_gpu::abi::PAGE_TOKENS;
 
-use crate::reference::attention::{self, ReferenceOutput, ReferenceParams};
+use crate::oracle::reference_params;
+use crate::reference::attention::{self, ReferenceOutput};
 
 /// K and V of one token, `[layer][k, v][kv_heads, head_dim]`.
 pub type Token = Vec<[Vec<f64>; 2]>;
@@ -72,14 +74,12 @@ impl Shadow {
         q: &[T],
     ) -> ReferenceOutput {
         let config = cache.config();
-        let model = config.params();
-        let params = ReferenceParams {
-            q_heads: config.q_heads as usize,
-            kv_heads: config.kv_heads as usize,
-            head_dim: config.head_dim as usize,
-            scale: model.scale.into(),
-            soft_cap: model.soft_cap.map(f64::from),
+        let heads = HeadShape {
+            q_heads: config.q_heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
         };
+        let params = reference_params(heads, &config.params());
         let q: Vec<f64> = q.iter().map(|value| value.to_f32().into()).collect();
         let paths: Vec<_> = leaves.iter().map(|&leaf| self.path(leaf)).collect();
         let (view, places) = separate_sequences(paths.iter().map(Vec::len));

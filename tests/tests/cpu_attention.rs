@@ -2,31 +2,20 @@
 
 use deft::attention::{AttentionParams, cpu};
 use deft::cache::KvElement;
-use deft::plan::{Grouping, PlanConfig, Planner};
+use deft::plan::{Grouping, HeadShape, PlanConfig, Planner};
 use deft::tree::TreeView;
-use deft_tests::problem::{Heads, Problem};
+use deft_tests::problem::{GROUPINGS, Problem, heads};
 use deft_tests::views::{self, Node};
 use half::{bf16, f16};
 
-const GROUPINGS: [Grouping; 4] = [
-    Grouping::PerQuery,
-    Grouping::Node,
-    Grouping::NodeChunk,
-    Grouping::Flatten,
-];
-
-fn heads(q: u32, kv: u32, dim: u32) -> Heads {
-    Heads { q, kv, dim }
-}
-
 /// Checks `view` under every grouping and a few cuts.
-fn check<T: KvElement>(view: TreeView, heads: Heads, params: AttentionParams, seed: u64) {
+fn check<T: KvElement>(view: TreeView, heads: HeadShape, params: AttentionParams, seed: u64) {
     let problem = Problem::<T>::new(view, heads, params, seed);
     let mut backend = cpu::new(problem.shape(1)).unwrap();
     problem.store(&mut *backend, 0);
     for grouping in GROUPINGS {
         for (shares, max_rows) in [(1, 256), (5, 256), (16, 7)] {
-            let mut config = PlanConfig::new(grouping, heads.q / heads.kv, heads.dim, shares);
+            let mut config = PlanConfig::new(grouping, heads.group_size(), heads.head_dim, shares);
             config.max_rows = max_rows;
             let plan = Planner::new(config).unwrap().plan(&problem.view).unwrap();
             let context = format!(
@@ -70,9 +59,19 @@ fn random_forests_agree_with_the_definition_in_every_type_and_head_shape() {
         heads(5, 1, 64),
     ];
     for (seed, heads) in (0..).zip(shapes) {
-        check::<bf16>(views::random(seed, 24), heads, plain(heads.dim), seed);
-        check::<f16>(views::random(seed + 100, 12), heads, plain(heads.dim), seed);
-        check::<f32>(views::random(seed + 200, 12), heads, plain(heads.dim), seed);
+        check::<bf16>(views::random(seed, 24), heads, plain(heads.head_dim), seed);
+        check::<f16>(
+            views::random(seed + 100, 12),
+            heads,
+            plain(heads.head_dim),
+            seed,
+        );
+        check::<f32>(
+            views::random(seed + 200, 12),
+            heads,
+            plain(heads.head_dim),
+            seed,
+        );
     }
 }
 

@@ -3,6 +3,8 @@
 use deft::attention::{Backend, Counters};
 use deft::cache::{CacheShape, DType, Elements};
 use deft_tests::emulated::Emulated;
+use deft_tests::transfers::Inspect;
+use device::Bf16;
 use device::emulator::{Launch, Memory};
 use kernels_gpu::abi::{APPEND_LIVE, NONE, TokenMove};
 use kernels_gpu::cache::{self, THREADS};
@@ -43,8 +45,10 @@ fn element(shape: &CacheShape, layer: u32, place: u32, head: u32, value: u32, di
 fn random_rows(shape: &CacheShape, rows: usize, rng: &mut SmallRng) -> [Vec<half::bf16>; 2] {
     let elements = rows * (shape.kv_heads * shape.head_dim) as usize;
     [(); 2].map(|()| {
-        let bits = (0..elements).map(|_| half::bf16::from_bits(rng.random()));
-        bits.collect()
+        // Any but those whose exponent is full: V that is not finite is not kept bit by bit.
+        let bits =
+            (0..elements).map(|_| rng.random_range(0..0x7f80) | rng.random_range(0..2) << 15);
+        bits.map(half::bf16::from_bits).collect()
     })
 }
 
@@ -74,7 +78,7 @@ fn append_writes_each_row_to_its_target_and_nothing_else() {
         let shape = shape(dims, 5);
         for rows in [1, 17, 64, 131] {
             let mut backend = Emulated::new(shape, seed);
-            let mut expected = backend.pool().to_vec();
+            let mut expected = backend.pool();
             let mut targets: Vec<u32> = (0..shape.pages * 64).collect();
             targets.shuffle(&mut rng);
             targets.truncate(rows);
@@ -108,7 +112,7 @@ fn a_target_that_names_a_counter_is_that_nodes_last_token() {
     let order = [2, 0, 3, 1];
     let kv = random_rows(&shape, order.len(), &mut rng);
     let mut backend = Emulated::new(shape, 9);
-    let mut expected = backend.pool().to_vec();
+    let mut expected = backend.pool();
     let targets = order.map(|slot| APPEND_LIVE | slot);
     let counters = Counters {
         lengths: &lengths,
@@ -143,7 +147,7 @@ fn append_raw(
     Launch::new([(count * 16).div_ceil(THREADS), 1, 1], THREADS).run(&mut memory, || {
         // SAFETY: the emulator checks every access.
         unsafe {
-            cache::append::<64>(
+            cache::append::<Bf16, 64>(
                 pool.as_mut_ptr(),
                 k.as_ptr(),
                 v.as_ptr(),
@@ -206,7 +210,7 @@ fn moves_are_done_in_order_in_every_layer_and_head() {
         // The second writes where the first has read, the third reads what the second wrote.
         let mut moves = vec![(70, 3), (131, 70), (70, 191)];
         moves.extend((0..37).map(|i| (64 + i, i)));
-        let mut expected = backend.pool().to_vec();
+        let mut expected = backend.pool();
         for (from, to) in &moves {
             for layer in 0..shape.layers {
                 for head in 0..shape.kv_heads {
@@ -245,4 +249,29 @@ fn advance_counts_each_named_counter_once_and_no_other() {
     let lengths = memory.read(lengths).unwrap();
     assert!(lengths[..290].iter().all(|length| *length == 6));
     assert!(lengths[290..].iter().all(|length| *length == 5));
+}
+
+#[test]
+fn eight_values_of_which_one_is_not_finite_are_kept_as_zeros_with_keys_that_are_not_numbers() {
+    // The largest finite values, NaN of least and most bits, infinities.
+    let bits = [
+        0x7f7f, 0xff7f, 0x7f81, 0xffff, 0x7f80, 0xff80, 0x7c00, 0x0000,
+    ];
+    for (chunk, bits) in (0..).zip(bits) {
+        let shape = shape((1, 2, 64), 1);
+        let mut rng = SmallRng::seed_from_u64(chunk);
+        let mut kv = random_rows(&shape, 1, &mut rng);
+        let first = 8 * chunk as usize;
+        kv[1][first + chunk as usize] = half::bf16::from_bits(bits);
+        let mut backend = Emulated::new(shape, 3);
+        let (k, v) = (Elements::Bf16(&kv[0]), Elements::Bf16(&kv[1]));
+        backend.append(0, &[9], Counters::default(), k, v).unwrap();
+        if !half::bf16::from_bits(bits).is_finite() {
+            kv[0][first..first + 8].fill(half::bf16::from_bits(0x7fff));
+            kv[1][first..first + 8].fill(half::bf16::ZERO);
+        }
+        let mut expected = vec![0; backend.pool().len()];
+        write_row(&mut expected, &shape, 0, 9, 0, &kv);
+        assert!(backend.pool() == expected, "{bits:#06x}");
+    }
 }

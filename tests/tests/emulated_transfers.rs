@@ -1,9 +1,13 @@
 //! What the kernels write to the cache, on the emulator, bit by bit against the CPU's cache.
 
-use deft::attention::cpu::CpuBackend;
-use deft::attention::{Backend, Counters, PagedTokens, RotaryTable, Rotation};
-use deft::cache::{CacheShape, HEAD_DIMS, HostPages, KvElement, PagedOrder, PagedTable};
+use deft::attention::cpu;
+use deft::attention::{Counters, PagedTokens, RotaryTable, Rotation};
+use deft::cache::{CacheShape, HEAD_DIMS, KvElement, PagedOrder};
 use deft_tests::emulated::Emulated;
+use deft_tests::inputs::normals;
+use deft_tests::transfers::{
+    Inspect, Sequence, assert_same_pages, bits, check_append_rotated, rows,
+};
 use half::{bf16, f16};
 use kernels_gpu::abi::APPEND_LIVE;
 use rand::rngs::SmallRng;
@@ -20,26 +24,6 @@ fn shape<T: KvElement>(kv_heads: u32, head_dim: u32) -> CacheShape {
         dtype: T::DTYPE,
         pages: PAGES,
     }
-}
-
-fn random<T: KvElement>(rng: &mut SmallRng, count: usize) -> Vec<T> {
-    let values = (0..count).map(|_| T::from_f32(rng.random_range(-4.0..4.0)));
-    values.collect()
-}
-
-/// K and V of every place of a layer, `[places, kv_heads, head_dim]`.
-fn rows<T: KvElement>(pages: &HostPages<T>, layer: u32) -> [Vec<u16>; 2] {
-    let elements = (PAGES * 64) as usize * pages.shape().row_elements();
-    let mut rows = [(); 2].map(|()| vec![T::default(); elements]);
-    let [k, v] = &mut rows;
-    let table = PagedTable {
-        order: PagedOrder::Nhd,
-        page_size: 64,
-        pages: &[0, 1, 2, 3],
-    };
-    let places: Vec<u32> = (0..PAGES * 64).collect();
-    pages.export(layer, &places, &table, k, v).unwrap();
-    rows.map(|rows| bytemuck::cast_slice(&rows).to_vec())
 }
 
 fn append_rotated_as_the_cpu<T: KvElement>(kv_heads: u32, head_dim: u32, count: usize) {
@@ -60,29 +44,19 @@ fn append_rotated_as_the_cpu<T: KvElement>(kv_heads: u32, head_dim: u32, count: 
         positions: &positions,
     };
     let row = shape.row_elements();
-    let k = random::<T>(&mut rng, count * row);
-    let v = random::<T>(&mut rng, count * row);
-    let mut cpu = CpuBackend::<T>::new(shape).unwrap();
+    let [k, v] = [1, 2].map(|seed| normals::<T>(seed, count * row, 2.0));
+    let mut cpu = cpu::new(shape).unwrap();
     let mut emulated = Emulated::new(shape, count as u64);
-    for backend in [&mut cpu as &mut dyn Backend, &mut emulated] {
-        let (k, v) = (T::elements(&k), T::elements(&v));
-        backend
-            .append_rotated(1, &targets, counters, k, v, rotation)
-            .unwrap();
-    }
+    let both = [&k[..], &v[..]];
+    check_append_rotated(&mut *cpu, &mut emulated, &targets, counters, both, rotation);
     let context = format!(
         "{count} rows, {kv_heads} KV heads of {} x {head_dim}",
         T::DTYPE
     );
-    for layer in 0..LAYERS {
-        assert!(
-            emulated.rows(layer) == rows(cpu.pages(), layer),
-            "{context}"
-        );
-    }
     let last = (3 * 64 + 5) * row..(3 * 64 + 6) * row;
-    let [written_k, written_v] = emulated.rows(1).map(|rows| rows[last.clone()].to_vec());
-    let appended = |rows: &[T]| bytemuck::cast_slice::<T, u16>(&rows[(count - 1) * row..]).to_vec();
+    let written = rows(&shape, &emulated.pool(), 1);
+    let [written_k, written_v] = written.each_ref().map(|rows| &rows[last.clone()]);
+    let appended = |rows| &bits::<T>(rows)[(count - 1) * row..];
     assert_ne!(written_k, appended(&k), "{context}: not rotated");
     assert_eq!(written_v, appended(&v), "{context}");
 }
@@ -97,84 +71,13 @@ fn keys_are_rotated_to_the_very_bits_of_the_cpu() {
     }
 }
 
-/// A sequence in a foreign cache of two pages more than it needs, in descending order of pages.
-struct Sequence {
-    page_size: u32,
-    pages: Vec<u32>,
-    places: Vec<u32>,
-    foreign: [Vec<bf16>; 2],
-}
-
-impl Sequence {
-    fn new(shape: &CacheShape, page_size: u32, tokens: u32) -> Self {
-        let needed = tokens.div_ceil(page_size);
-        let elements = ((needed + 2) * page_size) as usize * shape.row_elements();
-        let mut rng = SmallRng::seed_from_u64(u64::from(page_size + tokens));
-        Self {
-            page_size,
-            pages: (1..=needed).rev().collect(),
-            // Scattered over all pages, no two the same.
-            places: (0..tokens).map(|i| (i * 37 + 5) % (PAGES * 64)).collect(),
-            foreign: [(); 2].map(|()| random(&mut rng, elements)),
-        }
-    }
-
-    fn table(&self, order: PagedOrder) -> PagedTable<'_> {
-        PagedTable {
-            order,
-            page_size: self.page_size,
-            pages: &self.pages,
-        }
-    }
-
-    fn bits(&self) -> [&[u16]; 2] {
-        let [k, v] = &self.foreign;
-        [bytemuck::cast_slice(k), bytemuck::cast_slice(v)]
-    }
-}
-
-fn imports_and_exports_as_the_cpu(shape: CacheShape, order: PagedOrder, sequence: &Sequence) {
-    let table = sequence.table(order);
-    let places = &sequence.places;
-    let context = format!(
-        "{} tokens in {order:?} pages of {}, {shape:?}",
-        places.len(),
-        sequence.page_size
-    );
-    let [k, v] = &sequence.foreign;
-    let paged = PagedTokens {
-        layer: 1,
-        places,
-        table,
-    };
-    let mut cpu = CpuBackend::<bf16>::new(shape).unwrap();
-    let mut emulated = Emulated::new(shape, places.len() as u64);
-    for backend in [&mut cpu as &mut dyn Backend, &mut emulated] {
-        let (k, v) = ((&k[..]).into(), (&v[..]).into());
-        backend.import(paged, [k, v]).unwrap();
-    }
-    for layer in 0..LAYERS {
-        assert!(
-            emulated.rows(layer) == rows(cpu.pages(), layer),
-            "import, {context}"
-        );
-    }
-    let bits =
-        |rows: [Vec<bf16>; 2]| rows.map(|rows| bytemuck::cast_slice::<_, u16>(&rows).to_vec());
-    let unwritten = [(); 2].map(|()| vec![bf16::NAN; k.len()]);
-    let exported = |backend: &mut dyn Backend, mut onto: [Vec<bf16>; 2]| {
-        let [k, v] = &mut onto;
-        let (k, v) = ((&mut k[..]).into(), (&mut v[..]).into());
-        backend.export(paged, [k, v]).unwrap();
-        bits(onto)
-    };
-    let right = exported(&mut cpu, unwritten.clone());
-    assert!(
-        exported(&mut emulated, unwritten) == right,
-        "export, {context}"
-    );
-    let back = exported(&mut emulated, sequence.foreign.clone());
-    assert!(back.iter().eq(sequence.bits()), "round trip, {context}");
+/// A sequence in a foreign cache of two pages more than it needs, in descending order of pages; in ours scattered over
+/// all pages, no two tokens in one place.
+fn sequence(shape: &CacheShape, page_size: u32, tokens: u32) -> Sequence<bf16> {
+    let pages = (1..=tokens.div_ceil(page_size)).rev().collect();
+    let places = (0..tokens).map(|i| (i * 37 + 5) % (PAGES * 64)).collect();
+    let seed = u64::from(page_size + tokens);
+    Sequence::new(shape, page_size, pages, places, 2, seed)
 }
 
 #[test]
@@ -183,8 +86,10 @@ fn foreign_pages_come_and_go_as_on_the_cpu() {
         for order in [PagedOrder::Nhd, PagedOrder::Hnd] {
             for (page_size, tokens) in [(1, 3), (16, 1), (16, 37), (7, 50), (64, 130), (300, 17)] {
                 let shape = shape::<bf16>(3, head_dim);
-                let sequence = Sequence::new(&shape, page_size, tokens);
-                imports_and_exports_as_the_cpu(shape, order, &sequence);
+                let mut cpu = cpu::new(shape).unwrap();
+                let mut emulated = Emulated::new(shape, tokens.into());
+                let sequence = sequence(&shape, page_size, tokens);
+                sequence.check(order, &mut *cpu, &mut emulated);
             }
         }
     }
@@ -193,26 +98,23 @@ fn foreign_pages_come_and_go_as_on_the_cpu() {
 #[test]
 fn a_pool_whose_pages_hold_k_then_v_is_imported_from_one_buffer() {
     let shape = shape::<bf16>(2, 64);
-    let sequence = Sequence::new(&shape, 16, 37);
+    let sequence = sequence(&shape, 16, 37);
     let page = 16 * shape.row_elements();
-    let [k, v] = sequence.bits();
-    let pages = k.chunks(page).zip(v.chunks(page));
+    let [k, v] = &sequence.foreign;
+    let pages = bits(k).chunks(page).zip(bits(v).chunks(page));
     let pool: Vec<u16> = pages.flat_map(|(k, v)| [k, v].concat()).collect();
     let table = sequence.table(PagedOrder::Hnd);
-    let mut cpu = HostPages::<bf16>::new(shape).unwrap();
-    let [k, v] = &sequence.foreign;
-    cpu.import(0, &sequence.places, &table, k, v).unwrap();
+    let mut cpu = cpu::new(shape).unwrap();
     let mut emulated = Emulated::new(shape, 3);
-    emulated
-        .import_strided(
-            PagedTokens {
-                layer: 0,
-                places: &sequence.places,
-                table,
-            },
-            2 * 16,
-            [&pool, &pool[page..]],
-        )
+    let paged = PagedTokens {
+        layer: 0,
+        places: &sequence.places,
+        table,
+    };
+    cpu.import(paged, [bf16::elements(k), bf16::elements(v)])
         .unwrap();
-    assert!(emulated.rows(0) == rows(&cpu, 0));
+    emulated
+        .import_strided(paged, 2 * 16, [&pool, &pool[page..]])
+        .unwrap();
+    assert_same_pages::<bf16>(&mut *cpu, &emulated, "one buffer");
 }

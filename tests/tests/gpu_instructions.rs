@@ -5,6 +5,17 @@
 use deft::cuda::{Arguments, CudaDevice, CudaError, DeviceBuffer, Launch, Stream};
 use deft_tests::instructions::{Case, Tolerance, cases};
 
+/// What every case's kernel takes: where its input and its output are.
+struct Buffers([u64; 2]);
+
+impl Arguments for Buffers {
+    const BYTES: &'static [u32] = &[8, 8];
+
+    fn bits(&self) -> impl AsRef<[u64]> {
+        self.0
+    }
+}
+
 /// A device that has all instructions (Hopper), or why there is none.
 fn device() -> Result<CudaDevice, String> {
     let device = match CudaDevice::new(0) {
@@ -15,7 +26,7 @@ fn device() -> Result<CudaDevice, String> {
         (9, 0) => Ok(device),
         (major, minor) => Err(format!(
             "{} has sm_{major}{minor}, not sm_90",
-            device.name()
+            device.describe()
         )),
     }
 }
@@ -28,16 +39,14 @@ fn run(case: &Case, device: &CudaDevice, stream: &Stream) -> Result<Vec<u32>, Cu
         .clone()
         .unwrap_or(vec![u32::MAX; case.expected.len()]);
     let output = DeviceBuffer::from_slice(device, "output", &words)?;
-    let arguments = Arguments::default()
-        .pointer(input.pointer())
-        .pointer(output.pointer());
-    let kernel = device.kernel(case.entry, &arguments.sizes())?;
+    let buffers = Buffers([input.pointer().0, output.pointer().0]);
+    let kernel = device.kernel(case.entry, Buffers::BYTES)?;
     let launch = Launch {
         grid: [case.blocks, 1, 1],
         overlaps_predecessor: false,
     };
     // SAFETY: the kernel takes these two arguments, which live until the read below has waited for it.
-    unsafe { kernel.launch(launch, arguments, stream.raw()) }?;
+    unsafe { kernel.launch(launch, buffers, stream.raw()) }?;
     output.read(0, &mut words, stream)?;
     Ok(words)
 }

@@ -5,79 +5,18 @@ use std::collections::BTreeMap;
 
 use deft::attention::{AttentionParams, cpu};
 use deft::cache::{KvElement, PagePool};
-use deft::plan::{CostModel, Grouping, Plan, PlanConfig, Planner};
-use deft::tree::{DraftNode, ForestError, NodeKey, TokenForest, TreeView, ViewScratch};
-use deft_tests::coverage;
-use deft_tests::emulated::Emulated;
-use deft_tests::problem::{Heads, Problem};
-use device::Arch;
+use deft::plan::{CostModel, Grouping, HeadShape, Plan, PlanConfig, Planner};
+use deft::tree::{ForestError, NodeKey, TokenForest, TreeView, ViewScratch};
+use deft_tests::forests::{self, view_tokens};
+use deft_tests::problem::{GROUPINGS, Problem, heads};
+use deft_tests::{coverage, emulated};
 use half::{bf16, f16};
 use kernels_gpu::abi::{NONE, PAGE_TOKENS};
 use kernels_gpu::attention::tile::max_rows;
-use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
 
-const GROUPINGS: [Grouping; 4] = [
-    Grouping::PerQuery,
-    Grouping::Node,
-    Grouping::NodeChunk,
-    Grouping::Flatten,
-];
-const LENGTHS: [u32; 9] = [1, 2, 17, 63, 64, 65, 128, 200, 300];
-
-fn view(forest: &TokenForest, batch: &[(NodeKey, u32)]) -> TreeView {
-    let mut view = TreeView::default();
-    forest
-        .view_tokens_into(batch, &mut ViewScratch::default(), &mut view)
-        .unwrap();
-    view
-}
-
-/// A forest of several trees with forks, drafts and empty leaves, and a batch over some of its nodes.
 fn random(seed: u64, most_tokens: u32) -> (TokenForest, Vec<(NodeKey, u32)>) {
-    let mut rng = SmallRng::seed_from_u64(seed);
     let mut forest = TokenForest::new(PagePool::new(512).unwrap());
-    let mut nodes = Vec::new();
-    for _ in 0..rng.random_range(1..=3) {
-        let length = LENGTHS[rng.random_range(0..LENGTHS.len())];
-        nodes.push(forest.insert_root(length).unwrap());
-    }
-    for _ in 0..rng.random_range(0..4) {
-        let node = nodes[rng.random_range(0..nodes.len())];
-        for leaf in forest
-            .fork(node, rng.random_range(1..4))
-            .unwrap_or_default()
-        {
-            forest.extend(&[leaf], rng.random_range(1..90)).unwrap();
-            nodes.push(leaf);
-        }
-    }
-    for trunk in nodes.clone() {
-        let parents = [None, Some(0), Some(0), Some(2)];
-        let draft = parents.map(|parent| DraftNode {
-            parent,
-            tokens: rng.random_range(1..40),
-        });
-        if rng.random_range(0..3) == 0 {
-            nodes.extend(forest.insert_draft(trunk, &draft).unwrap_or_default());
-        }
-    }
-    let mut batch = Vec::new();
-    for node in nodes {
-        let length = forest.length(node).unwrap();
-        match rng.random_range(0..3) {
-            0 => {}
-            1 => batch.push((node, 1)),
-            _ => batch.push((node, rng.random_range(1..=length.clamp(1, most_tokens)))),
-        }
-    }
-    for i in (1..batch.len()).rev() {
-        batch.swap(i, rng.random_range(0..=i));
-    }
-    if batch.is_empty() {
-        let root = forest.roots().next().unwrap();
-        batch.push((root, 1));
-    }
+    let (_, batch) = forests::mixture(&mut forest, seed, most_tokens);
     (forest, batch)
 }
 
@@ -100,10 +39,10 @@ fn by_definition(forest: &TokenForest, batch: &[(NodeKey, u32)]) -> coverage::Co
     rows
 }
 
-fn plans(view: &TreeView, heads: Heads, grouping: Grouping) -> Vec<Plan> {
-    let settings = [(1, max_rows(heads.dim)), (5, 16), (16, 7), (13, 64)];
+fn plans(view: &TreeView, heads: HeadShape, grouping: Grouping) -> Vec<Plan> {
+    let settings = [(1, max_rows(heads.head_dim)), (5, 16), (16, 7), (13, 64)];
     let plan = |(shares, rows)| {
-        let mut config = PlanConfig::new(grouping, heads.q / heads.kv, heads.dim, shares);
+        let mut config = PlanConfig::new(grouping, heads.group_size(), heads.head_dim, shares);
         config.max_rows = rows;
         Planner::new(config).unwrap().plan(view).unwrap()
     };
@@ -114,18 +53,14 @@ fn plans(view: &TreeView, heads: Heads, grouping: Grouping) -> Vec<Plan> {
 fn every_query_of_a_batch_sees_its_path_up_to_its_own_token() {
     for seed in 0..150 {
         let (forest, batch) = random(seed, 300);
-        let view = view(&forest, &batch);
+        let view = view_tokens(&forest, &batch);
         let wanted = by_definition(&forest, &batch);
         let seen = coverage::of_view(&view);
         assert_eq!(view.query_order.len(), wanted.len());
         for (query, &row) in view.query_order.iter().enumerate() {
             assert_eq!(seen[query], wanted[row as usize], "seed {seed}, row {row}");
         }
-        let heads = Heads {
-            q: 4,
-            kv: 1,
-            dim: 64,
-        };
+        let heads = heads(4, 1, 64);
         for plan in GROUPINGS
             .iter()
             .flat_map(|&grouping| plans(&view, heads, grouping))
@@ -135,10 +70,10 @@ fn every_query_of_a_batch_sees_its_path_up_to_its_own_token() {
     }
 }
 
-fn check_cpu<T: KvElement>(seed: u64, heads: Heads) {
+fn check_cpu<T: KvElement>(seed: u64, heads: HeadShape) {
     let (forest, batch) = random(seed, 100);
-    let params = AttentionParams::new(heads.dim);
-    let problem = Problem::<T>::new(view(&forest, &batch), heads, params, seed);
+    let params = AttentionParams::new(heads.head_dim);
+    let problem = Problem::<T>::new(view_tokens(&forest, &batch), heads, params, seed);
     let mut backend = cpu::new(problem.shape(1)).unwrap();
     problem.store(&mut *backend, 0);
     for grouping in GROUPINGS {
@@ -152,46 +87,23 @@ fn check_cpu<T: KvElement>(seed: u64, heads: Heads) {
 #[test]
 fn the_cpu_agrees_with_the_definition_on_batches_of_prompts_drafts_and_leaves() {
     for seed in 0..6 {
-        check_cpu::<f32>(
-            seed,
-            Heads {
-                q: 6,
-                kv: 2,
-                dim: 64,
-            },
-        );
-        check_cpu::<bf16>(
-            seed + 100,
-            Heads {
-                q: 4,
-                kv: 4,
-                dim: 128,
-            },
-        );
+        check_cpu::<f32>(seed, heads(6, 2, 64));
+        check_cpu::<bf16>(seed + 100, heads(4, 4, 128));
     }
 }
 
-fn check_emulated<T: KvElement>(view: TreeView, heads: Heads, plan: &Plan, seed: u64) {
-    let problem = Problem::<T>::new(view, heads, AttentionParams::new(heads.dim), seed);
-    for arch in Arch::ALL {
-        let mut backend = Emulated::new(problem.shape(1), seed).with_kernels(arch);
-        problem.store(&mut backend, 0);
-        let context = format!("{}, seed {seed}, {} {heads:?}", arch.name(), T::DTYPE);
-        problem.check(&mut backend, 0, plan, &context);
-    }
+fn check_emulated<T: KvElement>(view: TreeView, heads: HeadShape, plan: &Plan, seed: u64) {
+    let params = AttentionParams::new(heads.head_dim);
+    emulated::check(&Problem::<T>::new(view, heads, params, seed), plan, seed);
 }
 
 #[test]
 fn the_kernels_agree_with_the_definition_on_prompts_of_every_length_about_a_page() {
-    let heads = Heads {
-        q: 4,
-        kv: 1,
-        dim: 64,
-    };
+    let heads = heads(4, 1, 64);
     for (seed, tokens) in (0..).zip([2, 16, 63, 64, 65, 130]) {
         let mut forest = TokenForest::new(PagePool::new(16).unwrap());
         let root = forest.insert_root(90 + tokens).unwrap();
-        let view = view(&forest, &[(root, tokens)]);
+        let view = view_tokens(&forest, &[(root, tokens)]);
         let plan = &plans(&view, heads, Grouping::Flatten)[0];
         check_emulated::<bf16>(view, heads, plan, seed);
     }
@@ -201,19 +113,8 @@ fn the_kernels_agree_with_the_definition_on_prompts_of_every_length_about_a_page
 fn the_kernels_agree_with_the_definition_on_batches_of_prompts_drafts_and_leaves() {
     for seed in 0..4 {
         let (forest, batch) = random(seed + 40, 70);
-        let view = view(&forest, &batch);
-        let heads = [
-            Heads {
-                q: 8,
-                kv: 2,
-                dim: 64,
-            },
-            Heads {
-                q: 2,
-                kv: 1,
-                dim: 128,
-            },
-        ][seed as usize % 2];
+        let view = view_tokens(&forest, &batch);
+        let heads = [heads(8, 2, 64), heads(2, 1, 128)][seed as usize % 2];
         let plan = &plans(&view, heads, GROUPINGS[seed as usize % 4])[seed as usize % 3];
         check_emulated::<f16>(view, heads, plan, seed);
     }
@@ -223,14 +124,10 @@ fn the_kernels_agree_with_the_definition_on_batches_of_prompts_drafts_and_leaves
 fn a_long_prompt_is_one_segment_and_a_diagonal_to_every_row_tile() {
     let mut forest = TokenForest::new(PagePool::new(64).unwrap());
     let root = forest.insert_root(2048).unwrap();
-    let view = view(&forest, &[(root, 2048)]);
-    let heads = Heads {
-        q: 4,
-        kv: 1,
-        dim: 128,
-    };
-    let mut config = PlanConfig::new(Grouping::Flatten, 4, heads.dim, 16);
-    config.max_rows = max_rows(heads.dim);
+    let view = view_tokens(&forest, &[(root, 2048)]);
+    let heads = heads(4, 1, 128);
+    let mut config = PlanConfig::new(Grouping::Flatten, 4, heads.head_dim, 16);
+    config.max_rows = max_rows(heads.head_dim);
     let plan = Planner::new(config).unwrap().plan(&view).unwrap();
     let items = (0..plan.shares()).flat_map(|share| plan.share(share).items());
     let (mut causal, mut whole) = (0, 0);
@@ -243,7 +140,7 @@ fn a_long_prompt_is_one_segment_and_a_diagonal_to_every_row_tile() {
         causal += item
             .segments
             .iter()
-            .filter(|segment| segment.causal_tokens().is_some())
+            .filter(|segment| segment.mask != NONE)
             .count();
         whole += item
             .segments
@@ -293,7 +190,7 @@ fn a_prompt_is_cut_evenly_and_takes_about_its_flops() {
     for tokens in [2048, 8192] {
         let mut forest = TokenForest::new(PagePool::new(128).unwrap());
         let root = forest.insert_root(tokens).unwrap();
-        let plan = plan_8b(&view(&forest, &[(root, tokens)]));
+        let plan = plan_8b(&view_tokens(&forest, &[(root, tokens)]));
         assert!(plan.imbalance() < 1.05, "{tokens} tokens: {plan}");
         // Two products of half a square, 16 shares a KV head; a tile's last pages are computed whole.
         let flops = 2.0 * 2.0 * f64::from(tokens).powi(2) / 2.0 * 4.0 * 128.0;
@@ -315,7 +212,7 @@ fn a_chunk_below_a_long_prefix_is_cut_evenly_beside_decoding_leaves() {
     forest.extend(&nodes[8..], 512).unwrap();
     let mut batch: Vec<_> = nodes.iter().map(|&node| (node, 1)).collect();
     batch[8].1 = 512;
-    let view = view(&forest, &batch);
+    let view = view_tokens(&forest, &batch);
     let plan = plan_8b(&view);
     coverage::assert_covers(&plan, &view);
     assert!(plan.imbalance() < 1.05, "{plan}");

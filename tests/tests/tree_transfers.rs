@@ -3,29 +3,26 @@
 use std::ops::Range;
 
 use deft::cache::{PagedOrder, PagedTable};
-use deft::{CacheConfig, DType, Device, DraftNode, Grouping, NodeKey, TreeCache, bf16, f16};
+use deft::{DType, Device, DraftNode, Kv, NodeKey, TreeCache, bf16, f16};
 
 const HEADS: usize = 2;
 const DIM: usize = 64;
 const LAYERS: u32 = 2;
 
 fn cache() -> TreeCache {
-    let config = CacheConfig {
-        layers: LAYERS,
-        q_heads: 4,
-        kv_heads: HEADS as u32,
-        head_dim: DIM as u32,
-        dtype: DType::Bf16,
-        capacity_bytes: 8 << 20,
-        scale: None,
-        soft_cap: None,
-    };
-    TreeCache::new(&Device::cpu(), config).unwrap()
+    TreeCache::builder(&Device::cpu())
+        .layers(LAYERS)
+        .heads(4, HEADS as u32, DIM as u32)
+        .dtype(DType::Bf16)
+        .capacity_bytes(8 << 20)
+        .build()
+        .unwrap()
 }
 
 /// A root of 70 tokens, a child of 30 and a draft of two tokens below it; and their keys.
 fn path(cache: &mut TreeCache) -> [NodeKey; 3] {
-    let root = cache.insert_root(70).unwrap();
+    let root = cache.insert_root().unwrap();
+    cache.extend(&[root], 70).unwrap();
     let child = cache.fork(root, 2).unwrap()[1];
     cache.extend(&[child], 30).unwrap();
     let draft = DraftNode {
@@ -66,10 +63,10 @@ fn same_bits(left: &[bf16], right: &[bf16]) -> bool {
 
 /// Attention of the draft with what is in the cache.
 fn attention(cache: &mut TreeCache, leaf: NodeKey) -> Vec<bf16> {
-    let plan = cache.plan(&[leaf], Grouping::Flatten).unwrap();
+    let batch = cache.batch_held(&[(leaf, 1)]).unwrap();
     let q = vec![bf16::from_f32(0.1); 4 * DIM];
     let mut out = vec![bf16::NAN; q.len()];
-    cache.attend(1, &plan, &q, &mut out).unwrap();
+    cache.attend(1, &batch, &q, &mut out).unwrap();
     out
 }
 
@@ -85,9 +82,8 @@ fn an_imported_path_is_attended_to_like_an_appended_one() {
             heads.flat_map(move |head| (0..DIM).map(move |dim| element(token, head, dim)))
         });
         let rows: Vec<bf16> = rows.collect();
-        appended
-            .append_tokens(1, node, 0..tokens, &rows, &rows)
-            .unwrap();
+        let batch = appended.batch_held(&[(node, tokens)]).unwrap();
+        appended.append(1, &batch, Kv::new(&rows, &rows)).unwrap();
         begin += tokens as usize;
     }
     let right = attention(&mut appended, nodes[2]);
@@ -161,14 +157,20 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
     let beyond = refuse(0, child, 90..101, &table);
     assert!(beyond.starts_with("tokens 90..101 are not within") && beyond.ends_with("holds 100"));
     let pages = refuse(0, child, 0..100, &table);
-    assert_eq!(pages, "100 tokens take 7 pages of 16, the table has 5");
+    assert_eq!(
+        pages,
+        "pages has 5 elements, [ceil(tokens / page_size)] takes 7"
+    );
     let page = refuse(0, root, 0..70, &table);
-    assert_eq!(page, "pages[4] is 9, k holds 5 pages");
+    assert_eq!(page, "pages[4] names page 9, k has 5");
     let empty = PagedTable {
         page_size: 0,
         ..table
     };
-    assert_eq!(refuse(0, root, 0..1, &empty), "page_size is 0");
+    assert_eq!(
+        refuse(0, root, 0..1, &empty),
+        "page_size is 0; it must be positive"
+    );
     let other = [f16::ONE; 64];
     let dtype = cache.import(0, root, 0..1, &table, &other, &other);
     assert_eq!(

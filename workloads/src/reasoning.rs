@@ -182,7 +182,7 @@ impl ReasoningReplay<'_> {
     /// that grows. `None` after the last step.
     ///
     /// # Errors
-    /// [`WorkloadError::Forest`], if somebody leased the forest's tree.
+    /// [`WorkloadError::Forest`], out of pages or nodes.
     pub fn advance(&mut self) -> Result<Option<ReasoningStep>, WorkloadError> {
         if self.step >= self.run.steps() {
             return Ok(None);

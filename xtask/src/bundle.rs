@@ -33,7 +33,7 @@ pub(crate) const SEARCH: Program = Program {
     name: "deft-search",
     packed_as: "deft-search",
     arguments: " --device cuda --model PATH.gguf",
-    features: CUDA,
+    features: "cuda",
 };
 
 /// A recorded tree, step by step, for where there is no model.
@@ -43,15 +43,11 @@ pub(crate) const REPLAY: Program = Program {
     name: "replay",
     packed_as: "deft-replay",
     arguments: " --device cuda",
-    features: CUDA,
+    features: "cuda",
 };
 
-/// Feature `cuda` exists for x86-64 Linux only.
-const CUDA: &str = if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-    "cuda"
-} else {
-    ""
-};
+/// Whether `cust` builds here: it needs the stubs of cuda-loader.
+pub(crate) const HAS_CUST: bool = cfg!(all(target_arch = "x86_64", target_os = "linux"));
 
 /// What is built for the bundle. A test program takes libtest's arguments.
 const PROGRAMS: &[Program] = &[
@@ -63,18 +59,28 @@ const PROGRAMS: &[Program] = &[
         arguments: "",
         features: "cust",
     },
-    Program {
-        package: "deft-tests",
-        kind: "test",
-        name: "gpu_instructions",
-        packed_as: "gpu_instructions",
-        arguments: "",
-        features: "cuda",
-    },
+    gpu_suite("gpu_instructions"),
+    gpu_suite("gpu_attention"),
+    gpu_suite("gpu_decode"),
+    gpu_suite("gpu_prefill"),
+    gpu_suite("gpu_writes"),
+    gpu_suite("gpu_model"),
     BENCH,
     SEARCH,
     REPLAY,
 ];
+
+/// A suite of `tests` that needs a GPU.
+const fn gpu_suite(name: &'static str) -> Program {
+    Program {
+        package: "deft-tests",
+        kind: "test",
+        name,
+        packed_as: name,
+        arguments: " --nocapture",
+        features: "cuda",
+    }
+}
 
 /// Folders that go along: from the checkout's root to the bundle's.
 const FOLDERS: &[(&str, &str)] = &[("kernels-gpu/ptx", "ptx"), ("workloads", "workloads")];
@@ -105,7 +111,12 @@ pub(crate) fn run(_args: &Args) -> Result<()> {
             fs::remove_dir_all(&bundle)?;
         }
         fs::create_dir_all(&bundle)?;
-        for program in PROGRAMS {
+        let programs = || {
+            PROGRAMS
+                .iter()
+                .filter(|program| HAS_CUST || program.features != "cust")
+        };
+        for program in programs() {
             let built = program.build()?;
             copy(&built, &bundle.join(program.packed_as))?;
         }
@@ -117,7 +128,7 @@ pub(crate) fn run(_args: &Args) -> Result<()> {
             size(&bundle)? as f64 / 1e6,
             workspace::shown(&bundle)
         ));
-        for program in PROGRAMS {
+        for program in programs() {
             say(format!("    ./{}{}", program.packed_as, program.arguments));
         }
         Ok(Outcome::Done)
@@ -146,8 +157,8 @@ impl Program {
             // Results name the commit they were measured at.
             .env("DEFT_COMMIT", commit())
             .env("DEFT_COMMIT_DATE", commit_date());
-        let output = process::capture(&mut command, &format!("building {}", self.name))?;
-        let built = process::artifacts(&output.stdout)
+        let messages = process::capture(&mut command)?;
+        let built = process::artifacts(&messages)
             .filter_map(|artifact| artifact.executable)
             .last();
         match built {
@@ -159,21 +170,25 @@ impl Program {
 
 /// The day of the commit that is checked out; empty without git.
 fn commit_date() -> String {
-    git(&["show", "--no-patch", "--format=%cs", "HEAD"]).unwrap_or_default()
+    git(&["show", "--no-patch", "--format=%cs", "HEAD"])
 }
 
 /// The commit that is checked out, `+` if files differ from it; empty without git.
 fn commit() -> String {
-    let changed = git(&["status", "--porcelain"]).is_ok_and(|files| !files.is_empty());
-    let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_default();
-    commit + if changed { "+" } else { "" }
+    let changed = !git(&["status", "--porcelain"]).is_empty();
+    git(&["rev-parse", "--short=12", "HEAD"]) + if changed { "+" } else { "" }
 }
 
-/// What git says.
-fn git(arguments: &[&str]) -> Result<String> {
+/// What git says; nothing if it fails.
+fn git(arguments: &[&str]) -> String {
     let mut command = std::process::Command::new("git");
-    command.current_dir(workspace::root()).args(arguments);
-    process::capture(&mut command, "git").map(|output| output.stdout.trim().to_owned())
+    let output = command
+        .current_dir(workspace::root())
+        .args(arguments)
+        .output();
+    let output = output.ok().filter(|output| output.status.success());
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    text.unwrap_or_default()
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -1,10 +1,9 @@
-//! What the user sees: steps with their time, a spinner for the long ones, a summary.
+//! What the user sees: steps with their time, and a summary.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 
 /// Whether stdout is left to a result.
 static ON_STDERR: AtomicBool = AtomicBool::new(false);
@@ -98,40 +97,6 @@ impl Steps {
             bail!("failed: {}", failed.join(", "));
         }
         Ok(())
-    }
-}
-
-/// A spinner that shows itself once the work has taken two seconds, on terminals only.
-pub(crate) struct Spinner {
-    bar: ProgressBar,
-    message: String,
-    started: Instant,
-}
-
-impl Spinner {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
-        let style = ProgressStyle::with_template("    {spinner} {msg} ({elapsed})")
-            .expect("the template is constant and valid");
-        Self {
-            bar: ProgressBar::new_spinner().with_style(style),
-            message: message.into(),
-            started: Instant::now(),
-        }
-    }
-
-    /// Keeps the spinner alive; `detail` is shown beside the message.
-    pub(crate) fn tick(&self, detail: &str) {
-        if self.started.elapsed() >= Duration::from_secs(2) {
-            self.bar
-                .set_message(format!("{} · {}", self.message, detail.trim()));
-            self.bar.tick();
-        }
-    }
-}
-
-impl Drop for Spinner {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
     }
 }
 

@@ -39,12 +39,11 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut builder = builder(args.yes).accept_growth(args.accept);
+    let mut builder = builder(args.yes);
+    builder.accept_growth = args.accept;
+    builder.sass.clone_from(&args.sass);
     if let Some(arch) = args.arch {
         builder = builder.arch(arch);
-    }
-    if let Some(folder) = &args.sass {
-        builder = builder.sass(folder);
     }
     let action = if args.check {
         "comparing with"
@@ -92,11 +91,14 @@ pub(crate) fn refresh(yes: bool) -> Result<Outcome> {
 
 fn builder(yes: bool) -> PtxBuilder<'static> {
     let kernels = workspace::root().join("kernels-gpu");
-    PtxBuilder::new(&kernels)
-        .depends_on(kernels.join("device"))
-        .depends_on(kernels.join("macros"))
-        .ignore(kernels.join("device/src/emulator"))
-        .target_dir(workspace::target())
-        .may_install(yes)
-        .listener(&progress::show)
+    let mut builder = PtxBuilder::new(&kernels);
+    for folder in ["device", "macros"] {
+        let sources = ["Cargo.toml", "src"].map(|name| kernels.join(folder).join(name));
+        builder.sources.extend(sources);
+    }
+    builder.except.push(kernels.join("device/src/emulator"));
+    builder.target = workspace::target();
+    builder.may_install = yes;
+    builder.listener = &progress::show;
+    builder
 }

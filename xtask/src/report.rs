@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::process::{self, cargo};
 
-/// Draws docs/report/index.html and docs/figures, and writes the numbers in README.md and docs anew.
+/// Writes the numbers and charts in docs/report/index.html, docs/figures, README.md and docs anew.
 ///
 /// Everything comes from docs/benchmarks. A test compares what is committed with what those files give, and the
 /// numbers that README.md quotes with a list.

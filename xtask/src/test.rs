@@ -7,8 +7,8 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::console::{Outcome, Steps};
-use crate::kernels;
 use crate::process::{self, cargo};
+use crate::{bundle, kernels};
 
 /// Checks everything: formatting, lints, documentation, kernels, tests, miri.
 ///
@@ -94,12 +94,15 @@ impl Step {
     }
 }
 
-/// Feature `cuda` exists for x86-64 Linux only; what else there is, the crates ask of each other.
+/// Every feature that builds here: all, where `cust` is among them.
 fn features() -> &'static [&'static str] {
-    if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+    if bundle::HAS_CUST {
         &["--all-features"]
     } else {
-        &[]
+        &[
+            "--exclude=cuda-loader",
+            "--features=deft-search/cuda,deft-tests/cuda,deft-workloads/cuda",
+        ]
     }
 }
 

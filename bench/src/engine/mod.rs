@@ -1,22 +1,19 @@
-//! `deft-bench engine`: language models on a GPU, checked, and timed end to end.
+//! `deft-bench engine`: language models on a GPU, timed end to end.
 
-mod check;
 mod measure;
-mod plain;
 mod real;
 mod report;
 mod tasks;
-mod walk;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use deft::DType;
 use deft_engine::LlamaConfig;
 use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights, instrument};
+use deft_tests::watchdog::Watchdog;
 
 use self::report::{Row, header, summary};
 use self::tasks::Task;
@@ -28,7 +25,7 @@ use crate::{GpuArgs, GroupingArg, say};
 
 /// Runs whole models on a GPU: times the paper's tasks end to end with synthetic weights.
 ///
-/// With --check it compares small models with f64 and with the CPU's, stage by stage; with --model it runs a real one.
+/// With --model it times a real one.
 /// Matrix products are cuBLAS's: it is looked for by name, in CUDA toolkits and in Python environments, and
 /// --cublas or DEFT_CUBLAS names its file or folder.
 #[derive(Debug, clap::Args)]
@@ -38,16 +35,13 @@ pub(crate) struct Args {
     /// cuBLAS's file (libcublas.so.12, say) or the folder it is in.
     #[arg(long, value_name = "PATH")]
     cublas: Option<PathBuf>,
-    /// Compare small models with f64 and with the CPU's instead of timing large ones.
-    #[arg(long)]
-    check: bool,
-    /// Run this GGUF file on GPU and CPU instead: greedy tokens, logits, speed.
-    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    /// Time this GGUF file's model instead.
+    #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Only so many of the file's layers, on GPU and CPU alike.
+    /// Only so many of the file's layers.
     #[arg(long, requires = "model")]
     layers: Option<u32>,
-    /// Type of weights, activations, K and V on the GPU; left out, `f16` with --model, both with --check, `bf16` with
+    /// Type of weights, activations, K and V on the GPU; left out, `f16` with --model, `bf16` with
     /// synthetic weights. `f16` is the closer to f32, and holds up to 65,504.
     #[arg(long, value_enum)]
     dtype: Option<HalfArg>,
@@ -121,7 +115,7 @@ fn shapes(quick: bool) -> Vec<Shape> {
     shapes
 }
 
-/// Runs the command; the number of checks that failed.
+/// Runs the command; no row can be wrong.
 pub(crate) fn run(args: &Args) -> Result<usize> {
     let device = Device::Gpu(args.gpu.open()?);
     let Device::Gpu(gpu) = &device else {
@@ -134,8 +128,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         watchdog: Watchdog::start(),
     };
     let outcome = match &args.model {
-        _ if args.check => check::run(&engine, &args.dtypes()),
-        Some(path) => real::run(&engine, path, args.dtypes()[0], args.layers),
+        Some(path) => real::run(&engine, path, args.dtype(), args.layers),
         None => time(args, &engine, &device),
     };
     outcome.with_context(|| engine.watchdog.phase())
@@ -180,7 +173,7 @@ fn time_model(
     progress.doing(&format!("{}: weights", shape.name));
     let begin = Instant::now();
     let pages = tasks.iter().map(Task::pages).max().unwrap_or(1);
-    let mut model = open(engine, shape, args.dtypes()[0], pages)?;
+    let mut model = open(engine, shape, args.dtype(), pages)?;
     let memory = model.memory();
     progress.say(&format!(
         "{}: synthetic weights in {}, {} distinct layers of {}, {:.1} GB, and {:.1} GB of random pages, ready in {:.1} s; {}",
@@ -227,60 +220,18 @@ fn open(engine: &Engine<'_>, shape: &Shape, dtype: DType, pages: u32) -> Result<
 }
 
 impl Args {
-    /// The types to run in: one, but for checks.
-    fn dtypes(&self) -> Vec<DType> {
+    /// The type to run in.
+    fn dtype(&self) -> DType {
         match self.dtype {
-            Some(dtype) => vec![dtype.into()],
-            None if self.check => vec![DType::Bf16, DType::F16],
-            None if self.model.is_some() => vec![DType::F16],
-            None => vec![DType::Bf16],
+            Some(dtype) => dtype.into(),
+            None if self.model.is_some() => DType::F16,
+            None => DType::Bf16,
         }
     }
 
     fn wants(&self, name: &str) -> bool {
         let words = self.filter.as_deref().unwrap_or_default();
         words.split_whitespace().all(|word| name.contains(word))
-    }
-}
-
-/// Ends the program with the name of what it was at if that takes too long: a kernel that hangs, most likely.
-struct Watchdog {
-    at: Arc<Mutex<(Instant, String)>>,
-}
-
-/// What nothing takes that goes on.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-impl Watchdog {
-    fn start() -> Self {
-        let at = Arc::new(Mutex::new((Instant::now(), "start".to_owned())));
-        let seen = Arc::downgrade(&at);
-        std::thread::spawn(move || {
-            while let Some(at) = seen.upgrade() {
-                let (since, what) = at.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                drop(at);
-                if since.elapsed() > PATIENCE {
-                    eprintln!(
-                        "{what}: no answer for {} s: a kernel hangs",
-                        PATIENCE.as_secs()
-                    );
-                    std::process::exit(3);
-                }
-                std::thread::sleep(Duration::from_millis(200));
-            }
-        });
-        Self { at }
-    }
-
-    /// Says what comes next.
-    fn now(&self, what: &str) {
-        let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
-        *at = (Instant::now(), what.to_owned());
-    }
-
-    fn phase(&self) -> String {
-        let at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
-        at.1.clone()
     }
 }
 
@@ -297,16 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn files_run_in_f16_synthetic_weights_in_bf16_and_checks_in_both() {
-        let dtypes = |line: &str| {
+    fn files_run_in_f16_and_synthetic_weights_in_bf16() {
+        let dtype = |line: &str| {
             let words = std::iter::once("engine").chain(line.split_whitespace());
-            Line::try_parse_from(words).unwrap().args.dtypes()
+            Line::try_parse_from(words).unwrap().args.dtype()
         };
-        assert_eq!(dtypes(""), [DType::Bf16]);
-        assert_eq!(dtypes("--model some.gguf"), [DType::F16]);
-        assert_eq!(dtypes("--check"), [DType::Bf16, DType::F16]);
-        assert_eq!(dtypes("--model some.gguf --dtype bf16"), [DType::Bf16]);
-        assert_eq!(dtypes("--check --dtype f16"), [DType::F16]);
-        assert_eq!(dtypes("--dtype f16"), [DType::F16]);
+        assert_eq!(dtype(""), DType::Bf16);
+        assert_eq!(dtype("--model some.gguf"), DType::F16);
+        assert_eq!(dtype("--model some.gguf --dtype bf16"), DType::Bf16);
+        assert_eq!(dtype("--dtype f16"), DType::F16);
     }
 }

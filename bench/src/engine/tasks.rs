@@ -7,7 +7,7 @@ use deft_engine::cuda::{CudaModel, instrument};
 use deft_engine::{DraftToken, TreeModel};
 use deft_workloads::{MedusaRun, ReasoningRun};
 
-use crate::reasoning;
+use deft_tests::recorded;
 
 const MEDUSA: &str = include_str!("../../../workloads/medusa.json");
 /// Tokens that each few-shot continuation has already.
@@ -93,7 +93,7 @@ fn few_shot(prompt_tokens: u32, width: usize) -> Task {
 
 /// The first recorded run of a task, below a prompt of another length.
 fn thoughts(name: &str, recorded: &str, prompt_tokens: u32) -> Result<Task> {
-    let of_task = reasoning::TASKS.iter().find(|(task, _)| *task == recorded);
+    let of_task = recorded::TASKS.iter().find(|(task, _)| *task == recorded);
     let (_, text) = of_task.with_context(|| format!("no task {recorded}"))?;
     let run = ReasoningRun::parse(text)?.swap_remove(0);
     Ok(Task {

@@ -1,22 +1,23 @@
 //! A run timed at the steps that stand for all.
 
 use anyhow::{Context, Result};
-use deft::cache::DType;
+use deft::attention::AttentionParams;
 use deft::plan::{Plan, Planner};
 use deft::tree::TreeView;
+use deft_tests::inputs::Inputs;
+use deft_tests::oracle::{Oracle, sample};
+use half::f16;
+use kernels_gpu::abi::PAGE_TOKENS;
 
 use super::integral::integrate;
 use super::model::Model;
 use super::survey::{ELEMENT_BYTES, Survey};
 use super::task::{Replay, Run};
 use crate::GroupingArg;
-use crate::compare::{Oracle, sample};
 use crate::device::{Device, Runner};
 use crate::gpu::Repeats;
 use crate::problem::PageOrder;
 use crate::progress::Progress;
-use crate::random::Random;
-use crate::tensors::{Heads, HostPool, random_queries};
 
 /// Queries of a checked step that are compared with f64.
 const CHECKED: u32 = 3;
@@ -46,11 +47,9 @@ type Known = [Vec<(u32, f64)>; 3];
 /// A model's heads on a device, with K, V and queries that serve every step of every task: attention takes
 /// as long whatever they are.
 pub(crate) struct Bench<'g> {
-    heads: Heads,
-    pool: HostPool,
-    q: Vec<u16>,
+    inputs: Inputs<f16>,
     order: PageOrder,
-    runner: Runner<'g>,
+    runner: Runner<'g, f16>,
     repeats: Repeats,
 }
 
@@ -63,15 +62,13 @@ impl<'g> Bench<'g> {
         queries: u32,
         repeats: Repeats,
     ) -> Result<Self> {
-        let heads = Heads::of(model.heads, DType::F16);
-        let pool = HostPool::full(heads, pages, Random::new(2));
-        let q = random_queries(&heads, queries, Random::new(3));
+        let params = AttentionParams::new(model.heads.head_dim);
+        let filled = vec![PAGE_TOKENS; pages as usize];
+        let inputs = Inputs::random(model.heads, params, &filled, queries, 2);
         Ok(Self {
-            runner: device.runner_of(&pool, &q)?,
+            runner: device.runner_of(&inputs)?,
             order: PageOrder::new(pages),
-            heads,
-            pool,
-            q,
+            inputs,
             repeats,
         })
     }
@@ -132,12 +129,10 @@ impl<'g> Bench<'g> {
         let forest = replay.forest();
         let mut view = forest.view(replay.queries())?;
         self.order.apply(&mut view.pages);
-        let mut tail_pages = forest.tail_pages().to_vec();
-        self.order.apply(&mut tail_pages);
-        self.runner.set_counters(forest.lengths(), &tail_pages)?;
+        self.runner.set_lengths(forest.lengths())?;
         let oracle = check.then(|| {
             let queries = sample(view.queries, CHECKED);
-            Oracle::new(&self.pool, &view, &self.q, &queries)
+            Oracle::new(&self.inputs, &view, &queries)
         });
         for ((column, tally), known) in columns.iter().zip(tallies).zip(known) {
             if tally.problem.is_some() {
@@ -155,7 +150,7 @@ impl<'g> Bench<'g> {
                 }
             }
             let us = self.runner.time(&plan, self.repeats, &what)?.median;
-            let heads = self.heads.head_shape();
+            let heads = self.inputs.heads;
             let io = plan.issued_io(heads, ELEMENT_BYTES, forest.lengths(), true);
             let values = [
                 us,

@@ -6,7 +6,7 @@ use deft::cache::PagePool;
 use deft::tree::{NodeKey, TokenForest};
 use deft_workloads::{MedusaRun, ReasoningReplay, ReasoningRun};
 
-use crate::reasoning::TASKS;
+use deft_tests::recorded::TASKS;
 
 /// Decode steps of a few-shot task.
 const FEW_SHOT_STEPS: u32 = 400;

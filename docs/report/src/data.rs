@@ -6,6 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::Block;
+
+/// Ends a block.
+const END: &str = "<!-- report end -->";
+
 /// A path of the repository.
 pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -41,6 +46,23 @@ impl Suite {
         let rows = all["rows"].as_array().cloned().unwrap_or_default();
         let rows = rows.into_iter().map(Row).collect();
         Ok(Self { file, all, rows })
+    }
+
+    /// The rows that have `value` in the field `name`.
+    pub(crate) fn having(&self, name: &str, value: &str) -> Vec<&Row> {
+        let rows = self.rows.iter();
+        rows.filter(|row| row.text(name) == value).collect()
+    }
+
+    /// What rows have in the field `name`, each once, in order.
+    pub(crate) fn distinct(&self, name: &str) -> Vec<&str> {
+        let mut values = Vec::new();
+        for row in &self.rows {
+            if !values.contains(&row.text(name)) {
+                values.push(row.text(name));
+            }
+        }
+        values
     }
 
     /// The row of a workload with a grouping.
@@ -124,16 +146,27 @@ impl Table {
     }
 }
 
-/// `page` with the block `name` replaced: what lies between the lines `<!-- report: NAME -->` and
-/// `<!-- report end -->`.
-pub(crate) fn fill(page: &str, name: &str, block: &str) -> Result<String> {
-    let (open, close) = (format!("<!-- report: {name} -->\n"), "<!-- report end -->");
-    let parts = page.split_once(&open).and_then(|(before, rest)| {
-        let (_, after) = rest.split_once(close)?;
-        Some((before, after))
-    });
-    let (before, after) = parts.with_context(|| format!("no block `{name}` to fill"))?;
-    Ok(format!("{before}{open}{block}{close}{after}"))
+/// What begins the block `name`.
+pub(crate) fn opening(name: &str) -> String {
+    format!("<!-- report: {name} -->\n")
+}
+
+/// `page` with its blocks replaced by those of `blocks`.
+pub(crate) fn fill(page: &str, blocks: &[Block]) -> Result<String> {
+    let mut parts = page.split("<!-- report: ");
+    let mut filled = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let block = part.split_once(" -->\n").and_then(|(name, rest)| {
+            let (_, text) = blocks.iter().find(|(known, _)| *known == name)?;
+            Some((name, text, rest.split_once(END)?.1))
+        });
+        let (name, text, after) = block.with_context(|| {
+            let line = part.lines().next().unwrap_or_default();
+            format!("no block to fill, or no end of it, at `{line}`")
+        })?;
+        filled += &[&opening(name), text, END, after].concat();
+    }
+    Ok(filled)
 }
 
 /// `text` as it has to be written in HTML.
@@ -210,10 +243,10 @@ mod tests {
     #[test]
     fn a_block_is_replaced_and_the_rest_kept() {
         let page = "a\n<!-- report: x -->\nold\n<!-- report end -->\nb\n";
-        let filled = fill(page, "x", "new\n").unwrap();
+        let filled = fill(page, &[("x", "new\n".to_owned())]).unwrap();
         assert_eq!(filled, page.replace("old", "new"));
-        let error = fill(page, "y", "").unwrap_err().to_string();
-        assert_eq!(error, "no block `y` to fill");
+        let error = fill(page, &[]).unwrap_err().to_string();
+        assert!(error.contains("at `x -->`"), "{error}");
     }
 
     #[test]

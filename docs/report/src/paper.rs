@@ -11,39 +11,69 @@ const TASK: [&str; 3] = ["task", "model", "prompt_tokens"];
 pub(crate) const ATTENTION: (u64, &str) = (16, "attention_s");
 pub(crate) const KV_IO: (u64, &str) = (17, "kv_tb");
 
+const SPEEDUP: &str = "attention_speedup_over_radix";
+
 /// What the paper prints, and our run.
 pub(crate) struct Paper {
     pub(crate) printed: Suite,
     pub(crate) ours: Suite,
 }
 
-/// A block of docs/reproduction.md: its name, what it shows, and the table.
+/// A block of docs/reproduction.md: a table of pairs.
 pub(crate) struct Block {
     pub(crate) name: &'static str,
     pub(crate) heading: &'static str,
-    pub(crate) table: Table,
+    /// The paper's tables, and our field for their numbers.
+    tables: &'static [(u64, &'static str)],
+    field: &'static str,
+    columns: &'static str,
 }
 
-/// A number of the paper, and our row of the same kind.
+pub(crate) const BLOCKS: [Block; 5] = [
+    Block {
+        name: "reproduction-attention",
+        heading: "Attention time: Tables 16 and 5",
+        tables: &[ATTENTION],
+        field: "attention_s",
+        columns: "task | method | paper s | ours s | ratio | paper, over Radix | ours, over PerQuery",
+    },
+    Block {
+        name: "reproduction-io",
+        heading: "IO: Table 17",
+        tables: &[KV_IO],
+        field: "kv_tb",
+        columns: "task | method | paper TB | recomputed TB | ratio | K and V issued TB | partial results issued TB",
+    },
+    Block {
+        name: "reproduction-strategies",
+        heading: "Split strategies: Table 6",
+        tables: &[ATTENTION],
+        field: "attention_s",
+        columns: "task | strategy | paper s | ours s | ratio",
+    },
+    Block {
+        name: "reproduction-prompts",
+        heading: "Prompt lengths: Table 7",
+        tables: &[(7, SPEEDUP)],
+        field: "speedup_over_per_query",
+        columns: "task | prompt | paper, over Radix | ours, over PerQuery | ratio",
+    },
+    Block {
+        name: "reproduction-models",
+        heading: "Other models: Tables 20 and 21",
+        tables: &[(20, "attention_s"), (21, "attention_s")],
+        field: "attention_s",
+        columns: "model | task | method | paper s | ours s | ratio | ours, over PerQuery",
+    },
+];
+
+/// A number of the paper, if it has one, and our row of the same kind.
 #[derive(Clone, Copy)]
 struct Pair<'a> {
     column: &'a Value,
     method: &'a str,
-    printed: f64,
+    printed: Option<f64>,
     ours: &'a Row,
-}
-
-impl Pair<'_> {
-    /// The paper's number as printed, `mine`, and mine over theirs.
-    fn beside(&self, mine: Option<f64>) -> [String; 3] {
-        let ratio = mine.filter(|_| self.printed != 0.0);
-        let ratio = or_dash(ratio, |mine| rounded(mine / self.printed));
-        [number(self.printed), or_dash(mine, rounded), ratio]
-    }
-
-    fn column(&self, name: &str) -> String {
-        self.column[name].as_str().unwrap_or_default().to_owned()
-    }
 }
 
 impl Paper {
@@ -53,36 +83,75 @@ impl Paper {
         Ok(Self { printed, ours })
     }
 
-    pub(crate) fn blocks(&self) -> [Block; 5] {
-        let block = |name, heading, table| Block {
-            name,
-            heading,
-            table,
+    pub(crate) fn blocks(&self) -> Vec<crate::Block> {
+        let block = |block: &Block| (block.name, self.table(block).markdown());
+        BLOCKS.iter().map(block).collect()
+    }
+
+    pub(crate) fn table(&self, block: &Block) -> Table {
+        let mut table = Table::new(block.columns);
+        for pair in block.tables.iter().flat_map(|&table| self.pairs(table)) {
+            // Not all that we counted was timed.
+            if pair.ours.number(block.field).is_none() {
+                continue;
+            }
+            let pairs = match block.columns.contains("strategy") {
+                false => vec![pair],
+                true if pair.method.starts_with("deft-") => self.with_other_chunks(pair),
+                true => continue,
+            };
+            for pair in pairs {
+                let cell = |column| self.cell(block, column, &pair);
+                table.row(block.columns.split(" | ").map(cell));
+            }
+        }
+        table
+    }
+
+    fn cell(&self, block: &Block, column: &str, pair: &Pair<'_>) -> String {
+        let shown = |name| or_dash(pair.ours.number(name), rounded);
+        let mine = pair.ours.number(block.field);
+        match column {
+            "task" | "model" => pair.column[column].as_str().unwrap_or_default().to_owned(),
+            "method" => pair.method.to_owned(),
+            "strategy" => strategy(pair.ours),
+            "prompt" => {
+                let prompt = pair.column["prompt_tokens"].as_f64();
+                prompt.map_or("recorded".to_owned(), rounded)
+            }
+            "ratio" => {
+                let printed = pair.printed.filter(|printed| *printed != 0.0);
+                or_dash(mine.zip(printed), |(mine, printed)| rounded(mine / printed))
+            }
+            "K and V issued TB" => shown("kv_issued_tb"),
+            "partial results issued TB" => shown("partial_issued_tb"),
+            "paper, over Radix" => {
+                let mut pairs = block.tables.iter().chain(&[(5, SPEEDUP)]);
+                let printed = pairs.find_map(|&table| {
+                    let table = (table.1 == SPEEDUP).then_some(table)?;
+                    self.printed(table, pair.ours, pair.method)
+                });
+                or_dash(printed, |value| format!("{value:.2}x"))
+            }
+            "ours, over PerQuery" => over_per_query(pair.ours),
+            _ if column.starts_with("paper") => or_dash(pair.printed, number),
+            _ => or_dash(mine, rounded),
+        }
+    }
+
+    /// The pair, and our runs of its kind with chunks of sizes that the paper has not.
+    fn with_other_chunks<'a>(&'a self, pair: Pair<'a>) -> Vec<Pair<'a>> {
+        let rows = self.ours.having("grouping", "node-chunk").into_iter();
+        let is_like = |row: &&Row| row.is_like(&pair.ours.0, &[&TASK[..], &["grouping"]].concat());
+        let others = rows
+            .filter(is_like)
+            .filter(|row| !row.is_like(&pair.ours.0, &["chunk_pages"]));
+        let other = |ours| Pair {
+            printed: None,
+            ours,
+            ..pair
         };
-        let [attention, models] = [self.attention(), self.models()];
-        [
-            block(
-                "reproduction-attention",
-                "Attention time: Tables 16 and 5",
-                attention,
-            ),
-            block("reproduction-io", "IO: Table 17", self.io()),
-            block(
-                "reproduction-strategies",
-                "Split strategies: Table 6",
-                self.strategies(),
-            ),
-            block(
-                "reproduction-prompts",
-                "Prompt lengths: Table 7",
-                self.prompts(),
-            ),
-            block(
-                "reproduction-models",
-                "Other models: Tables 20 and 21",
-                models,
-            ),
-        ]
+        [pair].into_iter().chain(others.map(other)).collect()
     }
 
     fn tables(&self, (table, metric): (u64, &str)) -> impl Iterator<Item = &Value> {
@@ -102,7 +171,8 @@ impl Paper {
                             mine.is_like(column, &TASK) && mine.is_like(row, &["grouping"]);
                         is_task && (chunk.is_null() || chunk == 2)
                     });
-                    if let (Some(printed), Some(ours)) = (row["values"][at].as_f64(), mine) {
+                    let printed = row["values"][at].as_f64();
+                    if let (Some(_), Some(ours)) = (printed, mine) {
                         let method = row["method"].as_str().unwrap_or_default();
                         pairs.push(Pair {
                             column,
@@ -115,126 +185,6 @@ impl Paper {
             }
         }
         pairs
-    }
-
-    fn attention(&self) -> Table {
-        let mut table = Table::new(
-            "task | method | paper s | ours s | ratio | paper, over Radix | ours, over PerQuery",
-        );
-        let speedups = self.pairs((5, "attention_speedup_over_radix"));
-        for pair in self.timed(ATTENTION) {
-            let mut same = speedups.iter();
-            let same =
-                same.find(|o| o.column["task"] == pair.column["task"] && o.method == pair.method);
-            let [printed, ours, ratio] = pair.beside(pair.ours.number("attention_s"));
-            table.row([
-                pair.column("task"),
-                pair.method.to_owned(),
-                printed,
-                ours,
-                ratio,
-                or_dash(same, |speedup| format!("{:.2}x", speedup.printed)),
-                over_per_query(pair.ours),
-            ]);
-        }
-        table
-    }
-
-    /// Pairs whose attention we timed.
-    fn timed(&self, table: (u64, &str)) -> impl Iterator<Item = Pair<'_>> {
-        let pairs = self.pairs(table).into_iter();
-        pairs.filter(|pair| pair.ours.number("attention_s").is_some())
-    }
-
-    fn io(&self) -> Table {
-        let mut table = Table::new(
-            "task | method | paper TB | recomputed TB | ratio | K and V issued TB | partial results issued TB",
-        );
-        for pair in self.pairs(KV_IO) {
-            let [printed, ours, ratio] = pair.beside(pair.ours.number("kv_tb"));
-            table.row([
-                pair.column("task"),
-                pair.method.to_owned(),
-                printed,
-                ours,
-                ratio,
-                or_dash(pair.ours.number("kv_issued_tb"), rounded),
-                or_dash(pair.ours.number("partial_issued_tb"), rounded),
-            ]);
-        }
-        table
-    }
-
-    fn strategies(&self) -> Table {
-        let mut table = Table::new("task | strategy | paper s | ours s | ratio");
-        for pair in self
-            .timed(ATTENTION)
-            .filter(|pair| pair.method.starts_with("deft-"))
-        {
-            let [printed, ours, ratio] = pair.beside(pair.ours.number("attention_s"));
-            table.row([
-                pair.column("task"),
-                strategy(pair.ours),
-                printed,
-                ours,
-                ratio,
-            ]);
-            let is_other = |row: &&Row| {
-                pair.ours.text("grouping") == "node-chunk"
-                    && row.is_like(
-                        &pair.ours.0,
-                        &["task", "model", "prompt_tokens", "grouping"],
-                    )
-                    && !row.is_like(&pair.ours.0, &["chunk_pages"])
-            };
-            for other in self.ours.rows.iter().filter(is_other) {
-                let ours = or_dash(other.number("attention_s"), rounded);
-                let dash = "-".to_owned();
-                table.row([
-                    pair.column("task"),
-                    strategy(other),
-                    dash.clone(),
-                    ours,
-                    dash,
-                ]);
-            }
-        }
-        table
-    }
-
-    fn prompts(&self) -> Table {
-        let head = "task | prompt | paper, over Radix | ours, over PerQuery | ratio";
-        let mut table = Table::new(head);
-        for pair in self.pairs((7, "attention_speedup_over_radix")) {
-            let [printed, ours, ratio] = pair.beside(pair.ours.number("speedup_over_per_query"));
-            let prompt = pair.column["prompt_tokens"].as_f64();
-            let prompt = prompt.map_or("recorded".to_owned(), rounded);
-            table.row([pair.column("task"), prompt, printed, ours, ratio]);
-        }
-        table
-    }
-
-    fn models(&self) -> Table {
-        let head = "model | task | method | paper s | ours s | ratio | ours, over PerQuery";
-        let mut table = Table::new(head);
-        for pair in [20, 21]
-            .iter()
-            .flat_map(|&table| self.pairs((table, "attention_s")))
-        {
-            let [printed, ours, ratio] = pair.beside(pair.ours.number("attention_s"));
-            let method = pair.method.to_owned();
-            let over = over_per_query(pair.ours);
-            table.row([
-                pair.column("model"),
-                pair.column("task"),
-                method,
-                printed,
-                ours,
-                ratio,
-                over,
-            ]);
-        }
-        table
     }
 
     /// What a table of the paper prints of `method` for what `ours` is a run of.
@@ -256,26 +206,6 @@ impl Paper {
             let mut same = rows().filter(|row| row.is_like(&ours.0, &TASK));
             Some((ours, same.find(|row| row.text("grouping") == "per-query")?))
         })
-    }
-
-    /// All of our run.
-    pub(crate) fn runs(&self) -> Table {
-        let mut table = Table::new(
-            "model | task, prompt | grouping | attention s | over PerQuery | paper's count TB: KV + partial | issued TB: KV + partial",
-        );
-        for row in &self.ours.rows {
-            let shown = |name| or_dash(row.number(name), rounded);
-            table.row([
-                row.text("model").to_owned(),
-                task(row),
-                strategy(row),
-                shown("attention_s"),
-                over_per_query(row),
-                format!("{} + {}", shown("kv_tb"), shown("partial_tb")),
-                format!("{} + {}", shown("kv_issued_tb"), shown("partial_issued_tb")),
-            ]);
-        }
-        table
     }
 }
 
@@ -312,7 +242,7 @@ mod tests {
         let printed = Suite::read("paper-a100.json").unwrap();
         let ours = Suite::parse("ours.json", ours).unwrap();
         let blocks = Paper { printed, ours }.blocks();
-        blocks.iter().map(|block| block.table.markdown()).collect()
+        blocks.into_iter().map(|(_, table)| table).collect()
     }
 
     const RUN: &str = r#"{"rows": [
@@ -347,6 +277,6 @@ mod tests {
         let longer = RUN
             .replace("few-shot-50", "sorting")
             .replace("4000", "8000");
-        assert!(shown(&longer).contains("| sorting | 8,000 | 1.97 | 3.40 | 1.73 |"));
+        assert!(shown(&longer).contains("| sorting | 8,000 | 1.97x | 3.40x | 1.73 |"));
     }
 }

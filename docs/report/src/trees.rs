@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use deft_workloads::StepWorkload;
 
+use crate::Block;
 use crate::data::{self, Suite, Table, geometric_mean, or_dash};
 
 /// The grouping that is compared with the peers.
@@ -16,7 +17,6 @@ pub(crate) struct Comparison {
     /// The most that the peers' loop measures more than ours for the same kernel, in microseconds.
     pub(crate) added_us: f64,
     pub(crate) rows: Vec<Tree>,
-    pub(crate) workloads: Vec<StepWorkload>,
 }
 
 /// One workload; times in microseconds a layer.
@@ -94,8 +94,17 @@ impl Comparison {
             ampere,
             added_us,
             rows,
-            workloads,
         })
+    }
+
+    /// The blocks of README.md and docs/performance.md.
+    pub(crate) fn blocks(&self) -> Vec<Block> {
+        vec![
+            ("summary", self.summary()),
+            ("comparison", self.comparison()),
+            ("groupings", self.groupings().markdown()),
+            ("sm_80", self.ampere_summary()),
+        ]
     }
 
     pub(crate) fn mean_speedup(&self, added_us: f64) -> f64 {
@@ -110,7 +119,7 @@ impl Comparison {
     }
 
     /// The result in words, for README.md.
-    pub(crate) fn summary(&self) -> String {
+    fn summary(&self) -> String {
         let added = self.added_us;
         let slower = |added: f64| {
             let rows = self.rows.iter().filter(|row| row.speedup(added) < 1.0);
@@ -133,7 +142,7 @@ impl Comparison {
     }
 
     /// The table of all rows, how DeFT's own kernels compare, and of what commit all that is.
-    pub(crate) fn comparison(&self) -> String {
+    fn comparison(&self) -> String {
         let (deft, rows) = self.mean_over_deft(0.0);
         let commit = self.run.all["commit"].as_str();
         format!(
@@ -174,12 +183,7 @@ impl Comparison {
 
     /// Times with each grouping that the run has, and how they compare with [`GROUPING`]'s.
     pub(crate) fn groupings(&self) -> Table {
-        let mut names: Vec<&str> = Vec::new();
-        for row in &self.run.rows {
-            if !names.contains(&row.text("grouping")) {
-                names.push(row.text("grouping"));
-            }
-        }
+        let names = self.run.distinct("grouping");
         let mut table = Table::new(&format!("workload | {}", names.join(" | ")));
         for row in &self.rows {
             let cell = |&name: &&str| {
@@ -196,7 +200,7 @@ impl Comparison {
     }
 
     /// The kernels for GPUs before Hopper on the same GPU, in words.
-    pub(crate) fn ampere_summary(&self) -> String {
+    fn ampere_summary(&self) -> String {
         let speedups = || self.rows.iter().map(|row| row.peer_us / row.ampere_us);
         let ratios = || self.rows.iter().map(|row| row.ampere_us / row.us);
         format!(

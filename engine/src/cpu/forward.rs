@@ -1,6 +1,6 @@
 //! Tokens through all layers.
 
-use deft::{CacheError, TreePlan};
+use deft::{Batch, CacheError, Kv};
 
 use super::CpuModel;
 use super::matmul::Onto;
@@ -18,7 +18,6 @@ pub(super) enum Wanted {
 /// Memory for the states of a pass, kept from pass to pass.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    positions: Vec<u32>,
     /// `[n, hidden]`: the residual stream.
     x: Vec<f32>,
     /// `[n, hidden]`: `x`, normed.
@@ -43,33 +42,26 @@ impl Scratch {
 }
 
 impl CpuModel {
-    /// Runs the last token of each of the plan's leaves: `tokens[i]` is that of leaf `i`. `logits` becomes
-    /// the rows wanted.
+    /// Runs the batch's tokens, `tokens[i]` in row `i`. `logits` becomes the rows wanted.
     pub(super) fn forward(
         &mut self,
         tokens: &[u32],
-        plan: &TreePlan,
+        batch: &Batch,
         wanted: Wanted,
         logits: &mut Vec<f32>,
     ) -> Result<(), CacheError> {
-        self.start(tokens, plan)?;
+        self.start(tokens);
         for layer in 0..self.config.layers {
-            self.attend(layer, plan)?;
+            self.attend(layer, batch)?;
             self.feed_forward(layer);
         }
         self.finish(wanted, logits);
         Ok(())
     }
 
-    /// Embeds the tokens and finds their positions.
-    fn start(&mut self, tokens: &[u32], plan: &TreePlan) -> Result<(), CacheError> {
+    /// Embeds the tokens.
+    fn start(&mut self, tokens: &[u32]) {
         let (scratch, config, n) = (&mut self.scratch, &self.config, tokens.len());
-        scratch.positions.clear();
-        for &leaf in plan.leaves() {
-            let tokens = self.cache.forest().context_length(leaf)?;
-            // Paths were checked against the context, which fits.
-            scratch.positions.push(tokens as u32 - 1);
-        }
         scratch.x.clear();
         for &token in tokens {
             let row = self.params.embedding.row(token as usize);
@@ -86,10 +78,9 @@ impl CpuModel {
         ] {
             buffer.resize(n * width as usize, 0.0);
         }
-        Ok(())
     }
 
-    fn attend(&mut self, index: u32, plan: &TreePlan) -> Result<(), CacheError> {
+    fn attend(&mut self, index: u32, batch: &Batch) -> Result<(), CacheError> {
         let scratch = &mut self.scratch;
         let layer: &Layer = &self.params.layers[index as usize];
         let (gain, epsilon) = (&layer.attention_norm, self.config.rms_eps);
@@ -101,10 +92,11 @@ impl CpuModel {
         ] {
             matrix.apply(&scratch.normed, out, Onto::Replace);
         }
-        self.rotary.rotate(&scratch.positions, &mut scratch.q)?;
+        self.rotary.rotate(batch.positions(), &mut scratch.q)?;
         let (cache, table) = (&mut self.cache, &self.rotary);
-        cache.append_rotated(index, plan, &scratch.k, &scratch.v, table)?;
-        cache.attend(index, plan, &scratch.q, &mut scratch.attended)?;
+        let kv = Kv::new(&scratch.k, &scratch.v).rotated(table);
+        cache.append(index, batch, kv)?;
+        cache.attend(index, batch, &scratch.q, &mut scratch.attended)?;
         let output = &layer.output;
         output.apply(&scratch.attended, &mut scratch.x, Onto::Add);
         Ok(())

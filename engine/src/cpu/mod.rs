@@ -1,5 +1,7 @@
 //! A model on the CPU: weights and K and V in f32, products by the `gemm` crate.
 
+#[cfg(test)]
+mod faults;
 mod forward;
 mod matmul;
 mod ops;
@@ -10,7 +12,7 @@ mod tree;
 use deft::RotaryTable;
 use deft::abi::PAGE_TOKENS;
 use deft::cache::DType;
-use deft::{CacheConfig, CacheError, Device, Grouping, TreeCache, TreePlan};
+use deft::{Batch, CacheError, Device, Grouping, TreeCache};
 
 use self::forward::Scratch;
 use self::params::Params;
@@ -62,9 +64,8 @@ pub struct CpuModel {
     params: Params,
     rotary: RotaryTable,
     cache: TreeCache,
-    grouping: Grouping,
     /// Of the last step; good as long as its leaves are stepped on.
-    plan: Option<TreePlan>,
+    step: Option<Batch>,
     traffic: Traffic,
     scratch: Scratch,
 }
@@ -81,17 +82,13 @@ impl CpuModel {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
         let config = weights.config().clone();
-        let cache_config = CacheConfig {
-            layers: config.layers,
-            q_heads: config.q_heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            dtype: DType::F32,
-            capacity_bytes: options.capacity_bytes,
-            scale: None,
-            soft_cap: None,
-        };
-        let cache = TreeCache::new(&Device::cpu(), cache_config)?;
+        let cache = TreeCache::builder(&Device::cpu())
+            .layers(config.layers)
+            .heads(config.q_heads, config.kv_heads, config.head_dim)
+            .dtype(DType::F32)
+            .capacity_bytes(options.capacity_bytes)
+            .grouping(options.grouping)
+            .build()?;
         // No path is longer than what all pages hold.
         let held = cache.forest().pool().capacity().saturating_mul(PAGE_TOKENS);
         Ok(Self {
@@ -99,8 +96,7 @@ impl CpuModel {
             params: Params::load(weights, &mut progress)?,
             config,
             cache,
-            grouping: options.grouping,
-            plan: None,
+            step: None,
             traffic: Traffic::default(),
             scratch: Scratch::default(),
         })
@@ -113,6 +109,7 @@ impl CpuModel {
 
     /// How attention is planned from now on; results are the same up to rounding.
     pub fn set_grouping(&mut self, grouping: Grouping) {
-        self.grouping = grouping;
+        self.cache.set_grouping(grouping);
+        self.step = None;
     }
 }

@@ -1,14 +1,14 @@
 //! Trees: what search asks for.
 
 use deft::tree::TokenForest;
-use deft::{CacheError, DraftNode, NodeKey, TreePlan};
+use deft::{Batch, CacheError, DraftNode, NodeKey};
 
 use super::forward::Wanted;
 use super::{CpuModel, PAGE_TOKENS};
 use crate::traffic::{path_bytes, plan_bytes};
 use crate::tree_model::{DraftToken, ModelError, Traffic, TreeModel};
 
-/// Tokens of a prompt that go through the model at once: whole pages, so that a page is written once.
+/// Tokens of a prompt that go through the model at once.
 const CHUNK: usize = 128;
 /// Bytes of an element of K or V.
 const ELEMENT_BYTES: u32 = size_of::<f32>() as u32;
@@ -41,7 +41,7 @@ impl TreeModel for CpuModel {
         let pool = self.cache.forest().pool();
         pool.check_free(pages)
             .map_err(|error| CacheError::Forest(error.into()))?;
-        let root = self.cache.insert_root(0)?;
+        let root = self.cache.insert_root()?;
         let filled = self.fill(root, tokens, logits);
         if filled.is_err() {
             self.cache.prune(root)?;
@@ -67,17 +67,21 @@ impl TreeModel for CpuModel {
         for &leaf in leaves {
             self.check_context(self.path_length(leaf)? + 1)?;
         }
-        let kept = self.plan.take();
-        let kept = kept.filter(|plan| plan.leaves() == leaves && plan.grouping() == self.grouping);
-        // Planned before anything grows: what cannot be planned is refused here.
-        let mut plan = match kept {
-            Some(plan) => plan,
-            None => self.cache.plan(leaves, self.grouping)?,
+        let ones = || leaves.iter().map(|&leaf| (leaf, 1));
+        let kept = self.step.take();
+        let batch = match kept.filter(|batch| batch.nodes().iter().copied().eq(ones())) {
+            Some(mut batch) => {
+                self.cache.advance(&mut batch, 1)?;
+                batch
+            }
+            None => self.cache.batch(&ones().collect::<Vec<_>>())?,
         };
-        self.cache.step(&mut plan)?;
-        self.forward(tokens, &plan, Wanted::All, logits)?;
-        self.count(&plan)?;
-        self.plan = Some(plan);
+        let run = self.forward(tokens, &batch, Wanted::All, logits);
+        if let Err(error) = run.and_then(|()| self.count(&batch)) {
+            self.cache.shrink(leaves, 1)?;
+            return Err(error.into());
+        }
+        self.step = Some(batch);
         Ok(())
     }
 
@@ -100,6 +104,10 @@ impl TreeModel for CpuModel {
 
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
         Ok(self.cache.accept(trunk, path)?)
+    }
+
+    fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError> {
+        Ok(self.cache.merge_chain(node)?)
     }
 
     fn prune(&mut self, node: NodeKey) -> Result<u32, ModelError> {
@@ -135,8 +143,7 @@ impl CpuModel {
         Ok(self.cache.forest().context_length(node)?)
     }
 
-    /// Puts a prompt into an empty root, chunk by chunk: each as a draft of one branch, whose queries see
-    /// the tokens before them and no others, and which then joins the root.
+    /// Puts a prompt into an empty root, chunk by chunk.
     fn fill(
         &mut self,
         root: NodeKey,
@@ -145,17 +152,13 @@ impl CpuModel {
     ) -> Result<(), ModelError> {
         let mut chunks = tokens.chunks(CHUNK).peekable();
         while let Some(chunk) = chunks.next() {
-            let parents = (0..chunk.len() as u32).map(|at| at.checked_sub(1));
-            let nodes: Vec<DraftNode> = parents.map(node).collect();
-            let path = self.cache.insert_draft(root, &nodes)?;
-            let plan = self.cache.plan(&path, self.grouping)?;
+            let batch = self.cache.batch(&[(root, chunk.len() as u32)])?;
             let last = chunks.peek().is_none();
             let wanted = if last { Wanted::Last } else { Wanted::None };
-            self.forward(chunk, &plan, wanted, logits)?;
-            let read = self.bytes_read(&plan);
+            self.forward(chunk, &batch, wanted, logits)?;
+            let read = self.bytes_read(&batch);
             self.traffic.read += read;
             self.traffic.per_query += read;
-            self.cache.accept(root, &path)?;
         }
         Ok(())
     }
@@ -169,24 +172,25 @@ impl CpuModel {
         for &key in keys {
             self.check_context(self.path_length(key)?)?;
         }
-        let plan = self.cache.plan(keys, self.grouping)?;
-        self.forward(tokens, &plan, Wanted::All, logits)?;
-        Ok(self.count(&plan)?)
+        let ones: Vec<(NodeKey, u32)> = keys.iter().map(|&key| (key, 1)).collect();
+        let batch = self.cache.batch(&ones)?;
+        self.forward(tokens, &batch, Wanted::All, logits)?;
+        Ok(self.count(&batch)?)
     }
 
-    /// Adds what a pass by `plan` has read.
-    fn count(&mut self, plan: &TreePlan) -> Result<(), CacheError> {
-        self.traffic.read += self.bytes_read(plan);
-        for &leaf in plan.leaves() {
+    /// Adds what a pass of `batch` has read.
+    fn count(&mut self, batch: &Batch) -> Result<(), CacheError> {
+        self.traffic.read += self.bytes_read(batch);
+        for &(leaf, _) in batch.nodes() {
             let forest = self.cache.forest();
             self.traffic.per_query += path_bytes(forest, leaf, &self.config, ELEMENT_BYTES)?;
         }
         Ok(())
     }
 
-    /// Bytes of K and V that a pass by `plan` reads, all layers.
-    fn bytes_read(&self, plan: &TreePlan) -> u64 {
+    /// Bytes of K and V that a pass of `batch` reads, all layers.
+    fn bytes_read(&self, batch: &Batch) -> u64 {
         let lengths = self.cache.forest().lengths();
-        plan_bytes(plan.plan(), &self.config, ELEMENT_BYTES, lengths)
+        plan_bytes(batch.plan(), &self.config, ELEMENT_BYTES, lengths)
     }
 }

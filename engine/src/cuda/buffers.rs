@@ -6,6 +6,7 @@ use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Stream};
 
 use super::decode::HISTORY;
 use crate::LlamaConfig;
+use kernels_gpu::random::settings;
 
 /// Most entries that are ranked of a row of logits.
 pub const MAX_RANKED: u32 = kernels_gpu::model::limits::MAX_K;
@@ -76,6 +77,8 @@ pub(super) struct Buffers {
     pub(super) inputs: Inputs,
     /// `[1]`: the row whose logits a prefill asks for.
     pub(super) pick: DeviceBuffer<u32>,
+    /// `[3]`: seed and temperature of the samples that are drawn.
+    pub(super) sampling: DeviceBuffer<u32>,
     /// Residual stream, `[rows, hidden]`.
     pub(super) x: DeviceBuffer<f32>,
     /// What enters a product, `[rows, hidden]`.
@@ -124,6 +127,7 @@ impl Buffers {
         let buffers = Self {
             inputs: Inputs::new(device, rows)?,
             pick: DeviceBuffer::from_slice(device, "pick", &[0])?,
+            sampling: DeviceBuffer::from_slice(device, "sampling", &settings(0, 0.0))?,
             x: DeviceBuffer::uninitialized(device, "residual stream", of(rows, config.hidden))?,
             normed: halves("normalised states", rows, config.hidden)?,
             qkv: halves("queries, keys and values", rows, heads)?,
@@ -155,6 +159,7 @@ impl Buffers {
     pub(super) fn memory_bytes(&self) -> u64 {
         let words = self.inputs.host.len()
             + self.pick.len()
+            + self.sampling.len()
             + self.ids.len()
             + self.history.len()
             + 2 * self.moves.len();

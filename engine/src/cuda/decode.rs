@@ -1,6 +1,7 @@
 //! Decoding whose tokens stay on the device: steps are enqueued one after the other, nobody waits.
 
 use deft::NodeKey;
+use kernels_gpu::random::settings;
 
 use super::buffers::MAX_RANKED;
 use super::forward::{Pass, Tail};
@@ -35,8 +36,15 @@ impl Choice {
         if self.ranked == 0 || self.ranked > most {
             return Err(CudaModelError::Option {
                 option: "ranked",
-                value: u64::from(self.ranked),
+                value: self.ranked.to_string(),
                 expected: format!("between 1 and {most}"),
+            });
+        }
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return Err(CudaModelError::Option {
+                option: "temperature",
+                value: self.temperature.to_string(),
+                expected: "a finite number from 0 up".to_owned(),
             });
         }
         Ok(())
@@ -79,6 +87,7 @@ impl CudaModel {
         for &leaf in leaves {
             positions.push(self.tokens_of(leaf)?);
         }
+        self.set_sampling(choice)?;
         Ok(Decode {
             leaves: leaves.to_vec(),
             choice,
@@ -88,6 +97,15 @@ impl CudaModel {
             chosen: vec![Vec::new(); leaves.len()],
             model: self,
         })
+    }
+}
+
+impl CudaModel {
+    /// Makes passes from now on draw as `choice` says.
+    pub(super) fn set_sampling(&self, choice: Choice) -> Result<(), ModelError> {
+        let words = settings(choice.seed, choice.temperature);
+        let buffer = &self.forward.buffers.sampling;
+        Ok(buffer.upload(0, &words, self.stream())?)
     }
 }
 
@@ -109,12 +127,14 @@ impl Decode<'_> {
         }
         self.model.grow(&self.leaves)?;
         let pass = Pass {
-            tail: Tail::Choose(self.choice),
+            tail: Tail::Choose(self.choice.ranked),
             attention: timed.attention,
         };
         let first = self.first.as_deref();
-        self.model
-            .run_grown(&self.leaves, first, pass, timed.events)?;
+        let run = self
+            .model
+            .run_grown(&self.leaves, first, pass, timed.events);
+        self.model.or_shrink(&self.leaves, run)?;
         self.first = None;
         self.unread += 1;
         for position in &mut self.positions {
@@ -182,7 +202,32 @@ fn newest(ring: &[u32], last: u64, count: u32) -> impl Iterator<Item = u32> + '_
 
 #[cfg(test)]
 mod tests {
-    use super::newest;
+    use super::{Choice, newest};
+
+    #[test]
+    fn a_choice_that_no_kernel_takes_is_refused_before_anything_grows() {
+        let check = |ranked, temperature| {
+            let seed = 0;
+            let choice = Choice {
+                ranked,
+                temperature,
+                seed,
+            };
+            choice.check(40).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(1, 0.0), Ok(()));
+        assert_eq!(check(40, 2.5), Ok(()));
+        for temperature in [-1.0, f32::NAN, f32::INFINITY] {
+            assert_eq!(
+                check(1, temperature),
+                Err(format!(
+                    "temperature is {temperature}; it must be a finite number from 0 up"
+                ))
+            );
+        }
+        let ranked = "ranked is 41; it must be between 1 and 40";
+        assert_eq!(check(41, 0.0), Err(ranked.to_owned()));
+    }
 
     #[test]
     fn the_newest_tokens_are_read_round_the_ring_s_end() {

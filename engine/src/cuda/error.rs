@@ -34,7 +34,7 @@ pub enum CudaModelError {
         /// The option.
         option: &'static str,
         /// What it was.
-        value: u64,
+        value: String,
         /// What it may be.
         expected: String,
     },
@@ -58,6 +58,16 @@ impl From<CudaModelError> for ModelError {
     fn from(error: CudaModelError) -> Self {
         match error {
             CudaModelError::Cache(error) => Self::Cache(*error),
+            CudaModelError::Rows { rows, max_rows } => Self::Rows { rows, max_rows },
+            CudaModelError::Option {
+                option,
+                value,
+                expected,
+            } => Self::Option {
+                option,
+                value,
+                expected,
+            },
             error => Self::Cache(CacheError::Device(Box::new(error))),
         }
     }

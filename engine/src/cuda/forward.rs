@@ -7,7 +7,7 @@ use deft::cuda::{AttendBuffers, CudaCache, CudaPlan, DeviceBuffer, DevicePtr, Ra
 
 use super::buffers::{Buffers, Input};
 use super::cublas::{Cublas, Product, Sums};
-use super::decode::{Choice, HISTORY};
+use super::decode::HISTORY;
 use super::probe::{Observer, Seen, Stage};
 use super::{CudaModelError, CudaWeights};
 
@@ -18,8 +18,9 @@ pub(super) enum Tail {
     Logits,
     /// Logits of the row that [`Buffers::pick`] names.
     LogitsOfOne,
-    /// Logits of all rows, of which tokens are chosen and fed to the next pass.
-    Choose(Choice),
+    /// Logits of all rows, of which so many are ranked or drawn by [`Buffers::sampling`]; the first is the token that
+    /// is fed to the next pass.
+    Choose(u32),
 }
 
 /// What a pass does: a captured graph serves equal ones.
@@ -243,7 +244,7 @@ impl Run<'_> {
                 run.floats(&buffers.logits, config.vocabulary),
             )?;
             match tail {
-                Tail::Choose(choice) => self.choose(&choice),
+                Tail::Choose(ranked) => self.choose(ranked),
                 Tail::Logits | Tail::LogitsOfOne => Ok(()),
             }
         }
@@ -253,7 +254,7 @@ impl Run<'_> {
     ///
     /// # Safety
     /// As [`Run::enqueue`].
-    unsafe fn choose(&self, choice: &Choice) -> Result<(), CudaModelError> {
+    unsafe fn choose(&self, ranked: u32) -> Result<(), CudaModelError> {
         let Forward {
             weights,
             ops,
@@ -267,13 +268,12 @@ impl Run<'_> {
             log_probs: buffers.log_probs.pointer(),
             rows: self.rows,
             vocab: weights.config().vocabulary,
-            k: choice.ranked,
+            k: ranked,
         };
         let sampling = Sampling {
             streams: inputs.pointer(Input::Streams),
             steps: inputs.pointer(Input::Positions),
-            seed: choice.seed,
-            temperature: choice.temperature,
+            settings: buffers.sampling.pointer(),
         };
         let feed = Feed {
             next: ranking.ids,
@@ -282,7 +282,7 @@ impl Run<'_> {
             positions: inputs.pointer(Input::Positions),
             history: buffers.history.pointer(),
             history_len: HISTORY,
-            next_stride: choice.ranked,
+            next_stride: ranked,
             count: self.rows,
         };
         // SAFETY: as in `enqueue`.

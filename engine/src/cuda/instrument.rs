@@ -41,8 +41,9 @@ pub fn verify(
     ids: &mut Vec<u32>,
     timed: Timed<'_>,
 ) -> Result<Vec<NodeKey>, ModelError> {
+    model.set_sampling(Choice::GREEDY)?;
     let pass = Pass {
-        tail: Tail::Choose(Choice::GREEDY),
+        tail: Tail::Choose(Choice::GREEDY.ranked),
         attention: timed.attention,
     };
     let nodes = model.run_verify(trunk, draft, pass, timed.events)?;

@@ -7,11 +7,16 @@ use super::CudaModelError;
 use super::forward::{Forward, Pass, Run};
 use super::probe::{Nobody, Observer};
 
+/// Most passes that a lane has graphs of: there are as many as ways to rank.
+const MAX_RECORDED: usize = 32;
+
 /// Passes of `rows` rows. What their launches bake in follows from the room, not from the plan in it.
 #[derive(Debug)]
 pub(super) struct Lane {
     rows: u32,
     plan: CudaPlan,
+    /// At most [`MAX_RECORDED`], the one that ran last at the end.
+    ///
     /// A pass runs as it is the first time (which also makes cuBLAS load what it needs, as it must not during
     /// a capture), is captured the second, and replayed from then on.
     recorded: Vec<(Pass, Option<Graph>)>,
@@ -58,13 +63,8 @@ impl Lane {
     }
 
     /// Bytes of device memory.
-    pub(super) fn memory_bytes(&self, cache: &CudaCache) -> u64 {
-        let capacity = self.plan.capacity();
-        let words = capacity.shares as usize * capacity.stride_words as usize
-            + 2 * capacity.masks
-            + 4 * capacity.merge_rows
-            + capacity.merge_slots;
-        (4 * words + cache.workspace_bytes(capacity, self.plan.group_size())) as u64
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.plan.bytes() as u64
     }
 
     /// Enqueues a pass, as a graph if it ran before.
@@ -78,10 +78,14 @@ impl Lane {
         pass: Pass,
         stream: &Stream,
     ) -> Result<(), CudaModelError> {
-        let at = self.recorded.iter().position(|(known, _)| *known == pass);
-        let Some(at) = at else {
+        let Some(at) = newest_last(&mut self.recorded, |(known, _)| *known == pass) else {
             // SAFETY: the caller's.
             unsafe { self.enqueue(forward, cache, pass, stream, &mut Nobody) }?;
+            if self.recorded.len() == MAX_RECORDED {
+                // Its graph may still run.
+                stream.synchronize()?;
+                self.recorded.remove(0);
+            }
             self.recorded.push((pass, None));
             return Ok(());
         };
@@ -123,6 +127,13 @@ impl Lane {
     }
 }
 
+/// Moves the entry that `is_it` to the end, where entries are in the order of their last use; its index there.
+fn newest_last<T>(entries: &mut [T], is_it: impl FnMut(&T) -> bool) -> Option<usize> {
+    let at = entries.iter().position(is_it)?;
+    entries[at..].rotate_left(1);
+    Some(entries.len() - 1)
+}
+
 /// Twice what is needed, and never less than there was.
 fn room(needed: PlanCapacity, before: Option<PlanCapacity>, rows: u32) -> PlanCapacity {
     let mut room = needed.scaled(2);
@@ -148,6 +159,15 @@ mod tests {
         forest.extend(&leaves, 70).unwrap();
         let mut planner = Planner::new(PlanConfig::new(grouping, 4, 128, 16)).unwrap();
         PlanCapacity::of(&planner.plan(&forest.view(&leaves).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn what_was_used_last_is_kept_longest() {
+        let mut entries = [1, 2, 3, 4];
+        assert_eq!(newest_last(&mut entries, |&entry| entry == 2), Some(3));
+        assert_eq!(entries, [1, 3, 4, 2]);
+        assert_eq!(newest_last(&mut entries, |&entry| entry == 7), None);
+        assert_eq!(entries, [1, 3, 4, 2]);
     }
 
     #[test]

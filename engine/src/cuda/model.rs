@@ -138,7 +138,7 @@ impl CudaModel {
             weights: self.forward.weights.memory_bytes(),
             pages: 2 * self.cache.pool().len() as u64,
             buffers: self.forward.buffers.memory_bytes() + 8 * u64::from(self.cache.slots()),
-            plans: lanes.map(|lane| lane.memory_bytes(&self.cache)).sum(),
+            plans: lanes.map(|lane| lane.memory_bytes()).sum(),
             cublas: self.forward.blas.memory_bytes(),
         }
     }

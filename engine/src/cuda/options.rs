@@ -50,7 +50,7 @@ impl CudaOptions {
             if value == 0 || value > MAX_ROWS {
                 return Err(CudaModelError::Option {
                     option,
-                    value: u64::from(value),
+                    value: value.to_string(),
                     expected: format!("between 1 and {MAX_ROWS}"),
                 });
             }
@@ -98,7 +98,7 @@ pub(super) fn cache_shape(
     if pages == 0 || pages > u64::from(PagePool::MAX_PAGES) {
         return Err(CudaModelError::Option {
             option: "kv_bytes",
-            value: bytes,
+            value: bytes.to_string(),
             expected: format!(
                 "between 1 and {} pages of {} bytes each",
                 PagePool::MAX_PAGES,

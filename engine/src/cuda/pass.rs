@@ -28,6 +28,21 @@ impl CudaModel {
         Ok(())
     }
 
+    /// `outcome` of a pass over `leaves`; where that failed they lose the token that [`CudaModel::grow`] gave them.
+    pub(super) fn or_shrink(
+        &mut self,
+        leaves: &[NodeKey],
+        outcome: Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        if outcome.is_err() {
+            self.forest.shrink(leaves, 1)?;
+            // Nobody knows what the device has counted: the next pass sets all counters.
+            let slots = self.forest.lengths().len().min(self.cache.slots() as usize);
+            self.cache.assume_lengths(&vec![u32::MAX; slots])?;
+        }
+        outcome
+    }
+
     /// Enqueues a pass over leaves that [`CudaModel::grow`] has just grown; with no `tokens` those that the device
     /// chose.
     pub(super) fn run_grown(
@@ -39,23 +54,23 @@ impl CudaModel {
     ) -> Result<(), ModelError> {
         let change = self.decode.update(&self.forest, leaves)?;
         let rows = bucket(leaves.len() as u32);
+        // Until all of it is there, what is there is of no use: a failure leaves that to the next pass.
+        let loaded = self.loaded.take();
         self.reserve_slots()?;
-        let at = self.lane(rows)?;
+        let (at, is_new) = self.lane(rows)?;
+        let loaded = loaded.filter(|_| !is_new);
         let lane = &mut self.lanes[at];
         let plan = self.decode.plan();
         match change {
-            Change::Nothing if self.loaded == Some(rows) => {}
-            Change::Pages if self.loaded == Some(rows) => {
+            Change::Nothing if loaded == Some(rows) => {}
+            Change::Pages if loaded == Some(rows) => {
                 lane.plan_mut()
                     .patch(plan, self.decode.dirty(), &self.stream)?;
             }
             _ => {
-                // Until it is there, what is there is of no use.
-                self.loaded = None;
                 lane.plan_mut().update(plan, &self.stream)?;
             }
         }
-        self.loaded = Some(rows);
         if let Some(tokens) = tokens {
             self.positions.clear();
             self.decode.positions(&self.forest, &mut self.positions)?;
@@ -76,7 +91,9 @@ impl CudaModel {
             end.record(&self.stream)?;
         }
         self.cache.assume_lengths(self.forest.lengths())?;
-        self.count_traffic(leaves)
+        self.count_traffic(leaves)?;
+        self.loaded = Some(rows);
+        Ok(())
     }
 
     /// Enqueues a pass over draft nodes that are in the forest.
@@ -131,22 +148,21 @@ impl CudaModel {
         Ok(())
     }
 
-    /// The lane of `rows` rows, with room for the plan.
-    fn lane(&mut self, rows: u32) -> Result<usize, CudaError> {
+    /// The lane of `rows` rows, with room for the plan, and whether it was just made and holds none.
+    fn lane(&mut self, rows: u32) -> Result<(usize, bool), CudaError> {
         let plan = self.decode.plan();
         let at = self.lanes.iter().position(|lane| lane.rows() == rows);
         match at {
-            Some(at) if self.lanes[at].holds(plan) => Ok(at),
+            Some(at) if self.lanes[at].holds(plan) => Ok((at, false)),
             Some(at) => {
                 // The room may be in use.
                 self.stream.synchronize()?;
-                self.loaded = None;
                 self.lanes[at] = Lane::new(&self.cache, rows, plan, Some(&self.lanes[at]))?;
-                Ok(at)
+                Ok((at, true))
             }
             None => {
                 self.lanes.push(Lane::new(&self.cache, rows, plan, None)?);
-                Ok(self.lanes.len() - 1)
+                Ok((self.lanes.len() - 1, true))
             }
         }
     }

@@ -63,7 +63,7 @@ impl Schedule {
             }
         }
         self.ask(nodes.iter().map(|&node| (node, 1)));
-        self.plan_anew(forest)?;
+        self.plan_anew(forest, true)?;
         self.cursor = Some(forest.growth_cursor());
         Ok(Change::Everything)
     }
@@ -76,7 +76,7 @@ impl Schedule {
         tokens: u32,
     ) -> Result<(), CacheError> {
         self.ask([(node, tokens)].into_iter());
-        self.plan_anew(forest)
+        self.plan_anew(forest, false)
     }
 
     fn is_of(&self, nodes: &[NodeKey]) -> bool {
@@ -90,12 +90,13 @@ impl Schedule {
         self.asked.extend(nodes);
     }
 
-    fn plan_anew(&mut self, forest: &TokenForest) -> Result<(), CacheError> {
+    /// Plans what was asked for; with `steps` the tokens are those of a step, which the device may count.
+    fn plan_anew(&mut self, forest: &TokenForest, steps: bool) -> Result<(), CacheError> {
         forest.view_tokens_into(&self.asked, &mut self.scratch, &mut self.view)?;
         self.planner.plan_into(&self.view, &mut self.plan)?;
         self.targets.clear();
         for &(node, tokens) in &self.asked {
-            add_targets(forest, node, tokens, &mut self.targets)?;
+            add_targets(forest, node, tokens, steps, &mut self.targets)?;
         }
         Ok(())
     }
@@ -132,14 +133,15 @@ impl Schedule {
     }
 }
 
-/// Adds where the node's newest tokens go: one by its counter if it grows, so that the word serves later steps too.
+/// Adds where the node's newest tokens go: in steps by its counter if it grows, so that the word serves later ones too.
 fn add_targets(
     forest: &TokenForest,
     node: NodeKey,
     tokens: u32,
+    steps: bool,
     targets: &mut Vec<AppendTarget>,
 ) -> Result<(), ForestError> {
-    if tokens == 1 && !forest.is_draft(node)? && !forest.is_sealed(node)? {
+    if steps && !forest.is_draft(node)? && !forest.is_sealed(node)? {
         return forest.live_targets(&[node], targets);
     }
     let length = forest.length(node)?;

@@ -1,7 +1,7 @@
 //! [`TreeModel`] for a model on a device.
 
 use deft::NodeKey;
-use deft::abi::PAGE_TOKENS;
+use deft::abi::{PAGE_TOKENS, TokenMove};
 use deft::cuda::Event;
 use deft::tree::{DraftNode, ForestError, TokenForest};
 
@@ -69,8 +69,9 @@ impl TreeModel for CudaModel {
     ) -> Result<(), ModelError> {
         self.check_pass(leaves.len(), tokens)?;
         self.grow(leaves)?;
-        self.run_grown(leaves, Some(tokens), LOGITS, None)?;
-        self.read_logits(logits)
+        let run = self.run_grown(leaves, Some(tokens), LOGITS, None);
+        let run = run.and_then(|()| self.read_logits(logits));
+        self.or_shrink(leaves, run)
     }
 
     fn verify(
@@ -80,18 +81,21 @@ impl TreeModel for CudaModel {
         logits: &mut Vec<f32>,
     ) -> Result<Vec<NodeKey>, ModelError> {
         let nodes = self.run_verify(trunk, draft, LOGITS, None)?;
-        self.read_logits(logits)?;
+        if let Err(error) = self.read_logits(logits) {
+            self.forest.accept(trunk, &[])?;
+            return Err(error);
+        }
         Ok(nodes)
     }
 
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
         let moves = self.forest.accept(trunk, path)?;
-        let buffer = &self.forward.buffers.moves;
-        buffer.upload(0, &moves, self.stream())?;
-        let (at, count) = (buffer.pointer(), moves.len() as u32);
-        // SAFETY: the forest's places lie within the cache that was made as large as its pool; the buffer is the
-        // model's; all work is on one stream.
-        Ok(unsafe { self.cache.copy(at, count, self.stream().raw()) }?)
+        self.run_moves(&moves)
+    }
+
+    fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError> {
+        let moves = self.forest.merge_chain(node)?;
+        self.run_moves(&moves)
     }
 
     fn prune(&mut self, node: NodeKey) -> Result<u32, ModelError> {
@@ -100,6 +104,19 @@ impl TreeModel for CudaModel {
 }
 
 impl CudaModel {
+    /// Moves K and V as the forest says, in its order: as many at a time as the buffer holds.
+    fn run_moves(&mut self, moves: &[TokenMove]) -> Result<(), ModelError> {
+        let buffer = &self.forward.buffers.moves;
+        for part in moves.chunks(buffer.len()) {
+            buffer.upload(0, part, self.stream())?;
+            let (at, count) = (buffer.pointer(), part.len() as u32);
+            // SAFETY: the forest's places lie within the cache that was made as large as its pool; the buffer is the
+            // model's; all work is on one stream, so a part's moves end before the next ones are uploaded.
+            unsafe { self.cache.copy(at, count, self.stream().raw()) }?;
+        }
+        Ok(())
+    }
+
     /// Puts a draft into the forest and runs it; on an error there is none.
     pub(super) fn run_verify(
         &mut self,

@@ -97,7 +97,7 @@ impl CudaWeights {
         if distinct_layers == 0 || distinct_layers > config.layers {
             return Err(CudaModelError::Option {
                 option: "distinct_layers",
-                value: u64::from(distinct_layers),
+                value: distinct_layers.to_string(),
                 expected: format!("between 1 and the model's layers, {}", config.layers),
             });
         }

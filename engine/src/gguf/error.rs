@@ -97,6 +97,14 @@ pub enum GgufError {
         /// What they have to be.
         expected: Vec<u64>,
     },
+    /// Tensors that share bytes of the file.
+    #[error("the tensors take {bytes} bytes together or more, the file has {file_bytes}")]
+    TooLarge {
+        /// Bytes of the tensors up to where it was seen.
+        bytes: u64,
+        /// Bytes of the file.
+        file_bytes: u64,
+    },
     /// A tensor that is not within the file.
     #[error("tensor {name:?}: {bytes} bytes at {offset} do not end within the file's {file_bytes}")]
     OutOfFile {

@@ -67,6 +67,8 @@ impl Gguf {
         let at = |error: GgufError| WeightsError::file(path, error);
         let mut config = model::config(&header).map_err(at)?;
         config.validate()?;
+        config.rope_scaling = model::scaling(&header.metadata, config.head_dim).map_err(at)?;
+        config.validate()?;
         let places = model::places(&header, &config).map_err(at)?;
         let file = stored::TensorFile::new(path, storage);
         if let Some(place) = model::rope_divisors(&header, &config).map_err(at)? {

@@ -12,7 +12,7 @@ const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
-/// The shape of the model, to be validated.
+/// The shape of the model, to be validated; [`scaling`] is for a head dimension that was.
 pub(super) fn config(header: &Header) -> Result<LlamaConfig, GgufError> {
     let metadata = &header.metadata;
     expect_text(metadata, "general.architecture", &["llama"], true)?;
@@ -44,12 +44,13 @@ pub(super) fn config(header: &Header) -> Result<LlamaConfig, GgufError> {
         context: number("context_length")?,
         rms_eps: required(metadata.f64(epsilon)?, epsilon)? as f32,
         rope_theta: float("rope.freq_base")?.unwrap_or(10_000.0),
-        rope_scaling: scaling(metadata, head_dim)?,
+        rope_scaling: RopeScaling::None,
         tied_embeddings: !header.tensors.contains_key(HEAD),
     })
 }
 
-fn scaling(metadata: &Metadata, head_dim: u32) -> Result<RopeScaling, GgufError> {
+/// Of the rotary embedding, for heads of a dimension that is known to be one.
+pub(super) fn scaling(metadata: &Metadata, head_dim: u32) -> Result<RopeScaling, GgufError> {
     let kind = "llama.rope.scaling.type";
     expect_text(metadata, kind, &["none", "linear"], false)?;
     if metadata.text(kind)? != Some("linear") {
@@ -101,10 +102,17 @@ pub(super) fn places(
     config: &LlamaConfig,
 ) -> Result<HashMap<Tensor, Place>, GgufError> {
     let mut places = HashMap::new();
+    let mut bytes = 0u64;
     for tensor in Tensor::all(config) {
         let name = name(tensor);
         let place = header.place(&name, &tensor.shape(config))?;
         places.insert(tensor, place);
+        // Each is within the file; tensors that share its bytes could still be many times as large.
+        bytes = bytes.saturating_add(place_bytes(&place, tensor.shape(config)));
+        if bytes > header.file_bytes {
+            let file_bytes = header.file_bytes;
+            return Err(GgufError::TooLarge { bytes, file_bytes });
+        }
     }
     let mut known: HashSet<_> = places.keys().map(|&tensor| name(tensor)).collect();
     known.insert(ROPE_DIVISORS.to_owned());
@@ -113,6 +121,12 @@ pub(super) fn places(
         Some(name) => Err(GgufError::UnknownTensor { name: name.clone() }),
         None => Ok(places),
     }
+}
+
+/// Bytes of a tensor of a valid shape.
+fn place_bytes(place: &Place, [rows, columns]: [usize; 2]) -> u64 {
+    let row = place.format.bytes(columns as u64);
+    row.expect("the place is of this shape") * rows as u64
 }
 
 /// Where the divisors of the rotary frequencies are, `[head_dim / 2]`, if the model has any.

@@ -328,3 +328,27 @@ fn tensors_that_do_not_fit_are_named() {
         "tensor \"output_norm.weight\" occurs twice"
     );
 }
+
+#[test]
+fn rotary_scaling_takes_no_memory_for_heads_that_cannot_be() {
+    let mut file = tiny();
+    file.set("llama.rope.scaling.type", value(8, &text("linear")));
+    file.set("llama.rope.scaling.factor", value(6, &4_f32.to_le_bytes()));
+    let model = open(file.file()).unwrap();
+    let scaling = &model.weights().config().rope_scaling;
+    assert_eq!(*scaling, RopeScaling::Divisors(vec![4.0; 32]));
+    file.set_u32("llama.attention.key_length", u32::MAX);
+    assert_eq!(
+        refused(file.file()),
+        "head_dim is 4294967295; it must be 64, 128 or 256"
+    );
+}
+
+#[test]
+fn tensors_that_share_bytes_are_no_more_than_the_file() {
+    let mut bytes = tiny().header(|_, _| 0);
+    bytes.resize(bytes.len().next_multiple_of(32) + 4096, 0);
+    let message = refused(bytes);
+    assert!(message.starts_with("the tensors take "), "{message}");
+    assert!(message.contains("bytes together or more, the file has"));
+}

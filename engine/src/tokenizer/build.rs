@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use aho_corasick::{AhoCorasick, MatchKind};
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -56,7 +57,7 @@ pub(super) fn from_gguf(metadata: &Metadata) -> Result<Tokenizer, TokenizerError
     for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
         ends.extend(id(key)?);
     }
-    Ok(assemble(inner, added, control, begin, ends))
+    assemble(inner, added, control, begin, ends)
 }
 
 fn bpe(metadata: &Metadata, tokens: &[String], pre: &str) -> Result<BPE, TokenizerError> {
@@ -142,7 +143,7 @@ pub(super) fn from_json(json: &str) -> Result<Tokenizer, TokenizerError> {
         .collect();
     let begin = inner.token_to_id("<|begin_of_text|>");
     let ends = ends(&inner);
-    Ok(assemble(inner, added, control, begin, ends))
+    assemble(inner, added, control, begin, ends)
 }
 
 fn ends(inner: &tokenizers::Tokenizer) -> Vec<u32> {
@@ -157,14 +158,40 @@ fn assemble(
     mut control: Vec<(String, u32)>,
     begin: Option<u32>,
     ends: Vec<u32>,
-) -> Tokenizer {
-    control.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then(a.cmp(b)));
-    Tokenizer {
+) -> Result<Tokenizer, TokenizerError> {
+    control.retain(|(name, _)| !name.is_empty());
+    let names = control.iter().map(|(name, _)| name);
+    let finder = AhoCorasick::builder()
+        .match_kind(MatchKind::LeftmostLongest)
+        .build(names);
+    let control_names = finder.map_err(|error| TokenizerError::Inconsistent {
+        what: format!("{} control tokens: {error}", control.len()),
+    })?;
+    let largest = inner.get_vocab(true).into_values().max();
+    let bytes = ByteTable::new();
+    let missing_bytes = missing_bytes(&inner, &bytes);
+    Ok(Tokenizer {
+        vocabulary: largest.map_or(0, |token| token as usize + 1),
+        control: control.into_iter().map(|(_, token)| token).collect(),
+        control_names,
+        missing_bytes,
         inner,
         added,
-        control,
         begin,
         ends,
-        bytes: ByteTable::new(),
-    }
+        bytes,
+    })
+}
+
+/// Bytes of some UTF-8 text that have no token.
+fn missing_bytes(inner: &tokenizers::Tokenizer, bytes: &ByteTable) -> Vec<u8> {
+    let all = bytes.0.iter();
+    let missing = all.filter(|&(name, &byte)| {
+        // These are in no UTF-8.
+        let is_text = !matches!(byte, 0xc0 | 0xc1 | 0xf5..);
+        is_text && inner.token_to_id(name.encode_utf8(&mut [0; 4])).is_none()
+    });
+    let mut missing: Vec<u8> = missing.map(|(_, &byte)| byte).collect();
+    missing.sort_unstable();
+    missing
 }

@@ -6,6 +6,8 @@ mod stream;
 
 use std::collections::HashMap;
 
+use aho_corasick::AhoCorasick;
+
 use self::bytes::ByteTable;
 pub use self::stream::TextStream;
 use crate::gguf::{GgufError, Metadata};
@@ -26,8 +28,12 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// Tokens beside those of the BPE model.
     added: HashMap<u32, String>,
-    /// Control tokens, longest first.
-    control: Vec<(String, u32)>,
+    /// Finds control tokens' names; of those that begin together the longest.
+    control_names: AhoCorasick,
+    /// The control tokens, in the order in which `control_names` numbers them.
+    control: Vec<u32>,
+    vocabulary: usize,
+    missing_bytes: Vec<u8>,
     begin: Option<u32>,
     ends: Vec<u32>,
     bytes: ByteTable,
@@ -79,9 +85,15 @@ impl Tokenizer {
         build::from_json(json)
     }
 
-    /// One more than the largest token.
+    /// One more than the largest token. Numbers below it may be missing.
     pub fn vocabulary(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.vocabulary
+    }
+
+    /// Bytes of UTF-8 that no token stands for by itself: [`Tokenizer::encode`] leaves them out where no larger
+    /// token has them. Empty for a sound tokenizer.
+    pub fn missing_bytes(&self) -> &[u8] {
+        &self.missing_bytes
     }
 
     /// The tokens of `text`, without one that begins a text.
@@ -101,27 +113,19 @@ impl Tokenizer {
         let mut tokens = Vec::new();
         let mut plain = String::new();
         for &(text, control) in pieces {
-            let mut rest = text;
-            while control == Control::Recognized
-                && let Some((at, found, token)) = self.next_control(rest)
-            {
-                plain.push_str(&rest[..at]);
-                self.encode_plain(&mut plain, &mut tokens)?;
-                tokens.push(token);
-                rest = &rest[at + found..];
+            let mut begin = 0;
+            if control == Control::Recognized {
+                for found in self.control_names.find_iter(text) {
+                    plain.push_str(&text[begin..found.start()]);
+                    self.encode_plain(&mut plain, &mut tokens)?;
+                    tokens.push(self.control[found.pattern()]);
+                    begin = found.end();
+                }
             }
-            plain.push_str(rest);
+            plain.push_str(&text[begin..]);
         }
         self.encode_plain(&mut plain, &mut tokens)?;
         Ok(tokens)
-    }
-
-    /// Where the next control token is, its length, and which it is.
-    fn next_control(&self, text: &str) -> Option<(usize, usize, u32)> {
-        let all = self.control.iter();
-        let found = all.filter_map(|(name, token)| Some((text.find(name)?, name.len(), *token)));
-        // The first; of those that begin together the longest, which comes first.
-        found.min_by_key(|&(at, ..)| at)
     }
 
     fn encode_plain(&self, text: &mut String, tokens: &mut Vec<u32>) -> Result<(), TokenizerError> {

@@ -197,3 +197,51 @@ fn searches_see_the_tokenizer_s_text_and_ends_and_no_control_tokens() {
     assert_eq!(character.len(), 4);
     assert_eq!(codec.decode(&character[..2]), "\u{fffd}");
 }
+
+#[test]
+fn the_vocabulary_ends_after_the_largest_token() {
+    let tokenizer = tokenizer("smollm");
+    assert_eq!(tokenizer.vocabulary(), 263);
+    let json = r#"{
+        "added_tokens": [{"id": 900, "content": "<s>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 7, "<s>": 900}, "merges": []}
+    }"#;
+    let sparse = Tokenizer::from_json(json).unwrap();
+    assert_eq!(sparse.vocabulary(), 901);
+    assert_eq!(
+        sparse.encode("ab<s>", Control::Recognized).unwrap(),
+        [0, 7, 900]
+    );
+}
+
+#[test]
+fn bytes_that_no_token_stands_for_are_named() {
+    assert!(tokenizer("smollm").missing_bytes().is_empty());
+    let mut metadata = metadata("smollm");
+    let Some(Value::Texts(tokens)) = metadata.0.get_mut("tokenizer.ggml.tokens") else {
+        panic!("it is there");
+    };
+    tokens[usize::from(b'q')] = "qq".to_owned();
+    tokens[0xf5] = "no text has this byte".to_owned();
+    let lossy = Tokenizer::from_gguf(&metadata).unwrap();
+    assert_eq!(lossy.missing_bytes(), b"q");
+}
+
+#[test]
+fn a_text_of_control_tokens_takes_time_in_proportion() {
+    let tokenizer = tokenizer("smollm");
+    let time = |repeats: usize| {
+        let text = "<|im_end|>".repeat(repeats);
+        let started = std::time::Instant::now();
+        let tokens = tokenizer.encode(&text, Control::Recognized).unwrap();
+        assert_eq!(tokens, vec![261; repeats]);
+        started.elapsed()
+    };
+    time(10);
+    // Twenty times as long; the square of it would be four hundred.
+    let (short, long) = (time(5_000), time(100_000));
+    assert!(long < 100 * short, "{short:?}, then {long:?}");
+}

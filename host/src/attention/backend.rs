@@ -8,8 +8,9 @@ use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
 
 /// A KV cache on some device, and attention over it.
 ///
-/// [`TreeCache::with_backend`](crate::TreeCache::with_backend) takes one of your own. It knows pages and plans; trees, and which page is whose, are the caller's. Every slice is in the
-/// host's memory and all work is done when a call returns. Arguments are checked
+/// [`CacheBuilder::backend`](crate::CacheBuilder::backend) takes one of your own. It knows pages and plans; trees, and
+/// which page is whose, are the caller's. Of slices in the host's memory all work is done when a call returns; a
+/// backend without a GPU refuses the others by [`BackendError::NotOnHost`]. Arguments are checked
 /// ([`super::check_append`] and its like) before anything is written.
 pub trait Backend: std::fmt::Debug + Send {
     /// The cache's dimensions.
@@ -21,7 +22,7 @@ pub trait Backend: std::fmt::Debug + Send {
     /// Programs a KV head that a plan should be cut into to keep this device busy.
     fn shares(&self) -> u32;
 
-    /// Most query heads a KV head, from 1 to [`MAX_ROWS`].
+    /// Most query heads a KV head, from 1 to 65,535.
     fn max_group_size(&self) -> u32 {
         MAX_ROWS
     }
@@ -36,6 +37,10 @@ pub trait Backend: std::fmt::Debug + Send {
 
     /// Writes K and V of new tokens of one layer: row `i` of `k` and `v`, both
     /// `[targets, kv_heads, head_dim]`, goes where `targets[i]` says. No place is named twice.
+    ///
+    /// Whoever sees a token with a NaN or an infinity gets NaN or infinity, nobody else does. A GPU's cache keeps eight
+    /// dims of V that are not finite as zeros and those of K as NaN, so that all of the row and its LSE is NaN then,
+    /// and [`Backend::export`] gives what is kept.
     ///
     /// # Errors
     /// Those of [`super::check_append`], and the device's own.
@@ -52,7 +57,7 @@ pub trait Backend: std::fmt::Debug + Send {
     /// in the cache as attention wants it, rounded once. V is written as it is.
     ///
     /// # Errors
-    /// Those of [`super::check_append_rotated`], and the device's own.
+    /// Those of [`super::check_append`], and the device's own.
     fn append_rotated(
         &mut self,
         layer: u32,
@@ -156,7 +161,7 @@ pub struct Attend<'a> {
     pub out: ElementsMut<'a>,
     /// `[queries, q_heads]`: natural logarithm of the sum of `exp(logit)`; -inf for a query that sees no
     /// token.
-    pub lse: Option<&'a mut [f32]>,
+    pub lse: Option<ElementsMut<'a>>,
     /// Numbers of the model.
     pub params: AttentionParams,
 }

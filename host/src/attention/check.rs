@@ -2,8 +2,8 @@
 
 use kernels_gpu::abi::{APPEND_LIVE, AppendTarget, NONE, PAGE_TOKENS, TokenMove};
 
-use super::{Attend, AttentionParams, Counters, PagedTokens};
-use crate::cache::{CacheShape, DType, PageId, PagedError, named_twice};
+use super::{Attend, AttentionParams, Counters, Rotation};
+use crate::cache::{CacheShape, DType, Elements, PageId, ShapeError};
 use crate::plan::Plan;
 
 /// Why a backend refused. The cache and the outputs are as they were before the call.
@@ -11,13 +11,8 @@ use crate::plan::Plan;
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     /// There is no such layer.
-    #[error("layer is {layer}, the cache has {layers}")]
-    Layer {
-        /// The layer asked for.
-        layer: u32,
-        /// Layers of the cache.
-        layers: u32,
-    },
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
     /// A slice is of another element type than the cache.
     #[error("{argument} is {found}, the cache holds {expected}")]
     DType {
@@ -27,6 +22,20 @@ pub enum BackendError {
         found: DType,
         /// What the cache holds.
         expected: DType,
+    },
+    /// Rows on a GPU came to a backend that has none.
+    #[error("{argument} is on a GPU, the cache is in the host's memory")]
+    NotOnHost {
+        /// The argument's name.
+        argument: &'static str,
+    },
+    /// Rows on a GPU begin at an address that kernels cannot read 16 bytes at.
+    #[error("{argument} begins at {address:#x}; it must be a multiple of 16")]
+    Misaligned {
+        /// The argument's name.
+        argument: &'static str,
+        /// Where it begins.
+        address: u64,
     },
     /// A slice is too short or too long.
     #[error("{argument} has {found} elements, {shape} takes {expected}")]
@@ -40,8 +49,8 @@ pub enum BackendError {
         /// Its shape.
         shape: &'static str,
     },
-    /// A target or a move names a page beyond the cache.
-    #[error("{argument}[{index}] names page {page}, the cache has {pages}")]
+    /// A target, a move, a place or a table names a page beyond its cache.
+    #[error("{argument}[{index}] names page {page}, {holder} has {pages}")]
     Page {
         /// The argument's name.
         argument: &'static str,
@@ -49,8 +58,10 @@ pub enum BackendError {
         index: usize,
         /// The page named.
         page: PageId,
-        /// Pages of the cache.
-        pages: u32,
+        /// What has too few pages: the cache, or `k` or `v` of a foreign one.
+        holder: &'static str,
+        /// How many it has.
+        pages: usize,
     },
     /// A target names a counter that does not exist, or that counts no token.
     #[error("targets[{index}] names length slot {slot}, which holds no token")]
@@ -60,17 +71,19 @@ pub enum BackendError {
         /// The slot named.
         slot: u32,
     },
-    /// Two targets name the same place.
-    #[error("targets[{first}] and targets[{index}] name the same token, {token} of page {page}")]
+    /// Two entries name the same place, or the same foreign page, to be written.
+    #[error(
+        "{argument}[{first}] and {argument}[{index}] both name {value}; what is written is named once"
+    )]
     Twice {
+        /// The argument's name.
+        argument: &'static str,
         /// Index of one.
         first: usize,
         /// Index of the other.
         index: usize,
-        /// The page both name.
-        page: PageId,
-        /// The token of the page.
-        token: u32,
+        /// What both name: `page * 64 + token`, or a foreign page.
+        value: u32,
     },
     /// A row's position is beyond the rotary table.
     #[error("positions[{index}] is {position}, the rotary table has {positions} positions")]
@@ -90,13 +103,7 @@ pub enum BackendError {
         /// The cache's.
         expected: u32,
     },
-    /// A head dimension whose dims cannot be paired.
-    #[error("head_dim of a rotary table is {head_dim}; it must be even and positive")]
-    OddHeadDim {
-        /// What it was.
-        head_dim: u32,
-    },
-    /// A number of [`AttentionParams`] is none to compute with.
+    /// A number is none to compute with.
     #[error("{name} is {value}; it must be {expected}")]
     Param {
         /// The parameter.
@@ -106,15 +113,13 @@ pub enum BackendError {
         /// What it may be.
         expected: &'static str,
     },
-    /// An import or an export does not fit the cache or the foreign one.
-    #[error(transparent)]
-    Paged(#[from] PagedError),
     /// The device cannot do it, or failed.
     #[error(transparent)]
     Device(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Checks the arguments of [`Backend::append`](super::Backend::append), pages of targets included.
+/// Checks the arguments of [`Backend::append`](super::Backend::append), pages of targets included, and with a
+/// `rotation` those of [`Backend::append_rotated`](super::Backend::append_rotated).
 ///
 /// # Errors
 /// [`BackendError`], naming the argument.
@@ -123,13 +128,19 @@ pub fn check_append(
     layer: u32,
     targets: &[AppendTarget],
     counters: Counters<'_>,
-    sources: [(DType, usize); 2],
+    rows: [Elements<'_>; 2],
+    rotation: Option<Rotation<'_>>,
 ) -> Result<(), BackendError> {
-    check_layer(shape, layer)?;
+    shape.check_layer(layer)?;
     let expected = targets.len() * shape.row_elements();
-    for (argument, (dtype, found)) in ["k", "v"].into_iter().zip(sources) {
-        check_dtype(shape, argument, dtype)?;
-        check_length(argument, found, expected, "[targets, kv_heads, head_dim]")?;
+    for (argument, rows) in ["k", "v"].into_iter().zip(rows) {
+        check_dtype(shape, argument, rows)?;
+        check_length(
+            argument,
+            rows.len(),
+            expected,
+            "[targets, kv_heads, head_dim]",
+        )?;
     }
     let mut places = Vec::with_capacity(targets.len());
     for (index, &target) in targets.iter().enumerate() {
@@ -140,13 +151,9 @@ pub fn check_append(
         check_page(shape, "targets", index, place)?;
         places.push(place);
     }
-    match named_twice(&places) {
-        Some([first, index]) => Err(BackendError::Twice {
-            first,
-            index,
-            page: places[index] / PAGE_TOKENS,
-            token: places[index] % PAGE_TOKENS,
-        }),
+    check_once("targets", &places)?;
+    match rotation {
+        Some(rotation) => rotation.check(shape, targets.len()),
         None => Ok(()),
     }
 }
@@ -163,66 +170,34 @@ pub fn check_moves(shape: &CacheShape, moves: &[TokenMove]) -> Result<(), Backen
     Ok(())
 }
 
-/// Checks the arguments of [`Backend::import`](super::Backend::import); `foreign` are types and lengths of K
-/// and V.
-///
-/// # Errors
-/// [`BackendError`], naming the argument.
-pub fn check_import(
-    shape: &CacheShape,
-    paged: PagedTokens<'_>,
-    foreign: [(DType, usize); 2],
-) -> Result<(), BackendError> {
-    let elements = check_foreign(shape, foreign)?;
-    let (layer, places) = (paged.layer, paged.places);
-    Ok(paged.table.check_import(shape, layer, places, elements)?)
-}
-
-/// Checks the arguments of [`Backend::export`](super::Backend::export); `foreign` are types and lengths of K
-/// and V.
-///
-/// # Errors
-/// [`BackendError`], naming the argument.
-pub fn check_export(
-    shape: &CacheShape,
-    paged: PagedTokens<'_>,
-    foreign: [(DType, usize); 2],
-) -> Result<(), BackendError> {
-    let elements = check_foreign(shape, foreign)?;
-    let (layer, places) = (paged.layer, paged.places);
-    Ok(paged.table.check_export(shape, layer, places, elements)?)
-}
-
-/// Elements of a foreign cache of the right type.
-fn check_foreign(
-    shape: &CacheShape,
-    foreign: [(DType, usize); 2],
-) -> Result<[usize; 2], BackendError> {
-    for (argument, (dtype, _)) in ["k", "v"].into_iter().zip(foreign) {
-        check_dtype(shape, argument, dtype)?;
-    }
-    Ok(foreign.map(|(_, elements)| elements))
-}
-
 /// Checks the arguments of [`Backend::attend`](super::Backend::attend). Whether the plan's pages exist is not part of
 /// it: it takes as long as to read the plan.
 ///
 /// # Errors
 /// [`BackendError`], naming the argument.
 pub fn check_attend(shape: &CacheShape, call: &Attend<'_>) -> Result<(), BackendError> {
-    check_layer(shape, call.layer)?;
-    check_dtype(shape, "q", call.q.dtype())?;
-    check_dtype(shape, "out", call.out.dtype())?;
+    shape.check_layer(call.layer)?;
     let heads = call.plan.queries() as usize * (call.plan.group_size() * shape.kv_heads) as usize;
     let elements = heads * shape.head_dim as usize;
-    check_length("q", call.q.len(), elements, "[queries, q_heads, head_dim]")?;
-    check_length(
-        "out",
-        call.out.len(),
-        elements,
-        "[queries, q_heads, head_dim]",
-    )?;
+    for (argument, rows) in [("q", call.q), ("out", call.out.as_elements())] {
+        check_dtype(shape, argument, rows)?;
+        check_length(
+            argument,
+            rows.len(),
+            elements,
+            "[queries, q_heads, head_dim]",
+        )?;
+    }
     if let Some(lse) = &call.lse {
+        let (found, expected) = (lse.dtype(), DType::F32);
+        if found != expected {
+            let argument = "lse";
+            return Err(BackendError::DType {
+                argument,
+                found,
+                expected,
+            });
+        }
         check_length("lse", lse.len(), heads, "[queries, q_heads]")?;
     }
     check_params(&call.params)
@@ -249,14 +224,7 @@ pub(crate) fn check_plan(
                     });
                 }
                 for (index, &page) in item.pages(segment).iter().enumerate() {
-                    if page >= shape.pages {
-                        return Err(BackendError::Page {
-                            argument: "plan",
-                            index,
-                            page,
-                            pages: shape.pages,
-                        });
-                    }
+                    in_pages("plan", index, page, "the cache", shape.pages as usize)?;
                 }
             }
         }
@@ -287,7 +255,7 @@ pub(crate) fn check_params(params: &AttentionParams) -> Result<(), BackendError>
 }
 
 /// `page * 64 + token` of a target; `None` for a counter that does not exist or counts no token.
-pub fn resolve(target: AppendTarget, counters: Counters<'_>) -> Option<u32> {
+pub(crate) fn resolve(target: AppendTarget, counters: Counters<'_>) -> Option<u32> {
     if target & APPEND_LIVE == 0 {
         return Some(target);
     }
@@ -297,20 +265,17 @@ pub fn resolve(target: AppendTarget, counters: Counters<'_>) -> Option<u32> {
     (page != NONE).then(|| page * PAGE_TOKENS + last % PAGE_TOKENS)
 }
 
-fn check_layer(shape: &CacheShape, layer: u32) -> Result<(), BackendError> {
-    let layers = shape.layers;
-    if layer >= layers {
-        return Err(BackendError::Layer { layer, layers });
-    }
-    Ok(())
+/// A slice in the host's memory, for a backend that has no other.
+pub(crate) fn on_host<T>(argument: &'static str, slice: Option<T>) -> Result<T, BackendError> {
+    slice.ok_or(BackendError::NotOnHost { argument })
 }
 
-pub(crate) fn check_dtype(
+pub(super) fn check_dtype(
     shape: &CacheShape,
     argument: &'static str,
-    found: DType,
+    elements: Elements<'_>,
 ) -> Result<(), BackendError> {
-    let expected = shape.dtype;
+    let (found, expected) = (elements.dtype(), shape.dtype);
     if found != expected {
         return Err(BackendError::DType {
             argument,
@@ -338,28 +303,60 @@ pub(crate) fn check_length(
     Ok(())
 }
 
-fn check_page(
+pub(super) fn check_page(
     shape: &CacheShape,
     argument: &'static str,
     index: usize,
     place: u32,
 ) -> Result<(), BackendError> {
-    let (page, pages) = (place / PAGE_TOKENS, shape.pages);
-    if page >= pages {
+    let (page, pages) = (place / PAGE_TOKENS, shape.pages as usize);
+    in_pages(argument, index, page, "the cache", pages)
+}
+
+pub(super) fn in_pages(
+    argument: &'static str,
+    index: usize,
+    page: PageId,
+    holder: &'static str,
+    pages: usize,
+) -> Result<(), BackendError> {
+    if page as usize >= pages {
         return Err(BackendError::Page {
             argument,
             index,
             page,
+            holder,
             pages,
         });
     }
     Ok(())
 }
 
+/// Whether no two of `numbers`, which say what is written, are equal.
+pub(super) fn check_once(argument: &'static str, numbers: &[u32]) -> Result<(), BackendError> {
+    if numbers.is_sorted_by(|before, after| before < after) {
+        return Ok(());
+    }
+    let mut order: Vec<usize> = (0..numbers.len()).collect();
+    order.sort_by_key(|&index| numbers[index]);
+    let equal = |pair: &&[usize]| numbers[pair[0]] == numbers[pair[1]];
+    match order.windows(2).find(equal) {
+        Some(pair) => Err(BackendError::Twice {
+            argument,
+            first: pair[0],
+            index: pair[1],
+            value: numbers[pair[1]],
+        }),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::PagePool;
+    use half::bf16;
+
+    use crate::cache::{KvElement, PagePool};
     use crate::plan::{Grouping, PlanConfig, Planner};
     use crate::tree::TokenForest;
 
@@ -377,14 +374,16 @@ mod tests {
             tail_pages: &[2],
         };
         let check = |targets: &[AppendTarget]| {
-            let sources = [(DType::Bf16, targets.len() * 64); 2];
-            check_append(&shape, 0, targets, counters, sources).map_err(|error| error.to_string())
+            let rows = vec![bf16::ZERO; targets.len() * 64];
+            let rows = [bf16::elements(&rows); 2];
+            check_append(&shape, 0, targets, counters, rows, None)
+                .map_err(|error| error.to_string())
         };
         assert_eq!(check(&[9, 3, APPEND_LIVE]), Ok(()));
         for twice in [[3, 9, 3], [APPEND_LIVE, 9, 2 * 64 + 5]] {
             let error = check(&twice).unwrap_err();
             assert!(
-                error.starts_with("targets[0] and targets[2] name the same token"),
+                error.starts_with("targets[0] and targets[2] both name"),
                 "{error}"
             );
         }

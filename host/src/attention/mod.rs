@@ -3,13 +3,15 @@
 mod backend;
 mod check;
 pub mod cpu;
+mod paged;
 mod rotary;
 
 pub use backend::{Attend, AttentionParams, Backend, Counters, PagedTokens};
 #[cfg(feature = "cuda")]
 pub(crate) use check::check_plan;
-pub use check::{
-    BackendError, check_append, check_attend, check_export, check_import, check_moves, resolve,
-};
+#[cfg(feature = "cuda")]
+pub(crate) use check::on_host;
+pub use check::{BackendError, check_append, check_attend, check_moves};
 pub(crate) use check::{check_length, check_params};
-pub use rotary::{RotaryTable, Rotation, check_append_rotated};
+pub use paged::{check_export, check_import};
+pub use rotary::{RotaryTable, Rotation};

@@ -1,11 +1,13 @@
 //! Rotary position embedding of keys on their way into the cache.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use kernels_gpu::abi::AppendTarget;
 use kernels_gpu::rotary::rotate;
 
 use super::check::{check_append, check_length};
 use super::{Backend, BackendError, Counters};
-use crate::cache::{CacheShape, DType, Elements, KvElement};
+use crate::cache::{CacheShape, Elements, KvElement};
 
 /// Cosines and sines of a rotary position embedding, both `[positions, head_dim / 2]`: column `i` is of
 /// the angle by which dims `i` and `i + head_dim / 2` of a key turn together.
@@ -15,18 +17,44 @@ use crate::cache::{CacheShape, DType, Elements, KvElement};
 /// their like) are other numbers in the same tables.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RotaryTable {
+    id: TableId,
     head_dim: u32,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
+/// Tells tables apart without reading them: a device that has one's copy need not look. Clones are the same table.
+#[derive(Clone, Copy, Debug)]
+struct TableId(
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "GPUs ask for it"))] u64,
+);
+
+impl TableId {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Tables are equal by their numbers.
+impl PartialEq for TableId {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
 impl RotaryTable {
+    /// Its number: a table of this number has these angles.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn id(&self) -> u64 {
+        self.id.0
+    }
+
     /// Angles `p * theta^(-2 i / head_dim)` for positions `p` below `positions` (RoFormer, section 3.2.2;
     /// there and in Llama 2 theta is 10000), computed in f64.
     ///
     /// # Errors
-    /// [`BackendError::OddHeadDim`] for an odd or no head dimension, [`BackendError::Param`] for a theta
-    /// that is not positive and finite.
+    /// [`BackendError::Param`] for an odd or no head dimension, or a theta that is not positive and finite.
     pub fn new(head_dim: u32, positions: u32, theta: f64) -> Result<Self, BackendError> {
         check_head_dim(head_dim)?;
         if !(theta.is_finite() && theta > 0.0) {
@@ -46,7 +74,7 @@ impl RotaryTable {
     /// dims as there are `frequencies`. So scaled embeddings are made.
     ///
     /// # Errors
-    /// [`BackendError::OddHeadDim`] for no frequencies.
+    /// [`BackendError::Param`] for no frequencies.
     pub fn from_frequencies(frequencies: &[f64], positions: u32) -> Result<Self, BackendError> {
         let head_dim = 2 * frequencies.len() as u32;
         check_head_dim(head_dim)?;
@@ -57,29 +85,16 @@ impl RotaryTable {
         let (cos, sin) = angles
             .map(|angle| (angle.cos() as f32, angle.sin() as f32))
             .unzip();
-        Ok(Self { head_dim, cos, sin })
+        Ok(Self {
+            id: TableId::next(),
+            head_dim,
+            cos,
+            sin,
+        })
     }
 
-    /// A model's own tables, both `[positions, head_dim / 2]`.
-    ///
-    /// # Errors
-    /// [`BackendError::OddHeadDim`] for an odd or no head dimension, [`BackendError::Length`] if `cos` is
-    /// not of whole rows or `sin` is not as long.
-    pub fn from_tables(head_dim: u32, cos: Vec<f32>, sin: Vec<f32>) -> Result<Self, BackendError> {
-        check_head_dim(head_dim)?;
-        let row = head_dim as usize / 2;
-        let whole = cos.len() / row * row;
-        check_length("cos", cos.len(), whole, "[positions, head_dim / 2]")?;
-        check_length("sin", sin.len(), whole, "[positions, head_dim / 2]")?;
-        Ok(Self { head_dim, cos, sin })
-    }
-
-    /// Elements of a head's key.
-    pub fn head_dim(&self) -> u32 {
-        self.head_dim
-    }
     /// Number of positions.
-    pub fn positions(&self) -> usize {
+    pub(crate) fn positions(&self) -> usize {
         self.cos.len() / self.row()
     }
     /// `[positions, head_dim / 2]`.
@@ -155,34 +170,27 @@ pub struct Rotation<'a> {
     pub positions: &'a [u32],
 }
 
-/// Checks the arguments of [`Backend::append_rotated`](super::Backend::append_rotated): those of
-/// [`check_append`], and the rotation.
-///
-/// # Errors
-/// [`BackendError`], naming the argument.
-pub fn check_append_rotated(
-    shape: &CacheShape,
-    layer: u32,
-    targets: &[AppendTarget],
-    counters: Counters<'_>,
-    sources: [(DType, usize); 2],
-    rotation: Rotation<'_>,
-) -> Result<(), BackendError> {
-    check_append(shape, layer, targets, counters, sources)?;
-    let Rotation { table, positions } = rotation;
-    if table.head_dim != shape.head_dim {
-        return Err(BackendError::RotaryHeadDim {
-            found: table.head_dim,
-            expected: shape.head_dim,
-        });
+impl Rotation<'_> {
+    /// Whether it has a position of its table for each of `targets` targets in a cache of `shape`.
+    pub(super) fn check(&self, shape: &CacheShape, targets: usize) -> Result<(), BackendError> {
+        if self.table.head_dim != shape.head_dim {
+            return Err(BackendError::RotaryHeadDim {
+                found: self.table.head_dim,
+                expected: shape.head_dim,
+            });
+        }
+        check_length("positions", self.positions.len(), targets, "[targets]")?;
+        self.table.check_positions(self.positions)
     }
-    check_length("positions", positions.len(), targets.len(), "[targets]")?;
-    table.check_positions(positions)
 }
 
 fn check_head_dim(head_dim: u32) -> Result<(), BackendError> {
     if head_dim == 0 || !head_dim.is_multiple_of(2) {
-        return Err(BackendError::OddHeadDim { head_dim });
+        return Err(BackendError::Param {
+            name: "head_dim of a rotary table",
+            value: head_dim as f32,
+            expected: "even and positive",
+        });
     }
     Ok(())
 }
@@ -196,8 +204,14 @@ pub(super) fn append_rotated<B: Backend + ?Sized>(
     [k, v]: [Elements<'_>; 2],
     rotation: Rotation<'_>,
 ) -> Result<(), BackendError> {
-    let sources = [k, v].map(|source| (source.dtype(), source.len()));
-    check_append_rotated(backend.shape(), layer, targets, counters, sources, rotation)?;
+    check_append(
+        backend.shape(),
+        layer,
+        targets,
+        counters,
+        [k, v],
+        Some(rotation),
+    )?;
     fn rotated<T: KvElement>(k: &[T], rotation: Rotation<'_>) -> Result<Vec<T>, BackendError> {
         let mut rows = k.to_vec();
         rotation.table.rotate(rotation.positions, &mut rows)?;
@@ -208,6 +222,8 @@ pub(super) fn append_rotated<B: Backend + ?Sized>(
         Elements::F16(k) => append(Elements::F16(&rotated(k, rotation)?)),
         Elements::Bf16(k) => append(Elements::Bf16(&rotated(k, rotation)?)),
         Elements::F32(k) => append(Elements::F32(&rotated(k, rotation)?)),
+        #[cfg(feature = "cuda")]
+        Elements::Device(_) => Err(BackendError::NotOnHost { argument: "k" }),
     }
 }
 
@@ -299,14 +315,6 @@ mod tests {
         assert_eq!(
             refused(RotaryTable::new(64, 1, -1.0)),
             "theta is -1; it must be positive and finite"
-        );
-        assert_eq!(
-            refused(RotaryTable::from_tables(4, vec![1.0; 5], vec![0.0; 4])),
-            "cos has 5 elements, [positions, head_dim / 2] takes 4"
-        );
-        assert_eq!(
-            refused(RotaryTable::from_tables(4, vec![1.0; 4], vec![0.0; 3])),
-            "sin has 3 elements, [positions, head_dim / 2] takes 4"
         );
         let table = RotaryTable::new(4, 10, 1e4).unwrap();
         let mut rows = [1.0_f32; 8];

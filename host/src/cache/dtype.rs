@@ -3,6 +3,9 @@
 use bytemuck::Pod;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
+#[cfg(feature = "cuda")]
+use crate::cuda::DeviceElements;
+
 /// Element type of a cache: of K and V as stored, of queries, and of outputs.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,18 +98,6 @@ macro_rules! kv_element {
                 ElementsMut::$variant(slice)
             }
         }
-
-        impl<'a> From<&'a [$type]> for Elements<'a> {
-            fn from(slice: &'a [$type]) -> Self {
-                Self::$variant(slice)
-            }
-        }
-
-        impl<'a> From<&'a mut [$type]> for ElementsMut<'a> {
-            fn from(slice: &'a mut [$type]) -> Self {
-                Self::$variant(slice)
-            }
-        }
     };
 }
 
@@ -145,6 +136,9 @@ pub enum Elements<'a> {
     Bf16(&'a [bf16]),
     /// Single precision.
     F32(&'a [f32]),
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Device(DeviceElements),
 }
 
 /// A mutable slice of one of the element types.
@@ -157,69 +151,102 @@ pub enum ElementsMut<'a> {
     Bf16(&'a mut [bf16]),
     /// Single precision.
     F32(&'a mut [f32]),
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Device(DeviceElements),
 }
 
-macro_rules! each_element {
-    ($enum:ident, $self:expr, $slice:ident => $body:expr) => {
-        match $self {
-            $enum::F16($slice) => $body,
-            $enum::Bf16($slice) => $body,
-            $enum::F32($slice) => $body,
-        }
-    };
-}
-
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "rows of a batch are never none"
+)]
 impl<'a> Elements<'a> {
+    /// Where the elements are, if that is a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) const fn on_device(&self) -> Option<DeviceElements> {
+        match self {
+            Self::Device(rows) => Some(*rows),
+            _ => None,
+        }
+    }
     /// Element type.
-    pub const fn dtype(&self) -> DType {
+    pub fn dtype(&self) -> DType {
         match self {
             Self::F16(_) => DType::F16,
             Self::Bf16(_) => DType::Bf16,
             Self::F32(_) => DType::F32,
+            #[cfg(feature = "cuda")]
+            Self::Device(rows) => rows.dtype,
         }
     }
     /// Number of elements.
-    pub const fn len(&self) -> usize {
-        each_element!(Elements, self, slice => slice.len())
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F16(slice) => slice.len(),
+            Self::Bf16(slice) => slice.len(),
+            Self::F32(slice) => slice.len(),
+            #[cfg(feature = "cuda")]
+            Self::Device(rows) => rows.len,
+        }
     }
-    /// Whether there are no elements.
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// The elements as they lie in the host's memory, if they are there.
+    pub fn bytes(&self) -> Option<&'a [u8]> {
+        Some(match self {
+            Self::F16(slice) => bytemuck::cast_slice(slice),
+            Self::Bf16(slice) => bytemuck::cast_slice(slice),
+            Self::F32(slice) => bytemuck::cast_slice(slice),
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => return None,
+        })
     }
-    /// The elements as they lie in memory.
-    pub fn bytes(&self) -> &'a [u8] {
-        each_element!(Elements, self, slice => bytemuck::cast_slice(slice))
-    }
-    /// The slice, if its elements are `T`.
+    /// The slice, if its elements are `T` in the host's memory.
     pub fn typed<T: KvElement>(&self) -> Option<&'a [T]> {
-        (self.dtype() == T::DTYPE).then(|| bytemuck::cast_slice(self.bytes()))
+        let bytes = self.bytes().filter(|_| self.dtype() == T::DTYPE);
+        bytes.map(bytemuck::cast_slice)
     }
 }
 
+#[expect(clippy::len_without_is_empty, reason = "as Elements")]
 impl<'a> ElementsMut<'a> {
-    /// Element type.
-    pub const fn dtype(&self) -> DType {
+    /// The elements to be read.
+    pub(crate) fn as_elements(&self) -> Elements<'_> {
         match self {
-            Self::F16(_) => DType::F16,
-            Self::Bf16(_) => DType::Bf16,
-            Self::F32(_) => DType::F32,
+            Self::F16(slice) => Elements::F16(slice),
+            Self::Bf16(slice) => Elements::Bf16(slice),
+            Self::F32(slice) => Elements::F32(slice),
+            #[cfg(feature = "cuda")]
+            Self::Device(rows) => Elements::Device(*rows),
         }
     }
+    /// Where the elements are, if that is a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device(&self) -> Option<DeviceElements> {
+        self.as_elements().on_device()
+    }
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.as_elements().dtype()
+    }
     /// Number of elements.
-    pub const fn len(&self) -> usize {
-        each_element!(ElementsMut, self, slice => slice.len())
+    pub fn len(&self) -> usize {
+        self.as_elements().len()
     }
-    /// Whether there are no elements.
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// The elements as they lie in the host's memory, if they are there.
+    pub fn into_bytes(self) -> Option<&'a mut [u8]> {
+        Some(match self {
+            Self::F16(slice) => bytemuck::cast_slice_mut(slice),
+            Self::Bf16(slice) => bytemuck::cast_slice_mut(slice),
+            Self::F32(slice) => bytemuck::cast_slice_mut(slice),
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => return None,
+        })
     }
-    /// The elements as they lie in memory.
-    pub fn into_bytes(self) -> &'a mut [u8] {
-        each_element!(ElementsMut, self, slice => bytemuck::cast_slice_mut(slice))
-    }
-    /// The slice, if its elements are `T`.
-    pub(crate) fn into_typed<T: KvElement>(self) -> Option<&'a mut [T]> {
-        (self.dtype() == T::DTYPE).then(|| bytemuck::cast_slice_mut(self.into_bytes()))
+    /// The slice, if its elements are `T` in the host's memory.
+    pub fn into_typed<T: KvElement>(self) -> Option<&'a mut [T]> {
+        if self.dtype() != T::DTYPE {
+            return None;
+        }
+        self.into_bytes().map(bytemuck::cast_slice_mut)
     }
 }
 
@@ -232,7 +259,7 @@ mod tests {
         let mut values = [bf16::from_f32(1.5), bf16::from_f32(-2.0)];
         let elements = bf16::elements(&values);
         assert_eq!((elements.dtype(), elements.len()), (DType::Bf16, 2));
-        assert_eq!(elements.bytes(), [0xc0, 0x3f, 0x00, 0xc0]);
+        assert_eq!(elements.bytes().unwrap(), [0xc0, 0x3f, 0x00, 0xc0]);
         assert_eq!(elements.typed::<bf16>(), Some(&values[..]));
         assert_eq!(elements.typed::<f16>(), None);
         bf16::elements_mut(&mut values)

@@ -7,11 +7,10 @@ mod shape;
 mod storage;
 
 pub use dtype::{DType, Elements, ElementsMut, KvElement};
-pub(crate) use paged::named_twice;
-pub use paged::{PagedError, PagedOrder, PagedTable};
+pub use paged::{PagedOrder, PagedTable};
 pub use pool::{PagePool, PoolError};
 pub use shape::{CacheShape, HEAD_DIMS, MAX_HEADS, ShapeError};
-pub use storage::HostPages;
+pub(crate) use storage::HostPages;
 
 /// Index of a page: [`kernels_gpu::abi::PAGE_TOKENS`] tokens, of every layer and KV head.
 pub type PageId = u32;

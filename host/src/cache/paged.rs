@@ -1,7 +1,5 @@
 //! Import from and export to the paged layouts that other engines keep.
 
-use kernels_gpu::abi::PAGE_TOKENS;
-
 use super::{CacheShape, HostPages, KvElement};
 
 /// Order of a foreign page's axes.
@@ -25,108 +23,7 @@ pub struct PagedTable<'a> {
     pub pages: &'a [u32],
 }
 
-/// Why an import or export was refused; nothing was written.
-#[non_exhaustive]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PagedError {
-    /// A page without tokens.
-    #[error("page_size is 0")]
-    PageSize,
-    /// The layer does not exist.
-    #[error("layer is {layer}, the cache has {layers}")]
-    Layer {
-        /// The layer asked for.
-        layer: u32,
-        /// Layers of the cache.
-        layers: u32,
-    },
-    /// The table has too few pages for the tokens.
-    #[error("{tokens} tokens take {expected} pages of {page_size}, the table has {found}")]
-    Table {
-        /// Tokens to move.
-        tokens: usize,
-        /// Tokens of a page.
-        page_size: u32,
-        /// Pages that takes.
-        expected: usize,
-        /// Pages of the table.
-        found: usize,
-    },
-    /// The table names a page beyond the foreign cache.
-    #[error("pages[{index}] is {page}, {argument} holds {pages} pages")]
-    Page {
-        /// The foreign slice, `k` or `v`.
-        argument: &'static str,
-        /// Index into the table.
-        index: usize,
-        /// The page named.
-        page: u32,
-        /// Whole pages that the foreign slice holds.
-        pages: usize,
-    },
-    /// What is written to is named twice.
-    #[error(
-        "{argument}[{first}] and {argument}[{index}] are both {value}; what is written is named once"
-    )]
-    Twice {
-        /// `places` of an import, `pages` of an export.
-        argument: &'static str,
-        /// Index of one.
-        first: usize,
-        /// Index of the other.
-        index: usize,
-        /// What both name.
-        value: u32,
-    },
-    /// A place is beyond this cache.
-    #[error("places[{index}] is in page {page}, the cache has {pages}")]
-    Place {
-        /// Index into the places.
-        index: usize,
-        /// The page it names.
-        page: u32,
-        /// Pages of the cache.
-        pages: u32,
-    },
-}
-
-/// Indices of two equal numbers, if there are any.
-pub(crate) fn named_twice(numbers: &[u32]) -> Option<[usize; 2]> {
-    if numbers.is_sorted_by(|before, after| before < after) {
-        return None;
-    }
-    let mut order: Vec<usize> = (0..numbers.len()).collect();
-    order.sort_by_key(|&index| numbers[index]);
-    let equal = |pair: &&[usize]| numbers[pair[0]] == numbers[pair[1]];
-    order.windows(2).find(equal).map(|pair| [pair[0], pair[1]])
-}
-
 impl PagedTable<'_> {
-    /// Checks what is copied into this cache: no place is named twice.
-    pub(crate) fn check_import(
-        &self,
-        shape: &CacheShape,
-        layer: u32,
-        places: &[u32],
-        foreign: [usize; 2],
-    ) -> Result<(), PagedError> {
-        self.check(shape, layer, places, foreign)?;
-        once("places", places)
-    }
-
-    /// Checks what is copied to the foreign cache: no page that is written is named twice.
-    pub(crate) fn check_export(
-        &self,
-        shape: &CacheShape,
-        layer: u32,
-        places: &[u32],
-        foreign: [usize; 2],
-    ) -> Result<(), PagedError> {
-        self.check(shape, layer, places, foreign)?;
-        let used = places.len().div_ceil(self.page_size as usize);
-        once("pages", &self.pages[..used])
-    }
-
     /// Element offset of `(token, kv_head)`'s first dim.
     pub(crate) fn offset(&self, shape: &CacheShape, token: usize, kv_head: u32) -> usize {
         let size = self.page_size as usize;
@@ -138,81 +35,20 @@ impl PagedTable<'_> {
         };
         row * shape.head_dim as usize
     }
-
-    fn check(
-        &self,
-        shape: &CacheShape,
-        layer: u32,
-        places: &[u32],
-        foreign: [usize; 2],
-    ) -> Result<(), PagedError> {
-        let layers = shape.layers;
-        if layer >= layers {
-            return Err(PagedError::Layer { layer, layers });
-        }
-        if self.page_size == 0 {
-            return Err(PagedError::PageSize);
-        }
-        let (tokens, page_size) = (places.len(), self.page_size);
-        let expected = tokens.div_ceil(page_size as usize);
-        let found = self.pages.len();
-        if found < expected {
-            return Err(PagedError::Table {
-                tokens,
-                page_size,
-                expected,
-                found,
-            });
-        }
-        for (argument, elements) in ["k", "v"].into_iter().zip(foreign) {
-            let pages = elements / shape.row_elements() / page_size as usize;
-            let mut used = self.pages[..expected].iter().enumerate();
-            if let Some((index, &page)) = used.find(|&(_, &page)| page as usize >= pages) {
-                return Err(PagedError::Page {
-                    argument,
-                    index,
-                    page,
-                    pages,
-                });
-            }
-        }
-        let pages = shape.pages;
-        let mut places = places.iter().map(|place| place / PAGE_TOKENS).enumerate();
-        match places.find(|&(_, page)| page >= pages) {
-            Some((index, page)) => Err(PagedError::Place { index, page, pages }),
-            None => Ok(()),
-        }
-    }
-}
-
-fn once(argument: &'static str, numbers: &[u32]) -> Result<(), PagedError> {
-    match named_twice(numbers) {
-        Some([first, index]) => Err(PagedError::Twice {
-            argument,
-            first,
-            index,
-            value: numbers[index],
-        }),
-        None => Ok(()),
-    }
 }
 
 impl<T: KvElement> HostPages<T> {
     /// Copies a foreign sequence's first tokens of one layer into this cache: token `i` to `places[i]`
     /// (`page * 64 + token`). `k` and `v` are whole foreign caches in the table's layout.
-    ///
-    /// # Errors
-    /// [`PagedError`], naming the argument.
-    pub fn import(
+    pub(crate) fn import(
         &mut self,
         layer: u32,
         places: &[u32],
         table: &PagedTable<'_>,
         k: &[T],
         v: &[T],
-    ) -> Result<(), PagedError> {
+    ) {
         let shape = *self.shape();
-        table.check_import(&shape, layer, places, [k.len(), v.len()])?;
         for (token, &place) in places.iter().enumerate() {
             for kv_head in 0..shape.kv_heads {
                 let begin = table.offset(&shape, token, kv_head);
@@ -220,24 +56,19 @@ impl<T: KvElement> HostPages<T> {
                 self.write_head(layer, place, kv_head, &k[row.clone()], &v[row]);
             }
         }
-        Ok(())
     }
 
     /// Copies tokens of one layer out to a foreign cache: `places[i]` to the sequence's token `i`. The
     /// rest of `k` and `v` stays as it is.
-    ///
-    /// # Errors
-    /// [`PagedError`], naming the argument.
-    pub fn export(
+    pub(crate) fn export(
         &self,
         layer: u32,
         places: &[u32],
         table: &PagedTable<'_>,
         k: &mut [T],
         v: &mut [T],
-    ) -> Result<(), PagedError> {
+    ) {
         let shape = *self.shape();
-        table.check_export(&shape, layer, places, [k.len(), v.len()])?;
         for (token, &place) in places.iter().enumerate() {
             for kv_head in 0..shape.kv_heads {
                 let begin = table.offset(&shape, token, kv_head);
@@ -245,7 +76,6 @@ impl<T: KvElement> HostPages<T> {
                 self.read_head(layer, place, kv_head, &mut k[row.clone()], &mut v[row]);
             }
         }
-        Ok(())
     }
 }
 
@@ -268,33 +98,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_may_be_named_once() {
-        let mut cache = HostPages::<f32>::new(SHAPE).unwrap();
-        let [mut k, mut v] = foreign(3, 2);
-        let table = PagedTable {
-            order: PagedOrder::Nhd,
-            page_size: 2,
-            pages: &[1, 2, 1],
-        };
-        let import = cache.import(0, &[7, 9, 7], &table, &k, &v).unwrap_err();
-        assert_eq!(
-            import.to_string(),
-            "places[0] and places[2] are both 7; what is written is named once"
-        );
-        let export = |count: usize, k: &mut [f32], v: &mut [f32]| {
-            cache.export(0, &[7, 9, 7, 8, 1][..count], &table, k, v)
-        };
-        assert!(
-            export(4, &mut k, &mut v).is_ok(),
-            "its third page is not used"
-        );
-        assert_eq!(
-            export(5, &mut k, &mut v).unwrap_err().to_string(),
-            "pages[0] and pages[2] are both 1; what is written is named once"
-        );
-    }
-
-    #[test]
     fn what_is_imported_is_exported_again() {
         for order in [PagedOrder::Nhd, PagedOrder::Hnd] {
             for (page_size, pages) in [(1, &[4, 0, 2][..]), (16, &[3, 1, 2]), (64, &[1, 0, 3])] {
@@ -308,12 +111,10 @@ mod tests {
                 };
                 let [k, v] = foreign(5, page_size);
                 let mut cache = HostPages::new(SHAPE).unwrap();
-                cache.import(1, &places, &table, &k, &v).unwrap();
+                cache.import(1, &places, &table, &k, &v);
                 let mut out_k = vec![0.0; k.len()];
                 let mut out_v = vec![0.0; v.len()];
-                cache
-                    .export(1, &places, &table, &mut out_k, &mut out_v)
-                    .unwrap();
+                cache.export(1, &places, &table, &mut out_k, &mut out_v);
                 for (out, source) in [(&out_k, &k), (&out_v, &v)] {
                     let written = out.iter().zip(source).filter(|(out, _)| **out != 0.0);
                     assert_eq!(written.clone().count(), tokens * SHAPE.row_elements());
@@ -338,41 +139,12 @@ mod tests {
             let [k, v] = foreign(3, 16);
             let mut cache = HostPages::new(SHAPE).unwrap();
             let places: Vec<u32> = (0..24).collect();
-            cache.import(0, &places, &table, &k, &v).unwrap();
+            cache.import(0, &places, &table, &k, &v);
             let mut rows = [(); 2].map(|()| vec![0.0; SHAPE.row_elements()]);
             let [read_k, read_v] = &mut rows;
             cache.read(0, 23, read_k, read_v);
             assert_eq!(read_k[dim..2 * dim], k[row * dim..][..dim]);
             assert_eq!(read_v[dim..2 * dim], v[row * dim..][..dim]);
         }
-    }
-
-    #[test]
-    fn arguments_out_of_range_are_named() {
-        let [k, v] = foreign(2, 16);
-        let mut cache = HostPages::new(SHAPE).unwrap();
-        let mut refuse = |layer, places: &[u32], page_size, pages: &[u32]| {
-            let table = PagedTable {
-                order: PagedOrder::Nhd,
-                page_size,
-                pages,
-            };
-            let import = cache.import(layer, places, &table, &k, &v).unwrap_err();
-            import.to_string()
-        };
-        assert_eq!(refuse(2, &[0], 16, &[0]), "layer is 2, the cache has 2");
-        assert_eq!(refuse(0, &[0], 0, &[0]), "page_size is 0");
-        assert_eq!(
-            refuse(0, &[0; 17], 16, &[0]),
-            "17 tokens take 2 pages of 16, the table has 1"
-        );
-        assert_eq!(
-            refuse(0, &[0; 17], 16, &[1, 2]),
-            "pages[1] is 2, k holds 2 pages"
-        );
-        assert_eq!(
-            refuse(0, &[0, 256], 16, &[0]),
-            "places[1] is in page 4, the cache has 4"
-        );
     }
 }

@@ -18,18 +18,12 @@ pub enum PoolError {
         /// Pages of the pool.
         capacity: u32,
     },
-    /// A pool needs a page at least.
-    #[error("pages is 0: a pool needs at least one")]
-    NoPages,
-    /// `page * 64 + token` has to fit an append target, beside its flag bit.
-    #[error("pages is {pages}, the limit is {}", PagePool::MAX_PAGES)]
-    TooManyPages {
+    /// A pool has a page at least, and `page * 64 + token` has to fit an append target, beside its flag bit.
+    #[error("pages is {pages}; it must be between 1 and {}", PagePool::MAX_PAGES)]
+    Pages {
         /// Pages asked for.
         pages: u64,
     },
-    /// A page takes memory.
-    #[error("page_bytes is 0")]
-    NoPageBytes,
     /// The memory given holds no page.
     #[error("capacity_bytes is {capacity_bytes}, but a page takes {page_bytes} bytes")]
     CapacityBelowPage {
@@ -38,37 +32,12 @@ pub enum PoolError {
         /// Bytes of a page, of all layers and KV heads.
         page_bytes: u64,
     },
-    /// The page is free or beyond the pool: nobody holds a reference to it.
-    #[error("page {page} is not in use (the pool has {capacity} pages)")]
-    PageNotInUse {
-        /// The page named.
-        page: PageId,
-        /// Pages of the pool.
-        capacity: u32,
-    },
-    /// A page's reference count is full.
-    #[error("page {page} has {} references, the limit", u32::MAX)]
-    TooManyReferences {
-        /// The page named.
-        page: PageId,
-    },
 }
 
-/// A fixed number of pages, each free or held by one or more references.
+/// A fixed number of pages, each free or held by the nodes of a [`TokenForest`](crate::tree::TokenForest) that have a
+/// token on it.
 ///
-/// `free + live = capacity` at all times. A call that fails has changed nothing.
-///
-/// ```
-/// let mut pool = deft::cache::PagePool::new(4)?;
-/// let pages = pool.allocate_many(3)?;
-/// assert_eq!((pool.live(), pool.free()), (3, 1));
-/// assert_eq!(
-///     pool.allocate_many(2).unwrap_err().to_string(),
-///     "out of pages: 2 wanted, 1 free of 4"
-/// );
-/// assert!(pool.release(pages[0])?);
-/// # Ok::<(), deft::cache::PoolError>(())
-/// ```
+/// `free + live = capacity` at all times. A page that came back last is the next to be taken.
 #[derive(Clone, Debug)]
 pub struct PagePool {
     capacity: u32,
@@ -85,17 +54,17 @@ impl PagePool {
     /// A pool of `pages` free pages.
     ///
     /// # Errors
-    /// [`PoolError::NoPages`], or [`PoolError::TooManyPages`] above [`PagePool::MAX_PAGES`].
+    /// [`PoolError::Pages`] for 0, or more than [`PagePool::MAX_PAGES`].
     pub fn new(pages: u32) -> Result<Self, PoolError> {
-        if pages == 0 {
-            return Err(PoolError::NoPages);
-        }
-        if pages > Self::MAX_PAGES {
-            let pages = u64::from(pages);
-            return Err(PoolError::TooManyPages { pages });
+        Self::with_pages(u64::from(pages))
+    }
+
+    fn with_pages(pages: u64) -> Result<Self, PoolError> {
+        if !(1..=u64::from(Self::MAX_PAGES)).contains(&pages) {
+            return Err(PoolError::Pages { pages });
         }
         Ok(Self {
-            capacity: pages,
+            capacity: pages as u32,
             references: Vec::new(),
             returned: Vec::new(),
         })
@@ -104,21 +73,18 @@ impl PagePool {
     /// As many pages as fit `capacity_bytes`, when a page of all layers and KV heads takes `page_bytes`.
     ///
     /// # Errors
-    /// [`PoolError::NoPageBytes`], [`PoolError::CapacityBelowPage`], or [`PoolError::TooManyPages`].
+    /// [`PoolError::CapacityBelowPage`], or [`PoolError::Pages`].
     pub(crate) fn with_capacity_bytes(
         capacity_bytes: u64,
         page_bytes: u64,
     ) -> Result<Self, PoolError> {
-        let pages = capacity_bytes
-            .checked_div(page_bytes)
-            .ok_or(PoolError::NoPageBytes)?;
-        if pages == 0 {
-            return Err(PoolError::CapacityBelowPage {
+        match capacity_bytes / page_bytes {
+            0 => Err(PoolError::CapacityBelowPage {
                 capacity_bytes,
                 page_bytes,
-            });
+            }),
+            pages => Self::with_pages(pages),
         }
-        Self::new(u32::try_from(pages).map_err(|_| PoolError::TooManyPages { pages })?)
     }
 
     /// Pages of the pool.
@@ -174,50 +140,34 @@ impl PagePool {
     ///
     /// # Errors
     /// [`PoolError::OutOfPages`].
-    pub fn allocate_many(&mut self, count: u32) -> Result<Vec<PageId>, PoolError> {
+    pub(crate) fn allocate_many(&mut self, count: u32) -> Result<Vec<PageId>, PoolError> {
         self.check_free(u64::from(count))?;
         (0..count).map(|_| self.allocate()).collect()
     }
 
-    /// Adds a reference to a page in use.
-    ///
-    /// # Errors
-    /// [`PoolError::PageNotInUse`], or [`PoolError::TooManyReferences`].
-    pub(crate) fn retain(&mut self, page: PageId) -> Result<(), PoolError> {
-        let references = self.references_mut(page)?;
-        *references = references
-            .checked_add(1)
-            .ok_or(PoolError::TooManyReferences { page })?;
-        Ok(())
+    /// Adds a reference to a page in use. A page has no more of them than a forest has nodes.
+    pub(crate) fn retain(&mut self, page: PageId) {
+        debug_assert!(self.references(page) > 0, "page {page} is not in use");
+        self.references[page as usize] += 1;
     }
 
     /// Drops a reference to a page in use; `true` if it was the last and the page is free now.
-    ///
-    /// # Errors
-    /// [`PoolError::PageNotInUse`].
-    pub fn release(&mut self, page: PageId) -> Result<bool, PoolError> {
-        let references = self.references_mut(page)?;
+    pub(crate) fn release(&mut self, page: PageId) -> bool {
+        debug_assert!(self.references(page) > 0, "page {page} is not in use");
+        let references = &mut self.references[page as usize];
         *references -= 1;
         let last = *references == 0;
         if last {
             self.returned.push(page);
         }
-        Ok(last)
-    }
-
-    fn references_mut(&mut self, page: PageId) -> Result<&mut u32, PoolError> {
-        let capacity = self.capacity;
-        self.references
-            .get_mut(page as usize)
-            .filter(|references| **references > 0)
-            .ok_or(PoolError::PageNotInUse { page, capacity })
+        last
     }
 
     /// Checks every counter against a count from scratch, where debug assertions are on.
     ///
     /// # Panics
     /// If the bookkeeping is broken: a bug of this crate.
-    pub fn debug_assert_invariants(&self) {
+    pub(crate) fn debug_assert_invariants(&self) {
         if !cfg!(debug_assertions) {
             return;
         }
@@ -246,22 +196,18 @@ mod tests {
     #[test]
     fn sizes_out_of_range_are_named() {
         let error = |bytes, page| PagePool::with_capacity_bytes(bytes, page).unwrap_err();
-        assert_eq!(PagePool::new(0).unwrap_err(), PoolError::NoPages);
-        assert_eq!(error(10, 0), PoolError::NoPageBytes);
+        assert_eq!(PagePool::new(0).unwrap_err(), PoolError::Pages { pages: 0 });
         assert_eq!(
             error(10, 11).to_string(),
             "capacity_bytes is 10, but a page takes 11 bytes"
         );
-        assert_eq!(
-            error(u64::MAX, 1),
-            PoolError::TooManyPages { pages: u64::MAX }
-        );
+        assert_eq!(error(u64::MAX, 1), PoolError::Pages { pages: u64::MAX });
         assert!(PagePool::new(PagePool::MAX_PAGES).is_ok());
         assert_eq!(
             PagePool::new(PagePool::MAX_PAGES + 1)
                 .unwrap_err()
                 .to_string(),
-            "pages is 33554433, the limit is 33554432"
+            "pages is 33554433; it must be between 1 and 33554432"
         );
     }
 
@@ -269,19 +215,11 @@ mod tests {
     fn a_page_returns_with_its_last_reference() {
         let mut pool = PagePool::new(2).unwrap();
         let page = pool.allocate().unwrap();
-        pool.retain(page).unwrap();
-        assert!(!pool.release(page).unwrap());
-        assert!(pool.release(page).unwrap());
-        let free = PoolError::PageNotInUse { page, capacity: 2 };
-        assert_eq!(pool.release(page), Err(free));
-        assert_eq!(pool.retain(page), Err(free));
-        assert_eq!(
-            pool.retain(7),
-            Err(PoolError::PageNotInUse {
-                page: 7,
-                capacity: 2
-            })
-        );
+        pool.retain(page);
+        assert!(!pool.release(page));
+        assert_eq!((pool.live(), pool.references(page)), (1, 1));
+        assert!(pool.release(page));
+        assert_eq!((pool.live(), pool.references(page)), (0, 0));
         pool.debug_assert_invariants();
     }
 
@@ -299,7 +237,7 @@ mod tests {
         );
         assert_eq!(pool.free(), 2);
         for page in held {
-            pool.release(page).unwrap();
+            pool.release(page);
         }
         let all = pool.allocate_many(5).unwrap();
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();

@@ -25,7 +25,7 @@ pub struct CacheShape {
     pub pages: u32,
 }
 
-/// Why a [`CacheShape`] is none.
+/// Why a [`CacheShape`] is none, or has no such part.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShapeError {
@@ -59,13 +59,13 @@ pub enum ShapeError {
         /// Bytes of all pages.
         bytes: u64,
     },
-    /// Storage of one element type was asked to hold another.
-    #[error("the shape's elements are {found}, these pages hold {expected}")]
-    Element {
-        /// What the storage holds.
-        expected: DType,
-        /// What the shape says.
-        found: DType,
+    /// There is no such layer.
+    #[error("layer is {layer}, the cache has {layers}")]
+    Layer {
+        /// The layer asked for.
+        layer: u32,
+        /// Layers of the cache.
+        layers: u32,
     },
 }
 
@@ -74,7 +74,7 @@ impl CacheShape {
     ///
     /// # Errors
     /// [`ShapeError`], naming the dimension.
-    pub fn validate(&self) -> Result<(), ShapeError> {
+    pub(crate) fn validate(&self) -> Result<(), ShapeError> {
         self.validate_page()?;
         let max = u64::from(super::PagePool::MAX_PAGES);
         in_range("pages", u64::from(self.pages), max)?;
@@ -88,11 +88,16 @@ impl CacheShape {
         }
     }
 
-    /// As [`CacheShape::validate`], but for the number of pages.
-    ///
-    /// # Errors
-    /// [`ShapeError`], naming the dimension.
-    pub(crate) fn validate_page(&self) -> Result<(), ShapeError> {
+    /// Whether there is a layer `layer`.
+    pub(crate) fn check_layer(&self, layer: u32) -> Result<(), ShapeError> {
+        let layers = self.layers;
+        match layer < layers {
+            true => Ok(()),
+            false => Err(ShapeError::Layer { layer, layers }),
+        }
+    }
+
+    fn validate_page(&self) -> Result<(), ShapeError> {
         let max = u64::from(MAX_HEADS);
         in_range("layers", u64::from(self.layers), max)?;
         in_range("kv_heads", u64::from(self.kv_heads), max)?;
@@ -103,17 +108,14 @@ impl CacheShape {
         Ok(())
     }
 
-    /// Bytes of a page: K and V of [`PAGE_TOKENS`] tokens, all layers and KV heads; `u64::MAX` for a shape that
-    /// [`CacheShape::validate`] refuses and that has more.
+    /// Bytes of a page: K and V of [`PAGE_TOKENS`] tokens, all layers and KV heads; `u64::MAX` for a shape that is
+    /// refused and that has more.
     pub const fn page_bytes(&self) -> u64 {
-        self.token_bytes().saturating_mul(PAGE_TOKENS as u64)
-    }
-
-    /// Bytes of a token: K and V, all layers and KV heads; `u64::MAX` as for a page.
-    pub const fn token_bytes(&self) -> u64 {
         let row = self.head_dim as u64 * self.kv_heads as u64;
         let elements = row.saturating_mul(2 * self.layers as u64);
-        elements.saturating_mul(self.dtype.bytes() as u64)
+        elements
+            .saturating_mul(self.dtype.bytes() as u64)
+            .saturating_mul(PAGE_TOKENS as u64)
     }
 
     /// Elements of a layer's plane: all pages and KV heads.

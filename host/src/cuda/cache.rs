@@ -12,7 +12,7 @@ use super::{
 };
 use crate::attention::AttentionParams;
 use crate::cache::{CacheShape, DType};
-use crate::plan::{CostModel, Grouping, PlanConfig};
+use crate::plan::{CostModel, Grouping, PlanConfig, shares_for};
 
 /// Device pointers of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +40,8 @@ pub struct CudaCache {
 }
 
 impl CudaCache {
-    /// Sets pages and `slots` counters (nodes that may be alive at once) aside, zeroed, so that stale
-    /// memory is never a NaN, and compiles the attention kernels.
+    /// Sets pages and `slots` counters (nodes that may be alive at once) aside, zeroed, so that V in
+    /// them is finite as it is when kernels have written it, and compiles the attention kernels.
     ///
     /// # Errors
     /// [`CudaError::Shape`], [`CudaError::DType`] for f32, [`CudaError::OutOfMemory`], and those of
@@ -169,7 +169,7 @@ impl CudaCache {
     /// device's primary context.
     ///
     /// # Errors
-    /// [`CudaError::NoSuchLayer`], [`CudaError::Launch`].
+    /// [`CudaError::Shape`], [`CudaError::Launch`].
     pub unsafe fn append(
         &self,
         layer: u32,
@@ -189,7 +189,7 @@ impl CudaCache {
     /// the work is done, the tables are 16-byte aligned, and every position is one of theirs.
     ///
     /// # Errors
-    /// [`CudaError::NoSuchLayer`], [`CudaError::Launch`].
+    /// [`CudaError::Shape`], [`CudaError::Launch`].
     pub unsafe fn append_rotated(
         &self,
         layer: u32,
@@ -248,7 +248,7 @@ impl CudaCache {
     /// How to plan for this cache: as many shares as fill the device, items that the kernels have room for.
     pub fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
         let shape = &self.shape;
-        let shares = (self.device.multiprocessors() / shape.kv_heads).max(1);
+        let shares = shares_for(self.device.multiprocessors(), shape.kv_heads);
         let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, shares);
         config.max_rows = max_rows(shape.head_dim);
         config.element_bytes = shape.dtype.bytes() as u32;
@@ -264,12 +264,6 @@ impl CudaCache {
         CudaPlan::new(&self.device, &self.shape, capacity, group_size)
     }
 
-    /// Bytes that [`CudaCache::reserve`] takes for partial results.
-    pub fn workspace_bytes(&self, capacity: &PlanCapacity, group_size: u32) -> usize {
-        let rows = capacity.partial_slots as usize * group_size as usize;
-        rows * self.shape.kv_heads as usize * (self.shape.head_dim as usize + 1) * size_of::<f32>()
-    }
-
     /// Enqueues attention of one layer: the plan's queries over their pages. Allocates nothing and copies
     /// nothing, so it can be captured; a graph captured here stays right for every plan that is put in
     /// `plan`'s place by [`CudaPlan::update`].
@@ -282,7 +276,7 @@ impl CudaCache {
     /// - The plan's pages and length counters are the cache's.
     ///
     /// # Errors
-    /// [`CudaError::NoSuchLayer`], [`CudaError::PlanShape`] for a plan reserved by a cache of other heads,
+    /// [`CudaError::Shape`], [`CudaError::PlanShape`] for a plan reserved by a cache of other heads,
     /// [`CudaError::PlanMixed`], [`CudaError::Launch`].
     pub unsafe fn attend(
         &self,
@@ -292,15 +286,17 @@ impl CudaCache {
         params: &AttentionParams,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        // SAFETY: the caller's.
+        // SAFETY: the caller's; the merge's pointers are those of attention.
         unsafe {
             self.attend_partial(layer, plan, buffers, params, stream)?;
-            self.merge(plan, buffers, stream)
+            let pointers = self.pointers(plan, buffers)?;
+            self.kernels
+                .merge(&plan.images, plan.group_size, &pointers, stream)
         }
     }
 
-    /// The first half of [`CudaCache::attend`]: rows that one work item has alone go to `buffers`, those
-    /// that several share to the plan's partial results.
+    /// [`CudaCache::attend`] without its merge, to be timed alone: rows that one work item has alone go to `buffers`,
+    /// those that several share to the plan's partial results.
     ///
     /// # Safety
     /// As [`CudaCache::attend`].
@@ -327,28 +323,6 @@ impl CudaCache {
         }
     }
 
-    /// The second half of [`CudaCache::attend`]: merges partial results into `buffers`, in an order that
-    /// the plan fixes.
-    ///
-    /// # Safety
-    /// As [`CudaCache::attend`].
-    ///
-    /// # Errors
-    /// As [`CudaCache::attend`].
-    pub unsafe fn merge(
-        &self,
-        plan: &CudaPlan,
-        buffers: &AttendBuffers,
-        stream: RawStream,
-    ) -> Result<(), CudaError> {
-        let pointers = self.pointers(plan, buffers)?;
-        // SAFETY: as in `attend_partial`.
-        unsafe {
-            self.kernels
-                .merge(&plan.images, plan.group_size, &pointers, stream)
-        }
-    }
-
     fn pointers(
         &self,
         plan: &CudaPlan,
@@ -369,19 +343,14 @@ impl CudaCache {
     /// Where `layer`'s pages and the counters are, for kernels of one's own.
     ///
     /// # Errors
-    /// [`CudaError::NoSuchLayer`].
+    /// [`CudaError::Shape`].
     pub fn layer_pointers(&self, layer: u32) -> Result<CachePointers, CudaError> {
         Ok(self.cache_pointers(self.plane(layer)?))
     }
 
     /// Where a layer's pages begin.
     fn plane(&self, layer: u32) -> Result<DevicePtr, CudaError> {
-        if layer >= self.shape.layers {
-            return Err(CudaError::NoSuchLayer {
-                layer,
-                layers: self.shape.layers,
-            });
-        }
+        self.shape.check_layer(layer)?;
         Ok(self
             .pool
             .at(layer as usize * self.shape.plane_elements() as usize))

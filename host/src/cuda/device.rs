@@ -149,7 +149,7 @@ impl CudaDevice {
     ///
     /// # Errors
     /// [`CudaError::NoDevice`] without a driver, [`CudaError::Driver`].
-    pub fn count() -> Result<u32, CudaError> {
+    pub(crate) fn count() -> Result<u32, CudaError> {
         sys::open().map_err(|reason| CudaError::NoDevice {
             reason: reason.to_owned(),
         })?;
@@ -184,17 +184,13 @@ impl CudaDevice {
     pub fn multiprocessors(&self) -> u32 {
         self.inner.properties.multiprocessors
     }
-    /// Size of the L2 cache in bytes.
-    pub fn l2_bytes(&self) -> usize {
-        self.inner.properties.l2_bytes
-    }
     /// Most shared memory a block may ask for, in bytes.
-    pub fn shared_per_block(&self) -> u32 {
+    pub(super) fn shared_per_block(&self) -> u32 {
         self.inner.properties.shared_per_block
     }
-    /// Newest CUDA version the driver serves: 1000 x major + 10 x minor.
-    pub fn driver_version(&self) -> i32 {
-        self.inner.properties.driver
+    /// Newest CUDA version the driver serves: `12.8`.
+    pub fn driver_version(&self) -> String {
+        version(self.inner.properties.driver)
     }
     /// Name, capability, multiprocessors, memory and driver in one line.
     pub fn describe(&self) -> String {
@@ -204,7 +200,7 @@ impl CudaDevice {
             self.inner.properties.name,
             self.inner.properties.multiprocessors,
             self.inner.properties.total_memory >> 20,
-            version(self.inner.properties.driver),
+            self.driver_version(),
         )
     }
 
@@ -212,7 +208,7 @@ impl CudaDevice {
     ///
     /// # Errors
     /// [`CudaError::Driver`].
-    pub fn memory_info(&self) -> Result<(usize, usize), CudaError> {
+    pub(super) fn memory_info(&self) -> Result<(usize, usize), CudaError> {
         let _current = self.activate()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: both are valid places for a size_t, and a context is current.
@@ -222,8 +218,7 @@ impl CudaDevice {
         Ok((free, total))
     }
 
-    /// Where this device's kernels come from; a PTX file can take the embedded one's place.
-    pub fn modules(&self) -> &ModuleTable {
+    pub(super) fn modules(&self) -> &ModuleTable {
         &self.inner.modules
     }
 
@@ -294,7 +289,6 @@ struct Properties {
     name: String,
     capability: (i32, i32),
     multiprocessors: u32,
-    l2_bytes: usize,
     shared_per_block: u32,
     total_memory: usize,
     /// Newest CUDA version the driver serves.
@@ -333,7 +327,6 @@ impl Properties {
                 attribute(sys::DEVICE_CAPABILITY_MINOR)?,
             ),
             multiprocessors: attribute(sys::DEVICE_MULTIPROCESSORS)? as u32,
-            l2_bytes: attribute(sys::DEVICE_L2_BYTES)? as usize,
             shared_per_block: attribute(sys::DEVICE_SHARED_PER_BLOCK)? as u32,
             total_memory,
             driver,

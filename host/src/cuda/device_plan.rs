@@ -134,12 +134,21 @@ impl CudaPlan {
         Ok(bytes)
     }
 
+    /// Bytes of device memory that it takes, partial results included.
+    pub fn bytes(&self) -> usize {
+        let capacity = self.capacity();
+        let words = capacity.shares as usize * capacity.stride_words as usize
+            + 2 * capacity.masks
+            + 4 * capacity.merge_rows
+            + capacity.merge_slots;
+        4 * (words + self.partial_o.len() + self.partial_lse.len())
+    }
     /// The room set aside.
     pub fn capacity(&self) -> &PlanCapacity {
         self.images.capacity()
     }
     /// Query heads a KV head that it was set aside for.
-    pub fn group_size(&self) -> u32 {
+    pub(crate) fn group_size(&self) -> u32 {
         self.group_size
     }
 

@@ -161,12 +161,9 @@ pub enum CudaError {
         /// What there is room for.
         capacity: usize,
     },
-    /// A dimension of the cache is out of range.
+    /// A dimension of the cache is out of range, or there is no such layer.
     #[error(transparent)]
     Shape(#[from] crate::cache::ShapeError),
-    /// A foreign paged cache is described wrongly.
-    #[error(transparent)]
-    Paged(#[from] crate::cache::PagedError),
     /// There are no kernels for this element type.
     #[error("the CUDA kernels store bf16 and f16; {dtype} runs on the CPU")]
     DType {
@@ -208,14 +205,6 @@ pub enum CudaError {
         got: u32,
         /// Most allowed.
         max: u32,
-    },
-    /// There are fewer layers.
-    #[error("layer is {layer}; the cache has {layers} layers")]
-    NoSuchLayer {
-        /// The layer asked for.
-        layer: u32,
-        /// Layers of the cache.
-        layers: u32,
     },
 }
 

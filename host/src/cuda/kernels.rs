@@ -65,15 +65,31 @@ impl AttentionKernels {
         params: &AttentionParams,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let plan = PlanArguments::of(plan, group);
+        let (at, capacity) = (pointers, plan.capacity());
         let launch = Launch {
-            grid: [plan.shares, self.kv_heads, 1],
+            grid: [capacity.shares, self.kv_heads, 1],
             overlaps_predecessor: false,
         };
-        let arguments = attend_arguments(pointers, &plan, self.kv_heads, params);
+        let arguments = ptx::Attend {
+            q: at.q.0,
+            pool: at.pool.0,
+            programs: plan.words.pointer().0,
+            masks: plan.masks.pointer().0,
+            lengths: at.lengths.0,
+            out: at.out.0,
+            lse: at.lse.0,
+            partial_o: at.partial_o.0,
+            partial_lse: at.partial_lse.0,
+            stride: capacity.stride_words,
+            kv_heads: self.kv_heads,
+            group,
+            partial_slots: capacity.partial_slots,
+            scale_log2: params.scale * std::f32::consts::LOG2_E,
+            soft_cap: params.soft_cap.unwrap_or(0.0),
+        };
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the caller
         // vouches for the memory and the stream, the plan for its buffers.
-        unsafe { self.attend.launch(launch, arguments.into(), stream) }
+        unsafe { self.attend.launch(launch, arguments, stream) }
     }
 
     /// Enqueues the merge of what [`Self::attend`] left, if the plan may leave anything.
@@ -87,91 +103,32 @@ impl AttentionKernels {
         pointers: &AttendPointers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let plan = PlanArguments::of(plan, group);
+        let (at, capacity) = (pointers, plan.capacity());
+        let rows = capacity.merge_rows as u32;
         let launch = Launch {
-            grid: [merge_blocks(&plan, self.kv_heads), 1, 1],
+            grid: [merge_blocks(rows * group * self.kv_heads), 1, 1],
             overlaps_predecessor: true,
         };
-        let arguments = merge_arguments(pointers, &plan, self.kv_heads);
-        // SAFETY: as in `attend`.
-        unsafe { self.merge.launch(launch, arguments.into(), stream) }
-    }
-}
-
-/// What a launch takes from a plan: addresses and strides that hold for every plan put there.
-#[derive(Clone, Copy, Debug, Default)]
-struct PlanArguments {
-    words: DevicePtr,
-    masks: DevicePtr,
-    merge_rows: DevicePtr,
-    merge_slots: DevicePtr,
-    stride_words: u32,
-    shares: u32,
-    rows: u32,
-    partial_slots: u32,
-    group: u32,
-}
-
-impl PlanArguments {
-    fn of(plan: &PlanImages, group: u32) -> Self {
-        let capacity = plan.capacity();
-        Self {
-            words: plan.words.pointer(),
-            masks: plan.masks.pointer(),
-            merge_rows: plan.merge_rows.pointer(),
-            merge_slots: plan.merge_slots.pointer(),
-            stride_words: capacity.stride_words,
-            shares: capacity.shares,
-            rows: capacity.merge_rows as u32,
+        let arguments = ptx::Merge {
+            partial_o: at.partial_o.0,
+            partial_lse: at.partial_lse.0,
+            rows: plan.merge_rows.pointer().0,
+            slots: plan.merge_slots.pointer().0,
+            out: at.out.0,
+            lse: at.lse.0,
+            row_count: rows,
             partial_slots: capacity.partial_slots,
+            kv_heads: self.kv_heads,
             group,
-        }
+        };
+        // SAFETY: as in `attend`.
+        unsafe { self.merge.launch(launch, arguments, stream) }
     }
 }
 
-/// Blocks of the merge launch: a warp a merge row and query head.
-fn merge_blocks(plan: &PlanArguments, kv_heads: u32) -> u32 {
-    (plan.rows * plan.group * kv_heads).div_ceil(MERGE_WARPS)
-}
-
-fn attend_arguments(
-    at: &AttendPointers,
-    plan: &PlanArguments,
-    kv_heads: u32,
-    params: &AttentionParams,
-) -> ptx::Attend {
-    ptx::Attend {
-        q: at.q.0,
-        pool: at.pool.0,
-        programs: plan.words.0,
-        masks: plan.masks.0,
-        lengths: at.lengths.0,
-        out: at.out.0,
-        lse: at.lse.0,
-        partial_o: at.partial_o.0,
-        partial_lse: at.partial_lse.0,
-        stride: plan.stride_words,
-        kv_heads,
-        group: plan.group,
-        partial_slots: plan.partial_slots,
-        scale_log2: params.scale * std::f32::consts::LOG2_E,
-        soft_cap: params.soft_cap.unwrap_or(0.0),
-    }
-}
-
-fn merge_arguments(at: &AttendPointers, plan: &PlanArguments, kv_heads: u32) -> ptx::Merge {
-    ptx::Merge {
-        partial_o: at.partial_o.0,
-        partial_lse: at.partial_lse.0,
-        rows: plan.merge_rows.0,
-        slots: plan.merge_slots.0,
-        out: at.out.0,
-        lse: at.lse.0,
-        row_count: plan.rows,
-        partial_slots: plan.partial_slots,
-        kv_heads,
-        group: plan.group,
-    }
+/// Blocks of the merge launch: a warp for each of `warps` merge rows and query heads.
+fn merge_blocks(warps: u32) -> u32 {
+    warps.div_ceil(MERGE_WARPS)
 }
 
 #[cfg(test)]
@@ -190,12 +147,7 @@ mod tests {
 
     #[test]
     fn a_merge_has_a_warp_for_every_row_and_query_head() {
-        let plan = PlanArguments {
-            rows: 3,
-            group: 7,
-            ..PlanArguments::default()
-        };
-        assert_eq!(merge_blocks(&plan, 2), 11);
-        assert_eq!(merge_blocks(&PlanArguments::default(), 2), 0);
+        assert_eq!(merge_blocks(3 * 7 * 2), 11);
+        assert_eq!(merge_blocks(0), 0);
     }
 }

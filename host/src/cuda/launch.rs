@@ -2,89 +2,14 @@
 
 use std::ffi::c_void;
 
-use kernels_gpu::ptx;
+use kernels_gpu::ptx::Arguments;
 
 use super::error::{check, reason};
 use super::sys;
-use super::{CudaDevice, CudaError, DevicePtr, RawStream};
+use super::{CudaDevice, CudaError, RawStream};
 
-/// Most arguments any of our kernels takes.
+/// Most arguments a kernel may take.
 const MAX_ARGUMENTS: usize = 24;
-
-/// A kernel's arguments, in order. The driver reads as many bytes of each as the kernel declares, so a
-/// slot of eight holds any of them.
-#[derive(Clone, Debug, Default)]
-pub struct Arguments {
-    slots: [u64; MAX_ARGUMENTS],
-    bytes: [u8; MAX_ARGUMENTS],
-    len: usize,
-}
-
-impl Arguments {
-    fn push(mut self, bits: u64, bytes: u8) -> Self {
-        assert!(
-            self.len < MAX_ARGUMENTS,
-            "a kernel takes at most {MAX_ARGUMENTS} arguments"
-        );
-        self.slots[self.len] = bits;
-        self.bytes[self.len] = bytes;
-        self.len += 1;
-        self
-    }
-    /// Adds an address.
-    ///
-    /// # Panics
-    /// With more than 24 arguments.
-    #[must_use]
-    pub fn pointer(self, pointer: DevicePtr) -> Self {
-        self.push(pointer.0, 8)
-    }
-    /// Adds a 32-bit integer.
-    ///
-    /// # Panics
-    /// With more than 24 arguments.
-    #[must_use]
-    pub fn word(self, word: u32) -> Self {
-        self.push(u64::from(word), 4)
-    }
-    /// Adds a 64-bit integer.
-    ///
-    /// # Panics
-    /// With more than 24 arguments.
-    #[must_use]
-    pub fn long(self, long: u64) -> Self {
-        self.push(long, 8)
-    }
-    /// Adds an f32.
-    ///
-    /// # Panics
-    /// With more than 24 arguments.
-    #[must_use]
-    pub fn float(self, float: f32) -> Self {
-        self.push(u64::from(float.to_bits()), 4)
-    }
-    /// Bytes of each argument, to be compared with what the kernel declares.
-    pub fn sizes(&self) -> Vec<u32> {
-        self.bytes[..self.len]
-            .iter()
-            .map(|&b| u32::from(b))
-            .collect()
-    }
-    fn pointers(&mut self) -> [*mut c_void; MAX_ARGUMENTS] {
-        std::array::from_fn(|index| (&raw mut self.slots[index]).cast())
-    }
-}
-
-impl<A: ptx::Arguments> From<A> for Arguments {
-    /// A kernel's record, in the kernel's order.
-    fn from(record: A) -> Self {
-        let bits = record.bits();
-        let pairs = bits.as_ref().iter().zip(A::BYTES);
-        pairs.fold(Self::default(), |arguments, (&bits, &bytes)| {
-            arguments.push(bits, bytes as u8)
-        })
-    }
-}
 
 /// A loaded kernel. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -168,17 +93,21 @@ impl Kernel {
     ///
     /// # Errors
     /// [`CudaError::Launch`].
+    ///
+    /// # Panics
+    /// With more than 24 arguments.
     pub unsafe fn launch(
         &self,
         launch: Launch,
-        mut arguments: Arguments,
+        arguments: impl Arguments,
         stream: RawStream,
     ) -> Result<(), CudaError> {
         if launch.grid.contains(&0) {
             return Ok(());
         }
         let _current = self.device.activate()?;
-        let mut pointers = arguments.pointers();
+        let bits = arguments.bits();
+        let mut pointers = pointers(bits.as_ref());
         let mut value = [0; 8];
         value[0] = 1;
         let attribute = sys::LaunchAttribute {
@@ -228,7 +157,7 @@ impl Kernel {
     pub unsafe fn launch_threads(
         &self,
         threads: u64,
-        arguments: Arguments,
+        arguments: impl Arguments,
         stream: RawStream,
     ) -> Result<(), CudaError> {
         let blocks = threads.div_ceil(u64::from(self.threads));
@@ -241,36 +170,37 @@ impl Kernel {
     }
 }
 
+/// Where the driver finds each argument. It reads as many bytes as the kernel declares, so eight hold any of them.
+fn pointers(bits: &[u64]) -> [*mut c_void; MAX_ARGUMENTS] {
+    assert!(
+        bits.len() <= MAX_ARGUMENTS,
+        "a kernel takes at most {MAX_ARGUMENTS} arguments"
+    );
+    let place = |bits: &u64| std::ptr::from_ref(bits).cast_mut().cast();
+    std::array::from_fn(|index| bits.get(index).map_or(std::ptr::null_mut(), place))
+}
+
 #[cfg(test)]
 mod tests {
-    use kernels_gpu::ptx::Arguments as _;
+    use kernels_gpu::ptx;
 
     use super::*;
 
     #[test]
     fn the_driver_finds_every_argument_where_its_pointer_points() {
-        let mut arguments = Arguments::default()
-            .pointer(DevicePtr(0x7f00_dead_beef))
-            .word(u32::MAX)
-            .float(-1.5);
-        assert_eq!(arguments.sizes(), [8, 4, 4]);
-        let pointers = arguments.pointers();
-        // SAFETY: each pointer points to the eight bytes of its slot, which `arguments` keeps alive.
+        let record = ptx::Advance {
+            targets: 0x7f00_dead_beef,
+            count: u32::MAX,
+            lengths: 2,
+        };
+        let bits = record.bits();
+        let pointers = pointers(bits.as_ref());
+        // SAFETY: each pointer points to the eight bytes of its argument, which `bits` keeps alive.
         unsafe {
             assert_eq!(pointers[0].cast::<u64>().read(), 0x7f00_dead_beef);
             assert_eq!(pointers[1].cast::<u32>().read(), u32::MAX);
-            assert_eq!(pointers[2].cast::<f32>().read(), -1.5);
+            assert_eq!(pointers[2].cast::<u64>().read(), 2);
         }
-    }
-
-    #[test]
-    fn a_kernels_record_is_passed_in_the_kernels_order() {
-        let arguments = Arguments::from(ptx::Advance {
-            targets: 1 << 40,
-            count: 7,
-            lengths: 2,
-        });
-        assert_eq!(arguments.sizes(), ptx::Advance::BYTES);
-        assert_eq!(arguments.slots[..3], [1 << 40, 7, 2]);
+        assert!(pointers[3..].iter().all(|pointer| pointer.is_null()));
     }
 }

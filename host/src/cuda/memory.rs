@@ -7,7 +7,7 @@ use bytemuck::Pod;
 
 use super::error::check;
 use super::sys;
-use super::{CudaDevice, CudaError, DevicePtr, RawStream, Stream};
+use super::{CudaDevice, CudaError, DevicePtr, Stream};
 
 /// Bytes that two changes may lie apart and still be one copy.
 const COPY_GAP_BYTES: usize = 1024;
@@ -20,8 +20,6 @@ pub struct DeviceBuffer<T> {
     device: CudaDevice,
     pointer: DevicePtr,
     len: usize,
-    /// The stream the memory was taken from, if it is stream-ordered.
-    stream: Option<RawStream>,
     marker: PhantomData<T>,
 }
 
@@ -35,46 +33,12 @@ impl<T: Pod> DeviceBuffer<T> {
         what: &'static str,
         len: usize,
     ) -> Result<Self, CudaError> {
-        Self::allocate(device, what, len, None)
-    }
-
-    /// The same, ordered on `stream` (`cuMemAllocAsync`): usable by later work of that stream, and
-    /// returned to the driver's pool on it.
-    ///
-    /// # Safety
-    /// `stream` is a stream of this device's primary context that outlives the buffer.
-    ///
-    /// # Errors
-    /// [`CudaError::OutOfMemory`], [`CudaError::Driver`].
-    pub unsafe fn uninitialized_on(
-        device: &CudaDevice,
-        what: &'static str,
-        len: usize,
-        stream: RawStream,
-    ) -> Result<Self, CudaError> {
-        Self::allocate(device, what, len, Some(stream))
-    }
-
-    fn allocate(
-        device: &CudaDevice,
-        what: &'static str,
-        len: usize,
-        stream: Option<RawStream>,
-    ) -> Result<Self, CudaError> {
         let bytes = len.saturating_mul(size_of::<T>());
         let mut pointer = 0;
         if bytes > 0 {
             let _current = device.activate()?;
-            let (call, code) = match stream {
-                // SAFETY: `pointer` is a valid place for an address; our context is current.
-                None => ("cuMemAlloc", unsafe {
-                    sys::cuMemAlloc_v2(&mut pointer, bytes)
-                }),
-                // SAFETY: as above, and the caller vouches for the stream.
-                Some(stream) => ("cuMemAllocAsync", unsafe {
-                    sys::cuMemAllocAsync(&mut pointer, bytes, stream.handle())
-                }),
-            };
+            // SAFETY: `pointer` is a valid place for an address; our context is current.
+            let code = unsafe { sys::cuMemAlloc_v2(&mut pointer, bytes) };
             if code == sys::ERROR_OUT_OF_MEMORY {
                 let (free, total) = device.memory_info()?;
                 return Err(CudaError::OutOfMemory {
@@ -84,13 +48,12 @@ impl<T: Pod> DeviceBuffer<T> {
                     total,
                 });
             }
-            check(call, code)?;
+            check("cuMemAlloc", code)?;
         }
         Ok(Self {
             device: device.clone(),
             pointer: DevicePtr(pointer),
             len,
-            stream,
             marker: PhantomData,
         })
     }
@@ -133,8 +96,18 @@ impl<T: Pod> DeviceBuffer<T> {
     pub fn write(&self, first: usize, data: &[T], stream: &Stream) -> Result<(), CudaError> {
         self.check_range("data", first, data.len())?;
         let _current = self.device.activate()?;
+        if data.is_empty() {
+            return Ok(());
+        }
         // SAFETY: the range lies in the buffer, and the wait below keeps `data` alive over the copy.
-        unsafe { self.enqueue_write(first, data, stream.raw()) }?;
+        check("cuMemcpyHtoDAsync", unsafe {
+            sys::cuMemcpyHtoDAsync_v2(
+                self.at(first).0,
+                data.as_ptr().cast(),
+                size_of_val(data),
+                stream.raw().handle(),
+            )
+        })?;
         stream.finish()
     }
 
@@ -145,66 +118,20 @@ impl<T: Pod> DeviceBuffer<T> {
     pub fn read(&self, first: usize, data: &mut [T], stream: &Stream) -> Result<(), CudaError> {
         self.check_range("data", first, data.len())?;
         let _current = self.device.activate()?;
-        // SAFETY: the range lies in the buffer, and the wait below ends the copy before `data` is used.
-        unsafe { self.enqueue_read(first, data, stream.raw()) }?;
-        stream.finish()
-    }
-
-    /// Enqueues a copy of `data` to `first..`: beside the host if it is a [`PinnedBuffer`](super::PinnedBuffer)'s.
-    ///
-    /// # Safety
-    /// `first + data.len() <= self.len()`, the stream belongs to the context, and `data` lives and does
-    /// not change until the copy is done, pageable or not.
-    ///
-    /// # Errors
-    /// [`CudaError::Driver`].
-    pub unsafe fn enqueue_write(
-        &self,
-        first: usize,
-        data: &[T],
-        stream: RawStream,
-    ) -> Result<(), CudaError> {
         if data.is_empty() {
             return Ok(());
         }
-        let _current = self.device.activate()?;
-        // SAFETY: the caller vouches for both ranges and the stream.
-        check("cuMemcpyHtoDAsync", unsafe {
-            sys::cuMemcpyHtoDAsync_v2(
-                self.at(first).0,
-                data.as_ptr().cast(),
-                size_of_val(data),
-                stream.handle(),
-            )
-        })
-    }
-
-    /// Enqueues a copy of elements `first..` to `data`.
-    ///
-    /// # Safety
-    /// As [`DeviceBuffer::enqueue_write`], and nobody reads `data` until the copy is done.
-    ///
-    /// # Errors
-    /// [`CudaError::Driver`].
-    pub unsafe fn enqueue_read(
-        &self,
-        first: usize,
-        data: &mut [T],
-        stream: RawStream,
-    ) -> Result<(), CudaError> {
-        if data.is_empty() {
-            return Ok(());
-        }
-        let _current = self.device.activate()?;
-        // SAFETY: the caller vouches for both ranges and the stream; any bytes are a `T` (`Pod`).
+        // SAFETY: the range lies in the buffer, the wait below ends the copy before `data` is used, and any bytes are
+        // a `T` (`Pod`).
         check("cuMemcpyDtoHAsync", unsafe {
             sys::cuMemcpyDtoHAsync_v2(
                 data.as_mut_ptr().cast(),
                 self.at(first).0,
                 size_of_val(data),
-                stream.handle(),
+                stream.raw().handle(),
             )
-        })
+        })?;
+        stream.finish()
     }
 
     /// Enqueues a copy of `data` to `first..` and does not wait for it: it is taken from pinned memory that
@@ -309,12 +236,7 @@ impl<T> Drop for DeviceBuffer<T> {
         let _current = self.device.activate();
         // SAFETY: the address came from the matching allocation and is freed once. A failure means that
         // the context is lost, and the memory with it.
-        unsafe {
-            match self.stream {
-                None => sys::cuMemFree_v2(self.pointer.0),
-                Some(stream) => sys::cuMemFreeAsync(self.pointer.0, stream.handle()),
-            }
-        };
+        unsafe { sys::cuMemFree_v2(self.pointer.0) };
     }
 }
 

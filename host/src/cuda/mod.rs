@@ -6,7 +6,7 @@
 //! | `error` | one error enum, with the driver's codes and words |
 //! | `device` | a device on its primary context; raw pointers and streams |
 //! | `memory` | arrays in device memory |
-//! | `pinned` | arrays in pinned host memory, and what copies are staged in |
+//! | `pinned` | pinned host memory that copies are staged in |
 //! | `stream` | streams, events, graphs |
 //! | `ptx`, `images`, `module` | kernels by name, compiled when first used |
 //! | `launch`, `kernels` | arguments and launches |
@@ -40,6 +40,7 @@ mod paged;
 mod pinned;
 mod plan;
 mod ptx;
+mod rows;
 mod stream;
 mod sys;
 mod writers;
@@ -51,10 +52,11 @@ pub use device::{CudaDevice, DevicePtr, RawStream};
 pub use device_plan::CudaPlan;
 pub use error::CudaError;
 pub use kernels_gpu::Arch;
-pub use launch::{Arguments, Kernel, Launch, Resources};
+/// A kernel's arguments in its own order, as the `#[kernel]` macro makes them.
+pub use kernels_gpu::ptx::Arguments;
+pub use launch::{Kernel, Launch, Resources};
 pub use memory::DeviceBuffer;
-pub use module::ModuleTable;
 pub use paged::PagedBuffers;
-pub use pinned::PinnedBuffer;
+pub use rows::{DeviceElements, DeviceRows};
 pub use stream::{Event, Graph, Stream};
 pub use writers::{Append, CachePointers, Rotary};

@@ -17,7 +17,7 @@ const LOG_BYTES: usize = 16 << 10;
 /// The kernels of one device. They are the embedded ones that suit the device, unless a text of the
 /// user's own was put in their place.
 #[derive(Debug)]
-pub struct ModuleTable {
+pub(super) struct ModuleTable {
     capability: (i32, i32),
     state: Mutex<State>,
 }
@@ -62,12 +62,7 @@ impl ModuleTable {
         }
     }
 
-    /// Takes kernels that `text` has from there from now on, in place of the embedded ones. `label` names
-    /// the text in errors.
-    ///
-    /// # Errors
-    /// [`CudaError::Image`] if the text is no PTX.
-    pub fn use_ptx(&self, label: &str, text: String) -> Result<(), CudaError> {
+    fn use_ptx(&self, label: &str, text: String) -> Result<(), CudaError> {
         let image = Image::new(label.to_owned(), Cow::Owned(text))?;
         let mut state = self.lock();
         state.forget_kernels();
@@ -75,12 +70,7 @@ impl ModuleTable {
         Ok(())
     }
 
-    /// Takes the embedded kernels for `arch` from now on: every device runs those for [`Arch::Sm80`], and its own are
-    /// what is taken anyway.
-    ///
-    /// # Errors
-    /// [`CudaError::Image`] if the device does not run them.
-    pub fn use_arch(&self, arch: Arch) -> Result<(), CudaError> {
+    fn use_arch(&self, arch: Arch) -> Result<(), CudaError> {
         let target = arch.name().trim_start_matches("sm_");
         check_target(target, self.capability).map_err(|problem| CudaError::Image {
             image: "the embedded PTX".to_owned(),
@@ -91,11 +81,6 @@ impl ModuleTable {
         state.embedded.clear();
         state.arch = arch;
         Ok(())
-    }
-
-    /// The architecture that embedded kernels are for.
-    pub fn arch(&self) -> Arch {
-        self.lock().arch
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -133,6 +118,29 @@ impl State {
 }
 
 impl CudaDevice {
+    /// Takes kernels that `text` has from there from now on, in place of the embedded ones. `label` names
+    /// the text in errors.
+    ///
+    /// # Errors
+    /// [`CudaError::Image`] if the text is no PTX.
+    pub fn use_ptx(&self, label: &str, text: String) -> Result<(), CudaError> {
+        self.modules().use_ptx(label, text)
+    }
+
+    /// Takes the embedded kernels for `arch` from now on: every device runs those for [`Arch::Sm80`], and its own are
+    /// what is taken anyway.
+    ///
+    /// # Errors
+    /// [`CudaError::Image`] if the device does not run them.
+    pub fn use_arch(&self, arch: Arch) -> Result<(), CudaError> {
+        self.modules().use_arch(arch)
+    }
+
+    /// The architecture of the kernels that are taken.
+    pub fn arch(&self) -> Arch {
+        self.modules().lock().arch
+    }
+
     /// The kernel `name`, compiled now if it was not used before. `parameters` are the bytes of each
     /// argument that the caller passes.
     ///
@@ -288,7 +296,7 @@ mod tests {
     #[test]
     fn a_device_takes_its_own_kernels_unless_told_otherwise() {
         let table = ModuleTable::new((9, 0));
-        assert_eq!(table.arch(), Arch::Sm90a);
+        assert_eq!(table.lock().arch, Arch::Sm90a);
         table.use_arch(Arch::Sm80).unwrap();
         let image = table.image(&mut table.lock(), "merge_f16_d64").unwrap();
         assert_eq!(image.index.target, "80");
@@ -302,7 +310,7 @@ mod tests {
         let table = ModuleTable::new((8, 9));
         let error = table.use_arch(Arch::Sm90a).unwrap_err();
         assert!(error.to_string().contains("sm_90a"), "{error}");
-        assert_eq!(table.arch(), Arch::Sm80);
+        assert_eq!(table.lock().arch, Arch::Sm80);
     }
 
     #[test]

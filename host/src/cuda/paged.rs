@@ -6,7 +6,7 @@ use kernels_gpu::ptx::{self, Arguments as _};
 use super::launch::Launch;
 use super::writers::CachePointers;
 use super::{CudaCache, CudaDevice, CudaError, DevicePtr, Kernel, RawStream};
-use crate::cache::{CacheShape, PagedError, PagedOrder};
+use crate::cache::{CacheShape, PagedOrder};
 
 /// Device pointers of one layer of a foreign cache, and of the sequence to move.
 #[derive(Clone, Copy, Debug)]
@@ -49,10 +49,13 @@ enum Direction {
 
 impl PagedKernels {
     pub(super) fn new(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
-        let dim = shape.head_dim;
+        let (dim, dtype) = (shape.head_dim, shape.dtype);
         Ok(Self {
             shape: *shape,
-            import: device.kernel(&format!("import_pages_d{dim}"), ptx::ImportPages::BYTES)?,
+            import: device.kernel(
+                &format!("import_pages_{dtype}_d{dim}"),
+                ptx::ImportPages::BYTES,
+            )?,
             export: device.kernel(&format!("export_pages_d{dim}"), ptx::ExportPages::BYTES)?,
         })
     }
@@ -68,20 +71,26 @@ impl PagedKernels {
         stream: RawStream,
     ) -> Result<(), CudaError> {
         if paged.page_size == 0 {
-            return Err(PagedError::PageSize.into());
+            return Err(CudaError::Argument {
+                argument: "page_size",
+                value: "0".to_owned(),
+                expected: "at least 1".to_owned(),
+            });
         }
         let import = import_arguments(paged, &self.shape, at);
-        let (kernel, arguments) = match direction {
-            Direction::Import => (&self.import, import.into()),
-            Direction::Export => (&self.export, export_arguments(&import).into()),
-        };
-        let launch = Launch {
+        let launch = |kernel: &Kernel| Launch {
             grid: grid(paged.count, &self.shape, kernel.threads),
             overlaps_predecessor: false,
         };
+        let (into, out) = (&self.import, &self.export);
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the
         // caller's promise.
-        unsafe { kernel.launch(launch, arguments, stream) }
+        unsafe {
+            match direction {
+                Direction::Import => into.launch(launch(into), import, stream),
+                Direction::Export => out.launch(launch(out), export_arguments(&import), stream),
+            }
+        }
     }
 }
 
@@ -93,7 +102,7 @@ impl CudaCache {
     /// aligned; pages and places exist, no place twice; `stream` is a stream of the device's primary context.
     ///
     /// # Errors
-    /// [`CudaError::NoSuchLayer`], [`CudaError::Paged`] for a page without tokens, [`CudaError::Launch`].
+    /// [`CudaError::Shape`], [`CudaError::Argument`] for a page without tokens, [`CudaError::Launch`].
     pub unsafe fn import_pages(
         &self,
         layer: u32,

@@ -7,79 +7,13 @@
 //! copy.
 
 use std::ffi::c_void;
-use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
 use bytemuck::Pod;
 
 use super::error::check;
-use super::{CudaDevice, CudaError, Stream, sys};
-
-/// An array in pinned host memory, zeroed at first and freed when dropped.
-///
-/// It must outlive the copies that were enqueued from or to it; their own contracts say so.
-#[derive(Debug)]
-pub struct PinnedBuffer<T> {
-    device: CudaDevice,
-    pointer: NonNull<T>,
-    len: usize,
-}
-
-// SAFETY: the memory is the buffer's own, and any thread may use or free it.
-unsafe impl<T: Send> Send for PinnedBuffer<T> {}
-// SAFETY: as above; a shared buffer is only read.
-unsafe impl<T: Sync> Sync for PinnedBuffer<T> {}
-
-impl<T: Pod> PinnedBuffer<T> {
-    /// Room for `len` zeros.
-    ///
-    /// # Errors
-    /// [`CudaError::Driver`], out of memory included.
-    pub fn zeroed(device: &CudaDevice, len: usize) -> Result<Self, CudaError> {
-        let bytes = len.saturating_mul(size_of::<T>());
-        let pointer = if bytes == 0 {
-            NonNull::dangling()
-        } else {
-            let _current = device.activate()?;
-            let pointer = allocate(bytes)?.cast::<T>();
-            // SAFETY: `bytes` bytes that were just allocated; all zeros are a `T` (`Pod`).
-            unsafe { pointer.cast::<u8>().write_bytes(0, bytes) };
-            pointer
-        };
-        Ok(Self {
-            device: device.clone(),
-            pointer,
-            len,
-        })
-    }
-}
-
-impl<T> Deref for PinnedBuffer<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        // SAFETY: `len` elements that were initialised when the buffer was made.
-        unsafe { std::slice::from_raw_parts(self.pointer.as_ptr(), self.len) }
-    }
-}
-
-impl<T> DerefMut for PinnedBuffer<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as in `deref`, and the buffer is borrowed alone.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr(), self.len) }
-    }
-}
-
-impl<T> Drop for PinnedBuffer<T> {
-    fn drop(&mut self) {
-        if self.len * size_of::<T>() > 0 {
-            let _current = self.device.activate();
-            // SAFETY: allocated once, freed once.
-            unsafe { sys::cuMemFreeHost(self.pointer.as_ptr().cast()) };
-        }
-    }
-}
+use super::{CudaError, Stream, sys};
 
 /// Pinned memory of at least one byte; a context must be current. The driver aligns it to a page.
 fn allocate(bytes: usize) -> Result<NonNull<c_void>, CudaError> {

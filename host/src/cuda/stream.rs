@@ -229,7 +229,7 @@ impl Drop for Graph {
     }
 }
 
-/// A point in a stream: its time is taken, and other streams can [wait](Stream::wait) for it.
+/// A point in a stream whose time is taken.
 #[derive(Debug)]
 pub struct Event {
     device: CudaDevice,

@@ -37,7 +37,6 @@ pub(super) const CAPTURE_THREAD_LOCAL: u32 = 1;
 
 /// `CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN` and its siblings.
 pub(super) const DEVICE_MULTIPROCESSORS: i32 = 16;
-pub(super) const DEVICE_L2_BYTES: i32 = 38;
 pub(super) const DEVICE_CAPABILITY_MAJOR: i32 = 75;
 pub(super) const DEVICE_CAPABILITY_MINOR: i32 = 76;
 pub(super) const DEVICE_SHARED_PER_BLOCK: i32 = 97;
@@ -178,8 +177,6 @@ entry_points! {
 
     fn cuMemAlloc_v2(pointer: *mut DevicePointer, bytes: usize);
     fn cuMemFree_v2(pointer: DevicePointer);
-    fn cuMemAllocAsync(pointer: *mut DevicePointer, bytes: usize, stream: Handle);
-    fn cuMemFreeAsync(pointer: DevicePointer, stream: Handle);
     fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, flags: u32);
     fn cuMemFreeHost(pointer: *mut c_void);
     fn cuMemcpyHtoDAsync_v2(to: DevicePointer, from: *const c_void, bytes: usize, stream: Handle);

@@ -32,7 +32,8 @@ pub struct Rotary {
     pub sin: DevicePtr,
 }
 
-/// Where the cache's own arrays are, for kernels of one's own that read or write it.
+/// Where the cache's own arrays are, for kernels of one's own that read or write it. V that they write must be finite,
+/// or rows that do not see it become NaN too; [`CudaCache::append`](super::CudaCache::append) takes care of that.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CachePointers {
     /// `[pages, kv_heads, 2, PAGE_TOKENS, head_dim]` of one layer, laid out as [`layout`](crate::layout) says.
@@ -59,7 +60,7 @@ impl WriterKernels {
         Ok(Self {
             shape: *shape,
             advance: device.kernel("advance_counters", ptx::Advance::BYTES)?,
-            append: device.kernel(&format!("append_d{dim}"), ptx::Append::BYTES)?,
+            append: device.kernel(&format!("append_{dtype}_d{dim}"), ptx::Append::BYTES)?,
             append_rope: device.kernel(
                 &format!("append_rope_{dtype}_d{dim}"),
                 ptx::AppendRope::BYTES,
@@ -77,7 +78,11 @@ impl WriterKernels {
         at: &CachePointers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let arguments = advance_arguments(targets, count, at).into();
+        let arguments = ptx::Advance {
+            targets: targets.0,
+            count,
+            lengths: at.lengths.0,
+        };
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the
         // caller's promise.
         unsafe {
@@ -97,7 +102,16 @@ impl WriterKernels {
     ) -> Result<(), CudaError> {
         let chunks = 2 * self.shape.row_elements() as u64 / u64::from(CORE);
         let threads = u64::from(append.count) * chunks;
-        let arguments = append_arguments(append, &self.shape, at).into();
+        let arguments = ptx::Append {
+            pool: at.pool.0,
+            k: append.k.0,
+            v: append.v.0,
+            targets: append.targets.0,
+            lengths: at.lengths.0,
+            tail_pages: at.tail_pages.0,
+            count: append.count,
+            kv_heads: self.shape.kv_heads,
+        };
         // SAFETY: as in `advance`.
         unsafe { self.append.launch_threads(threads, arguments, stream) }
     }
@@ -113,7 +127,19 @@ impl WriterKernels {
     ) -> Result<(), CudaError> {
         // A thread has two chunks.
         let threads = self.shape.row_elements() as u64 / u64::from(CORE) * u64::from(append.count);
-        let arguments = append_rope_arguments(append, rotary, &self.shape, at).into();
+        let arguments = ptx::AppendRope {
+            pool: at.pool.0,
+            k: append.k.0,
+            v: append.v.0,
+            targets: append.targets.0,
+            lengths: at.lengths.0,
+            tail_pages: at.tail_pages.0,
+            positions: rotary.positions.0,
+            cos: rotary.cos.0,
+            sin: rotary.sin.0,
+            count: append.count,
+            kv_heads: self.shape.kv_heads,
+        };
         // SAFETY: as in `advance`.
         unsafe { self.append_rope.launch_threads(threads, arguments, stream) }
     }
@@ -132,66 +158,15 @@ impl WriterKernels {
             0 => 0,
             _ => u64::from(self.shape.layers) * chunks,
         };
-        let arguments = copy_arguments(moves, count, &self.shape, at).into();
+        let arguments = ptx::Copy {
+            pool: at.pool.0,
+            moves: moves.0,
+            count,
+            layers: self.shape.layers,
+            pages: self.shape.pages,
+            kv_heads: self.shape.kv_heads,
+        };
         // SAFETY: as in `advance`.
         unsafe { self.copy.launch_threads(threads, arguments, stream) }
-    }
-}
-
-fn advance_arguments(targets: DevicePtr, count: u32, at: &CachePointers) -> ptx::Advance {
-    ptx::Advance {
-        targets: targets.0,
-        count,
-        lengths: at.lengths.0,
-    }
-}
-
-fn append_arguments(append: &Append, shape: &CacheShape, at: &CachePointers) -> ptx::Append {
-    ptx::Append {
-        pool: at.pool.0,
-        k: append.k.0,
-        v: append.v.0,
-        targets: append.targets.0,
-        lengths: at.lengths.0,
-        tail_pages: at.tail_pages.0,
-        count: append.count,
-        kv_heads: shape.kv_heads,
-    }
-}
-
-fn append_rope_arguments(
-    append: &Append,
-    rotary: &Rotary,
-    shape: &CacheShape,
-    at: &CachePointers,
-) -> ptx::AppendRope {
-    ptx::AppendRope {
-        pool: at.pool.0,
-        k: append.k.0,
-        v: append.v.0,
-        targets: append.targets.0,
-        lengths: at.lengths.0,
-        tail_pages: at.tail_pages.0,
-        positions: rotary.positions.0,
-        cos: rotary.cos.0,
-        sin: rotary.sin.0,
-        count: append.count,
-        kv_heads: shape.kv_heads,
-    }
-}
-
-fn copy_arguments(
-    moves: DevicePtr,
-    count: u32,
-    shape: &CacheShape,
-    at: &CachePointers,
-) -> ptx::Copy {
-    ptx::Copy {
-        pool: at.pool.0,
-        moves: moves.0,
-        count,
-        layers: shape.layers,
-        pages: shape.pages,
-        kv_heads: shape.kv_heads,
     }
 }

@@ -89,6 +89,9 @@ impl Chooser {
     }
 
     fn flatten(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
+        if !request.config.alternatives {
+            return self.even(request, best);
+        }
         let floors = Floors::of(request);
         let config = request.config;
         let most = config.shares;
@@ -116,6 +119,16 @@ impl Chooser {
             self.paths(request, most, best)?;
         }
         Ok(())
+    }
+
+    /// Depth first in consecutive shares.
+    fn even(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
+        let (config, costs) = (request.config, request.costs);
+        let (shares, max_queries) = (config.shares, config.max_queries());
+        self.sequence
+            .depth_first(request.view, max_queries, costs, Some(shares));
+        self.cut(request, shares, max_queries, &None);
+        self.judge(request, best, 1.0).map(drop)
     }
 
     /// Depth first in consecutive shares, in lanes if its tiles would not keep in step, and as whole tiles.

@@ -3,11 +3,11 @@
 use super::{CostModel, Grouping, PlanError};
 
 /// Most rows an item may have, and most query heads a KV head.
-pub const MAX_ROWS: u32 = u16::MAX as u32;
+pub(crate) const MAX_ROWS: u32 = u16::MAX as u32;
 /// Most queries of a plan.
-pub const MAX_QUERIES: u32 = u16::MAX as u32;
+pub(crate) const MAX_QUERIES: u32 = u16::MAX as u32;
 /// Most shares of a plan.
-pub const MAX_SHARES: u32 = 1 << 16;
+pub(crate) const MAX_SHARES: u32 = 1 << 16;
 
 /// How to plan, for which head shape and how many workers.
 ///
@@ -34,6 +34,9 @@ pub struct PlanConfig {
     pub slack_pages: u32,
     /// What work costs.
     pub cost: CostModel,
+    /// Whether [`Grouping::Flatten`] may take the plan of another grouping, or leave shares unused, where the cost model
+    /// says that the costliest share is then cheaper. Not where workers take one share after another, as threads do.
+    pub alternatives: bool,
 }
 
 impl PlanConfig {
@@ -50,6 +53,7 @@ impl PlanConfig {
             max_rows: 256,
             slack_pages: 2,
             cost: CostModel::H100,
+            alternatives: true,
         }
     }
 
@@ -65,7 +69,7 @@ impl PlanConfig {
     ///
     /// # Errors
     /// [`PlanError::OutOfRange`] or [`PlanError::BadCost`], naming the field.
-    pub fn validate(&self) -> Result<(), PlanError> {
+    pub(crate) fn validate(&self) -> Result<(), PlanError> {
         let ranges = [
             ("group_size", self.group_size, 1, MAX_ROWS),
             ("head_dim", self.head_dim, 1, 1 << 16),

@@ -16,7 +16,7 @@ use kernels_gpu::layout::CORE;
 /// | `cache_bytes` | 198,000 | half of 50 MB over 132 SMs: an SM's reads go through its own half of the cache |
 /// | `launch_ns` | 4,800 | measured: a graph of one small kernel and its first trips to memory |
 ///
-/// Refitted by `deft-bench fit`; what was tried is in docs/performance.md. An SM alone can read faster than its
+/// `deft-bench trees --cost NAME=VALUE` tries another; what was tried is in docs/notebook.md. An SM alone can read faster than its
 /// 1/132 of 3,088 GB/s, and does so beside others that read from the cache: hence 42 for a share by itself and
 /// 23.4 for the mean of all.
 ///

@@ -62,7 +62,7 @@ impl Encoder {
                 share.segment += 1;
                 share.page += u64::from(pages);
                 most_pages = most_pages.max(pages);
-                if run.mask.is_some() {
+                if run.mask.is_some() || run.causal_tokens(&segment.queries).is_some() {
                     masks += u64::from(segment.pages.end - segment.pages.start)
                         * u64::from(item.queries.end - item.queries.start);
                 }
@@ -229,11 +229,18 @@ fn push_masks(
     segment: &DraftSegment,
     queries: &std::ops::Range<u32>,
 ) -> u32 {
-    if let Some(tokens) = run.causal_tokens(&segment.queries) {
-        return Segment::causal_mask(tokens);
+    let at = masks.len() as u32;
+    if let Some(first) = run.causal_tokens(&segment.queries) {
+        masks.extend(queries.clone().map(|query| {
+            if !segment.queries.contains(&query) {
+                return 0;
+            }
+            let tokens = (first + query - segment.queries.start).min(run.tokens);
+            u64::MAX >> (PAGE_TOKENS - tokens)
+        }));
+        return at;
     }
     let Some(mask) = run.mask else { return NONE };
-    let at = masks.len() as u32;
     let width = run.queries.end - run.queries.start;
     let before = (segment.queries.start - queries.start) as usize;
     let after = (queries.end - segment.queries.end) as usize;

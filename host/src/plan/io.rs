@@ -69,10 +69,6 @@ impl IssuedIo {
     pub fn written(&self) -> u64 {
         self.partial_written + self.output + self.lse
     }
-    /// All that is read or written.
-    pub fn total(&self) -> u64 {
-        self.read() + self.written()
-    }
 }
 
 impl Plan {

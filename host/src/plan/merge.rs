@@ -23,6 +23,7 @@ impl Merge {
     /// each such query its slots in the items' order; query `q` is row `row_order[q]` of the outputs. A query that no item covers gets an empty row.
     pub(super) fn fill(&mut self, draft: &mut Draft, row_order: &[u32]) -> Result<(), PlanError> {
         let queries = row_order.len() as u32;
+        let in_order = (0..).zip(row_order).all(|(query, &row)| query == row);
         self.count(draft, queries);
         self.rows.clear();
         self.slots.clear();
@@ -30,6 +31,8 @@ impl Merge {
         for item in &mut draft.items {
             let (begin, end) = (item.queries.start as usize, item.queries.end as usize);
             let alone = self.covered[end] - self.covered[begin] == (end - begin) as u32;
+            // Listed rows are the merge's to find: items write the outputs themselves in order only.
+            let alone = alone && in_order;
             item.partial_slot = NONE;
             if !alone {
                 item.partial_slot = total as u32;

@@ -43,7 +43,8 @@ mod score;
 mod sequence;
 mod tiles;
 
-pub use config::{MAX_QUERIES, MAX_ROWS, MAX_SHARES, PlanConfig, shares_for};
+pub(crate) use config::MAX_ROWS;
+pub use config::{PlanConfig, shares_for};
 pub use cost::CostModel;
 pub use error::PlanError;
 pub use io::{HeadShape, IssuedIo, unique_kv_bytes};

@@ -22,7 +22,7 @@ impl Planner {
     /// A planner for one configuration.
     ///
     /// # Errors
-    /// As [`PlanConfig::validate`].
+    /// [`PlanError::OutOfRange`] or [`PlanError::BadCost`], naming the field.
     pub fn new(config: PlanConfig) -> Result<Self, PlanError> {
         config.validate()?;
         Ok(Self {

@@ -15,19 +15,30 @@ pub struct Growth {
 /// A point in a forest's history: take one with the view that a plan is made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GrowthCursor {
+    forest: u64,
     shape_epoch: u64,
     position: usize,
 }
 
 /// Page growth between two changes of shape. It has no more entries than the pool has pages, for pages
 /// return only when the shape changes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct ChangeLog {
+    /// The forest's number: no other has it.
+    forest: u64,
     shape_epoch: u64,
     growth: Vec<Growth>,
 }
 
 impl ChangeLog {
+    pub(super) fn new(forest: u64) -> Self {
+        Self {
+            forest,
+            shape_epoch: 0,
+            growth: Vec::new(),
+        }
+    }
+
     pub(super) fn reshaped(&mut self) {
         self.shape_epoch += 1;
         self.growth.clear();
@@ -43,7 +54,8 @@ impl ChangeLog {
 }
 
 impl TokenForest {
-    /// Counts changes of shape: every insertion, fork, prune and accept. A view of the same nodes taken
+    /// Counts changes of shape: every insertion, fork, prune, accept and merge, and a
+    /// shrinking that gives pages back. A view of the same nodes taken
     /// in the same epoch differs in lengths and added pages only.
     pub fn shape_epoch(&self) -> u64 {
         self.changes.shape_epoch
@@ -52,20 +64,22 @@ impl TokenForest {
     /// Now, for a later [`TokenForest::growth_since`].
     pub fn growth_cursor(&self) -> GrowthCursor {
         GrowthCursor {
+            forest: self.changes.forest,
             shape_epoch: self.changes.shape_epoch,
             position: self.changes.growth.len(),
         }
     }
 
     /// Pages that nodes have grown into since `cursor`, oldest first; `None` if the shape has changed
-    /// since, so that a plan from then has to be made anew.
+    /// since, or the cursor is of another forest, so that a plan from then has to be made anew.
     ///
     /// The slice covers nodes of all trees, those a plan does not read included; their slots are of no
     /// node that it does. It is empty while growth stays within pages: then
     /// [`TokenForest::lengths`] is all that has changed. Once the entries are taken, go on from a new
     /// [`TokenForest::growth_cursor`].
     pub fn growth_since(&self, cursor: GrowthCursor) -> Option<&[Growth]> {
-        if cursor.shape_epoch != self.changes.shape_epoch {
+        let ours = (self.changes.forest, self.changes.shape_epoch);
+        if (cursor.forest, cursor.shape_epoch) != ours {
             return None;
         }
         self.changes.growth.get(cursor.position..)

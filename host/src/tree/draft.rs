@@ -53,7 +53,7 @@ impl TokenForest {
             let end = begin + node.tokens;
             let held = (begin / PAGE_TOKENS) as usize..end.div_ceil(PAGE_TOKENS) as usize;
             for &page in &pages[held.clone()] {
-                self.pool.retain(page).expect("the block holds the page");
+                self.pool.retain(page);
             }
             let slot = self.nodes[key].slot as usize;
             self.lengths[slot] = node.tokens;
@@ -62,7 +62,7 @@ impl TokenForest {
         }
         // From here on the pages are the nodes': each goes with the last node that has a token there.
         for page in pages {
-            self.pool.release(page).expect("a node holds the page");
+            self.pool.release(page);
         }
         self.changes.reshaped();
         Ok(keys)
@@ -99,8 +99,7 @@ impl TokenForest {
     ///
     /// # Errors
     /// [`ForestError::UnknownNode`], [`ForestError::NoDraft`], [`ForestError::Draft`] if the trunk is a
-    /// draft node itself, [`ForestError::NotAPath`], [`ForestError::LengthOverflow`], or
-    /// [`ForestError::Leased`] while a plan reads the tree.
+    /// draft node itself, [`ForestError::NotAPath`], or [`ForestError::LengthOverflow`].
     pub fn accept(
         &mut self,
         trunk: NodeKey,
@@ -138,7 +137,7 @@ impl TokenForest {
         Ok(moves)
     }
 
-    fn check_accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<BlockKey, ForestError> {
+    fn check_accept(&self, trunk: NodeKey, path: &[NodeKey]) -> Result<BlockKey, ForestError> {
         let record = self.node(trunk)?;
         let block = match record.content {
             Content::Owned {
@@ -148,7 +147,6 @@ impl TokenForest {
             Content::Owned { .. } => return Err(ForestError::NoDraft { node: trunk }),
             Content::Draft { .. } => return Err(ForestError::Draft { node: trunk }),
         };
-        let tree = record.tree;
         let mut above = trunk;
         for (index, &node) in path.iter().enumerate() {
             if self.node(node)?.parent != Some(above) {
@@ -156,7 +154,6 @@ impl TokenForest {
             }
             above = node;
         }
-        self.check_not_leased(tree, trunk)?;
         Ok(block)
     }
 
@@ -185,7 +182,7 @@ impl TokenForest {
         let own = own.filter(|&page| page != NONE);
         added.extend(own.take((count - free) as usize));
         for &page in &added[free as usize..] {
-            self.pool.retain(page).expect("the block holds the page");
+            self.pool.retain(page);
         }
         debug_assert_eq!(added.len() as u32, count);
         if let Content::Owned { pages, .. } = &mut self.nodes[trunk].content {

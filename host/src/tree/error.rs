@@ -7,8 +7,10 @@ use crate::cache::PoolError;
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForestError {
-    /// The key names no node: it was pruned, or belongs to another forest.
-    #[error("{node:?} is not a node of this forest")]
+    /// The key names no node: it was pruned or merged, or belongs to another forest.
+    #[error(
+        "{node:?} is not a node of this forest: it was pruned or merged, or belongs to another forest"
+    )]
     UnknownNode {
         /// The key given.
         node: NodeKey,
@@ -129,14 +131,6 @@ pub enum ForestError {
     EmptyNode {
         /// The node.
         node: NodeKey,
-    },
-    /// A plan still reads the tree.
-    #[error("the tree of {node:?} is leased {leases} times: a plan still reads it")]
-    Leased {
-        /// The node that was to go.
-        node: NodeKey,
-        /// Leases that are out.
-        leases: usize,
     },
     /// The page pool refused.
     #[error(transparent)]

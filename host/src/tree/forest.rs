@@ -1,13 +1,16 @@
 //! The forest itself: making nodes, growing them, asking about them.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels_gpu::abi::{APPEND_LIVE, NONE, PAGE_TOKENS};
 use slotmap::SlotMap;
 
 use super::ForestError;
+use super::NodeKey;
 use super::change::ChangeLog;
-use super::node::{Block, BlockKey, Content, Node, NodeKey, State, Tree, TreeKey};
+use super::node::{Block, BlockKey, Content, Node, State, Tree, TreeKey};
+use super::nodes::Nodes;
 use super::scratch::Marks;
 use crate::cache::{PageId, PagePool};
 
@@ -31,7 +34,7 @@ use crate::cache::{PageId, PagePool};
 #[derive(Debug)]
 pub struct TokenForest {
     pub(super) pool: PagePool,
-    pub(super) nodes: SlotMap<NodeKey, Node>,
+    pub(super) nodes: Nodes,
     pub(super) trees: SlotMap<TreeKey, Tree>,
     pub(super) blocks: SlotMap<BlockKey, Block>,
     /// `[slots]`; 0 for a slot that is free.
@@ -40,31 +43,30 @@ pub struct TokenForest {
     pub(super) tail_pages: Vec<PageId>,
     pub(super) free_slots: Vec<u32>,
     pub(super) changes: ChangeLog,
-    /// Pages that were in use before the forest had the pool; they stay so.
-    pub(super) foreign_pages: u32,
     marks: Marks,
 }
 
 impl TokenForest {
     /// Most nodes a forest may hold.
-    pub const MAX_NODES: usize = 1 << 20;
+    pub(crate) const MAX_NODES: usize = 1 << 20;
     /// Most queries a view may have: [`kernels_gpu::abi::Segment::visible`] packs them in 16 bits.
     pub const MAX_QUERIES: usize = u16::MAX as usize;
     /// Most tokens of a draft block, all its nodes together.
     pub const MAX_DRAFT_TOKENS: u32 = 4096;
 
-    /// A forest without trees that takes its pages from `pool`. Those in use already stay so.
+    /// A forest without trees that takes its pages from `pool`.
     pub fn new(pool: PagePool) -> Self {
+        static FORESTS: AtomicU64 = AtomicU64::new(0);
+        let number = FORESTS.fetch_add(1, Ordering::Relaxed);
         Self {
-            foreign_pages: pool.live(),
             pool,
-            nodes: SlotMap::with_key(),
+            nodes: Nodes::new(number),
             trees: SlotMap::with_key(),
             blocks: SlotMap::with_key(),
             lengths: Vec::new(),
             tail_pages: Vec::new(),
             free_slots: Vec::new(),
-            changes: ChangeLog::default(),
+            changes: ChangeLog::new(number),
             marks: Marks::default(),
         }
     }
@@ -79,7 +81,6 @@ impl TokenForest {
             .check_free(u64::from(length.div_ceil(PAGE_TOKENS)))?;
         let tree = self.trees.insert(Tree {
             root: NodeKey::default(),
-            lease: std::sync::Arc::new(()),
         });
         let root = self.create_node(tree, None, Content::empty());
         self.trees[tree].root = root;
@@ -140,19 +141,81 @@ impl TokenForest {
         if leaves.is_empty() {
             return Err(ForestError::Empty { argument: "leaves" });
         }
+        self.grow_all(leaves.iter().map(|&leaf| (leaf, k)))
+    }
+
+    /// Adds `k` tokens to each `(leaf, k)`, or to none; nothing for an empty slice.
+    ///
+    /// # Errors
+    /// Those of [`TokenForest::extend`].
+    pub(crate) fn grow_each(&mut self, leaves: &[(NodeKey, u32)]) -> Result<(), ForestError> {
+        self.grow_all(leaves.iter().copied()).map(drop)
+    }
+
+    /// Adds tokens to all of `leaves` or to none; the pages taken.
+    fn grow_all(
+        &mut self,
+        leaves: impl Iterator<Item = (NodeKey, u32)> + Clone,
+    ) -> Result<u32, ForestError> {
         self.marks.begin(self.lengths.len());
         let mut pages = 0;
-        for (index, &leaf) in leaves.iter().enumerate() {
+        for (index, (leaf, k)) in leaves.clone().enumerate() {
             pages += u64::from(self.check_growth(leaf, k)?);
             if !self.marks.insert(self.nodes[leaf].slot) {
                 return Err(ForestError::DuplicateNode { node: leaf, index });
             }
         }
         self.pool.check_free(pages)?;
-        for &leaf in leaves {
+        for (leaf, k) in leaves {
             self.grow(leaf, k);
         }
         Ok(pages as u32)
+    }
+
+    /// Undoes a [`TokenForest::grow_each`] after which nothing else has happened. Plans made since are out of date.
+    pub(crate) fn shrink_each(&mut self, leaves: &[(NodeKey, u32)]) {
+        for &(leaf, k) in leaves {
+            self.shorten(leaf, k);
+        }
+        self.changes.reshaped();
+    }
+
+    /// Takes the last `k` tokens of each of `leaves` away, or of none, and the pages that held no others: undoes
+    /// [`TokenForest::extend`] where the tokens' K and V could not be written. Returns the pages that are free
+    /// again; 0 means that only [`TokenForest::lengths`] has changed.
+    ///
+    /// # Errors
+    /// As [`TokenForest::extend`], but for want of pages; [`ForestError::TokenRange`] for a leaf of fewer tokens.
+    pub fn shrink(&mut self, leaves: &[NodeKey], k: u32) -> Result<u32, ForestError> {
+        if leaves.is_empty() {
+            return Err(ForestError::Empty { argument: "leaves" });
+        }
+        self.marks.begin(self.lengths.len());
+        for (index, &node) in leaves.iter().enumerate() {
+            self.check_growth(node, k)?;
+            let length = self.length_of(node);
+            if length < k {
+                return Err(ForestError::TokenRange {
+                    node,
+                    begin: 0,
+                    end: k,
+                    length,
+                });
+            }
+            if !self.marks.insert(self.nodes[node].slot) {
+                return Err(ForestError::DuplicateNode { node, index });
+            }
+        }
+        let free = self.pool.free();
+        for &leaf in leaves {
+            self.shorten(leaf, k);
+        }
+        let freed = self.pool.free() - free;
+        if freed > 0 {
+            // A plan may know the pages.
+            self.changes.reshaped();
+        }
+        Ok(freed)
     }
 
     /// The page pool; its counters are exact.
@@ -230,6 +293,20 @@ impl TokenForest {
             self.tail_pages[node.slot as usize] = page;
             self.changes.grew(node.slot, page);
         }
+    }
+
+    /// Undoes [`Self::grow`].
+    fn shorten(&mut self, node: NodeKey, k: u32) {
+        let node = &mut self.nodes[node];
+        let slot = node.slot as usize;
+        self.lengths[slot] -= k;
+        let Content::Owned { pages, .. } = &mut node.content else {
+            unreachable!("a draft node does not grow");
+        };
+        for page in pages.drain(self.lengths[slot].div_ceil(PAGE_TOKENS) as usize..) {
+            self.pool.release(page);
+        }
+        self.tail_pages[slot] = pages.last().copied().unwrap_or(NONE);
     }
 
     pub(super) fn set_state(&mut self, node: NodeKey, new: State) {

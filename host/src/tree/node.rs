@@ -1,14 +1,11 @@
 //! What a node is made of.
 
-use std::sync::Arc;
-
 use kernels_gpu::abi::PAGE_TOKENS;
 
+use super::NodeKey;
 use crate::cache::PageId;
 
 slotmap::new_key_type! {
-    /// Names a node of one forest. A key whose node is gone stays invalid: it never names another node.
-    pub struct NodeKey;
     pub(super) struct TreeKey;
     pub(super) struct BlockKey;
 }
@@ -46,8 +43,6 @@ pub(super) enum State {
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
     pub(super) root: NodeKey,
-    /// Shared with every lease of the tree.
-    pub(super) lease: Arc<()>,
 }
 
 /// Draft nodes that share pages.

@@ -12,10 +12,9 @@ impl TokenForest {
     /// carried it grows again.
     ///
     /// # Errors
-    /// [`ForestError::UnknownNode`], or [`ForestError::Leased`] while a plan reads the tree.
+    /// [`ForestError::UnknownNode`].
     pub fn prune(&mut self, node: NodeKey) -> Result<u32, ForestError> {
-        let tree = self.node(node)?.tree;
-        self.check_not_leased(tree, node)?;
+        self.node(node)?;
         let free = self.pool.free();
         self.remove_subtree(node);
         self.changes.reshaped();
@@ -25,7 +24,7 @@ impl TokenForest {
     /// Removes the whole tree that `node` is of; returns the number of pages that are free again.
     ///
     /// # Errors
-    /// [`ForestError::UnknownNode`], or [`ForestError::Leased`] while a plan reads the tree.
+    /// [`ForestError::UnknownNode`].
     pub fn remove_tree(&mut self, node: NodeKey) -> Result<u32, ForestError> {
         let tree = self.node(node)?.tree;
         self.prune(self.trees[tree].root)
@@ -65,7 +64,7 @@ impl TokenForest {
     }
 
     /// Gives back an unlinked node's slot and references.
-    fn release_node(&mut self, key: NodeKey) {
+    pub(super) fn release_node(&mut self, key: NodeKey) {
         let node = self.nodes.remove(key).expect("the node is of the subtree");
         let slot = node.slot as usize;
         let length = std::mem::take(&mut self.lengths[slot]);
@@ -74,14 +73,14 @@ impl TokenForest {
         match node.content {
             Content::Owned { pages, .. } => {
                 for page in pages {
-                    self.pool.release(page).expect("the node held the page");
+                    self.pool.release(page);
                 }
             }
             Content::Draft { block, begin } => {
                 let record = &mut self.blocks[block];
                 for index in begin / PAGE_TOKENS..(begin + length).div_ceil(PAGE_TOKENS) {
                     let page = &mut record.pages[index as usize];
-                    if self.pool.release(*page).expect("the node held the page") {
+                    if self.pool.release(*page) {
                         *page = NONE;
                     }
                 }

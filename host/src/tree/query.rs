@@ -5,11 +5,6 @@ use super::{ForestError, NodeKey, TokenForest};
 use crate::cache::PageId;
 
 impl TokenForest {
-    /// Whether `node` is a node of this forest now.
-    pub fn contains(&self, node: NodeKey) -> bool {
-        self.nodes.contains_key(node)
-    }
-
     /// Number of nodes, of all trees, drafts included.
     pub fn node_count(&self) -> usize {
         self.nodes.len()
@@ -103,6 +98,29 @@ impl TokenForest {
     /// [`ForestError::UnknownNode`].
     pub fn is_draft(&self, node: NodeKey) -> Result<bool, ForestError> {
         Ok(matches!(self.node(node)?.content, Content::Draft { .. }))
+    }
+
+    /// Whether tokens can be added to the node: it is no draft's, carries no draft and was never forked.
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`].
+    pub fn grows(&self, node: NodeKey) -> Result<bool, ForestError> {
+        self.node(node)?;
+        Ok(self.check_growing(node).is_ok())
+    }
+
+    /// Whether `node` holds `tokens`, at least 1.
+    pub(crate) fn check_held(&self, node: NodeKey, tokens: u32) -> Result<(), ForestError> {
+        let length = self.length(node)?;
+        if !(1..=length).contains(&tokens) {
+            return Err(ForestError::TokenRange {
+                node,
+                begin: 0,
+                end: tokens,
+                length,
+            });
+        }
+        Ok(())
     }
 
     /// Whether the node has been forked and so will never grow again.

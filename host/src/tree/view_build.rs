@@ -115,7 +115,7 @@ impl TokenForest {
 
     fn view_of(
         &self,
-        queries: impl Iterator<Item = (NodeKey, u32)>,
+        queries: impl Iterator<Item = (NodeKey, u32)> + Clone,
         scratch: &mut ViewScratch,
         view: &mut TreeView,
     ) -> Result<(), ForestError> {
@@ -139,8 +139,14 @@ impl ViewScratch {
     fn collect(
         &mut self,
         forest: &TokenForest,
-        queries: impl Iterator<Item = (NodeKey, u32)>,
+        queries: impl Iterator<Item = (NodeKey, u32)> + Clone,
     ) -> Result<(), ForestError> {
+        let rows = queries.clone().map(|(_, tokens)| tokens as usize);
+        let queries_asked = rows.fold(0, usize::saturating_add);
+        if queries_asked > TokenForest::MAX_QUERIES {
+            let queries = queries_asked;
+            return Err(ForestError::TooManyQueries { queries });
+        }
         self.marks.begin(forest.lengths.len());
         if self.seen_at.len() < forest.lengths.len() {
             self.seen_at.resize(forest.lengths.len(), NONE);
@@ -157,9 +163,6 @@ impl ViewScratch {
             check_tokens(forest, node, tokens)?;
             (seen.row, seen.rows) = (row as u32, tokens);
             row += tokens as usize;
-            if row > TokenForest::MAX_QUERIES {
-                return Err(ForestError::TooManyQueries { queries: row });
-            }
         }
         if row == 0 {
             let argument = "queries";

@@ -172,6 +172,14 @@ mod tests {
         soft_cap: None,
     };
 
+    fn small() -> crate::CacheBuilder {
+        crate::TreeCache::builder(&Device::cpu())
+            .layers(1)
+            .heads(32, 8, 128)
+            .dtype(DType::Bf16)
+            .capacity_bytes(1 << 20)
+    }
+
     #[test]
     fn a_gibibyte_is_128_whole_pages_of_llama_3_8b() {
         let (shape, pool) = GOOD.resolve().unwrap();
@@ -180,14 +188,7 @@ mod tests {
 
     #[test]
     fn more_query_heads_than_a_plan_takes_are_refused_at_once() {
-        let config = CacheConfig {
-            layers: 1,
-            q_heads: 1 << 20,
-            kv_heads: 1,
-            capacity_bytes: 1 << 20,
-            ..GOOD
-        };
-        let error = crate::TreeCache::new(&Device::cpu(), config).unwrap_err();
+        let error = small().heads(1 << 20, 1, 128).build().unwrap_err();
         assert_eq!(
             error.to_string(),
             "q_heads is 1048576; with 1 kv_heads the device takes at most 65535"
@@ -196,18 +197,13 @@ mod tests {
 
     #[test]
     fn a_backend_of_one_s_own_has_the_shape_that_was_asked_for() {
-        let config = CacheConfig {
-            layers: 1,
-            capacity_bytes: 1 << 20,
-            ..GOOD
-        };
-        let own = crate::TreeCache::with_backend(config, |shape| Ok(cpu::new(shape)?));
+        let own = small().backend(|shape| Ok(cpu::new(shape)?)).build();
         assert_eq!(own.unwrap().backend().shape().layers, 1);
         let other = |shape| {
             let other = CacheShape { layers: 2, ..shape };
             Ok(cpu::new(other)?)
         };
-        let error = crate::TreeCache::with_backend(config, other).unwrap_err();
+        let error = small().backend(other).build().unwrap_err();
         assert!(matches!(error, CacheError::BackendShape { .. }), "{error}");
     }
 

@@ -3,7 +3,7 @@
 use crate::attention::BackendError;
 use crate::cache::{CacheShape, PoolError, ShapeError};
 use crate::plan::PlanError;
-use crate::tree::{ForestError, NodeKey};
+use crate::tree::ForestError;
 
 /// Why a [`TreeCache`](super::TreeCache) refused. Unless a device failed, the cache is as it was.
 #[non_exhaustive]
@@ -50,22 +50,20 @@ pub enum CacheError {
     /// An argument of an append or of attention is wrong, or the device failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// Nodes were added, removed, or grew into new pages since the plan was made.
-    #[error("the plan is out of date: {change} since it was made; update it")]
-    StalePlan {
+    /// Nodes were added or removed, or the batch's own grew, since it was made.
+    #[error("the batch is out of date: {change} since it was made; advance or refresh it")]
+    StaleBatch {
         /// What happened.
         change: &'static str,
     },
-    /// The plan was made by another cache.
-    #[error("the plan was made by another cache")]
-    ForeignPlan,
-    /// A node whose last token was to be written has none.
-    #[error("{node:?}, query {index} of the plan, holds no token to write")]
-    NoToken {
-        /// The node.
-        node: NodeKey,
-        /// Its index among the plan's leaves.
-        index: usize,
+    /// The batch is another cache's.
+    #[error("the batch was made by another cache")]
+    ForeignBatch,
+    /// A builder was not told what it has to know.
+    #[error("the cache cannot be built without .{call}")]
+    Missing {
+        /// What to call.
+        call: &'static str,
     },
     /// The device cannot be opened, or has no room for the cache.
     #[error(transparent)]

@@ -10,7 +10,7 @@ use crate::tree::NodeKey;
 impl TreeCache {
     /// Copies K and V of a foreign sequence's first tokens, of one layer, into tokens `tokens` of the path
     /// to `node`: its ancestors' from the root on, then its own, as positions count. The forest has them
-    /// already, as for [`TreeCache::append_tokens`]. `k` and `v` are whole foreign caches in the table's
+    /// already, by [`TreeCache::extend`]. `k` and `v` are whole foreign caches in the table's
     /// layout.
     ///
     /// For the tokens below a shared prefix start at a multiple of the page size, with the table's pages

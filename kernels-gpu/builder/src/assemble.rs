@@ -1,15 +1,15 @@
 //! PTX to machine code for every GPU that it is meant for, a group and GPU at a time, as many as there are cores.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::{fs, thread};
+use std::fs;
 
 use anyhow::{Context, Result};
 use device::Arch;
+use rayon::prelude::*;
 
 use crate::budget::{Budget, Measured};
 use crate::ptx::Group;
 use crate::ptxas::{self, NVDISASM, PTXAS};
-use crate::{PtxBuilder, converging, sass};
+use crate::{PtxBuilder, sass};
 
 /// A group to assemble.
 pub(crate) struct Job {
@@ -32,7 +32,7 @@ pub(crate) fn all(builder: &PtxBuilder<'_>, jobs: &[Job]) -> Result<(String, Mea
                 .map(move |gpu| (job, *gpu))
         })
         .collect();
-    let assembled = in_parallel(&pairs, |(job, gpu)| {
+    let assemble = |(job, gpu): &(&Job, &str)| {
         let file = scratch.join(format!("{gpu}-{}.ptx", job.name));
         let cubin = file.with_extension("cubin");
         fs::write(&file, &job.group.ptx)?;
@@ -42,7 +42,7 @@ pub(crate) fn all(builder: &PtxBuilder<'_>, jobs: &[Job]) -> Result<(String, Mea
             fs::create_dir_all(folder)?;
             fs::write(folder.join(format!("{gpu}-{}.sass", job.name)), &text)?;
         }
-        let asked = converging::count(&job.group.ptx)?;
+        let asked = sass::waits_asked(&job.group.ptx)?;
         let codes = sass::read(&text);
         let budgets = usages.into_iter().map(|usage| {
             let code = codes.get(&usage.entry);
@@ -58,7 +58,8 @@ pub(crate) fn all(builder: &PtxBuilder<'_>, jobs: &[Job]) -> Result<(String, Mea
             ))
         });
         budgets.collect::<Result<Vec<_>>>()
-    })?;
+    };
+    let assembled: Vec<_> = pairs.par_iter().map(assemble).collect::<Result<_>>()?;
     let mut measured = Measured::new();
     for ((job, gpu), budgets) in pairs.iter().zip(assembled) {
         for (entry, budget) in budgets {
@@ -73,32 +74,4 @@ pub(crate) fn all(builder: &PtxBuilder<'_>, jobs: &[Job]) -> Result<(String, Mea
         }
     }
     Ok((ptxas::release(&ptxas, builder.listener)?, measured))
-}
-
-/// `work` for each of `items`, in order; the first error if there is one.
-fn in_parallel<T: Sync, R: Send>(
-    items: &[T],
-    work: impl Fn(&T) -> Result<R> + Sync,
-) -> Result<Vec<R>> {
-    let next = AtomicUsize::new(0);
-    let take = || {
-        let mut done = Vec::new();
-        while let Some((index, item)) = {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            items.get(index).map(|item| (index, item))
-        } {
-            done.push((index, work(item)));
-        }
-        done
-    };
-    let workers = thread::available_parallelism().map_or(1, usize::from);
-    let mut done: Vec<_> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(take)).collect();
-        let results = workers.into_iter();
-        results
-            .flat_map(|worker| worker.join().expect("workers do not panic"))
-            .collect()
-    });
-    done.sort_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, result)| result).collect()
 }

@@ -18,10 +18,8 @@
 //!         println!("{line}");
 //!     }
 //! };
-//! let builder = PtxBuilder::new("kernels")
-//!     .arch(Arch::Sm90a)
-//!     .copy_to("kernels/ptx")
-//!     .listener(&say);
+//! let mut builder = PtxBuilder::new("kernels").arch(Arch::Sm90a).copy_to("kernels/ptx");
+//! builder.listener = &say;
 //! if !builder.is_current()? {
 //!     builder.build()?;
 //! }
@@ -34,7 +32,6 @@
 mod assemble;
 mod budget;
 mod compile;
-mod converging;
 mod debian;
 mod manifest;
 mod process;
@@ -51,7 +48,7 @@ pub mod wheel;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
@@ -96,16 +93,23 @@ pub struct PtxBuilder<'a> {
     folder: PathBuf,
     archs: Vec<Arch>,
     output: PathBuf,
-    target: PathBuf,
-    sources: Vec<PathBuf>,
-    except: Vec<PathBuf>,
-    sass: Option<PathBuf>,
-    may_install: bool,
-    accept_growth: bool,
-    listener: &'a Listener<'a>,
+    /// Where to compile, and to keep programs that are fetched.
+    pub target: PathBuf,
+    /// Files and folders that the PTX is made of, for [`PtxBuilder::is_current`].
+    pub sources: Vec<PathBuf>,
+    /// Those within them that are of no concern to the PTX.
+    pub except: Vec<PathBuf>,
+    /// A folder for each kernel's machine code (SASS).
+    pub sass: Option<PathBuf>,
+    /// Whether the rustup command may run that installs the standard library's source.
+    pub may_install: bool,
+    /// Whether what kernels need now becomes their budgets.
+    pub accept_growth: bool,
+    /// Who is told what happens.
+    pub listener: &'a Listener<'a>,
 }
 
-impl PtxBuilder<'static> {
+impl PtxBuilder<'_> {
     /// Builds the crate in `folder`, by default for all architectures and into its folder `ptx`.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         let folder = folder.into();
@@ -122,9 +126,7 @@ impl PtxBuilder<'static> {
             folder,
         }
     }
-}
 
-impl<'a> PtxBuilder<'a> {
     /// Builds for `arch`; may be called for several.
     #[must_use]
     pub fn arch(mut self, arch: Arch) -> Self {
@@ -137,59 +139,6 @@ impl<'a> PtxBuilder<'a> {
     pub fn copy_to(mut self, folder: impl Into<PathBuf>) -> Self {
         self.output = folder.into();
         self
-    }
-
-    /// Compiles in `folder`, where programs that are fetched are kept too.
-    #[must_use]
-    pub fn target_dir(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.target = folder.into();
-        self
-    }
-
-    /// Counts the crate in `folder` among the sources for [`PtxBuilder::is_current`].
-    #[must_use]
-    pub fn depends_on(mut self, folder: impl AsRef<Path>) -> Self {
-        let folder = folder.as_ref();
-        self.sources
-            .extend([folder.join("Cargo.toml"), folder.join("src")]);
-        self
-    }
-
-    /// Leaves a file or folder out of the sources, for it is of no concern to the PTX.
-    #[must_use]
-    pub fn ignore(mut self, path: impl Into<PathBuf>) -> Self {
-        self.except.push(path.into());
-        self
-    }
-
-    /// Writes each kernel's machine code (SASS) into `folder`.
-    #[must_use]
-    pub fn sass(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.sass = Some(folder.into());
-        self
-    }
-
-    /// Permits to run the rustup command that installs the standard library's source.
-    #[must_use]
-    pub fn may_install(mut self, yes: bool) -> Self {
-        self.may_install = yes;
-        self
-    }
-
-    /// Takes what kernels need now as their budgets.
-    #[must_use]
-    pub fn accept_growth(mut self, yes: bool) -> Self {
-        self.accept_growth = yes;
-        self
-    }
-
-    /// Tells `listener` what happens.
-    #[must_use]
-    pub fn listener<'b>(self, listener: &'b Listener<'b>) -> PtxBuilder<'b>
-    where
-        'a: 'b,
-    {
-        PtxBuilder { listener, ..self }
     }
 
     /// Whether the output is of the sources as they are now, and untouched: a matter of hashes, without a compiler.
@@ -305,7 +254,7 @@ impl<'a> PtxBuilder<'a> {
             let target = self.target.join("kernels");
             let module = compile::compile(&toolchain, &folder, &target, arch, self.listener)?;
             let groups = ptx::split(&module, arch)?;
-            manifest.replace(arch, &toolchain.version, &self.source(arch)?, &groups)?;
+            manifest.replace(arch, &toolchain.version, &self.source(arch)?, &groups);
             for (name, group) in groups {
                 files.insert(manifest::file_name(arch, &name), group.ptx.clone());
                 jobs.push(Job { arch, name, group });

@@ -10,7 +10,6 @@ use device::Arch;
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Budget;
-use crate::converging;
 use crate::ptx::Group;
 use crate::record::{Parameter, Record};
 use crate::source::sha256;
@@ -49,10 +48,6 @@ pub(crate) struct Kernel {
     pub(crate) threads: u32,
     pub(crate) min_blocks: u32,
     pub(crate) shared_bytes: u32,
-    /// Instructions in the PTX with `.sync`.
-    pub(crate) sync: u32,
-    /// And with `.aligned`.
-    pub(crate) aligned: u32,
     /// By GPU, as ptxas names it.
     pub(crate) budgets: BTreeMap<String, Budget>,
 }
@@ -71,8 +66,7 @@ impl Manifest {
         serde_json::from_str(&text).with_context(|| format!("cannot read {}", path.display()))
     }
 
-    /// Compares the PTX in `folder` with what the table says of it: hashes, entries, and the number of instructions
-    /// that a warp must reach together.
+    /// Compares the PTX in `folder` with the table's hashes.
     ///
     /// # Errors
     /// The first difference.
@@ -88,29 +82,6 @@ impl Manifest {
                 image.file,
                 image.sha256
             );
-            let counts = converging::count(&text)?;
-            ensure!(
-                counts.len() == image.kernels.len(),
-                "{} has {} entries, the table lists {}",
-                image.file,
-                counts.len(),
-                image.kernels.len()
-            );
-            for kernel in &image.kernels {
-                let count = counts
-                    .get(&kernel.name)
-                    .with_context(|| format!("{} has no entry `{}`", image.file, kernel.name))?;
-                ensure!(
-                    (count.sync, count.aligned) == (kernel.sync, kernel.aligned),
-                    "`{}` in {} has {} .sync and {} .aligned instructions, the table says {} and {}",
-                    kernel.name,
-                    image.file,
-                    count.sync,
-                    count.aligned,
-                    kernel.sync,
-                    kernel.aligned
-                );
-            }
         }
         Ok(())
     }
@@ -123,7 +94,7 @@ impl Manifest {
         rustc: &str,
         source: &str,
         groups: &BTreeMap<String, Group>,
-    ) -> Result<()> {
+    ) {
         let (mut old, others): (Vec<_>, Vec<_>) = self
             .images
             .drain(..)
@@ -135,15 +106,12 @@ impl Manifest {
             .map(|kernel| (kernel.name.clone(), kernel))
             .collect();
         for (group, Group { ptx, records }) in groups {
-            let counts = converging::count(ptx)?;
             let kernel = |record: &Record| Kernel {
                 name: record.entry.clone(),
                 family: record.family.clone(),
                 threads: record.threads,
                 min_blocks: record.min_blocks,
                 shared_bytes: record.shared_bytes,
-                sync: counts[&record.entry].sync,
-                aligned: counts[&record.entry].aligned,
                 budgets: old
                     .get(&record.entry)
                     .map_or_else(BTreeMap::new, |old| old.budgets.clone()),
@@ -166,7 +134,6 @@ impl Manifest {
         let kernels = self.images.iter().flat_map(|image| &image.kernels);
         let used: Vec<_> = kernels.map(|kernel| &kernel.family).collect();
         self.families.retain(|family, _| used.contains(&family));
-        Ok(())
     }
 
     /// Whether the table has the group as it is, with a budget for each kernel.
@@ -253,12 +220,8 @@ pub(crate) mod tests {
     pub(crate) fn manifest() -> Manifest {
         let mut manifest = Manifest::default();
         let groups = groups("bar.sync 0;");
-        manifest
-            .replace(Arch::Sm90a, "rustc 1", "s", &groups)
-            .unwrap();
-        manifest
-            .replace(Arch::Sm80, "rustc 1", "s", &groups)
-            .unwrap();
+        manifest.replace(Arch::Sm90a, "rustc 1", "s", &groups);
+        manifest.replace(Arch::Sm80, "rustc 1", "s", &groups);
         manifest
     }
 
@@ -272,9 +235,7 @@ pub(crate) mod tests {
         manifest.images[1].kernels[0]
             .budgets
             .insert("sm_90a".to_owned(), budget);
-        manifest
-            .replace(Arch::Sm90a, "rustc 2", "s", &groups("ret;"))
-            .unwrap();
+        manifest.replace(Arch::Sm90a, "rustc 2", "s", &groups("ret;"));
         let files: Vec<&str> = manifest.images.iter().map(|image| &*image.file).collect();
         assert_eq!(files, ["sm_80/g.ptx", "sm_90a/g.ptx"]);
         assert_eq!(manifest.images[1].rustc, "rustc 2");
@@ -290,24 +251,17 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn ptx_that_is_not_what_the_table_says_is_told_by_file_and_kernel() {
+    fn ptx_that_is_not_what_the_table_says_is_told_by_file() {
         let folder = std::env::temp_dir().join(format!("deft-manifest-{}", std::process::id()));
         fs::create_dir_all(folder.join("sm_90a")).unwrap();
         let mut manifest = manifest();
         manifest.images.remove(0);
         fs::write(folder.join("sm_90a/g.ptx"), &groups("bar.sync 0;")["g"].ptx).unwrap();
         let good = manifest.verify(&folder);
-        manifest.images[0].kernels[0].sync = 2;
-        let miscounted = manifest.verify(&folder);
         fs::write(folder.join("sm_90a/g.ptx"), "other").unwrap();
         let other = manifest.verify(&folder);
         fs::remove_dir_all(&folder).unwrap();
         good.unwrap();
-        let message = miscounted.unwrap_err().to_string();
-        assert!(
-            message.contains("`f_d64`") && message.contains("1 .sync"),
-            "{message}"
-        );
         assert!(
             other
                 .unwrap_err()

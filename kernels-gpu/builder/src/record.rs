@@ -42,6 +42,15 @@ impl Parameter {
             other => bail!("parameter `{}` is of type `{other}`", self.0),
         }
     }
+
+    /// How many bytes it has.
+    pub(crate) fn bytes(&self) -> Result<u32> {
+        Ok(if self.host_type()?.ends_with("64") {
+            8
+        } else {
+            4
+        })
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::manifest::{Image, Manifest};
+use crate::manifest::{Image, Kernel, Manifest};
 use crate::ptx::HEADER;
 use crate::record::Parameter;
 
@@ -48,56 +48,59 @@ pub trait Arguments {
 }
 ";
 
+/// The group of kernels that tests launch, argument by argument: there are no records of them.
+const TESTS: &str = "selftest";
+
 /// The source for `manifest`.
 pub(crate) fn source(manifest: &Manifest) -> Result<String> {
     let mut text = HEADER.to_owned() + TYPES;
     text += "\n/// All modules.\npub const IMAGES: &[Image] = &[\n";
     for image in &manifest.images {
-        text += &module(image);
+        text += &module(manifest, image)?;
     }
     text += "];\n";
     for (family, parameters) in &manifest.families {
-        text += &arguments(manifest, family, parameters)?;
+        let images = manifest.images.iter();
+        let launched = images.filter(|image| image.group != TESTS);
+        let mut names: Vec<_> = launched
+            .flat_map(|image| &image.kernels)
+            .filter(|kernel| kernel.family == *family)
+            .map(|kernel| format!("`{}`", kernel.name))
+            .collect();
+        names.sort();
+        names.dedup();
+        if !names.is_empty() {
+            text += &arguments(&names.join(", "), family, parameters)?;
+        }
     }
     Ok(text)
 }
 
-fn module(image: &Image) -> String {
-    let entries: String = image
-        .kernels
-        .iter()
-        .map(|kernel| {
-            format!(
-                "            Entry {{ name: {:?}, threads: {}, shared_bytes: {}, parameters: {}::BYTES }},\n",
-                kernel.name,
-                kernel.threads,
-                kernel.shared_bytes,
-                camel_case(&kernel.family)
-            )
-        })
-        .collect();
-    format!(
+fn module(manifest: &Manifest, image: &Image) -> Result<String> {
+    let entry = |kernel: &Kernel| {
+        let parameters = manifest.families[&kernel.family].iter();
+        let bytes = parameters
+            .map(Parameter::bytes)
+            .collect::<Result<Vec<u32>>>()?;
+        Ok(format!(
+            "            Entry {{ name: {:?}, threads: {}, shared_bytes: {}, parameters: &{bytes:?} }},\n",
+            kernel.name, kernel.threads, kernel.shared_bytes,
+        ))
+    };
+    let entries: String = image.kernels.iter().map(entry).collect::<Result<_>>()?;
+    Ok(format!(
         "    Image {{\n        arch: {:?},\n        group: {:?},\n        entries: &[\n{entries}        ],\n        \
          sha256: {:?},\n        ptx: include_str!({:?}),\n    }},\n",
         image.arch, image.group, image.sha256, image.file,
-    )
+    ))
 }
 
-fn arguments(manifest: &Manifest, family: &str, parameters: &[Parameter]) -> Result<String> {
-    let mut names: Vec<_> = manifest
-        .images
-        .iter()
-        .flat_map(|image| &image.kernels)
-        .filter(|kernel| kernel.family == family)
-        .map(|kernel| format!("`{}`", kernel.name))
-        .collect();
-    names.sort();
-    names.dedup();
+fn arguments(names: &str, family: &str, parameters: &[Parameter]) -> Result<String> {
     let (mut fields, mut bytes, mut bits) = (String::new(), Vec::new(), Vec::new());
     for parameter @ Parameter(name, source) in parameters {
         let ty = parameter.host_type()?;
         fields += &format!("    /// `{source}`.\n    pub {name}: {ty},\n");
-        bytes.push(if ty.ends_with("64") { "8" } else { "4" });
+        bytes.push(parameter.bytes()?.to_string());
         bits.push(match ty {
             "u64" => format!("self.{name}"),
             "u32" => format!("self.{name} as u64"),
@@ -109,10 +112,9 @@ fn arguments(manifest: &Manifest, family: &str, parameters: &[Parameter]) -> Res
     }
     let record = camel_case(family);
     Ok(format!(
-        "\n/// Arguments of {}.\n#[derive(Clone, Copy, Debug, Default, PartialEq)]\npub struct {record} {{\n{fields}}}\n\n\
+        "\n/// Arguments of {names}.\n#[derive(Clone, Copy, Debug, Default, PartialEq)]\npub struct {record} {{\n{fields}}}\n\n\
          impl Arguments for {record} {{\n    const BYTES: &'static [u32] = &[{}];\n\n    \
          fn bits(&self) -> impl AsRef<[u64]> {{\n        [{}]\n    }}\n}}\n",
-        names.join(", "),
         bytes.join(", "),
         bits.join(", ")
     ))
@@ -141,7 +143,7 @@ mod tests {
             "pub struct F {\n    /// `*mut u32`.\n    pub out: u64,\n    /// `f32`.\n    pub scale: f32,\n}",
             "const BYTES: &'static [u32] = &[8, 4];",
             "[self.out, self.scale.to_bits() as u64]",
-            "Entry { name: \"f_d64\", threads: 64, shared_bytes: 0, parameters: F::BYTES }",
+            "Entry { name: \"f_d64\", threads: 64, shared_bytes: 0, parameters: &[8, 4] }",
             "ptx: include_str!(\"sm_90a/g.ptx\")",
         ] {
             assert!(text.contains(part), "{part} in {text}");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 
-use crate::converging::Converging;
+use crate::ptx;
 
 /// The machine code of one entry, counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,16 @@ pub(crate) struct Code {
     wgmma_waits: u32,
     /// The first instruction that reads or writes local memory.
     local: Option<String>,
+}
+
+/// `wgmma.wait_group`s of a PTX text, by entry.
+pub(crate) fn waits_asked(text: &str) -> Result<BTreeMap<String, u32>> {
+    let items = ptx::parse(text)?.items.into_iter();
+    let count = |item: ptx::Item| {
+        let waits = item.text.matches("wgmma.wait_group").count();
+        (item.name, waits as u32)
+    };
+    Ok(items.map(count).collect())
 }
 
 /// Counts what `nvdisasm --print-code` prints, by entry.
@@ -58,18 +68,18 @@ fn instruction(line: &str) -> Option<&str> {
 }
 
 impl Code {
-    /// Refuses what costs a kernel its speed without a word from ptxas. `asked` is what its PTX says.
+    /// Refuses what costs a kernel its speed without a word from ptxas. `asked` is what its PTX has of waits.
     ///
     /// `wgmma` is serialised by a wait after each product, so there must be no more waits than the PTX has.
-    pub(crate) fn check(&self, entry: &str, target: &str, asked: Converging) -> Result<()> {
+    pub(crate) fn check(&self, entry: &str, target: &str, asked: u32) -> Result<()> {
         if let Some(local) = &self.local {
             anyhow::bail!("`{entry}` on {target} uses local memory: `{local}`");
         }
         ensure!(
-            self.wgmma_waits <= asked.wgmma_waits,
+            self.wgmma_waits <= asked,
             "`{entry}` on {target} waits for wgmma {} times, its PTX {}: ptxas serialised products",
             self.wgmma_waits,
-            asked.wgmma_waits
+            asked
         );
         Ok(())
     }
@@ -105,7 +115,7 @@ first:
 
     #[test]
     fn local_memory_is_refused_with_the_instruction() {
-        let error = read(SASS)["second"].check("second", "sm_90a", Converging::default());
+        let error = read(SASS)["second"].check("second", "sm_90a", 0);
         let error = error.unwrap_err().to_string();
         assert!(
             error.contains("second") && error.contains("STL.64 [R1+0x8], R2"),
@@ -116,13 +126,12 @@ first:
     #[test]
     fn a_wait_for_wgmma_that_nobody_asked_for_is_refused() {
         let code = &read(SASS)["first"];
-        let asked = |wgmma_waits| Converging {
-            wgmma_waits,
-            ..Converging::default()
-        };
-        assert!(code.check("first", "sm_90a", asked(1)).is_ok());
+        let ptx =
+            ".version 8.3\n.visible .entry first()\n{\n\t{ wgmma.wait_group.sync.aligned 0; }\n}\n";
+        let asked = waits_asked(ptx).unwrap()["first"];
+        assert!(code.check("first", "sm_90a", asked).is_ok());
         let error = code
-            .check("first", "sm_90a", asked(0))
+            .check("first", "sm_90a", asked - 1)
             .unwrap_err()
             .to_string();
         assert!(error.contains("1 times, its PTX 0"), "{error}");

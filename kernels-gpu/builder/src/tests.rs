@@ -22,9 +22,7 @@ fn made(builder: &PtxBuilder<'_>) -> BTreeMap<String, String> {
     let mut manifest = Manifest::default();
     let groups = groups("bar.sync 0;");
     let source = builder.source(Arch::Sm90a).unwrap();
-    manifest
-        .replace(Arch::Sm90a, "rustc 1", &source, &groups)
-        .unwrap();
+    manifest.replace(Arch::Sm90a, "rustc 1", &source, &groups);
     BTreeMap::from([
         ("sm_90a/g.ptx".to_owned(), groups["g"].ptx.clone()),
         (manifest::MANIFEST.to_owned(), manifest.to_json()),

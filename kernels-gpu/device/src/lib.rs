@@ -23,6 +23,7 @@ mod arch;
 pub mod emulator;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 mod instructions;
+#[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 mod ordering;
 
 pub use arch::Arch;

@@ -1,14 +1,15 @@
 //! K and V of new tokens into their pages.
 
-use super::{Chunk, THREADS};
+use super::{Chunk, THREADS, kept_key, kept_value};
 use crate::abi::{APPEND_LIVE, AppendTarget, NONE, PAGE_TOKENS};
 use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
-use device::{global, thread};
+use device::{Bf16, Element, F16, global, thread};
 use kernel_macros::kernel;
 
 /// Writes row `i` of `k` and `v`, both `[count, kv_heads, D]`, to where `targets[i]` says, in the layer's
 /// plane `pool`; a thread a chunk of eight dims of K or V. A target [`NONE`], and one whose counter counts
-/// no token, is passed over: so a captured launch serves fewer tokens than it was made for.
+/// no token, is passed over: so a captured launch serves fewer tokens than it was made for. Where eight dims of V are not
+/// finite they are kept as zeros, and those of K as NaN.
 ///
 /// # Safety
 /// All arrays are valid for their shapes and 16-byte aligned, targets are distinct, and name pages of the
@@ -22,13 +23,16 @@ use kernel_macros::kernel;
     min_blocks = 2,
     group = "cache",
     instances(
-        append_d64: <64>,
-        append_d128: <128>,
-        append_d256: <256>
+        append_bf16_d64: <Bf16, 64>,
+        append_bf16_d128: <Bf16, 128>,
+        append_bf16_d256: <Bf16, 256>,
+        append_f16_d64: <F16, 64>,
+        append_f16_d128: <F16, 128>,
+        append_f16_d256: <F16, 256>
     )
 )]
 #[inline(always)]
-pub unsafe fn append<const D: u32>(
+pub unsafe fn append<E: Element, const D: u32>(
     pool: *mut u16,
     k: *const u16,
     v: *const u16,
@@ -52,14 +56,18 @@ pub unsafe fn append<const D: u32>(
     else {
         return;
     };
-    let source = if is_value == 0 { k } else { v };
     let from = (row * chunks + chunk) as usize * CORE as usize;
     let (kv_head, dim) = (chunk / (D / CORE), chunk % (D / CORE) * CORE);
     let to = page_offset(D, kv_heads, page, kv_head)
         + u64::from(is_value * half_page_elements(D) + element_offset(D, token, dim));
     // SAFETY: within `k` or `v` and the page, both a multiple of eight elements from an aligned start.
     unsafe {
-        let data: Chunk = global::load_v4_u32(source.add(from).cast());
+        let value: Chunk = global::load_v4_u32(v.add(from).cast());
+        let data = if is_value == 0 {
+            kept_key::<E>(global::load_v4_u32(k.add(from).cast()), value)
+        } else {
+            kept_value::<E>(value)
+        };
         global::store_v4_u32(pool.add(to as usize).cast(), data);
     }
 }

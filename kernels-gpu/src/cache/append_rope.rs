@@ -1,7 +1,7 @@
 //! K and V of new tokens into their pages, K with its position's rotation.
 
 use super::append::place;
-use super::{Chunk, THREADS};
+use super::{Chunk, THREADS, kept_key, kept_value};
 use crate::abi::AppendTarget;
 use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
 use crate::rotary::rotate;
@@ -62,15 +62,18 @@ pub unsafe fn append_rope<E: Element, const D: u32>(
     else {
         return;
     };
-    let source = if is_value == 0 { k } else { v };
     let from = (row as usize * kv_heads as usize + kv_head as usize) * D as usize;
     // SAFETY: a head of `k` or `v`, its position, and the target's page.
     unsafe {
-        let mut pair = load_pair::<D>(source.wrapping_add(from), dim);
-        if is_value == 0 {
+        let values = load_pair::<D>(v.wrapping_add(from), dim);
+        let pair = if is_value == 0 {
+            let mut keys = load_pair::<D>(k.wrapping_add(from), dim);
             let position = global::load_u32(positions.add(row as usize));
-            turn_pair::<E, D>(&mut pair, position, cos, sin, dim);
-        }
+            turn_pair::<E, D>(&mut keys, position, cos, sin, dim);
+            kept_keys::<E>(keys, values)
+        } else {
+            values.map(kept_value::<E>)
+        };
         let head = page_offset(D, kv_heads, page, kv_head);
         let half = u64::from(is_value * half_page_elements(D));
         store_pair::<D>(pool.wrapping_add((head + half) as usize), token, dim, pair);
@@ -102,6 +105,15 @@ pub(crate) unsafe fn turn_pair<E: Element, const D: u32>(
     let at = position as usize * (D as usize / 2) + dim as usize;
     // SAFETY: eight entries of that position's row.
     unsafe { rotate_chunks::<E>(low, high, cos.add(at), sin.add(at)) };
+}
+
+/// What is kept of a pair of K where V is `values`.
+#[inline(always)]
+pub(crate) fn kept_keys<E: Element>([low, high]: [Chunk; 2], values: [Chunk; 2]) -> [Chunk; 2] {
+    [
+        kept_key::<E>(low, values[0]),
+        kept_key::<E>(high, values[1]),
+    ]
 }
 
 /// Stores the pair at `dim` of token `token`, where K or V of a page and KV head are `half`.

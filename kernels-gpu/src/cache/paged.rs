@@ -1,9 +1,9 @@
 //! Tokens between our pages and the paged layouts that other engines keep.
 
-use super::{Chunk, THREADS};
+use super::{Chunk, THREADS, kept_key, kept_value};
 use crate::abi::PAGE_TOKENS;
 use crate::layout::{CORE, element_offset, half_page_elements, page_offset};
-use device::{global, thread};
+use device::{Bf16, Element, F16, global, thread};
 use kernel_macros::kernel;
 
 /// Chunks of a token that neighbouring threads move: with eight tokens a warp touches whole 32-byte sectors
@@ -31,7 +31,8 @@ struct Piece {
 /// Copies tokens of a foreign sequence into the layer's plane `pool`: token `i` to `places[i]`
 /// (`page * 64 + token`). The token is token `i % page_size` of foreign page `table[i / page_size]`; its row of
 /// KV head `h` is row `page * page_stride + token * token_stride + h * head_stride` of `k` and `v`, of `D`
-/// elements. So strides say NHD (`kv_heads`, 1), HND (1, `page_size`), and whether K and V share a pool.
+/// elements. So strides say NHD (`kv_heads`, 1), HND (1, `page_size`), and whether K and V share a pool. V that is not
+/// finite is kept as in [`append`](super::append()).
 ///
 /// Grid: x `ceil(count / 8) * D / 2` threads (K and V, eight tokens, `D / 8` chunks), y `kv_heads`.
 ///
@@ -47,13 +48,16 @@ struct Piece {
     min_blocks = 2,
     group = "cache",
     instances(
-        import_pages_d64: <64>,
-        import_pages_d128: <128>,
-        import_pages_d256: <256>
+        import_pages_bf16_d64: <Bf16, 64>,
+        import_pages_bf16_d128: <Bf16, 128>,
+        import_pages_bf16_d256: <Bf16, 256>,
+        import_pages_f16_d64: <F16, 64>,
+        import_pages_f16_d128: <F16, 128>,
+        import_pages_f16_d256: <F16, 256>
     )
 )]
 #[inline(always)]
-pub unsafe fn import_pages<const D: u32>(
+pub unsafe fn import_pages<E: Element, const D: u32>(
     pool: *mut u16,
     k: *const u16,
     v: *const u16,
@@ -76,10 +80,17 @@ pub unsafe fn import_pages<const D: u32>(
     let Some(piece) = (unsafe { piece::<D>(places, table, count, kv_heads, foreign) }) else {
         return;
     };
-    let theirs = if piece.is_value { v } else { k };
     // SAFETY: chunks within the pools.
     unsafe {
-        let data: Chunk = global::load_v4_u32(theirs.add(piece.theirs as usize).cast());
+        let value: Chunk = global::load_v4_u32(v.add(piece.theirs as usize).cast());
+        let data = if piece.is_value {
+            kept_value::<E>(value)
+        } else {
+            kept_key::<E>(
+                global::load_v4_u32(k.add(piece.theirs as usize).cast()),
+                value,
+            )
+        };
         global::store_v4_u32(pool.add(piece.ours as usize).cast(), data);
     }
 }

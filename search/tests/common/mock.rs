@@ -5,7 +5,7 @@
 
 use std::error::Error;
 
-use deft::abi::PAGE_TOKENS;
+use deft::abi::{PAGE_TOKENS, TokenMove};
 use deft::cache::PagePool;
 use deft::tree::TokenForest;
 use deft::{CacheError, DraftNode, NodeKey};
@@ -25,6 +25,8 @@ pub(crate) struct HashModelConfig {
     pub(crate) context: usize,
     /// Pages of 64 tokens.
     pub(crate) pages: u32,
+    /// Most rows of a pass, as a model on a GPU has.
+    pub(crate) max_rows: usize,
     /// Last tokens of a path that the logits depend on. A small number gives text that repeats itself.
     pub(crate) memory: usize,
     /// Another seed, another model.
@@ -38,6 +40,7 @@ impl Default for HashModelConfig {
             vocabulary: AsciiCodec::VOCABULARY,
             context: 4096,
             pages: 256,
+            max_rows: usize::MAX,
             memory: usize::MAX,
             seed: 0,
         }
@@ -145,6 +148,17 @@ impl HashModel {
         Ok(())
     }
 
+    fn check_rows(&self, rows: usize) -> Result<(), ModelError> {
+        if rows <= self.config.max_rows {
+            return Ok(());
+        }
+        let error = format!(
+            "a pass of {rows} tokens; the model was made for {}",
+            self.config.max_rows
+        );
+        Err(CacheError::Device(error.into()).into())
+    }
+
     /// Writes the last `tokens.len()` tokens of `node`.
     fn write(&mut self, node: NodeKey, tokens: &[u32]) -> Result<(), ModelError> {
         let end = forest(self.forest.length(node))?;
@@ -155,6 +169,12 @@ impl HashModel {
             self.cells[place as usize] = token;
         }
         Ok(())
+    }
+
+    fn run_moves(&mut self, moves: &[TokenMove]) {
+        for step in moves {
+            self.cells[step.to as usize] = self.cells[step.from as usize];
+        }
     }
 
     /// Logits after each of `nodes`, and what reading the trees takes.
@@ -221,6 +241,7 @@ impl TreeModel for HashModel {
                 tokens: tokens.len(),
             });
         }
+        self.check_rows(tokens.len())?;
         self.check_tokens(tokens.iter().copied())?;
         for &leaf in leaves {
             self.check_context(forest(self.forest.context_length(leaf))? + 1)?;
@@ -238,6 +259,7 @@ impl TreeModel for HashModel {
         draft: &[DraftToken],
         logits: &mut Vec<f32>,
     ) -> Result<Vec<NodeKey>, ModelError> {
+        self.check_rows(draft.len())?;
         self.check_tokens(draft.iter().map(|one| one.token))?;
         let mut depth = Vec::<u64>::new();
         for one in draft {
@@ -260,9 +282,14 @@ impl TreeModel for HashModel {
     }
 
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
-        for step in forest(self.forest.accept(trunk, path))? {
-            self.cells[step.to as usize] = self.cells[step.from as usize];
-        }
+        let moves = forest(self.forest.accept(trunk, path))?;
+        self.run_moves(&moves);
+        Ok(())
+    }
+
+    fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError> {
+        let moves = forest(self.forest.merge_chain(node))?;
+        self.run_moves(&moves);
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! Import and export between the emulated cache and a foreign paged one.
 
 use deft::attention::PagedTokens;
-use deft::cache::{PagedOrder, PagedTable};
+use deft::cache::{DType, PagedOrder, PagedTable};
 use device::emulator::{Memory, Report};
+use device::{Bf16, Element, F16};
 use kernels_gpu::cache;
 
 use super::Emulated;
@@ -33,10 +34,16 @@ impl Emulated {
         foreign: [&[u16]; 2],
     ) -> Result<(), Box<Report>> {
         let strides = self.strides(&table, page_stride);
-        match self.shape.head_dim {
-            64 => self.import_d::<64>(layer, places, table.pages, strides, foreign),
-            128 => self.import_d::<128>(layer, places, table.pages, strides, foreign),
-            _ => self.import_d::<256>(layer, places, table.pages, strides, foreign),
+        let pages = table.pages;
+        match (self.shape.dtype, self.shape.head_dim) {
+            (DType::Bf16, 64) => self.import_d::<Bf16, 64>(layer, places, pages, strides, foreign),
+            (DType::Bf16, 128) => {
+                self.import_d::<Bf16, 128>(layer, places, pages, strides, foreign)
+            }
+            (DType::Bf16, _) => self.import_d::<Bf16, 256>(layer, places, pages, strides, foreign),
+            (_, 64) => self.import_d::<F16, 64>(layer, places, pages, strides, foreign),
+            (_, 128) => self.import_d::<F16, 128>(layer, places, pages, strides, foreign),
+            (_, _) => self.import_d::<F16, 256>(layer, places, pages, strides, foreign),
         }
     }
 
@@ -77,7 +84,7 @@ impl Emulated {
         [threads.div_ceil(cache::THREADS), self.shape.kv_heads, 1]
     }
 
-    fn import_d<const D: u32>(
+    fn import_d<E: Element, const D: u32>(
         &mut self,
         layer: u32,
         places: &[u32],
@@ -96,7 +103,7 @@ impl Emulated {
             .run(&mut memory, || {
                 // SAFETY: the emulator checks every access.
                 unsafe {
-                    cache::import_pages::<D>(
+                    cache::import_pages::<E, D>(
                         pool.as_mut_ptr(),
                         k.as_ptr(),
                         v.as_ptr(),

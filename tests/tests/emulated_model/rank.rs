@@ -4,6 +4,7 @@ use deft_tests::reference::{log_softmax, ranked, with_noise};
 use device::emulator::{Launch, Memory};
 use kernels_gpu::model::limits::{TOP_K_SHARED_BYTES, TOP_K_THREADS};
 use kernels_gpu::model::{self, Sampling, TopK};
+use kernels_gpu::random::settings;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -29,7 +30,9 @@ fn rank(
     let log_probs = memory.unwritten::<f32>("log_probs", rows * k);
     let noise = noise.map(|(temperature, streams, steps)| {
         let streams = memory.constant("streams", streams);
-        (temperature, streams, memory.constant("steps", steps))
+        let steps = memory.constant("steps", steps);
+        let settings = settings(SEED, temperature);
+        (streams, steps, memory.constant("settings", &settings))
     });
     Launch::new([rows as u32, 1, 1], TOP_K_THREADS)
         .shared_bytes(TOP_K_SHARED_BYTES)
@@ -46,12 +49,11 @@ fn rank(
             unsafe {
                 match noise {
                     None => model::log_softmax_top_k(top_k),
-                    Some((temperature, streams, steps)) => {
+                    Some((streams, steps, settings)) => {
                         let sampling = Sampling {
                             streams: streams.as_ptr(),
                             steps: steps.as_ptr(),
-                            seed: SEED,
-                            temperature,
+                            settings: settings.as_ptr(),
                         };
                         model::sample_top_k(top_k, sampling);
                     }

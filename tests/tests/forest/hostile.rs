@@ -52,7 +52,6 @@ fn pruned_and_foreign_keys_are_unknown() {
         assert_eq!(refused(&mut forest, |f| f.prune(node)), unknown);
         assert_eq!(refused(&mut forest, |f| f.remove_tree(node)), unknown);
         assert_eq!(refused(&mut forest, |f| f.view(&[next, node])), unknown);
-        assert_eq!(refused(&mut forest, |f| f.lease(&[node])), unknown);
         assert_eq!(refused(&mut forest, |f| f.accept(node, &[])), unknown);
         let draft = [token(None)];
         assert_eq!(
@@ -68,6 +67,25 @@ fn pruned_and_foreign_keys_are_unknown() {
 }
 
 #[test]
+fn keys_and_cursors_of_another_forest_are_refused() {
+    let (mut ours, mut theirs) = (forest(4), forest(4));
+    let root = ours.insert_root(1).unwrap();
+    let node = theirs.insert_root(1).unwrap();
+    assert_eq!(ours.length(root), Ok(1));
+    let unknown = ForestError::UnknownNode { node };
+    assert_eq!(refused(&mut ours, |f| f.append(node, 1)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.extend(&[root, node], 1)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.fork(node, 1)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.prune(node)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.merge_chain(node)), unknown);
+    assert_eq!(refused(&mut ours, |f| f.view(&[root, node])), unknown);
+    assert!(unknown.to_string().ends_with("belongs to another forest"));
+    assert_eq!(theirs.shape_epoch(), ours.shape_epoch());
+    assert_eq!(ours.growth_since(theirs.growth_cursor()), None);
+    assert!(ours.growth_since(ours.growth_cursor()).is_some());
+}
+
+#[test]
 fn nothing_is_no_amount() {
     let mut forest = forest(4);
     let root = forest.insert_root(1).unwrap();
@@ -77,7 +95,6 @@ fn nothing_is_no_amount() {
     assert_eq!(refused(&mut forest, |f| f.extend(&[], 1)), empty("leaves"));
     assert_eq!(refused(&mut forest, |f| f.fork(root, 0)), empty("n"));
     assert_eq!(refused(&mut forest, |f| f.view(&[])), empty("queries"));
-    assert_eq!(refused(&mut forest, |f| f.lease(&[])), empty("nodes"));
     let error = refused(&mut forest, |f| f.insert_draft(root, &[]));
     assert_eq!(error.to_string(), "draft is empty or 0");
 }
@@ -267,30 +284,6 @@ fn a_batch_that_does_not_fit_grows_no_leaf() {
 }
 
 #[test]
-fn a_leased_tree_loses_nothing() {
-    let mut forest = forest(8);
-    let root = forest.insert_root(1).unwrap();
-    let other = forest.insert_root(1).unwrap();
-    let lease = forest.lease(&[root, root]).unwrap();
-    let again = lease.clone();
-    let draft = forest.insert_draft(root, &[token(None)]).unwrap();
-    let leased = |leases| ForestError::Leased { node: root, leases };
-    assert_eq!(refused(&mut forest, |f| f.prune(root)), leased(2));
-    drop(lease);
-    assert_eq!(refused(&mut forest, |f| f.prune(root)), leased(1));
-    assert_eq!(refused(&mut forest, |f| f.accept(root, &draft)), leased(1));
-    let error = refused(&mut forest, |f| f.prune(draft[0]));
-    assert!(
-        error.to_string().ends_with("a plan still reads it"),
-        "{error}"
-    );
-    forest.prune(other).unwrap();
-    drop(again);
-    forest.accept(root, &draft).unwrap();
-    assert_eq!(forest.remove_tree(root), Ok(1));
-}
-
-#[test]
 fn token_ranges_stay_within_their_node() {
     let mut forest = forest(4);
     let root = forest.insert_root(70).unwrap();
@@ -312,4 +305,28 @@ fn token_ranges_stay_within_their_node() {
     forest.append_targets(root, 63..65, &mut targets).unwrap();
     let pages = forest.pages(root).unwrap();
     assert_eq!(targets, [7, pages[0] * 64 + 63, pages[1] * 64]);
+}
+
+#[test]
+fn a_chain_with_a_draft_stays() {
+    let mut forest = forest(8);
+    let root = forest.insert_root(1).unwrap();
+    let leaf = forest.fork(root, 1).unwrap()[0];
+    forest.append(leaf, 1).unwrap();
+    let draft = forest.insert_draft(leaf, &[token(None)]).unwrap()[0];
+    assert_eq!(
+        refused(&mut forest, |f| f.merge_chain(root)),
+        ForestError::DraftPending { node: leaf }
+    );
+    assert_eq!(
+        refused(&mut forest, |f| f.merge_chain(draft)),
+        ForestError::Draft { node: draft }
+    );
+    forest.accept(leaf, &[]).unwrap();
+    assert_eq!(forest.merge_chain(root).unwrap().len(), 1);
+    assert_eq!(forest.append(root, 1), Ok(2..3), "it grows as the leaf did");
+    assert_eq!(
+        refused(&mut forest, |f| f.append(leaf, 1)),
+        ForestError::UnknownNode { node: leaf }
+    );
 }

@@ -45,12 +45,12 @@ fn op() -> impl Strategy<Value = Op> {
         12 => (pick(), tokens()).prop_map(|(node, k)| Op::Append(node, k)),
         16 => (leaves, tokens(), prop::bool::weighted(0.9))
             .prop_map(|(leaves, k, distinct)| Op::Extend { leaves, k, distinct }),
+        6 => (pick(), tokens()).prop_map(|(node, k)| Op::Shrink(node, k)),
         8 => (pick(), draft()).prop_map(|(node, draft)| Op::Draft(node, draft)),
         8 => (pick(), vec(any::<Index>(), 0..5)).prop_map(|(node, path)| Op::Accept(node, path)),
+        8 => pick().prop_map(Op::Merge),
         4 => pick().prop_map(Op::Prune),
         1 => pick().prop_map(Op::RemoveTree),
-        2 => pick().prop_map(Op::Lease),
-        3 => any::<Index>().prop_map(Op::Unlease),
     ]
 }
 
@@ -93,5 +93,26 @@ proptest! {
         }
         world.run(Op::Accept(root, path));
         world.check(&[]);
+    }
+
+    #[test]
+    fn merging_a_chain_in_an_exhausted_pool_moves_the_right_tokens(
+        nodes in vec(tokens(), 1..12),
+        split in 0usize..4,
+        index in any::<Index>(),
+        picks in vec(any::<Index>(), 1..6),
+    ) {
+        let pages: u32 = nodes.iter().map(|length| length.div_ceil(64)).sum();
+        let mut world = World::new(pages.max(1));
+        let root = Pick { index, any: false };
+        world.run(Op::Root(nodes[0]));
+        world.lengthen_chain(&nodes[1..], split);
+        prop_assert!(world.free_pages() == 0 || pages == 0);
+        world.run(Op::Merge(root));
+        world.check(&picks);
+        world.merge_from_the_top();
+        world.check(&picks);
+        world.fill_pool();
+        world.check(&picks);
     }
 }

@@ -67,6 +67,27 @@ impl Model {
         }
     }
 
+    /// The nodes below `node`, each the only child of the one before.
+    pub(crate) fn only_children(&self, node: usize) -> Vec<usize> {
+        match self.children(node)[..] {
+            [child] => [vec![child], self.only_children(child)].concat(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(crate) fn merge(&mut self, node: usize, chain: &[usize]) {
+        let Some(&last) = chain.last() else { return };
+        for child in self.children(last) {
+            self.nodes[child].parent = Some(node);
+        }
+        self.nodes[node].sealed = self.nodes[last].sealed;
+        for &below in chain {
+            let tokens = std::mem::take(&mut self.nodes[below].tokens);
+            self.nodes[node].tokens.extend(tokens);
+            self.nodes[below].alive = false;
+        }
+    }
+
     pub(crate) fn prune(&mut self, node: usize) {
         self.nodes[node].alive = false;
         for child in self.children(node) {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use deft::cache::{PageId, PagePool};
 use deft::tree::{
-    DraftNode, ForestError, GrowthCursor, NodeKey, TokenForest, TreeLease, TreeView, ViewScratch,
+    DraftNode, ForestError, GrowthCursor, NodeKey, TokenForest, TreeView, ViewScratch,
 };
 use kernels_gpu::abi::APPEND_LIVE;
 use proptest::sample::Index;
@@ -30,12 +30,12 @@ pub(crate) enum Op {
         k: u32,
         distinct: bool,
     },
+    Shrink(Pick, u32),
     Draft(Pick, Vec<(Option<Index>, u32)>),
     Accept(Pick, Vec<Index>),
+    Merge(Pick),
     Prune(Pick),
     RemoveTree(Pick),
-    Lease(Pick),
-    Unlease(Index),
 }
 
 /// A plan's view of the past: growth has to bring it up to now.
@@ -50,7 +50,6 @@ pub(crate) struct World {
     model: Model,
     /// Token ids by `page * 64 + token`; 0 for what was never written.
     store: Vec<u64>,
-    leases: Vec<(usize, TreeLease)>,
     mirror: Option<Mirror>,
     scratch: ViewScratch,
     view: TreeView,
@@ -62,7 +61,6 @@ impl World {
             forest: TokenForest::new(PagePool::new(pages).unwrap()),
             model: Model::default(),
             store: vec![0; pages as usize * PAGE],
-            leases: Vec::new(),
             mirror: None,
             scratch: ViewScratch::default(),
             view: TreeView::default(),
@@ -87,23 +85,12 @@ impl World {
                 k,
                 distinct,
             } => self.extend(&leaves, k, distinct),
+            Op::Shrink(pick, k) => self.shrink(pick, k),
             Op::Draft(pick, draft) => self.draft(pick, &draft),
             Op::Accept(pick, path) => self.accept(pick, &path),
+            Op::Merge(pick) => self.pick(pick).is_some_and(|node| self.merge(node)),
             Op::Prune(pick) => self.prune(pick, false),
             Op::RemoveTree(pick) => self.prune(pick, true),
-            Op::Lease(pick) => {
-                if let Some(node) = self.pick(pick) {
-                    let lease = self.forest.lease(&[self.model.nodes[node].key]).unwrap();
-                    self.leases.push((self.model.root(node), lease));
-                }
-                false
-            }
-            Op::Unlease(index) => {
-                if !self.leases.is_empty() {
-                    drop(self.leases.swap_remove(index.index(self.leases.len())));
-                }
-                false
-            }
         };
         if !done {
             assert_eq!(self.observe(), before, "a refusal changes nothing");
@@ -201,6 +188,23 @@ impl World {
         may
     }
 
+    fn shrink(&mut self, pick: Pick, k: u32) -> bool {
+        let Some(node) = self.pick(pick) else {
+            return false;
+        };
+        let length = self.model.nodes[node].tokens.len();
+        let kept = length.checked_sub(k as usize);
+        let freed = kept.map(|kept| length.div_ceil(PAGE) - kept.div_ceil(PAGE));
+        let may = k > 0 && self.model.is_growing(node) && freed.is_some();
+        let shrunk = self.forest.shrink(&[self.model.nodes[node].key], k);
+        assert_eq!(shrunk.is_ok(), may, "{shrunk:?}");
+        if let Ok(shrunk) = shrunk {
+            assert_eq!(Some(shrunk as usize), freed);
+            self.model.nodes[node].tokens.truncate(length - k as usize);
+        }
+        may
+    }
+
     fn draft(&mut self, pick: Pick, draft: &[(Option<Index>, u32)]) -> bool {
         let Some(trunk) = self.pick(pick) else {
             return false;
@@ -239,7 +243,7 @@ impl World {
             trunks => Some(trunks[pick.index.index(trunks.len())]),
         };
         let Some(trunk) = trunk else { return false };
-        let may = self.model.is_drafted(trunk) && !self.is_leased(trunk);
+        let may = self.model.is_drafted(trunk);
         let mut nodes = Vec::new();
         for index in path {
             let children = self.model.children(*nodes.last().unwrap_or(&trunk));
@@ -268,11 +272,53 @@ impl World {
         may
     }
 
+    fn merge(&mut self, node: usize) -> bool {
+        let chain = self.model.only_children(node);
+        let drafts = |&node: &usize| self.model.is_draft(node) || self.model.is_drafted(node);
+        let is_draft = drafts(&node) || chain.iter().any(drafts);
+        let may = !is_draft;
+        let moves = self.forest.merge_chain(self.model.nodes[node].key);
+        assert_eq!(moves.is_ok(), may, "{moves:?}");
+        for step in moves.unwrap_or_default() {
+            self.store[step.to as usize] = self.store[step.from as usize];
+        }
+        if may {
+            self.model.merge(node, &chain);
+        }
+        may && !chain.is_empty()
+    }
+
+    /// Puts a chain of nodes of these lengths below the only node there is, and `split` empty nodes at its end.
+    pub(crate) fn lengthen_chain(&mut self, lengths: &[u32], split: usize) {
+        let mut last = 0;
+        for &length in lengths {
+            let child = self.forest.fork(self.model.nodes[last].key, 1).unwrap()[0];
+            self.model.nodes[last].sealed = true;
+            last = self.model.insert(child, Some(last));
+            if length > 0 {
+                self.forest.append(child, length).unwrap();
+                self.model.grow(last, length);
+                self.write(last, 0);
+            }
+        }
+        if split > 0 {
+            let children = self.forest.fork(self.model.nodes[last].key, split).unwrap();
+            self.model.nodes[last].sealed = true;
+            for child in children {
+                self.model.insert(child, Some(last));
+            }
+        }
+    }
+
+    /// Merges the chain that begins with the first root.
+    pub(crate) fn merge_from_the_top(&mut self) {
+        self.merge(0);
+    }
+
     fn prune(&mut self, pick: Pick, whole_tree: bool) -> bool {
         let Some(node) = self.pick(pick) else {
             return false;
         };
-        let may = !self.is_leased(node);
         let free = self.free_pages();
         let key = self.model.nodes[node].key;
         let freed = if whole_tree {
@@ -280,20 +326,17 @@ impl World {
         } else {
             self.forest.prune(key)
         };
-        assert_eq!(freed.is_ok(), may, "{freed:?}");
-        if let Ok(freed) = freed {
-            self.model.prune(if whole_tree {
-                self.model.root(node)
-            } else {
-                node
-            });
-            assert_eq!(freed as usize, self.free_pages() - free);
-            assert_eq!(
-                self.forest.length(key),
-                Err(ForestError::UnknownNode { node: key })
-            );
-        }
-        may
+        self.model.prune(if whole_tree {
+            self.model.root(node)
+        } else {
+            node
+        });
+        assert_eq!(freed.unwrap() as usize, self.free_pages() - free);
+        assert_eq!(
+            self.forest.length(key),
+            Err(ForestError::UnknownNode { node: key })
+        );
+        true
     }
 
     /// Prunes a draft node, where there is one.
@@ -310,11 +353,6 @@ impl World {
     /// Gives all free pages to a tree of its own.
     pub(crate) fn fill_pool(&mut self) {
         self.root((self.free_pages() * PAGE) as u32);
-    }
-
-    fn is_leased(&self, node: usize) -> bool {
-        let root = self.model.root(node);
-        self.leases.iter().any(|lease| lease.0 == root)
     }
 
     /// Writes the tokens of `node` from `begin` on to where the forest says.

@@ -16,15 +16,35 @@ const BARS: f64 = 900.0;
 const LABELLED: f64 = 8.5;
 /// Least numbers of queries of the colours `q0` and on.
 const SHADES: [u32; 7] = [1, 2, 4, 8, 16, 32, 64];
-const STYLE: &str = "<style>:root{--ground:#fff;--ink:#1f2328;--soft:#59636e;--grid:#d1d9e0;--gone:#cf222e;\
---idle:#b6bec7;--mark:#c2570c;--q0:#a8ddd0;--q1:#6cc4c4;--q2:#3f9fcf;--q3:#3a72c0;--q4:#4a4aa8;--q5:#5b2a86;\
---q6:#3c1053}@media(prefers-color-scheme:dark){:root{--ground:#0d1117;--ink:#e6edf3;--soft:#9198a1;--grid:#30363d;\
---gone:#ff7b72;--idle:#4b535d;--mark:#f0883e;--q0:#1f5a54;--q1:#2b7d84;--q2:#3a9bc8;--q3:#6cb1f5;--q4:#a5b8ff;\
---q5:#d0b3ff;--q6:#ffd1f0}}text{font:12px system-ui,sans-serif;fill:var(--ink)}.title{font-size:15px;\
-font-weight:600}.number{font-size:8px}.end{text-anchor:end}.middle{text-anchor:middle}.grid,.link{stroke:var(--grid);\
-fill:none}.link{stroke:var(--soft)}.gone{stroke:var(--gone);stroke-width:1.5;fill:none}.open{fill:var(--soft)}\
-.idle{fill:var(--idle)}.sampled{fill:var(--mark)}.ground{fill:var(--ground)}.q0{fill:var(--q0)}.q1{fill:var(--q1)}\
-.q2{fill:var(--q2)}.q3{fill:var(--q3)}.q4{fill:var(--q4)}.q5{fill:var(--q5)}.q6{fill:var(--q6)}</style>\n";
+/// Colours, the signs for a node that is pruned, one that is there at the end and a step that was sampled, and what all
+/// of them mean.
+const LEGEND: &str = r##"<style>
+:root{--ground:#fff;--ink:#1f2328;--soft:#59636e;--grid:#d1d9e0;--gone:#cf222e;--idle:#b6bec7;--mark:#c2570c;
+--q0:#a8ddd0;--q1:#6cc4c4;--q2:#3f9fcf;--q3:#3a72c0;--q4:#4a4aa8;--q5:#5b2a86;--q6:#3c1053}
+@media(prefers-color-scheme:dark){:root{--ground:#0d1117;--ink:#e6edf3;--soft:#9198a1;--grid:#30363d;--gone:#ff7b72;
+--idle:#4b535d;--mark:#f0883e;--q0:#1f5a54;--q1:#2b7d84;--q2:#3a9bc8;--q3:#6cb1f5;--q4:#a5b8ff;--q5:#d0b3ff;--q6:#ffd1f0}}
+text{font:12px system-ui,sans-serif;fill:var(--ink)}.title{font-size:15px;font-weight:600}.number{font-size:8px}
+.end{text-anchor:end}.middle{text-anchor:middle}.grid,.link{stroke:var(--grid);fill:none}.link{stroke:var(--soft)}
+.gone{stroke:var(--gone);stroke-width:1.5;fill:none}.open{fill:var(--soft)}.idle{fill:var(--idle)}
+.sampled{fill:var(--mark)}.ground{fill:var(--ground)}.q0{fill:var(--q0)}.q1{fill:var(--q1)}.q2{fill:var(--q2)}
+.q3{fill:var(--q3)}.q4{fill:var(--q4)}.q5{fill:var(--q5)}.q6{fill:var(--q6)}</style>
+<defs><path id="gone" d="M-3-3l6 6m-6 0l6-6"/><path id="open" d="M1-3l5 3-5 3z"/><path id="sampled" d="M0 0l3 7h-6z"/></defs>
+<rect class="ground" width="100%" height="100%"/>
+<text x="64" y="68">queries that share a node:</text>
+<rect class="q0" x="240" y="59" width="20" height="9"/><text x="266" y="68">1</text>
+<rect class="q1" x="320" y="59" width="20" height="9"/><text x="346" y="68">2–3</text>
+<rect class="q2" x="400" y="59" width="20" height="9"/><text x="426" y="68">4–7</text>
+<rect class="q3" x="480" y="59" width="20" height="9"/><text x="506" y="68">8–15</text>
+<rect class="q4" x="560" y="59" width="20" height="9"/><text x="586" y="68">16–31</text>
+<rect class="q5" x="640" y="59" width="20" height="9"/><text x="666" y="68">32–63</text>
+<rect class="q6" x="720" y="59" width="20" height="9"/><text x="746" y="68">more</text>
+<rect class="idle" x="800" y="62" width="20" height="4"/><text x="826" y="68">none, but kept</text>
+<rect class="open" x="64" y="81" width="20" height="9"/><text x="90" y="90">grows and asks</text>
+<rect class="open" x="204" y="84" width="20" height="4"/><text x="230" y="90">read by those below</text>
+<use class="gone" href="#gone" x="364" y="86"/><text x="374" y="90">pruned</text>
+<use class="open" href="#open" x="432" y="86"/><text x="448" y="90">there at the end</text>
+<use class="sampled" href="#sampled" x="564" y="82"/><text x="574" y="90">attention run and checked</text>
+"##;
 
 /// A run as it has been so far.
 pub(crate) struct Picture<'a> {
@@ -101,7 +121,6 @@ impl<'a> Picture<'a> {
             y[node as usize] = TOP + (at as f64 + 0.5) * row_height;
         }
         self.head(title, (bottom + BOTTOM).ceil());
-        self.legend(&rows);
         for tick in (0..=end).step_by(tick_step(end) as usize) {
             self.path("grid", &format!("M{:.1} {TOP}V{bottom:.1}", x(tick)));
             self.text("middle", (x(tick), bottom + 24.0), &tick.to_string());
@@ -133,14 +152,14 @@ impl<'a> Picture<'a> {
                 self.rect(&shade(span.queries), place);
             }
             match row.pruned {
-                Some(pruned) => self.cross(x(pruned), y, row_height),
-                None if row.alive => self.arrow(x(end), y, row_height),
+                Some(pruned) => self.sign("gone", x(pruned), y),
+                None if row.alive => self.sign("open", x(end), y),
                 None => {}
             }
             self.svg += "</g>\n";
         }
         for &step in sampled {
-            self.sample(x(step), bottom);
+            self.sign("sampled", x(step), bottom);
         }
         self.svg + "</svg>\n"
     }
@@ -151,47 +170,13 @@ impl<'a> Picture<'a> {
             self.svg,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
              aria-labelledby=\"t d\">\n<title id=\"t\">{title}</title>\n<desc id=\"d\">Each bar is a node of the tree, \
-             from its first decode step to its last; other colours mean that more queries share it.</desc>\n{STYLE}\
-             <rect class=\"ground\" width=\"{WIDTH}\" height=\"{height}\"/>\n"
+             from its first decode step to its last; other colours mean that more queries share it.</desc>\n{LEGEND}"
         );
         self.text("title", (LEFT, 26.0), &title);
         let (nodes, steps) = (self.run.parents().len(), self.run.steps());
         let prompt = self.run.prompt_tokens();
         let size = format!("{nodes} nodes, {steps} decode steps, a prompt of {prompt} tokens");
         self.text("", (LEFT, 46.0), &size);
-    }
-
-    /// Two lines that say what colours and signs mean.
-    fn legend(&mut self, rows: &[Row]) {
-        let spans = rows.iter().flat_map(|row| &row.spans);
-        let most = spans.map(|span| span.queries).max().unwrap_or(0);
-        self.text("", (LEFT, 68.0), "queries that share a node:");
-        let mut x = LEFT + 176.0;
-        for (at, &from) in SHADES.iter().enumerate() {
-            if from > most {
-                break;
-            }
-            let to = SHADES.get(at + 1).map_or(most, |next| most.min(next - 1));
-            self.rect(&shade(from), [x, 59.0, 20.0, 9.0]);
-            let range = match to {
-                _ if to == from => from.to_string(),
-                _ => format!("{from}–{to}"),
-            };
-            self.text("", (x + 26.0, 68.0), &range);
-            x += 80.0;
-        }
-        self.rect("idle", [x, 62.0, 20.0, 4.0]);
-        self.text("", (x + 26.0, 68.0), "none, but kept");
-        self.rect("open", [LEFT, 81.0, 20.0, 9.0]);
-        self.text("", (LEFT + 26.0, 90.0), "grows and asks");
-        self.rect("open", [LEFT + 140.0, 84.0, 20.0, 4.0]);
-        self.text("", (LEFT + 166.0, 90.0), "read by those below");
-        self.cross(LEFT + 300.0, 86.0, 10.0);
-        self.text("", (LEFT + 310.0, 90.0), "pruned");
-        self.arrow(LEFT + 368.0, 86.0, 12.0);
-        self.text("", (LEFT + 384.0, 90.0), "there at the end");
-        self.sample(LEFT + 500.0, 82.0);
-        self.text("", (LEFT + 510.0, 90.0), "attention run and checked");
     }
 
     fn text(&mut self, class: &str, (x, y): (f64, f64), text: &str) {
@@ -210,27 +195,12 @@ impl<'a> Picture<'a> {
         let _ = writeln!(self.svg, "<path class=\"{class}\" d=\"{line}\"/>");
     }
 
-    /// The sign for a node that is pruned.
-    fn cross(&mut self, x: f64, y: f64, row: f64) {
-        let half = (row * 0.4).min(4.0);
-        let (left, up, size) = (x - half, y - half, 2.0 * half);
-        self.path(
-            "gone",
-            &format!("M{left:.1} {up:.1}l{size:.1} {size:.1}m-{size:.1} 0l{size:.1} -{size:.1}"),
+    /// One of the signs of [`LEGEND`].
+    fn sign(&mut self, name: &str, x: f64, y: f64) {
+        let _ = writeln!(
+            self.svg,
+            "<use class=\"{name}\" href=\"#{name}\" x=\"{x:.1}\" y=\"{y:.1}\"/>"
         );
-    }
-
-    /// The sign for a node that is there at the end.
-    fn arrow(&mut self, x: f64, y: f64, row: f64) {
-        let half = (row * 0.4).min(5.0);
-        let (left, up, wide) = (x + 1.0, y - half, half * 1.6);
-        let line = format!("M{left:.1} {up:.1}l{wide:.1} {half:.1}l-{wide:.1} {half:.1}z");
-        self.path("open", &line);
-    }
-
-    /// The sign for a step that was sampled, below the bars.
-    fn sample(&mut self, x: f64, y: f64) {
-        self.path("sampled", &format!("M{x:.1} {y:.1}l3 7h-6z"));
     }
 }
 
@@ -346,9 +316,10 @@ mod tests {
         assert_eq!((count("gone"), count("sampled")), (1 + 2, 1 + 2));
         assert!(svg.contains("<title>node 4: decode step 4 to 5, most queries 1, pruned</title>"));
         for node in nodes() {
+            // The ground's size is in percent.
             let number = |name| {
-                node.attribute(name)
-                    .map_or(0.0, |text| text.parse().unwrap())
+                let text = node.attribute(name).filter(|text| !text.ends_with('%'));
+                text.map_or(0.0, |text| text.parse().unwrap())
             };
             assert!(number("x") + number("width") <= WIDTH, "{node:?}");
             assert!(

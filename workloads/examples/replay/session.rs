@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use deft::abi::PAGE_TOKENS;
-use deft::plan::{HeadShape, unique_kv_bytes};
-use deft::{CacheConfig, DType, Device, Grouping, NodeKey, PlanUpdate, TreeCache, TreePlan, bf16};
+use deft::plan::{HeadShape, Patch, Plan, Planner, unique_kv_bytes};
+use deft::tree::{GrowthCursor, TokenForest};
+use deft::{Batch, DType, Device, Grouping, Kv, NodeKey, Out, TreeCache, bf16};
 use deft_tests::reference::attention::{ReferenceParams, attend_row};
 use deft_workloads::{PaperIo, ReasoningRun, ReasoningStep};
 use kernels_gpu::random;
@@ -23,8 +24,6 @@ const ELEMENT: u32 = 2;
 const CHECKED_ROWS: usize = 4;
 /// Most relative L2 error of a row, and most error of its LSE.
 const TOLERANCES: (f64, f64) = (5e-3, 1e-3);
-/// Tokens whose K and V are written at once.
-const CHUNK: u32 = 256;
 /// Times that attention is run; the fastest counts.
 const REPEATS: u32 = 2;
 
@@ -46,14 +45,18 @@ pub(crate) struct Session<'a> {
 struct Node {
     key: NodeKey,
     tokens: Vec<u64>,
-    /// Tokens whose K and V the cache has.
-    written: u32,
+    /// Of these, tokens whose K and V the cache has.
+    written: usize,
 }
 
 /// One grouping, and its sums.
 pub(crate) struct Track {
     pub(crate) grouping: Grouping,
-    plan: Option<TreePlan>,
+    planner: Planner,
+    plan: Plan,
+    /// The leaves that the plan is of, and the forest's growth when it was made or patched.
+    leaves: Vec<NodeKey>,
+    cursor: GrowthCursor,
     /// Bytes of K and V by the paper's formula.
     pub(crate) paper_kv: u64,
     /// Bytes as issued: K and V, and all reads.
@@ -86,29 +89,28 @@ impl<'a> Session<'a> {
         });
         let pages = run.prompt_tokens().div_ceil(PAGE_TOKENS) + grown.sum::<u32>();
         let page_bytes = 2 * PAGE_TOKENS * HEADS.kv_heads * HEADS.head_dim * ELEMENT;
-        let config = CacheConfig {
-            layers: 1,
-            q_heads: HEADS.q_heads,
-            kv_heads: HEADS.kv_heads,
-            head_dim: HEADS.head_dim,
-            capacity_bytes: u64::from(pages) * u64::from(page_bytes),
-            dtype: DType::Bf16,
-            scale: None,
-            soft_cap: None,
-        };
-        let mut cache = TreeCache::new(device, config).context("cannot make the cache")?;
+        let mut cache = TreeCache::builder(device)
+            .layers(1)
+            .heads(HEADS.q_heads, HEADS.kv_heads, HEADS.head_dim)
+            .dtype(DType::Bf16)
+            .capacity_bytes(u64::from(pages) * u64::from(page_bytes))
+            .build()
+            .context("cannot make the cache")?;
         let mut nodes: Vec<Option<Node>> = run.parents().iter().map(|_| None).collect();
+        let root = cache.insert_root()?;
+        cache.extend(&[root], run.prompt_tokens())?;
         nodes[0] = Some(Node {
-            key: cache.insert_root(run.prompt_tokens())?,
+            key: root,
             tokens: (0..run.prompt_tokens().into()).collect(),
             written: 0,
         });
+        let tracks = GROUPINGS.map(|grouping| Track::new(grouping, &cache));
         Ok(Self {
             run,
-            cache,
             nodes,
             next_token: run.prompt_tokens().into(),
-            tracks: GROUPINGS.into_iter().map(Track::new).collect(),
+            tracks: tracks.into_iter().collect::<Result<_>>()?,
+            cache,
             checked_rows: 0,
             unique_kv: 0,
         })
@@ -160,8 +162,8 @@ impl<'a> Session<'a> {
         }
         self.plan(&leaves)?;
         if sampled {
-            self.write(growing)?;
-            self.attend(change.step, growing)?;
+            self.write()?;
+            self.attend(change.step, growing, &leaves)?;
         }
         Ok(())
     }
@@ -176,64 +178,47 @@ impl<'a> Session<'a> {
         let view = self.cache.forest().view(leaves)?;
         self.unique_kv += unique_kv_bytes(&view, HEADS, ELEMENT);
         for track in &mut self.tracks {
-            let started = Instant::now();
-            let (plan, update) = match track.plan.take() {
-                Some(mut plan) if plan.leaves() == leaves => {
-                    let update = self.cache.update(&mut plan)?;
-                    (plan, update)
-                }
-                _ => (
-                    self.cache.plan(leaves, track.grouping)?,
-                    PlanUpdate::Replanned,
-                ),
-            };
-            track.planning += started.elapsed();
-            track.new_plans += u32::from(update == PlanUpdate::Replanned);
+            track.update(self.cache.forest(), leaves)?;
             let lengths = self.cache.forest().lengths();
-            let issued = plan.plan().issued_io(HEADS, ELEMENT, lengths, true);
+            let issued = track.plan.issued_io(HEADS, ELEMENT, lengths, true);
             track.issued_kv += issued.kv;
             track.issued_read += issued.read();
             track.paper_kv += PaperIo::of(&view, track.grouping.into(), HEADS, ELEMENT).kv;
-            track.plan = Some(plan);
         }
         Ok(())
     }
 
-    /// Writes K and V of all tokens that are new since the last sampled step: the leaves' last as a decode step does.
-    fn write(&mut self, growing: &[u32]) -> Result<()> {
-        for (at, node) in (0..).zip(&mut self.nodes) {
-            let Some(node) = node else { continue };
-            let end = node.tokens.len() as u32;
-            let bulk = end - u32::from(growing.contains(&at));
-            while node.written < bulk {
-                let tokens = node.written..bulk.min(node.written + CHUNK);
-                let ids = &node.tokens[tokens.start as usize..tokens.end as usize];
-                let (k, v) = (rows(Kind::Key, ids), rows(Kind::Value, ids));
-                node.written = tokens.end;
-                self.cache.append_tokens(0, node.key, tokens, &k, &v)?;
+    /// Writes K and V of all tokens that are new since the last sampled step.
+    fn write(&mut self) -> Result<()> {
+        let (mut new, mut ids) = (Vec::new(), Vec::new());
+        for node in self.nodes.iter_mut().flatten() {
+            let tokens = &node.tokens[node.written..];
+            if !tokens.is_empty() {
+                new.push((node.key, tokens.len() as u32));
+                ids.extend(tokens);
             }
-            node.written = end;
+            node.written = node.tokens.len();
         }
-        let last = |&node: &u32| Ok(*self.node(node)?.tokens.last().context("it grew")?);
-        let ids: Vec<u64> = growing.iter().map(last).collect::<Result<_>>()?;
-        let plan = self.tracks[0].plan.as_ref().context("no plan was made")?;
+        let batch = self.cache.batch_held(&new)?;
         let (k, v) = (rows(Kind::Key, &ids), rows(Kind::Value, &ids));
-        self.cache.append(0, plan, &k, &v)?;
-        Ok(())
+        Ok(self.cache.append(0, &batch, Kv::new(&k, &v))?)
     }
 
-    /// Attention with every plan, a sample of the rows compared with f64.
-    fn attend(&mut self, step: u32, growing: &[u32]) -> Result<()> {
+    /// Attention in every grouping, a sample of the rows compared with f64.
+    fn attend(&mut self, step: u32, growing: &[u32], leaves: &[NodeKey]) -> Result<()> {
         let ids = (0..growing.len() as u64).map(|query| u64::from(step) << 16 | query);
         let q: Vec<bf16> = ids
             .flat_map(|id| (0..Q_HEADS).flat_map(move |head| vector(Kind::Query, id, head)))
             .collect();
+        let newest: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
         let rows = CHECKED_ROWS.min(growing.len() * Q_HEADS);
         self.checked_rows += rows;
         // Each grouping is first in turn, so that none always finds what another has brought to the caches.
         let count = self.tracks.len();
         for at in (0..count).map(|at| (at + step as usize) % count) {
-            let (out, lse) = self.attend_with(at, &q)?;
+            self.cache.set_grouping(self.tracks[at].grouping);
+            let batch = self.cache.batch_held(&newest)?;
+            let (out, lse) = self.attend_with(at, &batch, &q)?;
             for row in 0..rows {
                 let query = row * growing.len() / rows;
                 let head = (row * Q_HEADS / rows + step as usize) % Q_HEADS;
@@ -258,11 +243,14 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Runs attention with one grouping's plan into poisoned memory: `[queries, q_heads, head_dim]` and `[queries,
-    /// q_heads]`.
-    fn attend_with(&mut self, at: usize, q: &[bf16]) -> Result<(Vec<bf16>, Vec<f32>)> {
-        let track = &mut self.tracks[at];
-        let plan = track.plan.as_ref().context("no plan was made")?;
+    /// Runs attention of `batch`, which is in one track's grouping, into poisoned memory: `[queries, q_heads, head_dim]`
+    /// and `[queries, q_heads]`.
+    fn attend_with(
+        &mut self,
+        at: usize,
+        batch: &Batch,
+        q: &[bf16],
+    ) -> Result<(Vec<bf16>, Vec<f32>)> {
         let mut out = vec![bf16::NAN; q.len()];
         let mut lse = vec![f32::NAN; q.len() / HEAD_DIM];
         let mut fastest = Duration::MAX;
@@ -270,10 +258,11 @@ impl<'a> Session<'a> {
             out.fill(bf16::NAN);
             lse.fill(f32::NAN);
             let started = Instant::now();
-            self.cache.attend_with_lse(0, plan, q, &mut out, &mut lse)?;
+            let results = Out::with_lse(&mut out, &mut lse);
+            self.cache.attend(0, batch, q, results)?;
             fastest = fastest.min(started.elapsed());
         }
-        track.attention += fastest;
+        self.tracks[at].attention += fastest;
         Ok((out, lse))
     }
 
@@ -300,10 +289,14 @@ impl<'a> Session<'a> {
 }
 
 impl Track {
-    fn new(grouping: Grouping) -> Self {
-        Self {
+    fn new(grouping: Grouping, cache: &TreeCache) -> Result<Self> {
+        let config = cache.backend().plan_config(grouping, HEADS.group_size());
+        Ok(Self {
             grouping,
-            plan: None,
+            planner: Planner::new(config)?,
+            plan: Plan::empty(),
+            leaves: Vec::new(),
+            cursor: cache.forest().growth_cursor(),
             paper_kv: 0,
             issued_kv: 0,
             issued_read: 0,
@@ -312,7 +305,25 @@ impl Track {
             attention: Duration::ZERO,
             worst_output: 0.0,
             worst_lse: 0.0,
+        })
+    }
+
+    /// Patches the plan where the leaves are the same and there is room in it, else makes it anew.
+    fn update(&mut self, forest: &TokenForest, leaves: &[NodeKey]) -> Result<()> {
+        let started = Instant::now();
+        let growth = forest.growth_since(self.cursor);
+        let growth = growth.filter(|_| self.leaves == leaves);
+        let patched =
+            growth.is_some_and(|new| self.plan.patch(new, &mut Vec::new()) == Patch::Patched);
+        if !patched {
+            self.planner
+                .plan_into(&forest.view(leaves)?, &mut self.plan)?;
+            self.leaves = leaves.to_vec();
+            self.new_plans += 1;
         }
+        self.cursor = forest.growth_cursor();
+        self.planning += started.elapsed();
+        Ok(())
     }
 }
 

@@ -164,10 +164,9 @@ pub struct Sampling {
     pub streams: DevicePtr,
     /// `[rows]` u32: each row's step within its stream. Positions serve, which [`Feed`] advances.
     pub steps: DevicePtr,
-    /// Names the sequence of all streams.
-    pub seed: u64,
-    /// 0 for the highest logits, 1 for the model's distribution.
-    pub temperature: f32,
+    /// `[3]` u32: the words of [`settings`](kernels_gpu::random::settings). In memory, so that a captured launch serves every seed
+    /// and temperature.
+    pub settings: DevicePtr,
 }
 
 impl Sampling {
@@ -180,8 +179,7 @@ impl Sampling {
             k: top_k.k,
             streams: self.streams.0,
             steps: self.steps.0,
-            seed: self.seed,
-            temperature: self.temperature,
+            settings: self.settings.0,
         }
     }
 }

@@ -3,7 +3,7 @@
 use deft::cuda::{CudaError, DevicePtr};
 use kernels_gpu::model::limits::{CHUNK, MAX_HIDDEN, MAX_K};
 
-use super::{Feed, FillRandom, Sampling, TopK};
+use super::{Feed, FillRandom, TopK};
 
 fn refused(
     argument: &'static str,
@@ -51,18 +51,6 @@ pub(super) fn top_k(top_k: &TopK) -> Result<(), CudaError> {
         return Err(refused("vocab", top_k.vocab, "less than 2^31"));
     }
     Ok(())
-}
-
-pub(super) fn sampling(sampling: &Sampling) -> Result<(), CudaError> {
-    let temperature = sampling.temperature;
-    if temperature.is_finite() && temperature >= 0.0 {
-        return Ok(());
-    }
-    Err(refused(
-        "temperature",
-        temperature,
-        "a finite number from 0 up",
-    ))
 }
 
 pub(super) fn feed(feed: &Feed) -> Result<(), CudaError> {
@@ -127,17 +115,5 @@ mod tests {
         assert!(ranking(0, 1000).is_err() && ranking(65, 1000).is_err());
         let error = ranking(5, 4).unwrap_err().to_string();
         assert_eq!(error, "k is 5; expected 1 to 64, and at most vocab, 4");
-    }
-
-    #[test]
-    fn temperatures_are_finite_and_not_negative() {
-        let of = |temperature| {
-            sampling(&Sampling {
-                temperature,
-                ..Sampling::default()
-            })
-        };
-        assert!(of(0.0).is_ok() && of(1.5).is_ok());
-        assert!(of(-0.1).is_err() && of(f32::NAN).is_err() && of(f32::INFINITY).is_err());
     }
 }

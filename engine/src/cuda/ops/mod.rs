@@ -84,7 +84,7 @@ impl ModelOps {
         // promise.
         unsafe {
             self.embed
-                .launch_threads(threads, embed.arguments().into(), stream)
+                .launch_threads(threads, embed.arguments(), stream)
         }
     }
 
@@ -100,7 +100,7 @@ impl ModelOps {
         // SAFETY: as in `embed`.
         unsafe {
             self.rms_norm
-                .launch(blocks(norm.rows), norm.arguments().into(), stream)
+                .launch(blocks(norm.rows), norm.arguments(), stream)
         }
     }
 
@@ -113,7 +113,7 @@ impl ModelOps {
     /// loaded for.
     ///
     /// # Errors
-    /// [`CudaError::Argument`] if the cache is of another type or head dimension, [`CudaError::NoSuchLayer`],
+    /// [`CudaError::Argument`] if the cache is of another type or head dimension, [`CudaError::Shape`],
     /// [`CudaError::Launch`].
     pub unsafe fn rotate_append(
         &self,
@@ -134,7 +134,7 @@ impl ModelOps {
             append.count,
             heads.saturating_mul(self.head_dim / 2),
         )?;
-        let arguments = append.arguments(rotary, shape.kv_heads, &at).into();
+        let arguments = append.arguments(rotary, shape.kv_heads, &at);
         // SAFETY: as in `embed`.
         unsafe {
             self.rotate_append
@@ -154,7 +154,7 @@ impl ModelOps {
         // SAFETY: as in `embed`.
         unsafe {
             self.silu_mul
-                .launch_threads(threads, silu.arguments().into(), stream)
+                .launch_threads(threads, silu.arguments(), stream)
         }
     }
 
@@ -177,7 +177,7 @@ impl ModelOps {
         check::top_k(top_k)?;
         let kernel = &self.log_softmax_top_k;
         // SAFETY: as in `embed`.
-        unsafe { kernel.launch(blocks(top_k.rows), top_k.arguments().into(), stream) }
+        unsafe { kernel.launch(blocks(top_k.rows), top_k.arguments(), stream) }
     }
 
     /// Enqueues `k` draws without replacement from the softmax of `logits / temperature` of each row, in the order of
@@ -185,7 +185,8 @@ impl ModelOps {
     /// temperature 0 it is [`ModelOps::log_softmax_top_k`], with `k` 1 ordinary sampling.
     ///
     /// # Safety
-    /// As [`ModelOps`] says.
+    /// As [`ModelOps`] says. The settings' temperature is finite and not negative, or the draws are of no
+    /// distribution.
     ///
     /// # Errors
     /// [`CudaError::Argument`], [`CudaError::Launch`].
@@ -196,8 +197,7 @@ impl ModelOps {
         stream: RawStream,
     ) -> Result<(), CudaError> {
         check::top_k(top_k)?;
-        check::sampling(sampling)?;
-        let arguments = sampling.arguments(top_k).into();
+        let arguments = sampling.arguments(top_k);
         // SAFETY: as in `embed`.
         unsafe {
             self.sample_top_k
@@ -216,10 +216,7 @@ impl ModelOps {
         check::feed(feed)?;
         let threads = u64::from(feed.count);
         // SAFETY: as in `embed`.
-        unsafe {
-            self.feed
-                .launch_threads(threads, feed.arguments().into(), stream)
-        }
+        unsafe { self.feed.launch_threads(threads, feed.arguments(), stream) }
     }
 
     /// Enqueues random values of the activations' type, for weights that stand for a model's.
@@ -262,7 +259,7 @@ unsafe fn run_fill(kernel: &Kernel, fill: &FillRandom, stream: RawStream) -> Res
     let needed = fill.chunks().div_ceil(u64::from(kernel.threads()));
     let launch = blocks(needed.min(u64::from(FILL_BLOCKS)) as u32);
     // SAFETY: as in `ModelOps::embed`.
-    unsafe { kernel.launch(launch, fill.arguments().into(), stream) }
+    unsafe { kernel.launch(launch, fill.arguments(), stream) }
 }
 
 /// A launch of `count` blocks.

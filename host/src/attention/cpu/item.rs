@@ -3,11 +3,12 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use kernels_gpu::abi::{NONE, PAGE_TOKENS, Segment};
+use kernels_gpu::abi::{NONE, PAGE_TOKENS};
 use kernels_gpu::layout::prefix_elements;
 use kernels_gpu::softmax::{Math, Partial};
 use pulp::Arch;
 
+use super::non_finite::NonFinite;
 use super::tile::{MAX_LANES, PageMask, PageStep, SCORES, Tile};
 use crate::attention::AttentionParams;
 use crate::cache::{DType, HostPages, KvElement};
@@ -47,10 +48,10 @@ struct Scratch {
     max: Vec<f32>,
     sum: Vec<f32>,
     scores: Vec<f32>,
-    /// Masks of a causal page, a word a query.
-    words: Vec<u64>,
     /// A page of K and V, where they are not f32 already.
     page: Vec<f32>,
+    /// A page of V without the tokens that are not finite.
+    finite: Vec<f32>,
 }
 
 thread_local! {
@@ -74,7 +75,6 @@ impl<T: KvElement> Call<'_, T> {
             let stride = stride_of(rows);
             scratch.reset(self.head_dim(), stride);
             self.gather(item, kv_head, &mut scratch.q, stride);
-            let mut words = std::mem::take(&mut scratch.words);
             for segment in item.segments {
                 let length = self.lengths.get(segment.length_slot as usize);
                 let mut tokens = segment.tokens_at(length.copied().unwrap_or(0));
@@ -87,19 +87,13 @@ impl<T: KvElement> Call<'_, T> {
                         break;
                     }
                     let queries = item.record.query_count as usize;
-                    let mask_words = match segment.causal_tokens() {
-                        Some(first) => {
-                            causal_words(segment, first, queries, &mut words);
-                            Some(&words[..])
-                        }
-                        None => {
-                            (segment.mask != NONE).then(|| &self.plan.masks()[mask..mask + queries])
-                        }
-                    };
+                    let mask_words =
+                        (segment.mask != NONE).then(|| &self.plan.masks()[mask..mask + queries]);
                     let seen = Seen {
                         page,
                         tokens: tokens.min(PAGE_TOKENS),
                         rows: visible.clone(),
+                        item_rows: rows,
                         mask: mask_words.map(|words| PageMask { words, group }),
                     };
                     self.page(scratch, stride, kv_head, seen);
@@ -107,7 +101,6 @@ impl<T: KvElement> Call<'_, T> {
                     mask = mask.wrapping_add(queries);
                 }
             }
-            scratch.words = words;
             scratch.finish(rows, stride, o, lse);
         });
     }
@@ -148,6 +141,13 @@ impl<T: KvElement> Call<'_, T> {
             });
             (&*k, &*v)
         };
+        let partly = seen.mask.is_some() || seen.rows.end < seen.item_rows;
+        let (v, non_finite) = if partly {
+            let size = (self.head_dim(), seen.tokens as usize);
+            NonFinite::take(self.arch, v, size, elements, &mut scratch.finite)
+        } else {
+            (v, None)
+        };
         self.arch.dispatch(PageStep {
             tile: Tile {
                 q: &scratch.q,
@@ -162,6 +162,7 @@ impl<T: KvElement> Call<'_, T> {
             tokens: seen.tokens as usize,
             rows: seen.rows,
             mask: seen.mask,
+            non_finite,
             soft_cap: self
                 .params
                 .soft_cap
@@ -175,17 +176,9 @@ struct Seen<'a> {
     page: u32,
     tokens: u32,
     rows: Range<usize>,
+    /// All rows of the item.
+    item_rows: usize,
     mask: Option<PageMask<'a>>,
-}
-
-/// What each of an item's queries sees of a page of which the first visible one sees `first` tokens.
-fn causal_words(segment: &Segment, first: u32, queries: usize, words: &mut Vec<u64>) {
-    words.clear();
-    words.resize(queries, 0);
-    for query in segment.visible_begin()..segment.visible_end() {
-        let tokens = (first + query - segment.visible_begin()).min(segment.tokens);
-        words[query as usize] = u64::MAX >> (PAGE_TOKENS - tokens);
-    }
 }
 
 /// Room for the rows and the vector that reaches beyond them. An odd number of cache lines, so that the

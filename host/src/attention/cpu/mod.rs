@@ -7,6 +7,7 @@
 
 mod item;
 mod merge;
+mod non_finite;
 mod simd;
 mod tile;
 
@@ -17,22 +18,20 @@ use rayon::prelude::*;
 
 use self::item::Call;
 use self::merge::Sources;
-use super::check::{
-    check_append, check_attend, check_export, check_import, check_moves, check_plan, resolve,
-};
-use super::{Attend, Backend, BackendError, Counters, PagedTokens};
+use super::check::{check_append, check_attend, check_moves, check_plan, on_host, resolve};
+use super::{Attend, Backend, BackendError, Counters, PagedTokens, check_export, check_import};
 use crate::cache::{CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, ShapeError};
 use crate::plan::{CostModel, Grouping, PlanConfig};
 
 /// Tasks of a plan, unless its configuration says otherwise: enough for the last task of one thread not to keep
-/// the others waiting, on up to 16 threads. Not as many as there are threads, since results depend on it.
-const TASKS: u32 = 64;
+/// the others waiting, on up to 8 threads. Not as many as there are threads, since results depend on it.
+const TASKS: u32 = 32;
 
 const CHECKED: &str = "arguments were checked";
 
 /// A cache in the host's memory and attention over it.
 #[derive(Debug)]
-pub struct CpuBackend<T> {
+struct CpuBackend<T> {
     pages: HostPages<T>,
     arch: Arch,
     workspace: Workspace,
@@ -63,21 +62,12 @@ pub fn new(shape: CacheShape) -> Result<Box<dyn Backend>, ShapeError> {
 }
 
 impl<T: KvElement> CpuBackend<T> {
-    /// A zeroed cache of `shape`.
-    ///
-    /// # Errors
-    /// [`ShapeError`], naming the dimension.
-    pub fn new(shape: CacheShape) -> Result<Self, ShapeError> {
+    fn new(shape: CacheShape) -> Result<Self, ShapeError> {
         Ok(Self {
             pages: HostPages::new(shape)?,
             arch: Arch::new(),
             workspace: Workspace::default(),
         })
-    }
-
-    /// The pages.
-    pub fn pages(&self) -> &HostPages<T> {
-        &self.pages
     }
 }
 
@@ -108,6 +98,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, self.shares());
         config.element_bytes = shape.dtype.bytes() as u32;
         config.cost = CostModel::CPU_CORE;
+        config.alternatives = false;
         config
     }
 
@@ -119,11 +110,10 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         k: Elements<'_>,
         v: Elements<'_>,
     ) -> Result<(), BackendError> {
-        let sources = [(k.dtype(), k.len()), (v.dtype(), v.len())];
-        check_append(self.shape(), layer, targets, counters, sources)?;
+        check_append(self.shape(), layer, targets, counters, [k, v], None)?;
         let row = self.shape().row_elements();
-        let k = k.typed::<T>().expect(CHECKED).chunks_exact(row);
-        let v = v.typed::<T>().expect(CHECKED).chunks_exact(row);
+        let k = on_host("k", k.typed::<T>())?.chunks_exact(row);
+        let v = on_host("v", v.typed::<T>())?.chunks_exact(row);
         for ((&target, k), v) in targets.iter().zip(k).zip(v) {
             let place = resolve(target, counters).expect(CHECKED);
             self.pages.write(layer, place, k, v);
@@ -142,15 +132,12 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         paged: PagedTokens<'_>,
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign.map(|foreign| (foreign.dtype(), foreign.len()));
-        check_import(self.shape(), paged, sizes)?;
-        let [k, v] = foreign.map(|foreign| foreign.typed().expect(CHECKED));
-        let PagedTokens {
-            layer,
-            places,
-            table,
-        } = paged;
-        Ok(self.pages.import(layer, places, &table, k, v)?)
+        check_import(self.shape(), paged, foreign)?;
+        let [k, v] = foreign;
+        let (k, v) = (on_host("k", k.typed())?, on_host("v", v.typed())?);
+        self.pages
+            .import(paged.layer, paged.places, &paged.table, k, v);
+        Ok(())
     }
 
     fn export(
@@ -158,23 +145,18 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         paged: PagedTokens<'_>,
         foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
-        let sizes = foreign
-            .each_ref()
-            .map(|foreign| (foreign.dtype(), foreign.len()));
-        check_export(self.shape(), paged, sizes)?;
-        let [k, v] = foreign.map(|foreign| foreign.into_typed().expect(CHECKED));
-        let PagedTokens {
-            layer,
-            places,
-            table,
-        } = paged;
-        Ok(self.pages.export(layer, places, &table, k, v)?)
+        check_export(self.shape(), paged, &foreign)?;
+        let [k, v] = foreign;
+        let (k, v) = (on_host("k", k.into_typed())?, on_host("v", v.into_typed())?);
+        self.pages
+            .export(paged.layer, paged.places, &paged.table, k, v);
+        Ok(())
     }
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
         check_attend(self.shape(), &call)?;
         check_plan(self.shape(), call.plan, call.counters.lengths.len())?;
-        let out = call.out.into_typed::<T>().expect(CHECKED);
+        let out = on_host("out", call.out.into_typed::<T>())?;
         let rows = call.plan.queries() * call.plan.group_size() * self.shape().kv_heads;
         let Workspace {
             sources,
@@ -182,16 +164,19 @@ impl<T: KvElement> Backend for CpuBackend<T> {
             lse,
             unused,
         } = &mut self.workspace;
-        let wanted = call.lse.unwrap_or_else(|| {
-            unused.resize(rows as usize, 0.0);
-            unused
-        });
+        let wanted = match call.lse {
+            Some(lse) => on_host("lse", lse.into_typed())?,
+            None => {
+                unused.resize(rows as usize, 0.0);
+                unused
+            }
+        };
         let call = Call {
             arch: self.arch,
             pages: &self.pages,
             plan: call.plan,
             lengths: call.counters.lengths,
-            q: call.q.typed().expect(CHECKED),
+            q: on_host("q", call.q.typed())?,
             layer: call.layer,
             params: call.params,
         };

@@ -18,11 +18,13 @@ const EXP2: [f32; 7] = {
 /// Added to and taken from a small float it leaves the nearest integer, which its last bits then hold.
 const ROUND: f32 = 12_582_912.0;
 
-/// `2^x` for `x <= 127`, to within 2e-7 of its value; 0 below -126, for -inf too.
+/// `2^x` for `x <= 127`, to within 2e-7 of its value; 0 below -126, for -inf too; NaN for NaN.
 #[inline(always)]
 pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let least = simd.splat_f32s(-126.0);
-    let clamped = simd.max_f32s(x, least);
+    // Not `max`, which on some processors gives the other operand for NaN.
+    let vanishes = simd.less_than_f32s(x, least);
+    let clamped = simd.select_f32s(vanishes, least, x);
     let shifted = simd.add_f32s(clamped, simd.splat_f32s(ROUND));
     let whole = simd.sub_f32s(shifted, simd.splat_f32s(ROUND));
     let rest = simd.sub_f32s(clamped, whole);
@@ -35,19 +37,19 @@ pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let exponent = simd.wrapping_dyn_shl_u32s(bits, simd.splat_u32s(23));
     let scaled = simd.add_u32s(simd.transmute_u32s_f32s(power), exponent);
     let scaled = simd.transmute_f32s_u32s(scaled);
-    let vanishes = simd.less_than_f32s(x, least);
+    // What the sum made of a NaN's bits may be a number.
+    let scaled = simd.select_f32s(simd.equal_f32s(x, x), scaled, x);
     simd.select_f32s(vanishes, simd.splat_f32s(0.0), scaled)
 }
 
-/// `tanh(x)` to within 3e-7.
+/// `tanh(x)` to within 3e-7; NaN for NaN.
 #[inline(always)]
 pub(super) fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // 1 - 2 / (e^2x + 1); beyond 10 f32 has nothing but 1.
     let one = simd.splat_f32s(1.0);
-    let bounded = simd.min_f32s(
-        simd.max_f32s(x, simd.splat_f32s(-10.0)),
-        simd.splat_f32s(10.0),
-    );
+    let [least, most] = [simd.splat_f32s(-10.0), simd.splat_f32s(10.0)];
+    let bounded = simd.select_f32s(simd.less_than_f32s(x, least), least, x);
+    let bounded = simd.select_f32s(simd.less_than_f32s(most, bounded), most, bounded);
     let power = simd.mul_f32s(bounded, simd.splat_f32s(2.0 * std::f32::consts::LOG2_E));
     let below = simd.add_f32s(exp2(simd, power), one);
     simd.sub_f32s(one, simd.div_f32s(simd.splat_f32s(2.0), below))
@@ -115,5 +117,15 @@ mod tests {
         }
         let far = map(&[f32::INFINITY, f32::NEG_INFINITY].repeat(8), true);
         assert_eq!(far[..2], [1.0, -1.0]);
+    }
+
+    #[test]
+    fn not_a_number_stays_so_whatever_its_bits() {
+        let quiet = (0..32).map(|bit| f32::from_bits(0x7fc0_0000 | 1 << bit));
+        let values: Vec<f32> = quiet.filter(|x| x.is_nan()).chain([-f32::NAN; 8]).collect();
+        let values = &values[..values.len() / 16 * 16];
+        for tanh in [false, true] {
+            assert!(map(values, tanh).iter().all(|y| y.is_nan()));
+        }
     }
 }

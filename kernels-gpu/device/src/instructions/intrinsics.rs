@@ -25,10 +25,6 @@ unsafe extern "unadjusted" {
     pub(super) fn shuffle_idx(mask: u32, value: u32, lane: u32, clamp: u32) -> u32;
     #[link_name = "llvm.nvvm.vote.ballot.sync"]
     pub(super) fn vote_ballot(mask: u32, predicate: bool) -> u32;
-    #[link_name = "llvm.nvvm.vote.any.sync"]
-    pub(super) fn vote_any(mask: u32, predicate: bool) -> bool;
-    #[link_name = "llvm.nvvm.vote.all.sync"]
-    pub(super) fn vote_all(mask: u32, predicate: bool) -> bool;
 }
 
 /// Intrinsics that LLVM knows for Hopper alone. Elsewhere their place is taken by text that ptxas refuses, should a

@@ -1,6 +1,5 @@
 //! The query tile of a work item: rows = queries x (query heads of one KV head).
 
-use super::program::Program;
 use crate::abi::{NONE, WorkItem};
 use crate::attention::tile::CONSUMERS;
 use device::global;
@@ -22,7 +21,8 @@ pub(super) struct RowMap {
     pub(super) first_head: u32,
     /// Where the rows of the item's queries are listed, or [`NONE`].
     row_word: u32,
-    program: Program,
+    /// The program in global memory: a read of the part in shared memory would be a second way, for each row.
+    words: *const u32,
 }
 
 impl RowMap {
@@ -30,7 +30,7 @@ impl RowMap {
     #[inline(always)]
     pub(super) fn new(
         item: &WorkItem,
-        program: Program,
+        words: *const u32,
         group: Group,
         kv_heads: u32,
         kv_head: u32,
@@ -42,24 +42,39 @@ impl RowMap {
             q_heads: kv_heads * group.size,
             first_head: kv_head * group.size,
             row_word: item.row_word,
-            program,
+            words,
         }
     }
 
-    /// Index of `(query, head)` of one of the item's rows, in units of `head_dim` elements.
+    /// Whether the rows of the item's queries are listed; otherwise query `q` is row `q`.
+    #[inline(always)]
+    fn listed(&self) -> bool {
+        self.row_word != NONE
+    }
+
+    /// Index of `(query, head)` of the item's first row, in units of `head_dim` elements, if rows are not listed.
+    #[inline(always)]
+    pub(super) fn first(&self) -> usize {
+        self.query_begin as usize * self.q_heads as usize + self.first_head as usize
+    }
+
+    /// How far a row is from the first: 32 bits, since an item has few rows.
+    #[inline(always)]
+    pub(super) fn offset(&self, row: u32) -> u32 {
+        self.group.query(row) * (self.q_heads - self.group.size) + row
+    }
+
+    /// Index of `(query, head)` of one of the item's rows, in units of `head_dim` elements, if rows are listed.
     ///
     /// # Safety
     /// The item has the row, and is one of the program's.
     #[inline(always)]
-    pub(super) unsafe fn index(&self, row: u32) -> u32 {
+    unsafe fn index(&self, row: u32) -> usize {
         let query = self.group.query(row);
-        let place = if self.row_word == NONE {
-            self.query_begin + query
-        } else {
-            // SAFETY: the list has an entry for each of the item's queries.
-            unsafe { self.program.word(self.row_word + query) }
-        };
-        place * self.q_heads + self.first_head + (row - query * self.group.size)
+        // SAFETY: the list has an entry for each of the item's queries.
+        let place = unsafe { global::load_u32(self.words.add((self.row_word + query) as usize)) };
+        let head = self.first_head + (row - query * self.group.size);
+        place as usize * self.q_heads as usize + head as usize
     }
 }
 
@@ -100,33 +115,54 @@ pub(super) unsafe fn load<const D: usize>(
     padded: u32,
     thread: u32,
 ) {
-    // Loads in flight a thread: the accumulators' registers are still free.
-    const BATCH: u32 = 16;
+    let chunk = thread / 8 % (D as u32 / 8);
+    // SAFETY: rows of the item's, and in them the thread's dims.
+    unsafe {
+        if map.listed() {
+            load_by::<D, 1>(tile, map, padded, thread, |row| {
+                q.add(map.index(row) * D + chunk as usize * 8)
+            });
+        } else {
+            let origin = q.add(map.first() * D + chunk as usize * 8);
+            // As many loads in flight a thread as the accumulators' registers, still free, hold.
+            load_by::<D, 16>(tile, map, padded, thread, |row| {
+                origin.add((map.offset(row) * D as u32) as usize)
+            });
+        }
+    }
+}
+
+/// [`load`], `BATCH` rows of a thread at a time; `source` says where the thread's dims of a row are.
+#[inline(always)]
+unsafe fn load_by<const D: usize, const BATCH: usize>(
+    tile: Shared<Row>,
+    map: &RowMap,
+    padded: u32,
+    thread: u32,
+    source: impl Fn(u32) -> *const u16,
+) {
     let chunks = D as u32 / 8;
     // A piece is 8 dims of a row; from a thread's piece to its next is a whole number of row groups.
     let row_step = CONSUMERS / chunks;
-    let chunk = thread / 8 % chunks;
     let mut row = thread / (8 * chunks) * 8 + thread % 8;
     let mut place = tile.at(thread);
     while row < padded {
-        let mut pieces = [[0u32; 4]; BATCH as usize];
-        for i in 0..BATCH {
+        let mut pieces = [[0u32; 4]; BATCH];
+        for i in 0..BATCH as u32 {
             let row = row + i * row_step;
             if row < map.rows {
-                // SAFETY: a row of the item's, and in it the thread's dims.
-                let source = unsafe { q.add(map.index(row) as usize * D + chunk as usize * 8) };
                 // SAFETY: 8 dims of that row.
-                pieces[i as usize] = unsafe { global::load_v4_u32(source.cast()) };
+                pieces[i as usize] = unsafe { global::load_v4_u32(source(row).cast()) };
             }
         }
-        for i in 0..BATCH {
+        for i in 0..BATCH as u32 {
             if row + i * row_step < padded {
                 // SAFETY: the piece lies within the tile.
                 unsafe { place.at(i * CONSUMERS).cast().store(pieces[i as usize]) };
             }
         }
-        row += BATCH * row_step;
-        place = place.at(BATCH * CONSUMERS);
+        row += BATCH as u32 * row_step;
+        place = place.at(BATCH as u32 * CONSUMERS);
     }
 }
 

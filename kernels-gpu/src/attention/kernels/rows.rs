@@ -171,15 +171,6 @@ pub(super) unsafe fn hide<const N: usize>(
         let query = work.block.group.query(row + 8 * e as u32);
         let seen = if query < segment.visible_begin() || query >= segment.visible_end() {
             0
-        } else if let Some(first) = segment.causal_tokens() {
-            let tokens = first + (query - segment.visible_begin());
-            u64::MAX
-                >> (64
-                    - if tokens < page.tokens {
-                        tokens
-                    } else {
-                        page.tokens
-                    })
         } else if segment.mask != NONE {
             let word = segment.mask + (page.place >> 16) * query_count + query;
             // SAFETY: masks reach over all pages and queries of the segment.

@@ -50,19 +50,15 @@ impl<const D: usize> Sink<D> {
     /// Where `row` of the item goes.
     #[inline(always)]
     pub(super) fn row(&self, row: u32) -> RowSink {
-        let valid = row < self.map.rows;
-        let index = if !self.direct {
-            self.partial_row + row as usize
-        } else if valid {
-            // SAFETY: the item has the row.
-            unsafe { self.map.index(row) as usize }
+        let index = if self.direct {
+            self.map.first() + self.map.offset(row) as usize
         } else {
-            0
+            self.partial_row + row as usize
         };
         RowSink {
             outputs: self.outputs,
             direct: self.direct,
-            valid,
+            valid: row < self.map.rows,
             index,
         }
     }
@@ -127,12 +123,12 @@ impl RowSink {
     }
 }
 
-/// `1 / sum`, or 0 for a row that saw no token.
+/// `1 / sum`, or 0 for a row that saw no token; NaN for one that saw a NaN.
 #[inline(always)]
 pub(super) fn inverse(sum: f32) -> f32 {
-    if sum > 0.0 {
-        math::reciprocal(sum)
-    } else {
+    if sum == 0.0 {
         0.0
+    } else {
+        math::reciprocal(sum)
     }
 }

@@ -135,8 +135,7 @@ unsafe fn sample_top_k(
     k: u32,
     streams: *const u32,
     steps: *const u32,
-    seed: u64,
-    temperature: f32,
+    settings: *const u32,
 ) {
     // SAFETY: the caller's.
     unsafe {
@@ -151,8 +150,7 @@ unsafe fn sample_top_k(
             Sampling {
                 streams,
                 steps,
-                seed,
-                temperature,
+                settings,
             },
         )
     }

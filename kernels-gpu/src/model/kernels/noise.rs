@@ -10,29 +10,31 @@ pub struct Sampling {
     pub streams: *const u32,
     /// Each row's step within its stream, `[rows]`; positions serve.
     pub steps: *const u32,
-    /// Names the sequence of all streams.
-    pub seed: u64,
-    /// Factor of the noise.
-    pub temperature: f32,
+    /// What all rows share, [`crate::random::settings`], in memory: a captured launch serves every seed and temperature.
+    pub settings: *const u32,
 }
 
 impl Sampling {
     /// The noise of row `row`.
     ///
     /// # Safety
-    /// The row has a stream and a step.
+    /// The row has a stream and a step, and there are settings.
     #[inline(always)]
     pub(super) unsafe fn noise(&self, row: u32) -> Noise<true> {
         // SAFETY: the caller's.
-        let (stream, step) = unsafe {
+        let (stream, step, low, high, temperature) = unsafe {
             (
                 global::load_u32(self.streams.add(row as usize)),
                 global::load_u32(self.steps.add(row as usize)),
+                global::load_u32(self.settings),
+                global::load_u32(self.settings.add(1)),
+                global::load_u32(self.settings.add(2)),
             )
         };
+        let seed = u64::from(low) | u64::from(high) << 32;
         Noise {
-            seed: step_seed(self.seed, stream, step),
-            temperature: self.temperature,
+            seed: step_seed(seed, stream, step),
+            temperature: f32::from_bits(temperature),
         }
     }
 }

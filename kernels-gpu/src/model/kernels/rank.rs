@@ -42,7 +42,7 @@ pub unsafe fn log_softmax_top_k(t: TopK) {
     unsafe { rank(t, Noise::NONE) }
 }
 
-/// The same by logits with noise of `s.temperature`, log-probabilities without it: `k` samples without replacement
+/// The same by logits with noise of the settings' temperature, log-probabilities without it: `k` samples without replacement
 /// from the softmax of `logits / temperature`, in the order of drawing (Gumbel-top-k; Kool, van Hoof, Welling, arXiv
 /// 1903.06059). With temperature 0 it is [`log_softmax_top_k`].
 ///

@@ -1,7 +1,7 @@
 //! The fused projection's output to where attention reads it: queries to an array, K and V into pages.
 
 use crate::abi::AppendTarget;
-use crate::cache::{load_pair, place, store_pair, turn_pair};
+use crate::cache::{kept_keys, kept_value, load_pair, place, store_pair, turn_pair};
 use crate::layout::{CORE, half_page_elements, page_offset};
 use crate::model::limits::THREADS;
 use device::{Element, global, thread};
@@ -73,6 +73,12 @@ pub unsafe fn rotate_append<E: Element, const D: u32>(a: Qkv) {
             return;
         }
         let kv = head - a.q_heads;
+        if kv < a.kv_heads {
+            let values = a.qkv.add(from + (a.kv_heads * D) as usize);
+            pair = kept_keys::<E>(pair, load_pair::<D>(values, dim));
+        } else {
+            pair = pair.map(kept_value::<E>);
+        }
         let half = kv / a.kv_heads * half_page_elements(D);
         let to = page_offset(D, a.kv_heads, page, kv % a.kv_heads) + u64::from(half);
         store_pair::<D>(a.pool.wrapping_add(to as usize), token, dim, pair);

@@ -13,6 +13,7 @@ mod model;
 mod question;
 mod report;
 mod run;
+mod screen;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Args, model_file};
+use run::Ended;
 
 /// Searches a tree of continuations with a language model, and shows the tree as it grows.
 ///
@@ -45,6 +47,14 @@ struct Cli {
     args: Args,
 }
 
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    causes.any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(what) = cli.args.check() {
@@ -52,7 +62,10 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     match run::run(&cli.model, &cli.args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Itself) => ExitCode::SUCCESS,
+        Ok(Ended::Cancelled) => ExitCode::from(130),
+        // Whoever read has what they wanted.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nerror: {error:#}");
             ExitCode::FAILURE

@@ -139,6 +139,10 @@ impl TreeModel for Measured<'_> {
         self.model.accept(trunk, path)
     }
 
+    fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError> {
+        self.model.merge_chain(node)
+    }
+
     fn prune(&mut self, node: NodeKey) -> Result<u32, ModelError> {
         self.model.prune(node)
     }

@@ -85,7 +85,7 @@ fn on_gpu(gguf: &Gguf) -> Result<Placed> {
 
 #[cfg(not(feature = "cuda"))]
 fn on_gpu(_: &Gguf) -> Result<Placed> {
-    anyhow::bail!("this program was built without GPUs (feature `cuda`, on x86-64 Linux)")
+    anyhow::bail!("this program was built without GPUs (feature `cuda`)")
 }
 
 /// Parameters that were read.

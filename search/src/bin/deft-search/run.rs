@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use console::Term;
-use deft_search::{Answer, Event, Limits, Outcome, Speculative, TextCodec, TreeSearch};
+use deft_search::{
+    Answer, Cancel, Event, Limits, Outcome, Speculative, Stop, TextCodec, TreeSearch,
+};
 
 use crate::args::{Args, SearchArg};
 use crate::measure::{AttentionTime, Measured, Timed};
@@ -14,13 +16,22 @@ use crate::method::{describe, with_method};
 use crate::model::{Loaded, load};
 use crate::question::Question;
 use crate::report::{Report, Run};
+use crate::screen::Screen;
 use crate::show::Show;
+
+/// How a run that did not fail ended.
+pub(crate) enum Ended {
+    /// By itself.
+    Itself,
+    /// By Ctrl-C, with what it had.
+    Cancelled,
+}
 
 /// Loads the model at `path` and runs the search that `args` ask for.
 ///
 /// # Errors
 /// What went wrong, for people.
-pub(crate) fn run(path: &Path, args: &Args) -> Result<()> {
+pub(crate) fn run(path: &Path, args: &Args) -> Result<Ended> {
     let question = Question::new(args);
     let mut loaded = load(path, args.device)?;
     let prompt = question.tokens(&loaded.tokenizer, loaded.template.as_ref())?;
@@ -29,14 +40,17 @@ pub(crate) fn run(path: &Path, args: &Args) -> Result<()> {
         false => (Box::new(io::stdout()), Term::stdout()),
     };
     head(&loaded, &question, args, &mut *out)?;
+    let cancel = Cancel::new();
+    on_interrupt(cancel.clone())?;
     let found = Search {
         model: &mut *loaded.model,
         codec: &loaded.tokenizer,
         prompt: &prompt,
         question: &question,
         args,
+        cancel,
     }
-    .run(&mut *out, term.is_term().then_some(term))?;
+    .run(&mut *out, Screen::new(term))?;
     let run = Run {
         model: &loaded.name,
         device: &loaded.device,
@@ -54,7 +68,21 @@ pub(crate) fn run(path: &Path, args: &Args) -> Result<()> {
     if args.json {
         report.json(&mut io::stdout().lock())?;
     }
-    Ok(())
+    Ok(match found.outcome.stop {
+        Stop::Cancelled => Ended::Cancelled,
+        _ => Ended::Itself,
+    })
+}
+
+/// Cancels on Ctrl-C; ends the program on a second one.
+fn on_interrupt(cancel: Cancel) -> Result<()> {
+    let handler = move || {
+        if cancel.is_cancelled() {
+            std::process::exit(130);
+        }
+        cancel.cancel();
+    };
+    Ok(ctrlc::set_handler(handler)?)
 }
 
 /// What runs where, and the prompt.
@@ -73,6 +101,14 @@ fn head(loaded: &Loaded, question: &Question, args: &Args, out: &mut dyn Write) 
     if let Some(why) = &loaded.fallback {
         writeln!(out, "             no GPU: {why}")?;
     }
+    let missing = loaded.tokenizer.missing_bytes();
+    if !missing.is_empty() {
+        writeln!(
+            out,
+            "tokenizer    {} bytes have no token, and texts lose them: {missing:02x?}",
+            missing.len()
+        )?;
+    }
     let search = describe(question, args);
     writeln!(out, "search       {search}; seed {}\n", args.seed)?;
     for line in question.text().lines() {
@@ -88,6 +124,7 @@ pub(crate) struct Search<'a> {
     pub(crate) prompt: &'a [u32],
     pub(crate) question: &'a Question,
     pub(crate) args: &'a Args,
+    pub(crate) cancel: Cancel,
 }
 
 /// What a search found, and its times.
@@ -101,14 +138,20 @@ pub(crate) struct Found {
 }
 
 impl Search<'_> {
-    /// Runs it, and shows it on `term`, or in lines to `out`.
+    /// Runs it, and shows it on `screen`, or in lines to `out`. Ends at once where `out` cannot be written to.
     ///
     /// # Errors
     /// The search's, or `out`'s.
-    pub(crate) fn run(mut self, out: &mut dyn Write, term: Option<Term>) -> Result<Found> {
+    pub(crate) fn run(mut self, out: &mut dyn Write, screen: Option<Screen>) -> Result<Found> {
         let question = self.question;
         let is_right = |answer: &Answer| question.is_right(&answer.text);
-        let mut show = Show::new(self.codec, &is_right, Box::new(out), term);
+        let mut show = Show::new(
+            self.codec,
+            &is_right,
+            Box::new(out),
+            screen,
+            self.cancel.clone(),
+        );
         let began = Instant::now();
         let mut model = Measured::new(&mut *self.model);
         let mut observer = |event: &Event<'_>| show.event(event);
@@ -116,6 +159,7 @@ impl Search<'_> {
         let outcome = with_method(question, self.args, |method| {
             TreeSearch::new(&mut model, self.codec)
                 .limits(limits)
+                .cancel(self.cancel.clone())
                 .observer(&mut observer)
                 .run(self.prompt, method)
         })?;
@@ -136,11 +180,12 @@ impl Search<'_> {
 
     /// Greedy decoding of a puzzle, to compare with; not where it is what was asked for.
     fn greedy(&mut self) -> Result<Option<Answer>> {
-        if self.args.prompt.is_some() || self.args.search == SearchArg::Speculative {
+        let is_asked = self.args.prompt.is_none() && self.args.search != SearchArg::Speculative;
+        if !is_asked || self.cancel.is_cancelled() {
             return Ok(None);
         }
         let mut method = Speculative::greedy(self.question.ending(self.args));
-        let search = TreeSearch::new(&mut *self.model, self.codec);
+        let search = TreeSearch::new(&mut *self.model, self.codec).cancel(self.cancel.clone());
         let outcome = search.run(self.prompt, &mut method)?;
         Ok(outcome.answers.into_iter().next())
     }

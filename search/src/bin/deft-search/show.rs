@@ -4,11 +4,11 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use console::Term;
-use deft_search::{Answer, Event, TextCodec};
+use deft_search::{Answer, Cancel, Event, TextCodec};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::draw::{Draw, one_line};
+use crate::screen::Screen;
 use crate::tree::{State, Tree};
 
 /// Pause between two pictures.
@@ -24,34 +24,38 @@ pub(crate) struct Show<'a> {
     is_right: &'a dyn Fn(&Answer) -> Option<bool>,
     out: Box<dyn Write + 'a>,
     /// On a terminal only.
-    screen: Option<Screen>,
+    picture: Option<Picture>,
     pub(crate) tree: Tree,
     /// Since the prompt was run.
     pub(crate) started: Option<Instant>,
     failed: Option<std::io::Error>,
+    /// Of the search, which nobody watches any more once a line could not be written.
+    cancel: Cancel,
 }
 
-struct Screen {
+struct Picture {
     bar: ProgressBar,
-    term: Term,
+    screen: Screen,
     drawn: Instant,
 }
 
 impl<'a> Show<'a> {
-    /// Lines go to `out`; on `term`, if there is one, the tree is redrawn instead.
+    /// Lines go to `out`; on `screen`, if there is one, the tree is redrawn instead. Cancels the search if
+    /// `out` cannot be written to.
     pub(crate) fn new(
         codec: &'a dyn TextCodec,
         is_right: &'a dyn Fn(&Answer) -> Option<bool>,
         out: Box<dyn Write + 'a>,
-        term: Option<Term>,
+        screen: Option<Screen>,
+        cancel: Cancel,
     ) -> Self {
-        let screen = term.map(|term| {
-            let target = ProgressDrawTarget::term(term.clone(), 20);
+        let picture = screen.map(|screen| {
+            let target = ProgressDrawTarget::term(screen.term.clone(), 20);
             let style = ProgressStyle::with_template("{msg}");
             let style = style.expect("the template is constant and valid");
-            Screen {
+            Picture {
                 bar: ProgressBar::with_draw_target(None, target).with_style(style),
-                term,
+                screen,
                 drawn: Instant::now(),
             }
         });
@@ -59,10 +63,11 @@ impl<'a> Show<'a> {
             codec,
             is_right,
             out,
-            screen,
+            picture,
             tree: Tree::default(),
             started: None,
             failed: None,
+            cancel,
         }
     }
 
@@ -72,18 +77,18 @@ impl<'a> Show<'a> {
             self.started = Some(Instant::now());
         }
         self.tree.event(event, self.is_right);
-        match &mut self.screen {
-            Some(screen) if screen.drawn.elapsed() >= FRAME => {
-                let (height, width) = screen.term.size();
+        match &mut self.picture {
+            Some(picture) if picture.drawn.elapsed() >= FRAME => {
+                let (height, width) = picture.screen.term.size();
                 let draw = Draw {
                     codec: self.codec,
-                    colours: true,
+                    colours: picture.screen.colours,
                     width: usize::from(width),
                 };
                 let lines = draw.lines(&self.tree, usize::from(height).saturating_sub(4));
-                screen.bar.set_message(lines.join("\n"));
-                screen.bar.tick();
-                screen.drawn = Instant::now();
+                picture.bar.set_message(lines.join("\n"));
+                picture.bar.tick();
+                picture.drawn = Instant::now();
             }
             Some(_) => {}
             None => {
@@ -100,13 +105,15 @@ impl<'a> Show<'a> {
     /// If a line could not be written.
     pub(crate) fn finish(mut self, answers: &[Answer]) -> Result<()> {
         self.tree.conclude(answers, self.is_right);
-        let width = self.screen.as_ref().map(|screen| screen.term.size().1);
-        if let Some(screen) = &self.screen {
-            screen.bar.finish_and_clear();
+        let picture = self.picture.as_ref();
+        let width = picture.map(|picture| picture.screen.term.size().1);
+        let colours = picture.is_some_and(|picture| picture.screen.colours);
+        if let Some(picture) = picture {
+            picture.bar.finish_and_clear();
         }
         let draw = Draw {
             codec: self.codec,
-            colours: self.screen.is_some(),
+            colours,
             width: width.map_or(100, usize::from),
         };
         self.print("");
@@ -119,6 +126,9 @@ impl<'a> Show<'a> {
     fn print(&mut self, line: &str) {
         if self.failed.is_none() {
             self.failed = writeln!(self.out, "{line}").err();
+            if self.failed.is_some() {
+                self.cancel.cancel();
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Parser;
 use deft::{Grouping, NodeKey};
 use deft_engine::{ModelError, TreeModel};
-use deft_search::{Answer, Event, Limits, TreeSearch};
+use deft_search::{Answer, Cancel, Event, Limits, Stop, TreeSearch};
 
 use crate::args::Args;
 use crate::draw::Draw;
@@ -62,6 +62,7 @@ fn searched(words: &str) -> (String, Found) {
         prompt: &AsciiCodec.encode(&question.text()),
         question: &question,
         args: &args,
+        cancel: Cancel::new(),
     };
     let found = search.run(&mut printed, None).unwrap();
     assert_eq!(model.forest().node_count(), 0, "a search frees its nodes");
@@ -259,4 +260,62 @@ fn measuring_changes_nothing() {
         outcome
     };
     assert_eq!(run(&mut Measured::new(&mut model())), run(&mut model()));
+}
+
+/// Takes so many writes, and then nobody reads any more.
+struct ClosedPipe(usize);
+
+impl std::io::Write for ClosedPipe {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 = self
+            .0
+            .checked_sub(1)
+            .ok_or(std::io::ErrorKind::BrokenPipe)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn ended(out: &mut dyn std::io::Write, cancel: Cancel) -> (anyhow::Result<Found>, u64) {
+    let args = args("--task digit-sort --search beam");
+    let question = Question::new(&args);
+    let mut model = model();
+    let search = Search {
+        model: &mut model,
+        codec: &AsciiCodec,
+        prompt: &AsciiCodec.encode(&question.text()),
+        question: &question,
+        args: &args,
+        cancel,
+    };
+    let found = search.run(out, None);
+    (found, model.traffic().read)
+}
+
+#[test]
+fn a_closed_pipe_ends_the_search_at_once() {
+    let (whole, all) = ended(&mut Vec::new(), Cancel::new());
+    assert_eq!(whole.unwrap().outcome.stop, Stop::Finished);
+    let (failed, read) = ended(&mut ClosedPipe(2), Cancel::new());
+    let error = failed.err().expect("the third line was not written");
+    assert!(crate::is_closed_pipe(&error), "{error:#}");
+    assert!(read < all / 2, "{read} bytes read of {all}");
+}
+
+#[test]
+fn a_cancelled_search_is_reported_as_such() {
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let (found, _) = ended(&mut Vec::new(), cancel);
+    let found = found.unwrap();
+    assert!(found.greedy.is_none(), "nor is anything else run");
+    let mut json = Vec::new();
+    report("--task digit-sort --search beam", &found)
+        .json(&mut json)
+        .unwrap();
+    let json = String::from_utf8(json).unwrap();
+    assert!(json.contains("\"stop\": \"cancelled\""), "{json}");
 }

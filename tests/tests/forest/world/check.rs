@@ -46,7 +46,6 @@ impl World {
     }
 
     pub(crate) fn tear_down(mut self) {
-        self.leases.clear();
         for root in self.forest.roots().collect::<Vec<_>>() {
             self.forest.remove_tree(root).unwrap();
         }
@@ -68,7 +67,6 @@ impl World {
         assert_eq!(forest.parent(key), Ok(parent));
         assert_eq!(forest.is_draft(key), Ok(record.draft.is_some()));
         assert_eq!(forest.is_sealed(key), Ok(record.sealed));
-        assert_eq!(forest.is_leased(key), Ok(self.is_leased(node)));
     }
 
     fn keys(&self, nodes: &[usize]) -> Vec<NodeKey> {

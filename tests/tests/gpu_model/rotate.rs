@@ -1,15 +1,19 @@
 //! Rotation with append, against the append by itself and the host's rotation.
 
-use anyhow::Result;
-use deft::abi::{APPEND_LIVE, NONE};
 use deft::attention::RotaryTable;
 use deft::cache::{CacheShape, HEAD_DIMS, KvElement};
 use deft::cuda::{Append, CudaCache, Rotary};
 use deft_engine::cuda::ops::{ModelOps, RotateAppend};
+use kernels_gpu::abi::{APPEND_LIVE, NONE};
 
-use super::{Case, Verdict, download, normal_elements, poisoned, upload};
-use crate::gpu::Gpu;
-use crate::random::Random;
+use deft_tests::forests::pick;
+use deft_tests::gpu::Gpu;
+use deft_tests::inputs::normals;
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
+
+use super::ops::{Case, Verdict};
 
 const LAYERS: u32 = 2;
 const PAGES: u32 = 5;
@@ -36,9 +40,9 @@ fn run<T: KvElement>(
     head_dim: u32,
     q_heads: u32,
     kv_heads: u32,
-    random: &mut Random,
-) -> Result<Verdict> {
-    let ops = ModelOps::new(&gpu.device, T::DTYPE, head_dim)?;
+    random: &mut SmallRng,
+) -> Verdict {
+    let ops = ModelOps::new(&gpu.device, T::DTYPE, head_dim).unwrap();
     let shape = CacheShape {
         layers: LAYERS,
         kv_heads,
@@ -46,12 +50,12 @@ fn run<T: KvElement>(
         dtype: T::DTYPE,
         pages: PAGES,
     };
-    let count = random.pick(&[1, 3, 17, 50]);
-    let table = RotaryTable::new(head_dim, POSITIONS, 500_000.0)?;
+    let count = pick(random, &[1, 3, 17, 50]);
+    let table = RotaryTable::new(head_dim, POSITIONS, 500_000.0).unwrap();
     let (q_width, kv_width) = ((q_heads * head_dim) as usize, shape.row_elements());
-    let qkv: Vec<T> = normal_elements(random, count * (q_width + 2 * kv_width), 1.0);
+    let qkv: Vec<T> = normals(random.random(), count * (q_width + 2 * kv_width), 1.0);
     let mut places: Vec<u32> = (0..4 * 64).collect();
-    random.shuffle(&mut places);
+    places.shuffle(random);
     let mut targets = places[..count].to_vec();
     targets[count - 1] = APPEND_LIVE;
     if count > 2 {
@@ -61,7 +65,7 @@ fn run<T: KvElement>(
         .iter()
         .map(|&target| match target {
             NONE => u32::MAX,
-            _ => random.between(0, POSITIONS - 1),
+            _ => random.random_range(0..=POSITIONS - 1),
         })
         .collect();
 
@@ -75,27 +79,29 @@ fn run<T: KvElement>(
         let position: u32 = positions[row];
         if position != u32::MAX {
             let mut queries = fused[..q_width].to_vec();
-            table.rotate(&[position], &mut queries)?;
+            table.rotate(&[position], &mut queries).unwrap();
             expected.copy_from_slice(bytemuck::cast_slice(&queries));
         }
     }
 
-    let [targets_at, positions_at] = [upload(gpu, &targets)?, upload(gpu, &positions)?];
-    let [cos, sin] = [upload(gpu, table.cos())?, upload(gpu, table.sin())?];
-    let [qkv, k, v] = [upload(gpu, &qkv)?, upload(gpu, &k)?, upload(gpu, &v)?];
-    let q = poisoned::<T>(gpu, count * q_width)?;
+    let [targets_at, positions_at] = [gpu.upload(&targets), gpu.upload(&positions)];
+    let [cos, sin] = [gpu.upload(table.cos()), gpu.upload(table.sin())];
+    let [qkv, k, v] = [gpu.upload(&qkv), gpu.upload(&k), gpu.upload(&v)];
+    let q = gpu.unwritten::<T>(count * q_width);
     let rotary = Rotary {
         positions: positions_at.pointer(),
         cos: cos.pointer(),
         sin: sin.pointer(),
     };
-    let cache = || -> Result<CudaCache> {
-        let mut cache = CudaCache::new(&gpu.device, shape, 1)?;
+    let cache = || -> CudaCache {
+        let mut cache = CudaCache::new(&gpu.device, shape, 1).unwrap();
         // The growing node's last token is the second of the last page.
-        cache.set_counters(&[66], &[PAGES - 1], &gpu.stream)?;
-        Ok(cache)
+        cache
+            .set_counters(&[66], &[PAGES - 1], &gpu.stream)
+            .unwrap();
+        cache
     };
-    let (fused, plain) = (cache()?, cache()?);
+    let (fused, plain) = (cache(), cache());
     let append = RotateAppend {
         qkv: qkv.pointer(),
         q: q.pointer(),
@@ -112,18 +118,21 @@ fn run<T: KvElement>(
     // SAFETY: buffers of the documented shapes, distinct places of the caches, positions of the table, the device's
     // stream.
     unsafe {
-        ops.rotate_append(&fused, LAYERS - 1, &append, &rotary, gpu.stream.raw())?;
-        plain.append_rotated(LAYERS - 1, &separate, &rotary, gpu.stream.raw())?;
+        ops.rotate_append(&fused, LAYERS - 1, &append, &rotary, gpu.stream.raw())
+            .unwrap();
+        plain
+            .append_rotated(LAYERS - 1, &separate, &rotary, gpu.stream.raw())
+            .unwrap();
     }
     let mut verdict = Verdict::default();
-    let found = download(gpu, &q)?;
+    let found = gpu.download(&q);
     let same = bytemuck::cast_slice::<T, u8>(&found) == expected_q;
     verdict.require(same, || format!("queries of {count} rows differ"));
-    let pages = download(gpu, fused.pool())?;
+    let pages = gpu.download(fused.pool());
     verdict.require(pages.iter().any(|bits| *bits != 0), || {
         "no page was written".to_owned()
     });
-    let same = pages == download(gpu, plain.pool())?;
+    let same = pages == gpu.download(plain.pool());
     verdict.require(same, || format!("pages after {count} rows differ"));
-    Ok(verdict)
+    verdict
 }

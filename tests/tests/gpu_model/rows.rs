@@ -1,16 +1,20 @@
 //! Embedding, normalisation, gate, feeding and filling.
 
-use anyhow::Result;
-use deft::abi::NONE;
 use deft::cache::KvElement;
 use deft::cuda::DevicePtr;
 use deft_engine::cuda::ops::{Embed, Feed, FillRandom, ModelOps, RmsNorm, SiluMul};
 use deft_tests::reference;
+use kernels_gpu::abi::NONE;
 use kernels_gpu::random::uniform;
 
-use super::{Case, Verdict, compare_rounded, download, normal, normal_elements, poisoned, upload};
-use crate::gpu::Gpu;
-use crate::random::Random;
+use deft_tests::forests::pick;
+use deft_tests::gpu::Gpu;
+use deft_tests::inputs::normals;
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
+
+use super::ops::{Case, Verdict, compare_rounded};
 
 const ROWS: [usize; 4] = [1, 3, 17, 50];
 
@@ -41,7 +45,7 @@ pub(super) fn cases<'a, T: KvElement>(gpu: &'a Gpu, ops: &'a ModelOps) -> Vec<Ca
         Box::new(move |random| {
             fill::<T>(gpu, random, |fill| {
                 // SAFETY: the buffer is as long as `fill` says, and the stream the device's.
-                Ok(unsafe { ops.fill_random(fill, gpu.stream.raw()) }?)
+                unsafe { ops.fill_random(fill, gpu.stream.raw()) }.unwrap();
             })
         }),
     ));
@@ -56,7 +60,7 @@ pub(super) fn untyped_cases<'a>(gpu: &'a Gpu, ops: &'a ModelOps) -> Vec<Case<'a>
             Box::new(move |random| {
                 fill::<f32>(gpu, random, |fill| {
                     // SAFETY: as in `cases`.
-                    Ok(unsafe { ops.fill_random_f32(fill, gpu.stream.raw()) }?)
+                    unsafe { ops.fill_random_f32(fill, gpu.stream.raw()) }.unwrap();
                 })
             }),
         ),
@@ -67,19 +71,14 @@ pub(super) fn untyped_cases<'a>(gpu: &'a Gpu, ops: &'a ModelOps) -> Vec<Case<'a>
     ]
 }
 
-fn embed<T: KvElement>(
-    gpu: &Gpu,
-    ops: &ModelOps,
-    hidden: usize,
-    random: &mut Random,
-) -> Result<Verdict> {
-    let (rows, vocab) = (random.pick(&ROWS), 1000);
-    let table: Vec<T> = normal_elements(random, vocab * hidden, 1.0);
+fn embed<T: KvElement>(gpu: &Gpu, ops: &ModelOps, hidden: usize, random: &mut SmallRng) -> Verdict {
+    let (rows, vocab) = (pick(random, &ROWS), 1000);
+    let table: Vec<T> = normals(random.random(), vocab * hidden, 1.0);
     let tokens: Vec<u32> = (0..rows)
-        .map(|_| random.between(0, vocab as u32 - 1))
+        .map(|_| random.random_range(0..=vocab as u32 - 1))
         .collect();
-    let (table_at, tokens_at) = (upload(gpu, &table)?, upload(gpu, &tokens)?);
-    let x = poisoned::<f32>(gpu, rows * hidden)?;
+    let (table_at, tokens_at) = (gpu.upload(&table), gpu.upload(&tokens));
+    let x = gpu.unwritten::<f32>(rows * hidden);
     let embed = Embed {
         tokens: tokens_at.pointer(),
         table: table_at.pointer(),
@@ -88,37 +87,32 @@ fn embed<T: KvElement>(
         hidden: hidden as u32,
     };
     // SAFETY: buffers of the documented shapes, tokens below `vocab`, the device's stream.
-    unsafe { ops.embed(&embed, gpu.stream.raw()) }?;
+    unsafe { ops.embed(&embed, gpu.stream.raw()) }.unwrap();
     let expected = tokens.iter().flat_map(|&token| {
         let row = &table[token as usize * hidden..][..hidden];
         row.iter().map(|value| value.to_f32())
     });
     let mut verdict = Verdict::default();
-    let same = download(gpu, &x)?.into_iter().eq(expected);
+    let same = gpu.download(&x).into_iter().eq(expected);
     verdict.require(same, || format!("{rows} rows are not the table's"));
-    Ok(verdict)
+    verdict
 }
 
-fn norm<T: KvElement>(
-    gpu: &Gpu,
-    ops: &ModelOps,
-    hidden: usize,
-    random: &mut Random,
-) -> Result<Verdict> {
-    let rows = random.pick(&ROWS);
-    let x = normal(random, rows * hidden, 5.0);
-    let weight = normal(random, hidden, 1.0);
+fn norm<T: KvElement>(gpu: &Gpu, ops: &ModelOps, hidden: usize, random: &mut SmallRng) -> Verdict {
+    let rows = pick(random, &ROWS);
+    let x = normals(random.random(), rows * hidden, 5.0);
+    let weight = normals(random.random(), hidden, 1.0);
     let mut picks: Vec<u32> = (0..rows as u32).collect();
-    random.shuffle(&mut picks);
+    picks.shuffle(random);
     if rows > 1 {
         picks[1] = NONE;
     }
-    let (x_at, weight_at) = (upload(gpu, &x)?, upload(gpu, &weight)?);
-    let picks_at = upload(gpu, &picks)?;
+    let (x_at, weight_at) = (gpu.upload(&x), gpu.upload(&weight));
+    let picks_at = gpu.upload(&picks);
     let all: Vec<u32> = (0..rows as u32).collect();
     let mut verdict = Verdict::default();
     for (rows_taken, pointer) in [(&all, DevicePtr::NULL), (&picks, picks_at.pointer())] {
-        let out = poisoned::<T>(gpu, rows * hidden)?;
+        let out = gpu.unwritten::<T>(rows * hidden);
         let norm = RmsNorm {
             x: x_at.pointer(),
             picks: pointer,
@@ -129,8 +123,8 @@ fn norm<T: KvElement>(
             eps: 1e-5,
         };
         // SAFETY: buffers of the documented shapes, picked rows exist, the device's stream.
-        unsafe { ops.rms_norm(&norm, gpu.stream.raw()) }?;
-        let out = download(gpu, &out)?;
+        unsafe { ops.rms_norm(&norm, gpu.stream.raw()) }.unwrap();
+        let out = gpu.download(&out);
         for (&row, found) in rows_taken.iter().zip(out.chunks_exact(hidden)) {
             if row == NONE {
                 let untouched = bytemuck::cast_slice::<T, u8>(found);
@@ -144,19 +138,14 @@ fn norm<T: KvElement>(
             compare_rounded(&mut verdict, found, &expected);
         }
     }
-    Ok(verdict)
+    verdict
 }
 
-fn silu<T: KvElement>(
-    gpu: &Gpu,
-    ops: &ModelOps,
-    ffn: usize,
-    random: &mut Random,
-) -> Result<Verdict> {
-    let rows = random.pick(&ROWS);
-    let gate_up: Vec<T> = normal_elements(random, rows * 2 * ffn, 6.0);
-    let source = upload(gpu, &gate_up)?;
-    let out = poisoned::<T>(gpu, rows * ffn)?;
+fn silu<T: KvElement>(gpu: &Gpu, ops: &ModelOps, ffn: usize, random: &mut SmallRng) -> Verdict {
+    let rows = pick(random, &ROWS);
+    let gate_up: Vec<T> = normals(random.random(), rows * 2 * ffn, 6.0);
+    let source = gpu.upload(&gate_up);
+    let out = gpu.unwritten::<T>(rows * ffn);
     let silu = SiluMul {
         gate_up: source.pointer(),
         out: out.pointer(),
@@ -164,9 +153,9 @@ fn silu<T: KvElement>(
         ffn: ffn as u32,
     };
     // SAFETY: buffers of the documented shapes, the device's stream.
-    unsafe { ops.silu_mul(&silu, gpu.stream.raw()) }?;
+    unsafe { ops.silu_mul(&silu, gpu.stream.raw()) }.unwrap();
     let mut verdict = Verdict::default();
-    let out = download(gpu, &out)?;
+    let out = gpu.download(&out);
     for (row, found) in gate_up.chunks_exact(2 * ffn).zip(out.chunks_exact(ffn)) {
         let (gate, up) = row.split_at(ffn);
         let pairs = gate.iter().zip(up);
@@ -175,46 +164,45 @@ fn silu<T: KvElement>(
             .collect();
         compare_rounded(&mut verdict, found, &expected);
     }
-    Ok(verdict)
+    verdict
 }
 
-fn fill<T: KvElement>(
-    gpu: &Gpu,
-    random: &mut Random,
-    run: impl Fn(&FillRandom) -> Result<()>,
-) -> Result<Verdict> {
+fn fill<T: KvElement>(gpu: &Gpu, random: &mut SmallRng, run: impl Fn(&FillRandom)) -> Verdict {
     // More than one chunk for each thread of the largest grid.
-    let count = 8 * random.between(1, 400_000) as usize;
-    let out = poisoned::<T>(gpu, count)?;
+    let count = 8 * random.random_range(1..=400_000) as usize;
+    let out = gpu.unwritten::<T>(count);
     let fill = FillRandom {
         out: out.pointer(),
         count: count as u64,
-        seed: random.next(),
+        seed: random.random(),
         scale: 0.02,
     };
-    run(&fill)?;
+    run(&fill);
     let expected = (0..count as u64).map(|i| T::from_f32(uniform(fill.seed, i, fill.scale)));
     let mut verdict = Verdict::default();
-    let wrong = download(gpu, &out)?
+    let wrong = gpu
+        .download(&out)
         .into_iter()
         .zip(expected)
         .position(|(found, expected)| found.to_f32().to_bits() != expected.to_f32().to_bits());
     verdict.require(wrong.is_none(), || {
         format!("element {wrong:?} of {count} is not the host's")
     });
-    Ok(verdict)
+    verdict
 }
 
-fn feed(gpu: &Gpu, ops: &ModelOps, random: &mut Random) -> Result<Verdict> {
-    let (count, k, history_len) = (random.between(1, 700) as usize, 3, 5);
-    let next: Vec<u32> = (0..count * k).map(|_| random.between(0, 50_000)).collect();
-    let mut positions: Vec<u32> = (0..count).map(|_| random.between(0, 100)).collect();
-    let targets: Vec<u32> = (0..count).map(|_| random.pick(&[NONE, 1, 2, 3])).collect();
+fn feed(gpu: &Gpu, ops: &ModelOps, random: &mut SmallRng) -> Verdict {
+    let (count, k, history_len) = (random.random_range(1..=700) as usize, 3, 5);
+    let next: Vec<u32> = (0..count * k)
+        .map(|_| random.random_range(0..=50_000))
+        .collect();
+    let mut positions: Vec<u32> = (0..count).map(|_| random.random_range(0..=100)).collect();
+    let targets: Vec<u32> = (0..count).map(|_| pick(random, &[NONE, 1, 2, 3])).collect();
     let mut tokens = vec![7_u32; count];
     let mut history = vec![u32::MAX; count * history_len];
-    let (next_at, targets_at) = (upload(gpu, &next)?, upload(gpu, &targets)?);
-    let (tokens_at, positions_at) = (upload(gpu, &tokens)?, upload(gpu, &positions)?);
-    let history_at = poisoned::<u32>(gpu, history.len())?;
+    let (next_at, targets_at) = (gpu.upload(&next), gpu.upload(&targets));
+    let (tokens_at, positions_at) = (gpu.upload(&tokens), gpu.upload(&positions));
+    let history_at = gpu.unwritten::<u32>(history.len());
     let feed = Feed {
         next: next_at.pointer(),
         targets: targets_at.pointer(),
@@ -228,7 +216,7 @@ fn feed(gpu: &Gpu, ops: &ModelOps, random: &mut Random) -> Result<Verdict> {
     // Twice, as two steps would.
     for _ in 0..2 {
         // SAFETY: buffers of the documented shapes, the device's stream.
-        unsafe { ops.feed(&feed, gpu.stream.raw()) }?;
+        unsafe { ops.feed(&feed, gpu.stream.raw()) }.unwrap();
         for row in (0..count).filter(|&row| targets[row] != NONE) {
             tokens[row] = next[row * k];
             positions[row] += 1;
@@ -241,8 +229,8 @@ fn feed(gpu: &Gpu, ops: &ModelOps, random: &mut Random) -> Result<Verdict> {
         ("positions", &positions_at, &positions),
         ("history", &history_at, &history),
     ] {
-        let same = download(gpu, buffer)? == *expected;
+        let same = gpu.download(buffer) == *expected;
         verdict.require(same, || format!("{name} of {count} rows differ"));
     }
-    Ok(verdict)
+    verdict
 }

@@ -1,15 +1,15 @@
-//! `--check`: is the model on the GPU right, and if not, where does it go wrong?
+//! Is the model on the GPU right, and if not, where does it go wrong?
 
-use anyhow::{Result, ensure};
-use deft::{DType, Grouping, NodeKey};
-use deft_engine::cuda::instrument::{self, Probe};
+use deft::{DType, NodeKey};
+use deft_engine::cuda::instrument::{self, Probe, Stage};
 use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights};
 use deft_engine::{CpuModel, CpuOptions, LlamaConfig, TreeModel, Weights};
+use deft_tests::gpu::{Gpu, say};
+use deft_tests::oracle::relative_l2;
+use deft_tests::watchdog::Watchdog;
 
 use super::plain::{Plain, States, is_half, stages};
-use super::walk::{argmax, relative_error, tokens, walk};
-use super::{Engine, Watchdog};
-use crate::say;
+use super::walk::{argmax, tokens, walk};
 
 /// What rounding and the order of sums leave, relative to a row's length.
 struct Limits {
@@ -68,55 +68,50 @@ fn shapes() -> [(&'static str, LlamaConfig); 2] {
     ]
 }
 
-/// Runs all checks; how many failed.
-pub(super) fn run(engine: &Engine<'_>, dtypes: &[DType]) -> Result<usize> {
+#[test]
+fn models_of_every_head_shape_agree_with_f64_and_with_the_cpu() {
     let mut wrong = 0;
-    for &dtype in dtypes {
-        for (name, config) in shapes() {
-            wrong += check_model(engine, name, config, dtype)?;
+    for gpu in Gpu::each() {
+        for dtype in [DType::Bf16, DType::F16] {
+            for (name, config) in shapes() {
+                wrong += check_model(&gpu, name, config, dtype);
+            }
         }
     }
-    Ok(wrong)
+    assert_eq!(wrong, 0, "comparisons failed");
 }
 
-fn check_model(
-    engine: &Engine<'_>,
-    name: &str,
-    config: LlamaConfig,
-    dtype: DType,
-) -> Result<usize> {
-    let weights = Weights::synthetic(config, 5)?;
-    let mut gpu = open(engine, &weights, dtype)?;
-    say(&format!("{name} in {dtype}; {}", gpu.cublas()));
-    let mut wrong = check_stages(&mut gpu, &weights, &engine.watchdog)?;
-    wrong += check_walk(&mut gpu, &weights, &engine.watchdog)?;
-    wrong += check_decode(&mut gpu, &engine.watchdog)?;
-    let left = gpu.forest().pool().live();
-    ensure!(
-        left == 0,
-        "{left} pages are still in use after all trees are gone"
-    );
-    Ok(wrong)
+fn check_model(gpu: &Gpu, name: &str, config: LlamaConfig, dtype: DType) -> usize {
+    let weights = Weights::synthetic(config, 5).unwrap();
+    let mut model = open(gpu, &weights, dtype);
+    let arch = gpu.arch();
+    say(&format!("{arch}, {name} in {dtype}; {}", model.cublas()));
+    let mut wrong = check_stages(&mut model, &weights, &gpu.watchdog);
+    wrong += check_walk(&mut model, &weights, &gpu.watchdog);
+    wrong += check_decode(&mut model, &gpu.watchdog);
+    let left = model.forest().pool().live();
+    assert_eq!(left, 0, "pages are in use after all trees are gone");
+    wrong
 }
 
-fn open(engine: &Engine<'_>, weights: &Weights, dtype: DType) -> Result<CudaModel> {
-    engine.watchdog.now("bringing weights to the GPU");
+fn open(gpu: &Gpu, weights: &Weights, dtype: DType) -> CudaModel {
+    gpu.watchdog.now("bringing weights to the GPU");
     let mut options = CudaOptions::default();
     options.kv_bytes = 256 << 20;
     options.max_rows = 64;
     // Parts of a prompt that end within pages and at their ends.
     options.prefill_rows = 64;
-    let weights = CudaWeights::read(&engine.gpu.device, weights, dtype)?;
-    engine.model(weights, options)
+    let weights = CudaWeights::read(&gpu.device, weights, dtype).unwrap();
+    CudaModel::new(&gpu.device, weights, options).unwrap()
 }
 
 /// Every stage of one pass, each from what the GPU itself left before it.
-fn check_stages(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> Result<usize> {
+fn check_stages(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> usize {
     watchdog.now("running a prompt of 37 tokens, stage by stage");
     let path = tokens(1, 37, weights.config().vocabulary);
-    let probes = instrument::probe(gpu, &path)?;
+    let probes = instrument::probe(gpu, &path).unwrap();
     watchdog.now("comparing its stages with f64");
-    let faults = faults(&Plain::new(weights, gpu.dtype())?, &path, &probes);
+    let faults = faults(&Plain::new(weights, gpu.dtype()), &path, &probes);
     for fault in &faults {
         say(&format!("  WRONG: {fault}"));
     }
@@ -126,7 +121,7 @@ fn check_stages(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> 
             probes.len()
         ));
     }
-    Ok(usize::from(!faults.is_empty()))
+    usize::from(!faults.is_empty())
 }
 
 /// The stages that are wrong, in order: the first is where to look.
@@ -145,13 +140,13 @@ fn faults(plain: &Plain, path: &[u32], probes: &[Probe]) -> Vec<String> {
         }
         let right = plain.stage(layer, stage, path, &before);
         let limit = match stage {
-            deft_engine::cuda::instrument::Stage::Attended => limits.attention,
+            Stage::Attended => limits.attention,
             _ if is_half(stage) => limits.half,
             _ => limits.float,
         };
         let width = right.len() / path.len();
         let rows = right.chunks(width).zip(probe.values.chunks(width));
-        let errors = rows.map(|(right, got)| relative_error(got, right));
+        let errors = rows.map(|(right, got)| relative_l2(got, right));
         let bad = errors.enumerate().find(|&(_, error)| error > limit);
         if let Some((row, error)) = bad {
             let (got, right) = (&probe.values[row * width..], &right[row * width..]);
@@ -167,23 +162,23 @@ fn faults(plain: &Plain, path: &[u32], probes: &[Probe]) -> Vec<String> {
 }
 
 /// Trees that grow, branch, are drafted on and pruned, on the GPU and on the CPU.
-fn check_walk(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> Result<usize> {
-    let mut cpu = CpuModel::load(weights, CpuOptions::default(), |_, _| {})?;
+fn check_walk(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> usize {
+    let mut cpu = CpuModel::load(weights, CpuOptions::default(), |_, _| {}).unwrap();
     watchdog.now("the walk on the CPU");
-    let right = walk(&mut cpu, |_| {})?;
-    let got = walk(gpu, |what| watchdog.now(what))?;
+    let right = walk(&mut cpu, |_| {});
+    let got = walk(gpu, |what| watchdog.now(what));
     let (limit, mut largest) = (Limits::of(gpu.dtype()).model, 0.0_f64);
     for ((what, right), (_, got)) in right.iter().zip(&got) {
         let vocabulary = cpu.vocabulary();
         let rows = right.chunks(vocabulary).zip(got.chunks(vocabulary));
         for (row, (right, got)) in rows.enumerate() {
             let right: Vec<f64> = right.iter().map(|&x| f64::from(x)).collect();
-            let error = relative_error(got, &right);
+            let error = relative_l2(got, &right);
             if error > limit {
                 say(&format!(
                     "  WRONG: {what}, row {row}: logits are off by {error:.2e} (limit {limit:.0e})"
                 ));
-                return Ok(1);
+                return 1;
             }
             largest = largest.max(error);
         }
@@ -193,72 +188,65 @@ fn check_walk(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> Re
         "  {} passes over a changing tree: logits within {largest:.1e} of the CPU's f32 ones, {graphs} graphs",
         right.len()
     ));
-    Ok(0)
+    0
 }
 
 /// Tokens that stay on the device against the same steps by the host.
-fn check_decode(gpu: &mut CudaModel, watchdog: &Watchdog) -> Result<usize> {
+fn check_decode(gpu: &mut CudaModel, watchdog: &Watchdog) -> usize {
     const STEPS: usize = 300;
     let vocabulary = gpu.vocabulary();
     let prompt = tokens(7, 50, vocabulary as u32);
     let mut logits = Vec::new();
     let first = tokens(8, 5, vocabulary as u32);
     watchdog.now("greedy steps by the host");
-    let root = gpu.insert_prompt(&prompt, &mut logits)?;
+    let root = gpu.insert_prompt(&prompt, &mut logits).unwrap();
     // Not in the tree's order, so that rows have another than leaves.
     let order = |mut leaves: Vec<NodeKey>| {
         leaves.swap(1, 4);
         leaves
     };
-    let leaves = order(gpu.fork(root, 5)?);
+    let leaves = order(gpu.fork(root, 5).unwrap());
     let mut right = vec![Vec::new(); 5];
     let mut next = first.clone();
     for _ in 0..STEPS {
-        gpu.step(&leaves, &next, &mut logits)?;
+        gpu.step(&leaves, &next, &mut logits).unwrap();
         next = logits.chunks(vocabulary).map(argmax).collect();
         right
             .iter_mut()
             .zip(&next)
             .for_each(|(row, &token)| row.push(token));
     }
-    gpu.prune(root)?;
+    gpu.prune(root).unwrap();
     watchdog.now("greedy steps by the device");
-    let root = gpu.insert_prompt(&prompt, &mut logits)?;
-    let leaves = order(gpu.fork(root, 5)?);
-    let mut decode = gpu.decode(&leaves, &first, Choice::GREEDY)?;
+    let root = gpu.insert_prompt(&prompt, &mut logits).unwrap();
+    let leaves = order(gpu.fork(root, 5).unwrap());
+    let mut decode = gpu.decode(&leaves, &first, Choice::GREEDY).unwrap();
     for _ in 0..STEPS {
-        decode.step()?;
+        decode.step().unwrap();
     }
-    let got = decode.tokens()?.to_vec();
+    let got = decode.tokens().unwrap().to_vec();
     let (mut ids, mut log_probs) = (Vec::new(), Vec::new());
-    decode.ranking(&mut ids, &mut log_probs)?;
-    for grouping in [Grouping::Flatten, Grouping::PerQuery] {
-        watchdog.now(&format!("timing attention, {grouping:?}"));
-        let time = gpu.time_attention(&leaves, grouping)?;
-        say(&format!(
-            "  attention of all layers, {grouping:?}: {time:?}"
-        ));
-    }
-    gpu.prune(root)?;
+    decode.ranking(&mut ids, &mut log_probs).unwrap();
+    gpu.prune(root).unwrap();
     let differing = got.iter().zip(&right).position(|(got, right)| got != right);
     if let Some(leaf) = differing {
         let at = got[leaf].iter().zip(&right[leaf]).position(|(a, b)| a != b);
         say(&format!(
             "  WRONG: leaf {leaf} chose another token at step {at:?} on the device"
         ));
-        return Ok(1);
+        return 1;
     }
     let last: Vec<u32> = right.iter().filter_map(|row| row.last().copied()).collect();
     if ids != last || !log_probs.iter().all(|&x| x <= 0.0 && x.is_finite()) {
         say(&format!(
             "  WRONG: the last ranking is {ids:?} with {log_probs:?}, not {last:?}"
         ));
-        return Ok(1);
+        return 1;
     }
     say(&format!(
         "  {STEPS} greedy steps of 5 leaves choose the same on the device as by the host"
     ));
-    Ok(0)
+    0
 }
 
 #[cfg(test)]
@@ -278,7 +266,7 @@ mod tests {
             context: 100,
             ..LlamaConfig::smollm2_135m()
         };
-        let plain = Plain::new(&Weights::synthetic(config, 3).unwrap(), dtype).unwrap();
+        let plain = Plain::new(&Weights::synthetic(config, 3).unwrap(), dtype);
         let path = tokens(1, 9, 97);
         let probes = plain.run(&path);
         (plain, path, probes)
@@ -331,9 +319,9 @@ mod tests {
         cpu.insert_prompt(&path, &mut logits).unwrap();
         let right: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
         for (dtype, limit) in [(DType::Bf16, 0.03), (DType::F16, 0.03 / 8.0)] {
-            let probes = Plain::new(&weights, dtype).unwrap().run(&path);
+            let probes = Plain::new(&weights, dtype).run(&path);
             let last = &probes.last().unwrap().values[8 * 97..];
-            let error = relative_error(last, &right);
+            let error = relative_l2(last, &right);
             assert!(error < limit, "{dtype}: {error}");
         }
     }

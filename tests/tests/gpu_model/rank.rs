@@ -1,12 +1,16 @@
 //! Ranking and sampling of logits.
 
-use anyhow::Result;
 use deft_engine::cuda::ops::{ModelOps, Sampling, TopK};
+use deft_engine::random::settings;
 use deft_tests::reference::{log_softmax, ranked, with_noise};
 
-use super::{Case, Verdict, download, normal, poisoned, upload};
-use crate::gpu::Gpu;
-use crate::random::Random;
+use deft_tests::forests::pick;
+use deft_tests::gpu::Gpu;
+use deft_tests::inputs::normals;
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use super::ops::{Case, Verdict};
 
 /// Scores that differ by less may change places: what f32 and the device's logarithm leave of the noise.
 const SCORE_ERROR: f64 = 4e-5;
@@ -41,11 +45,11 @@ fn launch(
     logits: &[f32],
     (vocab, k): (usize, usize),
     noise: Option<(u64, Noise<'_>)>,
-) -> Result<Choice> {
+) -> Choice {
     let rows = logits.len() / vocab;
-    let logits = upload(gpu, logits)?;
-    let ids = poisoned::<u32>(gpu, rows * k)?;
-    let log_probs = poisoned::<f32>(gpu, rows * k)?;
+    let logits = gpu.upload(logits);
+    let ids = gpu.unwritten::<u32>(rows * k);
+    let log_probs = gpu.unwritten::<f32>(rows * k);
     let top_k = TopK {
         logits: logits.pointer(),
         ids: ids.pointer(),
@@ -55,29 +59,31 @@ fn launch(
         k: k as u32,
     };
     let (streams, steps) = noise.map_or((&[][..], &[][..]), |(_, (_, a, b))| (a, b));
-    let (streams, steps) = (upload(gpu, streams)?, upload(gpu, steps)?);
+    let (streams, steps) = (gpu.upload(streams), gpu.upload(steps));
+    let settings = noise.map(|(seed, (temperature, ..))| settings(seed, temperature));
+    let settings = gpu.upload(&settings.unwrap_or_default());
     // SAFETY: buffers of the documented shapes, the device's stream.
     unsafe {
         match noise {
-            None => ops.log_softmax_top_k(&top_k, gpu.stream.raw())?,
-            Some((seed, (temperature, ..))) => {
+            None => ops.log_softmax_top_k(&top_k, gpu.stream.raw()).unwrap(),
+            Some(_) => {
                 let sampling = Sampling {
                     streams: streams.pointer(),
                     steps: steps.pointer(),
-                    seed,
-                    temperature,
+                    settings: settings.pointer(),
                 };
-                ops.sample_top_k(&top_k, &sampling, gpu.stream.raw())?;
+                ops.sample_top_k(&top_k, &sampling, gpu.stream.raw())
+                    .unwrap();
             }
         }
     }
-    Ok((download(gpu, &ids)?, download(gpu, &log_probs)?))
+    (gpu.download(&ids), gpu.download(&log_probs))
 }
 
 /// Rows of logits with ties, impossible entries and, in one of several, a NaN.
-fn logits(random: &mut Random, vocab: usize) -> Vec<f32> {
-    let rows = random.pick(&[1, 3, 17]);
-    let mut logits = normal(random, rows * vocab, 4.0);
+fn logits(random: &mut SmallRng, vocab: usize) -> Vec<f32> {
+    let rows = pick(random, &[1, 3, 17]);
+    let mut logits: Vec<f32> = normals(random.random(), rows * vocab, 4.0);
     for value in logits.iter_mut().step_by(3) {
         *value = value.round();
     }
@@ -90,9 +96,9 @@ fn logits(random: &mut Random, vocab: usize) -> Vec<f32> {
     logits
 }
 
-fn rank(gpu: &Gpu, ops: &ModelOps, vocab: usize, k: usize, random: &mut Random) -> Result<Verdict> {
+fn rank(gpu: &Gpu, ops: &ModelOps, vocab: usize, k: usize, random: &mut SmallRng) -> Verdict {
     let logits = logits(random, vocab);
-    let choice = launch(gpu, ops, &logits, (vocab, k), None)?;
+    let choice = launch(gpu, ops, &logits, (vocab, k), None);
     let mut verdict = Verdict::default();
     for (i, row) in logits.chunks_exact(vocab).enumerate() {
         let scores: Vec<f64> = row.iter().copied().map(f64::from).collect();
@@ -109,28 +115,22 @@ fn rank(gpu: &Gpu, ops: &ModelOps, vocab: usize, k: usize, random: &mut Random) 
         &logits,
         (vocab, k),
         Some((1, (0.0, &greedy, &greedy))),
-    )?;
+    );
     verdict.require(bits(&again) == bits(&choice), || {
         "temperature 0 is not the ranking".to_owned()
     });
-    Ok(verdict)
+    verdict
 }
 
-fn sample(
-    gpu: &Gpu,
-    ops: &ModelOps,
-    vocab: usize,
-    k: usize,
-    random: &mut Random,
-) -> Result<Verdict> {
+fn sample(gpu: &Gpu, ops: &ModelOps, vocab: usize, k: usize, random: &mut SmallRng) -> Verdict {
     let logits = logits(random, vocab);
     let rows = logits.len() / vocab;
-    let seed = random.next();
-    let mut words = || -> Vec<u32> { (0..rows).map(|_| random.next() as u32).collect() };
+    let seed = random.random();
+    let mut words = || -> Vec<u32> { (0..rows).map(|_| random.random()).collect() };
     let (streams, steps) = (words(), words());
     let temperature = 0.9;
     let noise = Some((seed, (temperature, &streams[..], &steps[..])));
-    let choice = launch(gpu, ops, &logits, (vocab, k), noise)?;
+    let choice = launch(gpu, ops, &logits, (vocab, k), noise);
     let mut verdict = Verdict::default();
     for (i, row) in logits.chunks_exact(vocab).enumerate() {
         let (ids, log_probs) = (&choice.0[i * k..][..k], &choice.1[i * k..][..k]);
@@ -149,11 +149,11 @@ fn sample(
         });
         compare_log_probs(&mut verdict, row, ids, log_probs);
     }
-    let again = launch(gpu, ops, &logits, (vocab, k), noise)?;
+    let again = launch(gpu, ops, &logits, (vocab, k), noise);
     verdict.require(bits(&again) == bits(&choice), || {
         "a second run drew otherwise".to_owned()
     });
-    Ok(verdict)
+    verdict
 }
 
 fn compare_log_probs(verdict: &mut Verdict, row: &[f32], ids: &[u32], log_probs: &[f32]) {

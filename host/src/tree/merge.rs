@@ -1,0 +1,134 @@
+//! Chains of only children, which become one node.
+
+use kernels_gpu::abi::{NONE, PAGE_TOKENS, TokenMove};
+
+use super::node::{Content, State, place};
+use super::{ForestError, NodeKey, TokenForest};
+use crate::cache::PageId;
+
+impl TokenForest {
+    /// Makes one node of `node` and the only children below it: their tokens join `node`, whose key stays,
+    /// and their keys name nothing any more. The chain goes down as long as a node has one child; the
+    /// last one's children become `node`'s, and `node` grows again if the last one did.
+    ///
+    /// Every fork starts pages of its own; this gives those back that a chain does not fill. It takes no page,
+    /// so it works in a full pool. Returns the moves that bring K and V along, in the order in which they have
+    /// to take place, as those of [`TokenForest::accept`] do; none if `node` has no only child, and
+    /// then nothing has changed.
+    ///
+    /// ```
+    /// use deft::{cache::PagePool, tree::TokenForest};
+    ///
+    /// let mut forest = TokenForest::new(PagePool::new(4)?);
+    /// let top = forest.insert_root(10)?;
+    /// let leaf = forest.fork(top, 1)?[0];
+    /// forest.append(leaf, 3)?;
+    /// assert_eq!(forest.pool().live(), 2);
+    ///
+    /// let moves = forest.merge_chain(top)?;
+    /// assert_eq!((moves.len(), forest.length(top)?, forest.pool().live()), (3, 13, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`], [`ForestError::Draft`], or [`ForestError::DraftPending`] if a node of the
+    /// chain carries a draft.
+    pub fn merge_chain(&mut self, node: NodeKey) -> Result<Vec<TokenMove>, ForestError> {
+        let chain = self.only_children(node)?;
+        let Some(&last) = chain.last() else {
+            return Ok(Vec::new());
+        };
+        let mut sources = Vec::new();
+        let mut own = Vec::new();
+        for &below in &chain {
+            let (pages, _) = self.owned(below);
+            sources.extend((0..self.length_of(below)).map(|token| place(pages, token)));
+            own.extend_from_slice(pages);
+        }
+        let length = self.length_of(node);
+        // Pages are the forest's, 64 tokens each and fewer than 2^25: the sum fits.
+        let grown = length + sources.len() as u32;
+        let added = grown.div_ceil(PAGE_TOKENS) - length.div_ceil(PAGE_TOKENS);
+        own.truncate(added as usize);
+        let state = self.owned(last).1;
+        let moves = self.take_over(node, &own, &sources, state);
+        self.adopt_children(node, last);
+        for below in chain {
+            self.release_node(below);
+        }
+        self.changes.reshaped();
+        Ok(moves)
+    }
+
+    /// The nodes below `node`, each the only child of the one before.
+    fn only_children(&self, node: NodeKey) -> Result<Vec<NodeKey>, ForestError> {
+        let mut chain = Vec::new();
+        let mut next = node;
+        loop {
+            let record = self.node(next)?;
+            match record.content {
+                Content::Draft { .. } => return Err(ForestError::Draft { node: next }),
+                Content::Owned {
+                    state: State::Drafted(_),
+                    ..
+                } => return Err(ForestError::DraftPending { node: next }),
+                Content::Owned { .. } => {}
+            }
+            match record.first_child {
+                Some(child) if record.last_child == Some(child) => chain.push(child),
+                _ => return Ok(chain),
+            }
+            next = chain[chain.len() - 1];
+        }
+    }
+
+    /// Pages and state of a node that is no draft.
+    fn owned(&self, node: NodeKey) -> (&[PageId], State) {
+        match &self.nodes[node].content {
+            Content::Owned { pages, state } => (pages, *state),
+            Content::Draft { .. } => unreachable!("a chain has no draft nodes"),
+        }
+    }
+
+    /// Gives `node` the tokens at `sources`, `added` pages for them, and `state`; the moves.
+    fn take_over(
+        &mut self,
+        node: NodeKey,
+        added: &[PageId],
+        sources: &[u32],
+        new: State,
+    ) -> Vec<TokenMove> {
+        for &page in added {
+            self.pool.retain(page);
+        }
+        let record = &mut self.nodes[node];
+        let slot = record.slot as usize;
+        let Content::Owned { pages, state } = &mut record.content else {
+            unreachable!("a chain has no draft nodes");
+        };
+        *state = new;
+        pages.extend_from_slice(added);
+        self.tail_pages[slot] = pages.last().copied().unwrap_or(NONE);
+        let length = &mut self.lengths[slot];
+        let moves = sources.iter().zip(*length..).map(|(&from, position)| {
+            let to = place(pages, position);
+            TokenMove { from, to }
+        });
+        let moves = moves.filter(|step| step.from != step.to).collect();
+        *length += sources.len() as u32;
+        moves
+    }
+
+    /// Makes the children of `from` those of `node`.
+    fn adopt_children(&mut self, node: NodeKey, from: NodeKey) {
+        let (first, last) = (self.nodes[from].first_child, self.nodes[from].last_child);
+        let mut next = first;
+        while let Some(child) = next {
+            let child = &mut self.nodes[child];
+            child.parent = Some(node);
+            next = child.next;
+        }
+        let record = &mut self.nodes[node];
+        (record.first_child, record.last_child) = (first, last);
+    }
+}

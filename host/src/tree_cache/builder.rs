@@ -1,0 +1,177 @@
+//! Making a cache.
+
+use super::{CacheConfig, CacheError, Device, TreeCache, next_id};
+use crate::attention::Backend;
+use crate::cache::{CacheShape, DType};
+use crate::plan::{Grouping, Plan, PlanConfig};
+use crate::tree::{TokenForest, TreeView, ViewScratch};
+
+/// What the caller does to the planner's settings.
+pub(super) type Settings = Box<dyn Fn(&mut PlanConfig) + Send>;
+/// What makes a backend of a shape.
+type MakeBackend = Box<dyn FnOnce(CacheShape) -> Result<Box<dyn Backend>, CacheError>>;
+
+/// A [`TreeCache`] to be made. Layers, heads, element type and capacity have to be given: no value is right for most.
+///
+/// ```
+/// use deft::{DType, Device, TreeCache};
+///
+/// let cache = TreeCache::builder(&Device::best())
+///     .layers(32)
+///     .heads(32, 8, 128)
+///     .dtype(DType::Bf16)
+///     .capacity_bytes(1 << 30)
+///     .build()?;
+/// assert_eq!(cache.forest().pool().free(), 128);
+/// # Ok::<(), deft::CacheError>(())
+/// ```
+#[must_use]
+pub struct CacheBuilder {
+    layers: Option<u32>,
+    heads: Option<[u32; 3]>,
+    dtype: Option<DType>,
+    capacity_bytes: Option<u64>,
+    scale: Option<f32>,
+    soft_cap: Option<f32>,
+    grouping: Grouping,
+    settings: Settings,
+    backend: MakeBackend,
+}
+
+impl std::fmt::Debug for CacheBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut fields = f.debug_struct("CacheBuilder");
+        fields.field("layers", &self.layers);
+        fields.field("heads", &self.heads);
+        fields.field("dtype", &self.dtype);
+        fields.field("capacity_bytes", &self.capacity_bytes);
+        fields.finish_non_exhaustive()
+    }
+}
+
+impl CacheBuilder {
+    pub(super) fn new(device: &Device) -> Self {
+        let device = device.clone();
+        Self {
+            layers: None,
+            heads: None,
+            dtype: None,
+            capacity_bytes: None,
+            scale: None,
+            soft_cap: None,
+            grouping: Grouping::Flatten,
+            settings: Box::new(|_| {}),
+            backend: Box::new(move |shape| device.backend(shape)),
+        }
+    }
+
+    /// Layers.
+    pub fn layers(mut self, layers: u32) -> Self {
+        self.layers = Some(layers);
+        self
+    }
+
+    /// Heads of a layer: query heads, a multiple of the KV heads; KV heads; elements of a head (64, 128 or 256).
+    pub fn heads(mut self, q_heads: u32, kv_heads: u32, head_dim: u32) -> Self {
+        self.heads = Some([q_heads, kv_heads, head_dim]);
+        self
+    }
+
+    /// Type of K and V as stored, of queries, and of outputs.
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = Some(dtype);
+        self
+    }
+
+    /// Bytes for pages: as many as fit, each of 64 tokens of all layers and KV heads.
+    pub fn capacity_bytes(mut self, bytes: u64) -> Self {
+        self.capacity_bytes = Some(bytes);
+        self
+    }
+
+    /// What `q . k` is multiplied by; `1 / sqrt(head_dim)` if it is not given.
+    pub fn scale(mut self, scale: f32) -> Self {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// A scaled logit `s` becomes `cap * tanh(s / cap)`.
+    pub fn soft_cap(mut self, cap: f32) -> Self {
+        self.soft_cap = Some(cap);
+        self
+    }
+
+    /// How batches are grouped: [`Grouping::Flatten`] if it is not given.
+    pub fn grouping(mut self, grouping: Grouping) -> Self {
+        self.grouping = grouping;
+        self
+    }
+
+    /// Changes the planner's settings, which come from the backend: shares, cost model, room for growth.
+    pub fn planner(mut self, settings: impl Fn(&mut PlanConfig) + Send + 'static) -> Self {
+        self.settings = Box::new(settings);
+        self
+    }
+
+    /// Takes a backend of your own in the place of the device's: what `make` makes of the cache's shape.
+    pub fn backend(
+        mut self,
+        make: impl FnOnce(CacheShape) -> Result<Box<dyn Backend>, CacheError> + 'static,
+    ) -> Self {
+        self.backend = Box::new(make);
+        self
+    }
+
+    /// Makes the cache, empty.
+    ///
+    /// # Errors
+    /// [`CacheError::Missing`] for what has to be given; [`CacheError`] naming what is out of range or more than the
+    /// backend takes; the device's.
+    pub fn build(self) -> Result<TreeCache, CacheError> {
+        let missing = |call| CacheError::Missing { call };
+        let [q_heads, kv_heads, head_dim] = self
+            .heads
+            .ok_or(missing("heads(q_heads, kv_heads, head_dim)"))?;
+        let config = CacheConfig {
+            layers: self.layers.ok_or(missing("layers(n)"))?,
+            q_heads,
+            kv_heads,
+            head_dim,
+            dtype: self.dtype.ok_or(missing("dtype(type)"))?,
+            capacity_bytes: self
+                .capacity_bytes
+                .ok_or(missing("capacity_bytes(bytes)"))?,
+            scale: self.scale,
+            soft_cap: self.soft_cap,
+        };
+        let (shape, pool) = config.resolve()?;
+        let backend = (self.backend)(shape)?;
+        let found = *backend.shape();
+        if found != shape {
+            let expected = shape;
+            return Err(CacheError::BackendShape { found, expected });
+        }
+        if config.group_size() > backend.max_group_size() {
+            return Err(CacheError::TooManyHeads {
+                q_heads: config.q_heads,
+                kv_heads: config.kv_heads,
+                most: u64::from(config.kv_heads) * u64::from(backend.max_group_size()),
+            });
+        }
+        Ok(TreeCache {
+            id: next_id(),
+            params: config.params(),
+            config,
+            grouping: self.grouping,
+            settings: self.settings,
+            forest: TokenForest::new(pool),
+            backend,
+            planners: Vec::new(),
+            view: TreeView::default(),
+            view_scratch: ViewScratch::default(),
+            spare: Plan::empty(),
+            targets: Vec::new(),
+            dirty: Vec::new(),
+        })
+    }
+}

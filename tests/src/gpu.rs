@@ -1,0 +1,224 @@
+//! What the suites that need a GPU share.
+//!
+//! `DEFT_FORESTS`, `DEFT_RUNS`, `DEFT_STEPS`, `DEFT_REASONING` and `DEFT_SEED` set how much they do and where random
+//! numbers start; `DEFT_FILTER` leaves the kernels whose name contains it, such as `bf16_d128` or `rms_norm`.
+
+use std::fmt;
+use std::io::Write;
+
+use bytemuck::Pod;
+use deft::attention::AttentionParams;
+use deft::cache::DType;
+use deft::cuda::{Arch, CudaBackend, CudaDevice, CudaError, DeviceBuffer, Stream};
+use deft::plan::HeadShape;
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use crate::forests::pick;
+use crate::oracle::Verdict;
+use crate::problem::heads;
+use crate::transfers::Inspect;
+use crate::watchdog::Watchdog;
+
+/// KV heads and query heads a KV head: MHA, GQA up to 16, MQA, odd ones.
+const HEADS: [(u32, u32); 9] = [
+    (1, 1),
+    (2, 1),
+    (8, 1),
+    (8, 4),
+    (2, 7),
+    (3, 3),
+    (4, 8),
+    (1, 12),
+    (1, 16),
+];
+/// Wrong cases that are described before the rest are only counted.
+const DESCRIBED: u32 = 10;
+
+/// A GPU with the kernels of one architecture.
+#[derive(Debug)]
+pub struct Gpu {
+    /// The device.
+    pub device: CudaDevice,
+    /// A stream of its own.
+    pub stream: Stream,
+    /// Ends the program where a kernel hangs.
+    pub watchdog: Watchdog,
+}
+
+impl Gpu {
+    /// The first GPU with its own kernels, and again with those for Ampere where they are others. Says so, loud enough
+    /// for tests that pass, if there is no GPU.
+    ///
+    /// # Panics
+    /// If there is one that cannot be used.
+    pub fn each() -> Vec<Self> {
+        let open = |arch: Option<Arch>| -> Result<Self, CudaError> {
+            let device = CudaDevice::new(0)?;
+            if let Some(arch) = arch {
+                device.use_arch(arch)?;
+            }
+            Ok(Self {
+                stream: Stream::new(&device)?,
+                device,
+                watchdog: Watchdog::start(),
+            })
+        };
+        let own = match open(None) {
+            Err(CudaError::NoDevice { .. }) => {
+                say("skipped: no GPU");
+                return Vec::new();
+            }
+            own => own.unwrap(),
+        };
+        say(&own.device.describe());
+        if own.device.arch() == Arch::Sm80 {
+            return vec![own];
+        }
+        vec![own, open(Some(Arch::Sm80)).unwrap()]
+    }
+
+    /// The architecture of the kernels.
+    pub fn arch(&self) -> &'static str {
+        self.device.arch().name()
+    }
+
+    /// Waits for the stream. What hangs, the watchdog ends.
+    ///
+    /// # Panics
+    /// If a kernel failed.
+    pub fn settle(&self, what: &str) {
+        self.watchdog.now(what);
+        self.stream
+            .synchronize()
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+
+    /// A buffer with `data`.
+    ///
+    /// # Panics
+    /// If there is no memory.
+    pub fn upload<T: Pod>(&self, data: &[T]) -> DeviceBuffer<T> {
+        DeviceBuffer::from_slice(&self.device, "input", data).unwrap()
+    }
+
+    /// A buffer whose bits are all ones: NaNs, or ids that no row has.
+    ///
+    /// # Panics
+    /// If there is no memory.
+    pub fn unwritten<T: Pod>(&self, len: usize) -> DeviceBuffer<T> {
+        let buffer = DeviceBuffer::uninitialized(&self.device, "output", len).unwrap();
+        buffer.fill_bytes(u8::MAX, &self.stream).unwrap();
+        buffer
+    }
+
+    /// What is in a buffer once the stream is done.
+    ///
+    /// # Panics
+    /// If a kernel failed.
+    pub fn download<T: Pod>(&self, buffer: &DeviceBuffer<T>) -> Vec<T> {
+        self.settle("reading results");
+        let mut data = vec![T::zeroed(); buffer.len()];
+        buffer.read(0, &mut data, &self.stream).unwrap();
+        data
+    }
+}
+
+impl Inspect for CudaBackend {
+    fn pool(&self) -> Vec<u16> {
+        let pool = self.cache().pool();
+        let stream = Stream::new(self.cache().device()).unwrap();
+        let mut elements = vec![0; pool.len()];
+        pool.read(0, &mut elements, &stream).unwrap();
+        elements
+    }
+}
+
+/// The number in an environment variable, `otherwise` where it is not set.
+///
+/// # Panics
+/// If it is no number.
+pub fn setting(name: &str, otherwise: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|error| panic!("{name} is `{text}`: {error}")),
+        Err(_) => otherwise,
+    }
+}
+
+/// Whether `DEFT_FILTER` lets kernels of this name through.
+pub fn wanted(name: &str) -> bool {
+    std::env::var("DEFT_FILTER").map_or(true, |part| name.contains(&part))
+}
+
+/// The 16-bit types with every head dimension, those that are wanted.
+pub fn variants() -> Vec<(DType, u32)> {
+    let dims = deft::cache::HEAD_DIMS.into_iter();
+    let all = dims.flat_map(|dim| [(DType::Bf16, dim), (DType::F16, dim)]);
+    all.filter(|(dtype, dim)| wanted(&format!("{dtype}_d{dim}")))
+        .collect()
+}
+
+/// Random head counts of a layer, now and then with a soft cap.
+pub fn random_layer(rng: &mut SmallRng, head_dim: u32) -> (HeadShape, AttentionParams) {
+    let (kv_heads, group) = pick(rng, &HEADS);
+    let mut params = AttentionParams::new(head_dim);
+    if rng.random_ratio(1, 4) {
+        params.soft_cap = Some(rng.random_range(5..=50) as f32);
+    }
+    (heads(kv_heads * group, kv_heads, head_dim), params)
+}
+
+/// Prints a line at once, also in tests that pass: where a kernel hangs, the last line says which.
+pub fn say(line: &str) {
+    let mut out = std::io::stderr().lock();
+    // A reader that went away is no reason to stop.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// How cases of one kind fared.
+#[derive(Debug, Default)]
+pub struct Tally {
+    cases: u32,
+    wrong: u32,
+    max_rel_l2: f64,
+    max_lse_error: f64,
+}
+
+impl Tally {
+    /// Takes a case in; a wrong one is described.
+    pub fn add(&mut self, verdict: &Verdict, what: impl fmt::Display) {
+        let problem = (!verdict.passes()).then(|| verdict.to_string());
+        self.add_errors(verdict.max_rel_l2, verdict.max_lse_error, problem, what);
+    }
+
+    /// Takes a case in by its largest errors and what is wrong, if anything.
+    pub fn add_errors(
+        &mut self,
+        rel_l2: f64,
+        lse_error: f64,
+        problem: Option<String>,
+        what: impl fmt::Display,
+    ) {
+        self.cases += 1;
+        self.max_rel_l2 = self.max_rel_l2.max(rel_l2);
+        self.max_lse_error = self.max_lse_error.max(lse_error);
+        if let Some(problem) = problem {
+            self.wrong += 1;
+            if self.wrong <= DESCRIBED {
+                say(&format!("WRONG: {what}: {problem}"));
+            }
+        }
+    }
+
+    /// Cases that were wrong; says how all fared.
+    #[must_use]
+    pub fn wrong(&self, name: &str) -> u32 {
+        say(&format!(
+            "{name:36} {:6} cases {:6} wrong  rel L2 {:8.1e}  LSE error {:8.1e}",
+            self.cases, self.wrong, self.max_rel_l2, self.max_lse_error
+        ));
+        self.wrong
+    }
+}

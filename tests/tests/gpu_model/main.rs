@@ -1,0 +1,13 @@
+//! Language models on a GPU: their small operations and every stage of a pass against f64, whole models against the
+//! CPU's, and a real one where `DEFT_MODEL` names its file.
+//!
+//! Without a GPU it says so and passes. Matrix products are cuBLAS's; `DEFT_CUBLAS` names its file or folder.
+
+mod ops;
+mod plain;
+mod rank;
+mod real;
+mod rotate;
+mod rows;
+mod stages;
+mod walk;
