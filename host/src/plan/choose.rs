@@ -9,12 +9,12 @@
 //! | paths | PerQuery's plan: nothing is shared, or too little |
 //!
 //! A candidate that could not be best is not made: what its pages cost at least says so, or one filling of its
-//! cut. Streams and lanes are tried with all shares, with as many as row tiles come out even in, narrower tiles as
-//! well, and with one share less, so that one share more never makes a plan worse.
+//! cut. Streams of tiles half as wide are tried as well, and streams and whole tiles in fewer shares where that may
+//! make other tiles, or bring them into step, so that one share more hardly ever makes a plan worse.
 
 use super::config::PlanConfig;
 use super::cost::Costs;
-use super::cut::{PRECISION, cut, mean_ns};
+use super::cut::{Cut, PRECISION, Search, cut, mean_ns};
 use super::draft::Draft;
 use super::merge::Merge;
 use super::node::{Dealer, deal, deal_units, unit_ns};
@@ -24,8 +24,12 @@ use super::{Grouping, PlanError};
 use crate::tree::TreeView;
 use kernels_gpu::layout::CORE;
 
-/// Pieces placed, all cuts together, before candidates of fewer shares are no longer made.
-const EFFORT: usize = 4_000;
+/// Pieces and shares of all streams together before no more are tried.
+const EFFORT: usize = 1_000;
+/// Most that the costliest share of lanes may be over the mean where a stream keeps in step as well.
+const UNEVEN: f64 = 1.15;
+/// Fillings of a cut whose target is guessed; it is made exact only if it keeps in step.
+const ROUGH: u32 = 2;
 /// What fewer shares may leave of the work, since they leave fewer partial results.
 const SPARED: f64 = 0.9;
 /// Whole row tiles are dealt before anything is cut if they may take at most this many times what even shares do.
@@ -44,9 +48,11 @@ pub(super) struct Chooser {
     pub(super) merge: Merge,
     scorer: Scorer,
     dealer: Dealer,
-    /// Pieces placed so far.
+    /// Pieces and shares of the streams so far.
     effort: usize,
-    /// A streamed cut read pages again when the cache no longer had them.
+    /// What the costliest share of the first stream costs.
+    stream_ns: Option<f64>,
+    /// A candidate read pages again when the cache no longer had them.
     out_of_step: bool,
 }
 
@@ -63,6 +69,7 @@ impl Chooser {
     pub(super) fn choose(&mut self, request: Request<'_>) -> Result<Score, PlanError> {
         let (config, max_queries) = (request.config, request.config.max_queries());
         let mut best = None;
+        self.sequence.begin(request.view);
         match config.grouping {
             Grouping::Flatten => self.flatten(request, &mut best)?,
             Grouping::PerQuery => self.paths(request, config.shares, &mut best)?,
@@ -93,24 +100,13 @@ impl Chooser {
             return self.even(request, best);
         }
         let floors = Floors::of(request);
-        let config = request.config;
-        let most = config.shares;
+        let (most, widest) = (request.config.shares, request.config.max_queries());
         self.effort = 0;
         self.out_of_step = false;
-        let mut before = None;
-        for (shares, widest) in tries(request) {
-            if self.effort > EFFORT || before.replace((shares, widest)) == Some((shares, widest)) {
-                continue;
-            }
-            // Tiles as wide have nearly as much to do, whoever does it.
-            let alike = widest == config.max_queries();
-            let work: f64 = self.best.share_ns.iter().sum();
-            let even = request.costs.launch_ns + SPARED * work / f64::from(shares);
-            let floor = floors.any(shares).max(if alike { even } else { 0.0 });
-            if !beaten(best, floor) {
-                self.streamed(request, shares, widest, best)?;
-            }
-        }
+        self.stream_ns = None;
+        self.streamed(request, &floors, most, widest, best)?;
+        self.narrower(request, &floors, best)?;
+        self.fewer(request, &floors, best)?;
         if !beaten(best, floors.nodes(most)) {
             self.nodes(request, None, most, best)?;
         }
@@ -121,13 +117,70 @@ impl Chooser {
         Ok(())
     }
 
+    /// Streams of row tiles half as wide: in all shares, one less, and as many as those of the widest tree come out
+    /// even in.
+    fn narrower(
+        &mut self,
+        request: Request<'_>,
+        floors: &Floors<'_>,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
+        let (most, widest) = (request.config.shares, request.config.max_queries());
+        let runs = request.view.runs.iter();
+        let roots = runs.filter(|run| run.parent.is_none());
+        let queries = roots.map(|run| run.queries.end - run.queries.start).max();
+        let tiles = |width: u32| queries.unwrap_or(0).div_ceil(width).max(1);
+        let half = widest.div_ceil(2);
+        if tiles(widest) >= most || half == widest || self.effort > EFFORT {
+            return Ok(());
+        }
+        let even = most / tiles(half) * tiles(half);
+        for (at, shares) in [most, most - 1, even].into_iter().enumerate() {
+            let tried = match at {
+                0 => false,
+                // One share less may bring into step what is not.
+                1 => !self.out_of_step,
+                _ => shares + 1 >= most,
+            };
+            if !tried && shares > 0 && !beaten(best, floors.any(shares)) {
+                self.streamed(request, floors, shares, half, best)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Streams in fewer shares. The same tiles would be cut no better, but may keep in step.
+    fn fewer(
+        &mut self,
+        request: Request<'_>,
+        floors: &Floors<'_>,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
+        let Request { config, costs, .. } = request;
+        let widest = config.max_queries();
+        self.sequence
+            .choose_tiles(widest, costs, Some(config.shares));
+        let work: f64 = self.best.share_ns.iter().sum();
+        for shares in (1..config.shares).rev() {
+            let even = costs.launch_ns + SPARED * work / f64::from(shares);
+            if self.effort > EFFORT || beaten(best, even.max(floors.any(shares))) {
+                break;
+            }
+            let others = self.sequence.choose_tiles(widest, costs, Some(shares));
+            if others || self.out_of_step || shares + 1 == config.shares {
+                self.streamed(request, floors, shares, widest, best)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Depth first in consecutive shares.
     fn even(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
         let (config, costs) = (request.config, request.costs);
         let (shares, max_queries) = (config.shares, config.max_queries());
         self.sequence
             .depth_first(request.view, max_queries, costs, Some(shares));
-        self.cut(request, shares, max_queries, &None);
+        self.cut(request, shares, max_queries, Search::FULL);
         self.judge(request, best, 1.0).map(drop)
     }
 
@@ -135,6 +188,7 @@ impl Chooser {
     fn streamed(
         &mut self,
         request: Request<'_>,
+        floors: &Floors<'_>,
         shares: u32,
         widest: u32,
         best: &mut Best,
@@ -144,8 +198,10 @@ impl Chooser {
             config,
             costs,
         } = request;
-        let max_queries = config.max_queries();
         self.sequence.depth_first(view, widest, costs, Some(shares));
+        if widest == config.max_queries() {
+            self.effort += self.sequence.pieces.len() + shares as usize;
+        }
         // Whole tiles first if they may come out even: what cannot beat them is then soon given up.
         let whole = units_floor(&self.sequence, costs, shares);
         let even = costs.launch_ns + mean_ns(&self.sequence, costs, shares);
@@ -153,20 +209,30 @@ impl Chooser {
         if whole_first && !beaten(best, whole) {
             self.units(request, shares, best)?;
         }
-        if self.cut(request, shares, max_queries, best) {
-            let score = self.judge(request, best, 1.0)?;
-            self.out_of_step |= score.ns > score.in_step_ns * (1.0 + PRECISION);
+        let first = (shares, widest) == (config.shares, config.max_queries());
+        let guess = self
+            .stream_ns
+            .filter(|_| widest == config.max_queries())
+            .map(|ns| ns * f64::from(config.shares) / f64::from(shares));
+        let stream_ns = self.cut_and_judge(request, shares, guess, f64::INFINITY, best)?;
+        if first {
+            self.stream_ns = stream_ns;
         }
         if !whole_first && !beaten(best, whole) {
             self.units(request, shares, best)?;
         }
-        // Lanes end with their tiles, which may spare partial results: worth one try.
-        let first = (shares, widest) == (config.shares, max_queries);
-        if self.out_of_step || (first && self.sequence.units.iter().any(|unit| unit.tiles > 1)) {
+        // Lanes keep in step. They also end with their tiles, which may spare partial results: worth a try, but not
+        // shares left idle.
+        let uneven = if self.out_of_step {
+            f64::INFINITY
+        } else {
+            UNEVEN
+        };
+        let tiled = self.sequence.units.iter().any(|unit| unit.tiles > 1);
+        let nearly_all = shares + 1 >= config.shares && widest == config.max_queries();
+        if nearly_all && tiled && !beaten(best, floors.any(shares)) {
             self.sequence.order_in_lanes();
-            if self.cut(request, shares, max_queries, best) {
-                self.judge(request, best, 1.0)?;
-            }
+            self.cut_and_judge(request, shares, None, uneven, best)?;
         }
         Ok(())
     }
@@ -181,17 +247,52 @@ impl Chooser {
         let (sequence, dealer) = (&self.sequence, &mut self.dealer);
         self.trial.clear(request.config.shares);
         deal_units(sequence, request.costs, shares, dealer, &mut self.trial);
-        self.judge(request, best, 1.0).map(drop)
+        let score = self.judge(request, best, 1.0)?;
+        self.out_of_step |= score.out_of_step;
+        Ok(())
     }
 
-    /// Cuts the sequence; false if it could not be better than the best.
-    fn cut(&mut self, request: Request<'_>, shares: u32, max_queries: u32, best: &Best) -> bool {
-        let worth = best.map_or(f64::INFINITY, |best| best.ns - request.costs.launch_ns);
+    /// Cuts the sequence and judges what that makes, if it could be better than the best and its costliest share is
+    /// not over `uneven` times the mean; what that share costs. A cut from a guess is made exact only if that
+    /// decides what the plan takes.
+    fn cut_and_judge(
+        &mut self,
+        request: Request<'_>,
+        shares: u32,
+        guess: Option<f64>,
+        uneven: f64,
+        best: &mut Best,
+    ) -> Result<Option<f64>, PlanError> {
+        let max_queries = request.config.max_queries();
+        let mut search = Search {
+            worth: best.map_or(f64::INFINITY, |best| best.ns - request.costs.launch_ns),
+            guess,
+            ..Search::FULL
+        };
+        if guess.is_some() {
+            search.fillings = ROUGH;
+        }
+        let cut = self.cut(request, shares, max_queries, search);
+        if !cut.drafted || cut.max > uneven * cut.mean {
+            return Ok(None);
+        }
+        let score = self.judge(request, best, 1.0)?;
+        self.out_of_step |= score.out_of_step;
+        if !cut.exact && search.fillings == ROUGH && !score.out_of_step {
+            search.worth = search.worth.min(score.ns - request.costs.launch_ns);
+            search.fillings = Search::FULL.fillings;
+            if self.cut(request, shares, max_queries, search).drafted {
+                self.judge(request, best, 1.0)?;
+            }
+        }
+        Ok(Some(cut.max))
+    }
+
+    /// Cuts the sequence.
+    fn cut(&mut self, request: Request<'_>, shares: u32, max_queries: u32, search: Search) -> Cut {
         let (sequence, trial) = (&self.sequence, &mut self.trial);
         trial.clear(request.config.shares);
-        let cut = cut(sequence, request.costs, max_queries, shares, worth, trial);
-        self.effort += cut.fillings as usize * (sequence.pieces.len() + shares as usize);
-        cut.drafted
+        cut(sequence, request.costs, max_queries, shares, search, trial)
     }
 
     /// Every node, or chunk of one, by itself, dealt.
@@ -225,7 +326,7 @@ impl Chooser {
         best: &mut Best,
     ) -> Result<(), PlanError> {
         self.sequence.paths(request.view, request.costs);
-        self.cut(request, shares, 1, &None);
+        self.cut(request, shares, 1, Search::FULL);
         self.judge(request, best, DRAW).map(drop)
     }
 
@@ -245,29 +346,6 @@ impl Chooser {
         }
         Ok(score)
     }
-}
-
-/// How many shares to cut into, and how many queries the row tiles may have: all; as many as tiles of the widest
-/// tree, or tiles half as wide, come out even in; ever fewer. Tiles half as wide that fill all shares come
-/// first: they are dealt whole, without a cut. Nothing is gained by them where wider ones do so.
-fn tries(request: Request<'_>) -> impl Iterator<Item = (u32, u32)> {
-    let (most, max) = (request.config.shares, request.config.max_queries());
-    let runs = request.view.runs.iter();
-    let roots = runs.filter(|run| run.parent.is_none());
-    let widest = roots.map(|run| run.queries.end - run.queries.start).max();
-    let tiles = [max, max.div_ceil(2)].map(|width| widest.unwrap_or(0).div_ceil(width).max(1));
-    let half = max.div_ceil(2);
-    let halves_first = (tiles[0] < most && most <= tiles[1]).then_some((most, half));
-    let even = [
-        (most / tiles[0] * tiles[0], max),
-        (most / tiles[1] * tiles[1], half),
-    ];
-    let even = even
-        .into_iter()
-        .filter(move |&tried| tiles[0] < most && Some(tried) != halves_first);
-    let fewer = (1..most).rev().map(move |shares| (shares, max));
-    let all = halves_first.into_iter().chain([(most, max)]).chain(even);
-    all.chain(fewer).filter(|tried| tried.0 > 0)
 }
 
 /// The best candidate's score.

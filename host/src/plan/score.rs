@@ -58,8 +58,8 @@ pub(super) struct Score {
     pub(super) ns: f64,
     /// As [`Plan::reuse_distance`](super::Plan::reuse_distance).
     pub(super) reuse_pages: f64,
-    /// What it would take if the cache had all pages that were read before.
-    pub(super) in_step_ns: f64,
+    /// Some pages are read for several row tiles, and not while the cache has them.
+    pub(super) out_of_step: bool,
 }
 
 impl Scorer {
@@ -79,6 +79,7 @@ impl Scorer {
             kept_ns: kept_pages / pages_per_ns.max(f64::MIN_POSITIVE),
             longest_ns: 0.0,
             kept_groups: 0.0,
+            out_of_step: false,
         };
         for index in 0..self.met_again.len() {
             let run = self.met_again[index];
@@ -91,14 +92,12 @@ impl Scorer {
         let costliest = costliest.fold(0.0, f64::max);
         let read = asked - passing.kept_groups;
         let memory = read * costs.memory_group_ns / shares;
-        let unique_ns =
-            (unique as f64 * f64::from(PAGE_GROUPS)).min(asked) * costs.memory_group_ns / shares;
         // What comes from memory passes; of that, no more can be different than there are.
         let passed = read / f64::from(PAGE_GROUPS) * passing.longest_ns / makespan.max(1.0);
         Score {
             ns: costs.launch_ns + costliest.max(memory),
             reuse_pages: passed.min(unique as f64),
-            in_step_ns: costs.launch_ns + makespan.max(unique_ns),
+            out_of_step: passing.out_of_step,
         }
     }
 
@@ -194,6 +193,7 @@ impl Scorer {
                 let missed = groups * (read.rates.of(false) - read.rates.of(true));
                 self.walks[read.share as usize].missed_ns += missed;
             }
+            passing.out_of_step |= i > 0 && !after && read.shared;
         }
     }
 }
@@ -206,6 +206,7 @@ struct Passing {
     longest_ns: f64,
     /// Token groups read again while the cache has them.
     kept_groups: f64,
+    out_of_step: bool,
 }
 
 /// Token groups in `pages` of `run`.
