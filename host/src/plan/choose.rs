@@ -167,8 +167,12 @@ impl Chooser {
                 break;
             }
             let others = self.sequence.choose_tiles(widest, costs, Some(shares));
-            if others || self.out_of_step || shares + 1 == config.shares {
+            if others || self.out_of_step {
                 self.streamed(request, floors, shares, widest, best)?;
+            } else if shares + 1 == config.shares {
+                self.sequence
+                    .depth_first(request.view, widest, costs, Some(shares));
+                self.lanes(request, floors, shares, best)?;
             }
         }
         Ok(())
@@ -221,16 +225,28 @@ impl Chooser {
         if !whole_first && !beaten(best, whole) {
             self.units(request, shares, best)?;
         }
-        // Lanes keep in step. They also end with their tiles, which may spare partial results: worth a try, but not
-        // shares left idle.
-        let uneven = if self.out_of_step {
-            f64::INFINITY
-        } else {
-            UNEVEN
-        };
+        if shares + 1 >= config.shares && widest == config.max_queries() {
+            self.lanes(request, floors, shares, best)?;
+        }
+        Ok(())
+    }
+
+    /// The sequence in lanes. They keep in step, and end with their tiles, which may spare partial results; for that
+    /// alone no shares are left idle.
+    fn lanes(
+        &mut self,
+        request: Request<'_>,
+        floors: &Floors<'_>,
+        shares: u32,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
         let tiled = self.sequence.units.iter().any(|unit| unit.tiles > 1);
-        let nearly_all = shares + 1 >= config.shares && widest == config.max_queries();
-        if nearly_all && tiled && !beaten(best, floors.any(shares)) {
+        if tiled && !beaten(best, floors.any(shares)) {
+            let uneven = if self.out_of_step {
+                f64::INFINITY
+            } else {
+                UNEVEN
+            };
             self.sequence.order_in_lanes();
             self.cut_and_judge(request, shares, None, uneven, best)?;
         }
