@@ -9,6 +9,7 @@ mod device;
 mod document;
 mod draw;
 mod engine;
+mod fit;
 mod gpu;
 mod paper;
 mod peers;
@@ -52,6 +53,7 @@ enum Command {
     Prefill(prefill::Args),
     Cpu(ratios::Args),
     Draw(draw::Args),
+    Fit(fit::Args),
     Engine(engine::Args),
     Search(search::Args),
 }
@@ -136,6 +138,13 @@ impl GroupingArg {
             .map_or("other", Self::name)
     }
 
+    /// The grouping of that name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|grouping| grouping.name() == name)
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::PerQuery => "per-query",
@@ -174,6 +183,7 @@ fn main() -> ExitCode {
         Command::Prefill(args) => prefill::run(&args),
         Command::Cpu(args) => ratios::run(&args),
         Command::Draw(args) => draw::run(&args),
+        Command::Fit(args) => fit::run(&args),
         Command::Engine(args) => engine::run(&args),
         Command::Search(args) => search::run(&args),
     };

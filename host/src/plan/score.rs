@@ -121,7 +121,8 @@ impl Scorer {
             for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]
             {
                 let run = &view.runs[segment.run as usize];
-                let groups = groups(run, &segment.pages);
+                let joined = segment.joined.tokens.div_ceil(CORE);
+                let groups = groups(run, &segment.pages) + f64::from(joined);
                 let shared = segment.shared;
                 let before = &mut self.last[segment.run as usize];
                 if *before != NONE && self.reads[*before as usize].before == NONE {
@@ -136,7 +137,7 @@ impl Scorer {
                 });
                 *before = self.reads.len() as u32 - 1;
                 walk.ns += groups * rates.of(shared);
-                walk.pages += segment.pages.end - segment.pages.start;
+                walk.pages += segment.pages.end - segment.pages.start + segment.joined.pages;
                 asked += groups;
             }
         }
