@@ -1,4 +1,4 @@
-//! A model on the CPU: weights and K and V in f32, products by the `gemm` crate.
+//! A model on the CPU: weights as they are stored, K and V in f32.
 
 #[cfg(test)]
 mod faults;
@@ -6,6 +6,8 @@ mod forward;
 mod matmul;
 mod ops;
 mod params;
+mod tile;
+mod saved;
 mod timing;
 mod tree;
 
@@ -16,7 +18,7 @@ use deft::{Batch, CacheError, Device, Grouping, TreeCache};
 
 use self::forward::Scratch;
 use self::params::Params;
-use crate::config::{ConfigError, LlamaConfig};
+use crate::config::{ConfigError, LlamaConfig, Turn};
 use crate::tree_model::Traffic;
 use crate::weights::{Weights, WeightsError};
 
@@ -25,15 +27,19 @@ use crate::weights::{Weights, WeightsError};
 pub struct CpuOptions {
     /// Bytes for K and V.
     pub capacity_bytes: u64,
+    /// Most bytes of them that prompts of the past hold, for later ones that begin alike: see
+    /// [`CacheBuilder::prefix_bytes`](deft::CacheBuilder::prefix_bytes). 0 keeps none.
+    pub prefix_bytes: u64,
     /// How attention is planned.
     pub grouping: Grouping,
 }
 
 impl Default for CpuOptions {
-    /// 512 MiB, and Flatten.
+    /// 512 MiB, nothing kept of prompts of the past, and Flatten.
     fn default() -> Self {
         Self {
             capacity_bytes: 512 << 20,
+            prefix_bytes: 0,
             grouping: Grouping::Flatten,
         }
     }
@@ -63,6 +69,8 @@ pub struct CpuModel {
     config: LlamaConfig,
     params: Params,
     rotary: RotaryTable,
+    /// For layers that turn by themselves.
+    local_rotary: Option<RotaryTable>,
     cache: TreeCache,
     /// Of the last step; good as long as its leaves are stepped on.
     step: Option<Batch>,
@@ -82,18 +90,32 @@ impl CpuModel {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
         let config = weights.config().clone();
-        let cache = TreeCache::builder(&Device::cpu())
+        let params = Params::load(weights, &mut progress)?;
+        let mut cache = TreeCache::builder(&Device::cpu())
             .layers(config.layers)
             .heads(config.q_heads, config.kv_heads, config.head_dim)
             .dtype(DType::F32)
             .capacity_bytes(options.capacity_bytes)
-            .grouping(options.grouping)
-            .build()?;
+            .prefix_bytes(options.prefix_bytes)
+            .identity(saved::identity(&config, &params))
+            .grouping(options.grouping);
+        if let Some(scale) = config.variant.query_scale {
+            cache = cache.scale(scale);
+        }
+        if let Some(cap) = config.variant.attention_cap {
+            cache = cache.soft_cap(cap);
+        }
+        let cache = cache.build()?;
         // No path is longer than what all pages hold.
         let held = cache.forest().pool().capacity().saturating_mul(PAGE_TOKENS);
+        let positions = config.context.min(held);
+        let turns_itself = config.variant.turns.contains(&Turn::Local);
         Ok(Self {
-            rotary: config.rotary_table(config.context.min(held))?,
-            params: Params::load(weights, &mut progress)?,
+            rotary: config.rotary_table(positions)?,
+            local_rotary: turns_itself
+                .then(|| config.local_rotary_table(positions))
+                .transpose()?,
+            params,
             config,
             cache,
             step: None,

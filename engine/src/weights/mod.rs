@@ -1,7 +1,9 @@
 //! A model's weights, one tensor at a time, wherever they come from.
 
+pub(crate) mod blocks;
 mod error;
 mod format;
+pub(crate) mod names;
 pub(crate) mod stored;
 mod synthetic;
 
@@ -12,6 +14,7 @@ use rayon::prelude::*;
 
 pub use self::error::WeightsError;
 pub use self::format::Format;
+pub(crate) use self::format::WithBlock;
 
 use crate::config::{ConfigError, LlamaConfig};
 
@@ -51,10 +54,24 @@ pub enum LayerTensor {
     Up,
     /// `[hidden, ffn]`.
     Down,
+    /// `[1, q_heads x head_dim]`: added to queries.
+    QueryBias,
+    /// `[1, kv_heads x head_dim]`: added to keys.
+    KeyBias,
+    /// `[1, kv_heads x head_dim]`: added to values.
+    ValueBias,
+    /// `[1, head_dim]`: RMSNorm of each head's query.
+    QueryNorm,
+    /// `[1, head_dim]`: RMSNorm of each head's key.
+    KeyNorm,
+    /// `[1, hidden]`: RMSNorm of what attention gives.
+    AttentionPostNorm,
+    /// `[1, hidden]`: RMSNorm of what the feed-forward part gives.
+    FfnPostNorm,
 }
 
 impl LayerTensor {
-    /// All of them, in the order of their use.
+    /// Those of a Llama model, in the order of their use.
     pub const ALL: [Self; 9] = [
         Self::AttentionNorm,
         Self::Query,
@@ -66,6 +83,32 @@ impl LayerTensor {
         Self::Up,
         Self::Down,
     ];
+
+    /// Those of a model: Llama's first.
+    pub fn of(config: &LlamaConfig) -> impl Iterator<Item = Self> + Clone + use<> {
+        let variant = &config.variant;
+        let more = [
+            (Self::QueryBias, variant.qkv_bias),
+            (Self::KeyBias, variant.qkv_bias),
+            (Self::ValueBias, variant.qkv_bias),
+            (Self::QueryNorm, variant.qk_norm),
+            (Self::KeyNorm, variant.qk_norm),
+            (Self::AttentionPostNorm, variant.post_norms),
+            (Self::FfnPostNorm, variant.post_norms),
+        ];
+        let more = more.into_iter().filter(|&(_, is)| is);
+        Self::ALL.into_iter().chain(more.map(|(tensor, _)| tensor))
+    }
+
+    fn is_norm(self) -> bool {
+        use LayerTensor::{
+            AttentionNorm, AttentionPostNorm, FfnNorm, FfnPostNorm, KeyNorm, QueryNorm,
+        };
+        matches!(
+            self,
+            AttentionNorm | AttentionPostNorm | FfnNorm | FfnPostNorm | KeyNorm | QueryNorm
+        )
+    }
 }
 
 impl Tensor {
@@ -73,11 +116,25 @@ impl Tensor {
     pub fn all(config: &LlamaConfig) -> impl Iterator<Item = Self> + use<> {
         let layers = 0..config.layers;
         let head = (!config.tied_embeddings).then_some(Self::Head);
-        let of_layer = |layer| LayerTensor::ALL.map(|tensor| Self::Layer(layer, tensor));
+        let of_layer = LayerTensor::of(config);
+        let of_layer = move |layer| {
+            of_layer
+                .clone()
+                .map(move |tensor| Self::Layer(layer, tensor))
+        };
         std::iter::once(Self::Embedding)
             .chain(layers.flat_map(of_layer))
             .chain([Self::FinalNorm])
             .chain(head)
+    }
+
+    /// Whether it is what a norm multiplies with.
+    pub(crate) fn is_norm(self) -> bool {
+        match self {
+            Self::FinalNorm => true,
+            Self::Layer(_, tensor) => tensor.is_norm(),
+            Self::Embedding | Self::Head => false,
+        }
     }
 
     /// `[rows, columns]`.
@@ -87,12 +144,15 @@ impl Tensor {
             Self::Embedding | Self::Head => [config.vocabulary, hidden],
             Self::FinalNorm => [1, hidden],
             Self::Layer(_, tensor) => match tensor {
-                LayerTensor::AttentionNorm | LayerTensor::FfnNorm => [1, hidden],
+                LayerTensor::QueryNorm | LayerTensor::KeyNorm => [1, config.head_dim],
+                LayerTensor::QueryBias => [1, config.q_width()],
+                LayerTensor::KeyBias | LayerTensor::ValueBias => [1, config.kv_width()],
+                norm if norm.is_norm() => [1, hidden],
                 LayerTensor::Query => [config.q_width(), hidden],
                 LayerTensor::Key | LayerTensor::Value => [config.kv_width(), hidden],
                 LayerTensor::Output => [hidden, config.q_width()],
                 LayerTensor::Gate | LayerTensor::Up => [ffn, hidden],
-                LayerTensor::Down => [hidden, ffn],
+                _ => [hidden, ffn],
             },
         };
         shape.map(|size| size as usize)
@@ -107,6 +167,26 @@ pub(crate) trait Source: std::fmt::Debug + Send + Sync {
     /// Writes rows of `tensor`, as f32.
     fn read(&self, tensor: Tensor, rows: Range<usize>, out: &mut [f32])
     -> Result<(), WeightsError>;
+
+    /// How `tensor` is stored.
+    fn format(&self, _tensor: Tensor) -> Format {
+        Format::F32
+    }
+
+    /// Writes rows of `tensor` as they are stored.
+    fn read_stored(
+        &self,
+        tensor: Tensor,
+        rows: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        let mut values = vec![0.0_f32; out.len() / size_of::<f32>()];
+        self.read(tensor, rows, &mut values)?;
+        for (out, value) in out.as_chunks_mut().0.iter_mut().zip(values) {
+            *out = value.to_le_bytes();
+        }
+        Ok(())
+    }
 }
 
 /// A model's weights: read row by row in the type that the reader wants, nothing is kept.
@@ -170,8 +250,32 @@ impl Weights {
         rows: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), WeightsError> {
-        self.read_blocks(tensor, rows, out, |rows, out| {
+        let [_, columns] = self.shape(tensor);
+        self.read_blocks(tensor, rows, columns, out, |rows, out| {
             self.source.read(self.untied(tensor), rows, out)
+        })
+    }
+
+    /// How `tensor` is stored.
+    pub fn format(&self, tensor: Tensor) -> Format {
+        self.source.format(self.untied(tensor))
+    }
+
+    /// As [`Weights::read_f32`], as it is stored: `out` is `[rows, bytes of a row]`, in [`Weights::format`].
+    ///
+    /// # Errors
+    /// [`WeightsError`].
+    pub fn read_stored(
+        &self,
+        tensor: Tensor,
+        rows: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        let format = self.format(tensor);
+        let blocks = self.shape(tensor)[1] / format.block_elements();
+        let row_bytes = blocks * format.block_bytes();
+        self.read_blocks(tensor, rows, row_bytes, out, |rows, out| {
+            self.source.read_stored(self.untied(tensor), rows, out)
         })
     }
 
@@ -185,7 +289,8 @@ impl Weights {
         rows: Range<usize>,
         out: &mut [T],
     ) -> Result<(), WeightsError> {
-        self.read_blocks(tensor, rows, out, |rows, out| {
+        let [_, columns] = self.shape(tensor);
+        self.read_blocks(tensor, rows, columns, out, |rows, out| {
             let mut wide = vec![0.0; out.len()];
             self.source.read(self.untied(tensor), rows, &mut wide)?;
             for (narrow, wide) in out.iter_mut().zip(wide) {
@@ -206,11 +311,12 @@ impl Weights {
         }
     }
 
-    /// Checks the arguments of a read, and does it in parallel by blocks of rows.
+    /// Checks the arguments of a read, and does it in parallel by blocks of rows, `width` elements of `out` each.
     fn read_blocks<T: Send>(
         &self,
         tensor: Tensor,
         rows: Range<usize>,
+        width: usize,
         out: &mut [T],
         read: impl Fn(Range<usize>, &mut [T]) -> Result<(), WeightsError> + Sync,
     ) -> Result<(), WeightsError> {
@@ -221,7 +327,7 @@ impl Weights {
             let layers = self.config.layers;
             return Err(WeightsError::Layer { layer, layers });
         }
-        let [height, columns] = self.shape(tensor);
+        let [height, _] = self.shape(tensor);
         if rows.start > rows.end || rows.end > height {
             return Err(WeightsError::Rows {
                 tensor,
@@ -230,18 +336,18 @@ impl Weights {
                 rows: height,
             });
         }
-        if out.len() != rows.len() * columns {
+        if out.len() != rows.len() * width {
             return Err(WeightsError::Length {
                 tensor,
                 len: out.len(),
-                expected: rows.len() * columns,
+                expected: rows.len() * width,
             });
         }
-        let height = (BLOCK_ELEMENTS / columns).max(1);
-        let blocks = out.par_chunks_mut(height * columns).enumerate();
+        let height = (BLOCK_ELEMENTS / width).max(1);
+        let blocks = out.par_chunks_mut(height * width).enumerate();
         blocks.try_for_each(|(block, out)| {
             let begin = rows.start + block * height;
-            read(begin..begin + out.len() / columns, out)
+            read(begin..begin + out.len() / width, out)
         })
     }
 }

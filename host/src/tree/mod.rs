@@ -11,6 +11,7 @@ mod nodes;
 mod prune;
 mod query;
 mod scratch;
+mod split;
 mod targets;
 mod view;
 mod view_build;

@@ -28,6 +28,7 @@ impl TreeCache {
         k: &[T],
         v: &[T],
     ) -> Result<(), CacheError> {
+        let layer = self.written_plane(layer)?;
         self.targets.clear();
         self.forest.path_targets(node, tokens, &mut self.targets)?;
         let (paged, foreign) = (paged(layer, &self.targets, table), [k, v].map(T::elements));
@@ -49,6 +50,7 @@ impl TreeCache {
         k: &mut [T],
         v: &mut [T],
     ) -> Result<(), CacheError> {
+        let layer = self.plane(layer)?;
         self.targets.clear();
         self.forest.path_targets(node, tokens, &mut self.targets)?;
         let (paged, foreign) = (

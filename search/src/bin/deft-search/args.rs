@@ -15,6 +15,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT", conflicts_with = "task", value_parser = prompt)]
     pub(crate) prompt: Option<String>,
 
+    /// Then ask this, of the same model; may be given several times. What a prompt has in common with those before it
+    /// is not run again.
+    #[arg(long, value_name = "TEXT", requires = "prompt", value_parser = prompt)]
+    pub(crate) then: Vec<String>,
+
     /// The puzzle to solve. It comes with a checker that tells right from wrong.
     #[arg(long, default_value = "acrostic")]
     pub(crate) task: TaskArg,
@@ -48,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "auto")]
     pub(crate) device: DeviceArg,
 
-    /// Print one JSON object instead of the tree; everything else goes to stderr. docs/search.md
+    /// Print one JSON object a question instead of the tree; everything else goes to stderr. docs/search.md
     /// describes it.
     #[arg(long)]
     pub(crate) json: bool,
@@ -94,15 +99,16 @@ fn prompt(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A file that is there, as a whole path.
+/// A file that is there, or a folder with a model, as a whole path.
 ///
 /// # Errors
 /// For people.
 pub(crate) fn model_file(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
-    if !path.is_file() {
+    if !path.is_file() && !path.join("config.json").is_file() {
         return Err(
-            "no such file; a GGUF file of a Llama model is wanted, `cargo xtask model` fetches one"
+            "no such file; a GGUF file is wanted, or a folder of safetensors with a config.json; `cargo xtask model` \
+             fetches one"
                 .to_owned(),
         );
     }
@@ -182,6 +188,7 @@ mod tests {
             ("--device gpu", "possible values: auto, cpu, cuda"),
             ("--prompt=", "a prompt needs a word"),
             ("--prompt=x --task acrostic", "cannot be used with"),
+            ("--then x", "--prompt"),
         ] {
             let error = parse(&words(text)).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

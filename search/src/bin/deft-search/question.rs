@@ -33,6 +33,12 @@ impl Question {
         Self::Puzzle(task.problem(args.seed))
     }
 
+    /// All that `args` ask, in order.
+    pub(crate) fn all(args: &Args) -> Vec<Self> {
+        let then = args.then.iter().cloned().map(Self::Own);
+        std::iter::once(Self::new(args)).chain(then).collect()
+    }
+
     /// The prompt's text.
     pub(crate) fn text(&self) -> String {
         match self {
@@ -45,10 +51,10 @@ impl Question {
     pub(crate) fn tokens(
         &self,
         tokenizer: &Tokenizer,
-        template: Option<&ChatTemplate>,
+        template: Option<&str>,
     ) -> anyhow::Result<Vec<u32>> {
         if let (Self::Own(content), Some(template)) = (self, template) {
-            let role = Role::User;
+            let (role, template) = (Role::User, ChatTemplate::new(template)?);
             return Ok(template.encode(tokenizer, &[Message { role, content }])?);
         }
         let text = TextCodec::encode(tokenizer, &self.text()).map_err(SearchError::Encode)?;

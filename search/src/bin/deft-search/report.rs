@@ -1,6 +1,8 @@
 //! What a search found and what it took: a table for people, an object for programs.
 
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deft_search::{Answer, Finish, Outcome, Stats, Stop};
@@ -21,6 +23,7 @@ pub(crate) struct Report {
     stop: &'static str,
     answers: Vec<Entry>,
     prompt_tokens: u64,
+    prompt_tokens_saved: u64,
     steps: u64,
     tokens: u64,
     moved_tokens: u64,
@@ -51,6 +54,37 @@ struct Attention {
     timed_passes: u64,
     shared_seconds: f64,
     per_query_seconds: f64,
+}
+
+/// The one object that `--json` prints, whatever happens: a report, `{"error": ...}`, or `{"stop": "cancelled"}` where
+/// Ctrl-C came before there was anything to report.
+#[derive(Clone)]
+pub(crate) struct LastWord {
+    wanted: bool,
+    said: Arc<AtomicBool>,
+}
+
+impl LastWord {
+    pub(crate) fn new(wanted: bool) -> Self {
+        Self {
+            wanted,
+            said: Arc::default(),
+        }
+    }
+
+    /// Prints `what` to stdout, if an object is wanted and none was printed.
+    pub(crate) fn say(&self, what: &impl Serialize) {
+        if self.wanted && !self.said.swap(true, Ordering::SeqCst) {
+            let mut out = io::stdout().lock();
+            // There is nobody left to tell where stdout is closed.
+            let _ = write_json(what, &mut out);
+        }
+    }
+}
+
+pub(crate) fn write_json(what: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, what)?;
+    writeln!(out)
 }
 
 /// What a search was, and how long it took.
@@ -94,6 +128,7 @@ impl Report {
             },
             answers: entries.collect(),
             prompt_tokens: stats.prompt_tokens,
+            prompt_tokens_saved: stats.prompt_tokens_saved,
             steps: stats.steps,
             tokens: stats.tokens,
             moved_tokens: stats.moved,
@@ -112,15 +147,6 @@ impl Report {
         }
     }
 
-    /// The object.
-    ///
-    /// # Errors
-    /// If `out` cannot be written to.
-    pub(crate) fn json(&self, out: &mut dyn Write) -> io::Result<()> {
-        serde_json::to_writer_pretty(&mut *out, self)?;
-        writeln!(out)
-    }
-
     /// The table.
     ///
     /// # Errors
@@ -134,9 +160,13 @@ impl Report {
         if let Some(greedy) = &self.greedy {
             greedy.row("greedy", out)?;
         }
+        let held = match self.prompt_tokens_saved {
+            0 => String::new(),
+            saved => format!(", {saved} of them held from before,"),
+        };
         writeln!(
             out,
-            "tokens       {} in {} steps, {:.1} tokens/s; the prompt's {} took {:.2} s",
+            "tokens       {} in {} steps, {:.1} tokens/s; the prompt's {}{held} took {:.2} s",
             self.tokens,
             self.steps,
             self.tokens_per_second,
