@@ -1,15 +1,20 @@
-//! The shape of a Llama-architecture model.
+//! The shape of a model: Llama's, and what other families do otherwise.
+
+pub(crate) mod family;
+mod variant;
 
 use deft::RotaryTable;
 use deft::cache::{HEAD_DIMS, MAX_HEADS};
+
+pub use self::variant::{Activation, Turn, Variant};
 
 /// Most elements of a row, entries of a vocabulary or tokens of a context: what fits 24 bits.
 const MAX_WIDTH: u32 = 1 << 24;
 /// Rows of weights are whole 16-byte chunks of 16-bit elements.
 const WIDTH_MULTIPLE: u32 = 8;
 
-/// The shape of a Llama-architecture model: pre-norm (RMSNorm), grouped-query attention with a rotary
-/// embedding, and SwiGLU.
+/// The shape of a Llama-like model: pre-norm (RMSNorm), grouped-query attention with a rotary embedding, and
+/// SwiGLU; `variant` says what is otherwise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LlamaConfig {
     /// Layers.
@@ -36,6 +41,8 @@ pub struct LlamaConfig {
     pub rope_scaling: RopeScaling,
     /// Whether the head's weights are the embedding's.
     pub tied_embeddings: bool,
+    /// What is otherwise than in Llama.
+    pub variant: Variant,
 }
 
 /// How the frequencies of a rotary embedding are changed for long contexts.
@@ -88,6 +95,7 @@ impl LlamaConfig {
             rope_theta: 100_000.0,
             rope_scaling: RopeScaling::None,
             tied_embeddings: true,
+            variant: Variant::LLAMA,
         }
     }
 
@@ -106,6 +114,7 @@ impl LlamaConfig {
             rope_theta: 500_000.0,
             rope_scaling: RopeScaling::None,
             tied_embeddings: false,
+            variant: Variant::LLAMA,
         }
     }
 
@@ -124,6 +133,7 @@ impl LlamaConfig {
             rope_theta: 1e6,
             rope_scaling: RopeScaling::None,
             tied_embeddings: false,
+            variant: Variant::LLAMA,
         }
     }
 
@@ -162,7 +172,8 @@ impl LlamaConfig {
         within("context", self.context, MAX_WIDTH)?;
         positive("rms_eps", f64::from(self.rms_eps))?;
         positive("rope_theta", self.rope_theta)?;
-        self.validate_scaling()
+        self.validate_scaling()?;
+        self.validate_variant()
     }
 
     fn validate_scaling(&self) -> Result<(), ConfigError> {
@@ -194,6 +205,31 @@ impl LlamaConfig {
                 all.try_for_each(|&divisor| positive("rope_scaling", f64::from(divisor)))
             }
         }
+    }
+
+    fn validate_variant(&self) -> Result<(), ConfigError> {
+        let variant = &self.variant;
+        let floats = [
+            ("embedding_scale", Some(variant.embedding_scale)),
+            ("query_scale", variant.query_scale),
+            ("attention_cap", variant.attention_cap),
+            ("logit_cap", variant.logit_cap),
+        ];
+        for (field, value) in floats {
+            positive(field, value.map_or(1.0, f64::from))?;
+        }
+        positive("local_rope_theta", variant.local_rope_theta)?;
+        within("window", variant.window.unwrap_or(1), u32::MAX)?;
+        let turns = variant.turns.len();
+        if turns > 0 && turns < self.layers as usize {
+            let value = format!("of {turns} layers");
+            return Err(error(
+                "turns",
+                value,
+                format!("of none, or of {} at least", self.layers),
+            ));
+        }
+        Ok(())
     }
 
     /// Elements of a token's queries, all heads: `q_heads x head_dim`.
@@ -234,8 +270,8 @@ impl LlamaConfig {
         Ok(frequencies.collect())
     }
 
-    /// Cosines and sines of the first `positions` positions, in this crate's order of dims: dim `d` turns
-    /// with dim `d + head_dim / 2`.
+    /// Cosines and sines of the first `positions` positions for layers that turn as the model, in this crate's order
+    /// of dims: dim `d` turns with dim `d + head_dim / 2`.
     ///
     /// # Errors
     /// [`ConfigError`] for a shape that [`LlamaConfig::validate`] refuses.
@@ -244,19 +280,43 @@ impl LlamaConfig {
         table.map_err(|problem| error("head_dim", self.head_dim, problem.to_string()))
     }
 
+    /// As [`LlamaConfig::rotary_table`], for the layers that turn by `local_rope_theta`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a shape that [`LlamaConfig::validate`] refuses.
+    pub fn local_rotary_table(&self, positions: u32) -> Result<RotaryTable, ConfigError> {
+        let local = Self {
+            rope_theta: self.variant.local_rope_theta,
+            rope_scaling: RopeScaling::None,
+            ..self.clone()
+        };
+        local.rotary_table(positions)
+    }
+
     /// Elements of all weights, a tied head's once.
     pub fn parameters(&self) -> u64 {
-        let [hidden, ffn, q, kv, vocabulary] = [
+        let [hidden, ffn, q, kv, vocabulary, head] = [
             self.hidden,
             self.ffn,
             self.q_width(),
             self.kv_width(),
             self.vocabulary,
+            self.head_dim,
         ]
         .map(u64::from);
         let layer = 2 * hidden + 2 * hidden * (q + kv) + 3 * hidden * ffn;
+        let more = [
+            (self.variant.qkv_bias, q + 2 * kv),
+            (self.variant.qk_norm, 2 * head),
+            (self.variant.post_norms, 2 * hidden),
+        ];
+        let more: u64 = more
+            .iter()
+            .filter(|(is, _)| *is)
+            .map(|(_, count)| count)
+            .sum();
         let ends = if self.tied_embeddings { 1 } else { 2 } * vocabulary * hidden + hidden;
-        u64::from(self.layers) * layer + ends
+        u64::from(self.layers) * (layer + more) + ends
     }
 }
 

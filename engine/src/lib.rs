@@ -7,6 +7,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod gguf;
+mod quiet;
 pub mod safetensors;
 pub mod tokenizer;
 mod traffic;
@@ -15,7 +16,7 @@ pub mod weights;
 
 pub use chat::{ChatError, ChatTemplate, Message, Role};
 pub use codec::TextCodec;
-pub use config::{ConfigError, LlamaConfig, RopeScaling};
+pub use config::{Activation, ConfigError, LlamaConfig, RopeScaling, Turn, Variant};
 pub use cpu::{CpuModel, CpuOptions, LoadError};
 pub use gguf::Gguf;
 /// Random numbers by counter: weights, and the noise of samples that a device draws.

@@ -29,7 +29,7 @@ pub trait TreeModel {
     /// Entries of a row of logits.
     fn vocabulary(&self) -> usize;
 
-    /// Most tokens from a root to a leaf.
+    /// Most tokens from a root to a leaf: the model's context, or its sliding window where that is less.
     fn context(&self) -> usize;
 
     /// The trees: lengths, parents, children, pages and the pool's counters.
@@ -121,6 +121,15 @@ pub enum ModelError {
         tokens: u64,
         /// Most that there may be.
         context: usize,
+    },
+    /// A path that would be longer than the model's sliding window: what comes after is not computed here, for
+    /// branches of a tree see it from different places.
+    #[error("a path of {tokens} tokens is longer than the model's sliding window of {window}")]
+    Window {
+        /// Tokens from the root.
+        tokens: u64,
+        /// Tokens of the window.
+        window: u32,
     },
     /// An argument without tokens.
     #[error("{argument} is empty: at least one token is needed")]

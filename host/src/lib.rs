@@ -54,8 +54,8 @@ pub use kernels_gpu::{abi, layout};
 pub use plan::Grouping;
 pub use tree::{DraftNode, NodeKey};
 pub use tree_cache::{
-    Batch, CacheBuilder, CacheConfig, CacheError, Device, Kv, Out, PlanUpdate, Rows, RowsMut,
-    TreeCache,
+    Batch, CacheBuilder, CacheConfig, CacheError, Device, Kv, Out, PlanUpdate, Rows, RowsMut, Step,
+    StepGraph, StepRun, TreeCache,
 };
 
 /// The examples in the documentation.

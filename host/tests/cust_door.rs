@@ -27,13 +27,11 @@ fn handles_of_cust_are_taken_and_a_refusing_driver_is_an_error() {
     assert_eq!(ours.raw(), RawStream(stream.as_inner() as usize));
 
     for code in [46, 999, 912] {
-        // SAFETY: takes any numbers.
-        unsafe { (fake.fail)(u64::MAX, code) };
+        fake.fail_from_now(u64::MAX, code);
         let refused = CudaDevice::try_from(&context).unwrap_err().to_string();
         // SAFETY: as above.
         let borrowed = unsafe { cuda::Stream::borrow_cust(&device, &stream) }.unwrap_err();
-        // SAFETY: takes any numbers.
-        unsafe { (fake.fail)(0, 0) };
+        fake.fail_from_now(0, 0);
         assert!(refused.contains(&code.to_string()), "{refused}");
         assert!(matches!(borrowed, CudaError::Driver { code: c, .. } if c == code));
     }

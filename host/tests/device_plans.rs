@@ -4,6 +4,7 @@
 #[path = "../../cuda-loader/tests/fake/mod.rs"]
 mod fake;
 
+use std::ops::Range;
 use std::path::Path;
 
 use deft::attention::{Attend, AttentionParams, Backend, Counters, PagedTokens};
@@ -100,47 +101,27 @@ fn a_device_plan_serves_caches_of_the_heads_it_was_reserved_for() {
 }
 
 #[test]
-fn a_patch_is_of_the_plan_on_the_device_and_of_its_words() {
+fn of_a_patched_plan_only_the_words_that_changed_are_copied() {
     let _fake = fake();
     let mut setting = setting();
     let (on_device, stream) = (&mut setting.on_device, &setting.stream);
     let (mut plan, forest) = (setting.plan, &mut setting.forest);
-    let mut dirty = Vec::new();
-    let mut grow = |leaf: usize, plan: &mut Plan, dirty: &mut _| {
+    let mut grow = |leaf: usize, plan: &mut Plan| {
         let cursor = forest.growth_cursor();
         forest.append(setting.leaves[leaf], 64).unwrap();
         let growth = forest.growth_since(cursor).unwrap();
-        assert_eq!(plan.patch(growth, dirty), Patch::Patched);
+        let mut dirty = Vec::new();
+        assert_eq!(plan.patch(growth, &mut dirty), Patch::Patched);
+        4 * dirty.iter().map(Range::len).sum::<usize>()
     };
-    let other = |patched: &Plan, dirty: &[_], on_device: &mut CudaPlan| {
-        assert_eq!(
-            on_device.patch(patched, dirty, stream),
-            Err(CudaError::OtherPlan)
-        );
-    };
-    // Not patched, and no plan at all.
-    other(&plan, &[], on_device);
-    other(&Plan::empty(), std::slice::from_ref(&(0..4)), on_device);
-    grow(2, &mut plan, &mut dirty);
-    for wrong in [0..plan.stride() + 1, u32::MAX - 1..u32::MAX] {
-        let refused = on_device.patch(&plan, &[wrong], stream).unwrap_err();
-        assert!(
-            matches!(
-                refused,
-                CudaError::Argument {
-                    argument: "dirty",
-                    ..
-                }
-            ),
-            "{refused}"
-        );
-    }
-    assert!(on_device.patch(&plan, &dirty, stream).unwrap() > 0);
+    let changed = grow(2, &mut plan);
+    assert_eq!(on_device.update(&plan, stream), Ok(changed));
+    assert_eq!(on_device.update(&plan, stream), Ok(0));
     // Twice over, the first patch's words are not among the second's.
-    grow(0, &mut plan, &mut dirty);
-    grow(1, &mut plan, &mut dirty);
-    other(&plan, &dirty, on_device);
-    assert!(on_device.update(&plan, stream).unwrap() > 0);
+    grow(0, &mut plan);
+    let second = grow(1, &mut plan);
+    assert!(on_device.update(&plan, stream).unwrap() > second);
+    assert_eq!(on_device.update(&plan, stream), Ok(0));
 }
 
 #[test]
@@ -162,13 +143,10 @@ fn a_plan_that_came_in_part_is_not_computed_and_comes_whole_the_next_time() {
     loop {
         let mut on_device = setting.cache.reserve(capacity, GROUP).unwrap();
         on_device.update(&setting.plan, stream).unwrap();
-        // SAFETY: takes any numbers.
-        unsafe { (fake.fail)(call, 46) };
+        fake.fail_from_now(call, 46);
         let outcome = on_device.update(&next, stream);
-        // SAFETY: as above.
-        let calls = unsafe { (fake.calls)() };
-        // SAFETY: as above.
-        unsafe { (fake.fail)(0, 0) };
+        let calls = fake.calls_made();
+        fake.fail_from_now(0, 0);
         if outcome.is_err() {
             assert_eq!(
                 attend(&setting.cache, &on_device, stream),
@@ -204,8 +182,7 @@ fn each_plan_is_brought_to_the_device_once() {
         let rows = (plan.queries() * GROUP) as usize;
         let q = vec![bf16::ZERO; rows * 64];
         let (mut out, mut lse) = (q.clone(), vec![0.0; rows]);
-        // SAFETY: takes any numbers.
-        unsafe { (fake.fail)(0, 0) };
+        fake.fail_from_now(0, 0);
         backend
             .attend(Attend {
                 layer: 0,
@@ -220,8 +197,7 @@ fn each_plan_is_brought_to_the_device_once() {
                 params: AttentionParams::new(64),
             })
             .unwrap();
-        // SAFETY: takes nothing.
-        unsafe { (fake.calls)() }
+        fake.calls_made()
     };
     calls(&large);
     let again = calls(&large);

@@ -31,28 +31,8 @@ const CODES: [i32; 5] = [46, 999, 912, -7, i32::MAX];
 
 fn fake() -> Fake {
     let fake = Fake::load(Path::new(env!("CARGO_TARGET_TMPDIR")));
-    // SAFETY: takes any numbers.
-    unsafe { (fake.fail)(0, 0) };
+    fake.fail_from_now(0, 0);
     fake
-}
-
-impl Fake {
-    fn fail_from_now(&self, call: u64, code: i32) {
-        // SAFETY: takes any numbers.
-        unsafe { (self.fail)(call, code) };
-    }
-    fn live_objects(&self) -> usize {
-        // SAFETY: takes nothing.
-        unsafe { (self.live)() }
-    }
-    fn calls_made(&self) -> u64 {
-        // SAFETY: takes nothing.
-        unsafe { (self.calls)() }
-    }
-    fn misused(&self) -> u64 {
-        // SAFETY: takes nothing.
-        unsafe { (self.misuse)() }
-    }
 }
 
 fn code_of(error: &CudaError) -> Option<i32> {

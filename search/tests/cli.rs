@@ -58,6 +58,19 @@ fn a_file_that_is_no_model_is_refused_by_name() {
 }
 
 #[test]
+fn json_is_one_object_even_where_nothing_could_be_run() {
+    let path = std::env::temp_dir().join(format!("deft-search-json-{}.gguf", std::process::id()));
+    std::fs::write(&path, "no model").unwrap();
+    let output = deft_search(&["--json", "--model", path.to_str().unwrap()]);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let error = object["error"].as_str().unwrap();
+    assert!(error.contains("it starts with"), "{error}");
+    assert!(stderr(&output).contains(error));
+}
+
+#[test]
 fn a_depth_where_there_are_no_levels_is_refused() {
     let output = deft_search(&[
         "--model",

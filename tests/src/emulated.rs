@@ -8,10 +8,11 @@ use deft::attention::{
     check_export, check_import, check_moves,
 };
 use deft::cache::{CacheShape, Elements, ElementsMut, KvElement};
-use deft::plan::Plan;
+use deft::plan::{Grouping, Plan, PlanConfig};
 use device::emulator::{Launch, Report};
 use kernels_gpu::Arch;
 use kernels_gpu::abi::{AppendTarget, TokenMove};
+use kernels_gpu::attention::tile::max_rows;
 
 use crate::problem::Problem;
 use crate::transfers::Inspect;
@@ -121,6 +122,17 @@ impl Inspect for Emulated {
 }
 
 impl Backend for Emulated {
+    fn max_group_size(&self) -> u32 {
+        max_rows(self.shape.head_dim)
+    }
+
+    fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
+        let head_dim = self.shape.head_dim;
+        let mut config = PlanConfig::new(grouping, group_size, head_dim, self.shares());
+        config.max_rows = max_rows(head_dim);
+        config
+    }
+
     fn shape(&self) -> &CacheShape {
         &self.shape
     }
@@ -172,6 +184,9 @@ impl Backend for Emulated {
         foreign: [Elements<'_>; 2],
     ) -> Result<(), BackendError> {
         check_import(&self.shape, paged, foreign)?;
+        if paged.places.is_empty() {
+            return Ok(());
+        }
         self.import_strided(paged, paged.table.page_size, foreign.map(words))
             .map_err(device_error)
     }
@@ -182,6 +197,9 @@ impl Backend for Emulated {
         foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
         check_export(&self.shape, paged, &foreign)?;
+        if paged.places.is_empty() {
+            return Ok(());
+        }
         self.export_onto(paged, foreign.map(words_mut))
             .map_err(device_error)
     }

@@ -17,6 +17,7 @@ use rand::rngs::SmallRng;
 use crate::forests::pick;
 use crate::oracle::Verdict;
 use crate::problem::heads;
+pub use crate::setting;
 use crate::transfers::Inspect;
 use crate::watchdog::Watchdog;
 
@@ -131,19 +132,6 @@ impl Inspect for CudaBackend {
         let mut elements = vec![0; pool.len()];
         pool.read(0, &mut elements, &stream).unwrap();
         elements
-    }
-}
-
-/// The number in an environment variable, `otherwise` where it is not set.
-///
-/// # Panics
-/// If it is no number.
-pub fn setting(name: &str, otherwise: u64) -> u64 {
-    match std::env::var(name) {
-        Ok(text) => text
-            .parse()
-            .unwrap_or_else(|error| panic!("{name} is `{text}`: {error}")),
-        Err(_) => otherwise,
     }
 }
 

@@ -16,3 +16,16 @@ pub mod transfers;
 pub mod views;
 pub mod watchdog;
 pub mod workloads;
+
+/// The number in an environment variable, `otherwise` where it is not set.
+///
+/// # Panics
+/// If it is no number.
+pub fn setting(name: &str, otherwise: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|error| panic!("{name} is `{text}`: {error}")),
+        Err(_) => otherwise,
+    }
+}

@@ -40,6 +40,30 @@ impl Shadow {
         self.nodes.get_mut(&node).unwrap().tokens.push(token);
     }
 
+    /// Gives a node `tokens` in the place of its last ones, as many as it had more than `kept`.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn replace(&mut self, node: NodeKey, kept: usize, tokens: Vec<Token>) {
+        let held = &mut self.nodes.get_mut(&node).unwrap().tokens;
+        held.truncate(kept);
+        held.extend(tokens);
+    }
+
+    /// Gives `node` the tokens of `below`, a chain, and `children`, those of the last of them.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn merge(&mut self, node: NodeKey, below: &[NodeKey], children: &[NodeKey]) {
+        for other in below {
+            let tokens = self.nodes[other].tokens.clone();
+            self.nodes.get_mut(&node).unwrap().tokens.extend(tokens);
+        }
+        for child in children {
+            self.nodes.get_mut(child).unwrap().parent = Some(node);
+        }
+    }
+
     /// The tokens of a node.
     ///
     /// # Panics
@@ -73,6 +97,22 @@ impl Shadow {
         leaves: &[NodeKey],
         q: &[T],
     ) -> ReferenceOutput {
+        let rows: Vec<_> = leaves.iter().map(|&leaf| (leaf, 0)).collect();
+        self.attend_rows(cache, layer, &rows, q)
+    }
+
+    /// Attention of `q`, `[rows, q_heads, head_dim]`, at `rows`: nodes, each with as many of its last tokens as the row
+    /// does not see.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn attend_rows<T: KvElement>(
+        &self,
+        cache: &TreeCache,
+        layer: usize,
+        rows: &[(NodeKey, usize)],
+        q: &[T],
+    ) -> ReferenceOutput {
         let config = cache.config();
         let heads = HeadShape {
             q_heads: config.q_heads,
@@ -81,7 +121,12 @@ impl Shadow {
         };
         let params = reference_params(heads, &config.params());
         let q: Vec<f64> = q.iter().map(|value| value.to_f32().into()).collect();
-        let paths: Vec<_> = leaves.iter().map(|&leaf| self.path(leaf)).collect();
+        let path = |&(node, unseen): &(NodeKey, usize)| {
+            let mut path = self.path(node);
+            path.truncate(path.len() - unseen);
+            path
+        };
+        let paths: Vec<_> = rows.iter().map(path).collect();
         let (view, places) = separate_sequences(paths.iter().map(Vec::len));
         attention::attend(&view, &params, &q, |page, token, head| {
             let (path, first) = places[page as usize];

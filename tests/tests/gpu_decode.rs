@@ -256,12 +256,11 @@ impl<'g, T: KvElement> Loop<'g, T> {
         let stream = &self.gpu.stream;
         let growth = self.forest.growth_since(self.cursor);
         let growth = growth.expect("a new shape has a new plan");
-        let mut dirty = Vec::new();
-        if self.plan.patch(growth, &mut dirty) == Patch::Stale {
+        if self.plan.patch(growth, &mut Vec::new()) == Patch::Stale {
             return self.plan_anew(lengths);
         }
         self.cursor = self.forest.growth_cursor();
-        let patched = self.device_plan.patch(&self.plan, &dirty, stream).unwrap();
+        let patched = self.device_plan.update(&self.plan, stream).unwrap();
         let tails = self.forest.tail_pages();
         let counted = self.cache.set_counters(lengths, tails, stream).unwrap();
         self.outcome.patch_bytes += patched + counted;

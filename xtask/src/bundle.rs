@@ -62,6 +62,7 @@ const PROGRAMS: &[Program] = &[
     gpu_suite("gpu_instructions"),
     gpu_suite("gpu_attention"),
     gpu_suite("gpu_decode"),
+    gpu_suite("gpu_capture"),
     gpu_suite("gpu_prefill"),
     gpu_suite("gpu_writes"),
     gpu_suite("gpu_model"),

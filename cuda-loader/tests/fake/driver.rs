@@ -1,17 +1,24 @@
-//! A stand-in for `libcuda.so.1`: one device whose memory is the host's, objects that are counted, copies to the
-//! device that run as late as they may, and kernels that do nothing. Any call can be made to fail. What a driver would crash on is counted as misuse.
+//! A stand-in for `libcuda.so.1`: one device whose memory is the host's, objects that are counted, streams whose work
+//! runs as late as it may, and graphs. Kernels do nothing, or what a test does in their place. Any call can be made to
+//! fail. What a driver would crash on is counted as misuse.
 
 #![allow(non_snake_case, clippy::missing_safety_doc, clippy::not_unsafe_ptr_arg_deref)]
 
+mod streams;
+
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use streams::{Capture, Kernels, Place, Queue, Work};
 
 const SUCCESS: i32 = 0;
 const INVALID_VALUE: i32 = 1;
 const NOT_READY: i32 = 600;
 const CAPTURE_UNSUPPORTED: i32 = 900;
+const CAPTURE_UNJOINED: i32 = 904;
+const CAPTURE_ISOLATION: i32 = 905;
 const CONTEXT: usize = 0xc0;
 const DEVICE: i32 = 0;
 
@@ -28,8 +35,9 @@ enum Kind {
 
 #[derive(Default)]
 struct State {
-    /// Calls since the last order.
+    /// Calls since the last order, in all and by name.
     calls: u64,
+    calls_of: BTreeMap<&'static str, u64>,
     /// Which call fails; 0 for none, `u64::MAX` for all.
     fail_at: u64,
     code: i32,
@@ -38,15 +46,17 @@ struct State {
     objects: BTreeSet<(Kind, usize)>,
     /// Bytes at each address, of both kinds of memory.
     memory: BTreeMap<usize, usize>,
-    capturing: BTreeSet<usize>,
-    /// Copies to the device that have not run: to, from, bytes.
-    copies: Vec<[usize; 3]>,
-    /// Copies that have.
-    copied: usize,
+    functions: BTreeMap<usize, CString>,
+    kernels: Option<Kernels>,
+    queues: BTreeMap<usize, Queue>,
+    /// The capture that a stream is part of.
+    capturing: BTreeMap<usize, usize>,
+    captures: BTreeMap<usize, Capture>,
+    /// Work of graphs and of executable graphs.
+    graphs: BTreeMap<usize, Vec<Work>>,
     /// Bytes copied in either direction.
     bytes: u64,
-    /// How many copies are before each recorded event.
-    events: BTreeMap<usize, usize>,
+    events: BTreeMap<usize, Place>,
     contexts: usize,
     current: usize,
     misuse: u64,
@@ -67,6 +77,7 @@ impl State {
     /// Counts a call; its code if it is to fail.
     fn call(&mut self, name: &'static str) -> Result<(), i32> {
         self.calls += 1;
+        *self.calls_of.entry(name).or_default() += 1;
         if self.fail_at == u64::MAX || self.calls == self.fail_at {
             self.failed = name;
             return Err(self.code);
@@ -103,29 +114,18 @@ impl State {
     fn free(&mut self, name: &'static str, kind: Kind, address: usize) -> i32 {
         // Device memory is freed behind the work that uses it; who frees host memory must have waited.
         if kind == Kind::Memory {
-            self.finish();
+            self.finish(0);
         }
-        let read_still = |copy: &[usize; 3]| copy[1] == address;
-        self.misuse += u64::from(self.copies.iter().any(read_still));
+        let mut waiting = self.queues.values().flat_map(|queue| &queue.waiting);
+        let read_still = |work: &Work| matches!(work, Work::Copy { from, .. } if *from == address);
+        let read = waiting.any(read_still);
+        self.misuse += u64::from(read || !self.capturing.is_empty());
         let code = self.destroy(name, kind, address);
         if let Some(bytes) = self.memory.remove(&address) {
             // SAFETY: allocated above with this layout, and removed from the list.
             unsafe { dealloc(address as *mut u8, Layout::from_size_align(bytes, 256).unwrap()) };
         }
         code
-    }
-    /// Runs all copies.
-    fn finish(&mut self) {
-        for [to, from, bytes] in std::mem::take(&mut self.copies) {
-            self.copied += 1;
-            if self.holds(to, bytes) {
-                // SAFETY: the device has these bytes; whoever enqueued the copy keeps its source until it is done.
-                unsafe { (to as *mut u8).copy_from(from as *const u8, bytes) };
-            }
-        }
-    }
-    fn is_done(&self, event: usize) -> bool {
-        self.events.get(&event).is_none_or(|&before| before <= self.copied)
     }
     /// Whether device memory has these bytes.
     fn holds(&mut self, address: usize, bytes: usize) -> bool {
@@ -141,12 +141,27 @@ impl State {
 pub extern "C" fn fake_fail(call: u64, code: i32) {
     let mut state = state();
     (state.calls, state.fail_at, state.code, state.failed) = (0, call, code, "");
+    state.calls_of.clear();
 }
 
 /// Calls since the last `fake_fail`.
 #[unsafe(no_mangle)]
 pub extern "C" fn fake_calls() -> u64 {
     state().calls
+}
+
+/// Those of one name.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fake_calls_of(name: *const c_char) -> u64 {
+    // SAFETY: a text.
+    let name = unsafe { CStr::from_ptr(name) }.to_str().unwrap();
+    state().calls_of.get(name).copied().unwrap_or(0)
+}
+
+/// Has `kernels` be called when kernels run.
+#[unsafe(no_mangle)]
+pub extern "C" fn fake_kernels(kernels: Kernels) {
+    state().kernels = Some(kernels);
 }
 
 /// Objects that were made and not destroyed.
@@ -230,13 +245,23 @@ driver! {
         state.expect(Kind::Module, module);
         // A function lives as long as its module, and is not given back.
         function.write(module + 1);
+        state.functions.insert(module + 1, CStr::from_ptr(name).to_owned());
     }
     cuFuncSetAttribute(function: usize, attribute: i32, value: i32) |state| {
         state.expect(Kind::Module, function - 1);
     }
     cuFuncGetAttribute(value: *mut i32, attribute: i32, function: usize) |state| { value.write(1); }
-    cuLaunchKernelEx(config: *const c_void, function: usize, arguments: *mut c_void, extra: *mut c_void) |state| {
+    cuLaunchKernelEx(config: *const c_void, function: usize, arguments: *mut *mut c_void, extra: *mut c_void)
+    |state| {
         state.expect(Kind::Module, function - 1);
+        let stream = config.byte_add(32).cast::<usize>().read();
+        let mut held = Vec::new();
+        // Other callers than ours end their list nowhere.
+        while state.kernels.is_some() && held.len() < 24 && !arguments.add(held.len()).read().is_null() {
+            held.push(arguments.add(held.len()).read().cast::<u64>().read());
+        }
+        let name = state.functions.get(&function).cloned().unwrap_or_default();
+        state.enqueue(stream, Work::Kernel { name, blocks: config.cast::<u32>().read(), arguments: held });
     }
     cuStreamCreate(stream: *mut usize, flags: u32) |state| { stream.write(state.make(Kind::Stream)); }
     cuStreamCreateWithPriority(stream: *mut usize, flags: u32, priority: i32) |state| {
@@ -245,30 +270,40 @@ driver! {
     cuStreamGetCtx(stream: usize, context: *mut usize) |state| { context.write(CONTEXT); }
     cuStreamQuery(stream: usize) |state| {
         state.expect(Kind::Stream, stream);
-        if !state.copies.is_empty() { return NOT_READY; }
+        if state.queues.get(&stream).is_some_and(|queue| !queue.waiting.is_empty()) { return NOT_READY; }
     }
     cuStreamWaitEvent(stream: usize, event: usize, flags: u32) |state| {
         state.expect(Kind::Stream, stream);
         state.expect(Kind::Event, event);
+        return state.wait(stream, event);
     }
     cuStreamBeginCapture_v2(stream: usize, mode: u32) |state| {
         state.expect(Kind::Stream, stream);
-        if !state.capturing.insert(stream) { return INVALID_VALUE; }
+        if stream <= 2 || state.capturing.contains_key(&stream) { return INVALID_VALUE; }
+        state.next += 16;
+        let capture = state.next;
+        state.capturing.insert(stream, capture);
+        state.captures.insert(capture, Capture { origin: stream, work: Vec::new(), joined: BTreeMap::new() });
     }
     cuGraphInstantiateWithFlags(executable: *mut usize, graph: usize, flags: u64) |state| {
         state.expect(Kind::Graph, graph);
-        executable.write(state.make(Kind::Executable));
+        let made = state.make(Kind::Executable);
+        let work = state.graphs.get(&graph).cloned().unwrap_or_default();
+        state.graphs.insert(made, work);
+        executable.write(made);
     }
     cuGraphLaunch(executable: usize, stream: usize) |state| {
         state.expect(Kind::Executable, executable);
         state.expect(Kind::Stream, stream);
+        for work in state.graphs.get(&executable).cloned().unwrap_or_default() {
+            state.enqueue(stream, work);
+        }
     }
     cuEventCreate(event: *mut usize, flags: u32) |state| { event.write(state.make(Kind::Event)); }
     cuEventRecord(event: usize, stream: usize) |state| {
         state.expect(Kind::Event, event);
-        let before = state.copied + state.copies.len();
-        state.events.insert(event, before);
         state.expect(Kind::Stream, stream);
+        state.record(event, stream);
     }
     cuEventQuery(event: usize) |state| {
         state.expect(Kind::Event, event);
@@ -276,32 +311,33 @@ driver! {
     }
     cuEventElapsedTime(ms: *mut f32, start: usize, end: usize) |state| { ms.write(0.5); }
     cuMemAlloc_v2(pointer: *mut usize, bytes: usize) |state| {
+        if !state.capturing.is_empty() { return CAPTURE_UNSUPPORTED; }
         pointer.write(state.allocate(Kind::Memory, bytes));
     }
     cuMemAllocAsync(pointer: *mut usize, bytes: usize, stream: usize) |state| {
         pointer.write(state.allocate(Kind::Memory, bytes));
     }
     cuMemHostAlloc(pointer: *mut usize, bytes: usize, flags: u32) |state| {
+        if !state.capturing.is_empty() { return CAPTURE_UNSUPPORTED; }
         pointer.write(state.allocate(Kind::Pinned, bytes));
     }
     cuMemcpyHtoDAsync_v2(to: usize, from: *const u8, bytes: usize, stream: usize) |state| {
-        state.expect(Kind::Stream, stream);
+        // A graph would read what is there when it runs.
+        state.misuse += u64::from(state.capturing.contains_key(&stream));
         state.bytes += bytes as u64;
-        state.copies.push([to, from as usize, bytes]);
+        state.enqueue(stream, Work::Copy { to, from: from as usize, bytes });
     }
     cuMemcpyHtoD_v2(to: usize, from: *const u8, bytes: usize) |state| {
-        state.finish();
+        state.finish(0);
         if state.holds(to, bytes) { (to as *mut u8).copy_from(from, bytes); }
     }
     cuMemcpyDtoHAsync_v2(to: *mut u8, from: usize, bytes: usize, stream: usize) |state| {
-        state.expect(Kind::Stream, stream);
-        state.finish();
+        if let Err(code) = state.at_once(stream) { return code; }
         state.bytes += bytes as u64;
         if state.holds(from, bytes) { to.copy_from(from as *const u8, bytes); }
     }
     cuMemsetD8Async(to: usize, value: u8, bytes: usize, stream: usize) |state| {
-        state.finish();
-        if state.holds(to, bytes) { (to as *mut u8).write_bytes(value, bytes); }
+        state.enqueue(stream, Work::Set { to, value, bytes });
     }
     // Not called by the library: what arrives of many arguments, and of floating-point ones.
     cuLaunchCooperativeKernel(function: usize, grid_x: u32, grid_y: u32, grid_z: u32, block_x: u32, block_y: u32,
@@ -328,11 +364,9 @@ pub extern "C" fn cuDevicePrimaryCtxRelease_v2(_device: i32) -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamSynchronize(stream: usize) -> i32 {
     let mut state = state();
-    state.expect(Kind::Stream, stream);
-    if state.capturing.contains(&stream) {
-        return CAPTURE_UNSUPPORTED;
+    if let Err(code) = state.at_once(stream) {
+        return code;
     }
-    state.finish();
     state.call("cuStreamSynchronize").err().unwrap_or(SUCCESS)
 }
 
@@ -341,7 +375,9 @@ pub extern "C" fn cuStreamSynchronize(stream: usize) -> i32 {
 pub extern "C" fn cuEventSynchronize(event: usize) -> i32 {
     let mut state = state();
     state.expect(Kind::Event, event);
-    state.finish();
+    if let Some(Place::Stream { stream, before }) = state.events.get(&event).copied() {
+        state.run(stream, before);
+    }
     state.call("cuEventSynchronize").err().unwrap_or(SUCCESS)
 }
 
@@ -350,12 +386,22 @@ pub extern "C" fn cuEventSynchronize(event: usize) -> i32 {
 pub unsafe extern "C" fn cuStreamEndCapture(stream: usize, graph: *mut usize) -> i32 {
     let mut state = state();
     let failed = state.call("cuStreamEndCapture");
-    state.misuse += u64::from(!state.capturing.remove(&stream));
+    let Some(ended) = state.capturing.get(&stream).copied() else {
+        state.misuse += 1;
+        return INVALID_VALUE;
+    };
+    state.capturing.retain(|_, capture| *capture != ended);
+    let capture = state.captures.remove(&ended).unwrap();
     if let Err(code) = failed {
         return code;
     }
+    if capture.joined.values().any(|joined| !joined) {
+        return CAPTURE_UNJOINED;
+    }
+    let made = state.make(Kind::Graph);
+    state.graphs.insert(made, capture.work);
     // SAFETY: a place for one handle.
-    unsafe { graph.write(state.make(Kind::Graph)) };
+    unsafe { graph.write(made) };
     SUCCESS
 }
 

@@ -1,5 +1,6 @@
 //! The fake driver, built and loaded in the real one's place.
 
+use std::ffi::{CString, c_char};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,15 +9,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[allow(dead_code, reason = "not every suite uses all of them")]
 pub(crate) struct Fake {
     /// Has a call from now on fail with a code: 0 for none, `u64::MAX` for all.
-    pub(crate) fail: unsafe extern "C" fn(u64, i32),
+    fail: unsafe extern "C" fn(u64, i32),
     /// Calls since then.
-    pub(crate) calls: unsafe extern "C" fn() -> u64,
+    calls: unsafe extern "C" fn() -> u64,
+    calls_of: unsafe extern "C" fn(*const c_char) -> u64,
+    /// What is called when kernels run: name, blocks in x, arguments.
+    pub(crate) kernels: unsafe extern "C" fn(extern "C" fn(*const c_char, u32, *const u64, usize)),
     /// Objects that were made and not destroyed.
-    pub(crate) live: unsafe extern "C" fn() -> usize,
+    live: unsafe extern "C" fn() -> usize,
     /// Bytes copied in either direction.
     pub(crate) bytes: unsafe extern "C" fn() -> u64,
     /// Uses of what is not there.
-    pub(crate) misuse: unsafe extern "C" fn() -> u64,
+    misuse: unsafe extern "C" fn() -> u64,
     failed: unsafe extern "C" fn(*mut u8, usize) -> usize,
     /// The driver is one for all tests of a process.
     _alone: MutexGuard<'static, ()>,
@@ -38,6 +42,8 @@ impl Fake {
             let fake = Self {
                 fail: *library.get("fake_fail").unwrap(),
                 calls: *library.get("fake_calls").unwrap(),
+                calls_of: *library.get("fake_calls_of").unwrap(),
+                kernels: *library.get("fake_kernels").unwrap(),
                 live: *library.get("fake_live").unwrap(),
                 bytes: *library.get("fake_bytes").unwrap(),
                 misuse: *library.get("fake_misuse").unwrap(),
@@ -47,6 +53,34 @@ impl Fake {
             std::mem::forget(library);
             fake
         }
+    }
+
+    /// As `fail`.
+    pub(crate) fn fail_from_now(&self, call: u64, code: i32) {
+        // SAFETY: takes any numbers.
+        unsafe { (self.fail)(call, code) };
+    }
+    /// As `live`.
+    pub(crate) fn live_objects(&self) -> usize {
+        // SAFETY: takes nothing.
+        unsafe { (self.live)() }
+    }
+    /// As `calls`.
+    pub(crate) fn calls_made(&self) -> u64 {
+        // SAFETY: takes nothing.
+        unsafe { (self.calls)() }
+    }
+    /// As `misuse`.
+    pub(crate) fn misused(&self) -> u64 {
+        // SAFETY: takes nothing.
+        unsafe { (self.misuse)() }
+    }
+
+    /// Calls of this name since the last `fail`.
+    pub(crate) fn calls_named(&self, name: &str) -> u64 {
+        let name = CString::new(name).unwrap();
+        // SAFETY: a text.
+        unsafe { (self.calls_of)(name.as_ptr()) }
     }
 
     /// The call that failed last.

@@ -142,3 +142,124 @@ fn frequencies_of_a_shape_that_is_out_of_range_are_refused() {
     let error = config.rotary_table(8).unwrap_err();
     assert_eq!(error.to_string(), message);
 }
+
+#[test]
+fn what_is_otherwise_than_llama_is_told_in_words() {
+    assert!(Variant::LLAMA.differences().is_empty());
+    let turns = vec![Turn::Model; 4];
+    let variants = [
+        Variant {
+            qkv_bias: true,
+            ..Variant::LLAMA
+        },
+        Variant {
+            qk_norm: true,
+            ..Variant::LLAMA
+        },
+        Variant {
+            post_norms: true,
+            ..Variant::LLAMA
+        },
+        Variant {
+            activation: Activation::GeluTanh,
+            ..Variant::LLAMA
+        },
+        Variant {
+            embedding_scale: 2.0,
+            ..Variant::LLAMA
+        },
+        Variant {
+            query_scale: Some(0.1),
+            ..Variant::LLAMA
+        },
+        Variant {
+            attention_cap: Some(50.0),
+            ..Variant::LLAMA
+        },
+        Variant {
+            logit_cap: Some(30.0),
+            ..Variant::LLAMA
+        },
+        Variant {
+            window: Some(512),
+            ..Variant::LLAMA
+        },
+        Variant {
+            turns: [&turns[..], &[Turn::Not]].concat(),
+            ..Variant::LLAMA
+        },
+    ];
+    let words = variants.map(|variant| variant.differences());
+    assert!(words.iter().all(|words| words.len() == 1));
+    let different: std::collections::HashSet<_> = words.iter().collect();
+    assert_eq!(different.len(), words.len());
+    assert!(
+        Variant {
+            turns,
+            ..Variant::LLAMA
+        }
+        .differences()
+        .is_empty()
+    );
+}
+
+#[test]
+fn variants_out_of_range_are_refused() {
+    let refused = |variant: Variant| {
+        let config = LlamaConfig {
+            variant,
+            ..LlamaConfig::smollm2_135m()
+        };
+        config.validate().unwrap_err().to_string()
+    };
+    let zero = Variant {
+        logit_cap: Some(0.0),
+        ..Variant::LLAMA
+    };
+    assert_eq!(
+        refused(zero),
+        "logit_cap is 0; it must be positive and finite"
+    );
+    let few = Variant {
+        turns: vec![Turn::Not; 3],
+        ..Variant::LLAMA
+    };
+    assert_eq!(
+        refused(few),
+        "turns is of 3 layers; it must be of none, or of 30 at least"
+    );
+    let window = Variant {
+        window: Some(0),
+        ..Variant::LLAMA
+    };
+    assert!(refused(window).starts_with("window is 0"));
+}
+
+/// transformers' values for Qwen's YaRN: head dimension 128, base 1e6, factor 4, 32,768 tokens before.
+#[test]
+fn yarn_keeps_short_wavelengths_and_stretches_long_ones() {
+    let divisors = family::yarn_divisors(128, 1e6, 4.0, 32_768.0, [32.0, 1.0]);
+    assert_eq!(divisors.len(), 64);
+    // low = floor(23.6), high = ceil(39.6) by the paper's formula.
+    assert!(divisors[..=23].iter().all(|&divisor| divisor == 1.0));
+    assert!(
+        divisors[40..]
+            .iter()
+            .all(|&divisor| (divisor - 4.0).abs() < 1e-6)
+    );
+    assert!(divisors.windows(2).all(|pair| pair[0] <= pair[1]));
+    let halfway = 1.0 / (0.5 / 4.0 + 0.5);
+    let middle = (divisors[31] + divisors[32]) / 2.0;
+    assert!(
+        (f64::from(middle) - halfway).abs() < 0.05,
+        "{middle} is not {halfway}"
+    );
+    assert!((family::yarn_scale(4.0, None) - (0.1 * 4_f64.ln() + 1.0).powi(2)).abs() < 1e-12);
+    assert_eq!(
+        (
+            family::yarn_scale(1.0, None),
+            family::yarn_scale(4.0, Some(1.0))
+        ),
+        (1.0, 1.0)
+    );
+}

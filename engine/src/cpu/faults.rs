@@ -112,6 +112,7 @@ fn tiny() -> Weights {
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::None,
         tied_embeddings: true,
+        variant: crate::config::Variant::LLAMA,
     };
     Weights::synthetic(config, 3).unwrap()
 }

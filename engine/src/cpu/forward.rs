@@ -3,9 +3,10 @@
 use deft::{Batch, CacheError, Kv};
 
 use super::CpuModel;
-use super::matmul::Onto;
-use super::ops::{rms_norm, silu_mul};
+use super::matmul::{Matrix, Onto};
+use super::ops::{add_to_rows, gate_mul, rms_norm, rms_norm_in_place, soft_cap};
 use super::params::Layer;
+use crate::config::Turn;
 
 /// Which rows of logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +14,13 @@ pub(super) enum Wanted {
     All,
     Last,
     None,
+}
+
+/// What is added to the residual stream.
+#[derive(Clone, Copy)]
+enum From {
+    Attention,
+    Gate,
 }
 
 /// Memory for the states of a pass, kept from pass to pass.
@@ -35,6 +43,25 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
+    /// Adds `post_norm(matrix source)` to the residual stream.
+    fn add(&mut self, matrix: &Matrix, source: From, post_norm: Option<&Vec<f32>>, epsilon: f32) {
+        let source = match source {
+            From::Attention => &self.attended,
+            From::Gate => &self.gate,
+        };
+        let Some(gain) = post_norm else {
+            matrix.apply(source, &mut self.x, Onto::Add);
+            return;
+        };
+        // What was normed has been used.
+        matrix.apply(source, &mut self.normed, Onto::Replace);
+        rms_norm_in_place(&mut self.normed, gain, epsilon);
+        self.x
+            .iter_mut()
+            .zip(&self.normed)
+            .for_each(|(x, y)| *x += y);
+    }
+
     /// The last layer's queries, `[n, q_heads, head_dim]`.
     pub(super) fn queries(&self) -> &[f32] {
         &self.q
@@ -67,6 +94,10 @@ impl CpuModel {
             let row = self.params.embedding.row(token as usize);
             scratch.x.extend_from_slice(row);
         }
+        let scale = config.variant.embedding_scale;
+        if scale != 1.0 {
+            scratch.x.iter_mut().for_each(|x| *x *= scale);
+        }
         for (buffer, width) in [
             (&mut scratch.normed, config.hidden),
             (&mut scratch.q, config.q_width()),
@@ -80,6 +111,8 @@ impl CpuModel {
         }
     }
 
+    /// `x += post_norm(W_o attention(turn(norm(W_q h + b)), ...))`, where `h = norm(x)`; of bias, the heads' norms, turn
+    /// and the norm after it what the model has.
     fn attend(&mut self, index: u32, batch: &Batch) -> Result<(), CacheError> {
         let scratch = &mut self.scratch;
         let layer: &Layer = &self.params.layers[index as usize];
@@ -92,16 +125,34 @@ impl CpuModel {
         ] {
             matrix.apply(&scratch.normed, out, Onto::Replace);
         }
-        self.rotary.rotate(batch.positions(), &mut scratch.q)?;
-        let (cache, table) = (&mut self.cache, &self.rotary);
-        let kv = Kv::new(&scratch.k, &scratch.v).rotated(table);
+        if let Some([query, key, value]) = &layer.biases {
+            add_to_rows(&mut scratch.q, query);
+            add_to_rows(&mut scratch.k, key);
+            add_to_rows(&mut scratch.v, value);
+        }
+        if let Some([query, key]) = &layer.head_norms {
+            rms_norm_in_place(&mut scratch.q, query, epsilon);
+            rms_norm_in_place(&mut scratch.k, key, epsilon);
+        }
+        let table = match self.config.variant.turn(index) {
+            Turn::Model => Some(&self.rotary),
+            Turn::Local => self.local_rotary.as_ref(),
+            Turn::Not => None,
+        };
+        let mut kv = Kv::new(&scratch.k, &scratch.v);
+        if let Some(table) = table {
+            table.rotate(batch.positions(), &mut scratch.q)?;
+            kv = kv.rotated(table);
+        }
+        let cache = &mut self.cache;
         cache.append(index, batch, kv)?;
         cache.attend(index, batch, &scratch.q, &mut scratch.attended)?;
-        let output = &layer.output;
-        output.apply(&scratch.attended, &mut scratch.x, Onto::Add);
+        let post_norm = layer.post_norms.as_ref().map(|[attention, _]| attention);
+        scratch.add(&layer.output, From::Attention, post_norm, epsilon);
         Ok(())
     }
 
+    /// `x += post_norm(W_down (f(W_gate h) * W_up h))`, where `h = norm(x)`.
     fn feed_forward(&mut self, index: u32) {
         let scratch = &mut self.scratch;
         let layer = &self.params.layers[index as usize];
@@ -110,8 +161,13 @@ impl CpuModel {
         let normed = &scratch.normed;
         layer.gate.apply(normed, &mut scratch.gate, Onto::Replace);
         layer.up.apply(normed, &mut scratch.up, Onto::Replace);
-        silu_mul(&mut scratch.gate, &scratch.up);
-        layer.down.apply(&scratch.gate, &mut scratch.x, Onto::Add);
+        gate_mul(
+            self.config.variant.activation,
+            &mut scratch.gate,
+            &scratch.up,
+        );
+        let post_norm = layer.post_norms.as_ref().map(|[_, ffn]| ffn);
+        scratch.add(&layer.down, From::Gate, post_norm, epsilon);
     }
 
     fn finish(&mut self, wanted: Wanted, logits: &mut Vec<f32>) {
@@ -128,5 +184,8 @@ impl CpuModel {
         let head = self.params.head();
         logits.resize(x.len() / width * head.rows(), 0.0);
         head.apply(normed, logits, Onto::Replace);
+        if let Some(cap) = self.config.variant.logit_cap {
+            soft_cap(logits, cap);
+        }
     }
 }

@@ -16,7 +16,7 @@ use deft::{Batch, CacheError, Device, Grouping, TreeCache};
 
 use self::forward::Scratch;
 use self::params::Params;
-use crate::config::{ConfigError, LlamaConfig};
+use crate::config::{ConfigError, LlamaConfig, Turn};
 use crate::tree_model::Traffic;
 use crate::weights::{Weights, WeightsError};
 
@@ -63,6 +63,8 @@ pub struct CpuModel {
     config: LlamaConfig,
     params: Params,
     rotary: RotaryTable,
+    /// For layers that turn by themselves.
+    local_rotary: Option<RotaryTable>,
     cache: TreeCache,
     /// Of the last step; good as long as its leaves are stepped on.
     step: Option<Batch>,
@@ -82,17 +84,28 @@ impl CpuModel {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
         let config = weights.config().clone();
-        let cache = TreeCache::builder(&Device::cpu())
+        let mut cache = TreeCache::builder(&Device::cpu())
             .layers(config.layers)
             .heads(config.q_heads, config.kv_heads, config.head_dim)
             .dtype(DType::F32)
             .capacity_bytes(options.capacity_bytes)
-            .grouping(options.grouping)
-            .build()?;
+            .grouping(options.grouping);
+        if let Some(scale) = config.variant.query_scale {
+            cache = cache.scale(scale);
+        }
+        if let Some(cap) = config.variant.attention_cap {
+            cache = cache.soft_cap(cap);
+        }
+        let cache = cache.build()?;
         // No path is longer than what all pages hold.
         let held = cache.forest().pool().capacity().saturating_mul(PAGE_TOKENS);
+        let positions = config.context.min(held);
+        let turns_itself = config.variant.turns.contains(&Turn::Local);
         Ok(Self {
-            rotary: config.rotary_table(config.context.min(held))?,
+            rotary: config.rotary_table(positions)?,
+            local_rotary: turns_itself
+                .then(|| config.local_rotary_table(positions))
+                .transpose()?,
             params: Params::load(weights, &mut progress)?,
             config,
             cache,

@@ -26,6 +26,12 @@ pub(super) struct Layer {
     pub(super) gate: Matrix,
     pub(super) up: Matrix,
     pub(super) down: Matrix,
+    /// Of query, key and value.
+    pub(super) biases: Option<[Vec<f32>; 3]>,
+    /// Of each head's query and key.
+    pub(super) head_norms: Option<[Vec<f32>; 2]>,
+    /// After attention and after the feed-forward part.
+    pub(super) post_norms: Option<[Vec<f32>; 2]>,
 }
 
 impl Params {
@@ -84,6 +90,7 @@ impl Loader<'_> {
 
     fn layer(&mut self, layer: u32) -> Result<Layer, WeightsError> {
         let of = |tensor| Tensor::Layer(layer, tensor);
+        let variant = &self.weights.config().variant;
         Ok(Layer {
             attention_norm: self.values(of(LayerTensor::AttentionNorm))?,
             query: self.matrix(of(LayerTensor::Query))?,
@@ -94,6 +101,39 @@ impl Loader<'_> {
             gate: self.matrix(of(LayerTensor::Gate))?,
             up: self.matrix(of(LayerTensor::Up))?,
             down: self.matrix(of(LayerTensor::Down))?,
+            biases: self.some(
+                variant.qkv_bias,
+                [
+                    LayerTensor::QueryBias,
+                    LayerTensor::KeyBias,
+                    LayerTensor::ValueBias,
+                ]
+                .map(of),
+            )?,
+            head_norms: self.some(
+                variant.qk_norm,
+                [LayerTensor::QueryNorm, LayerTensor::KeyNorm].map(of),
+            )?,
+            post_norms: self.some(
+                variant.post_norms,
+                [LayerTensor::AttentionPostNorm, LayerTensor::FfnPostNorm].map(of),
+            )?,
         })
+    }
+
+    /// Vectors of a layer that some models have.
+    fn some<const N: usize>(
+        &mut self,
+        are_there: bool,
+        tensors: [Tensor; N],
+    ) -> Result<Option<[Vec<f32>; N]>, WeightsError> {
+        if !are_there {
+            return Ok(None);
+        }
+        let mut all = [const { Vec::new() }; N];
+        for (values, tensor) in all.iter_mut().zip(tensors) {
+            *values = self.values(tensor)?;
+        }
+        Ok(Some(all))
     }
 }

@@ -19,7 +19,8 @@ impl TreeModel for CpuModel {
     }
 
     fn context(&self) -> usize {
-        self.config.context as usize
+        let window = self.config.variant.window.unwrap_or(u32::MAX);
+        self.config.context.min(window) as usize
     }
 
     fn forest(&self) -> &TokenForest {
@@ -133,10 +134,13 @@ impl CpuModel {
 
     fn check_context(&self, tokens: u64) -> Result<(), ModelError> {
         let context = self.context();
-        if tokens > context as u64 {
-            return Err(ModelError::Context { tokens, context });
+        if tokens <= context as u64 {
+            return Ok(());
         }
-        Ok(())
+        Err(match self.config.variant.window {
+            Some(window) if window as usize == context => ModelError::Window { tokens, window },
+            _ => ModelError::Context { tokens, context },
+        })
     }
 
     fn path_length(&self, node: NodeKey) -> Result<u64, CacheError> {

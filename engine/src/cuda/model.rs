@@ -34,8 +34,6 @@ pub struct CudaModel {
     pub(super) prefill: Schedule,
     pub(super) lanes: Vec<Lane>,
     pub(super) prefill_lane: Option<Lane>,
-    /// Rows of the lane that holds the plan of `decode`.
-    pub(super) loaded: Option<u32>,
     pub(super) options: CudaOptions,
     pub(super) traffic: Traffic,
     /// Lengths before the step's tokens: what the device counts from.
@@ -86,7 +84,6 @@ impl CudaModel {
             cache,
             lanes: Vec::new(),
             prefill_lane: None,
-            loaded: None,
             options,
             traffic: Traffic::default(),
             before: Vec::new(),

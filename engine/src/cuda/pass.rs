@@ -9,7 +9,7 @@ use super::forward::Pass;
 use super::lane::Lane;
 use super::probe::Observer;
 use super::rows::bucket;
-use super::schedule::{Change, Schedule};
+use super::schedule::Schedule;
 use crate::ModelError;
 use crate::traffic::{path_bytes, plan_bytes};
 
@@ -52,25 +52,13 @@ impl CudaModel {
         pass: Pass,
         events: Option<(&Event, &Event)>,
     ) -> Result<(), ModelError> {
-        let change = self.decode.update(&self.forest, leaves)?;
+        self.decode.update(&self.forest, leaves)?;
         let rows = bucket(leaves.len() as u32);
-        // Until all of it is there, what is there is of no use: a failure leaves that to the next pass.
-        let loaded = self.loaded.take();
         self.reserve_slots()?;
-        let (at, is_new) = self.lane(rows)?;
-        let loaded = loaded.filter(|_| !is_new);
-        let lane = &mut self.lanes[at];
-        let plan = self.decode.plan();
-        match change {
-            Change::Nothing if loaded == Some(rows) => {}
-            Change::Pages if loaded == Some(rows) => {
-                lane.plan_mut()
-                    .patch(plan, self.decode.dirty(), &self.stream)?;
-            }
-            _ => {
-                lane.plan_mut().update(plan, &self.stream)?;
-            }
-        }
+        let at = self.lane(rows)?;
+        self.lanes[at]
+            .plan_mut()
+            .update(self.decode.plan(), &self.stream)?;
         if let Some(tokens) = tokens {
             self.positions.clear();
             self.decode.positions(&self.forest, &mut self.positions)?;
@@ -91,9 +79,7 @@ impl CudaModel {
             end.record(&self.stream)?;
         }
         self.cache.assume_lengths(self.forest.lengths())?;
-        self.count_traffic(leaves)?;
-        self.loaded = Some(rows);
-        Ok(())
+        self.count_traffic(leaves)
     }
 
     /// Enqueues a pass over draft nodes that are in the forest.
@@ -148,21 +134,21 @@ impl CudaModel {
         Ok(())
     }
 
-    /// The lane of `rows` rows, with room for the plan, and whether it was just made and holds none.
-    fn lane(&mut self, rows: u32) -> Result<(usize, bool), CudaError> {
+    /// The lane of `rows` rows, with room for the plan.
+    fn lane(&mut self, rows: u32) -> Result<usize, CudaError> {
         let plan = self.decode.plan();
         let at = self.lanes.iter().position(|lane| lane.rows() == rows);
         match at {
-            Some(at) if self.lanes[at].holds(plan) => Ok((at, false)),
+            Some(at) if self.lanes[at].holds(plan) => Ok(at),
             Some(at) => {
                 // The room may be in use.
                 self.stream.synchronize()?;
                 self.lanes[at] = Lane::new(&self.cache, rows, plan, Some(&self.lanes[at]))?;
-                Ok((at, true))
+                Ok(at)
             }
             None => {
                 self.lanes.push(Lane::new(&self.cache, rows, plan, None)?);
-                Ok((self.lanes.len() - 1, true))
+                Ok(self.lanes.len() - 1)
             }
         }
     }

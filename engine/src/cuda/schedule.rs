@@ -120,6 +120,7 @@ impl Schedule {
         &self.plan
     }
     /// Words of the plan that the last patch changed.
+    #[cfg(test)]
     pub(super) fn dirty(&self) -> &[Range<u32>] {
         &self.dirty
     }

@@ -5,7 +5,7 @@ use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, Stream};
 use deft::{DType, KvElement, bf16, f16};
 
 use super::CudaModelError;
-use crate::{LayerTensor, LlamaConfig, Tensor, Weights};
+use crate::{ConfigError, LayerTensor, LlamaConfig, Tensor, Weights, WeightsError};
 
 /// Elements that are read from the source at a time.
 const BLOCK_ELEMENTS: usize = 16 << 20;
@@ -59,6 +59,7 @@ impl CudaWeights {
             return Err(CudaError::DType { dtype }.into());
         }
         let config = weights.config().clone();
+        refuse_variants(&config)?;
         let stream = Stream::new(device)?;
         let reader = Reader {
             device,
@@ -94,6 +95,7 @@ impl CudaWeights {
         seed: u64,
     ) -> Result<Self, CudaModelError> {
         config.validate()?;
+        refuse_variants(&config)?;
         if distinct_layers == 0 || distinct_layers > config.layers {
             return Err(CudaModelError::Option {
                 option: "distinct_layers",
@@ -279,5 +281,40 @@ impl Maker<'_> {
         // way frees it, and freeing waits too.
         unsafe { self.ops.fill_random(&fill, self.stream.raw()) }?;
         Ok(buffer)
+    }
+}
+
+/// The kernels between the products are Llama's.
+fn refuse_variants(config: &LlamaConfig) -> Result<(), WeightsError> {
+    let differences = config.variant.differences();
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(WeightsError::Config(ConfigError {
+        field: "variant",
+        value: differences.join(", "),
+        expected: "Llama's on a GPU, which cannot do that yet; the CPU can".to_owned(),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Variant;
+
+    #[test]
+    fn what_is_not_llama_s_is_refused_by_name() {
+        let mut config = LlamaConfig::smollm2_135m();
+        assert!(refuse_variants(&config).is_ok());
+        config.variant = Variant {
+            qkv_bias: true,
+            logit_cap: Some(30.0),
+            ..Variant::LLAMA
+        };
+        assert_eq!(
+            refuse_variants(&config).unwrap_err().to_string(),
+            "variant is biases of queries, keys and values, capped logits; it must be Llama's on a GPU, which cannot do \
+             that yet; the CPU can"
+        );
     }
 }

@@ -82,10 +82,46 @@ pub enum GgufError {
         name: String,
     },
     /// A tensor that is none of the model's.
-    #[error("tensor {name:?} is not of a Llama model without biases and experts")]
+    #[error(
+        "tensor {name:?} is not of a model of architecture {architecture:?} as it can be run here"
+    )]
     UnknownTensor {
         /// The tensor.
         name: String,
+        /// The model's architecture.
+        architecture: String,
+    },
+    /// A tensor of a type that cannot be read.
+    #[error(
+        "tensor {name:?} of the {architecture:?} model is of type {kind}; {readable} can be read"
+    )]
+    Type {
+        /// The tensor.
+        name: String,
+        /// The model's architecture.
+        architecture: String,
+        /// ggml's name for the type.
+        kind: String,
+        /// Those of the types that can be read.
+        readable: String,
+    },
+    /// A key of the architecture that nothing is known of.
+    #[error("metadata {key:?} is {found}, and is not known; it may change what the model computes")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// What it is.
+        found: String,
+    },
+    /// A part of a model in several files that is none.
+    #[error("it is part {number} of a model in {count} files; {problem}")]
+    Part {
+        /// Which part, from 1 on.
+        number: u32,
+        /// Parts that there are.
+        count: u32,
+        /// What is wrong.
+        problem: String,
     },
     /// A tensor of another size.
     #[error("tensor {name:?} is {found:?}, columns first; it must be {expected:?}")]

@@ -4,39 +4,44 @@
 //! checked against the file's size before they are used.
 
 mod error;
+mod kinds;
 mod model;
 mod parse;
+mod parts;
 mod value;
 
 use std::collections::HashMap;
 use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use self::error::GgufError;
 pub(crate) use self::value::required;
 pub use self::value::{Metadata, Value};
 
 use crate::config::RopeScaling;
-use crate::weights::{Format, Weights, WeightsError, stored};
+use crate::weights::{Weights, WeightsError, stored};
 
 /// A tensor as a file describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TensorInfo {
     /// Columns first.
     dims: Vec<u64>,
-    format: Format,
-    /// From the begin of the data on.
+    /// ggml's number for its type.
+    kind: u32,
+    /// Of its file's first byte.
     offset: u64,
+    /// Index of its file.
+    file: usize,
 }
 
-/// What a file says before its data.
+/// What a file says before its data, or the files of a model together.
 #[derive(Debug)]
 pub(crate) struct Header {
+    /// The first file's.
     metadata: Metadata,
     tensors: HashMap<String, TensorInfo>,
-    /// Offset of the data.
-    data_begin: u64,
-    file_bytes: u64,
+    /// Of each file.
+    file_bytes: Vec<u64>,
 }
 
 /// A model from a GGUF file: its weights, and the metadata that make its tokenizer.
@@ -47,40 +52,62 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Reads the header of the file at `path`; weights are read when they are asked for.
+    /// Reads the header of the file at `path`, and of the other files where a model is in several; weights are read
+    /// when they are asked for.
     ///
     /// # Errors
-    /// [`WeightsError`]: the file cannot be read, is no GGUF file, or holds no Llama model.
+    /// [`WeightsError`]: a file cannot be read, is no GGUF file, or holds no model that can be run.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        let (file, file_bytes) = stored::open(path)?;
-        let mut reader = BufReader::new(file);
+        let (mut header, storage) = read(path)?;
         let at = |error: GgufError| WeightsError::file(path, error);
-        let header = parse::parse(&mut reader, file_bytes).map_err(at)?;
-        Self::assemble(path, header, Box::new(reader.into_inner()))
+        let mut files = vec![(path.to_owned(), storage)];
+        let paths = parts::paths(path, &header.metadata).map_err(at)?;
+        if !paths.is_empty() {
+            files.clear();
+            let mut all = Vec::new();
+            for path in paths {
+                let (header, storage) = read(&path)?;
+                all.push(header);
+                files.push((path, storage));
+            }
+            header = parts::join(all).map_err(at)?;
+        }
+        Self::assemble(path, header, files)
     }
 
     fn assemble(
         path: &Path,
         header: Header,
-        storage: Box<dyn stored::Storage>,
+        files: Vec<(PathBuf, Box<dyn stored::Storage>)>,
     ) -> Result<Self, WeightsError> {
         let at = |error: GgufError| WeightsError::file(path, error);
-        let mut config = model::config(&header).map_err(at)?;
+        let (mut config, family) = model::config(&header).map_err(at)?;
         config.validate()?;
-        config.rope_scaling = model::scaling(&header.metadata, config.head_dim).map_err(at)?;
+        model::set_rotation(&header.metadata, family, &mut config).map_err(at)?;
+        model::check_keys(&header.metadata, family).map_err(at)?;
         config.validate()?;
         let places = model::places(&header, &config).map_err(at)?;
-        let file = stored::TensorFile::new(path, storage);
+        let files = files.into_iter();
+        let files: Vec<_> = files
+            .map(|(path, storage)| stored::TensorFile::new(&path, storage))
+            .collect();
         if let Some(place) = model::rope_divisors(&header, &config).map_err(at)? {
-            let divisors = file.read_row(&place)?;
+            let mut divisors = files[place.file].read_row(&place)?;
+            if let RopeScaling::Divisors(more) = &config.rope_scaling {
+                divisors
+                    .iter_mut()
+                    .zip(more)
+                    .for_each(|(divisor, more)| *divisor *= more);
+            }
             config.rope_scaling = RopeScaling::Divisors(divisors);
             config.validate()?;
         }
         let source = stored::Stored {
-            files: vec![file],
+            files,
             places,
-            order: stored::HeadOrder::Pairs,
+            order: family.order,
             head_dim: config.head_dim as usize,
+            norm_offset: 0.0,
         };
         Ok(Self {
             weights: Weights::of(config, Box::new(source)),
@@ -108,6 +135,16 @@ impl Gguf {
     pub fn weights(&self) -> &Weights {
         &self.weights
     }
+}
+
+type Opened = (Header, Box<dyn stored::Storage>);
+
+fn read(path: &Path) -> Result<Opened, WeightsError> {
+    let (file, file_bytes) = stored::open(path)?;
+    let mut reader = BufReader::new(file);
+    let header = parse::parse(&mut reader, file_bytes);
+    let header = header.map_err(|error| WeightsError::file(path, error))?;
+    Ok((header, Box::new(reader.into_inner())))
 }
 
 #[cfg(test)]

@@ -1,67 +1,201 @@
-//! The Llama model in a GGUF file: its shape, and where each tensor is.
+//! The model in GGUF files: its shape, and where each tensor is.
 
 use std::collections::{HashMap, HashSet};
 
 use super::value::{Metadata, required};
-use super::{GgufError, Header, TensorInfo};
+use super::{GgufError, Header, TensorInfo, kinds};
+use crate::config::family::{FAMILIES, Family, yarn_divisors, yarn_scale};
 use crate::config::{LlamaConfig, RopeScaling};
 use crate::weights::stored::Place;
-use crate::weights::{LayerTensor, Tensor};
+use crate::weights::{Tensor, names};
 
-const EMBEDDING: &str = "token_embd.weight";
-const HEAD: &str = "output.weight";
+const ARCHITECTURE: &str = "general.architecture";
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
+/// Layers of Gemma's 27B, which scales attention by `hidden / q_heads`; no key says so.
+const GEMMA_27B: [(&str, u32); 2] = [("gemma2", 46), ("gemma3", 62)];
 
-/// The shape of the model, to be validated; [`scaling`] is for a head dimension that was.
-pub(super) fn config(header: &Header) -> Result<LlamaConfig, GgufError> {
+/// Keys of an architecture that are read.
+const KNOWN: [&str; 27] = [
+    "block_count",
+    "embedding_length",
+    "feed_forward_length",
+    "context_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.freq_base_swa",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "expert_count",
+    // These change nothing here.
+    "expert_used_count",
+    "rope.scaling.finetuned",
+    "vocab_size",
+    "tensor_data_layout",
+];
+
+/// A key of the model's architecture.
+fn key(family: &Family, name: &str) -> String {
+    format!("{}.{name}", family.gguf)
+}
+
+/// The shape of the model, to be validated; [`set_rotation`] is for a head dimension that was.
+pub(super) fn config(header: &Header) -> Result<(LlamaConfig, &'static Family), GgufError> {
     let metadata = &header.metadata;
-    expect_text(metadata, "general.architecture", &["llama"], true)?;
+    let architecture = required(metadata.text(ARCHITECTURE)?, ARCHITECTURE)?;
+    let family = FAMILIES.iter().find(|family| family.gguf == architecture);
+    let Some(family) = family else {
+        let mut known: Vec<_> = FAMILIES.iter().map(|family| family.gguf).collect();
+        known.dedup();
+        return Err(GgufError::Metadata {
+            key: ARCHITECTURE.to_owned(),
+            found: format!("{architecture:?}"),
+            expected: format!("one of {known:?}"),
+        });
+    };
     let number = |name: &str| {
-        let key = format!("llama.{name}");
+        let key = key(family, name);
         required(metadata.u32(&key)?, &key)
     };
-    let float = |name: &str| metadata.f64(&format!("llama.{name}"));
+    let maybe = |name: &str| metadata.u32(&key(family, name));
+    let float = |name: &str| metadata.f64(&key(family, name));
     let hidden = number("embedding_length")?;
     let q_heads = number("attention.head_count")?;
-    let kv_heads = metadata.u32("llama.attention.head_count_kv")?;
-    let key_length = metadata.u32("llama.attention.key_length")?;
-    let head_dim = key_length.unwrap_or(hidden / q_heads.max(1));
-    for key in ["llama.rope.dimension_count", "llama.attention.value_length"] {
-        expect_number(metadata, key, head_dim)?;
+    let head_dim = maybe("attention.key_length")?.unwrap_or(hidden / q_heads.max(1));
+    for (name, expected) in [
+        ("rope.dimension_count", head_dim),
+        ("attention.value_length", head_dim),
+        ("expert_count", 0),
+    ] {
+        expect(metadata, &key(family, name), expected)?;
     }
-    expect_number(metadata, "llama.expert_count", 0)?;
-    let epsilon = "llama.attention.layer_norm_rms_epsilon";
-    let embedding = header.tensor(EMBEDDING)?;
+    let epsilon = key(family, "attention.layer_norm_rms_epsilon");
+    let embedding = header.tensor(&names::gguf(Tensor::Embedding))?;
     let rows = embedding.dims.get(1).copied().unwrap_or(0);
-    Ok(LlamaConfig {
-        layers: number("block_count")?,
+    let mut variant = family.variant(hidden);
+    variant.window = maybe("attention.sliding_window")?.filter(|&tokens| tokens > 0);
+    // As transformers has it where a file says nothing.
+    let cap = |name: &str, usual: Option<f64>| -> Result<Option<f32>, GgufError> {
+        Ok(float(name)?
+            .or(usual)
+            .map(|cap| cap as f32)
+            .filter(|&cap| cap != 0.0))
+    };
+    variant.attention_cap = cap("attn_logit_softcapping", family.default.attention_cap)?;
+    variant.logit_cap = cap("final_logit_softcapping", family.default.logit_cap)?;
+    let layers = number("block_count")?;
+    if GEMMA_27B.contains(&(family.gguf, layers)) {
+        let scalar = f64::from(hidden) / f64::from(q_heads.max(1));
+        variant.query_scale = Some(scalar.powf(-0.5) as f32);
+    }
+    let config = LlamaConfig {
+        layers,
         hidden,
         ffn: number("feed_forward_length")?,
         q_heads,
-        kv_heads: kv_heads.unwrap_or(q_heads),
+        kv_heads: maybe("attention.head_count_kv")?.unwrap_or(q_heads),
         head_dim,
         vocabulary: u32::try_from(rows).unwrap_or(u32::MAX),
         context: number("context_length")?,
-        rms_eps: required(metadata.f64(epsilon)?, epsilon)? as f32,
+        rms_eps: required(metadata.f64(&epsilon)?, &epsilon)? as f32,
         rope_theta: float("rope.freq_base")?.unwrap_or(10_000.0),
         rope_scaling: RopeScaling::None,
-        tied_embeddings: !header.tensors.contains_key(HEAD),
-    })
+        tied_embeddings: !header.tensors.contains_key(&names::gguf(Tensor::Head)),
+        variant,
+    };
+    Ok((config, family))
 }
 
-/// Of the rotary embedding, for heads of a dimension that is known to be one.
-pub(super) fn scaling(metadata: &Metadata, head_dim: u32) -> Result<RopeScaling, GgufError> {
-    let kind = "llama.rope.scaling.type";
-    expect_text(metadata, kind, &["none", "linear"], false)?;
-    if metadata.text(kind)? != Some("linear") {
-        return Ok(RopeScaling::None);
+/// How queries and keys turn, for layers and heads of numbers that are known to be some.
+pub(super) fn set_rotation(
+    metadata: &Metadata,
+    family: &Family,
+    config: &mut LlamaConfig,
+) -> Result<(), GgufError> {
+    family.set_layers(config);
+    let float = |name: &str| metadata.f64(&key(family, name));
+    if let Some(theta) = float("rope.freq_base_swa")? {
+        config.variant.local_rope_theta = theta;
     }
-    let key = "llama.rope.scaling.factor";
-    let factor = required(metadata.f64(key)?, key)? as f32;
-    Ok(RopeScaling::Divisors(vec![factor; head_dim as usize / 2]))
+    let factor = "rope.scaling.factor";
+    let given = match float(factor)? {
+        Some(given) => Some(given),
+        None => float("rope.scale_linear")?,
+    };
+    let kind = key(family, "rope.scaling.type");
+    config.rope_scaling = match (metadata.text(&kind)?, given) {
+        (Some("none"), _) | (None, None) => RopeScaling::None,
+        // A file that says nothing means linear.
+        (Some("linear") | None, given) => {
+            let factor = required(given, &key(family, factor))? as f32;
+            RopeScaling::Divisors(vec![factor; config.head_dim as usize / 2])
+        }
+        (Some("yarn"), given) => {
+            let factor = required(given, &key(family, factor))?;
+            let original = "rope.scaling.original_context_length";
+            let original = float(original)?.unwrap_or_else(|| f64::from(config.context));
+            let beta = [
+                float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+            ];
+            // ggml multiplies its own factor by what the file says.
+            let more = float("rope.scaling.attn_factor")?.unwrap_or(1.0);
+            let usual = config
+                .variant
+                .query_scale
+                .map_or(f64::from(config.head_dim).powf(-0.5), f64::from);
+            config.variant.query_scale =
+                Some((usual * yarn_scale(factor, None) * more.powi(2)) as f32);
+            let theta = config.rope_theta;
+            RopeScaling::Divisors(yarn_divisors(
+                config.head_dim,
+                theta,
+                factor,
+                original,
+                beta,
+            ))
+        }
+        (Some(other), _) => {
+            return Err(GgufError::Metadata {
+                key: kind,
+                found: format!("{other:?}"),
+                expected: "one of [\"none\", \"linear\", \"yarn\"]".to_owned(),
+            });
+        }
+    };
+    Ok(())
 }
 
-fn expect_number(metadata: &Metadata, key: &str, expected: u32) -> Result<(), GgufError> {
+/// Whether all keys of the architecture are known.
+pub(super) fn check_keys(metadata: &Metadata, family: &Family) -> Result<(), GgufError> {
+    let begin = key(family, "");
+    let mut keys = metadata.0.iter();
+    let unknown = keys.find(|(key, _)| {
+        let name = key.strip_prefix(&begin);
+        name.is_some_and(|name| !KNOWN.contains(&name))
+    });
+    match unknown {
+        Some((key, value)) => Err(GgufError::UnknownKey {
+            key: key.clone(),
+            found: value.describe(),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn expect(metadata: &Metadata, key: &str, expected: u32) -> Result<(), GgufError> {
     match metadata.u32(key)? {
         Some(found) if found != expected => Err(GgufError::Metadata {
             key: key.to_owned(),
@@ -72,53 +206,30 @@ fn expect_number(metadata: &Metadata, key: &str, expected: u32) -> Result<(), Gg
     }
 }
 
-fn expect_text(
-    metadata: &Metadata,
-    key: &str,
-    expected: &[&str],
-    needed: bool,
-) -> Result<(), GgufError> {
-    let found = metadata.text(key)?;
-    let Some(found) = (if needed {
-        Some(required(found, key)?)
-    } else {
-        found
-    }) else {
-        return Ok(());
-    };
-    if expected.contains(&found) {
-        return Ok(());
-    }
-    Err(GgufError::Metadata {
-        key: key.to_owned(),
-        found: format!("{found:?}"),
-        expected: format!("one of {expected:?}"),
-    })
-}
-
-/// Where every tensor of the model is, each checked to be of the right shape and within the file.
+/// Where every tensor of the model is, each checked to be of the right shape and within its file.
 pub(super) fn places(
     header: &Header,
     config: &LlamaConfig,
 ) -> Result<HashMap<Tensor, Place>, GgufError> {
     let mut places = HashMap::new();
-    let mut bytes = 0u64;
+    let (mut bytes, file_bytes) = (0u64, header.file_bytes.iter().sum());
     for tensor in Tensor::all(config) {
-        let name = name(tensor);
-        let place = header.place(&name, &tensor.shape(config))?;
+        let place = header.place(&names::gguf(tensor), &tensor.shape(config))?;
         places.insert(tensor, place);
-        // Each is within the file; tensors that share its bytes could still be many times as large.
+        // Each is within its file; tensors that share its bytes could still be many times as large.
         bytes = bytes.saturating_add(place_bytes(&place, tensor.shape(config)));
-        if bytes > header.file_bytes {
-            let file_bytes = header.file_bytes;
+        if bytes > file_bytes {
             return Err(GgufError::TooLarge { bytes, file_bytes });
         }
     }
-    let mut known: HashSet<_> = places.keys().map(|&tensor| name(tensor)).collect();
+    let mut known: HashSet<_> = places.keys().map(|&tensor| names::gguf(tensor)).collect();
     known.insert(ROPE_DIVISORS.to_owned());
     let mut unknown = header.tensors.keys();
     match unknown.find(|name| !known.contains(*name)) {
-        Some(name) => Err(GgufError::UnknownTensor { name: name.clone() }),
+        Some(name) => Err(GgufError::UnknownTensor {
+            name: name.clone(),
+            architecture: header.architecture(),
+        }),
         None => Ok(places),
     }
 }
@@ -141,28 +252,12 @@ pub(super) fn rope_divisors(
     header.place(ROPE_DIVISORS, &shape).map(Some)
 }
 
-fn name(tensor: Tensor) -> String {
-    let (layer, tensor) = match tensor {
-        Tensor::Embedding => return EMBEDDING.to_owned(),
-        Tensor::FinalNorm => return "output_norm.weight".to_owned(),
-        Tensor::Head => return HEAD.to_owned(),
-        Tensor::Layer(layer, tensor) => (layer, tensor),
-    };
-    let name = match tensor {
-        LayerTensor::AttentionNorm => "attn_norm",
-        LayerTensor::Query => "attn_q",
-        LayerTensor::Key => "attn_k",
-        LayerTensor::Value => "attn_v",
-        LayerTensor::Output => "attn_output",
-        LayerTensor::FfnNorm => "ffn_norm",
-        LayerTensor::Gate => "ffn_gate",
-        LayerTensor::Up => "ffn_up",
-        LayerTensor::Down => "ffn_down",
-    };
-    format!("blk.{layer}.{name}.weight")
-}
-
 impl Header {
+    fn architecture(&self) -> String {
+        let named = self.metadata.text(ARCHITECTURE);
+        named.ok().flatten().unwrap_or_default().to_owned()
+    }
+
     fn tensor(&self, name: &str) -> Result<&TensorInfo, GgufError> {
         let found = self.tensors.get(name);
         found.ok_or_else(|| GgufError::MissingTensor {
@@ -179,7 +274,13 @@ impl Header {
         } else {
             vec![width, rows]
         };
-        let whole = info.format.bytes(width);
+        let format = kinds::format(info.kind).ok_or_else(|| GgufError::Type {
+            name: name.to_owned(),
+            architecture: self.architecture(),
+            kind: kinds::name(info.kind),
+            readable: kinds::readable(),
+        })?;
+        let whole = format.bytes(width);
         let Some(row_bytes) = whole.filter(|_| info.dims == expected) else {
             return Err(GgufError::Shape {
                 name: name.to_owned(),
@@ -189,19 +290,19 @@ impl Header {
         };
         // Of a valid shape: far below overflow.
         let bytes = row_bytes * rows;
-        let offset = self.data_begin.saturating_add(info.offset);
-        if offset.saturating_add(bytes) > self.file_bytes {
+        let (offset, file_bytes) = (info.offset, self.file_bytes[info.file]);
+        if offset.saturating_add(bytes) > file_bytes {
             return Err(GgufError::OutOfFile {
                 name: name.to_owned(),
                 offset,
                 bytes,
-                file_bytes: self.file_bytes,
+                file_bytes,
             });
         }
         Ok(Place {
-            file: 0,
+            file: info.file,
             offset,
-            format: info.format,
+            format,
             columns,
         })
     }

@@ -5,7 +5,6 @@ use std::io::Read;
 
 use super::value::{Metadata, Value};
 use super::{GgufError, Header, TensorInfo};
-use crate::weights::Format;
 
 /// Most bytes of a header: tokens and merges of a large vocabulary take some 20 MiB.
 const MAX_HEADER_BYTES: u64 = 256 << 20;
@@ -31,7 +30,7 @@ pub(super) fn parse(source: &mut impl Read, file_bytes: u64) -> Result<Header, G
     let tensors = cursor.u64("the number of tensors")?;
     let entries = cursor.u64("the number of metadata entries")?;
     let metadata = cursor.metadata(entries)?;
-    let tensors = cursor.tensors(tensors)?;
+    let mut tensors = cursor.tensors(tensors)?;
     let key = "general.alignment";
     let alignment = metadata.u32(key)?.unwrap_or(DEFAULT_ALIGNMENT);
     if !alignment.is_power_of_two() {
@@ -41,11 +40,14 @@ pub(super) fn parse(source: &mut impl Read, file_bytes: u64) -> Result<Header, G
             expected: "a power of two".to_owned(),
         });
     }
+    let data = cursor.offset.next_multiple_of(u64::from(alignment));
+    for tensor in tensors.values_mut() {
+        tensor.offset = tensor.offset.saturating_add(data);
+    }
     Ok(Header {
         metadata,
         tensors,
-        data_begin: cursor.offset.next_multiple_of(u64::from(alignment)),
-        file_bytes,
+        file_bytes: vec![file_bytes],
     })
 }
 
@@ -205,29 +207,12 @@ impl<R: Read> Cursor<'_, R> {
         let dims = (0..count).map(|_| self.u64("a tensor's dimension"));
         let dims = dims.collect::<Result<_, _>>()?;
         let kind = self.u32("a tensor's type")?;
-        let format = match kind {
-            0 => Format::F32,
-            1 => Format::F16,
-            2 => Format::Q4_0,
-            3 => Format::Q4_1,
-            8 => Format::Q8_0,
-            30 => Format::Bf16,
-            _ => {
-                return Err(GgufError::Value {
-                    what: "a tensor's type",
-                    offset: self.offset - 4,
-                    value: kind.into(),
-                    limit:
-                        "0 (F32), 1 (F16), 2 (Q4_0), 3 (Q4_1), 8 (Q8_0) and 30 (BF16) can be read"
-                            .to_owned(),
-                });
-            }
-        };
         let offset = self.u64("a tensor's offset")?;
         Ok(TensorInfo {
             dims,
-            format,
+            kind,
             offset,
+            file: 0,
         })
     }
 }

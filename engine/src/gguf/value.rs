@@ -24,7 +24,7 @@ pub enum Value {
 }
 
 impl Value {
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         match self {
             Self::Integer(value) => value.to_string(),
             Self::Float(value) => value.to_string(),
@@ -118,6 +118,17 @@ impl Metadata {
     pub fn integers(&self, key: &str) -> Result<Option<&[i64]>, GgufError> {
         self.take(key, "an array of integers", |value| match value {
             Value::Integers(values) => Some(values.as_slice()),
+            _ => None,
+        })
+    }
+
+    /// An array of floats.
+    ///
+    /// # Errors
+    /// [`GgufError::Metadata`].
+    pub fn floats(&self, key: &str) -> Result<Option<&[f64]>, GgufError> {
+        self.take(key, "an array of floats", |value| match value {
+            Value::Floats(values) => Some(values.as_slice()),
             _ => None,
         })
     }

@@ -2,13 +2,25 @@
 
 use safetensors::tensor::TensorView;
 
+use std::path::PathBuf;
+
+use serde_json::Value;
+
 use super::*;
+use crate::config::RopeScaling;
 
 const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 64, "num_hidden_layers": 1, "intermediate_size": 16,
     "vocab_size": 5, "max_position_embeddings": 100, "rms_norm_eps": 1e-5, "rope_theta": 5e5,
     "tie_word_embeddings": false, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
     "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}"#;
+
+/// The shape that a `config.json` describes.
+fn config(text: &str) -> Result<LlamaConfig, String> {
+    let (mut config, family) = super::config::shape(text)?;
+    super::config::set_rotation(text, family, &mut config)?;
+    Ok(config)
+}
 
 /// A folder that goes away with its value.
 struct Folder(PathBuf);
@@ -33,12 +45,12 @@ fn write(name: &str) -> Folder {
             .map(|(_, tensor)| {
                 let [rows, columns] = tensor.shape(&config);
                 let bytes = (0..rows * columns).flat_map(|i| (i as f32).to_le_bytes());
-                let shape = if is_vector(tensor) {
+                let shape = if rows == 1 {
                     vec![columns]
                 } else {
                     vec![rows, columns]
                 };
-                (super::name(tensor), shape, bytes.collect())
+                (names::hf(tensor, &config), shape, bytes.collect())
             })
             .collect();
         let views = tensors.iter().map(|(name, shape, bytes)| {
@@ -101,7 +113,7 @@ fn broken_and_missing_files_are_named() {
 fn shapes_that_cannot_be_run_are_named() {
     let refused = |from: &str, to: &str| config(&CONFIG.replace(from, to)).unwrap_err();
     assert!(refused("\"llama\"", "\"gpt2\"").starts_with("model_type is \"gpt2\""));
-    assert!(refused("llama3", "yarn").starts_with("rope_scaling is of type \"yarn\""));
+    assert!(refused("llama3", "longrope").starts_with("rope_scaling is of type \"longrope\""));
     assert!(refused("\"vocab_size\": 5", "\"vocab_size\": -5").starts_with("vocab_size is -5"));
     assert!(refused("1e-5", "\"x\"").starts_with("rms_norm_eps is \"x\""));
     assert!(refused("\"head_dim\": 64", "\"mlp_bias\": true").starts_with("mlp_bias is true"));
@@ -154,8 +166,8 @@ fn rotary_parameters_that_cannot_be_run_are_named() {
             "rope_theta is null",
         ),
         (
-            r#"{"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}"#,
-            "rope_parameters is of type \"yarn\"",
+            r#"{"rope_parameters": {"rope_theta": 1e4, "rope_type": "dynamic"}}"#,
+            "rope_parameters is of type \"dynamic\"",
         ),
         (
             r#"{"rope_parameters": {"rope_theta": 1e4, "factor": 2.0}}"#,

@@ -3,69 +3,149 @@
 use std::collections::HashMap;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use serde_json::Value;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
+use tokenizers::{AddedToken, ModelWrapper, PreTokenizerWrapper};
 
 use super::bytes::ByteTable;
-use super::{Tokenizer, TokenizerError};
+use super::pre::Pre;
+use super::{Names, Tokenizer, TokenizerError, guarded, pieces};
 use crate::gguf::{Metadata, required};
 
-/// How Llama 3 splits a text before BPE.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Control tokens that end a text or a turn.
-const ENDS: [&str; 5] = [
+const ENDS: [&str; 9] = [
     "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
+    "<|end|>",
+    "<end_of_turn>",
     "<|endoftext|>",
     "<|end_of_text|>",
+    "</s>",
+    "<eos>",
 ];
 /// Types of tokens in a GGUF file.
+const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
-pub(super) fn from_gguf(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
-    let key = "tokenizer.ggml.model";
-    let model = required(metadata.text(key)?, key)?;
-    if model != "gpt2" {
-        return Err(TokenizerError::Unsupported {
-            what: key,
-            found: model.to_owned(),
-            expected: "\"gpt2\", byte-level BPE",
-        });
-    }
-    let key = "tokenizer.ggml.tokens";
-    let tokens = required(metadata.texts(key)?, key)?;
-    let pre = metadata.text("tokenizer.ggml.pre")?.unwrap_or("default");
-    let mut inner = tokenizers::Tokenizer::new(bpe(metadata, tokens, pre)?);
-    inner.with_pre_tokenizer(Some(pre_tokenizer(pre)?));
-    let (added, control) = added_tokens(metadata, tokens)?;
-    let id = |key| -> Result<Option<u32>, TokenizerError> {
-        Ok(metadata
-            .u32(key)?
-            .filter(|&id| (id as usize) < tokens.len()))
-    };
-    let begins = metadata
-        .bool("tokenizer.ggml.add_bos_token")?
-        .unwrap_or(false);
-    let begin = id("tokenizer.ggml.bos_token_id")?.filter(|_| begins);
-    let mut ends = ends(&inner);
-    for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
-        ends.extend(id(key)?);
-    }
-    assemble(inner, added, control, begin, ends)
+/// What a tokenizer is made of.
+struct Parts {
+    inner: tokenizers::Tokenizer,
+    names: Names,
+    added: HashMap<u32, String>,
+    control: Vec<(String, u32)>,
+    begin: Option<u32>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    /// Where a text ends, beside `eos` and what is known by its name.
+    ends: Vec<u32>,
+    warnings: Vec<String>,
 }
 
-fn bpe(metadata: &Metadata, tokens: &[String], pre: &str) -> Result<BPE, TokenizerError> {
-    let vocabulary: Vocab = tokens.iter().cloned().zip(0..).collect();
-    if vocabulary.len() != tokens.len() {
-        let what = format!("{} tokens have {} names", tokens.len(), vocabulary.len());
+pub(super) fn from_gguf(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
+    guarded(|| gguf_parts(metadata)?.assemble())
+}
+
+fn gguf_parts(metadata: &Metadata) -> Result<Parts, TokenizerError> {
+    let key = "tokenizer.ggml.tokens";
+    let tokens = required(metadata.texts(key)?, key)?;
+    let id = |name: &str| -> Result<Option<u32>, TokenizerError> {
+        let id = metadata.u32(&format!("tokenizer.ggml.{name}_token_id"))?;
+        Ok(id.filter(|&id| (id as usize) < tokens.len()))
+    };
+    let vocabulary = vocabulary(tokens)?;
+    let kinds = kinds(metadata, tokens)?;
+    let mut warnings = Vec::new();
+    let key = "tokenizer.ggml.model";
+    let (mut inner, names, begins) = match required(metadata.text(key)?, key)? {
+        "gpt2" => {
+            let pre = match metadata.text("tokenizer.ggml.pre")? {
+                Some(name) => Pre::of(name)?,
+                None => {
+                    let (pre, warning) = Pre::guess(tokens);
+                    warnings.push(warning);
+                    pre
+                }
+            };
+            let mut inner = tokenizers::Tokenizer::new(byte_level_bpe(metadata, vocabulary, pre)?);
+            inner.with_pre_tokenizer(Some(pre.tokenizer()?));
+            (inner, Names::Bytes(ByteTable::new()), pre.begins)
+        }
+        "llama" => {
+            let unknown = kinds.iter().position(|&kind| kind == UNKNOWN);
+            let unknown = id("unknown")?.or(unknown.map(|at| at as u32));
+            let prefix = metadata
+                .bool("tokenizer.ggml.add_space_prefix")?
+                .unwrap_or(true);
+            let model = pieces::bpe(metadata, tokens, vocabulary, unknown)?;
+            let mut inner = tokenizers::Tokenizer::new(model);
+            let normalizer = pieces::normalizer(prefix)?;
+            let set = inner.with_normalizer(Some(normalizer));
+            set.map_err(TokenizerError::Tokenizers)?;
+            (inner, Names::Pieces { prefix }, true)
+        }
+        other => {
+            return Err(TokenizerError::Unsupported {
+                what: key,
+                found: other.to_owned(),
+                expected: "\"gpt2\", byte-level BPE, or \"llama\", SentencePiece's BPE",
+            });
+        }
+    };
+    let of_kinds = |wanted: &[i64]| -> Vec<(String, u32)> {
+        let all = (0..).zip(tokens).zip(&kinds);
+        let found = all.filter(|((_, name), kind)| wanted.contains(kind) && !name.is_empty());
+        found.map(|((id, name), _)| (name.clone(), id)).collect()
+    };
+    // A user's token is one token wherever its text is.
+    let own = of_kinds(&[USER_DEFINED]).into_iter();
+    let own = own.map(|(name, _)| AddedToken::from(name, false).normalized(false));
+    inner.add_tokens(own).map_err(TokenizerError::Tokenizers)?;
+    let added = of_kinds(&[UNKNOWN, CONTROL, USER_DEFINED]).into_iter();
+    let begins = metadata
+        .bool("tokenizer.ggml.add_bos_token")?
+        .unwrap_or(begins);
+    let bos = id("bos")?;
+    Ok(Parts {
+        names,
+        added: added.map(|(name, id)| (id, name)).collect(),
+        control: of_kinds(&[UNKNOWN, CONTROL]),
+        begin: bos.filter(|_| begins),
+        bos,
+        eos: id("eos")?,
+        ends: [id("eot")?, id("eom")?].into_iter().flatten().collect(),
+        warnings,
+        inner,
+    })
+}
+
+/// From names to numbers.
+fn vocabulary(tokens: &[String]) -> Result<Vocab, TokenizerError> {
+    let mut vocabulary = Vocab::with_capacity(tokens.len());
+    for (token, id) in tokens.iter().zip(0..) {
+        if let Some(other) = vocabulary.insert(token.clone(), id) {
+            let what = format!("tokens {other} and {id} are both {token:?}");
+            return Err(TokenizerError::Inconsistent { what });
+        }
+    }
+    Ok(vocabulary)
+}
+
+/// The type of each token; all ordinary where the file does not say.
+fn kinds(metadata: &Metadata, tokens: &[String]) -> Result<Vec<i64>, TokenizerError> {
+    let Some(kinds) = metadata.integers("tokenizer.ggml.token_type")? else {
+        return Ok(vec![1; tokens.len()]);
+    };
+    if kinds.len() != tokens.len() {
+        let what = format!("{} tokens have {} types", tokens.len(), kinds.len());
         return Err(TokenizerError::Inconsistent { what });
     }
+    Ok(kinds.to_vec())
+}
+
+fn byte_level_bpe(metadata: &Metadata, vocabulary: Vocab, pre: Pre) -> Result<BPE, TokenizerError> {
     let key = "tokenizer.ggml.merges";
     let merges = required(metadata.texts(key)?, key)?.iter().map(|merge| {
         // No part is empty, and the left one may begin with a space in odd files.
@@ -77,121 +157,178 @@ fn bpe(metadata: &Metadata, tokens: &[String], pre: &str) -> Result<BPE, Tokeniz
     });
     let merges: Merges = merges.collect::<Result<_, _>>()?;
     let builder = BPE::builder().vocab_and_merges(vocabulary, merges);
-    let builder = builder.ignore_merges(pre == "llama-bpe");
+    let builder = builder.ignore_merges(pre.ignore_merges);
     builder.build().map_err(TokenizerError::Tokenizers)
 }
 
-fn pre_tokenizer(pre: &str) -> Result<PreTokenizerWrapper, TokenizerError> {
-    let gpt2 = ByteLevel::new(false, true, true);
-    match pre {
-        "gpt-2" | "default" => Ok(gpt2.into()),
-        "smollm" => Ok(Sequence::new(vec![Digits::new(true).into(), gpt2.into()]).into()),
-        "llama-bpe" => {
-            let pattern = SplitPattern::Regex(LLAMA3.to_owned());
-            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
-            let split = split.map_err(TokenizerError::Tokenizers)?;
-            let bytes = ByteLevel::new(false, true, false);
-            Ok(Sequence::new(vec![split.into(), bytes.into()]).into())
-        }
-        other => Err(TokenizerError::Unsupported {
-            what: "tokenizer.ggml.pre",
-            found: other.to_owned(),
-            expected: "\"smollm\", \"gpt-2\", \"default\" or \"llama-bpe\"",
-        }),
-    }
+/// A `tokenizer.json`, with what `tokenizer_config.json` says of it or null.
+pub(super) fn from_json(json: &str, config: &Value) -> Result<Tokenizer, TokenizerError> {
+    guarded(|| json_parts(json, config)?.assemble())
 }
 
-type Added = (HashMap<u32, String>, Vec<(String, u32)>);
-
-/// Tokens that are no product of BPE, and of those the control tokens.
-fn added_tokens(metadata: &Metadata, tokens: &[String]) -> Result<Added, TokenizerError> {
-    let Some(types) = metadata.integers("tokenizer.ggml.token_type")? else {
-        return Ok(Added::default());
-    };
-    if types.len() != tokens.len() {
-        let what = format!("{} tokens have {} types", tokens.len(), types.len());
-        return Err(TokenizerError::Inconsistent { what });
-    }
-    let all = (0..).zip(tokens).zip(types);
-    let added = all.filter(|&((_, name), &kind)| {
-        (kind == CONTROL || kind == USER_DEFINED) && !name.is_empty()
-    });
-    let added = added.map(|((id, name), _)| (id, name.clone()));
-    let added: HashMap<u32, String> = added.collect();
-    let control = added.iter().map(|(&id, name)| (name.clone(), id)).collect();
-    Ok((added, control))
-}
-
-pub(super) fn from_json(json: &str) -> Result<Tokenizer, TokenizerError> {
+fn json_parts(json: &str, config: &Value) -> Result<Parts, TokenizerError> {
     let mut inner: tokenizers::Tokenizer = json.parse().map_err(TokenizerError::Tokenizers)?;
-    if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
-        return Err(TokenizerError::Unsupported {
-            what: "decoder of tokenizer.json",
-            found: format!("{:?}", inner.get_decoder()),
-            expected: "ByteLevel",
-        });
+    let names = names(&inner)?;
+    // These are for training and for batches: a text is all its tokens, and always the same.
+    inner
+        .with_truncation(None)
+        .map_err(TokenizerError::Tokenizers)?;
+    inner.with_padding(None);
+    if let ModelWrapper::BPE(bpe) = inner.get_model()
+        && bpe.dropout.is_some()
+    {
+        let mut bpe = bpe.clone();
+        bpe.dropout = None;
+        inner.with_model(bpe);
     }
     inner.set_encode_special_tokens(true);
     let all = inner.get_added_tokens_decoder();
     let control = all.iter().filter(|(_, token)| token.special);
-    let control = control
-        .map(|(&id, token)| (token.content.clone(), id))
-        .collect();
-    let added = all
-        .iter()
-        .map(|(&id, token)| (id, token.content.clone()))
-        .collect();
-    let begin = inner.token_to_id("<|begin_of_text|>");
-    let ends = ends(&inner);
-    assemble(inner, added, control, begin, ends)
-}
-
-fn ends(inner: &tokenizers::Tokenizer) -> Vec<u32> {
-    ENDS.iter()
-        .filter_map(|name| inner.token_to_id(name))
-        .collect()
-}
-
-fn assemble(
-    inner: tokenizers::Tokenizer,
-    added: HashMap<u32, String>,
-    mut control: Vec<(String, u32)>,
-    begin: Option<u32>,
-    ends: Vec<u32>,
-) -> Result<Tokenizer, TokenizerError> {
-    control.retain(|(name, _)| !name.is_empty());
-    let names = control.iter().map(|(name, _)| name);
-    let finder = AhoCorasick::builder()
-        .match_kind(MatchKind::LeftmostLongest)
-        .build(names);
-    let control_names = finder.map_err(|error| TokenizerError::Inconsistent {
-        what: format!("{} control tokens: {error}", control.len()),
-    })?;
-    let largest = inner.get_vocab(true).into_values().max();
-    let bytes = ByteTable::new();
-    let missing_bytes = missing_bytes(&inner, &bytes);
-    Ok(Tokenizer {
-        vocabulary: largest.map_or(0, |token| token as usize + 1),
-        control: control.into_iter().map(|(_, token)| token).collect(),
-        control_names,
-        missing_bytes,
-        inner,
-        added,
+    let control = control.map(|(&id, token)| (token.content.clone(), id));
+    let control: Vec<_> = control.collect();
+    let added = all.iter().map(|(&id, token)| (id, token.content.clone()));
+    let of_config = |key: &str| {
+        let token = &config[key];
+        let name = token.as_str().or_else(|| token["content"].as_str())?;
+        inner.token_to_id(name)
+    };
+    let first = first_of_template(&inner);
+    let bos = of_config("bos_token").or(first);
+    let begin = match config["add_bos_token"].as_bool() {
+        Some(begins) => bos.filter(|_| begins),
+        None => first,
+    };
+    Ok(Parts {
+        names,
+        added: added.collect(),
+        control,
         begin,
-        ends,
-        bytes,
+        bos,
+        eos: of_config("eos_token"),
+        ends: Vec::new(),
+        warnings: Vec::new(),
+        inner,
+    })
+}
+
+/// How the tokens' names are bytes, by the decoder.
+fn names(inner: &tokenizers::Tokenizer) -> Result<Names, TokenizerError> {
+    let decoder = inner.get_decoder();
+    let json = serde_json::to_value(decoder).unwrap_or_default();
+    let of = |part: &Value| part["type"].as_str().unwrap_or_default().to_owned();
+    let kinds: Vec<String> = match json["decoders"].as_array() {
+        Some(parts) => parts.iter().map(of).collect(),
+        None => vec![of(&json)],
+    };
+    let known = |kind: &String| {
+        ["Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"].contains(&&**kind)
+    };
+    match kinds.as_slice() {
+        [kind] if kind == "ByteLevel" => Ok(Names::Bytes(ByteTable::new())),
+        kinds if kinds.iter().all(known) => {
+            let strips = kinds.iter().any(|kind| kind == "Strip");
+            let scheme = json["prepend_scheme"].as_str();
+            let prefix = strips || scheme.is_some_and(|scheme| scheme != "never");
+            Ok(Names::Pieces { prefix })
+        }
+        _ => Err(TokenizerError::Unsupported {
+            what: "decoder of tokenizer.json",
+            found: format!("{decoder:?}"),
+            expected: "ByteLevel, or one of SentencePiece's: Metaspace, or Replace, ByteFallback, Fuse and Strip",
+        }),
+    }
+}
+
+/// The token that the post-processor puts before every text.
+fn first_of_template(inner: &tokenizers::Tokenizer) -> Option<u32> {
+    let json = serde_json::to_value(inner.get_post_processor()).unwrap_or_default();
+    let parts = json["processors"].as_array().cloned();
+    let parts = parts.unwrap_or_else(|| vec![json]);
+    let first = |part: &Value| {
+        part["single"][0]["SpecialToken"]["id"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    let named = parts.iter().find_map(first);
+    inner.token_to_id(&named.unwrap_or_else(|| "<|begin_of_text|>".to_owned()))
+}
+
+impl Parts {
+    fn assemble(mut self) -> Result<Tokenizer, TokenizerError> {
+        self.control.retain(|(name, _)| !name.is_empty());
+        let names = self.control.iter().map(|(name, _)| name);
+        let finder = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(names);
+        let control_names = finder.map_err(|error| TokenizerError::Inconsistent {
+            what: format!("{} control tokens: {error}", self.control.len()),
+        })?;
+        let named = ENDS.iter().filter_map(|name| self.inner.token_to_id(name));
+        let named = named.filter(|id| self.added.contains_key(id));
+        self.ends.extend(named.chain(self.eos));
+        let vocabulary = self.inner.get_vocab(true);
+        let largest = vocabulary.values().max();
+        self.warnings.extend(same_number(&vocabulary));
+        let missing_bytes = missing_bytes(&self.inner, &self.names);
+        if !missing_bytes.is_empty() {
+            let count = missing_bytes.len();
+            let what =
+                format!("{count} bytes have no token, and texts lose them: {missing_bytes:02x?}");
+            self.warnings.push(what);
+        }
+        Ok(Tokenizer {
+            vocabulary: largest.map_or(0, |&token| token as usize + 1),
+            after_control: without_prefix(&self.inner),
+            control: self.control.into_iter().map(|(_, token)| token).collect(),
+            control_names,
+            missing_bytes,
+            inner: self.inner,
+            added: self.added,
+            begin: self.begin,
+            bos: self.bos,
+            eos: self.eos,
+            ends: self.ends,
+            names: self.names,
+            warnings: self.warnings,
+        })
+    }
+}
+
+/// For what follows a control token, if only the first part of a text gets a space before it.
+fn without_prefix(inner: &tokenizers::Tokenizer) -> Option<Box<tokenizers::Tokenizer>> {
+    let Some(PreTokenizerWrapper::Metaspace(split)) = inner.get_pre_tokenizer() else {
+        return None;
+    };
+    if split.get_prepend_scheme() != PrependScheme::First {
+        return None;
+    }
+    let mut split = split.clone();
+    split.set_prepend_scheme(PrependScheme::Never);
+    let mut inner = inner.clone();
+    inner.with_pre_tokenizer(Some(split));
+    Some(Box::new(inner))
+}
+
+/// Two names of one token, if there are any.
+fn same_number(vocabulary: &HashMap<String, u32>) -> Option<String> {
+    let mut names = HashMap::with_capacity(vocabulary.len());
+    vocabulary.iter().find_map(|(name, id)| {
+        let other = names.insert(id, name)?;
+        let (first, second) = (name.min(other), name.max(other));
+        Some(format!("token {id} is called {first:?} and {second:?}"))
     })
 }
 
 /// Bytes of some UTF-8 text that have no token.
-fn missing_bytes(inner: &tokenizers::Tokenizer, bytes: &ByteTable) -> Vec<u8> {
-    let all = bytes.0.iter();
-    let missing = all.filter(|&(name, &byte)| {
-        // These are in no UTF-8.
-        let is_text = !matches!(byte, 0xc0 | 0xc1 | 0xf5..);
-        is_text && inner.token_to_id(name.encode_utf8(&mut [0; 4])).is_none()
-    });
-    let mut missing: Vec<u8> = missing.map(|(_, &byte)| byte).collect();
-    missing.sort_unstable();
-    missing
+fn missing_bytes(inner: &tokenizers::Tokenizer, names: &Names) -> Vec<u8> {
+    let bytes = 0..=u8::MAX;
+    // The others are in no UTF-8.
+    let of_texts = bytes.filter(|byte| !matches!(byte, 0xc0 | 0xc1 | 0xf5..));
+    let is_missing = |&byte: &u8| {
+        names
+            .of_byte(byte)
+            .iter()
+            .all(|name| inner.token_to_id(name).is_none())
+    };
+    of_texts.filter(is_missing).collect()
 }

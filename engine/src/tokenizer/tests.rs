@@ -4,6 +4,8 @@ use super::*;
 use crate::TextCodec;
 use crate::gguf::Value;
 
+mod kinds;
+
 /// Names of all bytes in order, as GPT-2 writes them.
 fn byte_names() -> Vec<String> {
     let table = ByteTable::new();
@@ -45,6 +47,11 @@ fn tokenizer(pre: &str) -> Tokenizer {
     Tokenizer::from_gguf(&metadata(pre)).unwrap()
 }
 
+/// What `small` is made of.
+pub(crate) fn small_metadata() -> Metadata {
+    metadata("smollm")
+}
+
 /// A tokenizer for tests elsewhere.
 pub(crate) fn small() -> Tokenizer {
     tokenizer("smollm")
@@ -52,7 +59,14 @@ pub(crate) fn small() -> Tokenizer {
 
 #[test]
 fn any_text_comes_back() {
-    for pre in ["smollm", "gpt-2", "llama-bpe"] {
+    for pre in [
+        "smollm",
+        "gpt-2",
+        "llama-bpe",
+        "smaug-bpe",
+        "qwen2",
+        "tekken",
+    ] {
         let tokenizer = tokenizer(pre);
         for text in ["", "hi hi", "naïve 12 😀\n\t\u{0} x", "<|im_end|>", "¡Ġ Ā!"] {
             for control in [Control::Text, Control::Recognized] {
@@ -141,6 +155,50 @@ fn a_text_begins_only_where_the_model_says_so() {
     let key = "tokenizer.ggml.add_bos_token".to_owned();
     metadata.0.insert(key, Value::Bool(true));
     assert_eq!(Tokenizer::from_gguf(&metadata).unwrap().begin(), Some(260));
+    // Llama 3's files say it by their pre-tokenizer, and may say no.
+    for name in ["llama-bpe", "llama3", "llama-v3"] {
+        assert_eq!(tokenizer(name).begin(), Some(260), "{name}");
+    }
+    let no = with(
+        "llama-bpe",
+        "tokenizer.ggml.add_bos_token",
+        Value::Bool(false),
+    );
+    let no = Tokenizer::from_gguf(&no).unwrap();
+    assert_eq!(
+        (no.begin(), no.bos(), no.eos()),
+        (None, Some(260), Some(261))
+    );
+}
+
+fn with(pre: &str, key: &str, value: Value) -> Metadata {
+    let mut metadata = metadata(pre);
+    metadata.0.insert(key.to_owned(), value);
+    metadata
+}
+
+#[test]
+fn a_missing_pre_tokenizer_is_guessed_and_warned_of() {
+    let without = |sign: &str| {
+        let mut metadata = metadata("smollm");
+        metadata.0.remove("tokenizer.ggml.pre");
+        let Some(Value::Texts(tokens)) = metadata.0.get_mut("tokenizer.ggml.tokens") else {
+            panic!("it is there");
+        };
+        tokens[260] = sign.to_owned();
+        Tokenizer::from_gguf(&metadata).unwrap()
+    };
+    assert!(tokenizer("smollm").warnings().is_empty());
+    let llama = without("<|begin_of_text|>");
+    assert_eq!(
+        llama.warnings(),
+        [
+            "tokenizer.ggml.pre is missing; taken for \"llama-bpe\", by its token \"<|begin_of_text|>\""
+        ]
+    );
+    assert_eq!(llama.begin(), Some(260));
+    let unknown = without("<|im_start|>");
+    assert!(unknown.warnings()[0].contains("taken for \"gpt-2\""));
 }
 
 #[test]
@@ -152,12 +210,12 @@ fn what_cannot_be_is_named() {
     };
     let text = |text: &str| Value::Text(text.to_owned());
     assert_eq!(
-        changed("tokenizer.ggml.model", text("llama")),
-        "tokenizer.ggml.model is \"llama\"; it must be \"gpt2\", byte-level BPE"
+        changed("tokenizer.ggml.model", text("t5")),
+        "tokenizer.ggml.model is \"t5\"; it must be \"gpt2\", byte-level BPE, or \"llama\", SentencePiece's BPE"
     );
     assert!(
-        changed("tokenizer.ggml.pre", text("tekken"))
-            .starts_with("tokenizer.ggml.pre is \"tekken\"")
+        changed("tokenizer.ggml.pre", text("falcon"))
+            .starts_with("tokenizer.ggml.pre is \"falcon\"")
     );
     assert_eq!(
         changed("tokenizer.ggml.token_type", Value::Integers(vec![1])),
@@ -175,7 +233,7 @@ fn what_cannot_be_is_named() {
     let twice = Value::Texts(vec!["a".to_owned(); 263]);
     assert_eq!(
         changed("tokenizer.ggml.tokens", twice),
-        "the tokenizer's 263 tokens have 1 names"
+        "the tokenizer's tokens 0 and 1 are both \"a\""
     );
     assert!(Tokenizer::from_json("{").is_err());
 }
@@ -233,15 +291,17 @@ fn bytes_that_no_token_stands_for_are_named() {
 #[test]
 fn a_text_of_control_tokens_takes_time_in_proportion() {
     let tokenizer = tokenizer("smollm");
-    let time = |repeats: usize| {
+    // As many tokens, in one text or in twenty; other programs run too.
+    let time = |texts: usize, repeats: usize| {
         let text = "<|im_end|>".repeat(repeats);
         let started = std::time::Instant::now();
-        let tokens = tokenizer.encode(&text, Control::Recognized).unwrap();
-        assert_eq!(tokens, vec![261; repeats]);
+        for _ in 0..texts {
+            let tokens = tokenizer.encode(&text, Control::Recognized).unwrap();
+            assert_eq!(tokens, vec![261; repeats]);
+        }
         started.elapsed()
     };
-    time(10);
-    // Twenty times as long; the square of it would be four hundred.
-    let (short, long) = (time(5_000), time(100_000));
-    assert!(long < 100 * short, "{short:?}, then {long:?}");
+    time(1, 10);
+    let (short, long) = (time(20, 5_000), time(1, 100_000));
+    assert!(long < 5 * short, "{short:?}, then {long:?}");
 }

@@ -2,6 +2,7 @@
 
 mod error;
 mod format;
+pub(crate) mod names;
 pub(crate) mod stored;
 mod synthetic;
 
@@ -51,10 +52,24 @@ pub enum LayerTensor {
     Up,
     /// `[hidden, ffn]`.
     Down,
+    /// `[1, q_heads x head_dim]`: added to queries.
+    QueryBias,
+    /// `[1, kv_heads x head_dim]`: added to keys.
+    KeyBias,
+    /// `[1, kv_heads x head_dim]`: added to values.
+    ValueBias,
+    /// `[1, head_dim]`: RMSNorm of each head's query.
+    QueryNorm,
+    /// `[1, head_dim]`: RMSNorm of each head's key.
+    KeyNorm,
+    /// `[1, hidden]`: RMSNorm of what attention gives.
+    AttentionPostNorm,
+    /// `[1, hidden]`: RMSNorm of what the feed-forward part gives.
+    FfnPostNorm,
 }
 
 impl LayerTensor {
-    /// All of them, in the order of their use.
+    /// Those of a Llama model, in the order of their use.
     pub const ALL: [Self; 9] = [
         Self::AttentionNorm,
         Self::Query,
@@ -66,6 +81,32 @@ impl LayerTensor {
         Self::Up,
         Self::Down,
     ];
+
+    /// Those of a model: Llama's first.
+    pub fn of(config: &LlamaConfig) -> impl Iterator<Item = Self> + Clone + use<> {
+        let variant = &config.variant;
+        let more = [
+            (Self::QueryBias, variant.qkv_bias),
+            (Self::KeyBias, variant.qkv_bias),
+            (Self::ValueBias, variant.qkv_bias),
+            (Self::QueryNorm, variant.qk_norm),
+            (Self::KeyNorm, variant.qk_norm),
+            (Self::AttentionPostNorm, variant.post_norms),
+            (Self::FfnPostNorm, variant.post_norms),
+        ];
+        let more = more.into_iter().filter(|&(_, is)| is);
+        Self::ALL.into_iter().chain(more.map(|(tensor, _)| tensor))
+    }
+
+    fn is_norm(self) -> bool {
+        use LayerTensor::{
+            AttentionNorm, AttentionPostNorm, FfnNorm, FfnPostNorm, KeyNorm, QueryNorm,
+        };
+        matches!(
+            self,
+            AttentionNorm | AttentionPostNorm | FfnNorm | FfnPostNorm | KeyNorm | QueryNorm
+        )
+    }
 }
 
 impl Tensor {
@@ -73,11 +114,25 @@ impl Tensor {
     pub fn all(config: &LlamaConfig) -> impl Iterator<Item = Self> + use<> {
         let layers = 0..config.layers;
         let head = (!config.tied_embeddings).then_some(Self::Head);
-        let of_layer = |layer| LayerTensor::ALL.map(|tensor| Self::Layer(layer, tensor));
+        let of_layer = LayerTensor::of(config);
+        let of_layer = move |layer| {
+            of_layer
+                .clone()
+                .map(move |tensor| Self::Layer(layer, tensor))
+        };
         std::iter::once(Self::Embedding)
             .chain(layers.flat_map(of_layer))
             .chain([Self::FinalNorm])
             .chain(head)
+    }
+
+    /// Whether it is what a norm multiplies with.
+    pub(crate) fn is_norm(self) -> bool {
+        match self {
+            Self::FinalNorm => true,
+            Self::Layer(_, tensor) => tensor.is_norm(),
+            Self::Embedding | Self::Head => false,
+        }
     }
 
     /// `[rows, columns]`.
@@ -87,12 +142,15 @@ impl Tensor {
             Self::Embedding | Self::Head => [config.vocabulary, hidden],
             Self::FinalNorm => [1, hidden],
             Self::Layer(_, tensor) => match tensor {
-                LayerTensor::AttentionNorm | LayerTensor::FfnNorm => [1, hidden],
+                LayerTensor::QueryNorm | LayerTensor::KeyNorm => [1, config.head_dim],
+                LayerTensor::QueryBias => [1, config.q_width()],
+                LayerTensor::KeyBias | LayerTensor::ValueBias => [1, config.kv_width()],
+                norm if norm.is_norm() => [1, hidden],
                 LayerTensor::Query => [config.q_width(), hidden],
                 LayerTensor::Key | LayerTensor::Value => [config.kv_width(), hidden],
                 LayerTensor::Output => [hidden, config.q_width()],
                 LayerTensor::Gate | LayerTensor::Up => [ffn, hidden],
-                LayerTensor::Down => [hidden, ffn],
+                _ => [hidden, ffn],
             },
         };
         shape.map(|size| size as usize)

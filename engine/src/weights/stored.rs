@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::format::Format;
 use super::{LayerTensor, Source, Tensor, WeightsError};
+use crate::config::family::HeadOrder;
 
 /// What tensors are read from; a file, or memory in tests.
 pub(crate) trait Storage: Read + Seek + Send + std::fmt::Debug {}
@@ -83,15 +84,6 @@ pub(crate) struct Place {
     pub(crate) columns: usize,
 }
 
-/// How the dims of a head's query and key are ordered in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HeadOrder {
-    /// Dim `d` turns with dim `d + head_dim / 2`, as in this crate.
-    Halves,
-    /// Dim `2 i` turns with dim `2 i + 1`.
-    Pairs,
-}
-
 /// A model's tensors in files. Every place has been checked against its file's size.
 #[derive(Debug)]
 pub(crate) struct Stored {
@@ -99,6 +91,8 @@ pub(crate) struct Stored {
     pub(crate) places: HashMap<Tensor, Place>,
     pub(crate) order: HeadOrder,
     pub(crate) head_dim: usize,
+    /// What is added to the weights of norms.
+    pub(crate) norm_offset: f32,
 }
 
 impl Stored {
@@ -123,7 +117,11 @@ impl Source for Stored {
             Tensor::Layer(_, LayerTensor::Query | LayerTensor::Key)
         );
         if !turned || self.order == HeadOrder::Halves {
-            return file.read_rows(&place, rows, out);
+            file.read_rows(&place, rows, out)?;
+            if tensor.is_norm() {
+                out.iter_mut().for_each(|gain| *gain += self.norm_offset);
+            }
+            return Ok(());
         }
         for (row, out) in rows.zip(out.chunks_exact_mut(place.columns)) {
             let row = self.row_in_pairs(row);

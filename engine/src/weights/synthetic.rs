@@ -32,7 +32,7 @@ impl Source for Synthetic {
         rows: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), WeightsError> {
-        if is_norm(tensor) {
+        if tensor.is_norm() {
             out.fill(1.0);
             return Ok(());
         }
@@ -53,12 +53,8 @@ impl Source for Synthetic {
     }
 }
 
-fn is_norm(tensor: Tensor) -> bool {
-    matches!(
-        tensor,
-        Tensor::FinalNorm | Tensor::Layer(_, LayerTensor::AttentionNorm | LayerTensor::FfnNorm)
-    )
-}
+/// Tensors of a layer of Llama.
+const LAYER: u64 = LayerTensor::ALL.len() as u64;
 
 /// A number of its own for each tensor.
 fn number(tensor: Tensor) -> u64 {
@@ -66,8 +62,10 @@ fn number(tensor: Tensor) -> u64 {
         Tensor::Embedding => 0,
         Tensor::FinalNorm => 1,
         Tensor::Head => 2,
-        Tensor::Layer(layer, tensor) => {
-            3 + u64::from(layer) * LayerTensor::ALL.len() as u64 + tensor as u64
-        }
+        Tensor::Layer(layer, tensor) => match u64::from(layer) * LAYER + tensor as u64 {
+            number if (tensor as u64) < LAYER => 3 + number,
+            // Llama's tensors have had their numbers for longer.
+            number => (1 << 32) + number,
+        },
     }
 }

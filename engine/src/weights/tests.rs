@@ -3,6 +3,7 @@
 use deft::{bf16, f16};
 
 use super::*;
+use crate::config::Variant;
 
 fn tiny() -> LlamaConfig {
     LlamaConfig {
@@ -166,4 +167,31 @@ fn a_weight_beyond_a_type_s_range_is_named_and_not_made_infinite() {
         .read_as(Tensor::Embedding, 0..1, &mut wide)
         .unwrap();
     assert_eq!(wide, [bf16::from_f32(first); 24]);
+}
+
+#[test]
+fn a_model_s_parameters_are_those_of_its_tensors() {
+    for variant in [
+        Variant::LLAMA,
+        Variant {
+            qkv_bias: true,
+            ..Variant::LLAMA
+        },
+        Variant {
+            qk_norm: true,
+            post_norms: true,
+            ..Variant::LLAMA
+        },
+    ] {
+        for tied_embeddings in [false, true] {
+            let config = LlamaConfig {
+                variant: variant.clone(),
+                tied_embeddings,
+                ..tiny()
+            };
+            let sizes =
+                Tensor::all(&config).map(|tensor| tensor.shape(&config).iter().product::<usize>());
+            assert_eq!(config.parameters(), sizes.sum::<usize>() as u64);
+        }
+    }
 }

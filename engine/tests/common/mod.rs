@@ -22,6 +22,7 @@ pub(crate) fn tiny(tied_embeddings: bool) -> LlamaConfig {
             original_context: 128,
         },
         tied_embeddings,
+        variant: deft_engine::Variant::LLAMA,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
 /// which page is whose, are the caller's. Of slices in the host's memory all work is done when a call returns; a
 /// backend without a GPU refuses the others by [`BackendError::NotOnHost`]. Arguments are checked
 /// ([`super::check_append`] and its like) before anything is written.
-pub trait Backend: std::fmt::Debug + Send {
+pub trait Backend: std::any::Any + std::fmt::Debug + Send {
     /// The cache's dimensions.
     fn shape(&self) -> &CacheShape;
 

@@ -6,7 +6,8 @@ use super::{Attend, AttentionParams, Counters, Rotation};
 use crate::cache::{CacheShape, DType, Elements, PageId, ShapeError};
 use crate::plan::Plan;
 
-/// Why a backend refused. The cache and the outputs are as they were before the call.
+/// Why a backend refused. The cache and the outputs are as they were before the call; after [`BackendError::Device`]
+/// outputs may be there in part.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -26,6 +27,12 @@ pub enum BackendError {
     /// Rows on a GPU came to a backend that has none.
     #[error("{argument} is on a GPU, the cache is in the host's memory")]
     NotOnHost {
+        /// The argument's name.
+        argument: &'static str,
+    },
+    /// Rows in the host's memory came to a step that is captured as a CUDA graph.
+    #[error("{argument} is in the host's memory; rows of a captured step are on the GPU")]
+    NotOnDevice {
         /// The argument's name.
         argument: &'static str,
     },
@@ -203,7 +210,8 @@ pub fn check_attend(shape: &CacheShape, call: &Attend<'_>) -> Result<(), Backend
     check_params(&call.params)
 }
 
-/// Checks that a plan's pages and length slots exist: a kernel would read beyond the cache.
+/// Checks that a plan's pages and length slots exist: a kernel would read beyond the cache. What is wrong is looked for
+/// only where something is.
 ///
 /// # Errors
 /// [`BackendError::Page`], or [`BackendError::Length`] for too few counters.
@@ -212,6 +220,10 @@ pub(crate) fn check_plan(
     plan: &Plan,
     slots: usize,
 ) -> Result<(), BackendError> {
+    let bounds = plan.bounds();
+    if bounds.pages <= shape.pages && bounds.slots as usize <= slots {
+        return Ok(());
+    }
     for share in 0..plan.shares() {
         for item in plan.share(share).items() {
             for segment in item.segments {

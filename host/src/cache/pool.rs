@@ -145,6 +145,13 @@ impl PagePool {
         (0..count).map(|_| self.allocate()).collect()
     }
 
+    /// The pages that [`Self::allocate_many`] takes next: at most `count`, as many as are free.
+    pub(crate) fn next_pages(&self, count: u32) -> Vec<PageId> {
+        let returned = self.returned.iter().rev().copied();
+        let untouched = self.references.len() as PageId..self.capacity;
+        returned.chain(untouched).take(count as usize).collect()
+    }
+
     /// Adds a reference to a page in use. A page has no more of them than a forest has nodes.
     pub(crate) fn retain(&mut self, page: PageId) {
         debug_assert!(self.references(page) > 0, "page {page} is not in use");
@@ -236,10 +243,13 @@ mod tests {
             }
         );
         assert_eq!(pool.free(), 2);
+        assert_eq!(pool.next_pages(1).len(), 1);
         for page in held {
             pool.release(page);
         }
+        let next = pool.next_pages(7);
         let all = pool.allocate_many(5).unwrap();
+        assert_eq!(next, all);
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), 5);
         pool.debug_assert_invariants();

@@ -4,10 +4,14 @@
 //! against the caller's stream by events; what is the same as in the call before (plan, counters, targets, positions,
 //! rotary tables) is not copied again.
 
+mod graph;
+mod mirror;
 mod transfer;
 
-use bytemuck::Pod;
+use std::sync::Arc;
 
+use self::graph::StepInputs;
+use self::mirror::{Mirror, Scratch};
 use super::{
     Append, AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DeviceBuffer,
     DeviceElements, DevicePtr, Event, PlanCapacity, RawStream, Rotary, Stream,
@@ -20,21 +24,26 @@ use crate::cache::{CacheShape, Elements, ElementsMut};
 use crate::plan::{Grouping, Plan, PlanConfig, shares_for};
 use kernels_gpu::abi::{AppendTarget, TokenMove};
 
+pub(crate) use self::graph::{RecordedStep, Seen, StepCall};
+
 /// Room for plans that grow: a plan that outgrows its room takes this many times what it needs.
 const PLAN_HEADROOM: u32 = 2;
 
 /// Plans that are on the device at a time.
 const PLANS: usize = 4;
 
+/// Rotary tables that are on the device at a time.
+const TABLES: usize = 4;
+
 /// A cache on a GPU.
 #[derive(Debug)]
 pub struct CudaBackend {
-    stream: Stream,
+    stream: Arc<Stream>,
     /// Says how far a stream has come to another.
     passed: Event,
     cache: CudaCache,
     /// The plan used last comes last.
-    plans: Vec<Loaded>,
+    plans: Vec<CudaPlan>,
     q: Scratch<u16>,
     out: Scratch<u16>,
     lse: Scratch<f32>,
@@ -42,17 +51,13 @@ pub struct CudaBackend {
     v: Scratch<u16>,
     targets: Mirror<u32>,
     positions: Mirror<u32>,
-    /// The rotary table that is on the device.
-    table: Option<Table>,
+    /// The rotary tables that are on the device; the one used last comes last.
+    tables: Vec<Arc<Table>>,
     moves: Scratch<TokenMove>,
-}
-
-/// A plan that is on the device.
-#[derive(Debug)]
-struct Loaded {
-    plan: CudaPlan,
-    /// Counters that the plan was checked against.
-    slots: usize,
+    /// Where the rows of the calls since [`CudaBackend::look`] were.
+    seen: Seen,
+    /// What the launches of a step that is being captured read.
+    capturing: Option<StepInputs>,
 }
 
 /// A rotary table on the device.
@@ -63,20 +68,6 @@ struct Table {
     sin: DeviceBuffer<f32>,
 }
 
-/// A device buffer that grows.
-#[derive(Debug)]
-struct Scratch<T> {
-    what: &'static str,
-    buffer: Option<DeviceBuffer<T>>,
-}
-
-/// A device buffer with the host's copy of what is in it.
-#[derive(Debug)]
-struct Mirror<T> {
-    scratch: Scratch<T>,
-    held: Vec<T>,
-}
-
 impl CudaBackend {
     /// A zeroed cache of `shape` on `device`, with a stream of its own.
     ///
@@ -84,7 +75,7 @@ impl CudaBackend {
     /// Those of [`CudaCache::new`].
     pub fn new(device: &CudaDevice, shape: CacheShape) -> Result<Self, CudaError> {
         Ok(Self {
-            stream: Stream::new(device)?,
+            stream: Arc::new(Stream::new(device)?),
             passed: Event::new(device)?,
             cache: CudaCache::new(device, shape, 64)?,
             plans: Vec::new(),
@@ -95,8 +86,10 @@ impl CudaBackend {
             v: Scratch::new("values to append"),
             targets: Mirror::new("append targets"),
             positions: Mirror::new("positions"),
-            table: None,
+            tables: Vec::new(),
             moves: Scratch::new("token moves"),
+            seen: Seen::default(),
+            capturing: None,
         })
     }
 
@@ -105,13 +98,50 @@ impl CudaBackend {
         &self.cache
     }
 
+    /// The stream that the cache's work is on.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
     /// Brings the counters to the device, with room for as many as there are.
     fn set_counters(&mut self, counters: Counters<'_>) -> Result<(), CudaError> {
+        if self.capturing.is_some() {
+            return Ok(());
+        }
         let slots = counters.lengths.len().max(counters.tail_pages.len());
         self.cache.reserve_slots(slots)?;
         self.cache
             .set_counters(counters.lengths, counters.tail_pages, &self.stream)
             .map(drop)
+    }
+
+    /// Appends rows, rotated or as they are.
+    fn write(
+        &mut self,
+        layer: u32,
+        targets: &[AppendTarget],
+        counters: Counters<'_>,
+        rows: [Elements<'_>; 2],
+        rotation: Option<Rotation<'_>>,
+    ) -> Result<(), BackendError> {
+        check_append(self.shape(), layer, targets, counters, rows, rotation)?;
+        let on_device = rows.map(|rows| rows.on_device());
+        self.see(&[("k", on_device[0]), ("v", on_device[1])])?;
+        self.set_counters(counters)?;
+        let append = self.sources(targets, rows)?;
+        let rotary = rotation.map(|rotation| self.rotary(rotation)).transpose()?;
+        self.enter(&on_device)?;
+        let stream = self.stream.raw();
+        // SAFETY: the buffers hold a row for each target, targets name pages and counters that exist, and with a
+        // rotation there is a position for each, and its row of the tables (checked above); our buffers are used on
+        // one stream only, and the caller's are kept by their promise.
+        unsafe {
+            match rotary {
+                None => self.cache.append(layer, &append, stream),
+                Some(rotary) => self.cache.append_rotated(layer, &append, &rotary, stream),
+            }
+        }?;
+        Ok(self.leave(&on_device)?)
     }
 
     /// What an append reads, brought to the device where it is not.
@@ -121,8 +151,12 @@ impl CudaBackend {
         [k, v]: [Elements<'_>; 2],
     ) -> Result<Append, BackendError> {
         let stream = &self.stream;
+        let on_device = match &mut self.capturing {
+            Some(inputs) => inputs.targets.pointer_of(targets),
+            None => self.targets.fill(stream, targets)?.pointer(),
+        };
         Ok(Append {
-            targets: self.targets.fill(stream, targets)?.pointer(),
+            targets: on_device,
             count: targets.len() as u32,
             k: self.k.source("k", k, stream)?,
             v: self.v.source("v", v, stream)?,
@@ -131,20 +165,17 @@ impl CudaBackend {
 
     /// Positions and table of a rotation on the device.
     fn rotary(&mut self, rotation: Rotation<'_>) -> Result<Rotary, CudaError> {
-        let stream = &self.stream;
-        let positions = self.positions.fill(stream, rotation.positions)?.pointer();
-        let id = rotation.table.id();
-        if self.table.as_ref().is_none_or(|table| table.id != id) {
-            // What reads the old one may be under way: freeing waits for it.
-            let device = stream.device();
-            let copy = |what, values: &[f32]| DeviceBuffer::from_slice(device, what, values);
-            self.table = Some(Table {
-                id,
-                cos: copy("rotary cosines", rotation.table.cos())?,
-                sin: copy("rotary sines", rotation.table.sin())?,
-            });
-        }
-        let table = self.table.as_ref().expect("it was just made");
+        let table = self.table(rotation)?;
+        let positions = match &mut self.capturing {
+            Some(inputs) => {
+                inputs.read_table(&table);
+                inputs.positions.pointer_of(rotation.positions)
+            }
+            None => {
+                let positions = self.positions.fill(&self.stream, rotation.positions)?;
+                positions.pointer()
+            }
+        };
         Ok(Rotary {
             positions,
             cos: table.cos.pointer(),
@@ -152,49 +183,93 @@ impl CudaBackend {
         })
     }
 
+    /// The rotation's table on the device.
+    fn table(&mut self, rotation: Rotation<'_>) -> Result<Arc<Table>, CudaError> {
+        let id = rotation.table.id();
+        match self.tables.iter().position(|table| table.id == id) {
+            Some(at) => self.tables[at..].rotate_left(1),
+            None if self.capturing.is_some() => {
+                return Err(CudaError::Argument {
+                    argument: "rope",
+                    value: "a table that is not on the device".to_owned(),
+                    expected: format!(
+                        "one of at most {TABLES} that the step used when it was run first"
+                    ),
+                });
+            }
+            None => {
+                let device = self.stream.device();
+                let copy = |what, values: &[f32]| DeviceBuffer::from_slice(device, what, values);
+                let table = Table {
+                    id,
+                    cos: copy("rotary cosines", rotation.table.cos())?,
+                    sin: copy("rotary sines", rotation.table.sin())?,
+                };
+                if self.tables.len() >= TABLES {
+                    // What reads it may be under way: freeing waits for it.
+                    self.tables.remove(0);
+                }
+                self.tables.push(Arc::new(table));
+            }
+        }
+        Ok(self.tables[self.tables.len() - 1].clone())
+    }
+
     /// Brings the plan to the device, unless it is there; it then is the last of `plans`.
     fn load(&mut self, plan: &Plan, slots: usize) -> Result<(), BackendError> {
-        let loaded = |on: &Loaded| on.plan.holds(plan) && on.slots <= slots;
-        if let Some(at) = self.plans.iter().position(loaded) {
+        check_plan(self.cache.shape(), plan, slots)?;
+        let held = |on: &CudaPlan| on.holds(plan) || on.precedes(plan);
+        if let Some(at) = self.plans.iter().position(held) {
             self.plans[at..].rotate_left(1);
+            let on = self.plans.last_mut().expect("one was found");
+            on.update(plan, &self.stream)?;
             return Ok(());
         }
-        check_plan(self.cache.shape(), plan, slots)?;
-        let needed = PlanCapacity::of(plan);
-        let fits = |on: &Loaded| {
-            on.plan.capacity().holds(&needed).is_ok()
-                && on.plan.capacity().shares == needed.shares
-                && on.plan.group_size() == plan.group_size()
-        };
+        let fits = |on: &CudaPlan| on.has_room_for(plan);
         let fitting = self.plans.iter().position(fits);
         let full = self.plans.len() >= PLANS;
-        let mut room = match fitting.filter(|_| full).or(full.then_some(0)) {
+        let room = match fitting.filter(|_| full).or(full.then_some(0)) {
             // On one stream, so what still reads the old plan comes before the copy.
-            Some(at) => Some(self.plans.remove(at)).filter(fits).map(|on| on.plan),
+            Some(at) => Some(self.plans.remove(at)).filter(fits),
             None => None,
         };
-        let mut room = match room.take() {
+        let mut room = match room {
             Some(room) => room,
-            None => self
-                .cache
-                .reserve(needed.scaled(PLAN_HEADROOM), plan.group_size())?,
+            None => self.room(plan, None)?,
         };
         room.update(plan, &self.stream)?;
-        self.plans.push(Loaded { plan: room, slots });
+        self.plans.push(room);
         Ok(())
+    }
+
+    /// Room for `plan` and for others that are larger, and for those that had room `before`.
+    fn room(&self, plan: &Plan, before: Option<PlanCapacity>) -> Result<CudaPlan, CudaError> {
+        let mut capacity = PlanCapacity::of(plan).scaled(PLAN_HEADROOM);
+        if let Some(before) = before.filter(|before| before.shares == capacity.shares) {
+            capacity = capacity.max(before);
+        }
+        self.cache.reserve(capacity, plan.group_size())
     }
 
     /// Lets the cache's stream come after what the rows' streams have by now.
     fn enter(&self, rows: &[Option<DeviceElements>]) -> Result<(), CudaError> {
-        self.each_stream(rows, |foreign| {
+        self.enter_from(rows.iter().flatten().map(|rows| rows.stream))
+    }
+
+    /// Lets the rows' streams come after what the cache's has by now.
+    fn leave(&self, rows: &[Option<DeviceElements>]) -> Result<(), CudaError> {
+        self.leave_to(rows.iter().flatten().map(|rows| rows.stream))
+    }
+
+    fn enter_from(&self, streams: impl Iterator<Item = RawStream>) -> Result<(), CudaError> {
+        self.each_stream(streams, |foreign| {
             self.passed.record(foreign)?;
             self.stream.wait(&self.passed)
         })
     }
 
-    /// Lets the rows' streams come after what the cache's has by now.
-    fn leave(&self, rows: &[Option<DeviceElements>]) -> Result<(), CudaError> {
-        self.each_stream(rows, |foreign| {
+    fn leave_to(&self, streams: impl Iterator<Item = RawStream>) -> Result<(), CudaError> {
+        self.each_stream(streams, |foreign| {
             self.passed.record(&self.stream)?;
             foreign.wait(&self.passed)
         })
@@ -202,17 +277,17 @@ impl CudaBackend {
 
     fn each_stream(
         &self,
-        rows: &[Option<DeviceElements>],
+        streams: impl Iterator<Item = RawStream>,
         mut act: impl FnMut(&Stream) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
         let mut done: Vec<RawStream> = vec![self.stream.raw()];
-        for rows in rows.iter().flatten() {
-            if done.contains(&rows.stream) {
+        for stream in streams {
+            if done.contains(&stream) {
                 continue;
             }
-            done.push(rows.stream);
+            done.push(stream);
             // SAFETY: whoever made the rows vouched for their stream.
-            let foreign = unsafe { Stream::borrow_raw(self.cache.device(), rows.stream) };
+            let foreign = unsafe { Stream::borrow_raw(self.cache.device(), stream) };
             act(&foreign)?;
         }
         Ok(())
@@ -248,15 +323,7 @@ impl Backend for CudaBackend {
         k: Elements<'_>,
         v: Elements<'_>,
     ) -> Result<(), BackendError> {
-        check_append(self.shape(), layer, targets, counters, [k, v], None)?;
-        self.set_counters(counters)?;
-        let rows = [k.on_device(), v.on_device()];
-        let append = self.sources(targets, [k, v])?;
-        self.enter(&rows)?;
-        // SAFETY: the buffers hold a row for each target, and targets name pages and counters that exist
-        // (checked above); our buffers are used on one stream only, and the caller's are kept by their promise.
-        unsafe { self.cache.append(layer, &append, self.stream.raw()) }?;
-        Ok(self.leave(&rows)?)
+        self.write(layer, targets, counters, [k, v], None)
     }
 
     fn append_rotated(
@@ -268,19 +335,7 @@ impl Backend for CudaBackend {
         v: Elements<'_>,
         rotation: Rotation<'_>,
     ) -> Result<(), BackendError> {
-        let rows = [k, v];
-        check_append(self.shape(), layer, targets, counters, rows, Some(rotation))?;
-        self.set_counters(counters)?;
-        let rows = [k.on_device(), v.on_device()];
-        let append = self.sources(targets, [k, v])?;
-        let rotary = self.rotary(rotation)?;
-        self.enter(&rows)?;
-        // SAFETY: as in `append`; there is a position for each target, and its row of the tables.
-        unsafe {
-            self.cache
-                .append_rotated(layer, &append, &rotary, self.stream.raw())
-        }?;
-        Ok(self.leave(&rows)?)
+        self.write(layer, targets, counters, [k, v], Some(rotation))
     }
 
     fn copy(&mut self, moves: &[TokenMove]) -> Result<(), BackendError> {
@@ -319,10 +374,16 @@ impl Backend for CudaBackend {
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
         check_attend(self.shape(), &call)?;
-        self.set_counters(call.counters)?;
-        self.load(call.plan, call.counters.lengths.len())?;
         let lse_rows = call.lse.as_ref().and_then(ElementsMut::on_device);
         let rows = [call.q.on_device(), call.out.on_device(), lse_rows];
+        self.see(&[("q", rows[0]), ("out", rows[1])])?;
+        if call.lse.is_some() {
+            self.see(&[("lse", lse_rows)])?;
+        }
+        self.set_counters(call.counters)?;
+        if self.capturing.is_none() {
+            self.load(call.plan, call.counters.lengths.len())?;
+        }
         let stream = &self.stream;
         let device = self.cache.device();
         let lse = match &call.lse {
@@ -335,13 +396,17 @@ impl Backend for CudaBackend {
             lse,
         };
         self.enter(&rows)?;
-        let on = self.plans.last().expect("the plan was just loaded");
+        let plan = match &self.capturing {
+            Some(inputs) => &inputs.plan,
+            None => self.plans.last().expect("the plan was just loaded"),
+        };
+        debug_assert!(plan.holds(call.plan));
         // SAFETY: the buffers have the lengths that were checked above, the plan's pages and counters
         // were checked when it was loaded; buffers of ours are used on one stream only, and the caller's are kept by
         // their promise.
         unsafe {
             self.cache
-                .attend(call.layer, &on.plan, &buffers, &call.params, stream.raw())
+                .attend(call.layer, plan, &buffers, &call.params, stream.raw())
         }?;
         self.leave(&rows)?;
         if let Some(bytes) = call.out.into_bytes() {
@@ -358,93 +423,4 @@ impl From<CudaError> for BackendError {
     fn from(error: CudaError) -> Self {
         Self::Device(Box::new(error))
     }
-}
-
-impl<T: Pod> Scratch<T> {
-    fn new(what: &'static str) -> Self {
-        Self { what, buffer: None }
-    }
-
-    /// The buffer, at least `len` long.
-    fn reserve(&mut self, device: &CudaDevice, len: usize) -> Result<&DeviceBuffer<T>, CudaError> {
-        if self.buffer.as_ref().is_none_or(|buffer| buffer.len() < len) {
-            // The old one goes first: both together may not fit.
-            self.buffer = None;
-            let room = len.next_power_of_two();
-            self.buffer = Some(DeviceBuffer::uninitialized(device, self.what, room)?);
-        }
-        Ok(self.buffer.as_ref().expect("it was just made"))
-    }
-
-    /// The buffer with `data` at its front, once the stream is there.
-    fn fill(&mut self, stream: &Stream, data: &[T]) -> Result<&DeviceBuffer<T>, CudaError> {
-        let buffer = self.reserve(stream.device(), data.len())?;
-        buffer.upload(0, data, stream)?;
-        Ok(buffer)
-    }
-
-    /// Where `rows` are on the device: the caller's, or a copy in the buffer.
-    fn source(
-        &mut self,
-        argument: &'static str,
-        rows: Elements<'_>,
-        stream: &Stream,
-    ) -> Result<DevicePtr, BackendError> {
-        match (rows.on_device(), rows.bytes()) {
-            (Some(rows), _) => aligned(argument, rows),
-            (None, bytes) => {
-                let data = bytemuck::cast_slice(bytes.unwrap_or_default());
-                Ok(self.fill(stream, data)?.pointer())
-            }
-        }
-    }
-
-    /// Where results go on the device: the caller's rows, or the buffer.
-    fn target(
-        &mut self,
-        argument: &'static str,
-        rows: &ElementsMut<'_>,
-        device: &CudaDevice,
-    ) -> Result<DevicePtr, BackendError> {
-        match rows.on_device() {
-            Some(rows) => aligned(argument, rows),
-            None => Ok(self.reserve(device, rows.len())?.pointer()),
-        }
-    }
-
-    /// Waits, and reads the front of the buffer.
-    fn read(&self, data: &mut [T], stream: &Stream) -> Result<(), CudaError> {
-        match &self.buffer {
-            Some(buffer) => buffer.read(0, data, stream),
-            None => Ok(()),
-        }
-    }
-}
-
-impl<T: Pod + PartialEq> Mirror<T> {
-    fn new(what: &'static str) -> Self {
-        Self {
-            scratch: Scratch::new(what),
-            held: Vec::new(),
-        }
-    }
-
-    /// The buffer with `data` at its front; nothing is copied if it is there.
-    fn fill(&mut self, stream: &Stream, data: &[T]) -> Result<&DeviceBuffer<T>, CudaError> {
-        if self.held == data {
-            return self.scratch.reserve(stream.device(), data.len());
-        }
-        self.held.clear();
-        let buffer = self.scratch.fill(stream, data)?;
-        self.held.extend_from_slice(data);
-        Ok(buffer)
-    }
-}
-
-fn aligned(argument: &'static str, rows: DeviceElements) -> Result<DevicePtr, BackendError> {
-    let address = rows.pointer.0;
-    if !address.is_multiple_of(16) {
-        return Err(BackendError::Misaligned { argument, address });
-    }
-    Ok(rows.pointer)
 }

@@ -1,7 +1,5 @@
 //! A plan on the device, with room for what its items leave.
 
-use std::ops::Range;
-
 use kernels_gpu::attention::tile::max_rows;
 
 use super::plan::PlanImages;
@@ -72,7 +70,8 @@ impl CudaPlan {
         })
     }
 
-    /// Puts `plan` there, copying what differs from what is there; returns the bytes copied. Launches
+    /// Puts `plan` there, copying what differs from what is there; returns the bytes copied. Of the plan that is there
+    /// after one [`Plan::patch`](crate::plan::Plan::patch) only the words that it changed are looked at. Launches
     /// enqueued on `stream` later see the new plan, earlier ones the old.
     ///
     /// # Errors
@@ -85,7 +84,16 @@ impl CudaPlan {
                 expected: self.group_size,
             });
         }
+        if self.content == Content::Plan(plan.number()) {
+            return Ok(0);
+        }
         self.capacity().holds(&PlanCapacity::of(plan))?;
+        if let Some((_, dirty)) = plan.last_patch().filter(|_| self.precedes(plan)) {
+            self.content = Content::Mixed;
+            let bytes = self.images.patch(plan, dirty, stream)?;
+            self.content = Content::Plan(plan.number());
+            return Ok(bytes);
+        }
         let rows = most_item_rows(plan);
         if rows > self.max_rows {
             return Err(CudaError::ItemRows {
@@ -95,41 +103,6 @@ impl CudaPlan {
         }
         self.content = Content::Mixed;
         let bytes = self.images.update(plan, stream)?;
-        self.content = Content::Plan(plan.number());
-        Ok(bytes)
-    }
-
-    /// Copies only the words `dirty` of `plan`: the plan that is there, after one
-    /// [`Plan::patch`](crate::plan::Plan::patch), which named them. Returns the bytes copied.
-    ///
-    /// # Errors
-    /// [`CudaError::OtherPlan`] or [`CudaError::Argument`] (nothing is changed); [`CudaError::Driver`]: then
-    /// nothing can be computed until an update succeeds.
-    pub fn patch(
-        &mut self,
-        plan: &Plan,
-        dirty: &[Range<u32>],
-        stream: &Stream,
-    ) -> Result<usize, CudaError> {
-        let before = plan.number_before_patch().map(Content::Plan);
-        if before != Some(self.content) {
-            return Err(CudaError::OtherPlan);
-        }
-        let (stride, words) = (plan.stride(), plan.words().len());
-        // On the device programs have another stride, so a range across a share's end is none there.
-        let wrong = dirty.iter().position(|range| {
-            !range.is_empty()
-                && (range.end as usize > words || range.start / stride != (range.end - 1) / stride)
-        });
-        if let Some(index) = wrong {
-            return Err(CudaError::Argument {
-                argument: "dirty",
-                value: format!("{:?} at {index}", dirty[index]),
-                expected: format!("words of one share of {stride}, below {words}"),
-            });
-        }
-        self.content = Content::Mixed;
-        let bytes = self.images.patch(plan, dirty, stream)?;
         self.content = Content::Plan(plan.number());
         Ok(bytes)
     }
@@ -155,6 +128,12 @@ impl CudaPlan {
     /// Whether it is `plan` that the device has.
     pub(super) fn holds(&self, plan: &Plan) -> bool {
         self.content == Content::Plan(plan.number())
+    }
+
+    /// Whether it is `plan` before its last patch that the device has.
+    pub(super) fn precedes(&self, plan: &Plan) -> bool {
+        let before = plan.last_patch().map(|(before, _)| Content::Plan(before));
+        before == Some(self.content)
     }
 
     /// Whether a cache of `shape` on `device` can use it.

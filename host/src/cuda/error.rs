@@ -181,11 +181,6 @@ pub enum CudaError {
     /// A copy failed while a plan was put on the device.
     #[error("the device plan holds parts of two plans, since a copy failed: update it")]
     PlanMixed,
-    /// A patch is of another plan than the one on the device.
-    #[error(
-        "the device plan does not hold the plan that was patched, as it was before the patch: update it"
-    )]
-    OtherPlan,
     /// A plan was made for another head shape.
     #[error(
         "the plan has {got} query heads a KV head; the device plan was reserved for {expected}"

@@ -46,6 +46,7 @@ mod sys;
 mod writers;
 
 pub use backend::CudaBackend;
+pub(crate) use backend::{RecordedStep, Seen, StepCall};
 pub use cache::{AttendBuffers, CudaCache};
 pub use capacity::PlanCapacity;
 pub use device::{CudaDevice, DevicePtr, RawStream};

@@ -8,6 +8,7 @@
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use bytemuck::Pod;
@@ -29,7 +30,8 @@ fn allocate(bytes: usize) -> Result<NonNull<c_void>, CudaError> {
     })
 }
 
-/// Pieces that are kept at most; with more copies in flight the next one waits for the oldest.
+/// Pieces, made at once by the first copy, so that none has to be made later; with more copies in flight the next one
+/// waits for the oldest.
 const PIECES: usize = 16;
 /// The smallest piece.
 const PIECE_BYTES: usize = 64 << 10;
@@ -38,6 +40,7 @@ const PIECE_BYTES: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Staging {
     pieces: Mutex<Vec<Piece>>,
+    begun: AtomicBool,
 }
 
 /// Pinned memory, and the event behind the last copy from it.
@@ -78,6 +81,12 @@ impl Staging {
     /// A piece that no copy reads any more.
     fn take(&self, bytes: usize) -> Result<Piece, CudaError> {
         let mut pieces = self.lock();
+        if !self.begun.load(Ordering::Relaxed) {
+            while pieces.len() < PIECES {
+                pieces.push(Piece::new(PIECE_BYTES)?);
+            }
+            self.begun.store(true, Ordering::Relaxed);
+        }
         for index in 0..pieces.len() {
             if pieces[index].bytes < bytes {
                 continue;

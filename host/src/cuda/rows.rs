@@ -38,7 +38,8 @@ impl<T: KvElement> DeviceRows<T> {
     ///
     /// # Safety
     /// The memory is on the device of the cache that it is passed to, 16-byte aligned, and stays valid until the work
-    /// that is enqueued on `stream` after the calls that take it is done; `stream` is a stream of the device's primary
+    /// that is enqueued on `stream` after the calls that take it is done, and in a step of
+    /// [`TreeCache::capture`](crate::TreeCache::capture) as long as its graph is used; `stream` is a stream of the device's primary
     /// context. Nobody else writes rows that a call reads, or touches rows that it writes, except in the order of
     /// `stream`.
     pub const unsafe fn new(pointer: DevicePtr, len: usize, stream: RawStream) -> Self {

@@ -49,8 +49,18 @@ impl Plan {
             }
         }
         merge_by_share(dirty, self.stride);
-        self.identity.patched();
+        let pages = growth.iter().map(|entry| entry.page.saturating_add(1));
+        self.bounds.pages = pages.fold(self.bounds.pages, u32::max);
+        self.identity.patched(dirty);
         Patch::Patched
+    }
+}
+
+impl Plan {
+    /// Whether one of the nodes that grew is among those that the plan reads.
+    pub(crate) fn reads_any(&self, growth: &[Growth]) -> bool {
+        let read = |entry: &Growth| !tails(&self.live, entry.length_slot).is_empty();
+        growth.iter().any(read)
     }
 }
 

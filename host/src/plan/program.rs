@@ -1,5 +1,6 @@
 //! A plan as the kernels read it, and typed views of it for everybody else.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels_gpu::abi::{MergeRow, NONE, ProgramHeader, Segment, WorkItem, words_of};
@@ -32,37 +33,59 @@ pub struct Plan {
     /// Where runs grow, by length counter.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) live: Vec<LiveTail>,
+    /// One more than the largest page and length slot named.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(super) bounds: Bounds,
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) identity: Identity,
 }
 
+/// How many pages and length slots a plan takes for granted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub(crate) pages: u32,
+    pub(crate) slots: u32,
+}
+
+impl Bounds {
+    pub(super) fn include(&mut self, pages: &[u32], length_slot: u32) {
+        let last = pages.iter().copied().max();
+        self.pages = self
+            .pages
+            .max(last.map_or(0, |page| page.saturating_add(1)));
+        if length_slot != NONE {
+            self.slots = self.slots.max(length_slot + 1);
+        }
+    }
+}
+
 /// Which plan this is: no two that differ have the same number, so who keeps a copy need not compare. Equality of
 /// plans is of what they say, whoever made them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Identity {
     number: u64,
-    /// The number before the last patch.
+    /// The number before the last patch, and the words that it changed.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only devices ask"))]
-    before: Option<u64>,
+    patch: Option<(u64, Vec<Range<u32>>)>,
 }
 
 impl Identity {
     const EMPTY: Self = Self {
         number: 0,
-        before: None,
+        patch: None,
     };
 
-    fn next(before: Option<u64>) -> Self {
+    fn next(patch: Option<(u64, Vec<Range<u32>>)>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
-            before,
+            patch,
         }
     }
 
-    /// To be called when a plan was patched.
-    pub(super) fn patched(&mut self) {
-        *self = Self::next(Some(self.number));
+    /// To be called when the words `dirty` of a plan were patched.
+    pub(super) fn patched(&mut self, dirty: &[Range<u32>]) {
+        *self = Self::next(Some((self.number, dirty.to_vec())));
     }
 }
 
@@ -100,6 +123,7 @@ impl Plan {
             predicted_ns: 0,
             reuse_pages: 0,
             live: Vec::new(),
+            bounds: Bounds::default(),
             identity: Identity::EMPTY,
         }
     }
@@ -118,6 +142,7 @@ impl Plan {
         self.merge_slots.clear();
         self.share_ns.clear();
         self.live.clear();
+        self.bounds = Bounds::default();
         self.identity = Identity::next(None);
     }
 
@@ -126,10 +151,16 @@ impl Plan {
     pub(crate) fn number(&self) -> u64 {
         self.identity.number
     }
-    /// The number before the last [`Plan::patch`], if nothing else has changed the plan since.
+    /// The number before the last [`Plan::patch`], if nothing else has changed the plan since, and the words that it
+    /// changed.
     #[cfg(feature = "cuda")]
-    pub(crate) fn number_before_patch(&self) -> Option<u64> {
-        self.identity.before
+    pub(crate) fn last_patch(&self) -> Option<(u64, &[Range<u32>])> {
+        let patch = self.identity.patch.as_ref();
+        patch.map(|(before, dirty)| (*before, dirty.as_slice()))
+    }
+    /// How many pages and length slots there must be.
+    pub(crate) fn bounds(&self) -> Bounds {
+        self.bounds
     }
 
     /// How the plan was grouped.

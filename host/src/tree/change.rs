@@ -48,6 +48,12 @@ impl ChangeLog {
         self.growth.push(Growth { length_slot, page });
     }
 
+    /// Forgets growth that was undone, of the same shape.
+    pub(super) fn forget_since(&mut self, before: GrowthCursor) {
+        debug_assert_eq!(before.shape_epoch, self.shape_epoch);
+        self.growth.truncate(before.position);
+    }
+
     pub(super) fn entries(&self) -> usize {
         self.growth.len()
     }

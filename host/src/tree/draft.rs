@@ -4,6 +4,7 @@ use kernels_gpu::abi::{NONE, PAGE_TOKENS, TokenMove};
 
 use super::node::{Block, BlockKey, Content, State, place};
 use super::{ForestError, NodeKey, TokenForest};
+use crate::cache::PageId;
 
 /// One node of a draft to insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,36 +106,58 @@ impl TokenForest {
         trunk: NodeKey,
         path: &[NodeKey],
     ) -> Result<Vec<TokenMove>, ForestError> {
+        let moves = self.accept_moves(trunk, path)?;
+        self.accept_moved(trunk, path);
+        Ok(moves)
+    }
+
+    /// The moves of [`TokenForest::accept`], which then is still to be done: by [`Self::accept_moved`], once K and V
+    /// were moved.
+    pub(crate) fn accept_moves(
+        &self,
+        trunk: NodeKey,
+        path: &[NodeKey],
+    ) -> Result<Vec<TokenMove>, ForestError> {
         let block = self.check_accept(trunk, path)?;
         let sources = self.draft_places(block, path);
         let added = sources.len() as u32;
         let length = self.length_of(trunk);
-        let grown = length
-            .checked_add(added)
-            .ok_or(ForestError::LengthOverflow {
+        if length.checked_add(added).is_none() {
+            return Err(ForestError::LengthOverflow {
                 node: trunk,
                 length,
                 added,
-            })?;
-        let pages = grown.div_ceil(PAGE_TOKENS) - length.div_ceil(PAGE_TOKENS);
-        self.grow_into_draft(trunk, block, pages);
-        let node = &self.nodes[trunk];
-        let slot = node.slot as usize;
-        let Content::Owned { pages, .. } = &node.content else {
-            unreachable!("a trunk owns its pages");
-        };
-        self.lengths[slot] = grown;
-        self.tail_pages[slot] = pages.last().copied().unwrap_or(NONE);
+            });
+        }
+        let mut pages = self.nodes[trunk].pages().to_vec();
+        pages.extend(self.pages_for_draft(block, pages_between(length, length + added)));
         let moves = sources.into_iter().zip(length..).map(|(from, position)| {
-            let to = place(pages, position);
+            let to = place(&pages, position);
             TokenMove { from, to }
         });
-        let moves = moves.filter(|step| step.from != step.to).collect();
+        Ok(moves.filter(|step| step.from != step.to).collect())
+    }
+
+    /// Accepts a path of which [`Self::accept_moves`] gave the moves; nothing else has happened since.
+    pub(crate) fn accept_moved(&mut self, trunk: NodeKey, path: &[NodeKey]) {
+        let Content::Owned {
+            state: State::Drafted(block),
+            ..
+        } = self.nodes[trunk].content
+        else {
+            unreachable!("the path was checked");
+        };
+        let length = self.length_of(trunk);
+        let grown = length + path.iter().map(|&node| self.length_of(node)).sum::<u32>();
+        self.grow_into_draft(trunk, block, pages_between(length, grown));
+        let node = &self.nodes[trunk];
+        let slot = node.slot as usize;
+        self.lengths[slot] = grown;
+        self.tail_pages[slot] = node.pages().last().copied().unwrap_or(NONE);
         while let Some(child) = self.nodes[trunk].first_child {
             self.remove_subtree(child);
         }
         self.changes.reshaped();
-        Ok(moves)
     }
 
     fn check_accept(&self, trunk: NodeKey, path: &[NodeKey]) -> Result<BlockKey, ForestError> {
@@ -169,26 +192,36 @@ impl TokenForest {
         positions.map(|position| place(pages, position)).collect()
     }
 
-    /// Gives the trunk `count` pages: free ones, and when they run out the block's own, in order.
+    /// The `count` pages that a trunk grows into: free ones, and when they run out the block's own, in order.
     ///
     /// In order, so that no move writes where a later one reads: the module's documentation has the proof.
-    fn grow_into_draft(&mut self, trunk: NodeKey, block: BlockKey, count: u32) {
-        let free = self.pool.free().min(count);
-        let mut added = self
-            .pool
-            .allocate_many(free)
-            .expect("no more than are free");
+    fn pages_for_draft(&self, block: BlockKey, count: u32) -> Vec<PageId> {
+        let mut pages = self.pool.next_pages(count);
         let own = self.blocks[block].pages.iter().copied();
         let own = own.filter(|&page| page != NONE);
-        added.extend(own.take((count - free) as usize));
+        pages.extend(own.take(count as usize - pages.len()));
+        debug_assert_eq!(pages.len() as u32, count);
+        pages
+    }
+
+    /// Gives the trunk its pages of [`Self::pages_for_draft`].
+    fn grow_into_draft(&mut self, trunk: NodeKey, block: BlockKey, count: u32) {
+        let added = self.pages_for_draft(block, count);
+        let free = self.pool.free().min(count);
+        let taken = self.pool.allocate_many(free);
+        debug_assert_eq!(taken.as_deref(), Ok(&added[..free as usize]));
         for &page in &added[free as usize..] {
             self.pool.retain(page);
         }
-        debug_assert_eq!(added.len() as u32, count);
         if let Content::Owned { pages, .. } = &mut self.nodes[trunk].content {
             pages.extend(added);
         }
     }
+}
+
+/// Pages that a node of `length` tokens takes to hold `grown`.
+fn pages_between(length: u32, grown: u32) -> u32 {
+    grown.div_ceil(PAGE_TOKENS) - length.div_ceil(PAGE_TOKENS)
 }
 
 /// Tokens of all nodes of a draft whose parents and lengths are in order.

@@ -8,7 +8,7 @@ use slotmap::SlotMap;
 
 use super::ForestError;
 use super::NodeKey;
-use super::change::ChangeLog;
+use super::change::{ChangeLog, GrowthCursor};
 use super::node::{Block, BlockKey, Content, Node, State, Tree, TreeKey};
 use super::nodes::Nodes;
 use super::scratch::Marks;
@@ -144,12 +144,18 @@ impl TokenForest {
         self.grow_all(leaves.iter().map(|&leaf| (leaf, k)))
     }
 
-    /// Adds `k` tokens to each `(leaf, k)`, or to none; nothing for an empty slice.
+    /// Adds `k` tokens to each `(leaf, k)`, or to none; nothing for an empty slice. Returns the time before, for
+    /// [`TokenForest::undo_growth`].
     ///
     /// # Errors
     /// Those of [`TokenForest::extend`].
-    pub(crate) fn grow_each(&mut self, leaves: &[(NodeKey, u32)]) -> Result<(), ForestError> {
-        self.grow_all(leaves.iter().copied()).map(drop)
+    pub(crate) fn grow_each(
+        &mut self,
+        leaves: &[(NodeKey, u32)],
+    ) -> Result<GrowthCursor, ForestError> {
+        let before = self.growth_cursor();
+        self.grow_all(leaves.iter().copied())?;
+        Ok(before)
     }
 
     /// Adds tokens to all of `leaves` or to none; the pages taken.
@@ -172,12 +178,13 @@ impl TokenForest {
         Ok(pages as u32)
     }
 
-    /// Undoes a [`TokenForest::grow_each`] after which nothing else has happened. Plans made since are out of date.
-    pub(crate) fn shrink_each(&mut self, leaves: &[(NodeKey, u32)]) {
-        for &(leaf, k) in leaves {
+    /// Undoes a [`TokenForest::grow_each`] after which nothing else has happened, to the order of free pages: plans made
+    /// before are as good as they were.
+    pub(crate) fn undo_growth(&mut self, leaves: &[(NodeKey, u32)], before: GrowthCursor) {
+        for &(leaf, k) in leaves.iter().rev() {
             self.shorten(leaf, k);
         }
-        self.changes.reshaped();
+        self.changes.forget_since(before);
     }
 
     /// Takes the last `k` tokens of each of `leaves` away, or of none, and the pages that held no others: undoes
@@ -303,7 +310,11 @@ impl TokenForest {
         let Content::Owned { pages, .. } = &mut node.content else {
             unreachable!("a draft node does not grow");
         };
-        for page in pages.drain(self.lengths[slot].div_ceil(PAGE_TOKENS) as usize..) {
+        // The page taken last returns first, to be taken as it was.
+        for page in pages
+            .drain(self.lengths[slot].div_ceil(PAGE_TOKENS) as usize..)
+            .rev()
+        {
             self.pool.release(page);
         }
         self.tail_pages[slot] = pages.last().copied().unwrap_or(NONE);

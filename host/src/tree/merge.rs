@@ -6,6 +6,19 @@ use super::node::{Content, State, place};
 use super::{ForestError, NodeKey, TokenForest};
 use crate::cache::PageId;
 
+/// A chain that is to become one node.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    /// The nodes that go, from the top down.
+    below: Vec<NodeKey>,
+    /// Pages of theirs that the node takes over.
+    added: Vec<PageId>,
+    /// Tokens that the node has then.
+    grown: u32,
+    /// Where K and V go.
+    pub(crate) moves: Vec<TokenMove>,
+}
+
 impl TokenForest {
     /// Makes one node of `node` and the only children below it: their tokens join `node`, whose key stays,
     /// and their keys name nothing any more. The chain goes down as long as a node has one child; the
@@ -34,14 +47,20 @@ impl TokenForest {
     /// [`ForestError::UnknownNode`], [`ForestError::Draft`], or [`ForestError::DraftPending`] if a node of the
     /// chain carries a draft.
     pub fn merge_chain(&mut self, node: NodeKey) -> Result<Vec<TokenMove>, ForestError> {
-        let chain = self.only_children(node)?;
-        let Some(&last) = chain.last() else {
-            return Ok(Vec::new());
-        };
+        let chain = self.chain_moves(node)?;
+        let moves = chain.moves.clone();
+        self.chain_moved(node, chain);
+        Ok(moves)
+    }
+
+    /// The moves of [`TokenForest::merge_chain`], which then is still to be done: by [`Self::chain_moved`], once K and
+    /// V were moved.
+    pub(crate) fn chain_moves(&self, node: NodeKey) -> Result<Chain, ForestError> {
+        let below = self.only_children(node)?;
         let mut sources = Vec::new();
         let mut own = Vec::new();
-        for &below in &chain {
-            let (pages, _) = self.owned(below);
+        for &below in &below {
+            let pages = self.nodes[below].pages();
             sources.extend((0..self.length_of(below)).map(|token| place(pages, token)));
             own.extend_from_slice(pages);
         }
@@ -50,14 +69,43 @@ impl TokenForest {
         let grown = length + sources.len() as u32;
         let added = grown.div_ceil(PAGE_TOKENS) - length.div_ceil(PAGE_TOKENS);
         own.truncate(added as usize);
-        let state = self.owned(last).1;
-        let moves = self.take_over(node, &own, &sources, state);
+        let mut pages = self.nodes[node].pages().to_vec();
+        pages.extend_from_slice(&own);
+        let moves = sources.iter().zip(length..).map(|(&from, position)| {
+            let to = place(&pages, position);
+            TokenMove { from, to }
+        });
+        let moves = moves.filter(|step| step.from != step.to).collect();
+        Ok(Chain {
+            below,
+            added: own,
+            grown,
+            moves,
+        })
+    }
+
+    /// Merges the chain below `node` of which [`Self::chain_moves`] gave the moves; nothing else has happened since.
+    pub(crate) fn chain_moved(&mut self, node: NodeKey, chain: Chain) {
+        let Some(&last) = chain.below.last() else {
+            return;
+        };
+        let new = self.state_of(last);
+        for &page in &chain.added {
+            self.pool.retain(page);
+        }
+        let record = &mut self.nodes[node];
+        let slot = record.slot as usize;
+        if let Content::Owned { pages, state } = &mut record.content {
+            *state = new;
+            pages.extend_from_slice(&chain.added);
+            self.tail_pages[slot] = pages.last().copied().unwrap_or(NONE);
+        }
+        self.lengths[slot] = chain.grown;
         self.adopt_children(node, last);
-        for below in chain {
+        for below in chain.below {
             self.release_node(below);
         }
         self.changes.reshaped();
-        Ok(moves)
     }
 
     /// The nodes below `node`, each the only child of the one before.
@@ -82,41 +130,12 @@ impl TokenForest {
         }
     }
 
-    /// Pages and state of a node that is no draft.
-    fn owned(&self, node: NodeKey) -> (&[PageId], State) {
+    /// The state of a node that is no draft.
+    fn state_of(&self, node: NodeKey) -> State {
         match &self.nodes[node].content {
-            Content::Owned { pages, state } => (pages, *state),
+            Content::Owned { state, .. } => *state,
             Content::Draft { .. } => unreachable!("a chain has no draft nodes"),
         }
-    }
-
-    /// Gives `node` the tokens at `sources`, `added` pages for them, and `state`; the moves.
-    fn take_over(
-        &mut self,
-        node: NodeKey,
-        added: &[PageId],
-        sources: &[u32],
-        new: State,
-    ) -> Vec<TokenMove> {
-        for &page in added {
-            self.pool.retain(page);
-        }
-        let record = &mut self.nodes[node];
-        let slot = record.slot as usize;
-        let Content::Owned { pages, state } = &mut record.content else {
-            unreachable!("a chain has no draft nodes");
-        };
-        *state = new;
-        pages.extend_from_slice(added);
-        self.tail_pages[slot] = pages.last().copied().unwrap_or(NONE);
-        let length = &mut self.lengths[slot];
-        let moves = sources.iter().zip(*length..).map(|(&from, position)| {
-            let to = place(pages, position);
-            TokenMove { from, to }
-        });
-        let moves = moves.filter(|step| step.from != step.to).collect();
-        *length += sources.len() as u32;
-        moves
     }
 
     /// Makes the children of `from` those of `node`.

@@ -23,6 +23,16 @@ pub(super) struct Node {
     pub(super) content: Content,
 }
 
+impl Node {
+    /// Pages that it owns; none of a draft's.
+    pub(super) fn pages(&self) -> &[PageId] {
+        match &self.content {
+            Content::Owned { pages, .. } => pages,
+            Content::Draft { .. } => &[],
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) enum Content {
     /// Whole pages, the last one partial: token `t` is in page `t / 64`.

@@ -86,10 +86,7 @@ impl TokenForest {
     /// # Errors
     /// [`ForestError::UnknownNode`].
     pub fn pages(&self, node: NodeKey) -> Result<&[PageId], ForestError> {
-        match &self.node(node)?.content {
-            Content::Owned { pages, .. } => Ok(pages),
-            Content::Draft { .. } => Ok(&[]),
-        }
+        Ok(self.node(node)?.pages())
     }
 
     /// Whether the node is part of a draft.

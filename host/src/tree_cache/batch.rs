@@ -105,10 +105,10 @@ impl TreeCache {
     /// No node has grown then.
     pub fn batch(&mut self, nodes: &[(NodeKey, u32)]) -> Result<Batch, CacheError> {
         let grown = self.growing(nodes)?;
-        self.forest.grow_each(&grown)?;
+        let before = self.forest.grow_each(&grown)?;
         let batch = self.batch_held(nodes);
         if batch.is_err() {
-            self.forest.shrink_each(&grown);
+            self.forest.undo_growth(&grown, before);
         }
         batch
     }
@@ -142,7 +142,7 @@ impl TreeCache {
         let one_each = n == 1 && batch.nodes.iter().all(|&(_, tokens)| tokens == 1);
         let kept = one_each && self.check_fresh(batch).is_ok();
         let nodes: Vec<(NodeKey, u32)> = batch.nodes.iter().map(|&(node, _)| (node, n)).collect();
-        self.forest.grow_each(&nodes)?;
+        let start = self.forest.grow_each(&nodes)?;
         if kept {
             match self.forest.growth_since(batch.cursor) {
                 Some([]) => {
@@ -160,7 +160,7 @@ impl TreeCache {
         let before = std::mem::replace(&mut batch.nodes, nodes);
         if let Err(error) = self.replan(batch) {
             let grown = std::mem::replace(&mut batch.nodes, before);
-            self.forest.shrink_each(&grown);
+            self.forest.undo_growth(&grown, start);
             return Err(error);
         }
         Ok(PlanUpdate::Replanned)
@@ -213,8 +213,10 @@ impl TreeCache {
         let stale = |change| Err(CacheError::StaleBatch { change });
         match self.forest.growth_since(batch.cursor) {
             None => return stale("nodes were added or removed"),
-            Some([_, ..]) => return stale("a node grew into a new page"),
-            Some([]) => {}
+            Some(growth) if batch.plan.reads_any(growth) => {
+                return stale("one of its nodes grew into a new page");
+            }
+            Some(_) => {}
         }
         for (&(node, _), &length) in batch.nodes.iter().zip(&batch.lengths) {
             if self.forest.length(node)? != length {

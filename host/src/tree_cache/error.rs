@@ -5,7 +5,8 @@ use crate::cache::{CacheShape, PoolError, ShapeError};
 use crate::plan::PlanError;
 use crate::tree::ForestError;
 
-/// Why a [`TreeCache`](super::TreeCache) refused. Unless a device failed, the cache is as it was.
+/// Why a [`TreeCache`](super::TreeCache) refused. The cache is as it was, also where a device failed: unless it is lost,
+/// the call may be made again. Results that a device failed to deliver may be there in part.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
@@ -59,6 +60,9 @@ pub enum CacheError {
     /// The batch is another cache's.
     #[error("the batch was made by another cache")]
     ForeignBatch,
+    /// The graph holds steps of another cache.
+    #[error("the graph is of another cache; each cache has graphs of its own")]
+    ForeignGraph,
     /// A builder was not told what it has to know.
     #[error("the cache cannot be built without .{call}")]
     Missing {

@@ -2,6 +2,7 @@
 
 mod batch;
 mod builder;
+mod capture;
 mod config;
 mod error;
 mod paged;
@@ -14,6 +15,7 @@ use kernels_gpu::abi::AppendTarget;
 
 pub use self::batch::{Batch, PlanUpdate};
 pub use self::builder::CacheBuilder;
+pub use self::capture::{Step, StepGraph, StepRun};
 pub use self::config::{CacheConfig, Device};
 pub use self::error::CacheError;
 pub use self::rows::{Kv, Out, Rows, RowsMut};
@@ -81,6 +83,11 @@ impl TreeCache {
     pub fn backend(&self) -> &dyn Backend {
         &*self.backend
     }
+    /// The GPU's side: its stream and its pages; `None` on the CPU.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(&mut self) -> Option<&crate::cuda::CudaBackend> {
+        capture::gpu(&mut *self.backend).map(|backend| &*backend)
+    }
 
     /// Starts a tree: an empty root, to which [`TreeCache::batch`] adds a prompt.
     ///
@@ -138,19 +145,23 @@ impl TreeCache {
     /// else of the draft is dropped.
     ///
     /// # Errors
-    /// Those of [`TokenForest::accept`].
+    /// Those of [`TokenForest::accept`], and the device's: then the draft is as it was.
     pub fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), CacheError> {
-        let moves = self.forest.accept(trunk, path)?;
-        Ok(self.backend.copy(&moves)?)
+        let moves = self.forest.accept_moves(trunk, path)?;
+        self.backend.copy(&moves)?;
+        self.forest.accept_moved(trunk, path);
+        Ok(())
     }
 
     /// Makes one node of `node` and the only children below it, K and V with them; `node`'s key stays.
     ///
     /// # Errors
-    /// Those of [`TokenForest::merge_chain`].
+    /// Those of [`TokenForest::merge_chain`], and the device's: then the chain is as it was.
     pub fn merge_chain(&mut self, node: NodeKey) -> Result<(), CacheError> {
-        let moves = self.forest.merge_chain(node)?;
-        Ok(self.backend.copy(&moves)?)
+        let chain = self.forest.chain_moves(node)?;
+        self.backend.copy(&chain.moves)?;
+        self.forest.chain_moved(node, chain);
+        Ok(())
     }
 
     /// Removes `node` and everything below it; the pages that came free.

@@ -104,16 +104,18 @@ pub fn attend_row(params: &ReferenceParams, q: &[f64], seen: &[KeyValue<'_>]) ->
     };
     let logits: Vec<f64> = seen.iter().map(logit).collect();
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let weights: Vec<f64> = logits.iter().map(|logit| (logit - max).exp()).collect();
+    // Where all logits are -inf, no token has any weight, as where there is none: -inf - -inf would be NaN.
+    let shift = if max == f64::NEG_INFINITY { 0.0 } else { max };
+    let weights: Vec<f64> = logits.iter().map(|logit| (logit - shift).exp()).collect();
     let sum: f64 = weights.iter().sum();
+    let norm = if sum == 0.0 { 1.0 } else { sum };
     let mut out = vec![0.0; params.head_dim];
     for (weight, (_, v)) in weights.iter().zip(seen) {
         for (out, v) in out.iter_mut().zip(*v) {
-            *out += weight / sum * v;
+            *out += weight / norm * v;
         }
     }
-    // No token: max is -inf and sum 0, so this is -inf as it should be.
-    (out, max + sum.ln())
+    (out, shift + sum.ln())
 }
 
 #[cfg(test)]

@@ -94,15 +94,16 @@ fn prompt(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A file that is there, as a whole path.
+/// A file that is there, or a folder with a model, as a whole path.
 ///
 /// # Errors
 /// For people.
 pub(crate) fn model_file(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
-    if !path.is_file() {
+    if !path.is_file() && !path.join("config.json").is_file() {
         return Err(
-            "no such file; a GGUF file of a Llama model is wanted, `cargo xtask model` fetches one"
+            "no such file; a GGUF file is wanted, or a folder of safetensors with a config.json; `cargo xtask model` \
+             fetches one"
                 .to_owned(),
         );
     }

@@ -16,6 +16,16 @@ pub(crate) struct Draw<'a> {
 /// Tokens that an answer is shown with beside those that were not run.
 const TAIL: usize = 4;
 
+/// Branches that each go on in one only.
+struct Chain {
+    /// The last of them.
+    end: u64,
+    /// Of all of them.
+    tokens: Vec<u32>,
+    /// Siblings on the way that were dropped and are not shown.
+    dropped: usize,
+}
+
 /// What there is below a branch.
 enum Item<'a> {
     Branch(u64),
@@ -25,11 +35,11 @@ enum Item<'a> {
 }
 
 impl Draw<'_> {
-    /// The tree from branch 0 on. If that is more than `room` lines, dropped branches are counted instead of
-    /// shown, and then the first lines are left out.
+    /// The tree from branch 0 on. If that is more than `room` lines, or drifts off to the right, dropped branches are
+    /// counted instead of shown, and then the first lines are left out.
     pub(crate) fn lines(&self, tree: &Tree, room: usize) -> Vec<String> {
         let all = self.draw(tree, false);
-        if all.len() <= room {
+        if all.len() <= room && !self.drifts(&all) {
             return all;
         }
         let mut lines = self.draw(tree, true);
@@ -40,6 +50,15 @@ impl Draw<'_> {
             lines.insert(0, self.style().dim().apply_to(note).to_string());
         }
         lines
+    }
+
+    /// Whether a line begins past the middle.
+    fn drifts(&self, lines: &[String]) -> bool {
+        lines.iter().any(|line| {
+            let plain = console::strip_ansi_codes(line);
+            let stem = plain.chars().take_while(|c| "│├└─ ".contains(*c));
+            stem.count() > self.width / 2
+        })
     }
 
     fn draw(&self, tree: &Tree, brief: bool) -> Vec<String> {
@@ -59,8 +78,9 @@ impl Draw<'_> {
         brief: bool,
         lines: &mut Vec<String>,
     ) {
-        let branch = &tree.branches[&index];
-        lines.push(self.line(stem.0, &self.describe(index, branch)));
+        let chain = self.chain(tree, index, brief);
+        let branch = &tree.branches[&chain.end];
+        lines.push(self.line(stem.0, &self.describe(index, branch, &chain)));
         let items = self.items(tree, branch, brief);
         for (at, item) in items.iter().enumerate() {
             let (first, rest) = match at + 1 == items.len() {
@@ -91,6 +111,32 @@ impl Draw<'_> {
         }
     }
 
+    /// The branches from `index` on that each go on in one only, as one.
+    fn chain(&self, tree: &Tree, index: u64, brief: bool) -> Chain {
+        let mut chain = Chain {
+            end: index,
+            tokens: tree.branches[&index].tokens.clone(),
+            dropped: 0,
+        };
+        // The prompt has a line of its own.
+        while index != 0 {
+            let branch = &tree.branches[&chain.end];
+            let dropped = |child: &&u64| brief && tree.is_dropped(**child);
+            let (gone, shown): (Vec<&u64>, Vec<&u64>) = branch.children.iter().partition(dropped);
+            let [next] = shown[..] else { break };
+            if !branch.answers.is_empty() {
+                break;
+            }
+            chain.end = *next;
+            chain.tokens.extend(&tree.branches[next].tokens);
+            chain.dropped += gone
+                .into_iter()
+                .map(|&child| tree.ends(child))
+                .sum::<usize>();
+        }
+        chain
+    }
+
     fn items<'t>(&self, tree: &Tree, branch: &'t Branch, brief: bool) -> Vec<Item<'t>> {
         let (dropped, shown): (Vec<u64>, Vec<u64>) = branch
             .children
@@ -107,11 +153,34 @@ impl Draw<'_> {
         items
     }
 
-    fn describe(&self, index: u64, branch: &Branch) -> String {
-        let text = match branch.tokens.as_slice() {
+    /// The line of a chain from `index` on, which ends in `branch`.
+    fn describe(&self, index: u64, branch: &Branch, chain: &Chain) -> String {
+        let text = match chain.tokens.as_slice() {
             [] if index == 0 => "prompt".to_owned(),
-            tokens => self.text(tokens),
+            tokens => self.end_of(&self.text(tokens)),
         };
+        let dropped = match chain.dropped {
+            0 => String::new(),
+            count => self
+                .style()
+                .red()
+                .dim()
+                .apply_to(format!("  × {count} dropped"))
+                .to_string(),
+        };
+        format!("{}{dropped}", self.describe_end(branch, &text))
+    }
+
+    /// Of a text that is longer than half a line the end, where it grows.
+    fn end_of(&self, text: &str) -> String {
+        let (all, most) = (text.chars().count(), (self.width / 2).max(1));
+        match all.checked_sub(most) {
+            None | Some(0) => text.to_owned(),
+            Some(more) => format!("…{}", text.chars().skip(more).collect::<String>()),
+        }
+    }
+
+    fn describe_end(&self, branch: &Branch, text: &str) -> String {
         if let Some(leaf) = inline_answer(branch) {
             let rest = self
                 .codec
@@ -129,9 +198,9 @@ impl Draw<'_> {
             }
             State::Inner => format!("{text}{yellow}"),
             State::Done => style.dim().apply_to(format!("○ {text}{score}")).to_string(),
-            State::Lost => self.dropped(&text, &score, "lost"),
-            State::Dead => self.dropped(&text, &score, "wrong"),
-            State::Crowded => self.dropped(&text, &score, "no page"),
+            State::Lost => self.dropped(text, &score, "lost"),
+            State::Dead => self.dropped(text, &score, "wrong"),
+            State::Crowded => self.dropped(text, &score, "no page"),
         }
     }
 

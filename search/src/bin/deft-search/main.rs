@@ -19,12 +19,14 @@ mod show;
 mod tests;
 mod tree;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use args::{Args, model_file};
+use report::LastWord;
 use run::Ended;
 
 /// Searches a tree of continuations with a language model, and shows the tree as it grows.
@@ -39,7 +41,8 @@ use run::Ended;
 #[derive(Parser)]
 #[command(version, verbatim_doc_comment, max_term_width = 100)]
 struct Cli {
-    /// A GGUF file of a Llama-architecture model with a byte-level BPE tokenizer.
+    /// A GGUF file (of several, any), or a folder of safetensors with config.json and tokenizer.json. Llama's
+    /// architecture, or Mistral's, Qwen's, SmolLM's or Gemma's.
     #[arg(long, value_name = "PATH", value_parser = model_file)]
     model: PathBuf,
 
@@ -55,19 +58,26 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
+/// Tells people, if they still listen.
+fn tell(what: &str) {
+    let _ = writeln!(std::io::stderr(), "{what}");
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(what) = cli.args.check() {
-        eprintln!("error: {what}");
+        tell(&format!("error: {what}"));
         return ExitCode::from(2);
     }
-    match run::run(&cli.model, &cli.args) {
+    let last = LastWord::new(cli.args.json);
+    match run::run(&cli.model, &cli.args, &last) {
         Ok(Ended::Itself) => ExitCode::SUCCESS,
         Ok(Ended::Cancelled) => ExitCode::from(130),
         // Whoever read has what they wanted.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("\nerror: {error:#}");
+            last.say(&serde_json::json!({ "error": format!("{error:#}") }));
+            tell(&format!("\nerror: {error:#}"));
             ExitCode::FAILURE
         }
     }

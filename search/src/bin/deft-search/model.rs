@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use deft_engine::{ChatTemplate, CpuModel, CpuOptions, Gguf, LlamaConfig, Tokenizer};
+use deft_engine::{CpuModel, CpuOptions, Gguf, LlamaConfig, Tokenizer, Weights, chat, safetensors};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::DeviceArg;
@@ -15,7 +15,8 @@ pub(crate) struct Loaded {
     pub(crate) name: String,
     pub(crate) config: LlamaConfig,
     pub(crate) tokenizer: Tokenizer,
-    pub(crate) template: Option<ChatTemplate>,
+    /// The chat template's source: a broken one matters only to who talks.
+    pub(crate) template: Option<String>,
     pub(crate) model: Box<dyn Timed>,
     /// Where it runs.
     pub(crate) device: String,
@@ -23,22 +24,42 @@ pub(crate) struct Loaded {
     pub(crate) fallback: Option<String>,
 }
 
-/// Reads the file at `path`.
+/// Reads the GGUF file, or the folder of safetensors, at `path`.
 ///
 /// # Errors
 /// It is no model that runs here, or the device is missing.
 pub(crate) fn load(path: &Path, device: DeviceArg) -> Result<Loaded> {
     let file = path.display();
+    let cannot = || format!("cannot take the tokenizer of {file}");
+    if path.is_dir() {
+        let weights = safetensors::open(path)?;
+        let tokenizer = Tokenizer::open(path).with_context(cannot)?;
+        return placed(path, &weights, tokenizer, chat::template_of(path)?, device);
+    }
     let gguf = Gguf::open(path)?;
-    let tokenizer = Tokenizer::from_gguf(gguf.metadata());
-    let tokenizer = tokenizer.with_context(|| format!("cannot take the tokenizer of {file}"))?;
+    let tokenizer = Tokenizer::from_gguf(gguf.metadata()).with_context(cannot)?;
     let template = gguf.metadata().text("tokenizer.chat_template")?;
-    let template = template.map(ChatTemplate::new).transpose()?;
+    placed(
+        path,
+        gguf.weights(),
+        tokenizer,
+        template.map(str::to_owned),
+        device,
+    )
+}
+
+fn placed(
+    path: &Path,
+    weights: &Weights,
+    tokenizer: Tokenizer,
+    template: Option<String>,
+    device: DeviceArg,
+) -> Result<Loaded> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let (model, device, fallback) = on_device(&gguf, device)?;
+    let (model, device, fallback) = on_device(weights, device)?;
     Ok(Loaded {
         name: name.into_owned(),
-        config: gguf.weights().config().clone(),
+        config: weights.config().clone(),
         tokenizer,
         template,
         model,
@@ -49,21 +70,21 @@ pub(crate) fn load(path: &Path, device: DeviceArg) -> Result<Loaded> {
 
 type Placed = (Box<dyn Timed>, String, Option<String>);
 
-fn on_device(gguf: &Gguf, device: DeviceArg) -> Result<Placed> {
+fn on_device(weights: &Weights, device: DeviceArg) -> Result<Placed> {
     match device {
-        DeviceArg::Cpu => on_cpu(gguf, None),
-        DeviceArg::Cuda => on_gpu(gguf),
-        DeviceArg::Auto => match on_gpu(gguf) {
+        DeviceArg::Cpu => on_cpu(weights, None),
+        DeviceArg::Cuda => on_gpu(weights),
+        DeviceArg::Auto => match on_gpu(weights) {
             Ok(placed) => Ok(placed),
-            Err(error) => on_cpu(gguf, Some(format!("{error:#}"))),
+            Err(error) => on_cpu(weights, Some(format!("{error:#}"))),
         },
     }
 }
 
-fn on_cpu(gguf: &Gguf, fallback: Option<String>) -> Result<Placed> {
-    let bar = bar(gguf.weights().config().parameters());
+fn on_cpu(weights: &Weights, fallback: Option<String>) -> Result<Placed> {
+    let bar = bar(weights.config().parameters());
     let progress = |done, _| bar.set_position(done);
-    let model = CpuModel::load(gguf.weights(), CpuOptions::default(), progress)?;
+    let model = CpuModel::load(weights, CpuOptions::default(), progress)?;
     bar.finish_and_clear();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = format!("CPU, {threads} threads");
@@ -71,20 +92,24 @@ fn on_cpu(gguf: &Gguf, fallback: Option<String>) -> Result<Placed> {
 }
 
 #[cfg(feature = "cuda")]
-fn on_gpu(gguf: &Gguf) -> Result<Placed> {
+fn on_gpu(weights: &Weights) -> Result<Placed> {
     use deft::DType;
     use deft::cuda::CudaDevice;
     use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
 
     let device = CudaDevice::new(0)?;
-    let weights = CudaWeights::read(&device, gguf.weights(), DType::F16)?;
+    // How far it is cannot be told.
+    let spinner = ProgressBar::new_spinner().with_message("reading weights");
+    spinner.enable_steady_tick(std::time::Duration::from_millis(100));
+    let weights = CudaWeights::read(&device, weights, DType::F16)?;
+    spinner.finish_and_clear();
     let model = CudaModel::new(&device, weights, CudaOptions::default())?;
     let name = format!("{}, {}, {}", device.name(), model.dtype(), model.cublas());
     Ok((Box::new(model), name, None))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn on_gpu(_: &Gguf) -> Result<Placed> {
+fn on_gpu(_: &Weights) -> Result<Placed> {
     anyhow::bail!("this program was built without GPUs (feature `cuda`)")
 }
 

@@ -45,10 +45,10 @@ impl Question {
     pub(crate) fn tokens(
         &self,
         tokenizer: &Tokenizer,
-        template: Option<&ChatTemplate>,
+        template: Option<&str>,
     ) -> anyhow::Result<Vec<u32>> {
         if let (Self::Own(content), Some(template)) = (self, template) {
-            let role = Role::User;
+            let (role, template) = (Role::User, ChatTemplate::new(template)?);
             return Ok(template.encode(tokenizer, &[Message { role, content }])?);
         }
         let text = TextCodec::encode(tokenizer, &self.text()).map_err(SearchError::Encode)?;

@@ -1,6 +1,8 @@
 //! What a search found and what it took: a table for people, an object for programs.
 
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deft_search::{Answer, Finish, Outcome, Stats, Stop};
@@ -51,6 +53,37 @@ struct Attention {
     timed_passes: u64,
     shared_seconds: f64,
     per_query_seconds: f64,
+}
+
+/// The one object that `--json` prints, whatever happens: a report, `{"error": ...}`, or `{"stop": "cancelled"}` where
+/// Ctrl-C came before there was anything to report.
+#[derive(Clone)]
+pub(crate) struct LastWord {
+    wanted: bool,
+    said: Arc<AtomicBool>,
+}
+
+impl LastWord {
+    pub(crate) fn new(wanted: bool) -> Self {
+        Self {
+            wanted,
+            said: Arc::default(),
+        }
+    }
+
+    /// Prints `what` to stdout, if an object is wanted and none was printed.
+    pub(crate) fn say(&self, what: &impl Serialize) {
+        if self.wanted && !self.said.swap(true, Ordering::SeqCst) {
+            let mut out = io::stdout().lock();
+            // There is nobody left to tell where stdout is closed.
+            let _ = write_json(what, &mut out);
+        }
+    }
+}
+
+pub(crate) fn write_json(what: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, what)?;
+    writeln!(out)
 }
 
 /// What a search was, and how long it took.
@@ -110,15 +143,6 @@ impl Report {
                 per_query_seconds: run.attention.per_query.as_secs_f64(),
             },
         }
-    }
-
-    /// The object.
-    ///
-    /// # Errors
-    /// If `out` cannot be written to.
-    pub(crate) fn json(&self, out: &mut dyn Write) -> io::Result<()> {
-        serde_json::to_writer_pretty(&mut *out, self)?;
-        writeln!(out)
     }
 
     /// The table.

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -15,7 +17,7 @@ use crate::measure::{AttentionTime, Measured, Timed};
 use crate::method::{describe, with_method};
 use crate::model::{Loaded, load};
 use crate::question::Question;
-use crate::report::{Report, Run};
+use crate::report::{LastWord, Report, Run};
 use crate::screen::Screen;
 use crate::show::Show;
 
@@ -31,17 +33,18 @@ pub(crate) enum Ended {
 ///
 /// # Errors
 /// What went wrong, for people.
-pub(crate) fn run(path: &Path, args: &Args) -> Result<Ended> {
+pub(crate) fn run(path: &Path, args: &Args, last: &LastWord) -> Result<Ended> {
     let question = Question::new(args);
+    let (cancel, searches) = (Cancel::new(), Arc::new(AtomicBool::new(false)));
+    on_interrupt(cancel.clone(), searches.clone(), last.clone())?;
     let mut loaded = load(path, args.device)?;
-    let prompt = question.tokens(&loaded.tokenizer, loaded.template.as_ref())?;
+    let prompt = question.tokens(&loaded.tokenizer, loaded.template.as_deref())?;
     let (mut out, term): (Box<dyn Write>, Term) = match args.json {
         true => (Box::new(io::stderr()), Term::stderr()),
         false => (Box::new(io::stdout()), Term::stdout()),
     };
     head(&loaded, &question, args, &mut *out)?;
-    let cancel = Cancel::new();
-    on_interrupt(cancel.clone())?;
+    searches.store(true, Ordering::SeqCst);
     let found = Search {
         model: &mut *loaded.model,
         codec: &loaded.tokenizer,
@@ -64,20 +67,20 @@ pub(crate) fn run(path: &Path, args: &Args) -> Result<Ended> {
     };
     let is_right = |answer: &Answer| question.is_right(&answer.text);
     let report = Report::new(&run, &found.outcome, &is_right);
-    report.table(&mut out)?;
-    if args.json {
-        report.json(&mut io::stdout().lock())?;
-    }
+    let table = report.table(&mut out);
+    last.say(&report);
+    table?;
     Ok(match found.outcome.stop {
         Stop::Cancelled => Ended::Cancelled,
         _ => Ended::Itself,
     })
 }
 
-/// Cancels on Ctrl-C; ends the program on a second one.
-fn on_interrupt(cancel: Cancel) -> Result<()> {
+/// Cancels on Ctrl-C; ends the program on a second one, or where nothing searches yet.
+fn on_interrupt(cancel: Cancel, searches: Arc<AtomicBool>, last: LastWord) -> Result<()> {
     let handler = move || {
-        if cancel.is_cancelled() {
+        if cancel.is_cancelled() || !searches.load(Ordering::SeqCst) {
+            last.say(&serde_json::json!({ "stop": "cancelled" }));
             std::process::exit(130);
         }
         cancel.cancel();
@@ -101,13 +104,8 @@ fn head(loaded: &Loaded, question: &Question, args: &Args, out: &mut dyn Write) 
     if let Some(why) = &loaded.fallback {
         writeln!(out, "             no GPU: {why}")?;
     }
-    let missing = loaded.tokenizer.missing_bytes();
-    if !missing.is_empty() {
-        writeln!(
-            out,
-            "tokenizer    {} bytes have no token, and texts lose them: {missing:02x?}",
-            missing.len()
-        )?;
+    for warning in loaded.tokenizer.warnings() {
+        writeln!(out, "tokenizer    {warning}")?;
     }
     let search = describe(question, args);
     writeln!(out, "search       {search}; seed {}\n", args.seed)?;

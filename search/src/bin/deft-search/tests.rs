@@ -12,7 +12,7 @@ use crate::draw::Draw;
 use crate::measure::{Measured, Timed};
 use crate::method::with_method;
 use crate::question::Question;
-use crate::report::{Report, Run};
+use crate::report::{Report, Run, write_json};
 use crate::run::{Found, Search};
 use crate::tree::Tree;
 
@@ -188,12 +188,56 @@ fn a_tree_fits_the_lines_there_are_and_colours_change_no_text() {
 }
 
 #[test]
+fn a_beam_s_chain_is_one_line_with_what_was_dropped_on_the_way() {
+    let args = args("--search beam --prompt x --width 3 --tokens 40 --budget 400");
+    let question = Question::new(&args);
+    let mut tree = Tree::default();
+    let mut observer = |event: &Event<'_>| tree.event(event, &|_| None);
+    let mut model = model();
+    let outcome = with_method(&question, &args, |method| {
+        TreeSearch::new(&mut model, &AsciiCodec)
+            .observer(&mut observer)
+            .run(&AsciiCodec.encode("some prompt"), method)
+    })
+    .unwrap();
+    tree.conclude(&outcome.answers, &|_| None);
+    let draw = Draw {
+        codec: &AsciiCodec,
+        colours: false,
+        width: 60,
+    };
+    let brief = draw.lines(&tree, usize::MAX);
+    // A line of the picture is a fork's child, an answer or the prompt: it is never the only one below another.
+    assert!(
+        brief.len() < 20,
+        "{} lines:\n{}",
+        brief.len(),
+        brief.join("\n")
+    );
+    let indent = brief
+        .iter()
+        .map(|line| line.chars().take_while(|c| "│├└─ ".contains(*c)).count())
+        .max();
+    assert!(
+        indent.unwrap() < 30,
+        "it does not drift away:\n{}",
+        brief.join("\n")
+    );
+    assert!(
+        brief.iter().any(|line| line.contains(" dropped")),
+        "{}",
+        brief.join("\n")
+    );
+    assert_eq!(brief.join("\n").matches("<- best").count(), 1);
+}
+
+#[test]
 fn the_report_is_one_json_object_without_infinities() {
     for method in METHODS {
         let words = format!("--search {method} --task digit-sort --budget 300 --json");
         let (_, found) = searched(&words);
         let mut text = Vec::new();
-        report(&words, &found).json(&mut text).unwrap();
+        write_json(&report(&words, &found), &mut text).unwrap();
         let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
         let stats = found.outcome.stats;
         assert_eq!(value["tokens"], stats.tokens);
@@ -313,9 +357,11 @@ fn a_cancelled_search_is_reported_as_such() {
     let found = found.unwrap();
     assert!(found.greedy.is_none(), "nor is anything else run");
     let mut json = Vec::new();
-    report("--task digit-sort --search beam", &found)
-        .json(&mut json)
-        .unwrap();
+    write_json(
+        &report("--task digit-sort --search beam", &found),
+        &mut json,
+    )
+    .unwrap();
     let json = String::from_utf8(json).unwrap();
     assert!(json.contains("\"stop\": \"cancelled\""), "{json}");
 }

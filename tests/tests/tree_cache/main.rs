@@ -1,5 +1,8 @@
 //! The user's side: decoding, drafting and pruning through [`TreeCache`], against a cache by name.
 
+mod cases;
+mod fuzz;
+
 use deft::{
     Batch, CacheError, DType, Device, DraftNode, Grouping, Kv, KvElement, NodeKey, Out, PlanUpdate,
     TreeCache, bf16, f16,
@@ -287,7 +290,7 @@ fn a_batch_that_would_read_the_wrong_tokens_is_refused() {
     pair.cache.extend(&leaves, 64).unwrap();
     assert_eq!(
         refuse(&mut pair, &batch),
-        format!("the batch is out of date: a node grew into a new page {refresh}")
+        format!("the batch is out of date: one of its nodes grew into a new page {refresh}")
     );
     pair.cache.refresh(&mut batch).unwrap();
     assert_eq!(batch.positions(), [64 + 65, 64 + 64]);

@@ -1,0 +1,219 @@
+//! Steps as CUDA graphs.
+
+use std::sync::Arc;
+
+use super::{CudaBackend, Mirror, Table};
+use crate::attention::{BackendError, Counters, check_plan};
+use crate::cuda::{
+    CachePointers, CudaError, CudaPlan, DeviceElements, Graph, PlanCapacity, RawStream, Stream,
+};
+use crate::plan::Plan;
+
+/// What a step brings to the device, whatever its layers do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepCall<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) counters: Counters<'a>,
+    pub(crate) targets: &'a [u32],
+    pub(crate) positions: &'a [u32],
+}
+
+/// What the launches of a captured step read besides the caller's rows, at addresses that stay.
+#[derive(Debug)]
+pub(super) struct StepInputs {
+    pub(super) plan: CudaPlan,
+    pub(super) targets: Mirror<u32>,
+    pub(super) positions: Mirror<u32>,
+    tables: Vec<Arc<Table>>,
+}
+
+impl StepInputs {
+    /// Keeps a rotary table as long as the step.
+    pub(super) fn read_table(&mut self, table: &Arc<Table>) {
+        if !self.tables.iter().any(|held| Arc::ptr_eq(held, table)) {
+            self.tables.push(table.clone());
+        }
+    }
+}
+
+/// Where the rows of some calls were.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    /// Streams other than the cache's.
+    streams: Vec<RawStream>,
+    on_host: bool,
+}
+
+impl Seen {
+    /// Whether all rows were on the device, so that the calls can be captured.
+    pub(crate) fn on_device(&self) -> bool {
+        !self.on_host
+    }
+}
+
+/// A step's launches as a graph.
+#[derive(Debug)]
+pub(crate) struct RecordedStep {
+    graph: Graph,
+    inputs: StepInputs,
+    /// Streams besides the cache's that the step was captured from.
+    seen: Seen,
+    /// The counters that the launches read.
+    counters: CachePointers,
+    stream: Arc<Stream>,
+}
+
+impl Drop for RecordedStep {
+    fn drop(&mut self) {
+        // It may be running. Where the wait fails, the context is lost and nothing runs.
+        let _ = self.stream.synchronize();
+    }
+}
+
+impl CudaBackend {
+    /// Begins to look where rows are.
+    pub(crate) fn look(&mut self) {
+        self.seen = Seen::default();
+    }
+
+    /// Where rows were since [`CudaBackend::look`].
+    pub(crate) fn seen(&self) -> &Seen {
+        &self.seen
+    }
+
+    /// Notes where rows are; while a step is captured they must be on the device.
+    pub(super) fn see(
+        &mut self,
+        rows: &[(&'static str, Option<DeviceElements>)],
+    ) -> Result<(), BackendError> {
+        for &(argument, rows) in rows {
+            match rows {
+                None if self.capturing.is_some() => {
+                    return Err(BackendError::NotOnDevice { argument });
+                }
+                None => self.seen.on_host = true,
+                Some(rows) if rows.stream == self.stream.raw() => {}
+                Some(rows) if self.seen.streams.contains(&rows.stream) => {}
+                Some(rows) => self.seen.streams.push(rows.stream),
+            }
+        }
+        Ok(())
+    }
+
+    /// The stream that steps are captured on, to be held while the backend is used.
+    pub(crate) fn shared_stream(&self) -> Arc<Stream> {
+        self.stream.clone()
+    }
+
+    /// Prepares to capture a step: all that its launches read is brought to the device, plans into as much room at
+    /// least as a step of as many rows had `before`.
+    pub(crate) fn prepare(
+        &mut self,
+        call: &StepCall<'_>,
+        before: Option<PlanCapacity>,
+    ) -> Result<(), BackendError> {
+        let mut inputs = StepInputs {
+            plan: self.room(call.plan, before)?,
+            targets: Mirror::new("a step's append targets"),
+            positions: Mirror::new("a step's positions"),
+            tables: Vec::new(),
+        };
+        self.bring(&mut inputs, call, true)?;
+        self.capturing = Some(inputs);
+        Ok(())
+    }
+
+    /// Has the capture that has begun on the cache's stream cover the streams of `seen` too.
+    pub(crate) fn fork(&self, seen: &Seen) -> Result<(), CudaError> {
+        self.leave_to(seen.streams.iter().copied())
+    }
+
+    /// Brings the streams of `seen` back to the cache's before the capture ends.
+    pub(crate) fn join(&self, seen: &Seen) -> Result<(), CudaError> {
+        self.enter_from(seen.streams.iter().copied())
+    }
+
+    /// Ends what [`CudaBackend::prepare`] began; the step, if it was captured.
+    pub(crate) fn finish(&mut self, graph: Option<Graph>, seen: &Seen) -> Option<RecordedStep> {
+        let inputs = self.capturing.take()?;
+        Some(RecordedStep {
+            graph: graph?,
+            inputs,
+            seen: seen.clone(),
+            counters: self.counters_at(),
+            stream: self.stream.clone(),
+        })
+    }
+
+    /// Whether `step` can run `call`: nothing that its launches read has moved or become too small.
+    pub(crate) fn can_replay(
+        &mut self,
+        step: &RecordedStep,
+        call: &StepCall<'_>,
+    ) -> Result<bool, CudaError> {
+        let counters = call.counters;
+        let slots = counters.lengths.len().max(counters.tail_pages.len());
+        self.cache.reserve_slots(slots)?;
+        let (now, then) = (self.counters_at(), step.counters);
+        let moved = (now.lengths, now.tail_pages) != (then.lengths, then.tail_pages);
+        Ok(!moved && step.inputs.plan.has_room_for(call.plan))
+    }
+
+    /// Launches a captured step, for which nothing but what differs from the step before is copied.
+    pub(crate) fn replay(
+        &mut self,
+        step: &mut RecordedStep,
+        call: &StepCall<'_>,
+    ) -> Result<(), BackendError> {
+        let rotated = !step.inputs.tables.is_empty();
+        self.bring(&mut step.inputs, call, rotated)?;
+        self.enter_from(step.seen.streams.iter().copied())?;
+        // SAFETY: what is ours of the memory that the launches use is held by the step and by this backend, whose
+        // counters have not moved; the caller's is kept by the promise made for its rows.
+        unsafe { step.graph.launch(&self.stream) }?;
+        Ok(self.leave_to(step.seen.streams.iter().copied())?)
+    }
+
+    /// Brings a step's inputs to the device, where they differ from what is there.
+    fn bring(
+        &mut self,
+        inputs: &mut StepInputs,
+        call: &StepCall<'_>,
+        rotated: bool,
+    ) -> Result<(), BackendError> {
+        check_plan(self.cache.shape(), call.plan, call.counters.lengths.len())?;
+        self.set_counters(call.counters)?;
+        inputs.plan.update(call.plan, &self.stream)?;
+        inputs.targets.fill(&self.stream, call.targets)?;
+        if rotated {
+            inputs.positions.fill(&self.stream, call.positions)?;
+        }
+        Ok(())
+    }
+
+    fn counters_at(&self) -> CachePointers {
+        let layer = self.cache.layer_pointers(0);
+        layer.expect("a cache has a layer")
+    }
+}
+
+impl RecordedStep {
+    /// Its room for plans.
+    pub(crate) fn capacity(&self) -> PlanCapacity {
+        *self.inputs.plan.capacity()
+    }
+    /// Streams that it was captured from.
+    pub(crate) fn seen(&self) -> &Seen {
+        &self.seen
+    }
+}
+
+impl CudaPlan {
+    /// Whether `plan` can be put there.
+    pub(super) fn has_room_for(&self, plan: &Plan) -> bool {
+        let needed = PlanCapacity::of(plan);
+        self.capacity().holds(&needed).is_ok()
+            && self.capacity().shares == needed.shares
+            && self.group_size() == plan.group_size()
+    }
+}

@@ -1,0 +1,126 @@
+//! Steps of a cache on the fake GPU, called and captured, each against f64: growth, new plans, prompts, drafts and
+//! decoding in one loop, and what a step costs in calls of the driver.
+#![cfg(feature = "cuda")]
+
+mod fake_gpu;
+
+use deft::{CacheError, PlanUpdate, RotaryTable, StepGraph, StepRun};
+use fake_gpu::world::ones;
+
+#[test]
+fn one_graph_serves_a_loop_of_prompts_drafts_and_decoding() {
+    let fake = fake_gpu::load();
+    for rotated in [false, true] {
+        let mut world = fake_gpu::world(7);
+        world.table = rotated.then(|| RotaryTable::new(64, 2000, 10_000.0).unwrap());
+        let runs = world.mixed_loop(90, &format!("rotated {rotated}"));
+        let count = |kind| runs.iter().filter(|&&run| run == kind).count();
+        assert_eq!(count(StepRun::Called), 1, "{runs:?}");
+        // Once at first; then only where counters or plans outgrew their room.
+        assert!(count(StepRun::Captured) <= 4, "{runs:?}");
+        drop(world);
+        assert_eq!(fake.live_objects(), 0);
+    }
+    assert_eq!(fake.misused(), 0);
+}
+
+#[test]
+fn two_batches_take_turns_with_graphs_of_their_own() {
+    let _fake = fake_gpu::load();
+    let mut world = fake_gpu::world(3);
+    let roots = [world.root(), world.root()];
+    let mut batches = roots.map(|root| world.cache.batch(&[(root, 1)]).unwrap());
+    let mut graphs = [StepGraph::new(), StepGraph::new()];
+    for step in 0..70 {
+        for (batch, graph) in batches.iter_mut().zip(&mut graphs) {
+            if step > 0 {
+                world.cache.advance(batch, 1).unwrap();
+            }
+            let run = world.step(graph, batch, &format!("step {step}"));
+            assert_eq!(run == StepRun::Replayed, step > 1, "step {step}");
+        }
+    }
+    let mut other = fake_gpu::world(4);
+    let root = other.root();
+    let batch = other.cache.batch(&[(root, 1)]).unwrap();
+    let refused = other.capture(&mut graphs[0], &batch).unwrap_err();
+    assert!(matches!(refused, CacheError::ForeignGraph), "{refused}");
+}
+
+/// Calls of the driver in one step, by name.
+const COUNTED: [&str; 9] = [
+    "cuGraphLaunch",
+    "cuLaunchKernelEx",
+    "cuMemcpyHtoDAsync_v2",
+    "cuEventRecord",
+    "cuStreamWaitEvent",
+    "cuMemAlloc_v2",
+    "cuMemHostAlloc",
+    "cuStreamSynchronize",
+    "cuEventSynchronize",
+];
+
+#[test]
+fn a_step_that_only_grows_waits_for_nothing_and_allocates_nothing() {
+    let fake = fake_gpu::load();
+    let mut world = fake_gpu::world(11);
+    world.table = Some(RotaryTable::new(64, 400, 10_000.0).unwrap());
+    let root = world.root();
+    let leaves = world.fork(root, 5);
+    let mut batch = world.cache.batch(&ones(&leaves)).unwrap();
+    let mut graph = StepGraph::new();
+    let mut patched = 0;
+    for step in 0..160 {
+        let inputs = world.inputs(&batch);
+        world.upload(&inputs);
+        let captured = step % 2 == 0;
+        fake.fail_from_now(0, 0);
+        let run = match captured {
+            true => world.capture(&mut graph, &batch).unwrap(),
+            false => world.call(&batch).unwrap(),
+        };
+        let calls = COUNTED.map(|name| fake.calls_named(name));
+        world.check(&batch, &inputs, &format!("step {step}"));
+        // What was copied is done, so that its staging is free again.
+        world.cache.cuda().unwrap().stream().synchronize().unwrap();
+        let update = world.cache.advance(&mut batch, 1).unwrap();
+        patched += u32::from(update == PlanUpdate::Patched);
+        assert_ne!(update, PlanUpdate::Replanned);
+        if step < 4 {
+            continue;
+        }
+        // The plan is copied when pages were added before this step: at tokens 64 and 128.
+        let crossed = step == 64 || step == 128 || step == 65 || step == 129;
+        let copies = calls[2];
+        match captured {
+            true => {
+                assert_eq!(run, StepRun::Replayed);
+                // Lengths and positions; at a page's edge tail pages and the plan's words in three shares too.
+                assert!(
+                    copies == 2 || crossed && copies <= 6,
+                    "step {step}: {copies} copies"
+                );
+                // One event for each array that was copied, two for the caller's stream.
+                assert_eq!((calls[0], calls[1]), (1, 0), "step {step}");
+                assert!(
+                    calls[3] <= 2 + copies && calls[4] == 2,
+                    "step {step}: {calls:?}"
+                );
+            }
+            false => {
+                // A layer's append, attention and merge.
+                assert_eq!((calls[0], calls[1]), (0, 6), "step {step}");
+                assert!(
+                    copies == 2 || crossed && copies <= 6,
+                    "step {step}: {copies} copies"
+                );
+                assert!(
+                    calls[3] <= 8 + copies && calls[4] == 8,
+                    "step {step}: {calls:?}"
+                );
+            }
+        }
+        assert_eq!(calls[5..], [0; 4], "step {step}: allocations and waits");
+    }
+    assert_eq!(patched, 2);
+}

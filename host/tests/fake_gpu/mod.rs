@@ -1,0 +1,331 @@
+//! A GPU for suites that run everywhere: the fake driver, whose streams run as late as they may, and kernels in plain
+//! arithmetic for caches of bf16 with heads of 64. They read what the library put into device memory, as the real ones
+//! do, when their turn comes.
+
+#[path = "../../../cuda-loader/tests/fake/mod.rs"]
+pub(crate) mod driver;
+#[allow(dead_code, reason = "not every suite uses all of it")]
+pub(crate) mod world;
+
+use std::ffi::{CStr, c_char};
+use std::path::Path;
+
+use deft::abi::{
+    APPEND_LIVE, MergeRow, NONE, PAGE_TOKENS, ProgramHeader, Segment, TokenMove, WorkItem,
+};
+use deft::bf16;
+use deft::cuda::CudaDevice;
+use deft::layout::{element_offset, half_page_elements, page_offset};
+use driver::Fake;
+use world::World;
+
+/// Elements of a head.
+const DIM: u32 = 64;
+
+/// A world on the fake GPU.
+pub(crate) fn world(seed: u64) -> World {
+    let device = CudaDevice::new(0).unwrap();
+    World::new(&device, DIM as usize, Some(3), seed)
+}
+
+/// The fake driver with these kernels.
+pub(crate) fn load() -> Fake {
+    let fake = Fake::load(Path::new(env!("CARGO_TARGET_TMPDIR")));
+    // SAFETY: the kernels take whatever the driver has.
+    unsafe { (fake.kernels)(kernels) };
+    fake.fail_from_now(0, 0);
+    fake
+}
+
+extern "C" fn kernels(name: *const c_char, blocks: u32, arguments: *const u64, count: usize) {
+    // SAFETY: the fake driver's, valid for the call; arguments are those of the kernel of this name.
+    unsafe {
+        let name = CStr::from_ptr(name).to_str().unwrap();
+        let a = std::slice::from_raw_parts(arguments, count);
+        match name {
+            "append_bf16_d64" => append(a, None),
+            "append_rope_bf16_d64" => {
+                append(&[&a[..6], &a[9..]].concat(), Some([a[6], a[7], a[8]]));
+            }
+            "copy_d64" => copy(a),
+            "attend_bf16_d64" => attend(blocks, a),
+            "merge_bf16_d64" => merge(a),
+            "import_pages_bf16_d64" => transfer(a, true),
+            "export_pages_d64" => transfer(a, false),
+            other => panic!("no kernel {other}"),
+        }
+    }
+}
+
+unsafe fn read<T: Copy>(array: u64, index: usize) -> T {
+    // SAFETY: the caller's.
+    unsafe { (array as *const T).add(index).read() }
+}
+
+unsafe fn write<T>(array: u64, index: usize, value: T) {
+    // SAFETY: the caller's.
+    unsafe { (array as *mut T).add(index).write(value) }
+}
+
+/// Where K (or V) of a token begins in a plane, up to its dim.
+fn element(kv_heads: u32, place: u32, head: u32, value: bool, dim: u32) -> usize {
+    let page = page_offset(DIM, kv_heads, place / PAGE_TOKENS, head) as usize;
+    let half = if value { half_page_elements(DIM) } else { 0 };
+    page + (half + element_offset(DIM, place % PAGE_TOKENS, dim)) as usize
+}
+
+unsafe fn append(a: &[u64], rotation: Option<[u64; 3]>) {
+    let (count, kv_heads) = (a[6] as u32, a[7] as u32);
+    for row in 0..count as usize {
+        // SAFETY: arrays as large as the kernel's documentation says.
+        unsafe {
+            let target: u32 = read(a[3], row);
+            let place = match target {
+                NONE => continue,
+                live if live & APPEND_LIVE != 0 => {
+                    let slot = (live & !APPEND_LIVE) as usize;
+                    let token = read::<u32>(a[4], slot) - 1;
+                    read::<u32>(a[5], slot) * PAGE_TOKENS + token % PAGE_TOKENS
+                }
+                place => place,
+            };
+            for head in 0..kv_heads {
+                let at = |dim: u32| (row as u32 * kv_heads + head) * DIM + dim;
+                for dim in 0..DIM {
+                    let mut key: bf16 = read(a[1], at(dim) as usize);
+                    if let Some([positions, cos, sin]) = rotation {
+                        let turn = read::<u32>(positions, row) * (DIM / 2) + dim % (DIM / 2);
+                        let (cos, sin): (f32, f32) =
+                            (read(cos, turn as usize), read(sin, turn as usize));
+                        let other: bf16 = read(a[1], at((dim + DIM / 2) % DIM) as usize);
+                        let sign = if dim < DIM / 2 { -1.0 } else { 1.0 };
+                        key = bf16::from_f32(key.to_f32() * cos + sign * other.to_f32() * sin);
+                    }
+                    write(a[0], element(kv_heads, place, head, false, dim), key);
+                    let value: bf16 = read(a[2], at(dim) as usize);
+                    write(a[0], element(kv_heads, place, head, true, dim), value);
+                }
+            }
+        }
+    }
+}
+
+unsafe fn copy(a: &[u64]) {
+    let [count, layers, pages, kv_heads] = [a[2], a[3], a[4], a[5]].map(|number| number as u32);
+    let plane = (pages * kv_heads * 2 * half_page_elements(DIM)) as usize;
+    for index in 0..count as usize {
+        // SAFETY: as in `append`.
+        unsafe {
+            let step: TokenMove = read(a[1], index);
+            for layer in 0..layers as usize {
+                for (head, value, dim) in elements(kv_heads) {
+                    let from = element(kv_heads, step.from, head, value, dim);
+                    let to = element(kv_heads, step.to, head, value, dim);
+                    write(
+                        a[0],
+                        layer * plane + to,
+                        read::<u16>(a[0], layer * plane + from),
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn elements(kv_heads: u32) -> impl Iterator<Item = (u32, bool, u32)> {
+    let heads = (0..kv_heads).flat_map(|head| [(head, false), (head, true)]);
+    heads.flat_map(|(head, value)| (0..DIM).map(move |dim| (head, value, dim)))
+}
+
+unsafe fn transfer(a: &[u64], import: bool) {
+    let [
+        count,
+        kv_heads,
+        page_size,
+        page_stride,
+        token_stride,
+        head_stride,
+    ] = [a[5], a[6], a[7], a[8], a[9], a[10]].map(|number| number as u32);
+    for token in 0..count {
+        // SAFETY: as in `append`.
+        unsafe {
+            let place: u32 = read(a[3], token as usize);
+            let page: u32 = read(a[4], (token / page_size) as usize);
+            for (head, value, dim) in elements(kv_heads) {
+                let row =
+                    page * page_stride + token % page_size * token_stride + head * head_stride;
+                let (array, foreign) = (a[1 + usize::from(value)], (row * DIM + dim) as usize);
+                let ours = element(kv_heads, place, head, value, dim);
+                match import {
+                    true => write(a[0], ours, read::<u16>(array, foreign)),
+                    false => write(array, foreign, read::<u16>(a[0], ours)),
+                }
+            }
+        }
+    }
+}
+
+/// A running softmax in base 2.
+struct Softmax {
+    max: f64,
+    sum: f64,
+    out: Vec<f64>,
+}
+
+impl Softmax {
+    fn new() -> Self {
+        Self {
+            max: f64::NEG_INFINITY,
+            sum: 0.0,
+            out: vec![0.0; DIM as usize],
+        }
+    }
+
+    fn add(&mut self, logit: f64, value: impl Fn(usize) -> f64) {
+        let max = self.max.max(logit);
+        if max == f64::NEG_INFINITY {
+            return;
+        }
+        let (before, weight) = ((self.max - max).exp2(), (logit - max).exp2());
+        self.max = max;
+        self.sum = self.sum * before + weight;
+        for (dim, out) in self.out.iter_mut().enumerate() {
+            *out = *out * before + weight * value(dim);
+        }
+    }
+
+    fn lse(&self) -> f64 {
+        self.max + self.sum.log2()
+    }
+
+    fn normalised(&self, dim: usize) -> f64 {
+        if self.sum == 0.0 {
+            0.0
+        } else {
+            self.out[dim] / self.sum
+        }
+    }
+
+    /// Writes a row of `out`, and of `lse` unless that is null, by natural logarithm.
+    unsafe fn store(&self, out: u64, lse: u64, row: usize) {
+        // SAFETY: as in `append`.
+        unsafe {
+            for dim in 0..DIM as usize {
+                write(
+                    out,
+                    row * DIM as usize + dim,
+                    bf16::from_f64(self.normalised(dim)),
+                );
+            }
+            if lse != 0 {
+                write(lse, row, (self.lse() * std::f64::consts::LN_2) as f32);
+            }
+        }
+    }
+}
+
+unsafe fn attend(shares: u32, a: &[u64]) {
+    let [stride, kv_heads, group, partial_slots] = [a[9], a[10], a[11], a[12]].map(|n| n as u32);
+    let scale = f64::from(f32::from_bits(a[13] as u32));
+    assert_eq!(f32::from_bits(a[14] as u32), 0.0, "no soft cap here");
+    for (share, kv_head) in
+        (0..shares).flat_map(|share| (0..kv_heads).map(move |head| (share, head)))
+    {
+        let program = a[2] + u64::from(share * stride) * 4;
+        // SAFETY: as in `append`.
+        unsafe {
+            let header: ProgramHeader = read(program, 0);
+            let items = program + size_of::<ProgramHeader>() as u64;
+            let segments = items + u64::from(header.items) * size_of::<WorkItem>() as u64;
+            for item in 0..header.items {
+                let item: WorkItem = read(items, item as usize);
+                for (query, member) in
+                    (0..item.query_count).flat_map(|q| (0..group).map(move |m| (q, m)))
+                {
+                    let row = match item.row_word {
+                        NONE => item.query_begin + query,
+                        word => read(program, (word + query) as usize),
+                    };
+                    let row = ((row * kv_heads + kv_head) * group + member) as usize;
+                    let mut softmax = Softmax::new();
+                    for index in 0..item.segment_count {
+                        let segment: Segment =
+                            read(segments, (item.segment_begin + index) as usize);
+                        if !(segment.visible_begin()..segment.visible_end()).contains(&query) {
+                            continue;
+                        }
+                        let length = match segment.length_slot {
+                            NONE => 0,
+                            slot => read(a[4], slot as usize),
+                        };
+                        for token in 0..segment.tokens_at(length) {
+                            let (page, bit) = (token / PAGE_TOKENS, token % PAGE_TOKENS);
+                            let word = segment.mask.wrapping_add(page * item.query_count + query);
+                            if segment.mask != NONE
+                                && read::<u64>(a[3], word as usize) >> bit & 1 == 0
+                            {
+                                continue;
+                            }
+                            let page: u32 = read(program, (segment.page_word + page) as usize);
+                            let value = |value, dim: usize| {
+                                let at = element(
+                                    kv_heads,
+                                    page * PAGE_TOKENS + bit,
+                                    kv_head,
+                                    value,
+                                    dim as u32,
+                                );
+                                read::<bf16>(a[1], at).to_f64()
+                            };
+                            let q = |dim| read::<bf16>(a[0], row * DIM as usize + dim).to_f64();
+                            let logit: f64 = (0..DIM as usize)
+                                .map(|dim| q(dim) * value(false, dim))
+                                .sum();
+                            softmax.add(logit * scale, |dim| value(true, dim));
+                        }
+                    }
+                    if item.partial_slot == NONE {
+                        softmax.store(a[5], a[6], row);
+                        continue;
+                    }
+                    let slot =
+                        (kv_head * partial_slots + item.partial_slot + query) * group + member;
+                    for dim in 0..DIM as usize {
+                        write(
+                            a[7],
+                            slot as usize * DIM as usize + dim,
+                            softmax.normalised(dim) as f32,
+                        );
+                    }
+                    write(a[8], slot as usize, softmax.lse() as f32);
+                }
+            }
+        }
+    }
+}
+
+unsafe fn merge(a: &[u64]) {
+    let [rows, partial_slots, kv_heads, group] = [a[6], a[7], a[8], a[9]].map(|n| n as u32);
+    // SAFETY: as in `append`.
+    unsafe {
+        for index in 0..rows as usize {
+            let merged: MergeRow = read(a[2], index);
+            if merged.query == NONE {
+                continue;
+            }
+            for (kv_head, member) in
+                (0..kv_heads).flat_map(|head| (0..group).map(move |m| (head, m)))
+            {
+                let mut softmax = Softmax::new();
+                for entry in 0..merged.slot_count {
+                    let slot: u32 = read(a[3], (merged.slot_begin + entry) as usize);
+                    let slot = ((kv_head * partial_slots + slot) * group + member) as usize;
+                    let partial = |dim| f64::from(read::<f32>(a[0], slot * DIM as usize + dim));
+                    softmax.add(f64::from(read::<f32>(a[1], slot)), partial);
+                }
+                let row = (merged.row * kv_heads + kv_head) * group + member;
+                softmax.store(a[4], a[5], row as usize);
+            }
+        }
+    }
+}
