@@ -13,6 +13,7 @@ mod gpu;
 mod paper;
 mod peers;
 mod planning;
+mod prefill;
 mod problem;
 mod progress;
 mod random;
@@ -48,6 +49,7 @@ enum Command {
     Paper(paper::Args),
     Scaling(scaling::Args),
     Plan(planning::Args),
+    Prefill(prefill::Args),
     Cpu(ratios::Args),
     Draw(draw::Args),
     Engine(engine::Args),
@@ -169,6 +171,7 @@ fn main() -> ExitCode {
         Command::Paper(args) => paper::run(&args),
         Command::Scaling(args) => scaling::run(&args),
         Command::Plan(args) => planning::run(&args),
+        Command::Prefill(args) => prefill::run(&args),
         Command::Cpu(args) => ratios::run(&args),
         Command::Draw(args) => draw::run(&args),
         Command::Engine(args) => engine::run(&args),

@@ -1,4 +1,4 @@
-//! A model on the CPU: weights and K and V in f32, products by the `gemm` crate.
+//! A model on the CPU: weights as they are stored, K and V in f32.
 
 #[cfg(test)]
 mod faults;
@@ -6,6 +6,7 @@ mod forward;
 mod matmul;
 mod ops;
 mod params;
+mod tile;
 mod timing;
 mod tree;
 

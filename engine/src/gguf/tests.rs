@@ -318,11 +318,11 @@ fn tensors_that_do_not_fit_are_named() {
     file.add("blk.0.attn_q.bias", &[128], 0.0);
     assert!(refused(file.file()).starts_with("tensor \"blk.0.attn_q.bias\" is not of a model"));
     let mut file = tiny();
-    file.tensors[3].2 = 13;
+    file.tensors[3].2 = 11;
     assert_eq!(
         refused(file.file()),
-        "tensor \"blk.0.attn_k.weight\" of the \"llama\" model is of type Q5_K; F32, F16, Q4_0, Q4_1, Q8_0, BF16 can \
-         be read"
+        "tensor \"blk.0.attn_k.weight\" of the \"llama\" model is of type Q3_K; F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, \
+         Q8_0, Q4_K, Q5_K, Q6_K, BF16 can be read"
     );
     let mut file = tiny();
     file.tensors[3].2 = 8;
