@@ -27,21 +27,30 @@ const WORST: f64 = 0.25;
 ///
 /// --refit moves one constant after the other, all plans as they were when they were timed, and keeps what makes
 /// median + worst / 4 of the errors' sizes less. It takes trees drawn by another seed than workloads/held-out.json
-/// only: that file and workloads/trees.json are there to judge by.
+/// only: that file and workloads/trees.json are there to judge by, with --judge.
 ///
 /// Example:
 ///   deft-bench draw --seed 7 > drawn.json
 ///   deft-bench trees --workloads drawn.json --grouping flatten,node,per-query --json times.json
-///   deft-bench fit times.json --workloads drawn.json --refit
+///   deft-bench fit times.json --workloads drawn.json --refit --judge h100-trees.json,h100-held-out.json
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
     /// Results of `deft-bench trees --json`.
     #[arg(required = true, value_name = "RESULTS")]
     results: Vec<PathBuf>,
-    /// The workloads of those rows, if they are not those that come with the program; several may be given.
+    /// The workloads of those rows, besides those that come with the program and workloads/held-out.json; several
+    /// may be given.
     #[arg(long, value_name = "FILE")]
     workloads: Vec<PathBuf>,
+    /// Results to judge the refitted constants by: of other trees than those that they are fitted to.
+    #[arg(
+        long,
+        value_name = "RESULTS",
+        value_delimiter = ',',
+        requires = "refit"
+    )]
+    judge: Vec<PathBuf>,
     /// Take rows whose workload's name contains this.
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
@@ -56,6 +65,7 @@ pub(crate) struct Args {
 /// A measured row, planned again.
 struct Case {
     label: String,
+    workload: StepWorkload,
     planner: Planner,
     view: TreeView,
     measured_us: f64,
@@ -66,41 +76,33 @@ struct Case {
 /// Runs the command; nothing of it can be wrong.
 pub(crate) fn run(args: &Args) -> Result<usize> {
     let workloads = args.read_workloads()?;
+    let (mut cases, cost) = args.read_cases(&args.results, &workloads)?;
     if args.refit {
-        refuse_known(&workloads)?;
+        refuse_known(&cases)?;
     }
-    let (mut cost, mut cases) = (CostModel::H100, Vec::new());
-    for path in &args.results {
-        let document: Document<Row> = serde_json::from_str(&read(path)?)
-            .with_context(|| format!("{} has no results of `trees`", path.display()))?;
-        ensure!(
-            document.empty_graph_us.is_some(),
-            "{} was not measured on a GPU: {}",
-            path.display(),
-            document.device
-        );
-        let of_gpu = args.cost_of(&document.device);
-        ensure!(
-            cases.is_empty() || cost == of_gpu,
-            "{} is of another kind of GPU than the files before it: {}",
-            path.display(),
-            document.device
-        );
-        cost = of_gpu;
-        for row in document.rows.iter().filter(|row| args.takes(row)) {
-            cases.push(Case::new(row, &workloads, cost)?);
-        }
-    }
-    ensure!(!cases.is_empty(), "no row was measured, or none taken");
     report(&mut cases, &cost);
     if args.refit {
+        let (mut judged, of_gpu) = if args.judge.is_empty() {
+            (Vec::new(), cost)
+        } else {
+            args.read_cases(&args.judge, &workloads)?
+        };
+        ensure!(of_gpu == cost, "--judge has times of another kind of GPU");
+        refuse_fitted(&cases, &judged)?;
         cases.retain(|case| case.same_plan);
         ensure!(
             !cases.is_empty(),
             "every row was measured with another plan"
         );
         let fitted = rounded(refit(&mut cases, cost));
+        say("\nrefitted:");
         report(&mut cases, &fitted);
+        if !judged.is_empty() {
+            say("\njudged, before:");
+            report(&mut judged, &cost);
+            say("\njudged, refitted:");
+            report(&mut judged, &fitted);
+        }
         say(&as_rust(fitted));
     }
     Ok(0)
@@ -110,14 +112,32 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Refuses trees that the model is judged by.
-fn refuse_known(workloads: &[StepWorkload]) -> Result<()> {
+/// The trees that the model is judged by.
+fn known() -> Result<Vec<StepWorkload>> {
     let mut known = StepWorkload::parse(WORKLOADS)?;
     known.extend(StepWorkload::parse(&draw::text(draw::HELD_OUT)?)?);
-    if let Some(workload) = workloads.iter().find(|workload| known.contains(workload)) {
+    Ok(known)
+}
+
+/// Refuses to fit to them.
+fn refuse_known(cases: &[Case]) -> Result<()> {
+    let known = known()?;
+    if let Some(case) = cases.iter().find(|case| known.contains(&case.workload)) {
         anyhow::bail!(
             "--refit is for trees drawn by another seed; {} is one to judge by",
-            workload.name
+            case.workload.name
+        );
+    }
+    Ok(())
+}
+
+/// Refuses to judge by what was fitted to.
+fn refuse_fitted(cases: &[Case], judged: &[Case]) -> Result<()> {
+    let fitted = |case: &&Case| cases.iter().any(|other| other.workload == case.workload);
+    if let Some(case) = judged.iter().find(fitted) {
+        anyhow::bail!(
+            "--judge is for other trees than those fitted to; {} is one of them",
+            case.workload.name
         );
     }
     Ok(())
@@ -125,15 +145,45 @@ fn refuse_known(workloads: &[StepWorkload]) -> Result<()> {
 
 impl Args {
     fn read_workloads(&self) -> Result<Vec<StepWorkload>> {
-        if self.workloads.is_empty() {
-            return Ok(StepWorkload::parse(WORKLOADS)?);
-        }
         let mut all = Vec::new();
         for path in &self.workloads {
             let parsed = StepWorkload::parse(&read(path)?);
             all.extend(parsed.with_context(|| path.display().to_string())?);
         }
+        all.extend(known()?);
         Ok(all)
+    }
+
+    /// Every row of `paths`, planned again, and the model of the GPU that they were timed on.
+    fn read_cases(
+        &self,
+        paths: &[PathBuf],
+        workloads: &[StepWorkload],
+    ) -> Result<(Vec<Case>, CostModel)> {
+        let (mut cost, mut cases) = (CostModel::H100, Vec::new());
+        for path in paths {
+            let document: Document<Row> = serde_json::from_str(&read(path)?)
+                .with_context(|| format!("{} has no results of `trees`", path.display()))?;
+            ensure!(
+                document.empty_graph_us.is_some(),
+                "{} was not measured on a GPU: {}",
+                path.display(),
+                document.device
+            );
+            let of_gpu = self.cost_of(&document.device);
+            ensure!(
+                cases.is_empty() || cost == of_gpu,
+                "{} is of another kind of GPU than the files before it: {}",
+                path.display(),
+                document.device
+            );
+            cost = of_gpu;
+            for row in document.rows.iter().filter(|row| self.takes(row)) {
+                cases.push(Case::new(row, workloads, cost)?);
+            }
+        }
+        ensure!(!cases.is_empty(), "no row was measured, or none taken");
+        Ok((cases, cost))
     }
 
     fn takes(&self, row: &Row) -> bool {
@@ -177,6 +227,7 @@ impl Case {
                 "{:26} {:10} {:>4} {:>4}",
                 row.workload, row.grouping, row.shares, row.max_rows
             ),
+            workload: workload.clone(),
             same_plan: items.sum::<usize>() == row.items
                 && plan.partial_slots() == row.partial_slots,
             measured_us: row.median_us,
@@ -350,15 +401,16 @@ mod tests {
     }
 
     #[test]
-    fn trees_to_judge_by_are_not_fitted_on() {
-        let held_out = StepWorkload::parse(&draw::text(draw::HELD_OUT).unwrap()).unwrap();
-        let public = StepWorkload::parse(WORKLOADS).unwrap();
-        let drawn = StepWorkload::parse(&draw::text(11).unwrap()).unwrap();
-        for known in [held_out, public] {
-            let error = refuse_known(&known).unwrap_err().to_string();
-            assert!(error.contains(&known[0].name), "{error}");
-        }
-        refuse_known(&drawn).unwrap();
+    fn trees_to_judge_by_are_not_fitted_on_nor_the_other_way_round() {
+        let of = |seed| cases(seed, &CostModel::H100);
+        let error = refuse_known(&of(draw::HELD_OUT)).unwrap_err().to_string();
+        let first = known().unwrap();
+        let first = first.iter().find(|known| error.contains(&known.name));
+        assert!(first.is_some(), "{error}");
+        refuse_known(&of(11)).unwrap();
+        refuse_fitted(&of(11), &of(12)).unwrap();
+        let error = refuse_fitted(&of(11), &of(11)).unwrap_err().to_string();
+        assert!(error.contains("--judge"), "{error}");
     }
 
     #[test]
