@@ -7,7 +7,7 @@ use crate::random::Random;
 use crate::say;
 
 /// The seed of workloads/held-out.json.
-const HELD_OUT: u64 = 240_400_242;
+pub(crate) const HELD_OUT: u64 = 240_400_242;
 /// Query heads a KV head; drawn without replacement, so that each occurs.
 const GROUPS: [u32; 5] = [1, 4, 7, 8, 16];
 /// Head dimensions, drawn likewise: 128 is most models'.
@@ -49,7 +49,7 @@ struct Tree {
 }
 
 /// A set, a workload a line.
-fn text(seed: u64) -> Result<String> {
+pub(crate) fn text(seed: u64) -> Result<String> {
     let mut random = Random::new(seed);
     let mut shapes = shapes(&mut random);
     let mut groups = deck(&GROUPS, shapes.len(), &mut random);

@@ -9,10 +9,12 @@ mod device;
 mod document;
 mod draw;
 mod engine;
+mod fit;
 mod gpu;
 mod paper;
 mod peers;
 mod planning;
+mod prefill;
 mod problem;
 mod progress;
 mod quality;
@@ -49,8 +51,10 @@ enum Command {
     Paper(paper::Args),
     Scaling(scaling::Args),
     Plan(planning::Args),
+    Prefill(prefill::Args),
     Cpu(ratios::Args),
     Draw(draw::Args),
+    Fit(fit::Args),
     Engine(engine::Args),
     Search(search::Args),
     Quality(quality::Args),
@@ -136,6 +140,13 @@ impl GroupingArg {
             .map_or("other", Self::name)
     }
 
+    /// The grouping of that name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|grouping| grouping.name() == name)
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::PerQuery => "per-query",
@@ -171,8 +182,10 @@ fn main() -> ExitCode {
         Command::Paper(args) => paper::run(&args),
         Command::Scaling(args) => scaling::run(&args),
         Command::Plan(args) => planning::run(&args),
+        Command::Prefill(args) => prefill::run(&args),
         Command::Cpu(args) => ratios::run(&args),
         Command::Draw(args) => draw::run(&args),
+        Command::Fit(args) => fit::run(&args),
         Command::Engine(args) => engine::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Quality(args) => quality::run(&args),

@@ -202,8 +202,7 @@ fn run_point(
     let mut wrong = 0;
     for &grouping in &args.grouping {
         let what = format!("{}, {}", point.name(), grouping.name());
-        let mut config = runner.plan_config(grouping.into());
-        config.shares = config.shares.min(view.pages.len() as u32);
+        let config = runner.plan_config(grouping.into());
         let plan = Planner::new(config)?.plan(view)?;
         runner.load(&plan)?;
         let verdict = problem.judge(&runner.attend(&plan, &what)?);

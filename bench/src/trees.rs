@@ -66,7 +66,7 @@ pub(crate) struct Args {
 }
 
 /// Parses `NAME=VALUE`, where NAME is a field of the cost model.
-fn cost_constant(text: &str) -> std::result::Result<(String, f64), String> {
+pub(crate) fn cost_constant(text: &str) -> std::result::Result<(String, f64), String> {
     let (name, value) = text.split_once('=').ok_or("not of the form NAME=VALUE")?;
     let value: f64 = value
         .parse()
@@ -75,7 +75,11 @@ fn cost_constant(text: &str) -> std::result::Result<(String, f64), String> {
     Ok((name.to_owned(), value))
 }
 
-fn set_cost(cost: &mut CostModel, name: &str, value: f64) -> std::result::Result<(), String> {
+pub(crate) fn set_cost(
+    cost: &mut CostModel,
+    name: &str,
+    value: f64,
+) -> std::result::Result<(), String> {
     let mut fields = serde_json::to_value(*cost).map_err(|error| error.to_string())?;
     let field = fields.get_mut(name);
     *field.ok_or_else(|| format!("the cost model has no `{name}`"))? = value.into();

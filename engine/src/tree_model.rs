@@ -1,7 +1,7 @@
 //! What tree search asks of a language model.
 
 use deft::tree::TokenForest;
-use deft::{CacheError, NodeKey};
+use deft::{CacheError, NodeKey, PrefixStats};
 
 /// One token of a draft, to be verified together with the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,24 @@ pub trait TreeModel {
     /// What attention has read.
     fn traffic(&self) -> Traffic;
 
-    /// Starts a tree with `tokens`, at least one; `logits` becomes the row after the last of them.
+    /// What the model holds of prompts of the past and has saved by it; all zeros if it keeps none.
+    fn prefix_stats(&self) -> PrefixStats {
+        PrefixStats::default()
+    }
+
+    /// Gives up prompts of the past that nobody uses until `pages` pages are free, as far as there are such; the pages
+    /// that are free.
+    ///
+    /// # Errors
+    /// [`ModelError::Cache`].
+    fn make_room(&mut self, pages: u32) -> Result<u32, ModelError> {
+        let _ = pages;
+        Ok(self.forest().pool().free())
+    }
+
+    /// Starts a tree with `tokens`, at least one; `logits` becomes the row after the last of them. What the model holds
+    /// of a prompt that began alike is not run again ([`TreeModel::prefix_stats`]): then the node is a leaf below it,
+    /// and pruning it leaves the prompt to later ones.
     ///
     /// # Errors
     /// [`ModelError`]; then there is no new tree.

@@ -17,9 +17,15 @@ const GROUPINGS: [Grouping; 4] = [
 const PAGE: u64 = 2 * 64 * 2 * 2 * 64 * 4;
 
 fn model(pages: u64) -> (CpuModel, Reference) {
+    model_that_keeps(0, pages)
+}
+
+/// A model of whose `pages` pages prompts of the past may hold `kept`.
+fn model_that_keeps(kept: u64, pages: u64) -> (CpuModel, Reference) {
     let weights = Weights::synthetic(tiny(false), 11).unwrap();
     let options = CpuOptions {
         capacity_bytes: pages * PAGE,
+        prefix_bytes: kept * PAGE,
         ..CpuOptions::default()
     };
     let model = CpuModel::load(&weights, options, |_, _| {}).unwrap();
@@ -289,4 +295,78 @@ fn loading_reports_every_parameter() {
     let all = weights.config().parameters();
     assert_eq!(heard.last(), Some(&(all, all)));
     assert!(heard.windows(2).all(|pair| pair[0].0 < pair[1].0));
+}
+
+#[test]
+fn a_second_prompt_runs_only_what_is_new_and_says_so() {
+    let (mut model, reference) = model_that_keeps(64, 64);
+    let system = tokens(21, 150);
+    let question = |seed, count| [system.clone(), tokens(seed, count)].concat();
+    let (first, second) = (question(22, 40), question(23, 3));
+    let mut logits = Vec::new();
+    let mut leaves = Vec::new();
+    // The third is the first again: all but its last token is held.
+    for (prompt, saved) in [(&first, 0), (&second, 150), (&first, 189)] {
+        let before = model.prefix_stats().tokens_saved;
+        leaves.push(model.insert_prompt(prompt, &mut logits).unwrap());
+        assert_eq!(model.prefix_stats().tokens_saved - before, saved);
+        assert_rows(&logits, [&last(&reference, prompt)]);
+    }
+    model.step(&leaves, &[3, 4, 5], &mut logits).unwrap();
+    let paths = [(&first, 3), (&second, 4), (&first, 5)];
+    let expected = paths.map(|(prompt, next)| last(&reference, &[&prompt[..], &[next]].concat()));
+    assert_rows(&logits, expected.each_ref());
+    for leaf in leaves {
+        model.prune(leaf).unwrap();
+    }
+    let stats = model.prefix_stats();
+    assert_eq!((stats.opens, stats.hits), (3, 2));
+    assert_eq!(model.forest().pool().live(), stats.pages);
+    assert_eq!(model.make_room(64).unwrap(), 64);
+}
+
+#[test]
+fn prompts_of_the_past_make_room_for_new_ones_and_for_steps() {
+    let (mut model, reference) = model_that_keeps(4, 4);
+    let mut logits = Vec::new();
+    for seed in 30..34 {
+        let prompt = tokens(seed, 150);
+        let leaf = model.insert_prompt(&prompt, &mut logits).unwrap();
+        assert_rows(&logits, [&last(&reference, &prompt)]);
+        model.step(&[leaf], &[1], &mut logits).unwrap();
+        model.prune(leaf).unwrap();
+        assert_eq!(model.forest().pool().live(), 3);
+    }
+    assert_eq!(model.prefix_stats().evictions, 3);
+    // One too long for the pool is refused before any of it runs.
+    let before = model.traffic();
+    assert!(model.insert_prompt(&tokens(40, 257), &mut logits).is_err());
+    assert_eq!(model.traffic(), before);
+    assert_eq!(model.forest().node_count(), model.prefix_stats().nodes);
+}
+
+#[test]
+fn a_saved_prompt_survives_its_model_and_is_no_other_model_s() {
+    let path = std::env::temp_dir().join(format!("deft-prompt-{}.kv", std::process::id()));
+    let (mut first, reference) = model_that_keeps(64, 64);
+    let system = tokens(50, 130);
+    let mut logits = Vec::new();
+    let leaf = first.insert_prompt(&system, &mut logits).unwrap();
+    first.save_prompt(leaf, &path).unwrap();
+    drop(first);
+
+    let (mut second, _) = model_that_keeps(64, 64);
+    let held = second.load_prompt(&path).unwrap();
+    let prompt = [system, tokens(51, 20)].concat();
+    second.insert_prompt(&prompt, &mut logits).unwrap();
+    assert_rows(&logits, [&last(&reference, &prompt)]);
+    assert_eq!(second.prefix_stats().tokens_saved, 130);
+    second.prune(held).unwrap();
+
+    let weights = Weights::synthetic(tiny(false), 12).unwrap();
+    let mut other = CpuModel::load(&weights, CpuOptions::default(), |_, _| {}).unwrap();
+    let error = other.load_prompt(&path).unwrap_err().to_string();
+    std::fs::remove_file(&path).unwrap();
+    assert!(error.contains("identity of the saved prefix"), "{error}");
+    assert_eq!(other.forest().node_count(), 0);
 }

@@ -33,11 +33,14 @@
 //! | [`format`](mod@format) | how K and V of a page are stored |
 //! | [`cache`] | pages: who owns them, how they lie, import and export |
 //! | [`tree`] | forests of token runs: grow, fork, prune, draft and accept; the view that is planned |
+//! | [`prefix`] | which tokens a forest holds, by their ids: prompts that share a beginning compute it once |
+//! | [`saved`], [`restore`] | prefixes in files; who computes and who loads what is to come back |
 //! | [`plan`] | from a view to a [`plan::Plan`], arrays that a backend executes; what it reads and writes |
 //! | [`attention`] | backends: the CPU's, and what every one has to do |
 //! | `cuda` | the GPU's, and the same for device pointers and streams (feature `cuda`) |
 //!
-//! `docs/using.md` has drafts, device pointers and CUDA graphs; `docs/architecture.md` says how it works.
+//! `docs/using.md` has drafts, device pointers and CUDA graphs, `docs/prefixes.md` prompts that begin alike;
+//! `docs/architecture.md` says how it works.
 
 pub mod attention;
 pub mod cache;
@@ -45,6 +48,9 @@ pub mod cache;
 pub mod cuda;
 pub mod format;
 pub mod plan;
+pub mod prefix;
+pub mod restore;
+pub mod saved;
 pub mod tree;
 mod tree_cache;
 
@@ -55,10 +61,11 @@ pub use half::{bf16, f16};
 /// The records of plans and of kernels' arguments, and how K and V lie in a page.
 pub use kernels_gpu::{abi, layout};
 pub use plan::Grouping;
+pub use prefix::{Opened, PrefixStats};
 pub use tree::{DraftNode, NodeKey};
 pub use tree_cache::{
-    Batch, CacheBuilder, CacheConfig, CacheError, Device, FormatBytes, Kv, Out, PlanUpdate, Rows,
-    RowsMut, Step, StepGraph, StepRun, TreeCache,
+    Batch, CacheBuilder, CacheConfig, CacheError, Device, FormatBytes, Kv, Out, PlanUpdate,
+    Restored, Rows, RowsMut, Step, StepGraph, StepRun, TreeCache,
 };
 
 /// The examples in the documentation.
@@ -66,6 +73,8 @@ pub use tree_cache::{
 mod documentation {
     #[doc = include_str!("../../README.md")]
     struct Readme;
+    #[doc = include_str!("../../docs/prefixes.md")]
+    struct Prefixes;
     #[cfg(feature = "cuda")]
     #[doc = include_str!("../../docs/using.md")]
     struct Using;

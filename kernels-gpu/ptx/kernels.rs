@@ -9,7 +9,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "56232da3631c3b86b8d993d2c6ba10d8f1fa2265683119c0dc99b70d46ca4feb",
+        sha256: "76d6dede11b283abe736040be3dbe0916e8452b95e0fddb0c2807bc6699a18e4",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
@@ -19,7 +19,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "0e85eb1920e2eb35cfb58b882a54416cc82ec66c47d833dd79ab5c736dc017c3",
+        sha256: "0ffaf97072536456d1d6aa6d18f511e2a16976d11376fd55248299819d078b16",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
@@ -29,7 +29,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d61148c2dd0aefa68d70a37f01489d38c5fa38bf818393da6ee8303174b5c9f4",
+        sha256: "8d9dd33e92769651e3053a7af31d097ad846f3172b0bce28a2d242c3b8a5436e",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
@@ -121,7 +121,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "db6cc6f701b93196397f97869633a148ce417612d58068e9fa5453129fd5bcb2",
+        sha256: "7cc0c6da5cd4a6d67a1179a4882cc4b41c7ece84233024aa8709b1b771e37f51",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
@@ -131,7 +131,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "7f0a0841ab945879ad54d9b8fdabd7934b274642a250ec24bf9f769464935468",
+        sha256: "316e5adf339c33067cc1f0713dd60c3b4cc116278dcaad3c11c381cd21a21db2",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
@@ -141,7 +141,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "f1a6944e336c6b094c1c750796131d07432cdb7a5c5ce727fb5ba9a9d96c4f4c",
+        sha256: "bd3f24082a9e5086b55d6c137c6bfc93d731b6007b1e52146bfb8ad912774a64",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {

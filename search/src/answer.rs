@@ -114,15 +114,17 @@ pub enum Stop {
 pub struct Stats {
     /// Tokens of the prompt.
     pub prompt_tokens: u64,
+    /// Those of them that were not run, since the model held them of an earlier prompt.
+    pub prompt_tokens_saved: u64,
     /// Passes through the model after the prompt's.
     pub steps: u64,
     /// Tokens run after the prompt, drafted ones included; never more than the limit.
     pub tokens: u64,
     /// Tokens moved to merge chains of small nodes.
     pub moved: u64,
-    /// Most nodes held at a time.
+    /// Most nodes held at a time, without those of prompts that the model keeps.
     pub peak_nodes: usize,
-    /// Most pages held at a time.
+    /// Most pages held at a time, without those of prompts that the model keeps.
     pub peak_pages: u32,
     /// Branches pruned for want of pages.
     pub pruned_for_pages: u64,

@@ -81,7 +81,7 @@ impl SearchTree<'_> {
         Ok(())
     }
 
-    fn pages_missing(&self, growth: &[Growth], chosen: &[usize]) -> Result<bool, SearchError> {
+    fn pages_missing(&mut self, growth: &[Growth], chosen: &[usize]) -> Result<bool, SearchError> {
         let mut needed = 0;
         for &index in chosen {
             let branch = growth[index].branch;
@@ -89,7 +89,7 @@ impl SearchTree<'_> {
             let full = self.forest_result(length)?.is_multiple_of(PAGE_TOKENS);
             needed += u32::from(full || self.forks(growth, chosen, branch)?);
         }
-        Ok(needed > self.model.forest().pool().free())
+        Ok(needed > self.model.make_room(needed)?)
     }
 
     /// The leaf with the lowest score, the youngest of equals; `None` if there is only one.

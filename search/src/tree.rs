@@ -36,6 +36,8 @@ pub struct SearchTree<'a> {
 struct Before {
     nodes: usize,
     pages: u32,
+    /// Tokens of prompts that did not have to be run.
+    saved: u64,
     traffic: Traffic,
     time: Instant,
 }
@@ -51,8 +53,9 @@ impl<'a> SearchTree<'a> {
     ) -> Result<Self, SearchError> {
         SearchError::at_least_one("limits.nodes", limits.nodes)?;
         let before = Before {
-            nodes: model.forest().node_count(),
-            pages: model.forest().pool().live(),
+            nodes: own_nodes(model),
+            pages: own_pages(model),
+            saved: model.prefix_stats().tokens_saved,
             traffic: model.traffic(),
             time: Instant::now(),
         };
@@ -89,6 +92,7 @@ impl<'a> SearchTree<'a> {
             },
         );
         tree.stats.prompt_tokens = prompt.len() as u64;
+        tree.stats.prompt_tokens_saved = tree.model.prefix_stats().tokens_saved - tree.before.saved;
         tree.note_peaks();
         let root = root_branch;
         tree.emit(&Event::Started { root, prompt });
@@ -248,7 +252,7 @@ impl<'a> SearchTree<'a> {
 
     /// Nodes that the search holds in the model.
     pub(super) fn nodes(&self) -> usize {
-        self.model.forest().node_count() - self.before.nodes
+        own_nodes(self.model) - self.before.nodes
     }
 
     /// Whether nothing may grow any more.
@@ -262,7 +266,7 @@ impl<'a> SearchTree<'a> {
     }
 
     pub(super) fn note_peaks(&mut self) {
-        let pages = self.model.forest().pool().live() - self.before.pages;
+        let pages = own_pages(self.model) - self.before.pages;
         self.stats.peak_pages = self.stats.peak_pages.max(pages);
         self.stats.peak_nodes = self.stats.peak_nodes.max(self.nodes());
     }
@@ -272,6 +276,16 @@ impl<'a> SearchTree<'a> {
             observer.event(event);
         }
     }
+}
+
+/// Nodes of the model but for those of prompts that it keeps.
+fn own_nodes(model: &dyn TreeModel) -> usize {
+    model.forest().node_count() - model.prefix_stats().nodes
+}
+
+/// Pages of the model but for those of prompts that it keeps.
+fn own_pages(model: &dyn TreeModel) -> u32 {
+    model.forest().pool().live() - model.prefix_stats().pages
 }
 
 impl Drop for SearchTree<'_> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use deft::attention::{AttentionParams, cpu};
 use deft::cache::{KvElement, PagePool};
-use deft::plan::{Grouping, HeadShape, Plan, PlanConfig, Planner};
+use deft::plan::{CostModel, Grouping, HeadShape, Plan, PlanConfig, Planner};
 use deft::tree::{ForestError, NodeKey, TokenForest, TreeView, ViewScratch};
 use deft_tests::forests::{self, view_tokens};
 use deft_tests::problem::{GROUPINGS, Problem, heads};
@@ -176,4 +176,44 @@ fn more_tokens_than_a_node_holds_or_none_are_refused_by_name() {
     ));
     assert!(matches!(ask(0), Err(ForestError::Empty { .. })));
     assert_eq!(ask(70), Ok(()));
+}
+
+/// A plan for Llama-3-8B's heads on an H100.
+fn plan_8b(view: &TreeView) -> Plan {
+    let mut config = PlanConfig::new(Grouping::Flatten, 4, 128, 16);
+    config.max_rows = max_rows(128);
+    Planner::new(config).unwrap().plan(view).unwrap()
+}
+
+#[test]
+fn a_prompt_is_cut_evenly_and_takes_about_its_flops() {
+    for tokens in [2048, 8192] {
+        let mut forest = TokenForest::new(PagePool::new(128).unwrap());
+        let root = forest.insert_root(tokens).unwrap();
+        let plan = plan_8b(&view_tokens(&forest, &[(root, tokens)]));
+        assert!(plan.imbalance() < 1.05, "{tokens} tokens: {plan}");
+        // Two products of half a square, 16 shares a KV head; a tile's last pages are computed whole.
+        let flops = 2.0 * 2.0 * f64::from(tokens).powi(2) / 2.0 * 4.0 * 128.0;
+        let least_ns = flops / 16.0 / CostModel::H100.flops_per_ns;
+        let ns = plan.predicted_ns() as f64 - CostModel::H100.launch_ns;
+        assert!(
+            ns < 1.15 * least_ns,
+            "{tokens} tokens: {ns} against {least_ns}"
+        );
+    }
+}
+
+#[test]
+fn a_chunk_below_a_long_prefix_is_cut_evenly_beside_decoding_leaves() {
+    let mut forest = TokenForest::new(PagePool::new(600).unwrap());
+    let root = forest.insert_root(30_000).unwrap();
+    let nodes = forest.fork(root, 9).unwrap();
+    forest.extend(&nodes[..8], 50).unwrap();
+    forest.extend(&nodes[8..], 512).unwrap();
+    let mut batch: Vec<_> = nodes.iter().map(|&node| (node, 1)).collect();
+    batch[8].1 = 512;
+    let view = view_tokens(&forest, &batch);
+    let plan = plan_8b(&view);
+    coverage::assert_covers(&plan, &view);
+    assert!(plan.imbalance() < 1.05, "{plan}");
 }

@@ -166,7 +166,6 @@ impl<'g> Bench<'g> {
 
     fn plan(&self, column: &Column, view: &TreeView) -> Result<Plan> {
         let mut config = self.runner.plan_config(column.grouping.into());
-        config.shares = config.shares.min((view.pages.len() as u32).max(1));
         if let Some(pages) = column.chunk_pages {
             config.chunk_pages = pages;
         }

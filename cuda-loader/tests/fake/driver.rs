@@ -9,7 +9,7 @@ mod streams;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use streams::{Capture, Kernels, Place, Queue, Work};
 
@@ -62,30 +62,15 @@ struct State {
     misuse: u64,
 }
 
-static STATE: Mutex<Option<State>> = Mutex::new(None);
-
-struct Locked(MutexGuard<'static, Option<State>>);
-
-impl std::ops::Deref for Locked {
-    type Target = State;
-    fn deref(&self) -> &State {
-        self.0.as_ref().unwrap()
-    }
-}
-
-impl std::ops::DerefMut for Locked {
-    fn deref_mut(&mut self) -> &mut State {
-        self.0.as_mut().unwrap()
-    }
-}
-
-fn state() -> Locked {
-    let mut state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
-    state.get_or_insert_with(|| State {
+static STATE: LazyLock<Mutex<State>> = LazyLock::new(|| {
+    Mutex::new(State {
         next: 0x1000,
         ..State::default()
-    });
-    Locked(state)
+    })
+});
+
+fn state() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {

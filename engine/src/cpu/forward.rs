@@ -3,7 +3,7 @@
 use deft::{Batch, CacheError, Kv};
 
 use super::CpuModel;
-use super::matmul::{Matrix, Onto};
+use super::matmul::{Matrix, Onto, apply_all};
 use super::ops::{add_to_rows, gate_mul, rms_norm, rms_norm_in_place, soft_cap};
 use super::params::Layer;
 use crate::config::Turn;
@@ -77,13 +77,16 @@ impl CpuModel {
         wanted: Wanted,
         logits: &mut Vec<f32>,
     ) -> Result<(), CacheError> {
-        self.start(tokens);
-        for layer in 0..self.config.layers {
-            self.attend(layer, batch)?;
-            self.feed_forward(layer);
-        }
-        self.finish(wanted, logits);
-        Ok(())
+        // On a thread of the pool: for any other each product would have to wake one.
+        rayon::scope(|_| {
+            self.start(tokens);
+            for layer in 0..self.config.layers {
+                self.attend(layer, batch)?;
+                self.feed_forward(layer);
+            }
+            self.finish(wanted, logits);
+            Ok(())
+        })
     }
 
     /// Embeds the tokens.
@@ -91,8 +94,8 @@ impl CpuModel {
         let (scratch, config, n) = (&mut self.scratch, &self.config, tokens.len());
         scratch.x.clear();
         for &token in tokens {
-            let row = self.params.embedding.row(token as usize);
-            scratch.x.extend_from_slice(row);
+            let row = token as usize;
+            self.params.embedding.push_row(row, &mut scratch.x);
         }
         let scale = config.variant.embedding_scale;
         if scale != 1.0 {
@@ -118,13 +121,12 @@ impl CpuModel {
         let layer: &Layer = &self.params.layers[index as usize];
         let (gain, epsilon) = (&layer.attention_norm, self.config.rms_eps);
         rms_norm(&scratch.x, gain, epsilon, &mut scratch.normed);
-        for (matrix, out) in [
-            (&layer.query, &mut scratch.q),
-            (&layer.key, &mut scratch.k),
-            (&layer.value, &mut scratch.v),
-        ] {
-            matrix.apply(&scratch.normed, out, Onto::Replace);
-        }
+        let products = [
+            (&layer.query, &mut scratch.q[..]),
+            (&layer.key, &mut scratch.k[..]),
+            (&layer.value, &mut scratch.v[..]),
+        ];
+        apply_all(products, &scratch.normed, Onto::Replace);
         if let Some([query, key, value]) = &layer.biases {
             add_to_rows(&mut scratch.q, query);
             add_to_rows(&mut scratch.k, key);
@@ -158,9 +160,11 @@ impl CpuModel {
         let layer = &self.params.layers[index as usize];
         let (gain, epsilon) = (&layer.ffn_norm, self.config.rms_eps);
         rms_norm(&scratch.x, gain, epsilon, &mut scratch.normed);
-        let normed = &scratch.normed;
-        layer.gate.apply(normed, &mut scratch.gate, Onto::Replace);
-        layer.up.apply(normed, &mut scratch.up, Onto::Replace);
+        let products = [
+            (&layer.gate, &mut scratch.gate[..]),
+            (&layer.up, &mut scratch.up[..]),
+        ];
+        apply_all(products, &scratch.normed, Onto::Replace);
         gate_mul(
             self.config.variant.activation,
             &mut scratch.gate,

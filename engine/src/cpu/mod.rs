@@ -1,4 +1,4 @@
-//! A model on the CPU: weights and K and V in f32, products by the `gemm` crate.
+//! A model on the CPU: weights as they are stored, K and V in f32.
 
 #[cfg(test)]
 mod faults;
@@ -6,6 +6,8 @@ mod forward;
 mod matmul;
 mod ops;
 mod params;
+mod saved;
+mod tile;
 mod timing;
 mod tree;
 
@@ -25,6 +27,9 @@ use crate::weights::{Weights, WeightsError};
 pub struct CpuOptions {
     /// Bytes for K and V.
     pub capacity_bytes: u64,
+    /// Most bytes of them that prompts of the past hold, for later ones that begin alike: see
+    /// [`CacheBuilder::prefix_bytes`](deft::CacheBuilder::prefix_bytes). 0 keeps none.
+    pub prefix_bytes: u64,
     /// How attention is planned.
     pub grouping: Grouping,
     /// How the full pages of nodes are kept that are forked.
@@ -32,10 +37,11 @@ pub struct CpuOptions {
 }
 
 impl Default for CpuOptions {
-    /// 512 MiB, Flatten, and pages in f32.
+    /// 512 MiB, nothing kept of prompts of the past, Flatten, and pages in f32.
     fn default() -> Self {
         Self {
             capacity_bytes: 512 << 20,
+            prefix_bytes: 0,
             grouping: Grouping::Flatten,
             kv: KvFormat::Native,
         }
@@ -87,11 +93,14 @@ impl CpuModel {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
         let config = weights.config().clone();
+        let params = Params::load(weights, &mut progress)?;
         let mut cache = TreeCache::builder(&Device::cpu())
             .layers(config.layers)
             .heads(config.q_heads, config.kv_heads, config.head_dim)
             .dtype(DType::F32)
             .capacity_bytes(options.capacity_bytes)
+            .prefix_bytes(options.prefix_bytes)
+            .identity(saved::identity(&config, &params))
             .grouping(options.grouping)
             .seal(options.kv);
         if let Some(scale) = config.variant.query_scale {
@@ -110,7 +119,7 @@ impl CpuModel {
             local_rotary: turns_itself
                 .then(|| config.local_rotary_table(positions))
                 .transpose()?,
-            params: Params::load(weights, &mut progress)?,
+            params,
             config,
             cache,
             step: None,

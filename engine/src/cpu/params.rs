@@ -1,4 +1,4 @@
-//! Weights as the CPU multiplies with them: f32.
+//! Weights as the CPU multiplies with them: matrices as they are stored, norms in f32.
 
 use super::matmul::Matrix;
 use crate::config::LlamaConfig;
@@ -76,16 +76,24 @@ impl Loader<'_> {
         let [rows, columns] = self.weights.shape(tensor);
         let mut values = vec![0.0; rows * columns];
         self.weights.read_f32(tensor, 0..rows, &mut values)?;
-        self.done += values.len() as u64;
-        (self.progress)(self.done, self.weights.config().parameters());
+        self.count(values.len());
         Ok(values)
     }
 
+    fn count(&mut self, parameters: usize) {
+        self.done += parameters as u64;
+        (self.progress)(self.done, self.weights.config().parameters());
+    }
+
     fn matrix(&mut self, tensor: Tensor) -> Result<Matrix, WeightsError> {
-        Ok(Matrix::new(
-            self.weights.shape(tensor),
-            self.values(tensor)?,
-        ))
+        let shape = self.weights.shape(tensor);
+        let format = self.weights.format(tensor);
+        let [rows, columns] = shape;
+        let row_bytes = columns / format.block_elements() * format.block_bytes();
+        let mut bytes = vec![0; rows * row_bytes];
+        self.weights.read_stored(tensor, 0..rows, &mut bytes)?;
+        self.count(rows * columns);
+        Ok(Matrix::new(shape, format, bytes))
     }
 
     fn layer(&mut self, layer: u32) -> Result<Layer, WeightsError> {

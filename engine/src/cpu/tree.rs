@@ -1,7 +1,7 @@
 //! Trees: what search asks for.
 
 use deft::tree::TokenForest;
-use deft::{Batch, CacheError, DraftNode, NodeKey};
+use deft::{Batch, CacheError, DraftNode, NodeKey, Opened, PrefixStats};
 
 use super::forward::Wanted;
 use super::{CpuModel, PAGE_TOKENS};
@@ -10,6 +10,8 @@ use crate::tree_model::{DraftToken, ModelError, Traffic, TreeModel};
 
 /// Tokens of a prompt that go through the model at once.
 const CHUNK: usize = 128;
+/// A model has a cache of its own, so prompts need nothing to keep them apart.
+pub(super) const SALT: u64 = 0;
 /// Bytes of an element of K or V.
 const ELEMENT_BYTES: u32 = size_of::<f32>() as u32;
 
@@ -31,6 +33,14 @@ impl TreeModel for CpuModel {
         self.traffic
     }
 
+    fn prefix_stats(&self) -> PrefixStats {
+        self.cache.prefix_stats()
+    }
+
+    fn make_room(&mut self, pages: u32) -> Result<u32, ModelError> {
+        Ok(self.cache.make_room(pages)?)
+    }
+
     fn insert_prompt(
         &mut self,
         tokens: &[u32],
@@ -38,16 +48,13 @@ impl TreeModel for CpuModel {
     ) -> Result<NodeKey, ModelError> {
         self.check_tokens("tokens", tokens)?;
         self.check_context(tokens.len() as u64)?;
-        let pages = tokens.len().div_ceil(PAGE_TOKENS as usize) as u64;
-        let pool = self.cache.forest().pool();
-        pool.check_free(pages)
-            .map_err(|error| CacheError::Forest(error.into()))?;
-        let root = self.cache.insert_root()?;
-        let filled = self.fill(root, tokens, logits);
-        if filled.is_err() {
-            self.cache.prune(root)?;
+        let Opened { node, matched } = self.open(tokens)?;
+        let run = self.fill(node, &tokens[matched as usize..], logits);
+        let sealed = run.and_then(|()| Ok(self.cache.seal(node, tokens, SALT)?));
+        if sealed.is_err() {
+            self.cache.prune(node)?;
         }
-        filled.map(|()| root)
+        sealed
     }
 
     fn fork(&mut self, node: NodeKey, n: usize) -> Result<Vec<NodeKey>, ModelError> {
@@ -147,16 +154,43 @@ impl CpuModel {
         Ok(self.cache.forest().context_length(node)?)
     }
 
-    /// Puts a prompt into an empty root, chunk by chunk.
+    /// A leaf below what is held of `tokens`, all but the last: that one is run for its logits.
+    fn open(&mut self, tokens: &[u32]) -> Result<Opened, ModelError> {
+        let opened = match &tokens[..tokens.len() - 1] {
+            [] => Opened {
+                node: self.cache.insert_root()?,
+                matched: 0,
+            },
+            before => self.cache.open(before, SALT)?,
+        };
+        let room = self.room_for(opened, tokens.len() as u32);
+        if room.is_err() {
+            self.cache.prune(opened.node)?;
+        }
+        Ok(room.map(|()| opened)?)
+    }
+
+    /// Whether a prompt of `tokens` tokens fits where it was opened, before any of it is run.
+    fn room_for(&mut self, opened: Opened, tokens: u32) -> Result<(), CacheError> {
+        let copied = self.cache.forest().length(opened.node)?;
+        let own = copied + tokens - opened.matched;
+        let pages = own.div_ceil(PAGE_TOKENS) - copied.div_ceil(PAGE_TOKENS);
+        self.cache.make_room(pages)?;
+        let pool = self.cache.forest().pool();
+        let fits = pool.check_free(u64::from(pages));
+        fits.map_err(|error| CacheError::Forest(error.into()))
+    }
+
+    /// Puts the rest of a prompt into a leaf, chunk by chunk.
     fn fill(
         &mut self,
-        root: NodeKey,
+        leaf: NodeKey,
         tokens: &[u32],
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
         let mut chunks = tokens.chunks(CHUNK).peekable();
         while let Some(chunk) = chunks.next() {
-            let batch = self.cache.batch(&[(root, chunk.len() as u32)])?;
+            let batch = self.cache.batch(&[(leaf, chunk.len() as u32)])?;
             let last = chunks.peek().is_none();
             let wanted = if last { Wanted::Last } else { Wanted::None };
             self.forward(chunk, &batch, wanted, logits)?;

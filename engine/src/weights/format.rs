@@ -1,11 +1,10 @@
 //! How elements are stored in files, and back to f32.
 
-use deft::{bf16, f16};
+use pulp::{Arch, Simd, WithSimd};
 
-/// Elements of a block of a quantised format.
-const BLOCK: usize = 32;
+use super::blocks::{self, Block, GROUP, Vectors};
 
-/// How a row of elements is stored. Quantised formats are ggml's: blocks of 32 elements of one row.
+/// How a row of elements is stored. Quantised formats are ggml's: blocks of 32 or 256 elements of one row.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
@@ -20,27 +19,69 @@ pub enum Format {
     Q4_0,
     /// `d` and a least value `m` in f16, then 32 x 4 bits as in `Q4_0`: `d q + m`.
     Q4_1,
+    /// `d`, 32 fifth bits, then 4 bits as in `Q4_0`: `d (q - 16)`.
+    Q5_0,
+    /// `d` and `m`, 32 fifth bits, then 4 bits as in `Q4_0`: `d q + m`.
+    Q5_1,
     /// `d` in f16, then 32 signed bytes: `d q`.
     Q8_0,
+    /// 256 elements: `d` and `dmin` in f16, a scale `s` and a least value `m` of six bits for every 32, then 4 bits:
+    /// `d s q - dmin m`.
+    Q4K,
+    /// As `Q4K`, with 5 bits.
+    Q5K,
+    /// 256 elements of 6 bits, a signed byte `s` for every 16, and `d` in f16: `d s (q - 32)`.
+    Q6K,
+}
+
+/// Something that is done with a format's blocks.
+pub(crate) trait WithBlock {
+    type Output;
+
+    fn run<B: Block>(self) -> Self::Output;
 }
 
 impl Format {
+    /// Does `what` with blocks of this format; floats are taken 32 at a time.
+    pub(crate) fn with_block<W: WithBlock>(self, what: W) -> W::Output {
+        match self {
+            Self::F32 => what.run::<blocks::F32>(),
+            Self::F16 => what.run::<blocks::F16>(),
+            Self::Bf16 => what.run::<blocks::Bf16>(),
+            Self::Q4_0 => what.run::<blocks::Q4_0>(),
+            Self::Q4_1 => what.run::<blocks::Q4_1>(),
+            Self::Q5_0 => what.run::<blocks::Q5_0>(),
+            Self::Q5_1 => what.run::<blocks::Q5_1>(),
+            Self::Q8_0 => what.run::<blocks::Q8_0>(),
+            Self::Q4K => what.run::<blocks::Q4K>(),
+            Self::Q5K => what.run::<blocks::Q5K>(),
+            Self::Q6K => what.run::<blocks::Q6K>(),
+        }
+    }
+
     /// Elements that are stored together; a row is a whole number of blocks.
     pub fn block_elements(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q8_0 => BLOCK,
-        }
+        self.block().0
     }
 
     /// Bytes of a block.
     pub fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::Q4_0 => 2 + BLOCK / 2,
-            Self::Q4_1 => 4 + BLOCK / 2,
-            Self::Q8_0 => 2 + BLOCK,
+        self.block().1
+    }
+
+    /// Elements and bytes.
+    fn block(self) -> (usize, usize) {
+        struct Size;
+        impl WithBlock for Size {
+            type Output = (usize, usize);
+
+            fn run<B: Block>(self) -> (usize, usize) {
+                (B::GROUPS * GROUP, B::BYTES)
+            }
+        }
+        match (self, self.with_block(Size)) {
+            (Self::F32 | Self::F16 | Self::Bf16, (elements, bytes)) => (1, bytes / elements),
+            (_, block) => block,
         }
     }
 
@@ -56,61 +97,74 @@ impl Format {
     /// Writes the elements stored in `bytes` to `out`; there are as many blocks in both.
     pub(crate) fn dequantize(self, bytes: &[u8], out: &mut [f32]) {
         debug_assert_eq!(self.bytes(out.len() as u64), Some(bytes.len() as u64));
-        match self {
-            Self::F32 => {
-                for (bytes, out) in bytes.as_chunks().0.iter().zip(out) {
-                    *out = f32::from_le_bytes(*bytes);
-                }
-            }
-            Self::F16 => {
-                for (bytes, out) in bytes.as_chunks().0.iter().zip(out) {
-                    *out = f16::from_le_bytes(*bytes).to_f32();
-                }
-            }
-            Self::Bf16 => {
-                for (bytes, out) in bytes.as_chunks().0.iter().zip(out) {
-                    *out = bf16::from_le_bytes(*bytes).to_f32();
-                }
-            }
-            Self::Q4_0 => blocks(bytes, self, out, |block, out| {
-                let scale = half_at(block, 0);
-                nibbles(&block[2..], out, |q| scale * (f32::from(q) - 8.0));
-            }),
-            Self::Q4_1 => blocks(bytes, self, out, |block, out| {
-                let (scale, least) = (half_at(block, 0), half_at(block, 2));
-                nibbles(&block[4..], out, |q| scale * f32::from(q) + least);
-            }),
-            Self::Q8_0 => blocks(bytes, self, out, |block, out| {
-                let scale = half_at(block, 0);
-                for (&q, out) in block[2..].iter().zip(out) {
-                    *out = scale * f32::from(q as i8);
-                }
-            }),
+        self.dequantize_by(Arch::new(), bytes, out);
+    }
+
+    pub(super) fn dequantize_by(self, arch: Arch, bytes: &[u8], out: &mut [f32]) {
+        self.with_block(Dequantize { arch, bytes, out });
+    }
+}
+
+struct Dequantize<'a> {
+    arch: Arch,
+    bytes: &'a [u8],
+    out: &'a mut [f32],
+}
+
+impl WithBlock for Dequantize<'_> {
+    type Output = ();
+
+    fn run<B: Block>(self) {
+        let elements = B::GROUPS * GROUP;
+        let (bytes, rest_bytes) = self.bytes.split_at(self.bytes.len() / B::BYTES * B::BYTES);
+        let (out, rest) = self.out.split_at_mut(bytes.len() / B::BYTES * elements);
+        self.arch.dispatch(Blocks::<B>::new(bytes, out));
+        if rest.is_empty() {
+            return;
         }
+        // Floats that are not a whole group.
+        let mut block = vec![0; B::BYTES];
+        block[..rest_bytes.len()].copy_from_slice(rest_bytes);
+        let mut group = vec![0.0; elements];
+        self.arch.dispatch(Blocks::<B>::new(&block, &mut group));
+        rest.copy_from_slice(&group[..rest.len()]);
     }
 }
 
-fn blocks(bytes: &[u8], format: Format, out: &mut [f32], each: impl Fn(&[u8], &mut [f32])) {
-    let blocks = bytes.chunks_exact(format.block_bytes());
-    for (block, out) in blocks.zip(out.chunks_exact_mut(BLOCK)) {
-        each(block, out);
+/// Whole blocks to decode.
+struct Blocks<'a, B> {
+    bytes: &'a [u8],
+    out: &'a mut [f32],
+    block: std::marker::PhantomData<B>,
+}
+
+impl<'a, B> Blocks<'a, B> {
+    fn new(bytes: &'a [u8], out: &'a mut [f32]) -> Self {
+        let block = std::marker::PhantomData;
+        Self { bytes, out, block }
     }
 }
 
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-}
+impl<B: Block> WithSimd for Blocks<'_, B> {
+    type Output = ();
 
-fn nibbles(bytes: &[u8], out: &mut [f32], value: impl Fn(u8) -> f32) {
-    let (low, high) = out.split_at_mut(BLOCK / 2);
-    for ((&byte, low), high) in bytes.iter().zip(low).zip(high) {
-        *low = value(byte & 15);
-        *high = value(byte >> 4);
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let vectors = Vectors::new(simd);
+        let out = self.out.as_chunks_mut::<GROUP>().0;
+        let blocks = self.bytes.chunks_exact(B::BYTES);
+        for (block, out) in blocks.zip(out.chunks_exact_mut(B::GROUPS)) {
+            for (index, out) in out.iter_mut().enumerate() {
+                *out = B::group(vectors, block, index);
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use deft::{bf16, f16};
+
     use super::*;
 
     fn stored(format: Format, bytes: &[u8], elements: usize) -> Vec<f32> {

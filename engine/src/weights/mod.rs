@@ -1,5 +1,6 @@
 //! A model's weights, one tensor at a time, wherever they come from.
 
+pub(crate) mod blocks;
 mod error;
 mod format;
 pub(crate) mod names;
@@ -13,6 +14,7 @@ use rayon::prelude::*;
 
 pub use self::error::WeightsError;
 pub use self::format::Format;
+pub(crate) use self::format::WithBlock;
 
 use crate::config::{ConfigError, LlamaConfig};
 
@@ -165,6 +167,26 @@ pub(crate) trait Source: std::fmt::Debug + Send + Sync {
     /// Writes rows of `tensor`, as f32.
     fn read(&self, tensor: Tensor, rows: Range<usize>, out: &mut [f32])
     -> Result<(), WeightsError>;
+
+    /// How `tensor` is stored.
+    fn format(&self, _tensor: Tensor) -> Format {
+        Format::F32
+    }
+
+    /// Writes rows of `tensor` as they are stored.
+    fn read_stored(
+        &self,
+        tensor: Tensor,
+        rows: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        let mut values = vec![0.0_f32; out.len() / size_of::<f32>()];
+        self.read(tensor, rows, &mut values)?;
+        for (out, value) in out.as_chunks_mut().0.iter_mut().zip(values) {
+            *out = value.to_le_bytes();
+        }
+        Ok(())
+    }
 }
 
 /// A model's weights: read row by row in the type that the reader wants, nothing is kept.
@@ -228,8 +250,32 @@ impl Weights {
         rows: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), WeightsError> {
-        self.read_blocks(tensor, rows, out, |rows, out| {
+        let [_, columns] = self.shape(tensor);
+        self.read_blocks(tensor, rows, columns, out, |rows, out| {
             self.source.read(self.untied(tensor), rows, out)
+        })
+    }
+
+    /// How `tensor` is stored.
+    pub fn format(&self, tensor: Tensor) -> Format {
+        self.source.format(self.untied(tensor))
+    }
+
+    /// As [`Weights::read_f32`], as it is stored: `out` is `[rows, bytes of a row]`, in [`Weights::format`].
+    ///
+    /// # Errors
+    /// [`WeightsError`].
+    pub fn read_stored(
+        &self,
+        tensor: Tensor,
+        rows: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        let format = self.format(tensor);
+        let blocks = self.shape(tensor)[1] / format.block_elements();
+        let row_bytes = blocks * format.block_bytes();
+        self.read_blocks(tensor, rows, row_bytes, out, |rows, out| {
+            self.source.read_stored(self.untied(tensor), rows, out)
         })
     }
 
@@ -243,7 +289,8 @@ impl Weights {
         rows: Range<usize>,
         out: &mut [T],
     ) -> Result<(), WeightsError> {
-        self.read_blocks(tensor, rows, out, |rows, out| {
+        let [_, columns] = self.shape(tensor);
+        self.read_blocks(tensor, rows, columns, out, |rows, out| {
             let mut wide = vec![0.0; out.len()];
             self.source.read(self.untied(tensor), rows, &mut wide)?;
             for (narrow, wide) in out.iter_mut().zip(wide) {
@@ -264,11 +311,12 @@ impl Weights {
         }
     }
 
-    /// Checks the arguments of a read, and does it in parallel by blocks of rows.
+    /// Checks the arguments of a read, and does it in parallel by blocks of rows, `width` elements of `out` each.
     fn read_blocks<T: Send>(
         &self,
         tensor: Tensor,
         rows: Range<usize>,
+        width: usize,
         out: &mut [T],
         read: impl Fn(Range<usize>, &mut [T]) -> Result<(), WeightsError> + Sync,
     ) -> Result<(), WeightsError> {
@@ -279,7 +327,7 @@ impl Weights {
             let layers = self.config.layers;
             return Err(WeightsError::Layer { layer, layers });
         }
-        let [height, columns] = self.shape(tensor);
+        let [height, _] = self.shape(tensor);
         if rows.start > rows.end || rows.end > height {
             return Err(WeightsError::Rows {
                 tensor,
@@ -288,18 +336,18 @@ impl Weights {
                 rows: height,
             });
         }
-        if out.len() != rows.len() * columns {
+        if out.len() != rows.len() * width {
             return Err(WeightsError::Length {
                 tensor,
                 len: out.len(),
-                expected: rows.len() * columns,
+                expected: rows.len() * width,
             });
         }
-        let height = (BLOCK_ELEMENTS / columns).max(1);
-        let blocks = out.par_chunks_mut(height * columns).enumerate();
+        let height = (BLOCK_ELEMENTS / width).max(1);
+        let blocks = out.par_chunks_mut(height * width).enumerate();
         blocks.try_for_each(|(block, out)| {
             let begin = rows.start + block * height;
-            read(begin..begin + out.len() / columns, out)
+            read(begin..begin + out.len() / width, out)
         })
     }
 }

@@ -32,24 +32,16 @@ impl TensorFile {
 
     /// The tensor at `place`, of one row.
     pub(crate) fn read_row(&self, place: &Place) -> Result<Vec<f32>, WeightsError> {
+        let mut bytes = vec![0; place.row_bytes()];
+        self.read_rows(place, 0, &mut bytes)?;
         let mut out = vec![0.0; place.columns];
-        self.read_rows(place, 0..1, &mut out)?;
+        place.format.dequantize(&bytes, &mut out);
         Ok(out)
     }
 
-    fn read_rows(
-        &self,
-        place: &Place,
-        rows: Range<usize>,
-        out: &mut [f32],
-    ) -> Result<(), WeightsError> {
-        let blocks = place.columns / place.format.block_elements();
-        let row_bytes = blocks * place.format.block_bytes();
-        let mut bytes = vec![0; rows.len() * row_bytes];
-        let offset = place.offset + (rows.start * row_bytes) as u64;
-        self.read_at(offset, &mut bytes)?;
-        place.format.dequantize(&bytes, out);
-        Ok(())
+    /// As many rows from `first` on as `out` takes, as they are stored.
+    fn read_rows(&self, place: &Place, first: usize, out: &mut [u8]) -> Result<(), WeightsError> {
+        self.read_at(place.offset + (first * place.row_bytes()) as u64, out)
     }
 
     /// Fills `out` from byte `offset` on.
@@ -84,6 +76,12 @@ pub(crate) struct Place {
     pub(crate) columns: usize,
 }
 
+impl Place {
+    fn row_bytes(&self) -> usize {
+        self.columns / self.format.block_elements() * self.format.block_bytes()
+    }
+}
+
 /// A model's tensors in files. Every place has been checked against its file's size.
 #[derive(Debug)]
 pub(crate) struct Stored {
@@ -111,21 +109,36 @@ impl Source for Stored {
         out: &mut [f32],
     ) -> Result<(), WeightsError> {
         let place = self.places[&tensor];
+        let mut bytes = vec![0; rows.len() * place.row_bytes()];
+        self.read_stored(tensor, rows, &mut bytes)?;
+        place.format.dequantize(&bytes, out);
+        if tensor.is_norm() {
+            out.iter_mut().for_each(|gain| *gain += self.norm_offset);
+        }
+        Ok(())
+    }
+
+    fn format(&self, tensor: Tensor) -> Format {
+        self.places[&tensor].format
+    }
+
+    fn read_stored(
+        &self,
+        tensor: Tensor,
+        rows: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        let place = self.places[&tensor];
         let file = &self.files[place.file];
         let turned = matches!(
             tensor,
             Tensor::Layer(_, LayerTensor::Query | LayerTensor::Key)
         );
         if !turned || self.order == HeadOrder::Halves {
-            file.read_rows(&place, rows, out)?;
-            if tensor.is_norm() {
-                out.iter_mut().for_each(|gain| *gain += self.norm_offset);
-            }
-            return Ok(());
+            return file.read_rows(&place, rows.start, out);
         }
-        for (row, out) in rows.zip(out.chunks_exact_mut(place.columns)) {
-            let row = self.row_in_pairs(row);
-            file.read_rows(&place, row..row + 1, out)?;
+        for (row, out) in rows.zip(out.chunks_exact_mut(place.row_bytes())) {
+            file.read_rows(&place, self.row_in_pairs(row), out)?;
         }
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! The KV cache: pages, who owns them, and where they lie.
 
 mod dtype;
+mod layer_search;
+mod layers;
 mod paged;
 mod pool;
 mod shape;
@@ -8,6 +10,8 @@ mod slabs;
 mod storage;
 
 pub use dtype::{DType, Elements, ElementsMut, KvElement};
+pub use layer_search::{LayerSearch, LayerTrial, PairOrder};
+pub use layers::LayerMap;
 pub use paged::{PagedOrder, PagedTable};
 pub use pool::{PagePool, PoolError};
 pub use shape::{CacheShape, HEAD_DIMS, MAX_HEADS, ShapeError};

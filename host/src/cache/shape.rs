@@ -59,6 +59,14 @@ pub enum ShapeError {
         /// Bytes of all pages.
         bytes: u64,
     },
+    /// A layer would read keys and values that are written after it.
+    #[error("layer {layer} reads layer {of}; it must be itself or an earlier one")]
+    LayerSource {
+        /// The layer.
+        layer: u32,
+        /// Whose keys and values it would read.
+        of: u32,
+    },
     /// There is no such layer.
     #[error("layer is {layer}, the cache has {layers}")]
     Layer {

@@ -8,12 +8,13 @@
 //! | nodes | Node's plan: narrow items beside wide ones |
 //! | paths | PerQuery's plan: nothing is shared, or too little |
 //!
-//! A candidate that could not be best is not made: what its pages cost at least says so. And since fewer
-//! shares than there may be are candidates too, one share more never makes a plan worse.
+//! A candidate that could not be best is not made: what its pages cost at least says so, or one filling of its
+//! cut. Streams of tiles half as wide are tried as well, and streams and whole tiles in fewer shares where that may
+//! make other tiles, or bring them into step, so that one share more hardly ever makes a plan worse.
 
 use super::config::PlanConfig;
 use super::cost::Costs;
-use super::cut::{PRECISION, cut};
+use super::cut::{Cut, PRECISION, Search, cut, mean_ns};
 use super::draft::Draft;
 use super::merge::Merge;
 use super::node::{Dealer, deal, deal_units, unit_ns};
@@ -23,8 +24,16 @@ use super::{Grouping, PlanError};
 use crate::tree::TreeView;
 use kernels_gpu::layout::CORE;
 
-/// Pieces and shares that candidates of fewer shares may have in all before no more of them are made.
+/// Pieces and shares of all streams together before no more are tried.
 const EFFORT: usize = 1_000;
+/// Most that the costliest share of lanes may be over the mean where a stream keeps in step as well.
+const UNEVEN: f64 = 1.15;
+/// Fillings of a cut whose target is guessed; it is made exact only if it keeps in step.
+const ROUGH: u32 = 2;
+/// What fewer shares may leave of the work, since they leave fewer partial results.
+const SPARED: f64 = 0.9;
+/// Whole row tiles are dealt before anything is cut if they may take at most this many times what even shares do.
+const EVEN: f64 = 1.04;
 /// PerQuery's plan is taken if it is no dearer than another by this.
 const DRAW: f64 = 1.01;
 
@@ -39,6 +48,12 @@ pub(super) struct Chooser {
     pub(super) merge: Merge,
     scorer: Scorer,
     dealer: Dealer,
+    /// Pieces and shares of the streams so far.
+    effort: usize,
+    /// What the costliest share of the first stream costs.
+    stream_ns: Option<f64>,
+    /// A candidate read pages again when the cache no longer had them.
+    out_of_step: bool,
 }
 
 /// What a planner is asked.
@@ -54,6 +69,7 @@ impl Chooser {
     pub(super) fn choose(&mut self, request: Request<'_>) -> Result<Score, PlanError> {
         let (config, max_queries) = (request.config, request.config.max_queries());
         let mut best = None;
+        self.sequence.begin(request.view, request.costs);
         match config.grouping {
             Grouping::Flatten => self.flatten(request, &mut best)?,
             Grouping::PerQuery => self.paths(request, config.shares, &mut best)?,
@@ -74,20 +90,23 @@ impl Chooser {
         Ok(best.expect("a candidate was made"))
     }
 
+    /// What the draft in `best`, of `view`, costs by `costs`.
+    pub(super) fn rescore(&mut self, view: &TreeView, costs: &Costs) -> Score {
+        self.scorer.score(view, costs, &mut self.best)
+    }
+
     fn flatten(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
         if !request.config.alternatives {
             return self.even(request, best);
         }
         let floors = Floors::of(request);
-        let most = request.config.shares;
-        let mut effort = 0;
-        for shares in (1..=most).rev() {
-            if beaten(best, floors.any(shares)) || effort > EFFORT {
-                break;
-            }
-            self.streamed(request, shares, best)?;
-            effort += self.sequence.pieces.len() + shares as usize;
-        }
+        let (most, widest) = (request.config.shares, request.config.max_queries());
+        self.effort = 0;
+        self.out_of_step = false;
+        self.stream_ns = None;
+        self.streamed(request, &floors, most, widest, best)?;
+        self.narrower(request, &floors, best)?;
+        self.fewer(request, &floors, best)?;
         if !beaten(best, floors.nodes(most)) {
             self.nodes(request, None, most, best)?;
         }
@@ -98,13 +117,74 @@ impl Chooser {
         Ok(())
     }
 
+    /// Streams of row tiles half as wide: in all shares, one less, and as many as those of the widest tree come out
+    /// even in.
+    fn narrower(
+        &mut self,
+        request: Request<'_>,
+        floors: &Floors<'_>,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
+        let (most, widest) = (request.config.shares, request.config.max_queries());
+        let runs = request.view.runs.iter();
+        let roots = runs.filter(|run| run.parent.is_none());
+        let queries = roots.map(|run| run.queries.end - run.queries.start).max();
+        let tiles = |width: u32| queries.unwrap_or(0).div_ceil(width).max(1);
+        let half = widest.div_ceil(2);
+        if tiles(widest) >= most || half == widest || self.effort > EFFORT {
+            return Ok(());
+        }
+        let even = most / tiles(half) * tiles(half);
+        for (at, shares) in [most, most - 1, even].into_iter().enumerate() {
+            let tried = match at {
+                0 => false,
+                // One share less may bring into step what is not.
+                1 => !self.out_of_step,
+                _ => shares + 1 >= most,
+            };
+            if !tried && shares > 0 && !beaten(best, floors.any(shares)) {
+                self.streamed(request, floors, shares, half, best)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Streams in fewer shares. The same tiles would be cut no better, but may keep in step.
+    fn fewer(
+        &mut self,
+        request: Request<'_>,
+        floors: &Floors<'_>,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
+        let Request { config, costs, .. } = request;
+        let widest = config.max_queries();
+        self.sequence
+            .choose_tiles(widest, costs, Some(config.shares));
+        let work: f64 = self.best.share_ns.iter().sum();
+        for shares in (1..config.shares).rev() {
+            let even = costs.launch_ns + SPARED * work / f64::from(shares);
+            if self.effort > EFFORT || beaten(best, even.max(floors.any(shares))) {
+                break;
+            }
+            let others = self.sequence.choose_tiles(widest, costs, Some(shares));
+            if others || self.out_of_step {
+                self.streamed(request, floors, shares, widest, best)?;
+            } else if shares + 1 == config.shares {
+                self.sequence
+                    .depth_first(request.view, widest, costs, Some(shares));
+                self.lanes(request, floors, shares, best)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Depth first in consecutive shares.
     fn even(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
         let (config, costs) = (request.config, request.costs);
         let (shares, max_queries) = (config.shares, config.max_queries());
         self.sequence
             .depth_first(request.view, max_queries, costs, Some(shares));
-        self.cut(request, shares, max_queries, &None);
+        self.cut(request, shares, max_queries, Search::FULL);
         self.judge(request, best, 1.0).map(drop)
     }
 
@@ -112,7 +192,9 @@ impl Chooser {
     fn streamed(
         &mut self,
         request: Request<'_>,
+        floors: &Floors<'_>,
         shares: u32,
+        widest: u32,
         best: &mut Best,
     ) -> Result<(), PlanError> {
         let Request {
@@ -120,34 +202,113 @@ impl Chooser {
             config,
             costs,
         } = request;
-        let max_queries = config.max_queries();
-        self.sequence
-            .depth_first(view, max_queries, costs, Some(shares));
-        let mut in_step = true;
-        if self.cut(request, shares, max_queries, best) {
-            in_step = !self.judge(request, best, 1.0)?.out_of_step;
+        self.sequence.depth_first(view, widest, costs, Some(shares));
+        if widest == config.max_queries() {
+            self.effort += self.sequence.pieces.len() + shares as usize;
         }
-        if !beaten(best, units_floor(&self.sequence, costs, shares)) {
-            self.trial.clear(config.shares);
-            let dealer = &mut self.dealer;
-            deal_units(&self.sequence, costs, shares, dealer, &mut self.trial);
-            self.judge(request, best, 1.0)?;
+        // Whole tiles first if they may come out even: what cannot beat them is then soon given up.
+        let whole = units_floor(&self.sequence, costs, shares);
+        let even = costs.launch_ns + mean_ns(&self.sequence, costs, shares);
+        let whole_first = whole < EVEN * even;
+        if whole_first && !beaten(best, whole) {
+            self.units(request, shares, best)?;
         }
-        if !in_step {
-            self.sequence.order_in_lanes();
-            if self.cut(request, shares, max_queries, best) {
-                self.judge(request, best, 1.0)?;
-            }
+        let first = (shares, widest) == (config.shares, config.max_queries());
+        let guess = self
+            .stream_ns
+            .filter(|_| widest == config.max_queries())
+            .map(|ns| ns * f64::from(config.shares) / f64::from(shares));
+        let stream_ns = self.cut_and_judge(request, shares, guess, f64::INFINITY, best)?;
+        if first {
+            self.stream_ns = stream_ns;
+        }
+        if !whole_first && !beaten(best, whole) {
+            self.units(request, shares, best)?;
+        }
+        if shares + 1 >= config.shares && widest == config.max_queries() {
+            self.lanes(request, floors, shares, best)?;
         }
         Ok(())
     }
 
-    /// Cuts the sequence; false if it could not be better than the best.
-    fn cut(&mut self, request: Request<'_>, shares: u32, max_queries: u32, best: &Best) -> bool {
-        let worth = best.map_or(f64::INFINITY, |best| best.ns - request.costs.launch_ns);
+    /// The sequence in lanes. They keep in step, and end with their tiles, which may spare partial results; for that
+    /// alone no shares are left idle.
+    fn lanes(
+        &mut self,
+        request: Request<'_>,
+        floors: &Floors<'_>,
+        shares: u32,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
+        let tiled = self.sequence.units.iter().any(|unit| unit.tiles > 1);
+        if tiled && !beaten(best, floors.any(shares)) {
+            let uneven = if self.out_of_step {
+                f64::INFINITY
+            } else {
+                UNEVEN
+            };
+            self.sequence.order_in_lanes();
+            self.cut_and_judge(request, shares, None, uneven, best)?;
+        }
+        Ok(())
+    }
+
+    /// Every row tile of the sequence whole, dealt.
+    fn units(
+        &mut self,
+        request: Request<'_>,
+        shares: u32,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
+        let (sequence, dealer) = (&self.sequence, &mut self.dealer);
+        self.trial.clear(request.config.shares);
+        deal_units(sequence, request.costs, shares, dealer, &mut self.trial);
+        let score = self.judge(request, best, 1.0)?;
+        self.out_of_step |= score.out_of_step;
+        Ok(())
+    }
+
+    /// Cuts the sequence and judges what that makes, if it could be better than the best and its costliest share is
+    /// not over `uneven` times the mean; what that share costs. A cut from a guess is made exact only if that
+    /// decides what the plan takes.
+    fn cut_and_judge(
+        &mut self,
+        request: Request<'_>,
+        shares: u32,
+        guess: Option<f64>,
+        uneven: f64,
+        best: &mut Best,
+    ) -> Result<Option<f64>, PlanError> {
+        let max_queries = request.config.max_queries();
+        let mut search = Search {
+            worth: best.map_or(f64::INFINITY, |best| best.ns - request.costs.launch_ns),
+            guess,
+            ..Search::FULL
+        };
+        if guess.is_some() {
+            search.fillings = ROUGH;
+        }
+        let cut = self.cut(request, shares, max_queries, search);
+        if !cut.drafted || cut.max > uneven * cut.mean {
+            return Ok(None);
+        }
+        let score = self.judge(request, best, 1.0)?;
+        self.out_of_step |= score.out_of_step;
+        if !cut.exact && search.fillings == ROUGH && !score.out_of_step {
+            search.worth = search.worth.min(score.ns - request.costs.launch_ns);
+            search.fillings = Search::FULL.fillings;
+            if self.cut(request, shares, max_queries, search).drafted {
+                self.judge(request, best, 1.0)?;
+            }
+        }
+        Ok(Some(cut.max))
+    }
+
+    /// Cuts the sequence.
+    fn cut(&mut self, request: Request<'_>, shares: u32, max_queries: u32, search: Search) -> Cut {
         let (sequence, trial) = (&self.sequence, &mut self.trial);
         trial.clear(request.config.shares);
-        cut(sequence, request.costs, max_queries, shares, worth, trial)
+        cut(sequence, request.costs, max_queries, shares, search, trial)
     }
 
     /// Every node, or chunk of one, by itself, dealt.
@@ -181,7 +342,7 @@ impl Chooser {
         best: &mut Best,
     ) -> Result<(), PlanError> {
         self.sequence.paths(request.view, request.costs);
-        self.cut(request, shares, 1, &None);
+        self.cut(request, shares, 1, Search::FULL);
         self.judge(request, best, DRAW).map(drop)
     }
 

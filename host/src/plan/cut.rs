@@ -11,8 +11,6 @@ use super::draft::Draft;
 use super::sequence::{Piece, Sequence, Unit};
 use crate::format::KvFormat;
 
-/// Fillings tried at most.
-const FILLINGS: u32 = 8;
 /// The search ends when the costliest share is this close to what it could be.
 pub(super) const PRECISION: f64 = 0.01;
 /// A share may exceed its target by this if a piece then need not be cut.
@@ -41,25 +39,49 @@ impl Sink for Draft {
     }
 }
 
+/// How the least target is looked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Search {
+    /// Nothing is drafted if some share would cost this and more: one filling tells.
+    pub(super) worth: f64,
+    /// What to try first, if anything is known: it is good enough if it makes a share that is worth it.
+    pub(super) guess: Option<f64>,
+    /// Fillings tried at most.
+    pub(super) fillings: u32,
+}
+
+impl Search {
+    /// The least target, whatever it is.
+    pub(super) const FULL: Self = Self {
+        worth: f64::INFINITY,
+        guess: None,
+        fillings: 8,
+    };
+}
+
+/// What cutting came to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut {
+    pub(super) drafted: bool,
+    /// The costliest share costs this, and could not cost less by more than [`PRECISION`].
+    pub(super) max: f64,
+    pub(super) exact: bool,
+    /// What a share costs in the mean.
+    pub(super) mean: f64,
+    /// How often the whole sequence was gone through.
+    pub(super) fillings: u32,
+}
+
 /// Cuts `sequence` into at most `shares` shares whose items hold at most `max_queries` queries. `draft` is
-/// empty and has at least as many. False, and nothing drafted, if some share would cost `worth` and more.
+/// empty and has at least as many.
 pub(super) fn cut(
     sequence: &Sequence,
     costs: &Costs,
     max_queries: u32,
     shares: u32,
-    worth: f64,
+    search: Search,
     draft: &mut Draft,
-) -> bool {
-    let work: f64 = sequence
-        .units
-        .iter()
-        .map(|unit| {
-            costs
-                .rates(unit.queries.end - unit.queries.start)
-                .cost(unit.groups)
-        })
-        .sum();
+) -> Cut {
     let filling = |target| Filling {
         costs,
         max_queries,
@@ -71,35 +93,70 @@ pub(super) fn cut(
         open: None,
         done: Filled::default(),
     };
+    let worth = search.worth;
     let parts = f64::from(shares);
     let (mut low, mut high) = (0.0, f64::INFINITY);
-    let mut target = work / parts + costs.item_ns;
-    let (mut best, mut best_target) = (f64::INFINITY, target);
-    for _ in 0..FILLINGS {
+    let most = worth * (1.0 - PRECISION);
+    let mut target = match search.guess {
+        Some(guess) => guess.min(most),
+        None if most.is_finite() => most,
+        None => mean_ns(sequence, costs, shares),
+    };
+    let mut best_target = target;
+    let mut cut = Cut {
+        drafted: false,
+        max: f64::INFINITY,
+        exact: false,
+        mean: 0.0,
+        fillings: 0,
+    };
+    loop {
         let filled = filling(target).run(sequence, &mut Trial);
-        if filled.max < best {
-            (best, best_target) = (filled.max, target);
+        cut.fillings += 1;
+        if filled.max < cut.max {
+            (cut.max, best_target) = (filled.max, target);
         }
         if filled.last > target * (1.0 + OVERSHOOT) {
+            if cut.max >= worth && target >= most {
+                return cut;
+            }
             low = target;
         } else {
             high = target.min(filled.max);
         }
         // No target below the mean suffices; what is cut off there is about the same.
         let least = f64::max(low, filled.total / parts);
-        if best <= least * (1.0 + PRECISION) || least >= worth {
+        cut.exact = cut.max <= least * (1.0 + PRECISION);
+        let rough = search.guess.is_some() && cut.max < worth;
+        if cut.exact || rough || cut.fillings >= search.fillings {
             break;
         }
-        target = if high.is_finite() {
-            0.5 * (least.min(high) + high)
-        } else {
+        let middle = 0.5 * (least.min(high) + high);
+        target = if high.is_infinite() {
             (least * (1.0 + PRECISION)).max(target + (filled.last - target) / parts)
+        } else if low > 0.0 {
+            middle
+        } else {
+            (least * (1.0 + PRECISION)).min(middle)
         };
+        target = target.min(most);
     }
-    if best < worth {
-        filling(best_target).run(sequence, draft);
+    if cut.max >= worth {
+        return cut;
     }
-    best < worth
+    cut.mean = filling(best_target).run(sequence, draft).total / parts;
+    cut.drafted = true;
+    cut.fillings += 1;
+    cut
+}
+
+/// What a share costs if each unit is one item and nothing is cut.
+pub(super) fn mean_ns(sequence: &Sequence, costs: &Costs, shares: u32) -> f64 {
+    let work = sequence.units.iter().map(|unit| {
+        let rates = costs.rates(unit.queries.end - unit.queries.start);
+        rates.cost(unit.groups)
+    });
+    work.sum::<f64>() / f64::from(shares) + costs.item_ns
 }
 
 /// The item being filled.
@@ -229,103 +286,120 @@ impl Filling<'_> {
         self.open.is_none() && self.closed == 0.0
     }
 
-    /// The open item with `part` added, if it may and should take it: that is, if an item of its own
-    /// would not be cheaper.
-    fn merged(&self, part: &Part<'_>) -> Option<Open> {
-        let open = self.open.as_ref()?;
-        if open.format != part.piece.format {
-            return None;
+    /// The ways in which some of `piece` can be added.
+    fn ways(&self, piece: &Piece, begins_unit: bool, whole_unit: bool) -> Ways {
+        let own = &piece.queries;
+        let alone = Open {
+            begin: own.start,
+            end: own.end,
+            groups: Groups::default(),
+            rates: piece.rates,
+            format: piece.format,
+            rated_queries: piece.rated_queries,
+            kv_ns: 0.0,
+            complete: begins_unit,
+            at_unit_end: false,
+        };
+        let mut ways = Ways {
+            closed: self.closed,
+            alone,
+            joint: None,
+        };
+        let Some(open) = &self.open else { return ways };
+        ways.closed += self.item_cost(open, !open.at_unit_end);
+        let mut joint = *open;
+        joint.begin = open.begin.min(own.start);
+        joint.end = open.end.max(own.end);
+        let count = joint.end - joint.begin;
+        if count > self.max_queries || open.format != piece.format {
+            return ways;
         }
-        let own = &part.piece.queries;
-        let mut merged = *open;
-        merged.begin = open.begin.min(own.start);
-        merged.end = open.end.max(own.end);
-        merged.groups.add(part.groups, part.piece.shared);
-        let count = merged.end - merged.begin;
-        if count > self.max_queries {
-            return None;
+        if count > open.rated_queries {
+            joint.rates = self.costs.rates_in(count, piece.weight);
+            joint.rated_queries = self.costs.tile_queries(count);
+            joint.kv_ns = joint.rates.cost(joint.groups);
         }
-        if count <= open.rated_queries {
-            merged.kv_ns += part.groups * open.rates.of(part.piece.shared);
-        } else {
-            merged.rates = self.costs.rates_in(count, part.piece.weight);
-            merged.rated_queries = self.costs.tile_queries(count);
-            merged.kv_ns = merged.rates.cost(merged.groups);
-        }
-        let dearer = merged.kv_ns - open.kv_ns - part.groups * part.piece.rate;
         let grown = f64::from(count - (open.end - open.begin));
-        let slots = match (open.complete, part.whole_unit) {
+        let slots = match (open.complete, whole_unit) {
             (true, _) => 0.0,
             (false, true) => grown,
             (false, false) => grown - f64::from(own.end - own.start),
         };
-        (dearer + slots * self.costs.slot_ns <= self.costs.item_ns).then_some(merged)
+        let dearer = joint.kv_ns - open.kv_ns + slots * self.costs.slot_ns;
+        ways.joint = Some((joint, self.costs.item_ns - dearer));
+        ways
     }
 
-    /// The share with `part` added: its cost, and the item that the part is in. With `slots`, that item
-    /// is taken to leave partial results.
-    fn with(&self, part: &Part<'_>, slots: bool) -> Added {
-        if let Some(item) = self.merged(part) {
-            return Added {
-                cost: self.closed + self.item_cost(&item, slots),
-                item,
-                merged: true,
-            };
-        }
-        let queries = &part.piece.queries;
-        let count = queries.end - queries.start;
-        let mut groups = Groups::default();
-        groups.add(part.groups, part.piece.shared);
-        let item = Open {
-            begin: queries.start,
-            end: queries.end,
-            groups,
-            rates: self.costs.rates_in(count, part.piece.weight),
-            format: part.piece.format,
-            rated_queries: self.costs.tile_queries(count),
-            kv_ns: part.groups * part.piece.rate,
-            complete: part.begins_unit,
-            at_unit_end: false,
+    /// What the share costs with `groups` token groups of `piece` added. With `slots`, the item that they are in is
+    /// taken to leave partial results.
+    #[inline]
+    fn with(&self, ways: &Ways, piece: &Piece, groups: f64, slots: bool) -> f64 {
+        let (item, joins) = ways.item(piece, groups);
+        let closed = if joins { self.closed } else { ways.closed };
+        closed + self.item_cost(item, slots) + groups * item.rates.of(piece.shared)
+    }
+
+    /// Adds all of `piece` to the open item if that has its queries already, as most have, and the share takes it:
+    /// what [`Filling::add`] would do, in a few instructions.
+    #[inline]
+    fn extend(&mut self, piece: &Piece, place: Place) -> bool {
+        let Some(open) = &mut self.open else {
+            return false;
         };
-        let before = self
-            .open
-            .as_ref()
-            .map_or(0.0, |open| self.item_cost(open, !open.at_unit_end));
-        Added {
-            cost: self.closed + before + self.item_cost(&item, slots),
-            item,
-            merged: false,
+        let own = &piece.queries;
+        if own.start < open.begin || open.end < own.end || open.format != piece.format {
+            return false;
         }
+        let groups = f64::from(piece.groups);
+        let kv_ns = groups * open.rates.of(piece.shared);
+        let whole_unit = place.first && place.unit_fits;
+        let spared = if open.complete || whole_unit {
+            0.0
+        } else {
+            f64::from(own.end - own.start) * self.costs.slot_ns
+        };
+        let slots = if open.complete && (place.last || place.unit_fits) {
+            0.0
+        } else {
+            f64::from(open.end - open.begin) * self.costs.slot_ns
+        };
+        let cost = self.closed + self.costs.item_ns + open.kv_ns + kv_ns + slots;
+        let dearer = kv_ns - groups * piece.rate - spared;
+        if dearer > self.costs.item_ns || cost > self.limit {
+            return false;
+        }
+        open.kv_ns += kv_ns;
+        open.groups.add(groups, piece.shared);
+        open.at_unit_end = place.last;
+        true
     }
 
     /// Adds all of `piece`, ending as many shares as that takes.
     fn place(&mut self, piece: &Piece, place: Place, sink: &mut impl Sink) {
         let mut pages = piece.pages.clone();
+        if self.extend(piece, place) {
+            sink.push_segment(piece, pages);
+            return;
+        }
         let mut groups = piece.groups;
         loop {
             let begins_unit = place.first && pages.start == piece.pages.start;
-            let part = |groups: u32| Part {
-                piece,
-                groups: f64::from(groups),
-                begins_unit,
-                whole_unit: begins_unit && place.unit_fits,
-            };
+            let ways = self.ways(piece, begins_unit, begins_unit && place.unit_fits);
             // Partial slots are counted on unless the unit ends here, or all of it will fit.
-            let all = self.with(&part(groups), !(place.last || place.unit_fits));
+            let slots = !(place.last || place.unit_fits);
             let must = self.share + 1 >= self.shares
                 || (self.share_is_empty() && pages.end - pages.start <= 1);
-            if must || all.cost <= self.limit {
-                self.add(piece, pages, all, sink);
+            if must || self.with(&ways, piece, f64::from(groups), slots) <= self.limit {
+                self.add(&ways, piece, pages, groups, sink);
                 if let Some(open) = &mut self.open {
                     open.at_unit_end = place.last;
                 }
                 return;
             }
-            let fit = self.pages_that_fit(&part(0), pages.end - pages.start);
+            let fit = self.pages_that_fit(&ways, piece, pages.end - pages.start);
             if fit > 0 {
                 let taken = fit * PAGE_GROUPS;
-                let added = self.with(&part(taken), true);
-                self.add(piece, pages.start..pages.start + fit, added, sink);
+                self.add(&ways, piece, pages.start..pages.start + fit, taken, sink);
                 pages.start += fit;
                 groups -= taken;
             }
@@ -333,26 +407,40 @@ impl Filling<'_> {
         }
     }
 
-    fn add(&mut self, piece: &Piece, pages: Range<u32>, added: Added, sink: &mut impl Sink) {
-        if !added.merged {
-            self.close_item();
+    /// Adds `groups` token groups of `piece` that are in `pages`.
+    fn add(
+        &mut self,
+        ways: &Ways,
+        piece: &Piece,
+        pages: Range<u32>,
+        groups: u32,
+        sink: &mut impl Sink,
+    ) {
+        let groups = f64::from(groups);
+        let (item, joins) = ways.item(piece, groups);
+        let mut item = *item;
+        item.kv_ns += groups * item.rates.of(piece.shared);
+        item.groups.add(groups, piece.shared);
+        if !joins {
+            self.closed = ways.closed;
             sink.begin_item(self.share, piece.queries.clone());
         }
         sink.push_segment(piece, pages);
-        self.open = Some(added.item);
+        self.open = Some(item);
     }
 
     /// Pages that the share still takes of a piece with `pages` left, fewer than all of them; at least
     /// one if the share is empty. Too few to be worth their item and slots are none.
-    fn pages_that_fit(&self, nothing: &Part<'_>, pages: u32) -> u32 {
-        let added = self.with(nothing, true);
-        let page_ns = added.item.rates.of(nothing.piece.shared) * f64::from(PAGE_GROUPS);
-        let room = (self.target - added.cost) / page_ns;
+    fn pages_that_fit(&self, ways: &Ways, piece: &Piece, pages: u32) -> u32 {
+        let (item, _) = ways.item(piece, 0.0);
+        let page_ns = item.rates.of(piece.shared) * f64::from(PAGE_GROUPS);
+        let cost = self.with(ways, piece, 0.0, true);
+        let room = (self.target - cost) / page_ns;
         let fit = (room.max(0.0) as u32).min(pages.saturating_sub(1));
         if self.share_is_empty() {
             return fit.max(1);
         }
-        let overhead = added.cost - self.closed - self.open_cost(true);
+        let overhead = cost - self.closed - self.open_cost(true);
         if f64::from(fit) * page_ns < overhead {
             0
         } else {
@@ -362,25 +450,36 @@ impl Filling<'_> {
 }
 
 /// Where a piece stands in its unit.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Place {
     first: bool,
     last: bool,
     unit_fits: bool,
 }
 
-/// Some token groups of a piece.
-struct Part<'a> {
-    piece: &'a Piece,
-    groups: f64,
-    begins_unit: bool,
-    /// It begins a unit that fits into the share at hand.
-    whole_unit: bool,
+/// The ways in which some of a piece can be added to a share.
+struct Ways {
+    /// What the share costs with its open item ended.
+    closed: f64,
+    /// An item of its own, empty.
+    alone: Open,
+    /// The open item with room for the piece's queries, if it may have them; and how much dearer the piece may be
+    /// in it than in one of its own.
+    joint: Option<(Open, f64)>,
 }
 
-/// What adding a part would make of a share.
-struct Added {
-    cost: f64,
-    item: Open,
-    merged: bool,
+impl Ways {
+    /// The item that `groups` token groups of `piece` go to, without them: the open one if that is no dearer; and
+    /// whether it is that.
+    #[inline]
+    fn item(&self, piece: &Piece, groups: f64) -> (&Open, bool) {
+        match &self.joint {
+            Some((joint, most))
+                if groups * (joint.rates.of(piece.shared) - piece.rate) <= *most =>
+            {
+                (joint, true)
+            }
+            _ => (&self.alone, false),
+        }
+    }
 }

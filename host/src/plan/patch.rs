@@ -49,7 +49,10 @@ impl Plan {
             }
         }
         merge_by_share(dirty, self.stride);
-        let pages = growth.iter().map(|entry| entry.page.saturating_add(1));
+        let read = growth
+            .iter()
+            .filter(|entry| !tails(&self.live, entry.length_slot).is_empty());
+        let pages = read.map(|entry| entry.page.saturating_add(1));
         self.bounds.pages = pages.fold(self.bounds.pages, u32::max);
         self.identity.patched(dirty);
         Patch::Patched

@@ -2,7 +2,7 @@
 
 use super::check::check;
 use super::choose::{Chooser, Request};
-use super::cost::Costs;
+use super::cost::{CostModel, Costs};
 use super::encode::Encoder;
 use super::program::Plan;
 use super::{PlanConfig, PlanError};
@@ -92,5 +92,23 @@ impl Planner {
         plan.share_ns
             .extend(draft.share_ns.iter().map(|&ns| ns.round() as u64));
         Ok(())
+    }
+    /// What the plan made last would take by other costs, in nanoseconds: a measured time is that of a plan, and
+    /// stays so while constants are fitted to it. 0 if nothing was planned.
+    ///
+    /// # Panics
+    /// It may, if `view` is not what was planned.
+    pub fn predict_ns(&mut self, view: &TreeView, cost: &CostModel) -> f64 {
+        if self.chooser.best.share_ns.is_empty() {
+            return 0.0;
+        }
+        let PlanConfig {
+            group_size,
+            head_dim,
+            element_bytes,
+            ..
+        } = self.config;
+        let costs = Costs::new(cost, group_size, head_dim, element_bytes);
+        self.chooser.rescore(view, &costs).ns
     }
 }

@@ -78,12 +78,14 @@ impl Scorer {
         let kept_pages = costs.cache_groups * shares / f64::from(PAGE_GROUPS);
         let mut passing = Passing {
             kept_ns: kept_pages / pages_per_ns.max(f64::MIN_POSITIVE),
+            weight: 1.0,
             longest_ns: 0.0,
             kept_groups: 0.0,
             out_of_step: false,
         };
         for index in 0..self.met_again.len() {
             let run = self.met_again[index];
+            passing.weight = costs.weight(view.runs[run as usize].format);
             self.pass(run, view, draft, &mut passing);
         }
         for (ns, walk) in draft.share_ns.iter_mut().zip(&self.walks) {
@@ -102,7 +104,7 @@ impl Scorer {
         }
     }
 
-    /// Follows every share through its items; the token groups that all ask for.
+    /// Follows every share through its items; the token groups that all ask for, by their bytes.
     fn walk(&mut self, view: &TreeView, costs: &Costs, draft: &Draft) -> f64 {
         self.reads.clear();
         self.met_again.clear();
@@ -123,7 +125,8 @@ impl Scorer {
             for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]
             {
                 let run = &view.runs[segment.run as usize];
-                let groups = groups(run, &segment.pages);
+                let joined = segment.joined.tokens.div_ceil(CORE);
+                let groups = groups(run, &segment.pages) + f64::from(joined);
                 let shared = segment.shared;
                 let before = &mut self.last[segment.run as usize];
                 if *before != NONE && self.reads[*before as usize].before == NONE {
@@ -138,7 +141,7 @@ impl Scorer {
                 });
                 *before = self.reads.len() as u32 - 1;
                 walk.ns += groups * rates.of(shared);
-                walk.pages += segment.pages.end - segment.pages.start;
+                walk.pages += segment.pages.end - segment.pages.start + segment.joined.pages;
                 asked += groups * weight;
             }
         }
@@ -187,7 +190,7 @@ impl Scorer {
                 passing.longest_ns = passing.longest_ns.max(gap(i));
             }
             if after {
-                passing.kept_groups += groups;
+                passing.kept_groups += groups * passing.weight;
             }
             let read = &self.reads[self.times[i].1 as usize];
             if !after && !before && read.shared {
@@ -203,9 +206,11 @@ impl Scorer {
 struct Passing {
     /// How long the cache keeps a page.
     kept_ns: f64,
+    /// Bytes of the run's pages over those of native ones.
+    weight: f64,
     /// The longest time between two reads of a page.
     longest_ns: f64,
-    /// Token groups read again while the cache has them.
+    /// Token groups read again while the cache has them, by their bytes.
     kept_groups: f64,
     out_of_step: bool,
 }

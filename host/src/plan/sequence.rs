@@ -10,7 +10,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::cost::{Costs, Groups, PAGE_GROUPS};
+use super::cost::{Costs, Groups, PAGE_GROUPS, Rates};
 use super::tiles::{for_each_part, tile_edges, tile_queries, work_ns};
 use crate::format::KvFormat;
 use crate::tree::{Run, TreeView};
@@ -30,6 +30,9 @@ pub(super) struct Piece {
     pub(super) format: KvFormat,
     /// Its pages' bytes over those of native ones.
     pub(super) weight: f64,
+    /// What token groups cost in an item of its own, and the most queries for which they do.
+    pub(super) rates: Rates,
+    pub(super) rated_queries: u32,
     /// Cost of a token group in an item of its own.
     pub(super) rate: f64,
 }
@@ -40,6 +43,8 @@ impl Piece {
         let rates = costs.rates_in(queries.end - queries.start, weight);
         Self {
             run: index as u32,
+            rates,
+            rated_queries: costs.tile_queries(queries.end - queries.start),
             rate: rates.of(shared),
             format: run.format,
             weight,
@@ -68,13 +73,27 @@ pub(super) struct Unit {
     pub(super) follows: bool,
 }
 
+/// A tree and how its queries are cut into row tiles.
+#[derive(Debug)]
+struct Tree {
+    runs: Range<u32>,
+    /// Its part of [`Sequence::widths`].
+    widths: Range<u32>,
+    queries: Range<u32>,
+    /// Queries of a tile, about.
+    tile: u32,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Sequence {
     pub(super) pieces: Vec<Piece>,
     pub(super) units: Vec<Unit>,
+    trees: Vec<Tree>,
+    /// By tree, the token groups of its runs of as many queries, by their bytes: all that the width of its tiles depends on.
+    widths: Vec<(u32, f64)>,
     /// Row tiles of the tree at hand: first query of each, and an end.
     edges: Vec<u32>,
-    /// Pieces of each tile, then where its next piece goes.
+    /// Pieces of each tile, then where its next piece goes; or by number of queries, where its width is.
     places: Vec<u32>,
     /// Runs on the path of the query at hand.
     path: Vec<u32>,
@@ -124,7 +143,7 @@ impl Sequence {
         }
     }
 
-    /// Every tree depth first, in row tiles of at most `max_queries`; with a number of shares, in
+    /// Every tree of the view that was begun, depth first, in row tiles of at most `max_queries`; with a number of shares, in
     /// narrower ones where those are then cheaper.
     pub(super) fn depth_first(
         &mut self,
@@ -133,11 +152,39 @@ impl Sequence {
         costs: &Costs,
         shares: Option<u32>,
     ) {
+        self.choose_tiles(max_queries, costs, shares);
         self.clear();
-        let share_ns = shares.map(|shares| {
-            let work = work_ns(&view.runs, max_queries, costs);
-            work / f64::from(shares) + costs.item_ns
-        });
+        for at in 0..self.trees.len() {
+            let Tree {
+                ref runs,
+                ref queries,
+                tile,
+                ..
+            } = self.trees[at];
+            let (runs, queries) = (runs.start as usize..runs.end as usize, queries.clone());
+            let tree = &view.runs[runs.clone()];
+            if tile == queries.end - queries.start {
+                let first = self.pieces.len();
+                for (i, run) in tree.iter().enumerate().filter(|(_, run)| counts(run)) {
+                    let queries = run.queries.clone();
+                    self.pieces
+                        .push(Piece::whole(runs.start + i, run, queries, false, costs));
+                }
+                self.push_unit(first..self.pieces.len(), queries, 0, 1);
+            } else {
+                let most = costs.tile_queries(tile).min(max_queries);
+                tile_edges(tree, tile, most, &mut self.edges);
+                self.push_tiles(&view.runs, runs, costs);
+            }
+        }
+    }
+
+    /// Finds the trees of a view, before the first time that it is gone through depth first.
+    pub(super) fn begin(&mut self, view: &TreeView, costs: &Costs) {
+        self.trees.clear();
+        self.widths.clear();
+        self.places.clear();
+        self.places.resize(view.queries as usize + 1, u32::MAX);
         let mut at = 0;
         while at < view.runs.len() {
             let top = &view.runs[at];
@@ -146,30 +193,53 @@ impl Sequence {
                 continue;
             }
             let below = &view.runs[at..];
-            let len = below
-                .iter()
-                .position(|run| run.queries.start >= top.queries.end)
-                .unwrap_or(below.len());
-            let queries = top.queries.end - top.queries.start;
-            let widest = queries.div_ceil(queries.div_ceil(max_queries));
-            let tile = share_ns.map_or(widest, |share_ns| {
-                tile_queries(&below[..len], widest, costs, share_ns)
-            });
-            if tile == queries {
-                let first = self.pieces.len();
-                for (i, run) in below[..len].iter().enumerate().filter(|(_, r)| counts(r)) {
-                    let queries = run.queries.clone();
-                    self.pieces
-                        .push(Piece::whole(at + i, run, queries, false, costs));
+            let len = below.partition_point(|run| run.queries.start < top.queries.end);
+            let first = self.widths.len();
+            for run in below[..len].iter().filter(|run| counts(run)) {
+                let queries = run.queries.end - run.queries.start;
+                let groups = f64::from(run.tokens.div_ceil(CORE)) * costs.weight(run.format);
+                let place = &mut self.places[queries as usize];
+                match self.widths.get_mut(*place as usize) {
+                    Some(width) if *place as usize >= first => width.1 += groups,
+                    _ => {
+                        *place = self.widths.len() as u32;
+                        self.widths.push((queries, groups));
+                    }
                 }
-                self.push_unit(first..self.pieces.len(), top.queries.clone(), 0, 1);
-            } else {
-                let most = costs.tile_queries(tile).min(max_queries);
-                tile_edges(&below[..len], tile, most, &mut self.edges);
-                self.push_tiles(&view.runs, at..at + len, costs);
             }
+            self.trees.push(Tree {
+                runs: at as u32..(at + len) as u32,
+                widths: first as u32..self.widths.len() as u32,
+                queries: top.queries.clone(),
+                tile: 0,
+            });
             at += len;
         }
+    }
+
+    /// Chooses the width of every tree's row tiles, as [`Sequence::depth_first`] does; false if each is as it was.
+    pub(super) fn choose_tiles(
+        &mut self,
+        max_queries: u32,
+        costs: &Costs,
+        shares: Option<u32>,
+    ) -> bool {
+        let share_ns = shares.map(|shares| {
+            let work = work_ns(&self.widths, max_queries, costs);
+            work / f64::from(shares) + costs.item_ns
+        });
+        let mut changed = false;
+        for tree in &mut self.trees {
+            let queries = tree.queries.end - tree.queries.start;
+            let widest = queries.div_ceil(queries.div_ceil(max_queries));
+            let widths = &self.widths[tree.widths.start as usize..tree.widths.end as usize];
+            let tile = share_ns.map_or(widest, |share_ns| {
+                tile_queries(widths, queries, widest, costs, share_ns)
+            });
+            changed |= tile != tree.tile;
+            tree.tile = tile;
+        }
+        changed
     }
 
     /// The tree `runs[range]`, one unit for each of the row tiles in `edges`.

@@ -9,20 +9,24 @@ use std::ops::Range;
 use super::cost::Costs;
 use super::sequence::counts;
 use crate::tree::Run;
-use kernels_gpu::layout::CORE;
 
 /// A wider tile is kept unless a narrower one is cheaper by this.
 const WORTH: f64 = 0.98;
 
-/// Queries a tile of `tree` should have: `widest`, or fewer where that makes its shares cheaper, when a
-/// share is to cost about `share_ns`.
-pub(super) fn tile_queries(tree: &[Run], widest: u32, costs: &Costs, share_ns: f64) -> u32 {
-    let queries = tree[0].queries.end - tree[0].queries.start;
+/// Queries a tile of a tree should have: `widest`, or fewer where that makes its shares cheaper, when a share is to
+/// cost about `share_ns`. The tree has `queries` queries and runs of `widths`.
+pub(super) fn tile_queries(
+    widths: &[(u32, f64)],
+    queries: u32,
+    widest: u32,
+    costs: &Costs,
+    share_ns: f64,
+) -> u32 {
     let mut best = widest;
     if !costs.is_wide(best) {
         return best;
     }
-    let work = work_ns(tree, best, costs);
+    let work = work_ns(widths, best, costs);
     let shares = (work / share_ns).max(1.0);
     if shares < 2.0 && best == queries {
         return best;
@@ -32,7 +36,7 @@ pub(super) fn tile_queries(tree: &[Run], widest: u32, costs: &Costs, share_ns: f
     let mut best_cost = cost(work, best);
     let mut tile = best.div_ceil(2);
     while costs.is_wide(2 * tile - 1) {
-        let tile_cost = cost(work_ns(tree, tile, costs), tile);
+        let tile_cost = cost(work_ns(widths, tile, costs), tile);
         if tile_cost < WORTH * best_cost {
             (best, best_cost) = (tile, tile_cost);
         }
@@ -44,11 +48,9 @@ pub(super) fn tile_queries(tree: &[Run], widest: u32, costs: &Costs, share_ns: f
     best
 }
 
-/// Cost of all token groups of `tree` in tiles of `tile` queries.
-pub(super) fn work_ns(tree: &[Run], tile: u32, costs: &Costs) -> f64 {
-    let runs = tree.iter().map(|run| {
-        let queries = run.queries.end - run.queries.start;
-        let groups = f64::from(run.tokens.div_ceil(CORE)) * costs.weight(run.format);
+/// Cost of all token groups of runs, by their number of queries, in tiles of `tile` queries.
+pub(super) fn work_ns(widths: &[(u32, f64)], tile: u32, costs: &Costs) -> f64 {
+    let runs = widths.iter().map(|&(queries, groups)| {
         if queries <= tile {
             groups * costs.rates(queries).of(false)
         } else {

@@ -262,7 +262,7 @@ impl TokenForest {
     }
 
     /// Whether `node` is one that grows.
-    pub(super) fn check_growing(&self, node: NodeKey) -> Result<(), ForestError> {
+    pub(crate) fn check_growing(&self, node: NodeKey) -> Result<(), ForestError> {
         match self.node(node)?.content {
             Content::Draft { .. } => Err(ForestError::Draft { node }),
             Content::Owned { state, .. } => match state {

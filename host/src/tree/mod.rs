@@ -13,6 +13,7 @@ mod prune;
 mod query;
 mod scratch;
 mod seal;
+mod split;
 mod targets;
 mod view;
 mod view_build;

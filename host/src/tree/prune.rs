@@ -39,7 +39,7 @@ impl TokenForest {
         }
     }
 
-    fn unlink(&mut self, node: NodeKey) {
+    pub(super) fn unlink(&mut self, node: NodeKey) {
         let (parent, previous, next) = {
             let record = &self.nodes[node];
             (record.parent, record.previous, record.next)

@@ -252,6 +252,14 @@ impl Node {
         self.coded_pages() as u32 * PAGE_TOKENS
     }
 
+    /// Parts its first `pages` pages from the others: those of the former that are not native.
+    pub(super) fn take_coded(&mut self, pages: u32) -> Option<Coded> {
+        let coded = self.coded.take()?;
+        let of = |pages| (pages > 0).then_some(Coded { pages, ..coded });
+        self.coded = of(coded.pages.saturating_sub(pages));
+        of(coded.pages.min(pages))
+    }
+
     /// The last page, if it is native.
     pub(super) fn tail_page(&self) -> PageId {
         match &self.content {

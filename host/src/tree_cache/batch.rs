@@ -112,7 +112,7 @@ impl TreeCache {
     /// No node has grown then.
     pub fn batch(&mut self, nodes: &[(NodeKey, u32)]) -> Result<Batch, CacheError> {
         let grown = self.growing(nodes)?;
-        let before = self.forest.grow_each(&grown)?;
+        let before = self.with_room(|forest| forest.grow_each(&grown))?;
         let batch = self.batch_held(nodes);
         if batch.is_err() {
             self.forest.undo_growth(&grown, before);
@@ -149,7 +149,7 @@ impl TreeCache {
         let one_each = n == 1 && batch.nodes.iter().all(|&(_, tokens)| tokens == 1);
         let kept = one_each && self.check_fresh(batch).is_ok();
         let nodes: Vec<(NodeKey, u32)> = batch.nodes.iter().map(|&(node, _)| (node, n)).collect();
-        let start = self.forest.grow_each(&nodes)?;
+        let start = self.with_room(|forest| forest.grow_each(&nodes))?;
         if kept {
             match self.forest.growth_since(batch.cursor) {
                 Some([]) => {

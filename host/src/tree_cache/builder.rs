@@ -2,9 +2,10 @@
 
 use super::{CacheConfig, CacheError, Device, TreeCache, next_id};
 use crate::attention::Backend;
-use crate::cache::{CacheShape, DType};
+use crate::cache::{CacheShape, DType, LayerMap};
 use crate::format::KvFormat;
 use crate::plan::{Grouping, Plan, PlanConfig};
+use crate::prefix::{PrefixError, PrefixIndex};
 use crate::tree::{TokenForest, TreeView, ViewScratch};
 
 /// What the caller does to the planner's settings.
@@ -29,11 +30,14 @@ type MakeBackend = Box<dyn FnOnce(CacheShape) -> Result<Box<dyn Backend>, CacheE
 #[must_use]
 pub struct CacheBuilder {
     layers: Option<u32>,
+    layer_map: Option<LayerMap>,
     heads: Option<[u32; 3]>,
     dtype: Option<DType>,
     capacity_bytes: Option<u64>,
     scale: Option<f32>,
     soft_cap: Option<f32>,
+    prefix_bytes: Option<u64>,
+    identity: u64,
     grouping: Grouping,
     settings: Settings,
     seal: KvFormat,
@@ -56,11 +60,14 @@ impl CacheBuilder {
         let device = device.clone();
         Self {
             layers: None,
+            layer_map: None,
             heads: None,
             dtype: None,
             capacity_bytes: None,
             scale: None,
             soft_cap: None,
+            prefix_bytes: None,
+            identity: 0,
             grouping: Grouping::Flatten,
             settings: Box::new(|_| {}),
             seal: KvFormat::Native,
@@ -68,9 +75,16 @@ impl CacheBuilder {
         }
     }
 
-    /// Layers.
+    /// Layers, each with keys and values of its own.
     pub fn layers(mut self, layers: u32) -> Self {
-        self.layers = Some(layers);
+        (self.layers, self.layer_map) = (Some(layers), None);
+        self
+    }
+
+    /// Layers of which some read the keys and values of others, in the place of [`CacheBuilder::layers`]. Pages hold
+    /// those that are not shared only; [`TreeCache::append`] refuses the others, [`TreeCache::attend`] takes all.
+    pub fn layer_map(mut self, map: LayerMap) -> Self {
+        (self.layers, self.layer_map) = (Some(map.layers()), Some(map));
         self
     }
 
@@ -104,6 +118,20 @@ impl CacheBuilder {
         self
     }
 
+    /// Most bytes of pages that sealed prefixes hold, used or not ([`TreeCache::seal`]): all of them if it is not given,
+    /// since what nobody uses goes when pages are short. 0 keeps nothing.
+    pub fn prefix_bytes(mut self, bytes: u64) -> Self {
+        self.prefix_bytes = Some(bytes);
+        self
+    }
+
+    /// A number for all that K and V depend on and the cache does not know: the model's weights, its rotary settings.
+    /// [`TreeCache::load`] takes only what was saved by a cache of the same number. 0 if it is not given.
+    pub fn identity(mut self, identity: u64) -> Self {
+        self.identity = identity;
+        self
+    }
+
     /// How batches are grouped: [`Grouping::Flatten`] if it is not given.
     pub fn grouping(mut self, grouping: Grouping) -> Self {
         self.grouping = grouping;
@@ -116,8 +144,8 @@ impl CacheBuilder {
         self
     }
 
-    /// What the full pages of nodes become once they are forked, as by [`TreeCache::seal_as`]; native if it is not
-    /// given. A node stays native if there is no room for its new pages or if it holds a NaN or an infinity.
+    /// The format that full pages of nodes go into once they are forked or sealed as prefixes, as by
+    /// [`TreeCache::seal_as`]; native if it is not given. ([`TreeCache::seal`] itself is about token ids.) A node stays native if there is no room for its new pages or if it holds a NaN or an infinity.
     pub fn seal(mut self, format: KvFormat) -> Self {
         self.seal = format;
         self
@@ -154,7 +182,9 @@ impl CacheBuilder {
             scale: self.scale,
             soft_cap: self.soft_cap,
         };
-        let (shape, pool) = config.resolve()?;
+        let stored = self.layer_map.as_ref().map(LayerMap::stored);
+        let (shape, pool) = config.resolve(stored.unwrap_or(config.layers))?;
+        let prefix = prefix_index(self.prefix_bytes, &shape)?;
         let backend = (self.backend)(shape)?;
         let found = *backend.shape();
         if found != shape {
@@ -173,10 +203,13 @@ impl CacheBuilder {
             id: next_id(),
             params: config.params(),
             config,
+            layer_map: self.layer_map,
+            identity: self.identity,
             grouping: self.grouping,
             settings: self.settings,
             seal: self.seal,
             forest: TokenForest::new(pool),
+            prefix,
             backend,
             planners: Vec::new(),
             view: TreeView::default(),
@@ -186,4 +219,17 @@ impl CacheBuilder {
             dirty: Vec::new(),
         })
     }
+}
+
+/// An index whose nodes hold `bytes` at most, or all pages.
+fn prefix_index(bytes: Option<u64>, shape: &CacheShape) -> Result<PrefixIndex, PrefixError> {
+    let (all, page_bytes) = (u64::from(shape.pages), shape.page_bytes());
+    let pages = match bytes {
+        None => all,
+        Some(bytes) if bytes > 0 && bytes < page_bytes => {
+            return Err(PrefixError::BudgetBelowPage { bytes, page_bytes });
+        }
+        Some(bytes) => all.min(bytes / page_bytes),
+    };
+    Ok(PrefixIndex::new(pages as u32))
 }

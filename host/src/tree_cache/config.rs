@@ -131,10 +131,10 @@ impl CacheConfig {
         self.q_heads / self.kv_heads
     }
 
-    /// Checks every field; the cache's shape and its page pool.
-    pub(super) fn resolve(&self) -> Result<(CacheShape, PagePool), CacheError> {
+    /// Checks every field; the shape and the page pool of a cache that stores so many layers.
+    pub(super) fn resolve(&self, stored: u32) -> Result<(CacheShape, PagePool), CacheError> {
         let mut shape = CacheShape {
-            layers: self.layers,
+            layers: stored,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             dtype: self.dtype,
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     fn refuse(config: CacheConfig) -> String {
-        config.resolve().unwrap_err().to_string()
+        config.resolve(config.layers).unwrap_err().to_string()
     }
 
     const GOOD: CacheConfig = CacheConfig {
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_gibibyte_is_128_whole_pages_of_llama_3_8b() {
-        let (shape, pool) = GOOD.resolve().unwrap();
+        let (shape, pool) = GOOD.resolve(GOOD.layers).unwrap();
         assert_eq!((shape.pages, pool.free()), (128, 128));
     }
 

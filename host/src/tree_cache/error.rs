@@ -4,6 +4,9 @@ use crate::attention::BackendError;
 use crate::cache::{CacheShape, PoolError, ShapeError};
 use crate::format::KvFormat;
 use crate::plan::PlanError;
+use crate::prefix::PrefixError;
+use crate::restore::RestoreError;
+use crate::saved::SavedError;
 use crate::tree::ForestError;
 
 /// Why a [`TreeCache`](super::TreeCache) refused. The cache is as it was, also where a device failed: unless it is lost,
@@ -46,6 +49,23 @@ pub enum CacheError {
     /// The forest refused.
     #[error(transparent)]
     Forest(#[from] ForestError),
+    /// The layer has no keys and values of its own.
+    #[error("layer {layer} reads the keys and values of layer {of}: there is nothing to write")]
+    SharedLayer {
+        /// The layer given.
+        layer: u32,
+        /// Whose keys and values it reads.
+        of: u32,
+    },
+    /// The prefix index refused.
+    #[error(transparent)]
+    Prefix(#[from] PrefixError),
+    /// A prefix was not saved or loaded.
+    #[error(transparent)]
+    Saved(#[from] SavedError),
+    /// There is no plan to restore a prefix by.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// The planner refused.
     #[error(transparent)]
     Plan(#[from] PlanError),

@@ -6,7 +6,10 @@ mod capture;
 mod config;
 mod error;
 mod paged;
+mod prefix;
+mod restore;
 mod rows;
+mod saved;
 mod seal;
 
 use std::ops::Range;
@@ -19,15 +22,17 @@ pub use self::builder::CacheBuilder;
 pub use self::capture::{Step, StepGraph, StepRun};
 pub use self::config::{CacheConfig, Device};
 pub use self::error::CacheError;
+pub use self::restore::Restored;
 pub use self::rows::{Kv, Out, Rows, RowsMut};
 pub use self::seal::FormatBytes;
 
 use self::builder::Settings;
 
 use crate::attention::{Attend, AttentionParams, Backend, Counters, Rotation, check_length};
-use crate::cache::KvElement;
+use crate::cache::{KvElement, LayerMap, ShapeError};
 use crate::format::KvFormat;
 use crate::plan::{Grouping, Plan, Planner};
+use crate::prefix::{PrefixError, PrefixIndex};
 use crate::tree::{DraftNode, NodeKey, TokenForest, TreeView, ViewScratch};
 
 /// Numbers caches.
@@ -45,12 +50,15 @@ fn next_id() -> u64 {
 pub struct TreeCache {
     id: u64,
     config: CacheConfig,
+    layer_map: Option<LayerMap>,
+    identity: u64,
     grouping: Grouping,
     settings: Settings,
     /// What nodes become that are forked.
     seal: KvFormat,
     params: AttentionParams,
     forest: TokenForest,
+    prefix: PrefixIndex,
     backend: Box<dyn Backend>,
     planners: Vec<Planner>,
     view: TreeView,
@@ -118,7 +126,7 @@ impl TreeCache {
     /// # Errors
     /// Those of [`TokenForest::extend`].
     pub fn extend(&mut self, leaves: &[NodeKey], k: u32) -> Result<(), CacheError> {
-        self.forest.extend(leaves, k)?;
+        self.with_room(|forest| forest.extend(leaves, k))?;
         Ok(())
     }
 
@@ -145,7 +153,7 @@ impl TreeCache {
         trunk: NodeKey,
         draft: &[DraftNode],
     ) -> Result<Vec<NodeKey>, CacheError> {
-        Ok(self.forest.insert_draft(trunk, draft)?)
+        self.with_room(|forest| forest.insert_draft(trunk, draft))
     }
 
     /// Ends the draft of `trunk`: tokens along `path` join the trunk, K and V with them; everything
@@ -164,8 +172,12 @@ impl TreeCache {
     /// are of another format than the native one become native before, which takes as many free pages; `node`'s own stay.
     ///
     /// # Errors
-    /// Those of [`TokenForest::merge_chain`], and the device's: then the chain is as it was.
+    /// Those of [`TokenForest::merge_chain`], [`PrefixError::Indexed`] for a sealed prefix, and the
+    /// device's: then the chain is as it was.
     pub fn merge_chain(&mut self, node: NodeKey) -> Result<(), CacheError> {
+        if self.prefix.contains(node) {
+            return Err(PrefixError::Indexed { node }.into());
+        }
         self.unseal_below(node)?;
         let chain = self.forest.chain_moves(node)?;
         self.backend.copy(&chain.moves)?;
@@ -176,17 +188,17 @@ impl TreeCache {
     /// Removes `node` and everything below it; the pages that came free.
     ///
     /// # Errors
-    /// Those of [`TokenForest::prune`].
+    /// Those of [`TokenForest::prune`]; [`PrefixError::Pinned`] for a sealed prefix that somebody has pinned.
     pub fn prune(&mut self, node: NodeKey) -> Result<u32, CacheError> {
-        Ok(self.forest.prune(node)?)
+        Ok(self.prefix.prune(&mut self.forest, node)?)
     }
 
     /// Writes K and V of the batch's tokens of one layer, `[rows, kv_heads, head_dim]`; keys rotated, if the table is
     /// given.
     ///
     /// # Errors
-    /// [`CacheError::StaleBatch`], [`CacheError::ForeignBatch`], or the backend's: a wrong length or element type, rows
-    /// on a device that is not the cache's, a layer or a position that is not there.
+    /// [`CacheError::StaleBatch`], [`CacheError::ForeignBatch`], [`CacheError::SharedLayer`], or the backend's: a wrong
+    /// length or element type, rows on a device that is not the cache's, a layer or a position that is not there.
     pub fn append<T: KvElement>(
         &mut self,
         layer: u32,
@@ -195,6 +207,7 @@ impl TreeCache {
     ) -> Result<(), CacheError> {
         self.check_fresh(batch)?;
         batch.check_native(&self.forest)?;
+        let layer = self.written_plane(layer)?;
         let (targets, counters) = (batch.targets(), counters(&self.forest));
         let (k, v) = (kv.k.elements(), kv.v.elements());
         let backend = &mut self.backend;
@@ -222,6 +235,7 @@ impl TreeCache {
         out: impl Into<Out<'a, T>>,
     ) -> Result<(), CacheError> {
         self.check_fresh(batch)?;
+        let layer = self.plane(layer)?;
         let (q, out) = (q.into().elements(), out.into());
         let lse = out.lse.map(RowsMut::elements);
         let out = out.out.elements();
@@ -242,6 +256,32 @@ impl TreeCache {
             lse,
             params: self.params,
         })?)
+    }
+
+    /// Which layers read the keys and values of others; `None` if none does.
+    pub fn layer_map(&self) -> Option<&LayerMap> {
+        self.layer_map.as_ref()
+    }
+
+    /// Where the backend has the keys and values that `layer` reads.
+    fn plane(&self, layer: u32) -> Result<u32, ShapeError> {
+        match &self.layer_map {
+            Some(map) => map.plane(layer),
+            // The backend checks it.
+            None => Ok(layer),
+        }
+    }
+
+    /// As [`Self::plane`], of a layer that has some of its own.
+    fn written_plane(&self, layer: u32) -> Result<u32, CacheError> {
+        let plane = self.plane(layer)?;
+        match &self.layer_map {
+            Some(map) if !map.is_own(layer) => {
+                let of = map.source(layer);
+                Err(CacheError::SharedLayer { layer, of })
+            }
+            _ => Ok(plane),
+        }
     }
 }
 

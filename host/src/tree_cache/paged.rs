@@ -30,6 +30,7 @@ impl TreeCache {
         k: &[T],
         v: &[T],
     ) -> Result<(), CacheError> {
+        let layer = self.written_plane(layer)?;
         self.targets.clear();
         let spans = self.forest.path_spans(node, tokens.clone())?;
         self.forest.path_targets(node, tokens, &mut self.targets)?;
@@ -58,6 +59,7 @@ impl TreeCache {
         k: &mut [T],
         v: &mut [T],
     ) -> Result<(), CacheError> {
+        let layer = self.plane(layer)?;
         self.targets.clear();
         let spans = self.forest.path_spans(node, tokens.clone())?;
         self.forest.path_targets(node, tokens, &mut self.targets)?;

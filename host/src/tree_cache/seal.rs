@@ -23,7 +23,8 @@ impl TreeCache {
     /// Rewrites the full pages of `node` in `format`, and gives the native ones back at once; the rest of the node, and
     /// what it grows by, stays native. Returns the pages rewritten; 0 if there were none. With [`KvFormat::Native`]
     /// pages of another format become native again, with what the format has kept of them. Batches made before are out
-    /// of date.
+    /// of date. Of the layers those are rewritten that have keys and values of their own
+    /// ([`LayerMap`](crate::cache::LayerMap)). That token ids are found again is [`TreeCache::seal`]'s.
     ///
     /// A format that keeps some channels of keys ([`KvFormat::Thin`]) keeps those of the nearest ancestor that has pages of the
     /// same format; without one, those of the largest keys of `node`.
@@ -39,7 +40,7 @@ impl TreeCache {
 
     /// As [`TreeCache::seal_as`]; channels, where no ancestor has chosen any, are those of the highest score: the sum of
     /// squares of the node's keys times `weights`, the sum of squares of recent queries over the query heads of a KV
-    /// head: `[layers, kv_heads, head_dim]`. ThinK takes the last 32 queries of the prompt.
+    /// head: `[layers, kv_heads, head_dim]`, of the layers that have keys of their own. ThinK takes the last 32 queries of the prompt.
     ///
     /// # Errors
     /// Those of [`TreeCache::seal_as`]; [`BackendError::Length`] for weights of another length.

@@ -3,6 +3,7 @@
 mod limits;
 mod methods;
 mod mock;
+mod prefixes;
 mod sampler;
 mod speculative;
 mod tasks;

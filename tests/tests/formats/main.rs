@@ -1,6 +1,7 @@
 //! Nodes in several formats: attention on the CPU, and everything that trees do, against the codecs' definition in f64.
 
 mod limits;
+mod prefixes;
 
 use deft::format::ThinKeys;
 use deft::plan::HeadShape;

@@ -355,7 +355,7 @@ mod tests {
             let plain = run(bad, |step| step.with_simd(Scalar));
             let best = run(bad, |step| Arch::new().dispatch(step));
             agree(&plain, &best);
-            // Under the feature `avx512` the best is likely something else.
+            // With AVX-512 the best is something else.
             #[cfg(target_arch = "x86_64")]
             if let Some(avx2) = pulp::x86::V3::try_new() {
                 agree(&plain, &run(bad, |step| Simd::vectorize(avx2, step)));

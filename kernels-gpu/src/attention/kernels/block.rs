@@ -66,7 +66,7 @@ impl Block {
     /// Where the rows of `item` lie.
     #[inline(always)]
     pub(super) fn row_map(&self, item: &WorkItem, program: Program) -> RowMap {
-        RowMap::new(item, program.words, self.group, self.kv_heads, self.kv_head)
+        RowMap::new(item, program, self.group, self.kv_heads, self.kv_head)
     }
 
     /// Where the results of `item` go.

@@ -1,5 +1,6 @@
 //! The query tile of a work item: rows = queries x (query heads of one KV head).
 
+use super::program::Program;
 use crate::abi::{NONE, WorkItem};
 use crate::attention::tile::CONSUMERS;
 use device::global;
@@ -21,8 +22,7 @@ pub(super) struct RowMap {
     pub(super) first_head: u32,
     /// Where the rows of the item's queries are listed, or [`NONE`].
     row_word: u32,
-    /// The program in global memory: a read of the part in shared memory would be a second way, for each row.
-    words: *const u32,
+    program: Program,
 }
 
 impl RowMap {
@@ -30,7 +30,7 @@ impl RowMap {
     #[inline(always)]
     pub(super) fn new(
         item: &WorkItem,
-        words: *const u32,
+        program: Program,
         group: Group,
         kv_heads: u32,
         kv_head: u32,
@@ -42,7 +42,7 @@ impl RowMap {
             q_heads: kv_heads * group.size,
             first_head: kv_head * group.size,
             row_word: item.row_word,
-            words,
+            program,
         }
     }
 
@@ -72,7 +72,7 @@ impl RowMap {
     unsafe fn index(&self, row: u32) -> usize {
         let query = self.group.query(row);
         // SAFETY: the list has an entry for each of the item's queries.
-        let place = unsafe { global::load_u32(self.words.add((self.row_word + query) as usize)) };
+        let place = unsafe { self.program.word(self.row_word + query) };
         let head = self.first_head + (row - query * self.group.size);
         place as usize * self.q_heads as usize + head as usize
     }
@@ -119,50 +119,60 @@ pub(super) unsafe fn load<const D: usize>(
     // SAFETY: rows of the item's, and in them the thread's dims.
     unsafe {
         if map.listed() {
-            load_by::<D, 1>(tile, map, padded, thread, |row| {
-                q.add(map.index(row) * D + chunk as usize * 8)
-            });
+            load_by::<D>(
+                tile,
+                map,
+                padded,
+                thread,
+                q.add(chunk as usize * 8),
+                |row| map.index(row) * D,
+            );
         } else {
             let origin = q.add(map.first() * D + chunk as usize * 8);
-            // As many loads in flight a thread as the accumulators' registers, still free, hold.
-            load_by::<D, 16>(tile, map, padded, thread, |row| {
-                origin.add((map.offset(row) * D as u32) as usize)
+            load_by::<D>(tile, map, padded, thread, origin, |row| {
+                (map.offset(row) * D as u32) as usize
             });
         }
     }
 }
 
-/// [`load`], `BATCH` rows of a thread at a time; `source` says where the thread's dims of a row are.
+/// [`load`], where `place` says how many elements from `origin` the thread's dims of a row are.
 #[inline(always)]
-unsafe fn load_by<const D: usize, const BATCH: usize>(
+unsafe fn load_by<const D: usize>(
     tile: Shared<Row>,
     map: &RowMap,
     padded: u32,
     thread: u32,
-    source: impl Fn(u32) -> *const u16,
+    origin: *const u16,
+    place: impl Fn(u32) -> usize,
 ) {
+    // Rows a thread has of the largest tile: all its loads are in flight together.
+    const BATCH: usize = 8;
     let chunks = D as u32 / 8;
     // A piece is 8 dims of a row; from a thread's piece to its next is a whole number of row groups.
     let row_step = CONSUMERS / chunks;
     let mut row = thread / (8 * chunks) * 8 + thread % 8;
-    let mut place = tile.at(thread);
+    let mut tile = tile.at(thread);
     while row < padded {
+        let rows: [u32; BATCH] = core::array::from_fn(|i| row + i as u32 * row_step);
+        // All places before any piece, for a listed row's place is in memory too; past the last row that row's,
+        // since places asked for under the pieces' conditions would be moved to them, one wait a row.
+        let places = rows.map(|row| place(row.min(map.rows - 1)));
         let mut pieces = [[0u32; 4]; BATCH];
-        for i in 0..BATCH as u32 {
-            let row = row + i * row_step;
-            if row < map.rows {
-                // SAFETY: 8 dims of that row.
-                pieces[i as usize] = unsafe { global::load_v4_u32(source(row).cast()) };
+        for i in 0..BATCH {
+            if rows[i] < map.rows {
+                // SAFETY: 8 dims of a row of the item's.
+                pieces[i] = unsafe { global::load_v4_u32(origin.add(places[i]).cast()) };
             }
         }
-        for i in 0..BATCH as u32 {
-            if row + i * row_step < padded {
+        for i in 0..BATCH {
+            if rows[i] < padded {
                 // SAFETY: the piece lies within the tile.
-                unsafe { place.at(i * CONSUMERS).cast().store(pieces[i as usize]) };
+                unsafe { tile.at(i as u32 * CONSUMERS).cast().store(pieces[i]) };
             }
         }
         row += BATCH as u32 * row_step;
-        place = place.at(BATCH as u32 * CONSUMERS);
+        tile = tile.at(BATCH as u32 * CONSUMERS);
     }
 }
 

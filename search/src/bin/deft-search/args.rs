@@ -15,6 +15,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TEXT", conflicts_with = "task", value_parser = prompt)]
     pub(crate) prompt: Option<String>,
 
+    /// Then ask this, of the same model; may be given several times. What a prompt has in common with those before it
+    /// is not run again.
+    #[arg(long, value_name = "TEXT", requires = "prompt", value_parser = prompt)]
+    pub(crate) then: Vec<String>,
+
     /// The puzzle to solve. It comes with a checker that tells right from wrong.
     #[arg(long, default_value = "acrostic")]
     pub(crate) task: TaskArg,
@@ -52,7 +57,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "native")]
     pub(crate) kv: KvArg,
 
-    /// Print one JSON object instead of the tree; everything else goes to stderr. docs/search.md
+    /// Print one JSON object a question instead of the tree; everything else goes to stderr. docs/search.md
     /// describes it.
     #[arg(long)]
     pub(crate) json: bool,
@@ -206,6 +211,7 @@ mod tests {
             ("--device gpu", "possible values: auto, cpu, cuda"),
             ("--prompt=", "a prompt needs a word"),
             ("--prompt=x --task acrostic", "cannot be used with"),
+            ("--then x", "--prompt"),
         ] {
             let error = parse(&words(text)).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

@@ -119,7 +119,10 @@ impl Draw<'_> {
             dropped: 0,
         };
         // The prompt has a line of its own.
-        while index != 0 {
+        if index == 0 {
+            return chain;
+        }
+        loop {
             let branch = &tree.branches[&chain.end];
             let dropped = |child: &&u64| brief && tree.is_dropped(**child);
             let (gone, shown): (Vec<&u64>, Vec<&u64>) = branch.children.iter().partition(dropped);

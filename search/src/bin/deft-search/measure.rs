@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use deft::tree::TokenForest;
-use deft::{Grouping, NodeKey};
+use deft::{Grouping, NodeKey, PrefixStats};
 use deft_engine::{CpuModel, DraftToken, ModelError, Traffic, TreeModel};
 
 /// Of so many passes one is measured.
@@ -100,6 +100,14 @@ impl TreeModel for Measured<'_> {
 
     fn traffic(&self) -> Traffic {
         self.model.traffic()
+    }
+
+    fn prefix_stats(&self) -> PrefixStats {
+        self.model.prefix_stats()
+    }
+
+    fn make_room(&mut self, pages: u32) -> Result<u32, ModelError> {
+        self.model.make_room(pages)
     }
 
     fn insert_prompt(

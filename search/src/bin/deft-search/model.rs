@@ -104,10 +104,12 @@ fn format_of(kv: KvArg) -> KvFormat {
 fn on_cpu(weights: &Weights, kv: KvFormat, fallback: Option<String>) -> Result<Placed> {
     let bar = bar(weights.config().parameters());
     let progress = |done, _| bar.set_position(done);
-    let options = CpuOptions {
+    let mut options = CpuOptions {
         kv,
         ..CpuOptions::default()
     };
+    // Questions follow one another, and a puzzle is asked twice.
+    options.prefix_bytes = options.capacity_bytes;
     let model = CpuModel::load(weights, options, progress)?;
     bar.finish_and_clear();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

@@ -33,6 +33,12 @@ impl Question {
         Self::Puzzle(task.problem(args.seed))
     }
 
+    /// All that `args` ask, in order.
+    pub(crate) fn all(args: &Args) -> Vec<Self> {
+        let then = args.then.iter().cloned().map(Self::Own);
+        std::iter::once(Self::new(args)).chain(then).collect()
+    }
+
     /// The prompt's text.
     pub(crate) fn text(&self) -> String {
         match self {

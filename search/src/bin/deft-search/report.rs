@@ -23,6 +23,7 @@ pub(crate) struct Report {
     stop: &'static str,
     answers: Vec<Entry>,
     prompt_tokens: u64,
+    prompt_tokens_saved: u64,
     steps: u64,
     tokens: u64,
     moved_tokens: u64,
@@ -127,6 +128,7 @@ impl Report {
             },
             answers: entries.collect(),
             prompt_tokens: stats.prompt_tokens,
+            prompt_tokens_saved: stats.prompt_tokens_saved,
             steps: stats.steps,
             tokens: stats.tokens,
             moved_tokens: stats.moved,
@@ -158,9 +160,13 @@ impl Report {
         if let Some(greedy) = &self.greedy {
             greedy.row("greedy", out)?;
         }
+        let held = match self.prompt_tokens_saved {
+            0 => String::new(),
+            saved => format!(", {saved} of them held from before,"),
+        };
         writeln!(
             out,
-            "tokens       {} in {} steps, {:.1} tokens/s; the prompt's {} took {:.2} s",
+            "tokens       {} in {} steps, {:.1} tokens/s; the prompt's {}{held} took {:.2} s",
             self.tokens,
             self.steps,
             self.tokens_per_second,

@@ -17,7 +17,7 @@ use crate::measure::{AttentionTime, Measured, Timed};
 use crate::method::{describe, with_method};
 use crate::model::{Loaded, load};
 use crate::question::Question;
-use crate::report::{LastWord, Report, Run};
+use crate::report::{LastWord, Report, Run, write_json};
 use crate::screen::Screen;
 use crate::show::Show;
 
@@ -29,35 +29,57 @@ pub(crate) enum Ended {
     Cancelled,
 }
 
-/// Loads the model at `path` and runs the search that `args` ask for.
+/// Loads the model at `path` and runs the searches that `args` ask for, one after the other.
 ///
 /// # Errors
 /// What went wrong, for people.
 pub(crate) fn run(path: &Path, args: &Args, last: &LastWord) -> Result<Ended> {
-    let question = Question::new(args);
+    let questions = Question::all(args);
     let (cancel, searches) = (Cancel::new(), Arc::new(AtomicBool::new(false)));
     on_interrupt(cancel.clone(), searches.clone(), last.clone())?;
     let mut loaded = load(path, args.device, args.kv)?;
+    for (number, question) in questions.iter().enumerate() {
+        let (report, stop) = ask(&mut loaded, question, args, (&cancel, &searches, last))?;
+        let cancelled = matches!(stop, Stop::Cancelled);
+        if cancelled || number + 1 == questions.len() {
+            last.say(&report);
+        } else if args.json {
+            write_json(&report, &mut io::stdout().lock())?;
+        }
+        if cancelled {
+            return Ok(Ended::Cancelled);
+        }
+    }
+    Ok(Ended::Itself)
+}
+
+/// Runs a search and prints its table; the report, and why it ended.
+fn ask(
+    loaded: &mut Loaded,
+    question: &Question,
+    args: &Args,
+    (cancel, searches, last): (&Cancel, &AtomicBool, &LastWord),
+) -> Result<(Report, Stop)> {
     let prompt = question.tokens(&loaded.tokenizer, loaded.template.as_deref())?;
     let (mut out, term): (Box<dyn Write>, Term) = match args.json {
         true => (Box::new(io::stderr()), Term::stderr()),
         false => (Box::new(io::stdout()), Term::stdout()),
     };
-    head(&loaded, &question, args, &mut *out)?;
+    head(loaded, question, args, &mut *out)?;
     searches.store(true, Ordering::SeqCst);
     let found = Search {
         model: &mut *loaded.model,
         codec: &loaded.tokenizer,
         prompt: &prompt,
-        question: &question,
+        question,
         args,
-        cancel,
+        cancel: cancel.clone(),
     }
     .run(&mut *out, Screen::new(term))?;
     let run = Run {
         model: &loaded.name,
         device: &loaded.device,
-        search: &describe(&question, args),
+        search: &describe(question, args),
         prompt: &question.text(),
         seed: args.seed,
         prompt_time: found.prompt_time,
@@ -68,12 +90,12 @@ pub(crate) fn run(path: &Path, args: &Args, last: &LastWord) -> Result<Ended> {
     let is_right = |answer: &Answer| question.is_right(&answer.text);
     let report = Report::new(&run, &found.outcome, &is_right);
     let table = report.table(&mut out);
-    last.say(&report);
+    if table.is_err() {
+        // Whoever wants the object gets it even if nobody reads the table.
+        last.say(&report);
+    }
     table?;
-    Ok(match found.outcome.stop {
-        Stop::Cancelled => Ended::Cancelled,
-        _ => Ended::Itself,
-    })
+    Ok((report, found.outcome.stop))
 }
 
 /// Cancels on Ctrl-C; ends the program on a second one, or where nothing searches yet.
