@@ -32,7 +32,9 @@ impl CpuModel {
 /// stand for all. FNV-1a.
 pub(super) fn identity(config: &LlamaConfig, params: &Params) -> u64 {
     let shape = format!("{config:?}").into_bytes();
-    let weights = params.embedding.row(0).iter().chain(&params.final_norm);
+    let mut weights = params.final_norm.clone();
+    params.embedding.push_row(0, &mut weights);
+    let weights = weights.into_iter();
     let weights = weights.flat_map(|weight| weight.to_bits().to_le_bytes());
     let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     shape
