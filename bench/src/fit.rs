@@ -303,14 +303,14 @@ fn refit(cases: &mut [Case], start: CostModel) -> CostModel {
     };
     let mut best = start;
     let mut least = loss(cases, &best);
-    let constants = best.constants().len();
+    let names: Vec<String> = constants(&best).into_iter().map(|(name, _)| name).collect();
     let mut step = FIRST_STEP;
     while step >= LAST_STEP {
         let before = least;
-        for at in 0..constants {
+        for (at, name) in names.iter().enumerate() {
             for factor in [1.0 + step, 1.0 / (1.0 + step)] {
                 let mut tried = best;
-                *tried.constants()[at].1 *= factor;
+                set(&mut tried, name, constants(&best)[at].1 * factor);
                 let found = loss(cases, &tried);
                 if found < least {
                     (best, least) = (tried, found);
@@ -326,19 +326,32 @@ fn refit(cases: &mut [Case], start: CostModel) -> CostModel {
 
 /// Three digits of each constant: more than measurements give.
 fn rounded(mut cost: CostModel) -> CostModel {
-    for (_, value) in cost.constants() {
+    for (name, value) in constants(&cost) {
         let unit = 10f64.powf(value.log10().floor() - 2.0);
-        *value = (*value / unit).round() * unit;
+        set(&mut cost, &name, (value / unit).round() * unit);
     }
     cost
 }
 
-fn as_rust(mut cost: CostModel) -> String {
-    let fields = cost.constants().map(|(name, value)| {
-        let digits = if *value < 100.0 { 3 } else { 1 };
+fn as_rust(cost: CostModel) -> String {
+    let fields = constants(&cost).into_iter().map(|(name, value)| {
+        let digits = if value < 100.0 { 3 } else { 1 };
         format!("    {name}: {value:.digits$},\n")
     });
-    format!("CostModel {{\n{}}}", fields.concat())
+    format!("CostModel {{\n{}}}", fields.collect::<String>())
+}
+
+/// The constants of `cost`, by name.
+fn constants(cost: &CostModel) -> Vec<(String, f64)> {
+    let fields = serde_json::to_value(cost).expect("a cost model is numbers with names");
+    let fields = fields.as_object().into_iter().flatten();
+    fields
+        .filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)))
+        .collect()
+}
+
+fn set(cost: &mut CostModel, name: &str, value: f64) {
+    set_cost(cost, name, value).expect("a constant of the model");
 }
 
 #[cfg(test)]

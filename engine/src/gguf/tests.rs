@@ -118,7 +118,7 @@ fn open(bytes: Vec<u8>) -> Result<Gguf, WeightsError> {
     let length = cursor.get_ref().len() as u64;
     let header = parse::parse(&mut cursor, length);
     let header = header.map_err(|error| WeightsError::file(path, error))?;
-    Gguf::assemble(path, header, Box::new(cursor))
+    Gguf::assemble(path, header, vec![(path.to_owned(), Box::new(cursor))])
 }
 
 fn refused(bytes: Vec<u8>) -> String {
@@ -186,6 +186,12 @@ fn rotary_divisors_become_the_scaling() {
     let divisors = (0..32).map(|i| 1.0 + i as f32).collect();
     let scaling = &model.weights().config().rope_scaling;
     assert_eq!(*scaling, RopeScaling::Divisors(divisors));
+    // Both count where both are there.
+    file.set("llama.rope.scaling.factor", value(6, &4_f32.to_le_bytes()));
+    let divisors = (0..32).map(|i| 4.0 * (1.0 + i as f32)).collect();
+    let model = open(file.file()).unwrap();
+    let scaling = &model.weights().config().rope_scaling;
+    assert_eq!(*scaling, RopeScaling::Divisors(divisors));
     let mut file = tiny();
     file.add("rope_freqs.weight", &[32], 0.0);
     assert!(refused(file.file()).starts_with("rope_scaling is 0"));
@@ -239,7 +245,8 @@ fn files_of_another_kind_are_named() {
     file.set("general.architecture", value(8, &text("mamba")));
     assert_eq!(
         refused(file.file()),
-        "metadata \"general.architecture\" is \"mamba\"; it must be one of [\"llama\"]"
+        "metadata \"general.architecture\" is \"mamba\"; it must be one of [\"llama\", \"qwen2\", \"qwen3\", \
+         \"smollm3\", \"gemma\", \"gemma2\", \"gemma3\"]"
     );
 }
 
@@ -309,10 +316,14 @@ fn tensors_that_do_not_fit_are_named() {
     );
     let mut file = tiny();
     file.add("blk.0.attn_q.bias", &[128], 0.0);
-    assert!(refused(file.file()).starts_with("tensor \"blk.0.attn_q.bias\" is not of a Llama"));
+    assert!(refused(file.file()).starts_with("tensor \"blk.0.attn_q.bias\" is not of a model"));
     let mut file = tiny();
-    file.tensors[3].2 = 10;
-    assert!(refused(file.file()).starts_with("a tensor's type at byte"));
+    file.tensors[3].2 = 11;
+    assert_eq!(
+        refused(file.file()),
+        "tensor \"blk.0.attn_k.weight\" of the \"llama\" model is of type Q3_K; F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, \
+         Q8_0, Q4_K, Q5_K, Q6_K, BF16 can be read"
+    );
     let mut file = tiny();
     file.tensors[3].2 = 8;
     assert!(
@@ -351,4 +362,18 @@ fn tensors_that_share_bytes_are_no_more_than_the_file() {
     let message = refused(bytes);
     assert!(message.starts_with("the tensors take "), "{message}");
     assert!(message.contains("bytes together or more, the file has"));
+}
+
+#[test]
+fn a_scaling_factor_without_a_type_is_linear() {
+    for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+        let mut file = tiny();
+        file.set(key, value(6, &4_f32.to_le_bytes()));
+        let model = open(file.file()).unwrap();
+        let scaling = &model.weights().config().rope_scaling;
+        assert_eq!(*scaling, RopeScaling::Divisors(vec![4.0; 32]), "{key}");
+        file.set("llama.rope.scaling.type", value(8, &text("none")));
+        let model = open(file.file()).unwrap();
+        assert_eq!(model.weights().config().rope_scaling, RopeScaling::None);
+    }
 }

@@ -157,6 +157,7 @@ mod tests {
             let options = CpuOptions {
                 grouping,
                 capacity_bytes: 16 << 20,
+                ..CpuOptions::default()
             };
             let mut model = CpuModel::load(&weights, options, |_, _| {}).unwrap();
             walk(&mut model, |_| {})
