@@ -26,8 +26,6 @@ use kernels_gpu::layout::CORE;
 
 /// Pieces and shares of all streams together before no more are tried.
 const EFFORT: usize = 1_000;
-/// Most that the costliest share of lanes may be over the mean where a stream keeps in step as well.
-const UNEVEN: f64 = 1.15;
 /// Fillings of a cut whose target is guessed; it is made exact only if it keeps in step.
 const ROUGH: u32 = 2;
 /// What fewer shares may leave of the work, since they leave fewer partial results.
@@ -169,10 +167,6 @@ impl Chooser {
             let others = self.sequence.choose_tiles(widest, costs, Some(shares));
             if others || self.out_of_step {
                 self.streamed(request, floors, shares, widest, best)?;
-            } else if shares + 1 == config.shares {
-                self.sequence
-                    .depth_first(request.view, widest, costs, Some(shares));
-                self.lanes(request, floors, shares, best)?;
             }
         }
         Ok(())
@@ -218,7 +212,7 @@ impl Chooser {
             .stream_ns
             .filter(|_| widest == config.max_queries())
             .map(|ns| ns * f64::from(config.shares) / f64::from(shares));
-        let stream_ns = self.cut_and_judge(request, shares, guess, f64::INFINITY, best)?;
+        let stream_ns = self.cut_and_judge(request, shares, guess, best)?;
         if first {
             self.stream_ns = stream_ns;
         }
@@ -231,8 +225,8 @@ impl Chooser {
         Ok(())
     }
 
-    /// The sequence in lanes. They keep in step, and end with their tiles, which may spare partial results; for that
-    /// alone no shares are left idle.
+    /// The sequence in lanes, if its tiles do not keep in step otherwise. Where they do, lanes only spare partial
+    /// results, which the model takes for dearer than they are: see the lab notebook.
     fn lanes(
         &mut self,
         request: Request<'_>,
@@ -241,14 +235,9 @@ impl Chooser {
         best: &mut Best,
     ) -> Result<(), PlanError> {
         let tiled = self.sequence.units.iter().any(|unit| unit.tiles > 1);
-        if tiled && !beaten(best, floors.any(shares)) {
-            let uneven = if self.out_of_step {
-                f64::INFINITY
-            } else {
-                UNEVEN
-            };
+        if tiled && self.out_of_step && !beaten(best, floors.any(shares)) {
             self.sequence.order_in_lanes();
-            self.cut_and_judge(request, shares, None, uneven, best)?;
+            self.cut_and_judge(request, shares, None, best)?;
         }
         Ok(())
     }
@@ -268,15 +257,14 @@ impl Chooser {
         Ok(())
     }
 
-    /// Cuts the sequence and judges what that makes, if it could be better than the best and its costliest share is
-    /// not over `uneven` times the mean; what that share costs. A cut from a guess is made exact only if that
+    /// Cuts the sequence and judges what that makes, if it could be better than the best; what its costliest share
+    /// costs. A cut from a guess is made exact only if that
     /// decides what the plan takes.
     fn cut_and_judge(
         &mut self,
         request: Request<'_>,
         shares: u32,
         guess: Option<f64>,
-        uneven: f64,
         best: &mut Best,
     ) -> Result<Option<f64>, PlanError> {
         let max_queries = request.config.max_queries();
@@ -289,7 +277,7 @@ impl Chooser {
             search.fillings = ROUGH;
         }
         let cut = self.cut(request, shares, max_queries, search);
-        if !cut.drafted || cut.max > uneven * cut.mean {
+        if !cut.drafted {
             return Ok(None);
         }
         let score = self.judge(request, best, 1.0)?;

@@ -66,8 +66,6 @@ pub(super) struct Cut {
     /// The costliest share costs this, and could not cost less by more than [`PRECISION`].
     pub(super) max: f64,
     pub(super) exact: bool,
-    /// What a share costs in the mean.
-    pub(super) mean: f64,
     /// How often the whole sequence was gone through.
     pub(super) fillings: u32,
 }
@@ -107,7 +105,6 @@ pub(super) fn cut(
         drafted: false,
         max: f64::INFINITY,
         exact: false,
-        mean: 0.0,
         fillings: 0,
     };
     loop {
@@ -144,7 +141,7 @@ pub(super) fn cut(
     if cut.max >= worth {
         return cut;
     }
-    cut.mean = filling(best_target).run(sequence, draft).total / parts;
+    filling(best_target).run(sequence, draft);
     cut.drafted = true;
     cut.fillings += 1;
     cut
