@@ -225,8 +225,7 @@ impl Chooser {
         Ok(())
     }
 
-    /// The sequence in lanes, if its tiles do not keep in step otherwise. Where they do, lanes only spare partial
-    /// results, which the model takes for dearer than they are: see the lab notebook.
+    /// The sequence in lanes, if its tiles do not keep in step otherwise.
     fn lanes(
         &mut self,
         request: Request<'_>,
