@@ -119,7 +119,7 @@ impl TreeCache {
     /// all devices if `work` does the same in every step, with rows at the same addresses and the same tables, layers
     /// and launches; what changes, tokens say, is in device memory.
     ///
-    /// Launches of your own go to [`Step::stream`], or to the stream of the step's rows, which must not be the default
+    /// Launches of your own go to `Step::stream`, or to the stream of the step's rows, which must not be the default
     /// stream. While it is captured, nothing may be allocated, copied from or to the host's pageable memory, or waited
     /// for. Two batches that take turns have a `StepGraph` each, or plans and targets are copied at every turn.
     ///
