@@ -10,7 +10,7 @@ use kernels_gpu::abi::PAGE_TOKENS;
 use kernels_gpu::layout::{CORE, element_offset};
 
 use super::half::Half;
-use super::pack::{Affine, code_at, element, get, put_code};
+use super::pack::{code_at, element};
 use super::{FormatError, PageShape, pack};
 
 const SIDE: usize = CORE as usize;
@@ -50,28 +50,20 @@ impl Half for TokenGroups {
 
     fn encode(&self, shape: PageShape, values: &[f32], _channels: &[u8], bytes: &mut [u8]) {
         let (codes, params) = bytes.split_at_mut(self.code_bytes(shape));
-        codes.fill(0);
-        let mut affine = Vec::with_capacity(self.groups(shape));
-        for token in 0..PAGE_TOKENS {
-            for first in (0..shape.head_dim).step_by(self.group as usize) {
+        let firsts = (0..shape.head_dim).step_by(self.group as usize);
+        let groups = (0..PAGE_TOKENS).flat_map(|token| {
+            firsts.clone().map(move |first| {
                 let dims = first..first + self.group;
-                let places = dims.map(|dim| element_offset(shape.head_dim, token, dim) as usize);
-                let group = places.clone().map(|at| values[at]);
-                let of_group = Affine::of(shape.dtype, self.bits, group);
-                for at in places {
-                    put_code(codes, self.bits, at, of_group.code(values[at]));
-                }
-                affine.push(of_group);
-            }
-        }
-        pack::put_affine(shape.dtype, &affine, params);
+                dims.map(move |dim| element_offset(shape.head_dim, token, dim) as usize)
+            })
+        });
+        pack::quantise((shape.dtype, self.bits), values, groups, codes, params);
     }
 
     fn decode(&self, shape: PageShape, bytes: &[u8], values: &mut [f32]) {
         let (codes, params) = bytes.split_at(self.code_bytes(shape));
         let groups = self.groups(shape);
-        let mut affine = vec![0.0; 2 * groups];
-        get(shape.dtype, params, &mut affine);
+        let affine = pack::affine(shape.dtype, params);
         let (scales, zeros) = affine.split_at(groups);
         let chunks = shape.head_dim as usize / SIDE;
         let row_bytes = self.bits as usize;

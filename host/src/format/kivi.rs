@@ -10,7 +10,7 @@ use kernels_gpu::abi::PAGE_TOKENS;
 use kernels_gpu::layout::{CORE, element_offset};
 
 use super::half::Half;
-use super::pack::{Affine, code_at, element, get, put_code};
+use super::pack::{code_at, element};
 use super::{FormatError, PageShape, int4, pack};
 
 const SIDE: usize = CORE as usize;
@@ -55,29 +55,20 @@ impl Half for ChannelGroups {
 
     fn encode(&self, shape: PageShape, values: &[f32], _channels: &[u8], bytes: &mut [u8]) {
         let (codes, params) = bytes.split_at_mut(self.code_bytes(shape));
-        codes.fill(0);
-        let mut affine = Vec::with_capacity(self.groups(shape));
-        for first in (0..PAGE_TOKENS).step_by(self.group as usize) {
-            for dim in 0..shape.head_dim {
+        let firsts = (0..PAGE_TOKENS).step_by(self.group as usize);
+        let groups = firsts.flat_map(|first| {
+            (0..shape.head_dim).map(move |dim| {
                 let tokens = first..first + self.group;
-                let places =
-                    tokens.map(|token| element_offset(shape.head_dim, token, dim) as usize);
-                let group = places.clone().map(|at| values[at]);
-                let of_group = Affine::of(shape.dtype, self.bits, group);
-                for at in places {
-                    put_code(codes, self.bits, at, of_group.code(values[at]));
-                }
-                affine.push(of_group);
-            }
-        }
-        pack::put_affine(shape.dtype, &affine, params);
+                tokens.map(move |token| element_offset(shape.head_dim, token, dim) as usize)
+            })
+        });
+        pack::quantise((shape.dtype, self.bits), values, groups, codes, params);
     }
 
     fn decode(&self, shape: PageShape, bytes: &[u8], values: &mut [f32]) {
         let (codes, params) = bytes.split_at(self.code_bytes(shape));
         let groups = self.groups(shape);
-        let mut affine = vec![0.0; 2 * groups];
-        get(shape.dtype, params, &mut affine);
+        let affine = pack::affine(shape.dtype, params);
         let (scales, zeros) = affine.split_at(groups);
         let head_dim = shape.head_dim as usize;
         let chunks = head_dim / SIDE;

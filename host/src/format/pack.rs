@@ -95,9 +95,32 @@ pub(super) fn put_code(bytes: &mut [u8], bits: u32, index: usize, code: u8) {
     bytes[index / per_byte] |= code << (index % per_byte * bits as usize);
 }
 
-/// Writes all scales, then all zeros.
-pub(super) fn put_affine(dtype: DType, groups: &[Affine], bytes: &mut [u8]) {
-    let (scales, zeros) = bytes.split_at_mut(groups.len() * dtype.bytes());
-    put(dtype, groups.iter().map(|group| group.scale), scales);
-    put(dtype, groups.iter().map(|group| group.zero), zeros);
+/// Quantises `values` in `groups` of places, each of which is rounded between its least and largest: codes of `bits`
+/// bits, and then all scales before all zeros in `params`.
+pub(super) fn quantise<G: Iterator<Item = usize> + Clone>(
+    (dtype, bits): (DType, u32),
+    values: &[f32],
+    groups: impl Iterator<Item = G>,
+    codes: &mut [u8],
+    params: &mut [u8],
+) {
+    codes.fill(0);
+    let mut affine = Vec::with_capacity(params.len() / (2 * dtype.bytes()));
+    for places in groups {
+        let group = Affine::of(dtype, bits, places.clone().map(|at| values[at]));
+        for at in places {
+            put_code(codes, bits, at, group.code(values[at]));
+        }
+        affine.push(group);
+    }
+    let (scales, zeros) = params.split_at_mut(affine.len() * dtype.bytes());
+    put(dtype, affine.iter().map(|group| group.scale), scales);
+    put(dtype, affine.iter().map(|group| group.zero), zeros);
+}
+
+/// All scales, then all zeros, of as many groups as [`quantise`] wrote.
+pub(super) fn affine(dtype: DType, params: &[u8]) -> Vec<f32> {
+    let mut values = vec![0.0; params.len() / dtype.bytes()];
+    get(dtype, params, &mut values);
+    values
 }
