@@ -7,10 +7,8 @@ fn main() {
     println!("cargo:rerun-if-changed=symbols.txt");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let symbols = fs::read_to_string("symbols.txt").expect("symbols.txt is beside build.rs");
-    let names: Vec<&str> = symbols
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .collect();
+    let names: Vec<&str> =
+        symbols.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
 
     fs::write(out.join("trampolines.rs"), trampolines(&names)).expect("OUT_DIR is writable");
     fs::write(out.join("libcuda.a"), "!<arch>\n").expect("OUT_DIR is writable");

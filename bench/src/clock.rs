@@ -10,10 +10,7 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self {
-            begin: Instant::now(),
-            processor: processor_time(),
-        }
+        Self { begin: Instant::now(), processor: processor_time() }
     }
 
     pub(crate) fn elapsed(&self) -> Duration {

@@ -70,9 +70,7 @@ impl<T: KvElement> Runner<'_, T> {
     /// How to plan for the device.
     pub(crate) fn plan_config(&self, grouping: Grouping) -> PlanConfig {
         match self {
-            Self::Gpu(session) => session
-                .cache
-                .plan_config(grouping, session.heads.group_size()),
+            Self::Gpu(session) => session.cache.plan_config(grouping, session.heads.group_size()),
             Self::Cpu(session) => session.plan_config(grouping),
         }
     }

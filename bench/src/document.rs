@@ -47,9 +47,7 @@ impl<R: Clone + Serialize> Document<R> {
             device: device.describe(),
             driver: device.driver(),
             commit: option_env!("DEFT_COMMIT").unwrap_or_default().to_owned(),
-            commit_date: option_env!("DEFT_COMMIT_DATE")
-                .unwrap_or_default()
-                .to_owned(),
+            commit_date: option_env!("DEFT_COMMIT_DATE").unwrap_or_default().to_owned(),
             command: command_line(std::env::args()),
             empty_graph_us,
             kernels: Vec::new(),
@@ -70,10 +68,7 @@ impl<R: Clone + Serialize> Document<R> {
     }
 
     fn text(&self) -> Result<String> {
-        let head = Self {
-            rows: Vec::new(),
-            ..self.clone()
-        };
+        let head = Self { rows: Vec::new(), ..self.clone() };
         let rows = self.rows.iter().map(serde_json::to_string);
         let rows = rows.collect::<Result<Vec<_>, _>>()?.join(",\n    ");
         let text = serde_json::to_string_pretty(&head)?;
@@ -83,12 +78,10 @@ impl<R: Clone + Serialize> Document<R> {
 
 /// The command as it was typed, the program without its directories.
 fn command_line(words: impl Iterator<Item = String>) -> String {
-    let shown = words
-        .enumerate()
-        .map(|(at, word)| match word.rsplit('/').next() {
-            Some(name) if at == 0 => name.to_owned(),
-            _ => word,
-        });
+    let shown = words.enumerate().map(|(at, word)| match word.rsplit('/').next() {
+        Some(name) if at == 0 => name.to_owned(),
+        _ => word,
+    });
     shown.collect::<Vec<_>>().join(" ")
 }
 
@@ -118,10 +111,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert!(text.contains("\n    7,\n    8\n"), "{text}");
-        assert_eq!(
-            serde_json::from_str::<Document<u32>>(&text).unwrap(),
-            document
-        );
+        assert_eq!(serde_json::from_str::<Document<u32>>(&text).unwrap(), document);
     }
 
     #[test]

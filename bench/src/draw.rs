@@ -67,11 +67,7 @@ pub(crate) fn text(seed: u64) -> Result<String> {
             num_q_heads: group * num_kv_heads,
             num_kv_heads,
             head_dim,
-            dtype: if random.between(0, 3) == 0 {
-                "f16"
-            } else {
-                "bf16"
-            },
+            dtype: if random.between(0, 3) == 0 { "f16" } else { "bf16" },
             trees,
         };
         lines.push(serde_json::to_string(&drawn)?);
@@ -136,11 +132,7 @@ fn deck(cards: &[u32], count: usize, random: &mut Random) -> Vec<u32> {
 
 impl Tree {
     fn of(prompt: u32) -> Self {
-        Self {
-            parents: vec![-1],
-            lens: vec![prompt],
-            queries: None,
-        }
+        Self { parents: vec![-1], lens: vec![prompt], queries: None }
     }
 
     /// Adds a node; its number.
@@ -217,18 +209,10 @@ mod tests {
             assert!(fitted.iter().all(|known| known.trees() != drawn.trees()));
         }
         for group in GROUPS {
-            assert!(
-                held_out
-                    .iter()
-                    .any(|drawn| drawn.heads.group_size() == group)
-            );
+            assert!(held_out.iter().any(|drawn| drawn.heads.group_size() == group));
         }
         for head_dim in HEAD_DIMS {
-            assert!(
-                held_out
-                    .iter()
-                    .any(|drawn| drawn.heads.head_dim == head_dim)
-            );
+            assert!(held_out.iter().any(|drawn| drawn.heads.head_dim == head_dim));
         }
     }
 
@@ -236,9 +220,6 @@ mod tests {
     fn octaves_stay_within_their_bounds_and_reach_them() {
         let mut random = Random::new(1);
         let drawn: Vec<u32> = (0..4000).map(|_| octaves(3, 20, &mut random)).collect();
-        assert_eq!(
-            (drawn.iter().min(), drawn.iter().max()),
-            (Some(&3), Some(&20))
-        );
+        assert_eq!((drawn.iter().min(), drawn.iter().max()), (Some(&3), Some(&20)));
     }
 }

@@ -44,12 +44,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     workloads: Vec<PathBuf>,
     /// Results to judge the refitted constants by: of other trees than those that they are fitted to.
-    #[arg(
-        long,
-        value_name = "RESULTS",
-        value_delimiter = ',',
-        requires = "refit"
-    )]
+    #[arg(long, value_name = "RESULTS", value_delimiter = ',', requires = "refit")]
     judge: Vec<PathBuf>,
     /// Take rows whose workload's name contains this.
     #[arg(long, value_name = "NAME")]
@@ -90,10 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         ensure!(of_gpu == cost, "--judge has times of another kind of GPU");
         refuse_fitted(&cases, &judged)?;
         cases.retain(|case| case.same_plan);
-        ensure!(
-            !cases.is_empty(),
-            "every row was measured with another plan"
-        );
+        ensure!(!cases.is_empty(), "every row was measured with another plan");
         let fitted = rounded(refit(&mut cases, cost));
         say("\nrefitted:");
         report(&mut cases, &fitted);
@@ -254,10 +246,9 @@ fn report(cases: &mut [Case], cost: &CostModel) {
     for case in &mut *cases {
         let mark = if case.same_plan { "" } else { " *" };
         let (predicted, error) = (case.predicted_us(cost), case.error(cost));
-        say(&format!(
-            "{} {:9.2} {predicted:9.2} {error:+7.3}{mark}",
-            case.label, case.measured_us,
-        ));
+        say(
+            &format!("{} {:9.2} {predicted:9.2} {error:+7.3}{mark}", case.label, case.measured_us,),
+        );
     }
     let counted = cases.iter_mut().filter(|case| case.same_plan);
     match Errors::of(counted, cost) {
@@ -345,9 +336,7 @@ fn as_rust(cost: CostModel) -> String {
 fn constants(cost: &CostModel) -> Vec<(String, f64)> {
     let fields = serde_json::to_value(cost).expect("a cost model is numbers with names");
     let fields = fields.as_object().into_iter().flatten();
-    fields
-        .filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)))
-        .collect()
+    fields.filter_map(|(name, value)| Some((name.clone(), value.as_f64()?))).collect()
 }
 
 fn set(cost: &mut CostModel, name: &str, value: f64) {
@@ -429,10 +418,7 @@ mod tests {
     #[test]
     fn fitted_constants_are_printed_to_be_pasted() {
         let text = as_rust(rounded(CostModel::H100));
-        assert!(
-            text.contains("    memory_bytes_per_ns: 23.400,\n"),
-            "{text}"
-        );
+        assert!(text.contains("    memory_bytes_per_ns: 23.400,\n"), "{text}");
         assert!(text.contains("    cache_bytes: 198000.0,\n"), "{text}");
     }
 }

@@ -136,15 +136,12 @@ impl GroupingArg {
     /// The name of any grouping.
     pub(crate) fn name_of(grouping: Grouping) -> &'static str {
         let mut all = Self::ALL.into_iter();
-        all.find(|&argument| Grouping::from(argument) == grouping)
-            .map_or("other", Self::name)
+        all.find(|&argument| Grouping::from(argument) == grouping).map_or("other", Self::name)
     }
 
     /// The grouping of that name.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|grouping| grouping.name() == name)
+        Self::ALL.into_iter().find(|grouping| grouping.name() == name)
     }
 
     pub(crate) fn name(self) -> &'static str {

@@ -29,8 +29,7 @@ impl Peers {
     /// The best of all peers on `workload`, in microseconds.
     pub(crate) fn best_us(&self, workload: &str) -> Option<f64> {
         let mut rows = self.rows.iter();
-        rows.find(|row| row.workload == workload)
-            .map(|row| row.best_us)
+        rows.find(|row| row.workload == workload).map(|row| row.best_us)
     }
 }
 

@@ -70,11 +70,7 @@ struct Tree {
 pub(crate) fn run(args: &Args) -> Result<usize> {
     let sizes = [8, 64, 256, 1024, 4096].into_iter();
     let sizes: Vec<u32> = sizes.filter(|&leaves| leaves <= args.leaves).collect();
-    ensure!(
-        !sizes.is_empty(),
-        "--leaves is {}; the smallest tree has 8",
-        args.leaves
-    );
+    ensure!(!sizes.is_empty(), "--leaves is {}; the smallest tree has 8", args.leaves);
     let iterations = args.iterations.max(1);
     let mut document = Document::new("plan", &Device::Cpu, None);
     let progress = Progress::new(2 * sizes.len());
@@ -103,13 +99,7 @@ impl Tree {
         let root = forest.insert_root(PROMPT)?;
         let children = forest.fork(root, leaves as usize)?;
         forest.extend(&children, NODE_TOKENS)?;
-        Ok(Self {
-            name: "star",
-            forest,
-            leaves: children,
-            nodes: leaves + 1,
-            iterations,
-        })
+        Ok(Self { name: "star", forest, leaves: children, nodes: leaves + 1, iterations })
     }
 
     fn binary(leaves: u32, iterations: usize) -> Result<Self> {
@@ -125,13 +115,7 @@ impl Tree {
             nodes += below.len() as u32;
             level = below;
         }
-        Ok(Self {
-            name: "binary",
-            forest,
-            leaves: level,
-            nodes,
-            iterations,
-        })
+        Ok(Self { name: "binary", forest, leaves: level, nodes, iterations })
     }
 
     /// Room for a tree and all that its leaves grow by.
@@ -186,10 +170,7 @@ impl Tree {
                 let begin = Instant::now();
                 let patch = copy.patch(black_box(&growth), &mut dirty);
                 samples.push(begin.elapsed().as_secs_f64() * 1e6);
-                ensure!(
-                    patch == Patch::Patched,
-                    "{change} found no room in a new plan"
-                );
+                ensure!(patch == Patch::Patched, "{change} found no room in a new plan");
             }
             rows.push(self.row(&change, Some(grouping), Spread::of(samples)));
         }
@@ -261,14 +242,7 @@ mod tests {
             let rows = tree.measure().unwrap();
             // A view and its plans; then patches and growth of 1, 4 and 64 leaves.
             assert_eq!(rows.len(), 1 + 4 + 3 * (4 + 1));
-            for change in [
-                "view",
-                "plan",
-                "patch-1",
-                "patch-4",
-                "patch-64",
-                "growth-64",
-            ] {
+            for change in ["view", "plan", "patch-1", "patch-4", "patch-64", "growth-64"] {
                 assert!(rows.iter().any(|row| row.change == change), "{change}");
             }
             assert!(rows.iter().all(|row| row.queries == 64));

@@ -19,11 +19,7 @@ use crate::problem::PageOrder;
 use crate::{DeviceArgs, say};
 
 /// Heads of the layer: those of Llama-3-8B.
-const HEADS: HeadShape = HeadShape {
-    q_heads: 32,
-    kv_heads: 8,
-    head_dim: 128,
-};
+const HEADS: HeadShape = HeadShape { q_heads: 32, kv_heads: 8, head_dim: 128 };
 const PAGE_TOKENS: u32 = kernels_gpu::abi::PAGE_TOKENS;
 
 /// Checks causal attention of prompts against f64, then times it: 32/8 heads of 128, bf16.
@@ -66,10 +62,7 @@ pub(crate) struct Row {
 pub(crate) fn run(args: &Args) -> Result<usize> {
     let device = args.device.open()?;
     say(&device.describe());
-    let repeats = Repeats {
-        warmup: 5,
-        measured: args.iterations.max(1),
-    };
+    let repeats = Repeats { warmup: 5, measured: args.iterations.max(1) };
     let mut report = Document::new("prefill", &device, device.time_nothing(repeats)?);
     let mut wrong = 0;
     for &tokens in &args.tokens {

@@ -82,9 +82,7 @@ pub(crate) fn row<T: KvElement>(
         floor_us: floor_us(bytes_unique, flops(problem)),
         best_peer_us: None,
         shares: plan.shares(),
-        items: (0..plan.shares())
-            .map(|share| plan.share(share).items().len())
-            .sum(),
+        items: (0..plan.shares()).map(|share| plan.share(share).items().len()).sum(),
         partial_slots: plan.partial_slots(),
         plan_us,
     }

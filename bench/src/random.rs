@@ -13,10 +13,7 @@ impl Random {
     pub(crate) fn new(seed: u64) -> Self {
         // The word before the first: a step of its sequence is this constant.
         let first = (seed ^ 0x5851_f42d_4c95_7f2d).wrapping_sub(0x9e37_79b9_7f4a_7c15);
-        Self {
-            seed: word(first, 0),
-            drawn: 0,
-        }
+        Self { seed: word(first, 0), drawn: 0 }
     }
 
     fn next(&mut self) -> u64 {

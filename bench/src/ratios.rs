@@ -56,19 +56,13 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     let mut workloads = StepWorkload::parse(WORKLOADS)?;
     if let Some(name) = &args.filter {
         workloads.retain(|workload| workload.name.contains(name));
-        ensure!(
-            !workloads.is_empty(),
-            "no workload's name contains `{name}`"
-        );
+        ensure!(!workloads.is_empty(), "no workload's name contains `{name}`");
     }
     let time = Duration::try_from_secs_f64(args.seconds)
         .with_context(|| format!("--seconds {} is no span of time", args.seconds))?;
     let mut document = Document::new("cpu", &Device::Cpu, None);
     let progress = Progress::new(workloads.len());
-    progress.say(&format!(
-        "{}; times as fast as PerQuery, in processor time",
-        document.device
-    ));
+    progress.say(&format!("{}; times as fast as PerQuery, in processor time", document.device));
     let names = GroupingArg::ALL.map(|grouping| format!("{:>10}", grouping.name()));
     progress.say(&format!("{:24} {}", "workload", names.join(" ")));
     let mut wrong = 0;
@@ -76,9 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         progress.doing(&workload.name);
         match measure(workload, time)? {
             Ok(rows) => {
-                let ratios = rows
-                    .iter()
-                    .map(|row| format!("{:9.2}x", row.ratio_to_per_query));
+                let ratios = rows.iter().map(|row| format!("{:9.2}x", row.ratio_to_per_query));
                 let ratios: Vec<String> = ratios.collect();
                 progress.say(&format!("{:24} {}", workload.name, ratios.join(" ")));
                 document.rows.extend(rows);
@@ -132,14 +124,11 @@ fn measure_typed<T: KvElement>(
     }
     // A clock too coarse for the work has no ratios to give.
     let seconds = |at: usize| plans[at].1.as_secs_f64().max(1e-9);
-    let rows = GroupingArg::ALL
-        .into_iter()
-        .enumerate()
-        .map(|(at, grouping)| Row {
-            workload: workload.name.clone(),
-            grouping: grouping.name().to_owned(),
-            ratio_to_per_query: seconds(0) / seconds(at),
-        });
+    let rows = GroupingArg::ALL.into_iter().enumerate().map(|(at, grouping)| Row {
+        workload: workload.name.clone(),
+        grouping: grouping.name().to_owned(),
+        ratio_to_per_query: seconds(0) / seconds(at),
+    });
     Ok(Ok(rows.collect()))
 }
 

@@ -112,9 +112,8 @@ pub(crate) fn summary(run: &Document<Row>, peers: &Peers) -> String {
     groupings.dedup();
     for grouping in groupings {
         let rows = || run.rows.iter().filter(|row| row.grouping == grouping);
-        let speedups: Vec<f64> = rows()
-            .filter_map(|row| Some(row.best_peer_us? / row.median_us))
-            .collect();
+        let speedups: Vec<f64> =
+            rows().filter_map(|row| Some(row.best_peer_us? / row.median_us)).collect();
         let ratios: Vec<f64> = rows().map(|row| row.median_us / row.bound_us()).collect();
         let slower = speedups.iter().filter(|&&speedup| speedup < 1.0).count();
         let within = ratios.iter().filter(|&&ratio| ratio <= 1.0).count();

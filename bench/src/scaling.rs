@@ -135,12 +135,7 @@ impl Point {
     }
 
     fn name(&self) -> String {
-        let Self {
-            trees,
-            context,
-            branches,
-            ..
-        } = self;
+        let Self { trees, context, branches, .. } = self;
         format!("{trees} trees, context {context}, {branches} queries each")
     }
 }
@@ -157,10 +152,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     }
     let device = args.device.open()?;
     say(&device.describe());
-    let repeats = Repeats {
-        warmup: args.warmup,
-        measured: args.iterations.max(1),
-    };
+    let repeats = Repeats { warmup: args.warmup, measured: args.iterations.max(1) };
     let mut document = Document::new("scaling", &device, device.time_nothing(repeats)?);
     let progress = Progress::new(points.len() * args.grouping.len());
     progress.say(&format!(
@@ -271,40 +263,17 @@ mod tests {
 
     #[test]
     fn a_point_on_the_cpu_is_right_and_its_bytes_are_those_of_its_tokens() {
-        let point = Point {
-            workload: "trees",
-            trees: 2,
-            context: 100,
-            branches: 3,
-            branch_tokens: 10,
-        };
-        let words = [
-            "deft-bench",
-            "scaling",
-            "--device",
-            "cpu",
-            "--iterations",
-            "1",
-            "--warmup",
-            "0",
-        ];
+        let point =
+            Point { workload: "trees", trees: 2, context: 100, branches: 3, branch_tokens: 10 };
+        let words =
+            ["deft-bench", "scaling", "--device", "cpu", "--iterations", "1", "--warmup", "0"];
         let crate::Command::Scaling(args) = crate::parse(&words).command else {
             panic!("another command");
         };
         let mut document = Document::new("scaling", &Device::Cpu, None);
-        let repeats = Repeats {
-            warmup: 0,
-            measured: 1,
-        };
+        let repeats = Repeats { warmup: 0, measured: 1 };
         let progress = Progress::new(2);
-        let wrong = run_point(
-            &args,
-            &point,
-            &Device::Cpu,
-            repeats,
-            &progress,
-            &mut document,
-        );
+        let wrong = run_point(&args, &point, &Device::Cpu, repeats, &progress, &mut document);
         assert_eq!(wrong.unwrap(), 0);
         let [per_query, flatten] = &document.rows[..] else {
             panic!("{} rows", document.rows.len());

@@ -81,20 +81,15 @@ impl<'g, T: KvElement> Session<'g, T> {
     /// Enqueues attention over the plan that was loaded, or the part of it before the merge.
     fn enqueue(&self, part: Part, stream: &Stream) -> Result<(), CudaError> {
         let plan = self.plan.as_ref().expect("a plan is loaded first");
-        let buffers = AttendBuffers {
-            q: self.q.pointer(),
-            out: self.out.pointer(),
-            lse: self.lse.pointer(),
-        };
+        let buffers =
+            AttendBuffers { q: self.q.pointer(), out: self.out.pointer(), lse: self.lse.pointer() };
         let params = &self.params;
         // SAFETY: the buffers hold as many queries as the session was made for, which is what plans of
         // this problem have at most; everything runs on one stream.
         unsafe {
             match part {
                 Part::Whole => self.cache.attend(0, plan, &buffers, params, stream.raw()),
-                Part::Partial => self
-                    .cache
-                    .attend_partial(0, plan, &buffers, params, stream.raw()),
+                Part::Partial => self.cache.attend_partial(0, plan, &buffers, params, stream.raw()),
             }
         }
     }

@@ -17,11 +17,7 @@ impl Spread {
             let (below, above) = (place.floor() as usize, place.ceil() as usize);
             samples[below] + (samples[above] - samples[below]) * (place - below as f64)
         };
-        Self {
-            median: at(0.5),
-            p20: at(0.2),
-            p80: at(0.8),
-        }
+        Self { median: at(0.5), p20: at(0.2), p80: at(0.8) }
     }
 }
 

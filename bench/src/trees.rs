@@ -68,9 +68,7 @@ pub(crate) struct Args {
 /// Parses `NAME=VALUE`, where NAME is a field of the cost model.
 pub(crate) fn cost_constant(text: &str) -> std::result::Result<(String, f64), String> {
     let (name, value) = text.split_once('=').ok_or("not of the form NAME=VALUE")?;
-    let value: f64 = value
-        .parse()
-        .map_err(|_| format!("`{value}` is no number"))?;
+    let value: f64 = value.parse().map_err(|_| format!("`{value}` is no number"))?;
     set_cost(&mut { CostModel::H100 }, name, value)?;
     Ok((name.to_owned(), value))
 }
@@ -100,18 +98,12 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     let mut workloads = StepWorkload::parse(&text)?;
     if let Some(name) = &args.filter {
         workloads.retain(|workload| workload.name.contains(name));
-        ensure!(
-            !workloads.is_empty(),
-            "no workload's name contains `{name}`"
-        );
+        ensure!(!workloads.is_empty(), "no workload's name contains `{name}`");
     }
     let peers = Peers::embedded()?;
     let device = args.device.open()?;
     say(&device.describe());
-    let repeats = Repeats {
-        warmup: args.warmup,
-        measured: args.iterations.max(1),
-    };
+    let repeats = Repeats { warmup: args.warmup, measured: args.iterations.max(1) };
     let mut report = Document::new("trees", &device, device.time_nothing(repeats)?);
     say(HEADER);
     let mut wrong = 0;
@@ -150,10 +142,8 @@ fn run_workload<T: KvElement>(
     let mut wrong = 0;
     for config in args.configs(&runner) {
         let name = GroupingArg::name_of(config.grouping);
-        let what = format!(
-            "{} {name}, {} shares, {} rows",
-            workload.name, config.shares, config.max_rows
-        );
+        let what =
+            format!("{} {name}, {} shares, {} rows", workload.name, config.shares, config.max_rows);
         let mut planner = Planner::new(config)?;
         let begin = Instant::now();
         let plan = planner.plan(view)?;
@@ -194,12 +184,8 @@ impl Args {
             }
             configs.push(config);
         }
-        let configs = vary(configs, &self.shares, |config, shares| {
-            config.shares = shares
-        });
-        let configs = vary(configs, &self.max_rows, |config, rows| {
-            config.max_rows = rows
-        });
+        let configs = vary(configs, &self.shares, |config, shares| config.shares = shares);
+        let configs = vary(configs, &self.max_rows, |config, rows| config.max_rows = rows);
         vary(configs, &self.chunk_pages, |config, pages| {
             config.chunk_pages = pages;
         })

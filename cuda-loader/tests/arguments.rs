@@ -27,9 +27,7 @@ fn arguments_reach_the_driver_unchanged() {
     let _fake = fake::Fake::load(Path::new(env!("CARGO_TARGET_TMPDIR")));
     cuda_loader::ensure_linked();
     assert!(cuda_loader::has_driver());
-    let digest = (1..=10)
-        .reduce(|digest, argument| digest * 3 + argument)
-        .unwrap();
+    let digest = (1..=10).reduce(|digest, argument| digest * 3 + argument).unwrap();
     for _ in 0..2 {
         let mut version = 0;
         // SAFETY: the signatures are the fake driver's, which lacks the last.

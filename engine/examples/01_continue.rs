@@ -26,25 +26,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let template = ChatTemplate::new(source.ok_or("the model has no chat template")?)?;
     let mut model = CpuModel::load(gguf.weights(), CpuOptions::default(), |_, _| {})?;
 
-    let message = Message {
-        role: Role::User,
-        content: &question,
-    };
+    let message = Message { role: Role::User, content: &question };
     let prompt = template.encode(&tokenizer, &[message])?;
     let mut logits = Vec::new();
     let started = Instant::now();
     let root = model.insert_prompt(&prompt, &mut logits)?;
-    println!(
-        "prefill: {} tokens in {:.2?}",
-        prompt.len(),
-        started.elapsed()
-    );
+    println!("prefill: {} tokens in {:.2?}", prompt.len(), started.elapsed());
 
     let before = model.traffic();
     let leaves = model.fork(root, LEAVES)?;
-    let mut texts: Vec<Vec<u32>> = likeliest(&logits, LEAVES)
-        .map(|token| vec![token])
-        .collect();
+    let mut texts: Vec<Vec<u32>> = likeliest(&logits, LEAVES).map(|token| vec![token]).collect();
     let started = Instant::now();
     for _ in 1..TOKENS {
         let last: Vec<u32> = texts.iter().map(|text| text[text.len() - 1]).collect();
@@ -58,10 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let steps = (TOKENS - 1) as f64;
     for text in &texts {
         let end = text.iter().position(|&token| tokenizer.is_end(token));
-        println!(
-            "- {:?}",
-            tokenizer.decode(&text[..end.unwrap_or(text.len())])
-        );
+        println!("- {:?}", tokenizer.decode(&text[..end.unwrap_or(text.len())]));
     }
     let after = model.traffic();
     println!(

@@ -25,10 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let context: usize = context.parse()?;
     let gguf = Gguf::open(Path::new(&path))?;
     let mut model = CpuModel::load(gguf.weights(), CpuOptions::default(), |_, _| {})?;
-    println!(
-        "memory_mib loaded {:.0}",
-        memory_mib("VmRSS:").unwrap_or(f64::NAN)
-    );
+    println!("memory_mib loaded {:.0}", memory_mib("VmRSS:").unwrap_or(f64::NAN));
 
     let mut logits = Vec::new();
     let mut prompt = Least::default();
@@ -42,10 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for leaves in [8, 32, 64] {
         decode(&mut model, context, leaves)?;
     }
-    println!(
-        "memory_mib most {:.0}",
-        memory_mib("VmHWM:").unwrap_or(f64::NAN)
-    );
+    println!("memory_mib most {:.0}", memory_mib("VmHWM:").unwrap_or(f64::NAN));
     Ok(())
 }
 

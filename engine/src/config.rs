@@ -179,12 +179,7 @@ impl LlamaConfig {
     fn validate_scaling(&self) -> Result<(), ConfigError> {
         match &self.rope_scaling {
             RopeScaling::None => Ok(()),
-            &RopeScaling::Llama3 {
-                factor,
-                low,
-                high,
-                original_context,
-            } => {
+            &RopeScaling::Llama3 { factor, low, high, original_context } => {
                 if !(factor.is_finite() && factor >= 1.0) {
                     return Err(error("rope_scaling.factor", factor, "1 or more"));
                 }
@@ -223,11 +218,7 @@ impl LlamaConfig {
         let turns = variant.turns.len();
         if turns > 0 && turns < self.layers as usize {
             let value = format!("of {turns} layers");
-            return Err(error(
-                "turns",
-                value,
-                format!("of none, or of {} at least", self.layers),
-            ));
+            return Err(error("turns", value, format!("of none, or of {} at least", self.layers)));
         }
         Ok(())
     }
@@ -255,12 +246,7 @@ impl LlamaConfig {
             match &self.rope_scaling {
                 RopeScaling::None => plain,
                 RopeScaling::Divisors(divisors) => plain / f64::from(divisors[i as usize]),
-                &RopeScaling::Llama3 {
-                    factor,
-                    low,
-                    high,
-                    original_context,
-                } => {
+                &RopeScaling::Llama3 { factor, low, high, original_context } => {
                     let turns = f64::from(original_context) * plain / std::f64::consts::TAU;
                     let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                     plain * (kept + (1.0 - kept) / factor)
@@ -310,11 +296,7 @@ impl LlamaConfig {
             (self.variant.qk_norm, 2 * head),
             (self.variant.post_norms, 2 * hidden),
         ];
-        let more: u64 = more
-            .iter()
-            .filter(|(is, _)| *is)
-            .map(|(_, count)| count)
-            .sum();
+        let more: u64 = more.iter().filter(|(is, _)| *is).map(|(_, count)| count).sum();
         let ends = if self.tied_embeddings { 1 } else { 2 } * vocabulary * hidden + hidden;
         u64::from(self.layers) * (layer + more) + ends
     }
@@ -325,11 +307,7 @@ fn error(
     value: impl std::fmt::Display,
     expected: impl Into<String>,
 ) -> ConfigError {
-    ConfigError {
-        field,
-        value: value.to_string(),
-        expected: expected.into(),
-    }
+    ConfigError { field, value: value.to_string(), expected: expected.into() }
 }
 
 fn within(field: &'static str, value: u32, max: u32) -> Result<(), ConfigError> {
@@ -342,11 +320,7 @@ fn within(field: &'static str, value: u32, max: u32) -> Result<(), ConfigError> 
 fn width(field: &'static str, value: u32) -> Result<(), ConfigError> {
     within(field, value, MAX_WIDTH)?;
     if !value.is_multiple_of(WIDTH_MULTIPLE) {
-        return Err(error(
-            field,
-            value,
-            format!("a multiple of {WIDTH_MULTIPLE}"),
-        ));
+        return Err(error(field, value, format!("a multiple of {WIDTH_MULTIPLE}")));
     }
     Ok(())
 }

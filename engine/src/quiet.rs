@@ -36,10 +36,7 @@ mod tests {
     #[test]
     fn a_panic_becomes_what_it_says() {
         assert_eq!(quietly(|| 7), Ok(7));
-        assert_eq!(
-            quietly(|| -> u8 { panic!("too {}", 1) }),
-            Err("too 1".to_owned())
-        );
+        assert_eq!(quietly(|| -> u8 { panic!("too {}", 1) }), Err("too 1".to_owned()));
         assert!(!QUIET.get());
     }
 }

@@ -16,11 +16,8 @@ pub(crate) fn plan_bytes(
     element_bytes: u32,
     lengths: &[u32],
 ) -> u64 {
-    let heads = HeadShape {
-        q_heads: config.q_heads,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-    };
+    let heads =
+        HeadShape { q_heads: config.q_heads, kv_heads: config.kv_heads, head_dim: config.head_dim };
     let io = plan.issued_io(heads, element_bytes, lengths, false);
     u64::from(config.layers) * io.kv
 }

@@ -6,12 +6,8 @@ use common::{Reference, assert_rows, tiny, tokens};
 use deft::{Grouping, NodeKey};
 use deft_engine::{CpuModel, CpuOptions, DraftToken, Traffic, TreeModel, Weights};
 
-const GROUPINGS: [Grouping; 4] = [
-    Grouping::Flatten,
-    Grouping::Node,
-    Grouping::NodeChunk,
-    Grouping::PerQuery,
-];
+const GROUPINGS: [Grouping; 4] =
+    [Grouping::Flatten, Grouping::Node, Grouping::NodeChunk, Grouping::PerQuery];
 
 /// Bytes of a page of the tiny model: K and V of 64 tokens, 2 layers, 2 KV heads of 64 in f32.
 const PAGE: u64 = 2 * 64 * 2 * 2 * 64 * 4;
@@ -39,11 +35,7 @@ fn last(reference: &Reference, path: &[u32]) -> Vec<f64> {
 /// What may not change when a call is refused.
 fn state(model: &CpuModel) -> (usize, u32, Vec<u32>, Traffic) {
     let forest = model.forest();
-    let lengths = forest
-        .lengths()
-        .iter()
-        .copied()
-        .filter(|&length| length > 0);
+    let lengths = forest.lengths().iter().copied().filter(|&length| length > 0);
     let mut lengths: Vec<u32> = lengths.collect();
     lengths.sort_unstable();
     let (nodes, free) = (forest.node_count(), forest.pool().free());
@@ -130,9 +122,7 @@ fn timing_attention_changes_no_logits() {
         assert!(time > std::time::Duration::ZERO);
     }
     // Of other leaves than the last pass's, too.
-    model
-        .time_attention(&leaves[1..2], Grouping::Flatten)
-        .unwrap();
+    model.time_attention(&leaves[1..2], Grouping::Flatten).unwrap();
     assert_eq!(state(&model), before);
     model.step(&leaves, &[4, 5, 6], &mut logits).unwrap();
     let path = |tail: [u32; 2]| last(&reference, &[&prompt[..], &tail].concat());
@@ -141,16 +131,7 @@ fn timing_attention_changes_no_logits() {
 
 /// A draft tree of eight tokens below `trunk`, and the path of each from the trunk on.
 fn draft() -> (Vec<DraftToken>, Vec<Vec<u32>>) {
-    let parents = [
-        None,
-        Some(0),
-        Some(1),
-        Some(0),
-        None,
-        Some(4),
-        Some(2),
-        Some(6),
-    ];
+    let parents = [None, Some(0), Some(1), Some(0), None, Some(4), Some(2), Some(6)];
     let tokens = tokens(77, parents.len());
     let mut paths: Vec<Vec<u32>> = Vec::new();
     for (&token, &parent) in tokens.iter().zip(&parents) {
@@ -174,15 +155,10 @@ fn a_draft_is_verified_and_its_path_joins_the_trunk() {
         let (draft, below) = draft();
         let keys = model.verify(trunk, &draft, &mut logits).unwrap();
         let whole = |below: &[u32]| [&path[..], below].concat();
-        let expected: Vec<_> = below
-            .iter()
-            .map(|below| last(&reference, &whole(below)))
-            .collect();
+        let expected: Vec<_> = below.iter().map(|below| last(&reference, &whole(below))).collect();
         assert_rows(&logits, &expected);
 
-        model
-            .accept(trunk, &[keys[0], keys[1], keys[2], keys[6]])
-            .unwrap();
+        model.accept(trunk, &[keys[0], keys[1], keys[2], keys[6]]).unwrap();
         path.extend(&below[6]);
         path.push(9);
         model.step(&[trunk], &[9], &mut logits).unwrap();
@@ -208,20 +184,13 @@ fn what_is_refused_changes_nothing() {
     let leaves = model.fork(root, 2).unwrap();
     let before = state(&model);
 
-    let refused = model
-        .insert_prompt(&tokens(1, 193), &mut logits)
-        .unwrap_err();
+    let refused = model.insert_prompt(&tokens(1, 193), &mut logits).unwrap_err();
     assert!(refused.to_string().contains("page"), "{refused}");
-    let refused = model
-        .insert_prompt(&tokens(1, 301), &mut logits)
-        .unwrap_err();
+    let refused = model.insert_prompt(&tokens(1, 301), &mut logits).unwrap_err();
     let message = "a path of 301 tokens is longer than the context of 300";
     assert_eq!(refused.to_string(), message);
     let refused = model.insert_prompt(&[], &mut logits).unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "tokens is empty: at least one token is needed"
-    );
+    assert_eq!(refused.to_string(), "tokens is empty: at least one token is needed");
     let refused = model.step(&leaves, &[1, 97], &mut logits).unwrap_err();
     let message = "token 97 is not below the vocabulary's size, 97";
     assert_eq!(refused.to_string(), message);
@@ -230,17 +199,12 @@ fn what_is_refused_changes_nothing() {
     assert!(model.step(&[], &[], &mut logits).is_err());
     let twice = [leaves[0], leaves[0]];
     assert!(model.step(&twice, &[1, 2], &mut logits).is_err());
-    assert!(
-        model.step(&[root], &[1], &mut logits).is_err(),
-        "it was forked"
-    );
+    assert!(model.step(&[root], &[1], &mut logits).is_err(), "it was forked");
     let token = |parent, token| DraftToken { parent, token };
     for draft in [&[][..], &[token(Some(0), 1)], &[token(None, 97)]] {
         assert!(model.verify(leaves[0], draft, &mut logits).is_err());
     }
-    let chain: Vec<_> = (0..174_u32)
-        .map(|at| token(at.checked_sub(1), at % 97))
-        .collect();
+    let chain: Vec<_> = (0..174_u32).map(|at| token(at.checked_sub(1), at % 97)).collect();
     let refused = model.verify(leaves[0], &chain, &mut logits).unwrap_err();
     let message = "a path of 301 tokens is longer than the context of 300";
     assert_eq!(refused.to_string(), message);
@@ -288,10 +252,7 @@ fn traffic_counts_a_shared_prompt_once_and_once_a_query() {
 fn loading_reports_every_parameter() {
     let weights = Weights::synthetic(tiny(false), 1).unwrap();
     let mut heard = Vec::new();
-    CpuModel::load(&weights, CpuOptions::default(), |done, all| {
-        heard.push((done, all))
-    })
-    .unwrap();
+    CpuModel::load(&weights, CpuOptions::default(), |done, all| heard.push((done, all))).unwrap();
     let all = weights.config().parameters();
     assert_eq!(heard.last(), Some(&(all, all)));
     assert!(heard.windows(2).all(|pair| pair[0].0 < pair[1].0));

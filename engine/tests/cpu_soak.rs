@@ -17,10 +17,7 @@ struct Numbers(u64);
 
 impl Numbers {
     fn below(&mut self, bound: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (self.0 >> 33) as usize % bound
     }
 
@@ -43,10 +40,7 @@ struct Soak {
 impl Soak {
     fn new(seed: u64) -> Self {
         let weights = Weights::synthetic(tiny(false), 11).unwrap();
-        let options = CpuOptions {
-            capacity_bytes: PAGES * PAGE_BYTES,
-            ..CpuOptions::default()
-        };
+        let options = CpuOptions { capacity_bytes: PAGES * PAGE_BYTES, ..CpuOptions::default() };
         Self {
             model: CpuModel::load(&weights, options, |_, _| {}).unwrap(),
             reference: Reference::new(&weights),
@@ -110,10 +104,7 @@ impl Soak {
         let first = self.numbers.below(self.leaves.len());
         let count = 1 + self.numbers.below(self.leaves.len() - first);
         let grown = first..first + count;
-        let keys: Vec<NodeKey> = self.leaves[grown.clone()]
-            .iter()
-            .map(|leaf| leaf.0)
-            .collect();
+        let keys: Vec<NodeKey> = self.leaves[grown.clone()].iter().map(|leaf| leaf.0).collect();
         let next: Vec<u32> = keys.iter().map(|_| self.numbers.token()).collect();
         let outcome = self.model.step(&keys, &next, &mut self.logits);
         if self.settle(outcome).is_some() {
@@ -150,9 +141,7 @@ impl Soak {
         self.model.accept(trunk, &accepted).unwrap();
         assert!(self.model.forest().pool().free() >= before);
         self.accepted += path.len();
-        self.leaves[at]
-            .1
-            .extend(path.iter().map(|&index| draft[index].token));
+        self.leaves[at].1.extend(path.iter().map(|&index| draft[index].token));
     }
 
     /// A long leaf is near the context's end, and many take long to check.
@@ -168,10 +157,7 @@ impl Soak {
         for (leaf, path) in &self.leaves {
             assert_eq!(forest.context_length(*leaf).unwrap(), path.len() as u64);
         }
-        let held: usize = forest
-            .roots()
-            .map(|root| forest.leaves(root).unwrap().len())
-            .sum();
+        let held: usize = forest.roots().map(|root| forest.leaves(root).unwrap().len()).sum();
         assert_eq!(held, self.leaves.len());
     }
 
@@ -182,11 +168,7 @@ impl Soak {
             self.logits.fill(f32::NAN);
             let (leaf, path) = &mut self.leaves[at];
             // With every page in use there may be no room for the token.
-            if self
-                .model
-                .step(&[*leaf], &[token], &mut self.logits)
-                .is_ok()
-            {
+            if self.model.step(&[*leaf], &[token], &mut self.logits).is_ok() {
                 path.push(token);
                 let expected = self.reference.logits(path).pop().unwrap();
                 assert_rows(&self.logits, [&expected]);
@@ -214,12 +196,7 @@ fn random_trees_leak_no_page_and_agree_with_f64() {
                 soak.check_logits();
             }
         }
-        assert!(
-            soak.refused > 5 && soak.accepted > 50,
-            "{} {}",
-            soak.refused,
-            soak.accepted
-        );
+        assert!(soak.refused > 5 && soak.accepted > 50, "{} {}", soak.refused, soak.accepted);
         let roots: Vec<NodeKey> = soak.model.forest().roots().collect();
         assert!(!roots.is_empty());
         for root in roots {

@@ -35,15 +35,9 @@ fn families() -> Vec<(&'static str, Value)> {
     vec![
         (
             "llama",
-            with(
-                base("llama"),
-                json!({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
-            ),
+            with(base("llama"), json!({"rope_scaling": {"rope_type": "linear", "factor": 4.0}})),
         ),
-        (
-            "llama",
-            with(base("mistral"), json!({"sliding_window": 64})),
-        ),
+        ("llama", with(base("mistral"), json!({"sliding_window": 64}))),
         (
             "qwen2",
             with(
@@ -113,18 +107,9 @@ impl Definition {
         let float = |value: &Value| value.as_f64().map(|value| value as f32);
         for (name, value) in [
             ("rope.freq_base", &self.config["rope_theta"]),
-            (
-                "rope.scaling.factor",
-                &self.config["rope_scaling"]["factor"],
-            ),
-            (
-                "attn_logit_softcapping",
-                &self.config["attn_logit_softcapping"],
-            ),
-            (
-                "final_logit_softcapping",
-                &self.config["final_logit_softcapping"],
-            ),
+            ("rope.scaling.factor", &self.config["rope_scaling"]["factor"]),
+            ("attn_logit_softcapping", &self.config["attn_logit_softcapping"]),
+            ("final_logit_softcapping", &self.config["final_logit_softcapping"]),
         ] {
             if let Some(value) = float(value) {
                 file.set_f32(&key(name), value);
@@ -147,11 +132,8 @@ impl Definition {
             }
             let turned = name.contains("q_proj.weight") || name.contains("k_proj.weight");
             if turned && matches!(self.gguf, "llama" | "smollm3") {
-                tensor.values = in_pairs(
-                    &tensor.values,
-                    self.size("head_dim"),
-                    self.size("hidden_size"),
-                );
+                tensor.values =
+                    in_pairs(&tensor.values, self.size("head_dim"), self.size("hidden_size"));
             }
             file.add(&self.gguf_name(name), &tensor);
         }
@@ -172,22 +154,13 @@ impl Definition {
             ("self_attn.q_norm", "attn_q_norm"),
             ("self_attn.k_norm", "attn_k_norm"),
             ("input_layernorm", "attn_norm"),
-            (
-                "post_attention_layernorm",
-                if two {
-                    "post_attention_norm"
-                } else {
-                    "ffn_norm"
-                },
-            ),
+            ("post_attention_layernorm", if two { "post_attention_norm" } else { "ffn_norm" }),
             ("pre_feedforward_layernorm", "ffn_norm"),
             ("post_feedforward_layernorm", "post_ffw_norm"),
             ("mlp.", "ffn_"),
             ("_proj", ""),
         ];
-        names
-            .iter()
-            .fold(name.to_owned(), |name, (from, to)| name.replace(from, to))
+        names.iter().fold(name.to_owned(), |name, (from, to)| name.replace(from, to))
     }
 }
 
@@ -203,9 +176,7 @@ fn in_pairs(values: &[f32], head_dim: usize, columns: usize) -> Vec<f32> {
 }
 
 fn tokens(count: usize) -> Vec<u32> {
-    (0..count as u32)
-        .map(|at| (at * at * 7 + at * 3 + 5) % 53)
-        .collect()
+    (0..count as u32).map(|at| (at * at * 7 + at * 3 + 5) % 53).collect()
 }
 
 fn assert_near(found: &[f32], expected: &[f64], what: &str) {
@@ -213,19 +184,13 @@ fn assert_near(found: &[f32], expected: &[f64], what: &str) {
     let largest = expected.iter().fold(0.0_f64, |max, x| max.max(x.abs()));
     for (at, (&found, expected)) in found.iter().zip(expected).enumerate() {
         let error = (f64::from(found) - expected).abs() / largest;
-        assert!(
-            error < 5e-5,
-            "{what}, token {at}: {found} is not {expected}, {error}"
-        );
+        assert!(error < 5e-5, "{what}, token {at}: {found} is not {expected}, {error}");
     }
 }
 
 /// A prompt, a fork, a step and a draft of the model, each against the definition.
 fn check(weights: &Weights, definition: &Definition, what: &str) {
-    let options = CpuOptions {
-        capacity_bytes: 16 << 20,
-        ..CpuOptions::default()
-    };
+    let options = CpuOptions { capacity_bytes: 16 << 20, ..CpuOptions::default() };
     let mut model = CpuModel::load(weights, options, |_, _| {}).unwrap();
     let mut logits = vec![f32::NAN; 5];
     let path = tokens(61);

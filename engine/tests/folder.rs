@@ -29,30 +29,10 @@ fn folder(name: &str, config: &Value) -> Folder {
 fn the_configuration_says_what_begins_and_ends_a_text() {
     for (config, begin, bos, eos) in [
         (json!({}), None, None, None),
-        (
-            json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}}),
-            None,
-            Some(2),
-            Some(3),
-        ),
-        (
-            json!({"bos_token": "<s>", "add_bos_token": true}),
-            Some(2),
-            Some(2),
-            None,
-        ),
-        (
-            json!({"bos_token": "<s>", "add_bos_token": false}),
-            None,
-            Some(2),
-            None,
-        ),
-        (
-            json!({"bos_token": null, "eos_token": "no token"}),
-            None,
-            None,
-            None,
-        ),
+        (json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}}), None, Some(2), Some(3)),
+        (json!({"bos_token": "<s>", "add_bos_token": true}), Some(2), Some(2), None),
+        (json!({"bos_token": "<s>", "add_bos_token": false}), None, Some(2), None),
+        (json!({"bos_token": null, "eos_token": "no token"}), None, None, None),
     ] {
         let folder = folder("tokens", &config);
         let tokenizer = Tokenizer::open(&folder.0).unwrap();
@@ -76,20 +56,12 @@ fn templates_are_found_where_folders_have_them() {
         let source = chat::template_of(&folder.0).unwrap().unwrap();
         let template = ChatTemplate::new(&source).unwrap();
         let (role, content) = (Role::User, "hi");
-        let tokens = template
-            .encode(&tokenizer, &[Message { role, content }])
-            .unwrap();
+        let tokens = template.encode(&tokenizer, &[Message { role, content }]).unwrap();
         assert_eq!(tokens, [2, 0, 1, 3]);
         folder.write("chat_template.jinja", "of its own");
-        assert_eq!(
-            chat::template_of(&folder.0).unwrap().as_deref(),
-            Some("of its own")
-        );
+        assert_eq!(chat::template_of(&folder.0).unwrap().as_deref(), Some("of its own"));
     }
-    assert_eq!(
-        chat::template_of(&folder("no-template", &json!({})).0).unwrap(),
-        None
-    );
+    assert_eq!(chat::template_of(&folder("no-template", &json!({})).0).unwrap(), None);
 }
 
 #[test]

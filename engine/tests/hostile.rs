@@ -53,13 +53,7 @@ fn changed(change: impl FnOnce(&mut GgufFile)) -> Vec<u8> {
 
 /// 500 bytes or so that ask for gigabytes.
 fn array_of(kind: u32, length: u64) -> Vec<u8> {
-    changed(|file| {
-        file.set(
-            "a",
-            9,
-            &[&kind.to_le_bytes()[..], &length.to_le_bytes()].concat(),
-        )
-    })
+    changed(|file| file.set("a", 9, &[&kind.to_le_bytes()[..], &length.to_le_bytes()].concat()))
 }
 
 fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
@@ -80,48 +74,16 @@ fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         bytes
     };
     vec![
-        (
-            "empty",
-            Vec::new(),
-            "the magic number at byte 0 takes 4 bytes, 0 are left",
-        ),
-        (
-            "zip",
-            b"PK\x03\x04more".to_vec(),
-            "it starts with [80, 75, 3, 4] rather than \"GGUF\"",
-        ),
-        (
-            "old",
-            [b"GGUF".as_slice(), &1_u32.to_le_bytes()].concat(),
-            "its version is 1",
-        ),
-        (
-            "tensors-without-end",
-            counts(u64::MAX, 9),
-            "a tensor's number of dimensions",
-        ),
+        ("empty", Vec::new(), "the magic number at byte 0 takes 4 bytes, 0 are left"),
+        ("zip", b"PK\x03\x04more".to_vec(), "it starts with [80, 75, 3, 4] rather than \"GGUF\""),
+        ("old", [b"GGUF".as_slice(), &1_u32.to_le_bytes()].concat(), "its version is 1"),
+        ("tensors-without-end", counts(u64::MAX, 9), "a tensor's number of dimensions"),
         ("entries-without-end", counts(11, u64::MAX), "are left"),
-        (
-            "gigabytes-of-bytes",
-            array_of(0, 8 << 30),
-            "an array at byte",
-        ),
-        (
-            "gigabytes-of-texts",
-            array_of(8, 1 << 30),
-            "an array at byte",
-        ),
-        (
-            "gigabytes-of-doubles",
-            array_of(12, u64::MAX),
-            "an array at byte",
-        ),
+        ("gigabytes-of-bytes", array_of(0, 8 << 30), "an array at byte"),
+        ("gigabytes-of-texts", array_of(8, 1 << 30), "an array at byte"),
+        ("gigabytes-of-doubles", array_of(12, u64::MAX), "an array at byte"),
         ("array-of-arrays", array_of(9, 1), "a metadata type at byte"),
-        (
-            "unknown-kind",
-            changed(|file| file.set("a", 77, &[])),
-            "a metadata type at byte",
-        ),
+        ("unknown-kind", changed(|file| file.set("a", 77, &[])), "a metadata type at byte"),
         (
             "long-text",
             changed(|file| file.set("a", 8, &u64::MAX.to_le_bytes())),
@@ -131,10 +93,7 @@ fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "long-name",
             {
                 let mut file = good().bytes();
-                let at = file
-                    .windows(10)
-                    .position(|bytes| bytes == b"token_embd")
-                    .unwrap();
+                let at = file.windows(10).position(|bytes| bytes == b"token_embd").unwrap();
                 file[at - 8..at].copy_from_slice(&(1_u64 << 40).to_le_bytes());
                 file
             },
@@ -165,87 +124,35 @@ fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             }),
             "tensor \"blk.0.attn_norm.weight\" occurs twice",
         ),
-        (
-            "five-dims",
-            tensor(0, &[8, 5, 1, 1, 1], 0),
-            "a tensor's number of dimensions",
-        ),
-        (
-            "no-dims",
-            tensor(0, &[], 0),
-            "a tensor's number of dimensions",
-        ),
-        (
-            "huge-tensor",
-            tensor(0, &[8, 1 << 40], 0),
-            "vocabulary is 4294967295",
-        ),
+        ("five-dims", tensor(0, &[8, 5, 1, 1, 1], 0), "a tensor's number of dimensions"),
+        ("no-dims", tensor(0, &[], 0), "a tensor's number of dimensions"),
+        ("huge-tensor", tensor(0, &[8, 1 << 40], 0), "vocabulary is 4294967295"),
         (
             "overflowing-tensor",
             tensor(2, &[u64::MAX, u64::MAX], 0),
             "tensor \"blk.0.attn_q.weight\" is [18446744073709551615",
         ),
-        (
-            "large-vocabulary",
-            tensor(0, &[8, 1 << 23], 0),
-            "do not end within the file's",
-        ),
+        ("large-vocabulary", tensor(0, &[8, 1 << 23], 0), "do not end within the file's"),
         (
             "unknown-type",
             tensor(2, &[8, 128], 10),
             "tensor \"blk.0.attn_q.weight\" of the \"llama\" model is of type Q2_K",
         ),
-        (
-            "type-of-the-future",
-            tensor(2, &[8, 128], 900),
-            "is of type number 900",
-        ),
-        (
-            "broken-blocks",
-            tensor(2, &[8, 128], 8),
-            "tensor \"blk.0.attn_q.weight\" is [8, 128]",
-        ),
-        (
-            "alignment",
-            number("general.alignment", 24),
-            "it must be a power of two",
-        ),
-        (
-            "huge-alignment",
-            number("general.alignment", 1 << 31),
-            "do not end within the file's",
-        ),
+        ("type-of-the-future", tensor(2, &[8, 128], 900), "is of type number 900"),
+        ("broken-blocks", tensor(2, &[8, 128], 8), "tensor \"blk.0.attn_q.weight\" is [8, 128]"),
+        ("alignment", number("general.alignment", 24), "it must be a power of two"),
+        ("huge-alignment", number("general.alignment", 1 << 31), "do not end within the file's"),
         ("no-layers", number("llama.block_count", 0), "layers is 0"),
-        (
-            "many-layers",
-            number("llama.block_count", u32::MAX),
-            "layers is 4294967295",
-        ),
+        ("many-layers", number("llama.block_count", u32::MAX), "layers is 4294967295"),
         (
             "layers-that-are-not",
             number("llama.block_count", 4096),
             "tensor \"blk.1.attn_norm.weight\" is missing",
         ),
-        (
-            "wide-heads",
-            number("llama.attention.key_length", u32::MAX),
-            "head_dim is 4294967295",
-        ),
-        (
-            "many-heads",
-            number("llama.attention.head_count", u32::MAX),
-            "q_heads is 4294967295",
-        ),
-        (
-            "no-heads",
-            number("llama.attention.head_count", 0),
-            "q_heads is 0",
-        ),
-        (
-            "wide",
-            number("llama.embedding_length", u32::MAX),
-            "hidden is 4294967295",
-        ),
+        ("wide-heads", number("llama.attention.key_length", u32::MAX), "head_dim is 4294967295"),
+        ("many-heads", number("llama.attention.head_count", u32::MAX), "q_heads is 4294967295"),
+        ("no-heads", number("llama.attention.head_count", 0), "q_heads is 0"),
+        ("wide", number("llama.embedding_length", u32::MAX), "hidden is 4294967295"),
         (
             "experts",
             number("llama.expert_count", 8),
@@ -256,11 +163,7 @@ fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             number("llama.attention.sinks", 4),
             "metadata \"llama.attention.sinks\" is 4, and is not known",
         ),
-        (
-            "no-window",
-            number("llama.attention.key_length_swa", 64),
-            "and is not known",
-        ),
+        ("no-window", number("llama.attention.key_length_swa", 64), "and is not known"),
         (
             "nan-epsilon",
             changed(|file| file.set_f32("llama.attention.layer_norm_rms_epsilon", f32::NAN)),
@@ -296,11 +199,7 @@ fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             text_of("general.architecture", "qwen2"),
             "metadata \"qwen2.embedding_length\" is missing",
         ),
-        (
-            "parts-without-end",
-            number("split.count", u32::MAX),
-            "the limit is 1024",
-        ),
+        ("parts-without-end", number("split.count", u32::MAX), "the limit is 1024"),
         (
             "part-of-another-name",
             number("split.count", 3),
@@ -342,15 +241,10 @@ fn a_model_in_several_gguf_files_is_read_from_any_of_them() {
     }
     for number in 1..=3 {
         let gguf = Gguf::open(&path(number)).unwrap();
-        assert_eq!(
-            gguf.metadata().text("general.architecture").unwrap(),
-            Some("llama")
-        );
+        assert_eq!(gguf.metadata().text("general.architecture").unwrap(), Some("llama"));
         let mut out = [0.0; 8];
         let weights = gguf.weights();
-        weights
-            .read_f32(deft_engine::Tensor::FinalNorm, 0..1, &mut out)
-            .unwrap();
+        weights.read_f32(deft_engine::Tensor::FinalNorm, 0..1, &mut out).unwrap();
         assert_eq!(out, [0.5; 8]);
     }
     std::fs::remove_file(path(2)).unwrap();

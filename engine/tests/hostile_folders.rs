@@ -44,10 +44,7 @@ fn refused(files: &[(&str, Vec<u8>)]) -> String {
     }
     match safetensors::open(&folder.0) {
         Err(error) => error.to_string(),
-        Ok(_) => panic!(
-            "{:?} were taken",
-            files.iter().map(|file| file.0).collect::<Vec<_>>()
-        ),
+        Ok(_) => panic!("{:?} were taken", files.iter().map(|file| file.0).collect::<Vec<_>>()),
     }
 }
 
@@ -61,22 +58,11 @@ fn safetensors_that_lie_are_refused_by_name() {
         headed(header.len() as u64, &header)
     };
     let mut more = tensors();
-    more.insert(
-        "model.layers.0.self_attn.q_proj.bias".to_owned(),
-        written(&[128]),
-    );
+    more.insert("model.layers.0.self_attn.q_proj.bias".to_owned(), written(&[128]));
     for (name, bytes, expected) in [
         ("empty", Vec::new(), "model.safetensors"),
-        (
-            "no-header",
-            headed(u64::MAX, "{}"),
-            "its header is of 18446744073709551615 bytes",
-        ),
-        (
-            "long-header",
-            headed(1 << 33, "{}"),
-            "its header is of 8589934592 bytes",
-        ),
+        ("no-header", headed(u64::MAX, "{}"), "its header is of 18446744073709551615 bytes"),
+        ("long-header", headed(1 << 33, "{}"), "its header is of 8589934592 bytes"),
         ("no-json", headed(2, "{["), "model.safetensors"),
         (
             "gigabytes",
@@ -118,9 +104,7 @@ fn every_field_of_a_config_counts_or_is_refused_by_name() {
         let mut config = config();
         config[field] = value;
         folder.write("config.json", config.to_string());
-        safetensors::open(&folder.0)
-            .map(|_| ())
-            .map_err(|error| error.to_string())
+        safetensors::open(&folder.0).map(|_| ()).map_err(|error| error.to_string())
     };
     for (field, value) in [
         ("attention_bias", json!(true)),
@@ -145,10 +129,7 @@ fn every_field_of_a_config_counts_or_is_refused_by_name() {
     }
     for kind in ["longrope", "dynamic", "su", ""] {
         let error = open("rope_scaling", json!({"rope_type": kind, "factor": 2.0})).unwrap_err();
-        assert!(
-            error.contains(&format!("rope_scaling is of type {kind:?}")),
-            "{error}"
-        );
+        assert!(error.contains(&format!("rope_scaling is of type {kind:?}")), "{error}");
     }
     for (field, value) in [
         ("architectures", json!(["LlamaForCausalLM"])),
@@ -175,19 +156,10 @@ fn index() -> Vec<u8> {
     let names = tensors().into_keys().enumerate();
     let map: serde_json::Map<_, _> = names
         .map(|(at, name)| {
-            (
-                name,
-                json!(if at % 2 == 0 {
-                    "a.safetensors"
-                } else {
-                    "b.safetensors"
-                }),
-            )
+            (name, json!(if at % 2 == 0 { "a.safetensors" } else { "b.safetensors" }))
         })
         .collect();
-    json!({"metadata": {"total_size": 1}, "weight_map": map})
-        .to_string()
-        .into_bytes()
+    json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string().into_bytes()
 }
 
 #[test]
@@ -205,27 +177,19 @@ fn the_index_decides_which_files_are_the_model() {
     folder.write("model.safetensors", b"junk");
     let weights = safetensors::open(&folder.0).unwrap();
     let mut out = [0.0; 8];
-    weights
-        .read_f32(deft_engine::Tensor::FinalNorm, 0..1, &mut out)
-        .unwrap();
+    weights.read_f32(deft_engine::Tensor::FinalNorm, 0..1, &mut out).unwrap();
     assert_eq!(out, [0.5; 8]);
 
     std::fs::remove_file(folder.0.join("b.safetensors")).unwrap();
     let error = safetensors::open(&folder.0).unwrap_err().to_string();
-    assert!(
-        error.contains("\"b.safetensors\", which has 5 of the tensors, is missing"),
-        "{error}"
-    );
+    assert!(error.contains("\"b.safetensors\", which has 5 of the tensors, is missing"), "{error}");
     for (map, expected) in [
         (json!({}), "weight_map, from tensors to files, is missing"),
         (
             json!({"weight_map": {"x": "../a.safetensors"}}),
             "the file of tensor \"x\" is \"../a.safetensors\"",
         ),
-        (
-            json!({"weight_map": {"x": 1}}),
-            "the file of tensor \"x\" is 1",
-        ),
+        (json!({"weight_map": {"x": 1}}), "the file of tensor \"x\" is 1"),
     ] {
         folder.write("model.safetensors.index.json", map.to_string());
         let error = safetensors::open(&folder.0).unwrap_err().to_string();
@@ -239,10 +203,7 @@ fn without_an_index_strays_and_adapters_are_left_out() {
     let folder = Folder::new("strays");
     folder.write("config.json", config().to_string());
     let error = safetensors::open(&folder.0).unwrap_err().to_string();
-    assert!(
-        error.contains("there is no model.safetensors.index.json"),
-        "{error}"
-    );
+    assert!(error.contains("there is no model.safetensors.index.json"), "{error}");
     folder.write("a.safetensors", &a);
     folder.write("b.safetensors", &b);
     folder.write("._a.safetensors", b"junk");

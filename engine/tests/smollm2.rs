@@ -41,19 +41,10 @@ fn ids(of: &Value) -> Vec<u32> {
 /// Largest difference of the logits given from those of `row`, relative to the largest of them.
 fn error(row: &[f32], top: &Value) -> f64 {
     let pairs = top.as_array().unwrap().iter();
-    let pairs = pairs.map(|pair| {
-        (
-            pair[0].as_u64().unwrap() as usize,
-            pair[1].as_f64().unwrap(),
-        )
-    });
+    let pairs = pairs.map(|pair| (pair[0].as_u64().unwrap() as usize, pair[1].as_f64().unwrap()));
     let pairs: Vec<_> = pairs.collect();
-    let largest = pairs
-        .iter()
-        .fold(0.0_f64, |max, pair| max.max(pair.1.abs()));
-    let errors = pairs
-        .iter()
-        .map(|&(id, expected)| (f64::from(row[id]) - expected).abs());
+    let largest = pairs.iter().fold(0.0_f64, |max, pair| max.max(pair.1.abs()));
+    let errors = pairs.iter().map(|&(id, expected)| (f64::from(row[id]) - expected).abs());
     errors.fold(0.0, f64::max) / largest
 }
 
@@ -100,14 +91,9 @@ fn texts_are_the_same_tokens() {
     let Some(path) = model_file() else { return };
     let gguf = Gguf::open(&path).unwrap();
     let tokenizer = tokenizer(&gguf);
-    assert_eq!(
-        tokenizer.vocabulary(),
-        gguf.weights().config().vocabulary as usize
-    );
+    assert_eq!(tokenizer.vocabulary(), gguf.weights().config().vocabulary as usize);
     let runs = expected("runs");
-    let prompts = runs
-        .iter()
-        .map(|run| (run["prompt"].clone(), ids(&run["ids"])));
+    let prompts = runs.iter().map(|run| (run["prompt"].clone(), ids(&run["ids"])));
     let texts = expected("texts");
     let texts = texts.iter().map(|text| (text[0].clone(), ids(&text[1])));
     for (text, expected) in prompts.chain(texts) {

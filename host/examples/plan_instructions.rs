@@ -43,9 +43,7 @@ fn main() {
     let leaves = forest.fork(root, 256).expect("room");
     forest.extend(&leaves, 192).expect("room");
     let (mut view, mut buffers) = (TreeView::default(), ViewScratch::default());
-    forest
-        .view_into(&leaves, &mut buffers, &mut view)
-        .expect("leaves");
+    forest.view_into(&leaves, &mut buffers, &mut view).expect("leaves");
     let config = PlanConfig::new(Grouping::Flatten, 4, 128, 16);
     let mut planner = Planner::new(config).expect("in range");
     let mut plan = planner.plan(&view).expect("a view");

@@ -22,10 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (name, question) in [("first", 2000..2040), ("second", 3000..3025)] {
         let prompt: Vec<u32> = system.iter().copied().chain(question).collect();
         let (leaf, computed) = ask(&mut cache, &prompt)?;
-        println!(
-            "{name} question: {} tokens, {computed} computed",
-            prompt.len()
-        );
+        println!("{name} question: {} tokens, {computed} computed", prompt.len());
         cache.prune(leaf)?; // once it is answered
     }
     let stats = cache.prefix_stats();
@@ -40,10 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::remove_file(&path)?;
     let prompt: Vec<u32> = system.iter().copied().chain(4000..4030).collect();
     let (_, computed) = ask(&mut tomorrow, &prompt)?;
-    println!(
-        "third question, after loading: {} tokens, {computed} computed",
-        prompt.len()
-    );
+    println!("third question, after loading: {} tokens, {computed} computed", prompt.len());
 
     let times = find_among(1000)?;
     println!(
@@ -87,9 +81,7 @@ fn find_among(others: u32) -> Result<Vec<Duration>, CacheError> {
     for i in 0..others {
         // Half of them go on from its first 2,048 tokens.
         let shared = if i % 2 == 0 { 2048 } else { 0 };
-        let other: Vec<u32> = (0..shared)
-            .chain(10_000 + 100 * i..10_080 + 100 * i)
-            .collect();
+        let other: Vec<u32> = (0..shared).chain(10_000 + 100 * i..10_080 + 100 * i).collect();
         ask(&mut cache, &other)?;
     }
     let mut times = Vec::new();

@@ -16,13 +16,8 @@ use deft::tree::{NodeKey, TokenForest};
 use deft::{DType, Grouping, bf16};
 
 const GROUP: u32 = 4;
-const SHAPE: CacheShape = CacheShape {
-    layers: 1,
-    kv_heads: 2,
-    head_dim: 128,
-    dtype: DType::Bf16,
-    pages: 64,
-};
+const SHAPE: CacheShape =
+    CacheShape { layers: 1, kv_heads: 2, head_dim: 128, dtype: DType::Bf16, pages: 64 };
 
 /// A prompt and its continuations.
 struct Tree {
@@ -42,11 +37,7 @@ fn tree() -> Result<Tree, Box<dyn Error>> {
     for &leaf in &leaves {
         forest.append_targets(leaf, 0..20, &mut targets)?;
     }
-    Ok(Tree {
-        forest,
-        leaves,
-        targets,
-    })
+    Ok(Tree { forest, leaves, targets })
 }
 
 /// Numbers that repeat after a while.
@@ -140,18 +131,10 @@ fn on_cpu(tree: &Tree, [k, v, q]: [&[bf16]; 3]) -> Result<Vec<bf16>, Box<dyn Err
     let mut backend = cpu::new(SHAPE)?;
     let config = backend.plan_config(Grouping::Flatten, GROUP);
     let plan = Planner::new(config)?.plan(&tree.forest.view(&tree.leaves)?)?;
-    let counters = Counters {
-        lengths: tree.forest.lengths(),
-        tail_pages: tree.forest.tail_pages(),
-    };
+    let counters =
+        Counters { lengths: tree.forest.lengths(), tail_pages: tree.forest.tail_pages() };
     let mut out = vec![bf16::ZERO; q.len()];
-    backend.append(
-        0,
-        &tree.targets,
-        counters,
-        bf16::elements(k),
-        bf16::elements(v),
-    )?;
+    backend.append(0, &tree.targets, counters, bf16::elements(k), bf16::elements(v))?;
     backend.attend(Attend {
         layer: 0,
         plan: &plan,

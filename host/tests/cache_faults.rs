@@ -53,13 +53,7 @@ fn step(rotated: bool, captured: bool, before: u32) -> Ready {
         true => world.capture(&mut graph, &batch).map(drop),
         false => world.call(&batch).map(drop),
     };
-    Ready {
-        world,
-        nodes: leaves,
-        op: Box::new(op),
-        results,
-        done: Box::new(|_| {}),
-    }
+    Ready { world, nodes: leaves, op: Box::new(op), results, done: Box::new(|_| {}) }
 }
 
 fn accept() -> Ready {
@@ -92,11 +86,7 @@ fn merge() -> Ready {
     }
 }
 
-const TABLE: PagedTable<'static> = PagedTable {
-    order: PagedOrder::Nhd,
-    page_size: 4,
-    pages: &[0],
-};
+const TABLE: PagedTable<'static> = PagedTable { order: PagedOrder::Nhd, page_size: 4, pages: &[0] };
 
 fn import() -> Ready {
     let (mut world, leaves) = grown(false, 3);
@@ -108,13 +98,7 @@ fn import() -> Ready {
             .zip(&foreign)
             .try_for_each(|(layer, [k, v])| world.cache.import(layer, leaf, 8..12, &TABLE, k, v))
     };
-    Ready {
-        world,
-        nodes: leaves,
-        op: Box::new(op),
-        results: None,
-        done: Box::new(|_| {}),
-    }
+    Ready { world, nodes: leaves, op: Box::new(op), results: None, done: Box::new(|_| {}) }
 }
 
 fn export() -> Ready {
@@ -125,9 +109,7 @@ fn export() -> Ready {
         let right = world.held(leaf, 4);
         for (layer, right) in (0..LAYERS).zip(right) {
             let [mut k, mut v] = right.clone().map(|rows| vec![deft::bf16::NAN; rows.len()]);
-            world
-                .cache
-                .export(layer, leaf, 8..12, &TABLE, &mut k, &mut v)?;
+            world.cache.export(layer, leaf, 8..12, &TABLE, &mut k, &mut v)?;
             assert_eq!([k, v], right);
         }
         Ok(())
@@ -174,10 +156,7 @@ fn fail_each_call(fake: &Fake, name: &str, make: impl Fn() -> Ready) {
         call += 1;
     }
     // Of failures to go back to another context nobody is told, nor of those that can be made up for.
-    assert!(
-        refused >= 2 && refused >= swallowed / 2,
-        "{name}: {refused} of {call} calls"
-    );
+    assert!(refused >= 2 && refused >= swallowed / 2, "{name}: {refused} of {call} calls");
 }
 
 #[test]
@@ -206,13 +185,7 @@ fn a_replayed_step_into_a_new_page_that_fails_anywhere_changes_nothing() {
         world.upload(&inputs);
         let results = Some((batch.clone(), inputs));
         let op = move |world: &mut World| world.capture(&mut graph, &batch).map(drop);
-        Ready {
-            world,
-            nodes: leaves,
-            op: Box::new(op),
-            results,
-            done: Box::new(|_| {}),
-        }
+        Ready { world, nodes: leaves, op: Box::new(op), results, done: Box::new(|_| {}) }
     });
 }
 

@@ -96,28 +96,16 @@ fn a_step_that_only_grows_waits_for_nothing_and_allocates_nothing() {
             true => {
                 assert_eq!(run, StepRun::Replayed);
                 // Lengths and positions; at a page's edge tail pages and the plan's words in three shares too.
-                assert!(
-                    copies == 2 || crossed && copies <= 6,
-                    "step {step}: {copies} copies"
-                );
+                assert!(copies == 2 || crossed && copies <= 6, "step {step}: {copies} copies");
                 // One event for each array that was copied, two for the caller's stream.
                 assert_eq!((calls[0], calls[1]), (1, 0), "step {step}");
-                assert!(
-                    calls[3] <= 2 + copies && calls[4] == 2,
-                    "step {step}: {calls:?}"
-                );
+                assert!(calls[3] <= 2 + copies && calls[4] == 2, "step {step}: {calls:?}");
             }
             false => {
                 // A layer's append, attention and merge.
                 assert_eq!((calls[0], calls[1]), (0, 6), "step {step}");
-                assert!(
-                    copies == 2 || crossed && copies <= 6,
-                    "step {step}: {copies} copies"
-                );
-                assert!(
-                    calls[3] <= 8 + copies && calls[4] == 8,
-                    "step {step}: {calls:?}"
-                );
+                assert!(copies == 2 || crossed && copies <= 6, "step {step}: {copies} copies");
+                assert!(calls[3] <= 8 + copies && calls[4] == 8, "step {step}: {calls:?}");
             }
         }
         assert_eq!(calls[5..], [0; 4], "step {step}: allocations and waits");

@@ -41,13 +41,7 @@ fn handles_of_cust_are_taken_and_a_refusing_driver_is_an_error() {
 fn slices_of_cust_are_rows_if_they_are_as_long() {
     let _fake = fake::Fake::load(Path::new(env!("CARGO_TARGET_TMPDIR")));
     let _context = cust::quick_init().unwrap();
-    let shape = CacheShape {
-        layers: 1,
-        kv_heads: 2,
-        head_dim: 64,
-        dtype: DType::F16,
-        pages: 8,
-    };
+    let shape = CacheShape { layers: 1, kv_heads: 2, head_dim: 64, dtype: DType::F16, pages: 8 };
     let mut forest = TokenForest::new(PagePool::new(8).unwrap());
     let root = forest.insert_root(100).unwrap();
     let mut planner = Planner::new(PlanConfig::new(Grouping::Flatten, 4, 64, 2)).unwrap();

@@ -21,13 +21,7 @@ use fake::Fake;
 const GROUP: u32 = 2;
 
 fn shape(kv_heads: u32) -> CacheShape {
-    CacheShape {
-        layers: 1,
-        kv_heads,
-        head_dim: 64,
-        dtype: DType::Bf16,
-        pages: 256,
-    }
+    CacheShape { layers: 1, kv_heads, head_dim: 64, dtype: DType::Bf16, pages: 256 }
 }
 
 fn fake() -> Fake {
@@ -58,30 +52,15 @@ fn setting() -> Setting {
     let cache = CudaCache::new(&device, shape(1), 64).unwrap();
     let (forest, leaves) = forest(5);
     let config = cache.plan_config(Grouping::Flatten, GROUP);
-    let plan = Planner::new(config)
-        .unwrap()
-        .plan(&forest.view(&leaves).unwrap())
-        .unwrap();
+    let plan = Planner::new(config).unwrap().plan(&forest.view(&leaves).unwrap()).unwrap();
     let capacity = PlanCapacity::of(&plan).scaled(2);
     let mut on_device = cache.reserve(capacity, GROUP).unwrap();
     on_device.update(&plan, &stream).unwrap();
-    Setting {
-        device,
-        stream,
-        cache,
-        forest,
-        leaves,
-        plan,
-        on_device,
-    }
+    Setting { device, stream, cache, forest, leaves, plan, on_device }
 }
 
 fn attend(cache: &CudaCache, plan: &CudaPlan, stream: &Stream) -> Result<(), CudaError> {
-    let buffers = AttendBuffers {
-        q: DevicePtr::NULL,
-        out: DevicePtr::NULL,
-        lse: DevicePtr::NULL,
-    };
+    let buffers = AttendBuffers { q: DevicePtr::NULL, out: DevicePtr::NULL, lse: DevicePtr::NULL };
     let params = AttentionParams::new(64);
     // SAFETY: the fake driver's kernels do nothing.
     unsafe { cache.attend(0, plan, &buffers, &params, stream.raw()) }
@@ -133,10 +112,7 @@ fn a_plan_that_came_in_part_is_not_computed_and_comes_whole_the_next_time() {
     assert!(whole.is_err(), "the empty plan is of other heads");
     let (forest, leaves) = forest(9);
     let config = setting.cache.plan_config(Grouping::Flatten, GROUP);
-    let next = Planner::new(config)
-        .unwrap()
-        .plan(&forest.view(&leaves).unwrap())
-        .unwrap();
+    let next = Planner::new(config).unwrap().plan(&forest.view(&leaves).unwrap()).unwrap();
     let capacity = PlanCapacity::of(&next).max(PlanCapacity::of(&setting.plan));
     // Of each call that the change of plans makes, one fails.
     let mut call = 1;
@@ -148,10 +124,7 @@ fn a_plan_that_came_in_part_is_not_computed_and_comes_whole_the_next_time() {
         let calls = fake.calls_made();
         fake.fail_from_now(0, 0);
         if outcome.is_err() {
-            assert_eq!(
-                attend(&setting.cache, &on_device, stream),
-                Err(CudaError::PlanMixed)
-            );
+            assert_eq!(attend(&setting.cache, &on_device, stream), Err(CudaError::PlanMixed));
             assert!(on_device.update(&next, stream).unwrap() > 0);
         }
         attend(&setting.cache, &on_device, stream).unwrap();
@@ -175,9 +148,7 @@ fn each_plan_is_brought_to_the_device_once() {
     let mut planner = Planner::new(config).unwrap();
     let large = planner.plan(&forest.view(&leaves).unwrap()).unwrap();
     let mut small = Plan::empty();
-    planner
-        .plan_into(&forest.view(&leaves[..1]).unwrap(), &mut small)
-        .unwrap();
+    planner.plan_into(&forest.view(&leaves[..1]).unwrap(), &mut small).unwrap();
     let mut calls = |plan: &Plan| {
         let rows = (plan.queries() * GROUP) as usize;
         let q = vec![bf16::ZERO; rows * 64];
@@ -187,10 +158,7 @@ fn each_plan_is_brought_to_the_device_once() {
             .attend(Attend {
                 layer: 0,
                 plan,
-                counters: Counters {
-                    lengths: forest.lengths(),
-                    tail_pages: forest.tail_pages(),
-                },
+                counters: Counters { lengths: forest.lengths(), tail_pages: forest.tail_pages() },
                 q: Elements::Bf16(&q),
                 out: ElementsMut::Bf16(&mut out),
                 lse: Some(ElementsMut::F32(&mut lse)),
@@ -203,9 +171,7 @@ fn each_plan_is_brought_to_the_device_once() {
     let again = calls(&large);
     assert!(calls(&small) > again, "another plan is another upload");
     assert_eq!(calls(&small.clone()), again);
-    planner
-        .plan_into(&forest.view(&leaves[1..2]).unwrap(), &mut small)
-        .unwrap();
+    planner.plan_into(&forest.view(&leaves[1..2]).unwrap(), &mut small).unwrap();
     assert!(calls(&small) > again, "so is another in the same memory");
 }
 
@@ -218,19 +184,13 @@ fn one_token_of_a_large_foreign_cache_is_a_small_copy() {
     let paged = PagedTokens {
         layer: 0,
         places: &[70],
-        table: PagedTable {
-            order: PagedOrder::Hnd,
-            page_size: 16,
-            pages: &[999],
-        },
+        table: PagedTable { order: PagedOrder::Hnd, page_size: 16, pages: &[999] },
     };
     // SAFETY: takes nothing.
     let bytes = || unsafe { (fake.bytes)() };
     let before = bytes();
     let [k, v] = &foreign;
-    backend
-        .import(paged, [Elements::Bf16(k), Elements::Bf16(v)])
-        .unwrap();
+    backend.import(paged, [Elements::Bf16(k), Elements::Bf16(v)]).unwrap();
     let imported = bytes() - before;
     let [k, v] = &mut foreign;
     let onto = [k, v].map(|foreign| ElementsMut::Bf16(foreign));

@@ -18,13 +18,8 @@ use deft::tree::TokenForest;
 use deft::{DType, Grouping};
 use fake::Fake;
 
-const SHAPE: CacheShape = CacheShape {
-    layers: 1,
-    kv_heads: 1,
-    head_dim: 64,
-    dtype: DType::Bf16,
-    pages: 16,
-};
+const SHAPE: CacheShape =
+    CacheShape { layers: 1, kv_heads: 1, head_dim: 64, dtype: DType::Bf16, pages: 16 };
 
 /// Codes of newer drivers than any enum of ours or `cust`'s, and ones nobody has.
 const CODES: [i32; 5] = [46, 999, 912, -7, i32::MAX];
@@ -40,9 +35,9 @@ fn code_of(error: &CudaError) -> Option<i32> {
         CudaError::Driver { code, .. }
         | CudaError::Launch { code, .. }
         | CudaError::Jit { code, .. } => Some(*code),
-        CudaError::NoDevice { reason } => CODES
-            .into_iter()
-            .find(|code| reason.contains(&format!("answered {code} "))),
+        CudaError::NoDevice { reason } => {
+            CODES.into_iter().find(|code| reason.contains(&format!("answered {code} ")))
+        }
         _ => None,
     }
 }
@@ -75,10 +70,7 @@ fn plan(cache: &CudaCache) -> (TokenForest, Plan) {
     let leaves = forest.fork(root, 3).unwrap();
     forest.extend(&leaves, 20).unwrap();
     let config = cache.plan_config(Grouping::Flatten, 2);
-    let plan = Planner::new(config)
-        .unwrap()
-        .plan(&forest.view(&leaves).unwrap())
-        .unwrap();
+    let plan = Planner::new(config).unwrap().plan(&forest.view(&leaves).unwrap()).unwrap();
     (forest, plan)
 }
 
@@ -92,11 +84,7 @@ fn use_the_cache() -> Result<(), CudaError> {
     let mut on_device = cache.reserve(PlanCapacity::of(&plan), 2)?;
     on_device.update(&plan, &stream)?;
     let rows = DeviceBuffer::from_slice(&device, "rows", &[0u16; 3 * 2 * 64])?;
-    let buffers = AttendBuffers {
-        q: rows.pointer(),
-        out: rows.pointer(),
-        lse: Default::default(),
-    };
+    let buffers = AttendBuffers { q: rows.pointer(), out: rows.pointer(), lse: Default::default() };
     let params = AttentionParams::new(64);
     // SAFETY: a row for each query, and kernels that do nothing.
     unsafe { cache.attend(0, &on_device, &buffers, &params, stream.raw()) }?;
@@ -122,17 +110,9 @@ fn fail_each_call(fake: &Fake, work: fn() -> Result<(), CudaError>) {
             Err(error) => assert_eq!(code_of(&error), Some(code), "{what}: {error}"),
             // Nobody is told of failures in a `drop`, and a failed record can be made up for.
             Ok(()) => assert!(
-                [
-                    "Destroy",
-                    "Free",
-                    "Release",
-                    "Unload",
-                    "cuCtx",
-                    "Record",
-                    "cuEventSynchronize"
-                ]
-                .iter()
-                .any(|part| failed.contains(part)),
+                ["Destroy", "Free", "Release", "Unload", "cuCtx", "Record", "cuEventSynchronize"]
+                    .iter()
+                    .any(|part| failed.contains(part)),
                 "{what}: unnoticed"
             ),
         }
@@ -242,9 +222,7 @@ fn counters_that_could_not_be_copied_are_copied_the_next_time() {
         // Restoring the thread's context may be what fails.
         let _ = cache.set_counters(&lengths, &[call as u32 + 1; 3], &stream);
         fake.fail_from_now(0, 0);
-        cache
-            .set_counters(&lengths, &[call as u32 + 1; 3], &stream)
-            .unwrap();
+        cache.set_counters(&lengths, &[call as u32 + 1; 3], &stream).unwrap();
         let mut there = [0; 3];
         cache.lengths().read(0, &mut there, &stream).unwrap();
         assert_eq!(there, lengths);

@@ -23,9 +23,7 @@ fn items(root: &Path, folder: &Path, found: &mut Vec<String>) {
 }
 
 fn is_item(line: &str) -> bool {
-    let words = [
-        "fn", "struct", "enum", "trait", "type", "const", "unsafe", "mod",
-    ];
+    let words = ["fn", "struct", "enum", "trait", "type", "const", "unsafe", "mod"];
     line.strip_prefix("pub ")
         .and_then(|rest| rest.split(' ').next())
         .is_some_and(|word| words.contains(&word))
@@ -43,8 +41,5 @@ fn public_items_are_those_of_the_committed_list() {
         fs::write(&list, &found).unwrap();
     }
     let listed = fs::read_to_string(&list).unwrap();
-    assert_eq!(
-        listed, found,
-        "run with UPDATE_API=1 to rewrite docs/api/deft.txt"
-    );
+    assert_eq!(listed, found, "run with UPDATE_API=1 to rewrite docs/api/deft.txt");
 }

@@ -22,10 +22,7 @@ pub const NONE: u32 = u32::MAX;
 /// First words of a program.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    not(target_arch = "nvptx64"),
-    derive(bytemuck::Pod, bytemuck::Zeroable)
-)]
+#[cfg_attr(not(target_arch = "nvptx64"), derive(bytemuck::Pod, bytemuck::Zeroable))]
 pub struct ProgramHeader {
     /// Number of [`WorkItem`]s, right after this header.
     pub items: u32,
@@ -40,10 +37,7 @@ pub struct ProgramHeader {
 /// A range of queries and what they attend to here.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    not(target_arch = "nvptx64"),
-    derive(bytemuck::Pod, bytemuck::Zeroable)
-)]
+#[cfg_attr(not(target_arch = "nvptx64"), derive(bytemuck::Pod, bytemuck::Zeroable))]
 pub struct WorkItem {
     /// First query, in depth-first numbering.
     pub query_begin: u32,
@@ -68,10 +62,7 @@ pub struct WorkItem {
 /// A run of pages, all of one node (or of one block of small nodes), for some of an item's queries.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    not(target_arch = "nvptx64"),
-    derive(bytemuck::Pod, bytemuck::Zeroable)
-)]
+#[cfg_attr(not(target_arch = "nvptx64"), derive(bytemuck::Pod, bytemuck::Zeroable))]
 pub struct Segment {
     /// Word index of the first page id, counted from the program's start.
     pub page_word: u32,
@@ -97,10 +88,7 @@ pub struct Segment {
 /// A query whose partial results are merged, and where they are.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    not(target_arch = "nvptx64"),
-    derive(bytemuck::Pod, bytemuck::Zeroable)
-)]
+#[cfg_attr(not(target_arch = "nvptx64"), derive(bytemuck::Pod, bytemuck::Zeroable))]
 pub struct MergeRow {
     /// The query; [`NONE`] for an unused row.
     pub query: u32,
@@ -124,10 +112,7 @@ pub const APPEND_LIVE: u32 = 1 << 31;
 /// One token's K and V, all KV heads and layers, moved from one place to another.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    not(target_arch = "nvptx64"),
-    derive(bytemuck::Pod, bytemuck::Zeroable)
-)]
+#[cfg_attr(not(target_arch = "nvptx64"), derive(bytemuck::Pod, bytemuck::Zeroable))]
 pub struct TokenMove {
     /// `page * 64 + token` to read.
     pub from: u32,

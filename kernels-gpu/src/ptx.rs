@@ -74,18 +74,12 @@ fn bits<T: bytemuck::NoUninit>(number: &T) -> u64 {
 /// The module that has `entry` for `arch`.
 pub fn image(entry: &str, arch: Arch) -> Option<&'static Image> {
     let has = |image: &&Image| image.entries.iter().any(|each| each.name == entry);
-    IMAGES
-        .iter()
-        .filter(|image| image.arch == arch.name())
-        .find(has)
+    IMAGES.iter().filter(|image| image.arch == arch.name()).find(has)
 }
 
 /// How the embedded kernel `entry` for `arch` is launched.
 pub fn entry(entry: &str, arch: Arch) -> Option<&'static Entry> {
-    image(entry, arch)?
-        .entries
-        .iter()
-        .find(|each| each.name == entry)
+    image(entry, arch)?.entries.iter().find(|each| each.name == entry)
 }
 
 #[cfg(test)]
@@ -103,16 +97,8 @@ mod tests {
 
     #[test]
     fn arguments_are_passed_as_their_bits_in_the_kernels_order() {
-        let all = All {
-            address: u64::MAX - 1,
-            count: 7,
-            shift: -1,
-            scale: -0.5,
-        };
+        let all = All { address: u64::MAX - 1, count: 7, shift: -1, scale: -0.5 };
         assert_eq!(All::BYTES, [8, 4, 4, 4]);
-        assert_eq!(
-            all.bits().as_ref(),
-            [u64::MAX - 1, 7, 0xffff_ffff, 0xbf00_0000]
-        );
+        assert_eq!(all.bits().as_ref(), [u64::MAX - 1, 7, 0xffff_ffff, 0xbf00_0000]);
     }
 }

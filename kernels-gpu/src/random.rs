@@ -50,11 +50,8 @@ mod tests {
     #[test]
     fn words_are_splitmix64s() {
         // The reference implementation's first outputs for seed 1234567 (Vigna, splitmix64.c).
-        let expected = [
-            6_457_827_717_110_365_317,
-            3_203_168_211_198_807_973,
-            9_817_491_932_198_370_423,
-        ];
+        let expected =
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
         for (index, expected) in expected.into_iter().enumerate() {
             assert_eq!(word(1_234_567, index as u64), expected);
         }

@@ -53,10 +53,7 @@ pub struct Merged {
 
 impl Partial {
     /// The result over no token.
-    pub const EMPTY: Self = Self {
-        max: f32::NEG_INFINITY,
-        sum: 0.0,
-    };
+    pub const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
 
     /// The result over one token with base-2 logit `s2`.
     #[inline(always)]
@@ -77,28 +74,13 @@ impl Partial {
     /// Takes both results as one. Exactly the other side's when one is empty.
     #[inline(always)]
     pub fn merge<M: Math>(self, other: Self) -> Merged {
-        let max = if self.max > other.max {
-            self.max
-        } else {
-            other.max
-        };
+        let max = if self.max > other.max { self.max } else { other.max };
         // -inf - -inf is NaN: an empty side weighs nothing, whatever the other is.
         let weight = |side: Self| {
-            if side.max == f32::NEG_INFINITY {
-                0.0
-            } else {
-                M::exp2(side.max - max)
-            }
+            if side.max == f32::NEG_INFINITY { 0.0 } else { M::exp2(side.max - max) }
         };
         let (first, second) = (weight(self), weight(other));
-        Merged {
-            partial: Self {
-                max,
-                sum: self.sum * first + other.sum * second,
-            },
-            first,
-            second,
-        }
+        Merged { partial: Self { max, sum: self.sum * first + other.sum * second }, first, second }
     }
 
     /// Adds a token with base-2 logit `s2`; its value's factor is [`Merged::second`].
@@ -116,11 +98,7 @@ impl Partial {
     /// Base-2 logarithm of the sum of `2^s2`: -inf for no token, NaN if a logit was.
     #[inline(always)]
     pub fn lse2<M: Math>(self) -> f32 {
-        if self.sum == 0.0 {
-            f32::NEG_INFINITY
-        } else {
-            self.max + M::log2(self.sum)
-        }
+        if self.sum == 0.0 { f32::NEG_INFINITY } else { self.max + M::log2(self.sum) }
     }
 }
 
@@ -150,26 +128,17 @@ mod tests {
         o: f32,
     }
 
-    const NOTHING: Row = Row {
-        partial: Partial::EMPTY,
-        o: 0.0,
-    };
+    const NOTHING: Row = Row { partial: Partial::EMPTY, o: 0.0 };
 
     fn merge(a: Row, b: Row) -> Row {
         let merged = a.partial.merge::<Std>(b.partial);
-        Row {
-            partial: merged.partial,
-            o: a.o * merged.first + b.o * merged.second,
-        }
+        Row { partial: merged.partial, o: a.o * merged.first + b.o * merged.second }
     }
 
     fn row(tokens: &[(f32, f32)]) -> Row {
         tokens.iter().fold(NOTHING, |row, &(s2, value)| {
             let merged = row.partial.update::<Std>(s2);
-            Row {
-                partial: merged.partial,
-                o: row.o * merged.first + value * merged.second,
-            }
+            Row { partial: merged.partial, o: row.o * merged.first + value * merged.second }
         })
     }
 
@@ -242,13 +211,7 @@ mod tests {
                 for merged in [merge(*spoilt, other), merge(other, *spoilt)] {
                     let (o, lse2) = finish(merged);
                     assert!(o.is_nan() && lse2.is_nan(), "{merged:?}");
-                    let again = merge(
-                        Row {
-                            partial: Partial::from_lse(lse2),
-                            o,
-                        },
-                        other,
-                    );
+                    let again = merge(Row { partial: Partial::from_lse(lse2), o }, other);
                     let (o, lse2) = finish(again);
                     assert!(o.is_nan() && lse2.is_nan(), "{again:?}");
                 }
@@ -297,10 +260,7 @@ mod tests {
             for b in rows() {
                 let finished = [a, b].map(|side| {
                     let (o, lse2) = finish(side);
-                    Row {
-                        partial: Partial::from_lse(lse2),
-                        o,
-                    }
+                    Row { partial: Partial::from_lse(lse2), o }
                 });
                 close(merge(finished[0], finished[1]), merge(a, b));
             }

@@ -67,10 +67,7 @@ impl SearchTree<'_> {
     fn place(&mut self, growth: &[Growth], chosen: &[usize]) -> Result<Vec<Placed>, SearchError> {
         let mut by_branch = BTreeMap::<BranchId, Vec<usize>>::new();
         for &index in chosen {
-            by_branch
-                .entry(growth[index].branch)
-                .or_default()
-                .push(index);
+            by_branch.entry(growth[index].branch).or_default().push(index);
         }
         let mut leaves = BTreeMap::new();
         for (&parent, indices) in &by_branch {
@@ -84,13 +81,7 @@ impl SearchTree<'_> {
         let placed = leaves.into_iter().map(|(index, branch)| {
             let Growth { token, score, .. } = growth[index];
             let log_prob = self.branch(branch)?.row.log_prob(token);
-            Ok(Placed {
-                index,
-                branch,
-                token,
-                log_prob,
-                score,
-            })
+            Ok(Placed { index, branch, token, log_prob, score })
         });
         placed.collect()
     }
@@ -109,10 +100,7 @@ impl SearchTree<'_> {
         });
         let children: Vec<BranchId> = children.collect();
         let children_ref = &children;
-        self.emit(&Event::Forked {
-            parent,
-            children: children_ref,
-        });
+        self.emit(&Event::Forked { parent, children: children_ref });
         Ok(children)
     }
 
@@ -129,24 +117,14 @@ impl SearchTree<'_> {
 
     /// Takes over row `row` of the logits.
     fn record(&mut self, row: usize, one: &Placed) -> Result<(), SearchError> {
-        let &Placed {
-            branch,
-            token,
-            log_prob,
-            score,
-            ..
-        } = one;
+        let &Placed { branch, token, log_prob, score, .. } = one;
         let row = self.row(branch, row)?;
         let record = self.branch_mut(branch)?;
         record.tokens.push(token);
         record.log_prob += log_prob;
         record.score = score;
         record.row = row;
-        self.emit(&Event::Token {
-            branch,
-            token,
-            log_prob,
-        });
+        self.emit(&Event::Token { branch, token, log_prob });
         Ok(())
     }
 

@@ -91,9 +91,7 @@ pub(super) fn rank(answers: &mut [Answer]) {
     let complete = |answer: &Answer| answer.finish != Finish::Interrupted;
     answers.sort_by(|a, b| {
         let right = b.solved.cmp(&a.solved);
-        right
-            .then(complete(b).cmp(&complete(a)))
-            .then(b.score.total_cmp(&a.score))
+        right.then(complete(b).cmp(&complete(a))).then(b.score.total_cmp(&a.score))
     });
 }
 

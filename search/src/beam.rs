@@ -106,11 +106,7 @@ impl BeamSearch {
             let branch = tree.branch(id)?;
             for token in most_likely(branch.row().logits(), count) {
                 let log_prob = branch.log_prob() + branch.row().log_prob(token);
-                candidates.push(Candidate {
-                    beam,
-                    token,
-                    log_prob,
-                });
+                candidates.push(Candidate { beam, token, log_prob });
             }
         }
         candidates.retain(|candidate| candidate.log_prob > f64::NEG_INFINITY);
@@ -179,9 +175,7 @@ impl BeamSearch {
 
     /// Takes what beams have as answers.
     fn interrupt(&self, tree: &mut SearchTree<'_>, answers: &mut Vec<Answer>) {
-        let beams = tree
-            .branches()
-            .filter(|(_, branch)| !branch.tokens().is_empty());
+        let beams = tree.branches().filter(|(_, branch)| !branch.tokens().is_empty());
         let beams = beams.map(|(id, branch)| (id, branch.tokens().to_vec(), branch.log_prob()));
         let beams: Vec<_> = beams.collect();
         for (id, tokens, log_prob) in beams {

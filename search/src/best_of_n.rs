@@ -68,9 +68,7 @@ impl SearchMethod for BestOfN<'_> {
                 && tree.stop().is_none()
             {
                 let stream = (self.seed, vec![started as u32]);
-                walkers
-                    .active
-                    .push(Walker::new(tree, root, self.sampler, stream)?);
+                walkers.active.push(Walker::new(tree, root, self.sampler, stream)?);
                 started += 1;
             }
             if walkers.active.is_empty() {
@@ -115,15 +113,9 @@ fn vote(answers: &mut Vec<Answer>, extract: &dyn Fn(&str) -> Option<String>) {
     });
     for group in groups {
         let share = group.len() as f64 / votes as f64;
-        answers.extend(group.into_iter().map(|answer| Answer {
-            score: share,
-            ..answer
-        }));
+        answers.extend(group.into_iter().map(|answer| Answer { score: share, ..answer }));
     }
-    answers.extend(none.into_iter().map(|answer| Answer {
-        score: 0.0,
-        ..answer
-    }));
+    answers.extend(none.into_iter().map(|answer| Answer { score: 0.0, ..answer }));
 }
 
 /// Continuations of one prompt, each drawn in its own way: a few-shot batch.
@@ -151,18 +143,12 @@ impl SearchMethod for DiverseBatch {
         for (index, sampler) in self.samplers.iter().enumerate() {
             sampler.check()?;
             let stream = (self.seed, vec![index as u32]);
-            walkers
-                .active
-                .push(Walker::new(tree, tree.root(), *sampler, stream)?);
+            walkers.active.push(Walker::new(tree, tree.root(), *sampler, stream)?);
         }
         let mut answers = Vec::new();
         while !walkers.active.is_empty() {
             let through = walkers.round(tree)?;
-            answers.extend(
-                through
-                    .into_iter()
-                    .map(|(walker, answer)| (walker.path, answer)),
-            );
+            answers.extend(through.into_iter().map(|(walker, answer)| (walker.path, answer)));
         }
         answers.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(answers.into_iter().map(|(_, answer)| answer).collect())

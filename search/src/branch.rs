@@ -72,10 +72,7 @@ impl Row {
     /// `None` if `logits` hold NaN or no finite value.
     pub(super) fn new(logits: &[f32]) -> Option<Self> {
         let log_sum = super::sampler::log_sum_exp(logits);
-        log_sum.is_finite().then(|| Self {
-            logits: logits.to_vec(),
-            log_sum,
-        })
+        log_sum.is_finite().then(|| Self { logits: logits.to_vec(), log_sum })
     }
 
     /// `[vocabulary]`.

@@ -79,12 +79,7 @@ impl SearchTree<'_> {
 
     /// The chain that ends in `last`.
     fn chain(&self, last: NodeKey) -> Result<Chain, SearchError> {
-        let mut chain = Chain {
-            top: last,
-            nodes: 0,
-            tokens: 0,
-            pages: 0,
-        };
+        let mut chain = Chain { top: last, nodes: 0, tokens: 0, pages: 0 };
         let mut node = last;
         loop {
             let length = self.model.forest().length(node);

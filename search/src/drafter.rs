@@ -25,11 +25,7 @@ pub struct PromptLookup {
 impl Default for PromptLookup {
     /// Matches of up to 3 tokens, 8 tokens deep, 24 in all.
     fn default() -> Self {
-        Self {
-            longest_match: 3,
-            depth: 8,
-            nodes: 24,
-        }
+        Self { longest_match: 3, depth: 8, nodes: 24 }
     }
 }
 

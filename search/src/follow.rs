@@ -60,11 +60,7 @@ impl SearchTree<'_> {
         choose: &mut dyn FnMut(&Row) -> Option<u32>,
     ) -> Result<Option<u32>, SearchError> {
         let score = self.branch(branch)?.score;
-        let grown = self.advance(&[Growth {
-            branch,
-            token,
-            score,
-        }])?;
+        let grown = self.advance(&[Growth { branch, token, score }])?;
         match grown[0] {
             Some(branch) => Ok(choose(&self.branch(branch)?.row)),
             None => Ok(None),
@@ -91,11 +87,7 @@ impl SearchTree<'_> {
             record.tokens.push(token);
             record.log_prob += log_prob;
             record.row = row.clone();
-            self.emit(&Event::Token {
-                branch,
-                token,
-                log_prob,
-            });
+            self.emit(&Event::Token { branch, token, log_prob });
             next = choose(&row);
             let child = (last + 1..draft.len()).find(|&index| {
                 draft[index].parent == Some(last as u32) && Some(draft[index].token) == next

@@ -16,10 +16,7 @@ pub struct Limits {
 impl Default for Limits {
     /// No limits.
     fn default() -> Self {
-        Self {
-            tokens: u64::MAX,
-            nodes: usize::MAX,
-        }
+        Self { tokens: u64::MAX, nodes: usize::MAX }
     }
 }
 

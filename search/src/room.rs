@@ -49,9 +49,7 @@ impl SearchTree<'_> {
                     forked.push((growth[index].score, place));
                 }
             }
-            let worst = forked
-                .iter()
-                .min_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
+            let worst = forked.iter().min_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
             match worst {
                 Some(&(_, worst)) if forked.len() > room => chosen.remove(worst),
                 _ => return Ok(()),
@@ -116,9 +114,7 @@ impl SearchTree<'_> {
         chosen: &[usize],
         branch: BranchId,
     ) -> Result<bool, SearchError> {
-        let same = chosen
-            .iter()
-            .filter(|&&index| growth[index].branch == branch);
+        let same = chosen.iter().filter(|&&index| growth[index].branch == branch);
         let record = self.branch(branch)?;
         let sealed = self.model.forest().is_sealed(record.node);
         Ok(record.held || self.forest_result(sealed)? || same.count() > 1)

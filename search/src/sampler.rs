@@ -26,11 +26,7 @@ impl Sampler {
 
     /// All tokens, at `temperature`.
     pub const fn at(temperature: f32) -> Self {
-        Self {
-            temperature,
-            top_k: 0,
-            top_p: 1.0,
-        }
+        Self { temperature, top_k: 0, top_p: 1.0 }
     }
 
     /// # Errors
@@ -74,22 +70,11 @@ impl Sampler {
 
     /// As [`Sampler::choices`], of a row and a sampler that were checked.
     pub(crate) fn weigh(&self, logits: &[f32]) -> Choices {
-        let k = if self.temperature == 0.0 {
-            1
-        } else {
-            self.top_k
-        };
-        let mut tokens = if k > 0 {
-            most_likely(logits, k)
-        } else {
-            (0..logits.len() as u32).collect()
-        };
+        let k = if self.temperature == 0.0 { 1 } else { self.top_k };
+        let mut tokens =
+            if k > 0 { most_likely(logits, k) } else { (0..logits.len() as u32).collect() };
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let scale = if self.temperature == 0.0 {
-            1.0
-        } else {
-            f64::from(self.temperature)
-        };
+        let scale = if self.temperature == 0.0 { 1.0 } else { f64::from(self.temperature) };
         let weight = |token: u32| {
             let below = f64::from(logits[token as usize]) - f64::from(largest);
             (below / scale).exp()
@@ -102,10 +87,7 @@ impl Sampler {
             sum += weight(token);
             sum
         });
-        Choices {
-            cumulative: cumulative.collect(),
-            tokens,
-        }
+        Choices { cumulative: cumulative.collect(), tokens }
     }
 }
 
@@ -132,14 +114,11 @@ impl Choices {
     pub fn probabilities(&self) -> impl Iterator<Item = (u32, f64)> + '_ {
         let total = *self.cumulative.last().expect("a vocabulary has a token");
         let mut before = 0.0;
-        self.tokens
-            .iter()
-            .zip(&self.cumulative)
-            .map(move |(&token, &sum)| {
-                let weight = sum - before;
-                before = sum;
-                (token, weight / total)
-            })
+        self.tokens.iter().zip(&self.cumulative).map(move |(&token, &sum)| {
+            let weight = sum - before;
+            before = sum;
+            (token, weight / total)
+        })
     }
 }
 
@@ -201,9 +180,9 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
 /// The random numbers of the leaf at `path`: they depend on nothing else, so the order of leaves in a batch
 /// does not matter. `path` says which child to take at every level.
 pub fn leaf_stream(seed: u64, path: &[u32]) -> ChaCha8Rng {
-    let hash = path.iter().fold(0x9e37_79b9_7f4a_7c15, |hash, &step| {
-        word(hash ^ (u64::from(step) + 1), 0)
-    });
+    let hash = path
+        .iter()
+        .fold(0x9e37_79b9_7f4a_7c15, |hash, &step| word(hash ^ (u64::from(step) + 1), 0));
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(hash);
     rng

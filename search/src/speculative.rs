@@ -25,12 +25,7 @@ pub struct Speculative<'a> {
 impl Speculative<'static> {
     /// Greedy decoding without drafts.
     pub fn greedy(ending: Ending) -> Self {
-        Self {
-            drafter: None,
-            sampler: Sampler::GREEDY,
-            ending,
-            seed: 0,
-        }
+        Self { drafter: None, sampler: Sampler::GREEDY, ending, seed: 0 }
     }
 }
 
@@ -48,11 +43,7 @@ impl SearchMethod for Speculative<'_> {
         let mut rng = leaf_stream(self.seed, &[0]);
         let (sampler, ending) = (self.sampler, self.ending.clone());
         let (codec, longest, root) = (tree.codec(), tree.longest_answer(), tree.root());
-        let mut chosen = Chosen {
-            tokens: Vec::new(),
-            log_prob: 0.0,
-            finish: None,
-        };
+        let mut chosen = Chosen { tokens: Vec::new(), log_prob: 0.0, finish: None };
         let mut choose = |chosen: &mut Chosen, row: &super::Row| {
             let token = sampler.weigh(row.logits()).draw(&mut rng);
             chosen.log_prob += row.log_prob(token);
@@ -90,10 +81,7 @@ impl Speculative<'_> {
         token: u32,
         left: usize,
     ) -> Result<Vec<DraftToken>, SearchError> {
-        let mut draft = vec![DraftToken {
-            parent: None,
-            token,
-        }];
+        let mut draft = vec![DraftToken { parent: None, token }];
         let Some(drafter) = &mut self.drafter else {
             return Ok(draft);
         };
@@ -109,20 +97,13 @@ impl Speculative<'_> {
                 Some(parent) => *place.get(parent as usize).ok_or_else(|| {
                     let value = format!("{parent} for guess {}", place.len());
                     let limit = "a guess before it";
-                    SearchError::Argument {
-                        name: "parent of a draft",
-                        value,
-                        limit,
-                    }
+                    SearchError::Argument { name: "parent of a draft", value, limit }
                 })?,
             };
             let parent = parent.filter(|&parent: &usize| depth[parent] + 1 < left);
             place.push(parent.map(|parent| {
                 depth.push(depth[parent] + 1);
-                draft.push(DraftToken {
-                    parent: Some(parent as u32),
-                    token: guess.token,
-                });
+                draft.push(DraftToken { parent: Some(parent as u32), token: guess.token });
                 draft.len() - 1
             }));
         }

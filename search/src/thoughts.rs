@@ -114,9 +114,7 @@ impl TreeOfThoughts<'_> {
             for thought in 0..self.thoughts as u32 {
                 let path = path.iter().copied().chain([thought]).collect();
                 let stream = (self.seed, path);
-                walkers
-                    .active
-                    .push(Walker::new(tree, *branch, self.sampler, stream)?);
+                walkers.active.push(Walker::new(tree, *branch, self.sampler, stream)?);
             }
         }
         let mut states = Vec::<State>::new();
@@ -130,11 +128,7 @@ impl TreeOfThoughts<'_> {
                         answers.push(answer);
                     }
                 } else if !states.iter().any(|state| state.branch == branch) {
-                    states.push(State {
-                        branch,
-                        path,
-                        answer,
-                    });
+                    states.push(State { branch, path, answer });
                 }
             }
             if is_solved(answers) {
@@ -157,9 +151,7 @@ impl TreeOfThoughts<'_> {
             tree.set_score(state.branch, state.answer.score)?;
         }
         states.sort_by(|a, b| b.answer.score.total_cmp(&a.answer.score));
-        let alive = states
-            .iter()
-            .filter(|state| state.answer.score > f64::NEG_INFINITY);
+        let alive = states.iter().filter(|state| state.answer.score > f64::NEG_INFINITY);
         let kept = alive.count().min(self.keep);
         for lost in states.drain(kept..) {
             tree.release(lost.branch, PruneReason::Lost)?;

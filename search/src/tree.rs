@@ -142,10 +142,8 @@ impl<'a> SearchTree<'a> {
     pub fn stats(&self) -> Stats {
         let mut stats = self.stats;
         let (now, then) = (self.model.traffic(), self.before.traffic);
-        stats.traffic = Traffic {
-            read: now.read - then.read,
-            per_query: now.per_query - then.per_query,
-        };
+        stats.traffic =
+            Traffic { read: now.read - then.read, per_query: now.per_query - then.per_query };
         stats.elapsed = self.before.time.elapsed();
         stats
     }
@@ -222,9 +220,7 @@ impl<'a> SearchTree<'a> {
     }
 
     pub(super) fn children(&self, node: NodeKey) -> Result<usize, SearchError> {
-        Ok(self
-            .forest_result(self.model.forest().children(node))?
-            .count())
+        Ok(self.forest_result(self.model.forest().children(node))?.count())
     }
 
     pub(super) fn parent(&self, node: NodeKey) -> Result<Option<NodeKey>, SearchError> {

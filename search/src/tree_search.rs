@@ -25,13 +25,7 @@ pub struct TreeSearch<'a> {
 impl<'a> TreeSearch<'a> {
     /// A search without limits.
     pub fn new(model: &'a mut dyn TreeModel, codec: &'a dyn TextCodec) -> Self {
-        Self {
-            model,
-            codec,
-            observer: None,
-            limits: Limits::default(),
-            cancel: Cancel::new(),
-        }
+        Self { model, codec, observer: None, limits: Limits::default(), cancel: Cancel::new() }
     }
 
     /// Spends no more than `limits`.
@@ -68,10 +62,6 @@ impl<'a> TreeSearch<'a> {
         let control = (self.limits, self.cancel);
         let mut tree = SearchTree::start(self.model, self.codec, self.observer, control, prompt)?;
         let answers = method.search(&mut tree)?;
-        Ok(Outcome {
-            answers,
-            stop: tree.stop().unwrap_or(Stop::Finished),
-            stats: tree.stats(),
-        })
+        Ok(Outcome { answers, stop: tree.stop().unwrap_or(Stop::Finished), stats: tree.stats() })
     }
 }

@@ -163,11 +163,7 @@ impl Walkers<'_> {
             let score = walker.score();
             targets.push(runs.then(|| {
                 *meeting.entry((branch, token)).or_insert_with(|| {
-                    growth.push(Growth {
-                        branch,
-                        token,
-                        score,
-                    });
+                    growth.push(Growth { branch, token, score });
                     growth.len() - 1
                 })
             }));
@@ -178,11 +174,7 @@ impl Walkers<'_> {
     /// A walker that is through, with its answer; the observer hears of it unless it may go on.
     fn complete(&self, tree: &mut SearchTree<'_>, walker: Walker) -> (Walker, Answer) {
         let text = tree.codec().decode(&walker.tokens);
-        let text = if self.run_last {
-            &text
-        } else {
-            self.ending.trim(&text)
-        };
+        let text = if self.run_last { &text } else { self.ending.trim(&text) };
         let mut answer = Answer {
             text: text.to_owned(),
             tokens: walker.tokens.clone(),

@@ -3,10 +3,7 @@
 use std::process::{Command, Output};
 
 fn deft_search(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_deft-search"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_deft-search")).args(arguments).output().unwrap()
 }
 
 fn stderr(output: &Output) -> String {
@@ -18,15 +15,9 @@ fn help_names_every_option_with_an_example() {
     let output = deft_search(&["--help"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
-    for part in [
-        "Examples:",
-        "--prompt",
-        "--search",
-        "--width",
-        "--depth",
-        "--json",
-        "tree of thoughts",
-    ] {
+    for part in
+        ["Examples:", "--prompt", "--search", "--width", "--depth", "--json", "tree of thoughts"]
+    {
         assert!(text.contains(part), "{part}");
     }
 }
@@ -35,11 +26,7 @@ fn help_names_every_option_with_an_example() {
 fn a_model_that_is_not_there_is_refused_with_how_to_get_one() {
     let output = deft_search(&["--model", "no/such.gguf"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(
-        stderr(&output).contains("cargo xtask model"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("cargo xtask model"), "{}", stderr(&output));
 }
 
 #[test]
@@ -49,11 +36,7 @@ fn a_file_that_is_no_model_is_refused_by_name() {
     let output = deft_search(&["--model", path.to_str().unwrap()]);
     std::fs::remove_file(&path).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains(path.to_str().unwrap()),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains(path.to_str().unwrap()), "{}", stderr(&output));
     assert!(output.stdout.is_empty());
 }
 
@@ -72,18 +55,8 @@ fn json_is_one_object_even_where_nothing_could_be_run() {
 
 #[test]
 fn a_depth_where_there_are_no_levels_is_refused() {
-    let output = deft_search(&[
-        "--model",
-        env!("CARGO_MANIFEST_PATH"),
-        "--search",
-        "beam",
-        "--depth",
-        "3",
-    ]);
+    let output =
+        deft_search(&["--model", env!("CARGO_MANIFEST_PATH"), "--search", "beam", "--depth", "3"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(
-        stderr(&output).contains("--search tot"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("--search tot"), "{}", stderr(&output));
 }

@@ -126,10 +126,7 @@ impl<T: KvElement> Coded<T> {
         }
         for (layer, [k, v]) in (0..).zip(&layers) {
             let rope = None::<&RotaryTable>;
-            let kv = Kv {
-                rope,
-                ..Kv::new(k, v)
-            };
+            let kv = Kv { rope, ..Kv::new(k, v) };
             self.cache.append(layer, batch, kv).unwrap();
         }
         let nodes = batch.nodes().iter();
@@ -153,8 +150,7 @@ impl<T: KvElement> Coded<T> {
             KvFormat::Native => {
                 for page in 0..pages as usize {
                     self.each_row(node, page, |row| {
-                        row.iter_mut()
-                            .for_each(|x| *x = T::from_f32(*x as f32).to_f32().into());
+                        row.iter_mut().for_each(|x| *x = T::from_f32(*x as f32).to_f32().into());
                     });
                 }
                 self.channels.remove(&node);
@@ -180,13 +176,7 @@ impl<T: KvElement> Coded<T> {
                 for head in 0..config.kv_heads as usize {
                     let kept = channels.get(layer * config.kv_heads as usize + head);
                     let tokens = &mut self.shadow.tokens_mut(node)[page * PAGE..(page + 1) * PAGE];
-                    recode_page(
-                        shape,
-                        format,
-                        tokens,
-                        (layer, head),
-                        kept.map_or(&[], |c| c),
-                    );
+                    recode_page(shape, format, tokens, (layer, head), kept.map_or(&[], |c| c));
                 }
             }
         }
@@ -215,9 +205,7 @@ impl<T: KvElement> Coded<T> {
             .flat_map(|layer| (0..config.kv_heads as usize).map(move |head| (layer, head)));
         let chosen = heads.map(|(layer, head)| {
             let score = |dim: usize| {
-                let keys = tokens
-                    .iter()
-                    .map(|token| token[layer][0][head * dims + dim]);
+                let keys = tokens.iter().map(|token| token[layer][0][head * dims + dim]);
                 keys.map(|key| key * key).sum::<f64>()
             };
             choose_channels(&(0..dims).map(score).collect::<Vec<_>>(), keep)
@@ -243,8 +231,7 @@ impl<T: KvElement> Coded<T> {
             let (_, tokens) = self.cache.forest().format(child).unwrap();
             for page in 0..tokens as usize / PAGE {
                 self.each_row(child, page, |row| {
-                    row.iter_mut()
-                        .for_each(|x| *x = T::from_f32(*x as f32).to_f32().into());
+                    row.iter_mut().for_each(|x| *x = T::from_f32(*x as f32).to_f32().into());
                 });
             }
             let tokens = self.shadow.tokens(child).to_vec();
@@ -272,9 +259,7 @@ impl<T: KvElement> Coded<T> {
             *pages.entry(format).or_default() += coded as u32;
             let mut places = Vec::new();
             let length = forest.length(node).unwrap();
-            forest
-                .append_targets(node, tokens..length, &mut places)
-                .unwrap();
+            forest.append_targets(node, tokens..length, &mut places).unwrap();
             native.extend(places.into_iter().map(|place| place / PAGE_TOKENS));
         }
         for used in self.cache.bytes() {
@@ -310,9 +295,8 @@ impl<T: KvElement> Coded<T> {
         let (dims, q_heads) = (config.head_dim as usize, config.q_heads as usize);
         for layer in 0..config.layers {
             let elements = batch.rows() * q_heads * dims;
-            let q: Vec<T> = (0..elements)
-                .map(|_| T::from_f32(self.rng.random_range(-2.0..2.0)))
-                .collect();
+            let q: Vec<T> =
+                (0..elements).map(|_| T::from_f32(self.rng.random_range(-2.0..2.0))).collect();
             let mut out = vec![T::from_f32(f32::NAN); elements];
             let mut lse = vec![f32::NAN; batch.rows() * q_heads];
             let results = Out::with_lse(&mut out, &mut lse);
@@ -334,10 +318,8 @@ impl<T: KvElement> Coded<T> {
                         })
                         .collect();
                     let at = row * q_heads + head;
-                    let exact: Vec<f64> = q[at * dims..][..dims]
-                        .iter()
-                        .map(|x| x.to_f32().into())
-                        .collect();
+                    let exact: Vec<f64> =
+                        q[at * dims..][..dims].iter().map(|x| x.to_f32().into()).collect();
                     let (right, right_lse) = attend_row(&params, &exact, &seen);
                     let error = relative_l2(&out[at * dims..][..dims], &right);
                     let context = format!(
@@ -362,22 +344,14 @@ impl<T: KvElement> Coded<T> {
         let count = (tokens.end - tokens.start) as usize;
         let page_size = 16;
         let pages: Vec<u32> = (0..count.div_ceil(page_size) as u32).rev().collect();
-        let table = PagedTable {
-            order: PagedOrder::Nhd,
-            page_size: page_size as u32,
-            pages: &pages,
-        };
+        let table =
+            PagedTable { order: PagedOrder::Nhd, page_size: page_size as u32, pages: &pages };
         for layer in 0..config.layers {
             let poison = T::from_f32(f32::NAN);
             let [mut k, mut v] = [(); 2].map(|()| vec![poison; pages.len() * page_size * width]);
-            self.cache
-                .export(layer, node, tokens.clone(), &table, &mut k, &mut v)
-                .unwrap();
+            self.cache.export(layer, node, tokens.clone(), &table, &mut k, &mut v).unwrap();
             let path = self.shadow.path(node);
-            for (i, token) in path[tokens.start as usize..tokens.end as usize]
-                .iter()
-                .enumerate()
-            {
+            for (i, token) in path[tokens.start as usize..tokens.end as usize].iter().enumerate() {
                 let row = pages[i / page_size] as usize * page_size + i % page_size;
                 for (out, right) in [&k, &v].into_iter().zip(&token[layer as usize]) {
                     for (out, right) in out[row * width..][..width].iter().zip(right) {

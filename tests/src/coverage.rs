@@ -79,8 +79,7 @@ pub fn items(plan: &Plan) -> impl Iterator<Item = Item<'_>> {
 /// Lengths of the live runs of `view`, by length counter.
 pub fn lengths(view: &TreeView) -> HashMap<u32, u32> {
     let live = view.runs.iter();
-    live.filter_map(|run| Some((run.length_slot?, run.tokens)))
-        .collect()
+    live.filter_map(|run| Some((run.length_slot?, run.tokens))).collect()
 }
 
 /// Asserts that `plan` makes every query see exactly what `view` says, each token once, and that every
@@ -140,16 +139,9 @@ fn assert_merges(plan: &Plan) {
     }
     assert_eq!(listed as usize, plan.merge_slots().len());
     assert!(slots_of.iter().all(Vec::is_empty), "a slot is never merged");
-    assert!(
-        writers.iter().all(|&n| n == 1),
-        "every query has one writer"
-    );
+    assert!(writers.iter().all(|&n| n == 1), "every query has one writer");
 }
 
 fn low_bits(count: u32) -> u64 {
-    if count == 0 {
-        0
-    } else {
-        u64::MAX >> (64 - count)
-    }
+    if count == 0 { 0 } else { u64::MAX >> (64 - count) }
 }

@@ -57,12 +57,7 @@ impl Emulated {
         assert_eq!(shape.dtype.bytes(), 2, "the kernels have 16-bit elements");
         assert!(matches!(shape.head_dim, 64 | 128 | 256));
         let elements = shape.layers as usize * shape.plane_elements() as usize;
-        Self {
-            shape,
-            pool: vec![0; elements],
-            arch: Arch::Sm90a,
-            seed,
-        }
+        Self { shape, pool: vec![0; elements], arch: Arch::Sm90a, seed }
     }
 
     /// The same with the attention kernels of `arch`.
@@ -187,8 +182,7 @@ impl Backend for Emulated {
         if paged.places.is_empty() {
             return Ok(());
         }
-        self.import_strided(paged, paged.table.page_size, foreign.map(words))
-            .map_err(device_error)
+        self.import_strided(paged, paged.table.page_size, foreign.map(words)).map_err(device_error)
     }
 
     fn export(
@@ -200,8 +194,7 @@ impl Backend for Emulated {
         if paged.places.is_empty() {
             return Ok(());
         }
-        self.export_onto(paged, foreign.map(words_mut))
-            .map_err(device_error)
+        self.export_onto(paged, foreign.map(words_mut)).map_err(device_error)
     }
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {

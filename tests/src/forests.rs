@@ -142,10 +142,7 @@ pub fn mixture(
     }
     for trunk in nodes.clone() {
         let parents = [None, Some(0), Some(0), Some(2)];
-        let draft = parents.map(|parent| DraftNode {
-            parent,
-            tokens: rng.random_range(1..40),
-        });
+        let draft = parents.map(|parent| DraftNode { parent, tokens: rng.random_range(1..40) });
         if rng.random_range(0..3) == 0 {
             nodes.extend(trees.draft(trunk, &draft));
         }
@@ -172,9 +169,7 @@ pub fn mixture(
 /// If a node does not hold as many.
 pub fn view_tokens(forest: &TokenForest, batch: &[(NodeKey, u32)]) -> TreeView {
     let mut view = TreeView::default();
-    forest
-        .view_tokens_into(batch, &mut ViewScratch::default(), &mut view)
-        .unwrap();
+    forest.view_tokens_into(batch, &mut ViewScratch::default(), &mut view).unwrap();
     view
 }
 
@@ -216,10 +211,7 @@ mod tests {
             empty += u32::from(nodes.iter().any(|&node| forest.length(node).unwrap() == 0));
             inner += u32::from(nodes.iter().any(|&node| forest.is_sealed(node).unwrap()));
         }
-        assert!(
-            masked > 10 && empty > 5 && inner > 10,
-            "{masked} {empty} {inner}"
-        );
+        assert!(masked > 10 && empty > 5 && inner > 10, "{masked} {empty} {inner}");
     }
 
     #[test]

@@ -22,17 +22,8 @@ use crate::transfers::Inspect;
 use crate::watchdog::Watchdog;
 
 /// KV heads and query heads a KV head: MHA, GQA up to 16, MQA, odd ones.
-const HEADS: [(u32, u32); 9] = [
-    (1, 1),
-    (2, 1),
-    (8, 1),
-    (8, 4),
-    (2, 7),
-    (3, 3),
-    (4, 8),
-    (1, 12),
-    (1, 16),
-];
+const HEADS: [(u32, u32); 9] =
+    [(1, 1), (2, 1), (8, 1), (8, 4), (2, 7), (3, 3), (4, 8), (1, 12), (1, 16)];
 /// Wrong cases that are described before the rest are only counted.
 const DESCRIBED: u32 = 10;
 
@@ -59,11 +50,7 @@ impl Gpu {
             if let Some(arch) = arch {
                 device.use_arch(arch)?;
             }
-            Ok(Self {
-                stream: Stream::new(&device)?,
-                device,
-                watchdog: Watchdog::start(),
-            })
+            Ok(Self { stream: Stream::new(&device)?, device, watchdog: Watchdog::start() })
         };
         let own = match open(None) {
             Err(CudaError::NoDevice { .. }) => {
@@ -90,9 +77,7 @@ impl Gpu {
     /// If a kernel failed.
     pub fn settle(&self, what: &str) {
         self.watchdog.now(what);
-        self.stream
-            .synchronize()
-            .unwrap_or_else(|error| panic!("{what}: {error}"));
+        self.stream.synchronize().unwrap_or_else(|error| panic!("{what}: {error}"));
     }
 
     /// A buffer with `data`.
@@ -144,8 +129,7 @@ pub fn wanted(name: &str) -> bool {
 pub fn variants() -> Vec<(DType, u32)> {
     let dims = deft::cache::HEAD_DIMS.into_iter();
     let all = dims.flat_map(|dim| [(DType::Bf16, dim), (DType::F16, dim)]);
-    all.filter(|(dtype, dim)| wanted(&format!("{dtype}_d{dim}")))
-        .collect()
+    all.filter(|(dtype, dim)| wanted(&format!("{dtype}_d{dim}"))).collect()
 }
 
 /// Random head counts of a layer, now and then with a soft cap.

@@ -50,13 +50,7 @@ impl<T: KvElement> Inputs<T> {
         let q = (queries * heads.q_heads * heads.head_dim) as usize;
         let values = (0..q as u64).into_par_iter();
         let values = values.map(|at| T::from_f32(normal(word(!seed, at))[0]));
-        Self {
-            heads,
-            params,
-            q: values.collect(),
-            k,
-            v,
-        }
+        Self { heads, params, q: values.collect(), k, v }
     }
 
     /// Random values for all tokens of `view` and its queries.
@@ -78,9 +72,7 @@ impl<T: KvElement> Inputs<T> {
     pub fn rows_at(&self, places: &[u32]) -> [Vec<T>; 2] {
         let row = self.row();
         [&self.k, &self.v].map(|rows| {
-            let rows = places
-                .iter()
-                .flat_map(|&place| &rows[place as usize * row..][..row]);
+            let rows = places.iter().flat_map(|&place| &rows[place as usize * row..][..row]);
             rows.copied().collect()
         })
     }
@@ -118,9 +110,7 @@ impl<T: KvElement> Inputs<T> {
     pub fn store(&self, backend: &mut dyn Backend, layer: u32) {
         let targets: Vec<u32> = (0..backend.shape().pages * PAGE_TOKENS).collect();
         let (k, v) = (T::elements(&self.k), T::elements(&self.v));
-        backend
-            .append(layer, &targets, Counters::default(), k, v)
-            .unwrap();
+        backend.append(layer, &targets, Counters::default(), k, v).unwrap();
     }
 
     /// Appends K and V of one token of a page and KV head, `[head_dim]` each, to `k` and `v`.
@@ -170,10 +160,8 @@ mod tests {
 
     #[test]
     fn values_are_close_to_normal() {
-        let values: Vec<f64> = (0..50_000)
-            .flat_map(|at| normal(word(3, at)))
-            .map(f64::from)
-            .collect();
+        let values: Vec<f64> =
+            (0..50_000).flat_map(|at| normal(word(3, at))).map(f64::from).collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
         assert!(mean.abs() < 0.02, "{mean}");
@@ -182,11 +170,7 @@ mod tests {
 
     #[test]
     fn every_token_is_filled_and_every_other_place_is_nan() {
-        let heads = HeadShape {
-            q_heads: 4,
-            kv_heads: 2,
-            head_dim: 64,
-        };
+        let heads = HeadShape { q_heads: 4, kv_heads: 2, head_dim: 64 };
         let params = AttentionParams::new(64);
         let inputs = Inputs::<bf16>::random(heads, params, &[64, 6, 0], 1, 1);
         for rows in [&inputs.k, &inputs.v] {

@@ -24,9 +24,7 @@ pub mod workloads;
 /// If it is no number.
 pub fn setting(name: &str, otherwise: u64) -> u64 {
     match std::env::var(name) {
-        Ok(text) => text
-            .parse()
-            .unwrap_or_else(|error| panic!("{name} is `{text}`: {error}")),
+        Ok(text) => text.parse().unwrap_or_else(|error| panic!("{name} is `{text}`: {error}")),
         Err(_) => otherwise,
     }
 }

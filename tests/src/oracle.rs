@@ -28,10 +28,7 @@ pub struct Outputs<T> {
 impl<T: Pod> Outputs<T> {
     /// For `rows` rows of `head_dim` elements, unwritten.
     pub fn unwritten(rows: usize, head_dim: u32) -> Self {
-        Self {
-            out: unwritten(rows * head_dim as usize),
-            lse: unwritten(rows),
-        }
+        Self { out: unwritten(rows * head_dim as usize), lse: unwritten(rows) }
     }
 
     /// Whether both hold the same bits.
@@ -67,9 +64,7 @@ pub fn sample(queries: u32, count: u32) -> Vec<u32> {
     }
     let last = u64::from(queries - 1);
     let steps = u64::from(count.max(2) - 1);
-    (0..=steps)
-        .map(|step| (step * last / steps) as u32)
-        .collect()
+    (0..=steps).map(|step| (step * last / steps) as u32).collect()
 }
 
 impl Oracle {
@@ -109,12 +104,7 @@ impl Oracle {
             let (group, dims) = (heads.group_size() as usize, params.head_dim);
             let seen: Vec<_> = k.chunks_exact(dims).zip(v.chunks_exact(dims)).collect();
             let first = row as usize * params.q_heads + kv_head as usize * group;
-            let mut right = Right {
-                row,
-                kv_head,
-                out: Vec::new(),
-                lse: Vec::new(),
-            };
+            let mut right = Right { row, kv_head, out: Vec::new(), lse: Vec::new() };
             for q in q[first * dims..][..group * dims].chunks_exact(dims) {
                 let q: Vec<f64> = q.iter().map(|value| value.to_f32().into()).collect();
                 let (out, lse) = attend_row(&params, &q, &seen);
@@ -123,10 +113,7 @@ impl Oracle {
             }
             right
         });
-        Self {
-            heads,
-            rows: rows.collect(),
-        }
+        Self { heads, rows: rows.collect() }
     }
 
     /// Compares `outputs` with what is right.
@@ -176,11 +163,7 @@ mod tests {
     use crate::problem::Problem;
     use crate::views;
 
-    const HEADS: HeadShape = HeadShape {
-        q_heads: 2,
-        kv_heads: 1,
-        head_dim: 64,
-    };
+    const HEADS: HeadShape = HeadShape { q_heads: 2, kv_heads: 1, head_dim: 64 };
 
     /// Three queries over ten tokens, and what is right.
     fn problem() -> (Oracle, Outputs<f16>) {
@@ -209,10 +192,7 @@ mod tests {
         let (oracle, mut outputs) = problem();
         outputs.out[3 * 64 + 7] = f16::from_f32(5.0);
         let text = oracle.judge(&outputs).to_string();
-        assert!(
-            text.contains("1 BAD") && text.contains("rows 1; heads 1"),
-            "{text}"
-        );
+        assert!(text.contains("1 BAD") && text.contains("rows 1; heads 1"), "{text}");
         assert!(text.contains("row 1 head 1 dim 7 is 5.00000"), "{text}");
     }
 

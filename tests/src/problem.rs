@@ -10,20 +10,12 @@ use crate::inputs::Inputs;
 use crate::oracle::{Oracle, Outputs, Verdict, sample};
 
 /// Every way to group queries and KV.
-pub const GROUPINGS: [Grouping; 4] = [
-    Grouping::PerQuery,
-    Grouping::Node,
-    Grouping::NodeChunk,
-    Grouping::Flatten,
-];
+pub const GROUPINGS: [Grouping; 4] =
+    [Grouping::PerQuery, Grouping::Node, Grouping::NodeChunk, Grouping::Flatten];
 
 /// `q` query heads of `dim` elements over `kv` KV heads.
 pub const fn heads(q: u32, kv: u32, dim: u32) -> HeadShape {
-    HeadShape {
-        q_heads: q,
-        kv_heads: kv,
-        head_dim: dim,
-    }
+    HeadShape { q_heads: q, kv_heads: kv, head_dim: dim }
 }
 
 /// A view with K, V and queries, and what attention over them gives in f64.
@@ -142,10 +134,7 @@ impl<T: KvElement> Problem<T> {
         let call = Attend {
             layer,
             plan,
-            counters: Counters {
-                lengths: &self.lengths,
-                tail_pages: &[],
-            },
+            counters: Counters { lengths: &self.lengths, tail_pages: &[] },
             q: T::elements(&self.inputs.q),
             out: T::elements_mut(&mut outputs.out),
             lse: (!outputs.lse.is_empty()).then(|| f32::elements_mut(&mut outputs.lse)),

@@ -18,22 +18,10 @@ use crate::problem::GROUPINGS;
 
 /// The recorded tasks, as workloads/reasoning has them.
 pub const TASKS: [(&str, &str); 4] = [
-    (
-        "sorting128ToT",
-        include_str!("../../workloads/reasoning/sorting128ToT.json"),
-    ),
-    (
-        "docmergeToT",
-        include_str!("../../workloads/reasoning/docmergeToT.json"),
-    ),
-    (
-        "keywordToT",
-        include_str!("../../workloads/reasoning/keywordToT.json"),
-    ),
-    (
-        "set128ToT",
-        include_str!("../../workloads/reasoning/set128ToT.json"),
-    ),
+    ("sorting128ToT", include_str!("../../workloads/reasoning/sorting128ToT.json")),
+    ("docmergeToT", include_str!("../../workloads/reasoning/docmergeToT.json")),
+    ("keywordToT", include_str!("../../workloads/reasoning/keywordToT.json")),
+    ("set128ToT", include_str!("../../workloads/reasoning/set128ToT.json")),
 ];
 /// Pairs of a query and a KV head that a checked step compares.
 const CHECKED: u32 = 4;
@@ -201,17 +189,14 @@ impl<'a, T: KvElement> Recorded<'a, T> {
             let update = self.cache.advance(&mut batch, 1).unwrap();
             return (batch, update);
         }
-        self.cache
-            .set_grouping(GROUPINGS[reshaped as usize % GROUPINGS.len()]);
+        self.cache.set_grouping(GROUPINGS[reshaped as usize % GROUPINGS.len()]);
         let batch = self.cache.batch(&leaves).unwrap();
         (batch, PlanUpdate::Replanned)
     }
 
     /// Attends in every grouping, in the batch's by its own plan, and compares.
     fn check(&mut self, step: u32, growing: &[u32], batch: &Batch, outcome: &mut Outcome) {
-        let HeadShape {
-            q_heads, head_dim, ..
-        } = self.heads;
+        let HeadShape { q_heads, head_dim, .. } = self.heads;
         let rows = growing.len() * q_heads as usize;
         let q = normals::<T>(self.next_word(), rows * head_dim as usize, 1.0);
         let oracle = self.oracle(step, growing, &q);
@@ -238,9 +223,7 @@ impl<'a, T: KvElement> Recorded<'a, T> {
         let pairs = growing.len() as u32 * kv_heads;
         let sampled = sample(pairs, CHECKED).into_iter();
         let sampled = sampled.map(|pair| (pair + step) % pairs);
-        let sampled: Vec<_> = sampled
-            .map(|pair| (pair / kv_heads, pair % kv_heads))
-            .collect();
+        let sampled: Vec<_> = sampled.map(|pair| (pair / kv_heads, pair % kv_heads)).collect();
         let (nodes, parents) = (&self.nodes, self.run.parents());
         Oracle::of(self.heads, &self.params, q, &sampled, |row, kv_head| {
             let (mut k, mut v) = (Vec::new(), Vec::new());
@@ -261,11 +244,7 @@ impl<'a, T: KvElement> Recorded<'a, T> {
     }
 
     fn arrive(&mut self, node: u32, key: NodeKey) {
-        self.nodes[node as usize] = Some(Node {
-            key,
-            k: Vec::new(),
-            v: Vec::new(),
-        });
+        self.nodes[node as usize] = Some(Node { key, k: Vec::new(), v: Vec::new() });
     }
 
     fn key(&self, node: u32) -> NodeKey {

@@ -104,10 +104,7 @@ impl Shadow {
         let parents = std::iter::successors(Some(node), |node| self.nodes[node].parent);
         let mut nodes: Vec<_> = parents.collect();
         nodes.reverse();
-        nodes
-            .iter()
-            .flat_map(|node| &self.nodes[node].tokens)
-            .collect()
+        nodes.iter().flat_map(|node| &self.nodes[node].tokens).collect()
     }
 
     /// Attention of `q`, `[leaves, q_heads, head_dim]`, at `leaves` of `cache`.

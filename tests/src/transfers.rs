@@ -15,9 +15,7 @@ pub trait Inspect: Backend {
 
 /// K and V of every place of a layer of a pool, `[places, kv_heads, head_dim]`.
 pub fn rows(shape: &CacheShape, pool: &[u16], layer: u32) -> [Vec<u16>; 2] {
-    let CacheShape {
-        kv_heads, head_dim, ..
-    } = *shape;
+    let CacheShape { kv_heads, head_dim, .. } = *shape;
     let elements = shape.plane_elements() as usize;
     let plane = &pool[layer as usize * elements..][..elements];
     [0, half_page_elements(head_dim)].map(|half| {
@@ -44,19 +42,10 @@ pub fn host_rows<T: KvElement>(cpu: &mut dyn Backend, layer: u32) -> [Vec<u16>; 
     let mut rows = [(); 2].map(|()| vec![T::default(); elements]);
     let [k, v] = &mut rows;
     let all: Vec<u32> = (0..shape.pages).collect();
-    let table = PagedTable {
-        order: PagedOrder::Nhd,
-        page_size: PAGE_TOKENS,
-        pages: &all,
-    };
+    let table = PagedTable { order: PagedOrder::Nhd, page_size: PAGE_TOKENS, pages: &all };
     let places: Vec<u32> = (0..shape.pages * PAGE_TOKENS).collect();
-    let paged = PagedTokens {
-        layer,
-        places: &places,
-        table,
-    };
-    cpu.export(paged, [k, v].map(|rows| T::elements_mut(rows)))
-        .unwrap();
+    let paged = PagedTokens { layer, places: &places, table };
+    cpu.export(paged, [k, v].map(|rows| T::elements_mut(rows))).unwrap();
     rows.map(|rows| bits(&rows).to_vec())
 }
 
@@ -125,9 +114,7 @@ pub fn check_append_rotated<T: KvElement>(
     let layer = cpu.shape().layers - 1;
     let append = |backend: &mut dyn Backend| {
         let (k, v) = (T::elements(k), T::elements(v));
-        backend
-            .append_rotated(layer, targets, counters, k, v, rotation)
-            .unwrap();
+        backend.append_rotated(layer, targets, counters, k, v, rotation).unwrap();
     };
     append(cpu);
     append(backend);
@@ -169,11 +156,7 @@ impl<T: KvElement> Sequence<T> {
 
     /// Its page table.
     pub fn table(&self, order: PagedOrder) -> PagedTable<'_> {
-        PagedTable {
-            order,
-            page_size: self.page_size,
-            pages: &self.pages,
-        }
+        PagedTable { order, page_size: self.page_size, pages: &self.pages }
     }
 
     /// Imports to the last layer of both and exports from it, onto poison and onto what was imported.

@@ -64,21 +64,9 @@ pub fn from_nodes(nodes: &[Node]) -> TreeView {
 
 /// A root and `width` leaves with a query each.
 pub fn star(root_tokens: u32, width: usize, leaf_tokens: u32) -> TreeView {
-    let root = Node {
-        parent: None,
-        tokens: root_tokens,
-        query: false,
-        live: false,
-    };
-    let leaf = Node {
-        parent: Some(0),
-        tokens: leaf_tokens,
-        query: true,
-        live: true,
-    };
-    let nodes: Vec<_> = std::iter::once(root)
-        .chain(std::iter::repeat_n(leaf, width))
-        .collect();
+    let root = Node { parent: None, tokens: root_tokens, query: false, live: false };
+    let leaf = Node { parent: Some(0), tokens: leaf_tokens, query: true, live: true };
+    let nodes: Vec<_> = std::iter::once(root).chain(std::iter::repeat_n(leaf, width)).collect();
     from_nodes(&nodes)
 }
 

@@ -25,10 +25,7 @@ impl Watchdog {
                 if let Some((since, what)) = now
                     && since.elapsed() > PATIENCE
                 {
-                    eprintln!(
-                        "{what}: no answer for {} s: a kernel hangs",
-                        PATIENCE.as_secs()
-                    );
+                    eprintln!("{what}: no answer for {} s: a kernel hangs", PATIENCE.as_secs());
                     std::process::exit(3);
                 }
                 std::thread::sleep(Duration::from_millis(200));
@@ -46,8 +43,6 @@ impl Watchdog {
     /// What was said last; empty before anything was.
     pub fn phase(&self) -> String {
         let at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
-        at.as_ref()
-            .map(|(_, what)| what.clone())
-            .unwrap_or_default()
+        at.as_ref().map(|(_, what)| what.clone()).unwrap_or_default()
     }
 }

@@ -60,18 +60,8 @@ fn random_forests_agree_with_the_definition_in_every_type_and_head_shape() {
     ];
     for (seed, heads) in (0..).zip(shapes) {
         check::<bf16>(views::random(seed, 24), heads, plain(heads.head_dim), seed);
-        check::<f16>(
-            views::random(seed + 100, 12),
-            heads,
-            plain(heads.head_dim),
-            seed,
-        );
-        check::<f32>(
-            views::random(seed + 200, 12),
-            heads,
-            plain(heads.head_dim),
-            seed,
-        );
+        check::<f16>(views::random(seed + 100, 12), heads, plain(heads.head_dim), seed);
+        check::<f32>(views::random(seed + 200, 12), heads, plain(heads.head_dim), seed);
     }
 }
 
@@ -86,12 +76,7 @@ fn many_random_forests_of_small_heads_agree_with_the_definition() {
 #[test]
 fn odd_lengths_and_an_empty_leaf_agree_with_the_definition() {
     for tokens in [1, 17, 63, 64, 65, 127, 129] {
-        let node = |parent, tokens, query| Node {
-            parent,
-            tokens,
-            query,
-            live: true,
-        };
+        let node = |parent, tokens, query| Node { parent, tokens, query, live: true };
         let nodes = [
             node(None, tokens, false),
             node(Some(0), 0, true),
@@ -99,23 +84,13 @@ fn odd_lengths_and_an_empty_leaf_agree_with_the_definition() {
             node(Some(0), 1, true),
         ];
         check::<bf16>(views::from_nodes(&nodes), heads(4, 2, 64), plain(64), 1);
-        check::<f32>(
-            views::from_nodes(&nodes[..2]),
-            heads(4, 2, 64),
-            plain(64),
-            2,
-        );
+        check::<f32>(views::from_nodes(&nodes[..2]), heads(4, 2, 64), plain(64), 2);
     }
 }
 
 #[test]
 fn a_query_that_sees_nothing_gives_zero_and_minus_infinity() {
-    let node = |tokens| Node {
-        parent: None,
-        tokens,
-        query: true,
-        live: true,
-    };
+    let node = |tokens| Node { parent: None, tokens, query: true, live: true };
     let view = views::from_nodes(&[node(0), node(5), node(0)]);
     check::<f16>(view, heads(4, 2, 64), plain(64), 3);
 }
@@ -128,10 +103,7 @@ fn three_hundred_queries_over_one_prefix_agree_with_the_definition() {
 #[test]
 fn soft_cap_and_scale_are_applied_before_masks_and_softmax() {
     for soft_cap in [Some(0.5), Some(30.0), None] {
-        let params = AttentionParams {
-            scale: 0.3,
-            soft_cap,
-        };
+        let params = AttentionParams { scale: 0.3, soft_cap };
         for seed in 50..56 {
             check::<f32>(views::random(seed, 12), heads(4, 2, 64), params, seed);
         }

@@ -29,12 +29,7 @@ fn check<T: KvElement>(
 }
 
 fn one(tokens: u32) -> TreeView {
-    views::from_nodes(&[Node {
-        parent: None,
-        tokens,
-        query: true,
-        live: true,
-    }])
+    views::from_nodes(&[Node { parent: None, tokens, query: true, live: true }])
 }
 
 #[test]
@@ -75,10 +70,7 @@ fn random_forests_agree_with_the_definition_under_every_grouping() {
     let cases: Vec<(u64, HeadShape, Grouping)> = cases.collect();
     cases.into_par_iter().for_each(|(seed, shape, grouping)| {
         let plain = AttentionParams::new(shape.head_dim);
-        let capped = AttentionParams {
-            scale: 0.3,
-            soft_cap: Some(2.0),
-        };
+        let capped = AttentionParams { scale: 0.3, soft_cap: Some(2.0) };
         let params = [plain, capped][seed as usize % 2];
         let cut = (grouping, 1 + seed as u32 % 4);
         check::<bf16>(views::random(seed, 16), shape, params, cut, seed);

@@ -15,13 +15,7 @@ use rand::{RngExt, SeedableRng};
 const SHAPES: [(u32, u32, u32); 4] = [(1, 1, 64), (2, 3, 64), (1, 2, 128), (2, 1, 256)];
 
 fn shape((layers, kv_heads, head_dim): (u32, u32, u32), pages: u32) -> CacheShape {
-    CacheShape {
-        layers,
-        kv_heads,
-        head_dim,
-        dtype: DType::Bf16,
-        pages,
-    }
+    CacheShape { layers, kv_heads, head_dim, dtype: DType::Bf16, pages }
 }
 
 /// Index into the pool of K (or V) of a token, written out from the layout's definition.
@@ -37,9 +31,7 @@ fn element(shape: &CacheShape, layer: u32, place: u32, head: u32, value: u32, di
         (token % 8, 8),
         (dim % 8, 1),
     ];
-    tiles.iter().fold(0, |at, (index, next)| {
-        (at + *index as usize) * *next as usize
-    })
+    tiles.iter().fold(0, |at, (index, next)| (at + *index as usize) * *next as usize)
 }
 
 fn random_rows(shape: &CacheShape, rows: usize, rng: &mut SmallRng) -> [Vec<half::bf16>; 2] {
@@ -86,15 +78,7 @@ fn append_writes_each_row_to_its_target_and_nothing_else() {
             let layer = shape.layers - 1;
             let [k, v] = &kv;
             let elements = [Elements::Bf16(k), Elements::Bf16(v)];
-            backend
-                .append(
-                    layer,
-                    &targets,
-                    Counters::default(),
-                    elements[0],
-                    elements[1],
-                )
-                .unwrap();
+            backend.append(layer, &targets, Counters::default(), elements[0], elements[1]).unwrap();
             for (row, place) in targets.iter().enumerate() {
                 write_row(&mut expected, &shape, layer, *place, row, &kv);
             }
@@ -114,14 +98,9 @@ fn a_target_that_names_a_counter_is_that_nodes_last_token() {
     let mut backend = Emulated::new(shape, 9);
     let mut expected = backend.pool();
     let targets = order.map(|slot| APPEND_LIVE | slot);
-    let counters = Counters {
-        lengths: &lengths,
-        tail_pages: &tail_pages,
-    };
+    let counters = Counters { lengths: &lengths, tail_pages: &tail_pages };
     let elements = [Elements::Bf16(&kv[0]), Elements::Bf16(&kv[1])];
-    backend
-        .append(0, &targets, counters, elements[0], elements[1])
-        .unwrap();
+    backend.append(0, &targets, counters, elements[0], elements[1]).unwrap();
     for (row, slot) in order.iter().enumerate() {
         let slot = *slot as usize;
         let place = tail_pages[slot] * 64 + (lengths[slot] - 1) % 64;
@@ -173,18 +152,8 @@ fn append_passes_over_absent_targets_and_counters_of_nothing() {
 fn a_target_beyond_the_pool_is_reported_with_the_buffers_name() {
     let report = append_raw(1, &[64], &[]).unwrap_err();
     assert_eq!(report.cause, device::emulator::Cause::OutOfBounds);
-    assert!(
-        report
-            .message
-            .contains("buffer `pool`, which has 16384 bytes"),
-        "{report}"
-    );
-    assert!(
-        report
-            .site
-            .is_some_and(|site| site.file().ends_with("append.rs")),
-        "{report}"
-    );
+    assert!(report.message.contains("buffer `pool`, which has 16384 bytes"), "{report}");
+    assert!(report.site.is_some_and(|site| site.file().ends_with("append.rs")), "{report}");
 }
 
 #[test]
@@ -203,9 +172,7 @@ fn moves_are_done_in_order_in_every_layer_and_head() {
         for layer in 0..shape.layers {
             let [k, v] = random_rows(&shape, all.len(), &mut rng);
             let (k, v) = (Elements::Bf16(&k), Elements::Bf16(&v));
-            backend
-                .append(layer, &all, Counters::default(), k, v)
-                .unwrap();
+            backend.append(layer, &all, Counters::default(), k, v).unwrap();
         }
         // The second writes where the first has read, the third reads what the second wrote.
         let mut moves = vec![(70, 3), (131, 70), (70, 191)];
@@ -223,10 +190,8 @@ fn moves_are_done_in_order_in_every_layer_and_head() {
                 }
             }
         }
-        let moves: Vec<TokenMove> = moves
-            .iter()
-            .map(|&(from, to)| TokenMove { from, to })
-            .collect();
+        let moves: Vec<TokenMove> =
+            moves.iter().map(|&(from, to)| TokenMove { from, to }).collect();
         backend.copy(&moves).unwrap();
         assert!(backend.pool() == expected, "{shape:?}");
     }
@@ -254,9 +219,7 @@ fn advance_counts_each_named_counter_once_and_no_other() {
 #[test]
 fn eight_values_of_which_one_is_not_finite_are_kept_as_zeros_with_keys_that_are_not_numbers() {
     // The largest finite values, NaN of least and most bits, infinities.
-    let bits = [
-        0x7f7f, 0xff7f, 0x7f81, 0xffff, 0x7f80, 0xff80, 0x7c00, 0x0000,
-    ];
+    let bits = [0x7f7f, 0xff7f, 0x7f81, 0xffff, 0x7f80, 0xff80, 0x7c00, 0x0000];
     for (chunk, bits) in (0..).zip(bits) {
         let shape = shape((1, 2, 64), 1);
         let mut rng = SmallRng::seed_from_u64(chunk);

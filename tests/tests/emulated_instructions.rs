@@ -28,9 +28,6 @@ fn all_other_instructions_do_what_they_are_defined_to_under_any_schedule() {
 #[test]
 fn a_seed_repeats_its_schedule() {
     let cases = cases();
-    let case = cases
-        .iter()
-        .find(|case| case.entry == "selftest_mma_bf16")
-        .unwrap();
+    let case = cases.iter().find(|case| case.entry == "selftest_mma_bf16").unwrap();
     assert_eq!(case.emulate(3).unwrap(), case.emulate(3).unwrap());
 }

@@ -29,13 +29,7 @@ fn plan(view: &TreeView, config: PlanConfig) -> Plan {
 
 /// Runs `plan` over `view` with random values, by every architecture's kernels, and compares.
 fn check<T: KvElement>(view: &TreeView, heads: HeadShape, plan: &Plan, seed: u64) {
-    check_with::<T>(
-        view,
-        heads,
-        AttentionParams::new(heads.head_dim),
-        plan,
-        seed,
-    );
+    check_with::<T>(view, heads, AttentionParams::new(heads.head_dim), plan, seed);
 }
 
 fn check_with<T: KvElement>(
@@ -67,28 +61,17 @@ fn rows(plan: &Plan) -> Vec<u32> {
 }
 
 fn node(parent: Option<usize>, tokens: u32, query: bool) -> Node {
-    Node {
-        parent,
-        tokens,
-        query,
-        live: false,
-    }
+    Node { parent, tokens, query, live: false }
 }
 
 /// A prefix, two branches below it, and below them leaves with a query each: of none, 1 or 9 tokens.
 fn tree(prefix: u32, leaves: u32) -> Vec<Node> {
-    let mut nodes = vec![
-        node(None, prefix, false),
-        node(Some(0), 70, false),
-        node(Some(0), 5, false),
-    ];
+    let mut nodes =
+        vec![node(None, prefix, false), node(Some(0), 70, false), node(Some(0), 5, false)];
     for leaf in 0..leaves {
         let parent = if leaf < leaves / 2 { 1 } else { 2 };
         let tokens = if leaf % 8 == 3 { 1 + leaf % 3 * 4 } else { 0 };
-        nodes.push(Node {
-            live: tokens > 0,
-            ..node(Some(parent), tokens, true)
-        });
+        nodes.push(Node { live: tokens > 0, ..node(Some(parent), tokens, true) });
     }
     nodes
 }
@@ -100,12 +83,7 @@ fn check_tile<T: KvElement>(prefix: u32, queries: u32, heads: HeadShape) {
     assert_eq!(rows(&plan), [queries * heads.group_size()]);
     assert_eq!(items(&plan)[0].1.partial_slot, NONE);
     for seed in 0..2 {
-        check::<T>(
-            &view,
-            heads,
-            &plan,
-            u64::from(prefix + queries) + 1000 * seed,
-        );
+        check::<T>(&view, heads, &plan, u64::from(prefix + queries) + 1000 * seed);
     }
 }
 
@@ -159,10 +137,7 @@ fn items_of_all_heights_follow_each_other_in_a_share() {
         let plan = plan(&view, config(heads, Grouping::Node, 1));
         let heights: Vec<_> = rows(&plan).into_iter().map(height).collect();
         let follows = |pair: [usize; 2]| heights.windows(2).any(|window| window == pair);
-        assert!(
-            (0..9).all(|pair| follows([pair / 3, pair % 3])),
-            "{heights:?}"
-        );
+        assert!((0..9).all(|pair| follows([pair / 3, pair % 3])), "{heights:?}");
         check::<bf16>(&view, heads, &plan, dim.into());
     }
 }
@@ -201,9 +176,7 @@ fn direct_and_partial_results_of_all_heights_agree_with_the_definition() {
 
 /// A chain of `length` nodes of 3 tokens each, with `queries` below it.
 fn chain(length: usize, queries: usize) -> TreeView {
-    let mut nodes: Vec<_> = (0..length)
-        .map(|i| node(i.checked_sub(1), 3, false))
-        .collect();
+    let mut nodes: Vec<_> = (0..length).map(|i| node(i.checked_sub(1), 3, false)).collect();
     nodes.extend((0..queries).map(|_| node(Some(length - 1), 0, true)));
     views::from_nodes(&nodes)
 }
@@ -232,10 +205,7 @@ fn drafted(trunk: u32, draft: u32) -> TreeView {
     let mut forest = TokenForest::new(PagePool::new(64).unwrap());
     let root = forest.insert_root(trunk).unwrap();
     let nodes: Vec<_> = (0..draft)
-        .map(|i| DraftNode {
-            parent: (i > 2).then(|| i / 2 - 1),
-            tokens: 1 + i % 2,
-        })
+        .map(|i| DraftNode { parent: (i > 2).then(|| i / 2 - 1), tokens: 1 + i % 2 })
         .collect();
     let mut asking = forest.insert_draft(root, &nodes).unwrap();
     asking.push(root);
@@ -297,11 +267,7 @@ fn a_plan_stays_right_while_leaves_grow() {
         let mut view = forest.view(&leaves).unwrap();
         let mut plan = plan(&view, config(heads, Grouping::Flatten, 2));
         // Nodes that hold nothing yet: their segments have no page.
-        assert!(
-            segments(&plan)
-                .iter()
-                .any(|segment| segment.page_count == 0)
-        );
+        assert!(segments(&plan).iter().any(|segment| segment.page_count == 0));
         check::<bf16>(&view, heads, &plan, 0);
         let mut dirty = Vec::new();
         for grown in [5, 59, 1] {
@@ -319,10 +285,7 @@ fn a_plan_stays_right_while_leaves_grow() {
 fn a_query_that_sees_no_token_gets_zero() {
     for queries in [1, 20, 70] {
         let mut nodes = vec![node(None, 0, false)];
-        nodes.extend((0..queries).map(|_| Node {
-            live: true,
-            ..node(Some(0), 0, true)
-        }));
+        nodes.extend((0..queries).map(|_| Node { live: true, ..node(Some(0), 0, true) }));
         nodes.push(node(Some(0), 3, true));
         let view = views::from_nodes(&nodes);
         for shares in [1, 3] {
@@ -337,10 +300,7 @@ fn a_query_that_sees_no_token_gets_zero() {
 fn the_soft_cap_applies_in_items_of_all_heights() {
     for (queries, dim) in [(2, 128), (12, 256), (30, 64)] {
         let heads = heads(4, 1, dim);
-        let params = AttentionParams {
-            scale: 0.2,
-            soft_cap: Some(1.5),
-        };
+        let params = AttentionParams { scale: 0.2, soft_cap: Some(1.5) };
         let view = views::from_nodes(&tree(130, queries));
         let plan = plan(&view, config(heads, Grouping::Flatten, 2));
         check_with::<f16>(&view, heads, params, &plan, queries.into());

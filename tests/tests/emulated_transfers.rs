@@ -17,13 +17,7 @@ const LAYERS: u32 = 2;
 const PAGES: u32 = 4;
 
 fn shape<T: KvElement>(kv_heads: u32, head_dim: u32) -> CacheShape {
-    CacheShape {
-        layers: LAYERS,
-        kv_heads,
-        head_dim,
-        dtype: T::DTYPE,
-        pages: PAGES,
-    }
+    CacheShape { layers: LAYERS, kv_heads, head_dim, dtype: T::DTYPE, pages: PAGES }
 }
 
 fn append_rotated_as_the_cpu<T: KvElement>(kv_heads: u32, head_dim: u32, count: usize) {
@@ -33,26 +27,17 @@ fn append_rotated_as_the_cpu<T: KvElement>(kv_heads: u32, head_dim: u32, count: 
     // The last row goes to a growing node of 70 tokens, the others to places by number.
     let mut targets: Vec<u32> = (0..count as u32).map(|i| (i * 37 + 5) % 192).collect();
     targets[count - 1] = APPEND_LIVE | 1;
-    let counters = Counters {
-        lengths: &[9, 70],
-        tail_pages: &[0, 3],
-    };
+    let counters = Counters { lengths: &[9, 70], tail_pages: &[0, 3] };
     let mut positions: Vec<u32> = (0..count).map(|_| rng.random_range(1..3000)).collect();
     positions[0] = 2999;
-    let rotation = Rotation {
-        table: &table,
-        positions: &positions,
-    };
+    let rotation = Rotation { table: &table, positions: &positions };
     let row = shape.row_elements();
     let [k, v] = [1, 2].map(|seed| normals::<T>(seed, count * row, 2.0));
     let mut cpu = cpu::new(shape).unwrap();
     let mut emulated = Emulated::new(shape, count as u64);
     let both = [&k[..], &v[..]];
     check_append_rotated(&mut *cpu, &mut emulated, &targets, counters, both, rotation);
-    let context = format!(
-        "{count} rows, {kv_heads} KV heads of {} x {head_dim}",
-        T::DTYPE
-    );
+    let context = format!("{count} rows, {kv_heads} KV heads of {} x {head_dim}", T::DTYPE);
     let last = (3 * 64 + 5) * row..(3 * 64 + 6) * row;
     let written = rows(&shape, &emulated.pool(), 1);
     let [written_k, written_v] = written.each_ref().map(|rows| &rows[last.clone()]);
@@ -106,15 +91,8 @@ fn a_pool_whose_pages_hold_k_then_v_is_imported_from_one_buffer() {
     let table = sequence.table(PagedOrder::Hnd);
     let mut cpu = cpu::new(shape).unwrap();
     let mut emulated = Emulated::new(shape, 3);
-    let paged = PagedTokens {
-        layer: 0,
-        places: &sequence.places,
-        table,
-    };
-    cpu.import(paged, [bf16::elements(k), bf16::elements(v)])
-        .unwrap();
-    emulated
-        .import_strided(paged, 2 * 16, [&pool, &pool[page..]])
-        .unwrap();
+    let paged = PagedTokens { layer: 0, places: &sequence.places, table };
+    cpu.import(paged, [bf16::elements(k), bf16::elements(v)]).unwrap();
+    emulated.import_strided(paged, 2 * 16, [&pool, &pool[page..]]).unwrap();
     assert_same_pages::<bf16>(&mut *cpu, &emulated, "one buffer");
 }

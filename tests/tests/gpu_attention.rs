@@ -36,12 +36,7 @@ fn random_forests_agree_with_f64_under_every_grouping_and_every_run_gives_the_sa
             }
         }
         let wrong: u32 = tallies.iter().map(|(name, tally)| tally.wrong(name)).sum();
-        assert_eq!(
-            wrong,
-            0,
-            "cases are wrong with the kernels for {}",
-            gpu.arch()
-        );
+        assert_eq!(wrong, 0, "cases are wrong with the kernels for {}", gpu.arch());
     }
 }
 
@@ -94,16 +89,10 @@ fn attend<T: KvElement>(
         }
         for run in 1..setting("DEFT_RUNS", 20) {
             let again = problem.attend(&mut backend, 0, &plan);
-            assert!(
-                again.same_bits(&first),
-                "{what}: run {run} gave other bits than the first"
-            );
+            assert!(again.same_bits(&first), "{what}: run {run} gave other bits than the first");
         }
         let mut without_lse = problem.attend_without_lse(&mut backend, 0, &plan);
         without_lse.lse.clone_from(&first.lse);
-        assert!(
-            without_lse.same_bits(&first),
-            "{what}: other bits without LSE"
-        );
+        assert!(without_lse.same_bits(&first), "{what}: other bits without LSE");
     }
 }

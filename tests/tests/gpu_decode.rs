@@ -104,11 +104,7 @@ fn decode<T: KvElement>(gpu: &Gpu, head_dim: u32, grouping: Grouping) -> u32 {
     // The device counted as the forest did.
     let counted = gpu.download(decode.cache.lengths());
     let expected = decode.forest.lengths();
-    assert_eq!(
-        counted[..expected.len()],
-        *expected,
-        "{name}: length counters"
-    );
+    assert_eq!(counted[..expected.len()], *expected, "{name}: length counters");
     say(&format!("{name}: {:?}", decode.outcome));
     tally.wrong(&name)
 }
@@ -132,9 +128,7 @@ impl<'g, T: KvElement> Loop<'g, T> {
         let mut planner = Planner::new(config).unwrap();
         let plan = planner.plan(&forest.view(&leaves).unwrap()).unwrap();
         write_pages(gpu, &cache, &inputs);
-        cache
-            .set_counters(forest.lengths(), forest.tail_pages(), &gpu.stream)
-            .unwrap();
+        cache.set_counters(forest.lengths(), forest.tail_pages(), &gpu.stream).unwrap();
         let mut capacity = PlanCapacity::of(&plan).scaled(HEADROOM);
         capacity.merge_slots = capacity.merge_slots.max(MOST_PARTIALS);
         capacity.partial_slots = capacity.partial_slots.max(MOST_PARTIALS as u32);
@@ -222,8 +216,7 @@ impl<'g, T: KvElement> Loop<'g, T> {
         if step.is_multiple_of(13) && leaves + 2 <= MAX_LEAVES as usize {
             let parent = self.leaves.swap_remove(pick);
             let children = self.rng.random_range(2..=3);
-            self.leaves
-                .extend(self.forest.fork(parent, children).unwrap());
+            self.leaves.extend(self.forest.fork(parent, children).unwrap());
             return true;
         }
         if step.is_multiple_of(29) && leaves > 2 {
@@ -240,13 +233,9 @@ impl<'g, T: KvElement> Loop<'g, T> {
         self.plan = self.planner.plan(&view).unwrap();
         self.cursor = self.forest.growth_cursor();
         self.device_plan.update(&self.plan, stream).unwrap();
-        self.cache
-            .set_counters(lengths, self.forest.tail_pages(), stream)
-            .unwrap();
+        self.cache.set_counters(lengths, self.forest.tail_pages(), stream).unwrap();
         let mut targets = Vec::new();
-        self.forest
-            .live_targets(&self.leaves, &mut targets)
-            .unwrap();
+        self.forest.live_targets(&self.leaves, &mut targets).unwrap();
         targets.resize(MAX_LEAVES as usize, NONE);
         self.buffers.targets.write(0, &targets, stream).unwrap();
         self.outcome.planned += 1;

@@ -24,27 +24,18 @@ fn device() -> Result<CudaDevice, String> {
     };
     match device.capability() {
         (9, 0) => Ok(device),
-        (major, minor) => Err(format!(
-            "{} has sm_{major}{minor}, not sm_90",
-            device.describe()
-        )),
+        (major, minor) => Err(format!("{} has sm_{major}{minor}, not sm_90", device.describe())),
     }
 }
 
 /// The case's output on the GPU.
 fn run(case: &Case, device: &CudaDevice, stream: &Stream) -> Result<Vec<u32>, CudaError> {
     let input = DeviceBuffer::from_slice(device, "input", &case.input)?;
-    let mut words = case
-        .before
-        .clone()
-        .unwrap_or(vec![u32::MAX; case.expected.len()]);
+    let mut words = case.before.clone().unwrap_or(vec![u32::MAX; case.expected.len()]);
     let output = DeviceBuffer::from_slice(device, "output", &words)?;
     let buffers = Buffers([input.pointer().0, output.pointer().0]);
     let kernel = device.kernel(case.entry, Buffers::BYTES)?;
-    let launch = Launch {
-        grid: [case.blocks, 1, 1],
-        overlaps_predecessor: false,
-    };
+    let launch = Launch { grid: [case.blocks, 1, 1], overlaps_predecessor: false };
     // SAFETY: the kernel takes these two arguments, which live until the read below has waited for it.
     unsafe { kernel.launch(launch, buffers, stream.raw()) }?;
     output.read(0, &mut words, stream)?;

@@ -114,20 +114,12 @@ fn host_and_device<T: KvElement>(
     let all_view = view_tokens(cache.forest(), &all);
     let mut inputs = Inputs::<T>::of_view(&all_view, heads, params, seed);
     let view = view_tokens(cache.forest(), &asked);
-    inputs.q = normals(
-        !seed,
-        (view.queries * heads.q_heads * head_dim) as usize,
-        1.0,
-    );
+    inputs.q = normals(!seed, (view.queries * heads.q_heads * head_dim) as usize, 1.0);
     let oracle = Oracle::new(&inputs, &view, &sample(view.queries, CHECKED));
     let places = places(cache.forest(), &asked);
     let others = others(cache.forest(), &all, &places, &inputs);
     let [k, v] = inputs.rows_at(&places);
-    let rows = HostRows {
-        k,
-        v,
-        q: inputs.q.clone(),
-    };
+    let rows = HostRows { k, v, q: inputs.q.clone() };
     let table = RotaryTable::new(head_dim, POSITIONS, 500_000.0).unwrap();
     for grouping in GROUPINGS {
         cache.set_grouping(grouping);
@@ -239,11 +231,8 @@ fn run_device<T: KvElement>(
     host: &HostRows<T>,
     table: Option<&RotaryTable>,
 ) -> Outputs<T> {
-    let (k, v, q) = (
-        gpu.unwritten(host.k.len()),
-        gpu.unwritten(host.v.len()),
-        gpu.unwritten(host.q.len()),
-    );
+    let (k, v, q) =
+        (gpu.unwritten(host.k.len()), gpu.unwritten(host.v.len()), gpu.unwritten(host.q.len()));
     let out = gpu.unwritten(host.q.len());
     let lse = gpu.unwritten(host.q.len() / cache.config().head_dim as usize);
     for (buffer, rows) in [(&k, &host.k), (&v, &host.v), (&q, &host.q)] {
@@ -253,13 +242,8 @@ fn run_device<T: KvElement>(
     kv.rope = table;
     cache.append(LAYERS - 1, batch, kv).unwrap();
     let results = Out::with_lse(rows(&out, &gpu.stream), rows(&lse, &gpu.stream));
-    cache
-        .attend(LAYERS - 1, batch, rows(&q, &gpu.stream), results)
-        .unwrap();
-    Outputs {
-        out: gpu.download(&out),
-        lse: gpu.download(&lse),
-    }
+    cache.attend(LAYERS - 1, batch, rows(&q, &gpu.stream), results).unwrap();
+    Outputs { out: gpu.download(&out), lse: gpu.download(&lse) }
 }
 
 fn rows<T: KvElement>(buffer: &DeviceBuffer<T>, stream: &Stream) -> DeviceRows<T> {

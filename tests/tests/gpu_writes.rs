@@ -39,8 +39,7 @@ macro_rules! on_every_gpu {
                 for case in 0..CASES {
                     let seed = setting("DEFT_SEED", 1) + u64::from(head_dim) + case;
                     let mut rng = SmallRng::seed_from_u64(seed);
-                    gpu.watchdog
-                        .now(&format!("{dtype}_d{head_dim}, case {case}"));
+                    gpu.watchdog.now(&format!("{dtype}_d{head_dim}, case {case}"));
                     match dtype {
                         DType::F16 => $case::<f16>(&gpu, head_dim, &mut rng),
                         _ => $case::<bf16>(&gpu, head_dim, &mut rng),
@@ -83,10 +82,7 @@ fn assert_holds<T: KvElement>(backend: &CudaBackend, problem: &Problem<T>, what:
     let (shape, pool) = (problem.shape(LAYERS), backend.pool());
     let others = &pool[..pool.len() / LAYERS as usize * (LAYERS as usize - 1)];
     let written = others.iter().position(|&bits| bits != 0);
-    assert_eq!(
-        written, None,
-        "{what}: an element of another layer was written"
-    );
+    assert_eq!(written, None, "{what}: an element of another layer was written");
     let found = rows(&shape, &pool, LAYERS - 1);
     let right = kept(&problem.inputs.k, &problem.inputs.v);
     assert_same(
@@ -154,15 +150,9 @@ fn rotate_import_export<T: KvElement>(gpu: &Gpu, head_dim: u32, rng: &mut SmallR
     // Places by number, and the last row to a node that grows.
     let mut targets = random_places(PAGES - 1, rng);
     targets.push(APPEND_LIVE);
-    let counters = Counters {
-        lengths: &[rng.random_range(1..=500)],
-        tail_pages: &[PAGES - 1],
-    };
+    let counters = Counters { lengths: &[rng.random_range(1..=500)], tail_pages: &[PAGES - 1] };
     let positions = targets.iter().map(|_| rng.random_range(0..POSITIONS));
-    let rotation = Rotation {
-        table: &table,
-        positions: &positions.collect::<Vec<_>>(),
-    };
+    let rotation = Rotation { table: &table, positions: &positions.collect::<Vec<_>>() };
     let elements = targets.len() * shape.row_elements();
     let [k, v] = [(); 2].map(|()| normals::<T>(rng.random(), elements, 1.0));
     check_append_rotated(&mut *cpu, &mut cuda, &targets, counters, [&k, &v], rotation);
@@ -238,27 +228,16 @@ fn path_there_and_back<T: KvElement>(device: &Device, heads: HeadShape, rng: &mu
         let page_size = rng.random_range(1..=70);
         let mut pages: Vec<u32> = (0..tokens.div_ceil(page_size) + 3).collect();
         pages.shuffle(rng);
-        let table = PagedTable {
-            order,
-            page_size,
-            pages: &pages,
-        };
+        let table = PagedTable { order, page_size, pages: &pages };
         let [k, v] = sequence.each_ref().map(|rows| paged(heads, &table, rows));
         // What comes second starts at a page's edge.
         let cut = rng.random_range(0..=tokens / page_size) * page_size;
-        let rest = PagedTable {
-            pages: &pages[(cut / page_size) as usize..],
-            ..table
-        };
+        let rest = PagedTable { pages: &pages[(cut / page_size) as usize..], ..table };
         let layer = LAYERS - 1;
-        cache
-            .import(layer, leaf, cut..tokens, &rest, &k, &v)
-            .unwrap();
+        cache.import(layer, leaf, cut..tokens, &rest, &k, &v).unwrap();
         cache.import(layer, leaf, 0..cut, &table, &k, &v).unwrap();
         let [mut out_k, mut out_v] = [(); 2].map(|()| vec![T::default(); k.len()]);
-        cache
-            .export(layer, leaf, 0..tokens, &table, &mut out_k, &mut out_v)
-            .unwrap();
+        cache.export(layer, leaf, 0..tokens, &table, &mut out_k, &mut out_v).unwrap();
         let what = format!("{order:?} pages of {page_size}, {tokens} tokens, {heads:?}");
         assert_same([bits(&out_k), bits(&out_v)], [bits(&k), bits(&v)], &what);
     }

@@ -9,10 +9,8 @@ const SOURCES: [u32; 5] = [0, 0, 2, 1, 2];
 const ROW: usize = 2 * 64;
 
 fn cache(dtype: DType, map: bool) -> TreeCache {
-    let builder = TreeCache::builder(&Device::cpu())
-        .heads(6, 2, 64)
-        .dtype(dtype)
-        .capacity_bytes(10 << 20);
+    let builder =
+        TreeCache::builder(&Device::cpu()).heads(6, 2, 64).dtype(dtype).capacity_bytes(10 << 20);
     let map = match map {
         true => builder.layer_map(LayerMap::new(&SOURCES).unwrap()),
         false => builder.layers(SOURCES.len() as u32),
@@ -41,9 +39,7 @@ fn pass<T: KvElement>(caches: &mut [TreeCache; 2], nodes: [&[(NodeKey, u32)]; 2]
                 false => kept[map.source(layer) as usize].clone(),
             };
             if map.is_own(layer) || which == 1 {
-                cache
-                    .append(layer, &batch, Kv::new(&kv[0], &kv[1]))
-                    .unwrap();
+                cache.append(layer, &batch, Kv::new(&kv[0], &kv[1])).unwrap();
             }
             kept.push(kv);
             let q = random::<T>(&mut rng, batch.rows() * 6 * 64);
@@ -65,24 +61,13 @@ fn pass<T: KvElement>(caches: &mut [TreeCache; 2], nodes: [&[(NodeKey, u32)]; 2]
 fn same_bits<T: KvElement>() {
     let mut caches = [cache(T::DTYPE, true), cache(T::DTYPE, false)];
     let roots = [0, 1].map(|which| caches[which].insert_root().unwrap());
-    pass::<T>(
-        &mut caches,
-        roots
-            .map(|root| [(root, 75)])
-            .each_ref()
-            .map(|nodes| &nodes[..]),
-        1,
-    );
+    pass::<T>(&mut caches, roots.map(|root| [(root, 75)]).each_ref().map(|nodes| &nodes[..]), 1);
     let leaves = [0, 1].map(|which| caches[which].fork(roots[which], 3).unwrap());
     for step in 0..70 {
         let ones = leaves
             .each_ref()
             .map(|leaves| leaves.iter().map(|&leaf| (leaf, 1)).collect::<Vec<_>>());
-        pass::<T>(
-            &mut caches,
-            ones.each_ref().map(|nodes| &nodes[..]),
-            2 + step,
-        );
+        pass::<T>(&mut caches, ones.each_ref().map(|nodes| &nodes[..]), 2 + step);
     }
 }
 
@@ -98,10 +83,7 @@ fn pages_hold_the_layers_that_are_not_shared_and_no_others() {
     let [mapped, plain] = [cache(DType::F32, true), cache(DType::F32, false)];
     let bytes = |cache: &TreeCache| cache.backend().shape().page_bytes();
     assert_eq!(5 * bytes(&mapped), 2 * bytes(&plain));
-    assert_eq!(
-        mapped.forest().pool().capacity() as u64,
-        (10 << 20) / bytes(&mapped)
-    );
+    assert_eq!(mapped.forest().pool().capacity() as u64, (10 << 20) / bytes(&mapped));
     assert_eq!(mapped.config().layers, 5);
     assert_eq!(mapped.layer_map().map(LayerMap::stored), Some(2));
 }
@@ -116,24 +98,15 @@ fn writing_to_a_shared_layer_is_refused_and_reading_it_reads_its_source() {
         cache.append(layer, &batch, Kv::new(&kv, &kv)).unwrap();
     }
     let other = vec![2.0_f32; 3 * ROW];
-    let error = cache
-        .append(3, &batch, Kv::new(&other, &other))
-        .unwrap_err();
+    let error = cache.append(3, &batch, Kv::new(&other, &other)).unwrap_err();
     assert_eq!(
         error.to_string(),
         "layer 3 reads the keys and values of layer 0: there is nothing to write"
     );
-    let table = PagedTable {
-        order: PagedOrder::Nhd,
-        page_size: 16,
-        pages: &[0],
-    };
+    let table = PagedTable { order: PagedOrder::Nhd, page_size: 16, pages: &[0] };
     let mut foreign = [(); 2].map(|()| vec![7.0_f32; 16 * ROW]);
     let refused = cache.import(1, root, 0..3, &table, &foreign[0], &foreign[1]);
-    assert!(matches!(
-        refused,
-        Err(CacheError::SharedLayer { layer: 1, of: 0 })
-    ));
+    assert!(matches!(refused, Err(CacheError::SharedLayer { layer: 1, of: 0 })));
     let [k, v] = &mut foreign;
     cache.export(4, root, 0..3, &table, k, v).unwrap();
     assert_eq!(k[..3 * ROW], kv);

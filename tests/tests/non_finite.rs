@@ -19,12 +19,8 @@ use kernels_gpu::attention::tile::max_rows;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-const GROUPINGS: [Grouping; 4] = [
-    Grouping::PerQuery,
-    Grouping::Node,
-    Grouping::NodeChunk,
-    Grouping::Flatten,
-];
+const GROUPINGS: [Grouping; 4] =
+    [Grouping::PerQuery, Grouping::Node, Grouping::NodeChunk, Grouping::Flatten];
 const BAD: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
 
 /// A root, three leaves, a draft whose nodes share a page, and a causal chunk of one leaf's tokens.
@@ -40,19 +36,12 @@ fn world(root: u32, chunk: u32) -> TreeView {
     let mut batch = vec![(leaves[0], 1), (leaves[1], 1), (leaves[2], chunk)];
     batch.extend(drafted.iter().map(|&node| (node, 1)));
     let mut view = TreeView::default();
-    forest
-        .view_tokens_into(&batch, &mut ViewScratch::default(), &mut view)
-        .unwrap();
+    forest.view_tokens_into(&batch, &mut ViewScratch::default(), &mut view).unwrap();
     view
 }
 
 fn leaves(root: u32, count: usize) -> TreeView {
-    let leaf = |parent, tokens, query| Node {
-        parent,
-        tokens,
-        query,
-        live: false,
-    };
+    let leaf = |parent, tokens, query| Node { parent, tokens, query, live: false };
     let mut nodes = vec![leaf(None, root, false)];
     nodes.extend((0..count).map(|_| leaf(Some(0), 1, true)));
     views::from_nodes(&nodes)
@@ -77,17 +66,9 @@ fn seers(view: &TreeView) -> Vec<(u32, u32)> {
 
 /// Puts `bad` into one element of K or V of the token at `place`, in one KV head.
 fn plant<T: KvElement>(problem: &mut Problem<T>, value: bool, place: u32, at: [u32; 2], bad: f32) {
-    let HeadShape {
-        kv_heads: kv,
-        head_dim: dim,
-        ..
-    } = problem.inputs.heads;
+    let HeadShape { kv_heads: kv, head_dim: dim, .. } = problem.inputs.heads;
     let element = ((place * kv + at[0] % kv) * dim + at[1] % dim) as usize;
-    let cache = if value {
-        &mut problem.inputs.v
-    } else {
-        &mut problem.inputs.k
-    };
+    let cache = if value { &mut problem.inputs.v } else { &mut problem.inputs.k };
     cache[element] = T::from_f32(bad);
 }
 
@@ -137,11 +118,8 @@ fn on_cpu<T: KvElement>(problem: &Problem<T>, context: &str) {
 
 /// Both architectures, and all three ways into the cache.
 fn on_kernels<T: KvElement>(problem: &Problem<T>, context: &str) {
-    let writes: [fn(&Problem<T>, &mut dyn Backend); 3] = [
-        |problem, to| problem.store(to, 0),
-        store_rotated,
-        store_imported,
-    ];
+    let writes: [fn(&Problem<T>, &mut dyn Backend); 3] =
+        [|problem, to| problem.store(to, 0), store_rotated, store_imported];
     let infinite = |k: &T| k.to_f32().is_infinite();
     for (way, write) in writes.into_iter().enumerate() {
         // Infinity does not outlive a rotation, not even by nothing.
@@ -151,12 +129,7 @@ fn on_kernels<T: KvElement>(problem: &Problem<T>, context: &str) {
         let arch = Arch::ALL[way % 2];
         let mut backend = Emulated::new(problem.shape(1), 1).with_kernels(arch);
         write(problem, &mut backend);
-        let plan = plan(
-            &problem.view,
-            problem.inputs.heads,
-            Grouping::Flatten,
-            [1, 3, 1][way],
-        );
+        let plan = plan(&problem.view, problem.inputs.heads, Grouping::Flatten, [1, 3, 1][way]);
         let context = format!("{context}, {}, written in way {way}", arch.name());
         problem.check(&mut backend, 0, &plan, &context);
     }
@@ -173,13 +146,8 @@ fn store_rotated<T: KvElement>(problem: &Problem<T>, backend: &mut dyn Backend) 
         table: &RotaryTable::new(problem.inputs.heads.head_dim, 1, 10_000.0).unwrap(),
         positions: &vec![0; places.len()],
     };
-    let (k, v) = (
-        T::elements(&problem.inputs.k),
-        T::elements(&problem.inputs.v),
-    );
-    backend
-        .append_rotated(0, &places, Counters::default(), k, v, rotation)
-        .unwrap();
+    let (k, v) = (T::elements(&problem.inputs.k), T::elements(&problem.inputs.v));
+    backend.append_rotated(0, &places, Counters::default(), k, v, rotation).unwrap();
 }
 
 /// By import from a paged cache.
@@ -188,20 +156,10 @@ fn store_imported<T: KvElement>(problem: &Problem<T>, backend: &mut dyn Backend)
     let paged = PagedTokens {
         layer: 0,
         places: &places(problem),
-        table: PagedTable {
-            order: PagedOrder::Nhd,
-            page_size: PAGE_TOKENS,
-            pages: &pages,
-        },
+        table: PagedTable { order: PagedOrder::Nhd, page_size: PAGE_TOKENS, pages: &pages },
     };
     backend
-        .import(
-            paged,
-            [
-                T::elements(&problem.inputs.k),
-                T::elements(&problem.inputs.v),
-            ],
-        )
+        .import(paged, [T::elements(&problem.inputs.k), T::elements(&problem.inputs.v)])
         .unwrap();
 }
 
@@ -219,11 +177,7 @@ fn infinite_value_of_one_leaf(run: impl Fn(&Problem<f16>, &str)) {
     let first = (page * PAGE_TOKENS + token) as usize * width;
     problem.inputs.v[first..first + width].fill(f16::INFINITY);
     problem.recompute();
-    assert_eq!(
-        problem.not_finite(),
-        4 * 64,
-        "the definition spoils one query"
-    );
+    assert_eq!(problem.not_finite(), 4 * 64, "the definition spoils one query");
     run(&problem, "infinite V of the second of three leaves");
 }
 
@@ -241,21 +195,12 @@ fn an_infinite_value_of_one_leaf_stays_there_in_the_kernels() {
 fn bad_key_everywhere<T: KvElement>(dim: u32, rows: usize, run: impl Fn(&Problem<T>, &str)) {
     for (seed, token) in (0..).zip([0, 1, 7, 8, 40, 63, 64, 100, 127, 128, 129]) {
         let soft_cap = (seed % 4 == 1).then_some(5.0);
-        let params = AttentionParams {
-            scale: 0.3,
-            soft_cap,
-        };
+        let params = AttentionParams { scale: 0.3, soft_cap };
         let mut problem = Problem::<T>::new(leaves(130, rows), heads(4, 2, dim), params, seed);
         let (page, token) = visible_tokens(&problem.view, 0)[token];
         let place = page * PAGE_TOKENS + token;
         // In one head only: the other's rows stay.
-        plant(
-            &mut problem,
-            false,
-            place,
-            [seed as u32, 3],
-            BAD[seed as usize % 3],
-        );
+        plant(&mut problem, false, place, [seed as u32, 3], BAD[seed as usize % 3]);
         problem.recompute();
         assert!(problem.not_finite() <= 2 * rows * dim as usize);
         run(&problem, &format!("K of token {token}, {}", T::DTYPE));
@@ -283,13 +228,7 @@ fn bad_tokens_of_leaves_drafts_and_chunks_stay_with_those_who_see_them_on_the_cp
         check::<f32>(view(), heads(6, 2, 64), plain, seed, on_cpu);
         check::<f16>(view(), heads(4, 4, 64), plain, seed + 100, on_cpu);
         check::<bf16>(view(), heads(8, 1, 64), plain, seed + 200, on_cpu);
-        check::<f32>(
-            views::random(seed, 24),
-            heads(2, 1, 64),
-            plain,
-            seed,
-            on_cpu,
-        );
+        check::<f32>(views::random(seed, 24), heads(2, 1, 64), plain, seed, on_cpu);
     }
 }
 

@@ -54,10 +54,7 @@ fn random_forests_of_many_pages_are_cut_evenly() {
             let costs = plan.share_ns();
             let mean = costs.iter().sum::<u64>() as f64 / costs.len() as f64;
             let max = *costs.iter().max().unwrap() as f64;
-            assert!(
-                max < 1.05 * mean + cut_ns,
-                "seed {seed}: {max} against {mean}\n{plan}"
-            );
+            assert!(max < 1.05 * mean + cut_ns, "seed {seed}: {max} against {mean}\n{plan}");
             assert!(plan.imbalance() < 1.15, "seed {seed}\n{plan}");
             plans += 1;
             uneven += u32::from(max > 1.05 * mean);

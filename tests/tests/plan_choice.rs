@@ -59,35 +59,20 @@ fn flatten_is_never_dearer_than_per_query_or_node() {
         for shares in SHARES {
             let ns = |grouping| plan(&view, config(grouping, group, shares)).predicted_ns() as f64;
             let flatten = ns(Grouping::Flatten);
-            assert!(
-                flatten <= ns(Grouping::PerQuery),
-                "seed {seed}, {shares} shares"
-            );
-            assert!(
-                flatten <= PRECISION * ns(Grouping::Node),
-                "seed {seed}, {shares} shares"
-            );
+            assert!(flatten <= ns(Grouping::PerQuery), "seed {seed}, {shares} shares");
+            assert!(flatten <= PRECISION * ns(Grouping::Node), "seed {seed}, {shares} shares");
         }
     }
 }
 
 #[test]
 fn trees_that_share_nothing_get_the_plan_of_per_query() {
-    let root = |tokens| Node {
-        parent: None,
-        tokens,
-        query: true,
-        live: true,
-    };
+    let root = |tokens| Node { parent: None, tokens, query: true, live: true };
     let view = from_nodes(&[7000, 300, 4100, 900, 512, 2048, 1500, 65].map(root));
     for shares in SHARES {
         let [flatten, paths] = [Grouping::Flatten, Grouping::PerQuery]
             .map(|grouping| plan(&view, config(grouping, 4, shares)));
-        assert_eq!(
-            flatten.words(),
-            paths.words(),
-            "{shares} shares\n{flatten}\n{paths}"
-        );
+        assert_eq!(flatten.words(), paths.words(), "{shares} shares\n{flatten}\n{paths}");
     }
 }
 
@@ -131,8 +116,6 @@ fn more_shares_than_pages_are_of_use() {
     let pages = view.runs[0].pages.end;
     assert!(pages < 12);
     let plan = plan(&view, config(Grouping::Flatten, 16, 66));
-    let busy = (0..66)
-        .filter(|&share| plan.share(share).items().len() > 0)
-        .count();
+    let busy = (0..66).filter(|&share| plan.share(share).items().len() > 0).count();
     assert!(busy > pages as usize, "{busy}");
 }

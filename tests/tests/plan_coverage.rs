@@ -6,12 +6,8 @@ use deft_tests::coverage::assert_covers;
 use deft_tests::views::{random, star};
 use proptest::prelude::*;
 
-const GROUPINGS: [Grouping; 4] = [
-    Grouping::PerQuery,
-    Grouping::Node,
-    Grouping::NodeChunk,
-    Grouping::Flatten,
-];
+const GROUPINGS: [Grouping; 4] =
+    [Grouping::PerQuery, Grouping::Node, Grouping::NodeChunk, Grouping::Flatten];
 
 fn assert_all_cover(view: &TreeView, group_size: u32, shares: u32, max_rows: u32) {
     for grouping in GROUPINGS {

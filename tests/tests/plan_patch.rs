@@ -8,12 +8,8 @@ use proptest::prelude::*;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-const GROUPINGS: [Grouping; 4] = [
-    Grouping::PerQuery,
-    Grouping::Node,
-    Grouping::NodeChunk,
-    Grouping::Flatten,
-];
+const GROUPINGS: [Grouping; 4] =
+    [Grouping::PerQuery, Grouping::Node, Grouping::NodeChunk, Grouping::Flatten];
 
 fn grown_star(leaves: usize, tokens: u32) -> (TokenForest, Vec<NodeKey>) {
     let mut forest = TokenForest::new(PagePool::new(1 << 16).unwrap());
@@ -144,9 +140,7 @@ proptest! {
 fn growth_within_a_page_needs_no_patch() {
     for grouping in GROUPINGS {
         let (mut forest, leaves) = grown_star(9, 65);
-        let plan = planner(grouping)
-            .plan(&forest.view(&leaves).unwrap())
-            .unwrap();
+        let plan = planner(grouping).plan(&forest.view(&leaves).unwrap()).unwrap();
         let cursor = forest.growth_cursor();
         forest.extend(&leaves, 63).unwrap();
         assert_eq!(forest.growth_since(cursor), Some(&[][..]));
@@ -158,9 +152,7 @@ fn growth_within_a_page_needs_no_patch() {
 fn an_empty_leaf_is_seen_once_it_grows() {
     for grouping in GROUPINGS {
         let (mut forest, leaves) = grown_star(5, 0);
-        let mut plan = planner(grouping)
-            .plan(&forest.view(&leaves).unwrap())
-            .unwrap();
+        let mut plan = planner(grouping).plan(&forest.view(&leaves).unwrap()).unwrap();
         let cursor = forest.growth_cursor();
         forest.extend(&leaves, 1).unwrap();
         let growth = forest.growth_since(cursor).unwrap();
@@ -191,9 +183,7 @@ fn a_plan_without_room_is_stale_and_unchanged() {
 #[test]
 fn growth_of_nodes_that_no_query_of_the_plan_sees_is_passed_over() {
     let (mut forest, leaves) = grown_star(9, 64);
-    let mut plan = planner(Grouping::Flatten)
-        .plan(&forest.view(&leaves[..4]).unwrap())
-        .unwrap();
+    let mut plan = planner(Grouping::Flatten).plan(&forest.view(&leaves[..4]).unwrap()).unwrap();
     let before = plan.clone();
     let cursor = forest.growth_cursor();
     forest.extend(&leaves[4..], 640).unwrap();

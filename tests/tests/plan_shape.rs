@@ -6,12 +6,8 @@ use deft_tests::coverage::{assert_covers, items};
 use deft_tests::views::{Node, from_nodes, random, star};
 use kernels_gpu::abi::NONE;
 
-const GROUPINGS: [Grouping; 4] = [
-    Grouping::PerQuery,
-    Grouping::Node,
-    Grouping::NodeChunk,
-    Grouping::Flatten,
-];
+const GROUPINGS: [Grouping; 4] =
+    [Grouping::PerQuery, Grouping::Node, Grouping::NodeChunk, Grouping::Flatten];
 
 fn plan(view: &TreeView, config: PlanConfig) -> Plan {
     let plan = Planner::new(config).unwrap().plan(view).unwrap();
@@ -25,12 +21,7 @@ fn config(grouping: Grouping, shares: u32) -> PlanConfig {
 
 /// `count` roots of `tokens` tokens, each with its own query.
 fn roots(count: usize, tokens: u32) -> TreeView {
-    let root = Node {
-        parent: None,
-        tokens,
-        query: true,
-        live: true,
-    };
+    let root = Node { parent: None, tokens, query: true, live: true };
     from_nodes(&vec![root; count])
 }
 
@@ -131,14 +122,8 @@ fn row_tiles_of_the_same_pages_begin_in_different_shares() {
 #[test]
 fn the_largest_nodes_are_dealt_first_and_evenly() {
     let tokens = [640, 320, 320, 200, 200, 200, 64, 64];
-    let nodes: Vec<_> = tokens
-        .map(|tokens| Node {
-            parent: None,
-            tokens,
-            query: true,
-            live: false,
-        })
-        .to_vec();
+    let nodes: Vec<_> =
+        tokens.map(|tokens| Node { parent: None, tokens, query: true, live: false }).to_vec();
     let plan = plan(&from_nodes(&nodes), config(Grouping::Node, 3));
     assert!(plan.imbalance() < 1.15, "{plan}");
 }
@@ -166,10 +151,7 @@ fn a_bad_view_is_refused_and_the_plan_kept() {
         let mut view = good.clone();
         change(&mut view);
         let error = planner.plan_into(&view, &mut plan).unwrap_err();
-        assert!(
-            matches!(error, PlanError::BadRun { run: r, .. } if r == run),
-            "{error}"
-        );
+        assert!(matches!(error, PlanError::BadRun { run: r, .. } if r == run), "{error}");
         assert!(error.to_string().contains(words), "{error}");
         assert_eq!(plan, before);
     };
@@ -194,18 +176,12 @@ fn a_bad_view_is_refused_and_the_plan_kept() {
 fn views_without_queries_and_unusable_configurations_are_refused() {
     let mut planner = Planner::new(config(Grouping::Flatten, 4)).unwrap();
     let error = planner.plan(&TreeView::default()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the view has 0 queries; a plan holds 1 to 65535"
-    );
+    assert_eq!(error.to_string(), "the view has 0 queries; a plan holds 1 to 65535");
     let mut zero = config(Grouping::Flatten, 0);
     let error = Planner::new(zero).unwrap_err().to_string();
     assert_eq!(error, "shares is 0; it must be between 1 and 65536");
     zero.shares = 1;
-    zero.cost = CostModel {
-        bytes_per_ns: -1.0,
-        ..CostModel::H100
-    };
+    zero.cost = CostModel { bytes_per_ns: -1.0, ..CostModel::H100 };
     assert!(matches!(Planner::new(zero), Err(PlanError::BadCost { .. })));
 }
 
@@ -215,10 +191,7 @@ fn a_program_of_more_segments_than_16_bits_count_is_refused() {
     let view = star(64, 40_000, 1);
     let mut planner = Planner::new(config(Grouping::PerQuery, 1)).unwrap();
     let error = planner.plan(&view).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "the plan needs 80000 segments of one program; the limit is 65535"
-    );
+    assert_eq!(error, "the plan needs 80000 segments of one program; the limit is 65535");
     let halves = plan(&view, config(Grouping::PerQuery, 2));
     assert_eq!(halves.queries(), 40_000);
 }
@@ -227,10 +200,7 @@ fn a_program_of_more_segments_than_16_bits_count_is_refused() {
 fn a_plan_prints_as_a_table_and_serialises() {
     let plan = plan(&star(60, 4, 5), config(Grouping::Flatten, 2));
     let table = plan.to_string();
-    assert!(
-        table.starts_with("Flatten: 4 queries x 4 rows in 2 shares;"),
-        "{table}"
-    );
+    assert!(table.starts_with("Flatten: 4 queries x 4 rows in 2 shares;"), "{table}");
     assert!(table.contains("share  items direct segments  pages  rows   cost us"));
     assert_eq!(table.lines().count(), 2 + 2 + 1);
     let json = serde_json::to_value(&plan).unwrap();

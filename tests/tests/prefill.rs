@@ -61,10 +61,7 @@ fn every_query_of_a_batch_sees_its_path_up_to_its_own_token() {
             assert_eq!(seen[query], wanted[row as usize], "seed {seed}, row {row}");
         }
         let heads = heads(4, 1, 64);
-        for plan in GROUPINGS
-            .iter()
-            .flat_map(|&grouping| plans(&view, heads, grouping))
-        {
+        for plan in GROUPINGS.iter().flat_map(|&grouping| plans(&view, heads, grouping)) {
             coverage::assert_covers(&plan, &view);
         }
     }
@@ -133,26 +130,12 @@ fn a_long_prompt_is_one_segment_and_a_diagonal_to_every_row_tile() {
     let (mut causal, mut whole) = (0, 0);
     for item in items {
         let diagonal = item.segments.iter().filter(|segment| segment.mask != NONE);
-        assert!(
-            diagonal.count() <= 1,
-            "a tile of 32 queries crosses one page's diagonal"
-        );
-        causal += item
-            .segments
-            .iter()
-            .filter(|segment| segment.mask != NONE)
-            .count();
-        whole += item
-            .segments
-            .iter()
-            .filter(|segment| segment.mask == NONE)
-            .count();
+        assert!(diagonal.count() <= 1, "a tile of 32 queries crosses one page's diagonal");
+        causal += item.segments.iter().filter(|segment| segment.mask != NONE).count();
+        whole += item.segments.iter().filter(|segment| segment.mask == NONE).count();
     }
     assert_eq!(causal, 64, "64 tiles of 32 queries");
-    assert!(
-        whole <= 64 + 16,
-        "{whole} segments of whole pages: those before each tile, and cuts"
-    );
+    assert!(whole <= 64 + 16, "{whole} segments of whole pages: those before each tile, and cuts");
 }
 
 #[test]
@@ -166,14 +149,7 @@ fn more_tokens_than_a_node_holds_or_none_are_refused_by_name() {
             &mut TreeView::default(),
         )
     };
-    assert!(matches!(
-        ask(71),
-        Err(ForestError::TokenRange {
-            end: 71,
-            length: 70,
-            ..
-        })
-    ));
+    assert!(matches!(ask(71), Err(ForestError::TokenRange { end: 71, length: 70, .. })));
     assert!(matches!(ask(0), Err(ForestError::Empty { .. })));
     assert_eq!(ask(70), Ok(()));
 }
@@ -196,10 +172,7 @@ fn a_prompt_is_cut_evenly_and_takes_about_its_flops() {
         let flops = 2.0 * 2.0 * f64::from(tokens).powi(2) / 2.0 * 4.0 * 128.0;
         let least_ns = flops / 16.0 / CostModel::H100.flops_per_ns;
         let ns = plan.predicted_ns() as f64 - CostModel::H100.launch_ns;
-        assert!(
-            ns < 1.15 * least_ns,
-            "{tokens} tokens: {ns} against {least_ns}"
-        );
+        assert!(ns < 1.15 * least_ns, "{tokens} tokens: {ns} against {least_ns}");
     }
 }
 

@@ -68,9 +68,7 @@ impl Pair {
         assert!(batch.positions().iter().copied().eq(positions.clone()));
         let plain = self.plain.batch(&tokens[1]).unwrap();
         let (k, v) = (self.rows(positions.len()), self.rows(positions.len()));
-        self.rotating
-            .append(0, &batch, Kv::new(&k, &v).rotated(&self.table))
-            .unwrap();
+        self.rotating.append(0, &batch, Kv::new(&k, &v).rotated(&self.table)).unwrap();
         let mut rotated = k;
         let positions: Vec<u32> = positions.collect();
         self.table.rotate(&positions, &mut rotated).unwrap();
@@ -99,16 +97,7 @@ fn a_token_turns_by_the_length_of_its_path() {
     pair.write(root, 0..70);
     let leaves = pair.grow(root, |cache, root| cache.fork(root, 2));
     pair.write(leaves[0], 70..73);
-    let draft = [
-        DraftNode {
-            parent: None,
-            tokens: 2,
-        },
-        DraftNode {
-            parent: Some(0),
-            tokens: 1,
-        },
-    ];
+    let draft = [DraftNode { parent: None, tokens: 2 }, DraftNode { parent: Some(0), tokens: 1 }];
     let drafted = pair.grow(leaves[0], |cache, leaf| cache.insert_draft(leaf, &draft));
     pair.write(drafted[0], 73..75);
     pair.write(drafted[1], 75..76);
@@ -132,9 +121,7 @@ fn a_decode_step_turns_each_leaf_by_its_own_position() {
             pair.plain.advance(&mut plain, 1).unwrap();
         }
         let (mut k, v) = (pair.rows(2), pair.rows(2));
-        pair.rotating
-            .append(0, &batch, Kv::new(&k, &v).rotated(&pair.table))
-            .unwrap();
+        pair.rotating.append(0, &batch, Kv::new(&k, &v).rotated(&pair.table)).unwrap();
         pair.table.rotate(&[15 + step, 10 + step], &mut k).unwrap();
         pair.plain.append(0, &plain, Kv::new(&k, &v)).unwrap();
     }
@@ -148,22 +135,10 @@ fn a_position_beyond_the_table_is_refused_and_nothing_written() {
     let batch = pair.rotating.batch(&[(root[0], 301)]).unwrap();
     pair.plain.batch(&[(root[1], 301)]).unwrap();
     let (k, v) = (pair.rows(301), pair.rows(301));
-    let error = pair
-        .rotating
-        .append(0, &batch, Kv::new(&k, &v).rotated(&pair.table))
-        .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "positions[300] is 300, the rotary table has 300 positions"
-    );
+    let error = pair.rotating.append(0, &batch, Kv::new(&k, &v).rotated(&pair.table)).unwrap_err();
+    assert_eq!(error.to_string(), "positions[300] is 300, the rotary table has 300 positions");
     let narrow = RotaryTable::new(32, 400, 10_000.0).unwrap();
-    let error = pair
-        .rotating
-        .append(0, &batch, Kv::new(&k, &v).rotated(&narrow))
-        .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the rotary table is of head_dim 32, the cache of 64"
-    );
+    let error = pair.rotating.append(0, &batch, Kv::new(&k, &v).rotated(&narrow)).unwrap_err();
+    assert_eq!(error.to_string(), "the rotary table is of head_dim 32, the cache of 64");
     pair.assert_same_attention(&[root]);
 }

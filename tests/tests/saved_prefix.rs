@@ -34,9 +34,7 @@ fn seal<T: KvElement>(cache: &mut TreeCache, tokens: &[u32], seed: u64) -> NodeK
     for layer in [0, 1] {
         let [k, v] = [(); 2].map(|()| -> Vec<T> {
             let count = rest as usize * ROW;
-            (0..count)
-                .map(|_| T::from_f32(rng.random_range(-2.0..2.0)))
-                .collect()
+            (0..count).map(|_| T::from_f32(rng.random_range(-2.0..2.0))).collect()
         });
         cache.append(layer, &batch, Kv::new(&k, &v)).unwrap();
     }
@@ -46,18 +44,13 @@ fn seal<T: KvElement>(cache: &mut TreeCache, tokens: &[u32], seed: u64) -> NodeK
 /// All bits of the path to `node`.
 fn bits<T: KvElement>(cache: &mut TreeCache, node: NodeKey) -> Vec<u8> {
     let tokens = cache.forest().context_length(node).unwrap() as u32;
-    let table = PagedTable {
-        order: PagedOrder::Nhd,
-        page_size: tokens,
-        pages: &[0],
-    };
+    let table = PagedTable { order: PagedOrder::Nhd, page_size: tokens, pages: &[0] };
     let mut all = Vec::new();
     for layer in 0..3 {
         let mut rows = [(); 2].map(|()| vec![T::from_f32(f32::NAN); tokens as usize * ROW]);
         let [k, v] = &mut rows;
         cache.export(layer, node, 0..tokens, &table, k, v).unwrap();
-        rows.iter()
-            .for_each(|rows| all.extend_from_slice(T::elements(rows).bytes().unwrap()));
+        rows.iter().for_each(|rows| all.extend_from_slice(T::elements(rows).bytes().unwrap()));
     }
     all
 }
@@ -87,14 +80,10 @@ fn round_trip<T: KvElement>() {
         let loaded = second.load_from(&mut &file[..], 0).unwrap();
         let found = bits::<T>(&mut second, loaded);
         let row = ROW * T::DTYPE.bytes();
-        for (part, (found, expected)) in (found.chunks(160 * row))
-            .zip(expected.chunks(160 * row))
-            .enumerate()
+        for (part, (found, expected)) in
+            (found.chunks(160 * row)).zip(expected.chunks(160 * row)).enumerate()
         {
-            assert!(
-                found[held * row..] == expected[held * row..],
-                "part {part}, {held} held"
-            );
+            assert!(found[held * row..] == expected[held * row..], "part {part}, {held} held");
         }
         assert_eq!(second.forest().is_sealed(loaded), Ok(false));
         second.prune(loaded).unwrap();
@@ -115,11 +104,7 @@ fn what_was_saved_comes_back_bit_for_bit_and_is_found() {
 fn state(cache: &TreeCache) -> (usize, u32, usize) {
     cache.forest().debug_assert_invariants();
     let stats = cache.prefix_stats();
-    (
-        cache.forest().node_count(),
-        cache.forest().pool().live(),
-        stats.nodes,
-    )
+    (cache.forest().node_count(), cache.forest().pool().live(), stats.nodes)
 }
 
 fn refuse(cache: &mut TreeCache, file: &[u8]) -> SavedError {
@@ -141,10 +126,7 @@ fn a_file_that_ends_anywhere_too_soon_is_torn() {
     lengths.push(file.len() - 1);
     for length in lengths {
         let error = refuse(&mut cache, &file[..length]);
-        assert!(
-            matches!(error, SavedError::Torn { .. }),
-            "{length} bytes: {error}"
-        );
+        assert!(matches!(error, SavedError::Torn { .. }), "{length} bytes: {error}");
     }
     let longer = [&file[..], &[0]].concat();
     assert!(matches!(refuse(&mut cache, &longer), SavedError::TooLong));
@@ -182,14 +164,8 @@ fn a_file_of_another_cache_is_refused_by_what_differs() {
             "kv_heads of the saved prefix is 3, the cache's is 6",
         ),
         (builder(DType::Bf16).heads(3, 3, 128), "head_dim"),
-        (
-            builder(DType::F16),
-            "dtype of the saved prefix is bf16, the cache's is f16",
-        ),
-        (
-            builder(DType::Bf16).layers(2),
-            "layers of the saved prefix is 3, the cache's is 2",
-        ),
+        (builder(DType::F16), "dtype of the saved prefix is bf16, the cache's is f16"),
+        (builder(DType::Bf16).layers(2), "layers of the saved prefix is 3, the cache's is 2"),
         (
             builder(DType::Bf16).layer_map(map(&[0, 1, 0])),
             "layer map of the saved prefix is [0, 1, 1]",
@@ -209,10 +185,7 @@ fn a_file_of_another_cache_is_refused_by_what_differs() {
 fn a_prefix_that_does_not_fit_leaves_no_part_of_itself() {
     let (_, _, _, file) = saved::<f32>();
     let page = 64 * 2 * 2 * ROW as u64 * 4;
-    let mut small = builder(DType::F32)
-        .capacity_bytes(2 * page)
-        .build()
-        .unwrap();
+    let mut small = builder(DType::F32).capacity_bytes(2 * page).build().unwrap();
     let before = state(&small);
     let error = small.load_from(&mut &file[..], 0).unwrap_err().to_string();
     assert!(error.contains("out of pages"), "{error}");
@@ -259,12 +232,8 @@ fn a_stream_that_fails_at_any_place_changes_nothing() {
     let mut second = cache(DType::F16);
     for at in (0..file.len()).step_by(9973) {
         let before = [state(&first), state(&second)];
-        let written = first
-            .save_to(leaf, &mut Failing(Vec::new(), at))
-            .unwrap_err();
-        let read = second
-            .load_from(&mut Failing(&file[..], at), 0)
-            .unwrap_err();
+        let written = first.save_to(leaf, &mut Failing(Vec::new(), at)).unwrap_err();
+        let read = second.load_from(&mut Failing(&file[..], at), 0).unwrap_err();
         for (error, action) in [(written, "write"), (read, "read")] {
             let expected = format!("cannot {action} a saved prefix: injected");
             assert_eq!(error.to_string(), expected);
@@ -283,9 +252,7 @@ fn folder(name: &str) -> PathBuf {
 
 fn names(folder: &PathBuf) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
-    entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect()
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 #[test]
@@ -309,10 +276,7 @@ fn a_file_is_there_whole_or_not_at_all() {
     assert_eq!(second.forest().context_length(loaded), Ok(230));
     assert_eq!(names(&folder), ["prompt.kv"]);
     fs::remove_dir_all(&folder).unwrap();
-    for result in [
-        first.save(leaf, &path).map(drop),
-        second.load(&path, 0).map(drop),
-    ] {
+    for result in [first.save(leaf, &path).map(drop), second.load(&path, 0).map(drop)] {
         let error = result.unwrap_err().to_string();
         assert!(error.contains("prompt.kv"), "{error}");
     }

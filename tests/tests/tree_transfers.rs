@@ -25,10 +25,7 @@ fn path(cache: &mut TreeCache) -> [NodeKey; 3] {
     cache.extend(&[root], 70).unwrap();
     let child = cache.fork(root, 2).unwrap()[1];
     cache.extend(&[child], 30).unwrap();
-    let draft = DraftNode {
-        parent: None,
-        tokens: 2,
-    };
+    let draft = DraftNode { parent: None, tokens: 2 };
     [root, child, cache.insert_draft(child, &[draft]).unwrap()[0]]
 }
 
@@ -90,23 +87,13 @@ fn an_imported_path_is_attended_to_like_an_appended_one() {
     for order in [PagedOrder::Nhd, PagedOrder::Hnd] {
         let mut imported = cache();
         let [root, _, leaf] = path(&mut imported);
-        let table = PagedTable {
-            order,
-            page_size: 16,
-            pages: &[6, 2, 4, 0, 5, 1, 3],
-        };
+        let table = PagedTable { order, page_size: 16, pages: &[6, 2, 4, 0, 5, 1, 3] };
         let kv = foreign(&table, 7, 0..102);
         imported.import(1, root, 0..70, &table, &kv, &kv).unwrap();
         // From the edge of the page in which the root ends.
-        let rest = PagedTable {
-            pages: &table.pages[4..],
-            ..table
-        };
+        let rest = PagedTable { pages: &table.pages[4..], ..table };
         imported.import(1, leaf, 64..102, &rest, &kv, &kv).unwrap();
-        assert!(
-            same_bits(&attention(&mut imported, leaf), &right),
-            "{order:?}"
-        );
+        assert!(same_bits(&attention(&mut imported, leaf), &right), "{order:?}");
     }
 }
 
@@ -122,11 +109,7 @@ fn part_of_a_path_is_exported_over_its_nodes_and_nothing_else_is_written() {
     let kv = foreign(&from, 15, 0..102);
     cache.import(0, leaf, 0..102, &from, &kv, &kv).unwrap();
     // The root's end, all of the child, the draft's first token.
-    let to = PagedTable {
-        order: PagedOrder::Nhd,
-        page_size: 5,
-        pages: &[8, 0, 3, 1, 2, 4, 5],
-    };
+    let to = PagedTable { order: PagedOrder::Nhd, page_size: 5, pages: &[8, 0, 3, 1, 2, 4, 5] };
     let [mut k, mut v] = [(); 2].map(|()| vec![bf16::NAN; 9 * 5 * HEADS * DIM]);
     cache.export(0, leaf, 67..101, &to, &mut k, &mut v).unwrap();
     let right = foreign(&to, 9, 67..101);
@@ -137,11 +120,7 @@ fn part_of_a_path_is_exported_over_its_nodes_and_nothing_else_is_written() {
 fn what_does_not_fit_is_named_and_nothing_is_written() {
     let mut cache = cache();
     let [root, child, _] = path(&mut cache);
-    let table = PagedTable {
-        order: PagedOrder::Nhd,
-        page_size: 16,
-        pages: &[0, 1, 2, 3, 9],
-    };
+    let table = PagedTable { order: PagedOrder::Nhd, page_size: 16, pages: &[0, 1, 2, 3, 9] };
     let kv = vec![bf16::ONE; 5 * 16 * HEADS * DIM];
     let mut refuse = |layer, node, tokens: Range<u32>, table: &PagedTable<'_>| {
         let refused = cache.import(layer, node, tokens.clone(), table, &kv, &kv);
@@ -157,36 +136,17 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
     let beyond = refuse(0, child, 90..101, &table);
     assert!(beyond.starts_with("tokens 90..101 are not within") && beyond.ends_with("holds 100"));
     let pages = refuse(0, child, 0..100, &table);
-    assert_eq!(
-        pages,
-        "pages has 5 elements, [ceil(tokens / page_size)] takes 7"
-    );
+    assert_eq!(pages, "pages has 5 elements, [ceil(tokens / page_size)] takes 7");
     let page = refuse(0, root, 0..70, &table);
     assert_eq!(page, "pages[4] names page 9, k has 5");
-    let empty = PagedTable {
-        page_size: 0,
-        ..table
-    };
-    assert_eq!(
-        refuse(0, root, 0..1, &empty),
-        "page_size is 0; it must be positive"
-    );
+    let empty = PagedTable { page_size: 0, ..table };
+    assert_eq!(refuse(0, root, 0..1, &empty), "page_size is 0; it must be positive");
     let other = [f16::ONE; 64];
     let dtype = cache.import(0, root, 0..1, &table, &other, &other);
-    assert_eq!(
-        dtype.unwrap_err().to_string(),
-        "k is f16, the cache holds bf16"
-    );
+    assert_eq!(dtype.unwrap_err().to_string(), "k is f16, the cache holds bf16");
     // Nothing of it came in.
     let [mut k, mut v] = [(); 2].map(|()| kv.clone());
-    cache
-        .export(0, root, 0..64, &table, &mut k, &mut v)
-        .unwrap();
+    cache.export(0, root, 0..64, &table, &mut k, &mut v).unwrap();
     let untouched = 64 * HEADS * DIM;
-    assert!(
-        k[..untouched]
-            .iter()
-            .chain(&v[..untouched])
-            .all(|&x| x == bf16::ZERO)
-    );
+    assert!(k[..untouched].iter().chain(&v[..untouched]).all(|&x| x == bf16::ZERO));
 }

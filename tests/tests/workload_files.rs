@@ -38,12 +38,8 @@ fn a_reasoning_run_grows_branches_and_prunes_as_recorded() {
     let mut replay = run.replay().unwrap();
     let mut alive = vec![false; run.parents().len()];
     while let Some(step) = replay.advance().unwrap() {
-        step.born
-            .iter()
-            .for_each(|&node| alive[node as usize] = true);
-        step.pruned
-            .iter()
-            .for_each(|&node| alive[node as usize] = false);
+        step.born.iter().for_each(|&node| alive[node as usize] = true);
+        step.pruned.iter().for_each(|&node| alive[node as usize] = false);
         for node in 1..run.parents().len() as u32 {
             let (start, end) = run.steps_of(node);
             let grows = (start..=end).contains(&step.step);
@@ -74,17 +70,10 @@ fn medusa_trees_have_their_sizes_and_recorded_acceptance() {
 #[test]
 fn cycles_and_unknown_parents_are_refused() {
     for parents in ["[-1,2,1]", "[-1,1]", "[-1,7]", "[-1,-5]"] {
-        let lens = if parents.len() > 7 {
-            "[1,1,1]"
-        } else {
-            "[1,1]"
-        };
+        let lens = if parents.len() > 7 { "[1,1,1]" } else { "[1,1]" };
         let error = StepWorkload::parse(&tree(parents, lens, "")).unwrap_err();
         assert!(
-            matches!(
-                error,
-                WorkloadError::Parent { .. } | WorkloadError::Lengths { .. }
-            ),
+            matches!(error, WorkloadError::Parent { .. } | WorkloadError::Lengths { .. }),
             "{error}"
         );
     }
@@ -114,10 +103,7 @@ fn zero_heads_empty_trees_and_bad_queries_are_refused() {
         refusal(&none),
         "workload \"x\": 8 query heads are no positive multiple of 0 KV heads"
     );
-    assert_eq!(
-        refusal(&tree("[]", "[]", "")),
-        "workload \"x\", tree 0: parents is empty"
-    );
+    assert_eq!(refusal(&tree("[]", "[]", "")), "workload \"x\", tree 0: parents is empty");
     assert!(refusal(&tree("[-1]", "[1,2]", "")).contains("lens has 2"));
     assert!(refusal(&tree("[-1]", "[1]", r#","queries":[]"#)).contains("queries is empty"));
     for queries in ["[1]", "[0,0]"] {
@@ -136,10 +122,7 @@ fn hostile_reasoning_runs_are_refused() {
         ReasoningRun::parse(&json).unwrap_err().to_string()
     };
     let early = run("9", "[-1,0,1]", "[-8,1,3]", "[0,3,5]");
-    assert_eq!(
-        early,
-        "run 0: node 2 starts in step 3, but its parent grows until step 3"
-    );
+    assert_eq!(early, "run 0: node 2 starts in step 3, but its parent grows until step 3");
     assert!(run("0", "[-1]", "[0]", "[0]").contains("prompt_tokens is 0"));
     assert!(run("9", "[-1,0]", "[-8,5]", "[0,3]").contains("an end is 3"));
     assert!(run("9", "[-1,0]", "[-8,1]", "[0,9223372036854775807]").contains("an end is"));
@@ -151,10 +134,7 @@ fn hostile_reasoning_runs_are_refused() {
 fn hostile_draft_trees_are_refused() {
     let run = |json: &str| MedusaRun::parse(json).unwrap_err().to_string();
     let deep = run(r#"{"2":{"parents":[-1,0],"accept_length":[[3]]}}"#);
-    assert_eq!(
-        deep,
-        "tree of 2: an accepted length is 3; it must be between 1 and 2"
-    );
+    assert_eq!(deep, "tree of 2: an accepted length is 3; it must be between 1 and 2");
     let size = run(r#"{"3":{"parents":[-1,0],"accept_length":[]}}"#);
     assert!(size.contains("number of parents is 2"));
 }
@@ -163,15 +143,9 @@ fn hostile_draft_trees_are_refused() {
 fn a_run_takes_another_prompt_unless_that_is_nothing_or_too_much() {
     let run = workloads::reasoning("keywordToT").swap_remove(0);
     let longer = run.clone().with_prompt(5000).unwrap();
-    assert_eq!(
-        (longer.prompt_tokens(), longer.steps()),
-        (5000, run.steps())
-    );
+    assert_eq!((longer.prompt_tokens(), longer.steps()), (5000, run.steps()));
     for tokens in [0, u32::MAX] {
         let error = run.clone().with_prompt(tokens).unwrap_err().to_string();
-        assert!(
-            error.contains(&format!("prompt_tokens is {tokens}")),
-            "{error}"
-        );
+        assert!(error.contains(&format!("prompt_tokens is {tokens}")), "{error}");
     }
 }

@@ -19,11 +19,7 @@ pub use reasoning::{ReasoningReplay, ReasoningRun, ReasoningStep};
 pub use steps::{BuiltForest, StepTree, StepWorkload};
 
 /// Heads of Llama-3-8B, which the paper measures with (DeFT, section 4.1).
-pub const LLAMA3_8B: HeadShape = HeadShape {
-    q_heads: 32,
-    kv_heads: 8,
-    head_dim: 128,
-};
+pub const LLAMA3_8B: HeadShape = HeadShape { q_heads: 32, kv_heads: 8, head_dim: 128 };
 
 /// Most tokens of a workload, all its nodes together.
 pub const MAX_TOKENS: u64 = 1 << 28;

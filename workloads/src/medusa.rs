@@ -33,20 +33,13 @@ impl MedusaRun {
     pub fn parse(json: &str) -> Result<Vec<Self>, WorkloadError> {
         let raw: BTreeMap<u32, RawRun> = serde_json::from_str(json)?;
         let runs = raw.into_iter();
-        runs.map(|(size, run)| Self::check(&format!("tree of {size}"), size, run))
-            .collect()
+        runs.map(|(size, run)| Self::check(&format!("tree of {size}"), size, run)).collect()
     }
 
     fn check(at: &str, size: u32, raw: RawRun) -> Result<Self, WorkloadError> {
         let parents = check_parents(at, &raw.parents)?;
         let nodes = parents.len() as i64;
-        check_range(
-            at,
-            "number of parents",
-            nodes,
-            i64::from(size),
-            i64::from(size),
-        )?;
+        check_range(at, "number of parents", nodes, i64::from(size), i64::from(size))?;
         let mut depth = vec![1u32; parents.len()];
         for (node, parent) in parents.iter().enumerate() {
             if let Some(parent) = parent {
@@ -67,11 +60,7 @@ impl MedusaRun {
             }
             accepted.push(checked);
         }
-        Ok(Self {
-            parents,
-            accepted,
-            deepest,
-        })
+        Ok(Self { parents, accepted, deepest })
     }
 
     /// Nodes of the tree.
@@ -92,9 +81,7 @@ impl MedusaRun {
     /// The tree, to be put below a trunk.
     pub fn draft(&self) -> Vec<DraftNode> {
         let nodes = self.parents.iter();
-        nodes
-            .map(|&parent| DraftNode { parent, tokens: 1 })
-            .collect()
+        nodes.map(|&parent| DraftNode { parent, tokens: 1 }).collect()
     }
 
     /// The first `length` nodes of the deepest path: which tokens were accepted was not recorded, only

@@ -59,15 +59,10 @@ impl PaperIo {
                 logits: 4 * 2 * queries * tree * u64::from(heads.q_heads) * element,
                 mask: queries * tree * element,
             },
-            PaperMethod::DeftNode => Self {
-                kv: token * tree,
-                ..Self::default()
-            },
-            PaperMethod::DeftFlatten => Self {
-                kv: token * tree,
-                mask: 8 * tree,
-                ..Self::default()
-            },
+            PaperMethod::DeftNode => Self { kv: token * tree, ..Self::default() },
+            PaperMethod::DeftFlatten => {
+                Self { kv: token * tree, mask: 8 * tree, ..Self::default() }
+            }
         }
     }
 }

@@ -40,8 +40,7 @@ impl ReasoningRun {
     pub fn parse(json: &str) -> Result<Vec<Self>, WorkloadError> {
         let raw: Vec<RawRun> = serde_json::from_str(json)?;
         let runs = raw.into_iter().enumerate();
-        runs.map(|(i, run)| Self::check(&format!("run {i}"), run))
-            .collect()
+        runs.map(|(i, run)| Self::check(&format!("run {i}"), run)).collect()
     }
 
     fn check(at: &str, raw: RawRun) -> Result<Self, WorkloadError> {
@@ -58,22 +57,13 @@ impl ReasoningRun {
             check_range(at, "an end", end, start - 1, MAX_STEPS)?;
             let above = parent.map_or(0, |parent| raw.end[parent as usize]);
             if start <= above {
-                return Err(WorkloadError::Start {
-                    at: at.to_owned(),
-                    node,
-                    start,
-                    end: above,
-                });
+                return Err(WorkloadError::Start { at: at.to_owned(), node, start, end: above });
             }
             total += end + 1 - start;
             check_range(at, "the run's length so far", total, 1, MAX_TOKENS as i64)?;
             steps.push((start as u32, end as u32));
         }
-        Ok(Self {
-            prompt_tokens: raw.prompt_tokens as u32,
-            parents,
-            steps,
-        })
+        Ok(Self { prompt_tokens: raw.prompt_tokens as u32, parents, steps })
     }
 
     /// Tokens of the prompt.
@@ -188,10 +178,7 @@ impl ReasoningReplay<'_> {
             return Ok(None);
         }
         self.step += 1;
-        let mut change = ReasoningStep {
-            step: self.step,
-            ..ReasoningStep::default()
-        };
+        let mut change = ReasoningStep { step: self.step, ..ReasoningStep::default() };
         let present = std::mem::take(&mut self.present);
         for node in present {
             if self.run.steps_of(node).1 >= self.step {
@@ -206,10 +193,7 @@ impl ReasoningReplay<'_> {
         let growing = self.present.iter().filter(|&&node| ends(node) >= self.step);
         self.growing.extend(growing);
         self.leaves.clear();
-        let keys = self
-            .growing
-            .iter()
-            .filter_map(|&node| self.keys[node as usize]);
+        let keys = self.growing.iter().filter_map(|&node| self.keys[node as usize]);
         self.leaves.extend(keys);
         if !self.leaves.is_empty() {
             self.forest.extend(&self.leaves, 1)?;
@@ -239,10 +223,8 @@ impl ReasoningReplay<'_> {
 
     fn branch(&mut self, born: &mut Vec<u32>) -> Result<(), WorkloadError> {
         let waiting = &self.by_start[self.next_born..];
-        let count = waiting
-            .iter()
-            .take_while(|&&node| self.run.steps_of(node).0 == self.step)
-            .count();
+        let count =
+            waiting.iter().take_while(|&&node| self.run.steps_of(node).0 == self.step).count();
         let parent_of = |node: &u32| self.run.parents[*node as usize];
         for siblings in waiting[..count].chunk_by(|a, b| parent_of(a) == parent_of(b)) {
             let parent = parent_of(&siblings[0]).and_then(|parent| self.keys[parent as usize]);

@@ -5,17 +5,9 @@ use deft::plan::HeadShape;
 
 /// Checks that heads are positive and go together.
 pub(super) fn check_heads(at: &str, heads: HeadShape) -> Result<(), WorkloadError> {
-    let HeadShape {
-        q_heads,
-        kv_heads,
-        head_dim,
-    } = heads;
+    let HeadShape { q_heads, kv_heads, head_dim } = heads;
     if q_heads == 0 || kv_heads == 0 || q_heads % kv_heads != 0 {
-        return Err(WorkloadError::Heads {
-            at: at.to_owned(),
-            q_heads,
-            kv_heads,
-        });
+        return Err(WorkloadError::Heads { at: at.to_owned(), q_heads, kv_heads });
     }
     for (name, value) in [("q_heads", q_heads), ("head_dim", head_dim)] {
         check_range(at, name, i64::from(value), 1, 1 << 16)?;
@@ -33,13 +25,7 @@ pub(super) fn check_range(
     if (min..=max).contains(&value) {
         return Ok(());
     }
-    Err(WorkloadError::OutOfRange {
-        at: at.to_owned(),
-        name,
-        value,
-        min,
-        max,
-    })
+    Err(WorkloadError::OutOfRange { at: at.to_owned(), name, value, min, max })
 }
 
 pub(super) fn check_same_length<A, B>(
@@ -63,33 +49,16 @@ pub(super) fn check_same_length<A, B>(
 /// precede their children, so there is no cycle.
 pub(super) fn check_parents(at: &str, parents: &[i64]) -> Result<Vec<Option<u32>>, WorkloadError> {
     if parents.is_empty() {
-        return Err(WorkloadError::Empty {
-            at: at.to_owned(),
-            what: "parents",
-        });
+        return Err(WorkloadError::Empty { at: at.to_owned(), what: "parents" });
     }
-    check_range(
-        at,
-        "number of nodes",
-        parents.len() as i64,
-        1,
-        MAX_NODES as i64,
-    )?;
+    check_range(at, "number of nodes", parents.len() as i64, 1, MAX_NODES as i64)?;
     let mut checked = Vec::with_capacity(parents.len());
     for (node, &parent) in parents.iter().enumerate() {
         if (node == 0) != (parent == -1) {
-            return Err(WorkloadError::Root {
-                at: at.to_owned(),
-                node,
-                parent,
-            });
+            return Err(WorkloadError::Root { at: at.to_owned(), node, parent });
         }
         if parent != -1 && !(0..node as i64).contains(&parent) {
-            return Err(WorkloadError::Parent {
-                at: at.to_owned(),
-                node,
-                parent,
-            });
+            return Err(WorkloadError::Parent { at: at.to_owned(), node, parent });
         }
         checked.push(u32::try_from(parent).ok());
     }

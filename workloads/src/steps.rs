@@ -81,18 +81,9 @@ impl StepWorkload {
         let mut total = 0;
         let mut trees = Vec::with_capacity(raw.trees.len());
         for (i, tree) in raw.trees.into_iter().enumerate() {
-            trees.push(StepTree::check(
-                &format!("{at}, tree {i}"),
-                tree,
-                &mut total,
-            )?);
+            trees.push(StepTree::check(&format!("{at}, tree {i}"), tree, &mut total)?);
         }
-        Ok(Self {
-            name: raw.name,
-            heads,
-            dtype: raw.dtype,
-            trees,
-        })
+        Ok(Self { name: raw.name, heads, dtype: raw.dtype, trees })
     }
 
     /// The trees.
@@ -134,13 +125,7 @@ impl StepTree {
             *total += len as u64;
             tokens.push(len as u32);
         }
-        check_range(
-            at,
-            "the workload's length so far",
-            *total as i64,
-            0,
-            MAX_TOKENS as i64,
-        )?;
+        check_range(at, "the workload's length so far", *total as i64, 0, MAX_TOKENS as i64)?;
         let mut has_child = vec![false; parents.len()];
         for &parent in parents.iter().flatten() {
             has_child[parent as usize] = true;
@@ -150,11 +135,7 @@ impl StepTree {
             leaves.map(|(node, _)| node).collect()
         });
         check_queries(at, &queries, parents.len())?;
-        Ok(Self {
-            parents,
-            tokens,
-            queries,
-        })
+        Ok(Self { parents, tokens, queries })
     }
 
     /// Parent of each node.
@@ -229,23 +210,13 @@ impl StepTree {
 
 fn check_queries(at: &str, queries: &[u32], nodes: usize) -> Result<(), WorkloadError> {
     if queries.is_empty() {
-        return Err(WorkloadError::Empty {
-            at: at.to_owned(),
-            what: "queries",
-        });
+        return Err(WorkloadError::Empty { at: at.to_owned(), what: "queries" });
     }
     let mut named = vec![false; nodes];
     for (query, &node) in queries.iter().enumerate() {
-        let fresh = named
-            .get_mut(node as usize)
-            .map(|n| !std::mem::replace(n, true));
+        let fresh = named.get_mut(node as usize).map(|n| !std::mem::replace(n, true));
         if fresh != Some(true) {
-            return Err(WorkloadError::Query {
-                at: at.to_owned(),
-                query,
-                node,
-                nodes,
-            });
+            return Err(WorkloadError::Query { at: at.to_owned(), query, node, nodes });
         }
     }
     Ok(())

@@ -73,11 +73,7 @@ impl Args {
     fn words(&self) -> Result<Vec<String>> {
         let name = |value: clap::builder::PossibleValue| value.get_name().to_owned();
         let suite = self.suite.to_possible_value().map(name).unwrap_or_default();
-        let device = self
-            .device
-            .to_possible_value()
-            .map(name)
-            .unwrap_or_default();
+        let device = self.device.to_possible_value().map(name).unwrap_or_default();
         let mut words = vec![suite.clone()];
         match self.suite {
             Suite::Plan | Suite::Cpu => ensure!(
@@ -101,12 +97,7 @@ mod tests {
     use super::*;
 
     fn args(suite: Suite, device: Device) -> Args {
-        Args {
-            suite,
-            device,
-            json: Some("a.json".into()),
-            rest: vec!["--quick".to_owned()],
-        }
+        Args { suite, device, json: Some("a.json".into()), rest: vec!["--quick".to_owned()] }
     }
 
     #[test]

@@ -32,11 +32,7 @@ pub(crate) struct Args {
     model: Option<PathBuf>,
 
     /// What deft-search is to do: its arguments, as `deft-search --help` lists them.
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "SEARCH"
-    )]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "SEARCH")]
     search: Vec<OsString>,
 
     /// Run the rustup command that installs what is missing instead of naming it.
@@ -69,26 +65,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let mut words: Vec<OsString> = vec!["--model".into(), path.into()];
             words.extend(args.search.iter().cloned());
             let what = "a tree of continuations, as it grows";
-            build_and_start(
-                &mut steps,
-                args.yes,
-                &bundle::SEARCH,
-                ("search", what),
-                &words,
-            );
+            build_and_start(&mut steps, args.yes, &bundle::SEARCH, ("search", what), &words);
         }
         None => {
             say("there is no model to search with; a recorded tree is replayed instead");
             let json = args.json().then(|| "--json".into());
             let words: Vec<OsString> = json.into_iter().collect();
             let what = "a recorded tree of thoughts, step by step";
-            build_and_start(
-                &mut steps,
-                args.yes,
-                &bundle::REPLAY,
-                ("replay", what),
-                &words,
-            );
+            build_and_start(&mut steps, args.yes, &bundle::REPLAY, ("replay", what), &words);
         }
     }
     steps.finish()

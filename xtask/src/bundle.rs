@@ -103,20 +103,13 @@ pub(crate) struct Program {
 pub(crate) fn run(_args: &Args) -> Result<()> {
     let mut steps = Steps::new();
     let bundle = workspace::target().join("bundle");
-    let what = format!(
-        "release programs and data into {}",
-        workspace::shown(&bundle)
-    );
+    let what = format!("release programs and data into {}", workspace::shown(&bundle));
     steps.run("bundle", &what, || {
         if bundle.exists() {
             fs::remove_dir_all(&bundle)?;
         }
         fs::create_dir_all(&bundle)?;
-        let programs = || {
-            PROGRAMS
-                .iter()
-                .filter(|program| HAS_CUST || program.features != "cust")
-        };
+        let programs = || PROGRAMS.iter().filter(|program| HAS_CUST || program.features != "cust");
         for program in programs() {
             let built = program.build()?;
             copy(&built, &bundle.join(program.packed_as))?;
@@ -159,9 +152,7 @@ impl Program {
             .env("DEFT_COMMIT", commit())
             .env("DEFT_COMMIT_DATE", commit_date());
         let messages = process::capture(&mut command)?;
-        let built = process::artifacts(&messages)
-            .filter_map(|artifact| artifact.executable)
-            .last();
+        let built = process::artifacts(&messages).filter_map(|artifact| artifact.executable).last();
         match built {
             Some(path) => Ok(path),
             None => bail!("cargo built no program for `{}`", process::shown(&command)),
@@ -183,10 +174,7 @@ fn commit() -> String {
 /// What git says; nothing if it fails.
 fn git(arguments: &[&str]) -> String {
     let mut command = std::process::Command::new("git");
-    let output = command
-        .current_dir(workspace::root())
-        .args(arguments)
-        .output();
+    let output = command.current_dir(workspace::root()).args(arguments).output();
     let output = output.ok().filter(|output| output.status.success());
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     text.unwrap_or_default()

@@ -43,10 +43,7 @@ struct Row {
 
 impl Steps {
     pub(crate) fn new() -> Self {
-        Self {
-            started: Instant::now(),
-            rows: Vec::new(),
-        }
+        Self { started: Instant::now(), rows: Vec::new() }
     }
 
     /// Announces a step, runs it, says how long it took. A failure does not stop the steps after it.
@@ -65,11 +62,7 @@ impl Steps {
             Ok(Outcome::Skipped(reason)) => say(format!("SKIPPED: {reason}")),
             Err(error) => say(format!("FAILED after {}: {error:#}", seconds(time))),
         }
-        self.rows.push(Row {
-            name,
-            time,
-            outcome,
-        });
+        self.rows.push(Row { name, time, outcome });
     }
 
     /// Whether a step failed.

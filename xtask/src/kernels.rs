@@ -45,11 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(arch) = args.arch {
         builder = builder.arch(arch);
     }
-    let action = if args.check {
-        "comparing with"
-    } else {
-        "writing"
-    };
+    let action = if args.check { "comparing with" } else { "writing" };
     let what = format!("Rust to PTX, {action} kernels-gpu/ptx");
     let mut steps = Steps::new();
     steps.run("kernels", &what, || {

@@ -21,12 +21,7 @@ use clap::{Parser, Subcommand};
 /// Each command says what it does, sets up what it lacks (or names the command that would) and ends
 /// with a summary. Only rustup's toolchain is needed to start.
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    version,
-    max_term_width = 100
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

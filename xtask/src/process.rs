@@ -18,9 +18,7 @@ pub(crate) fn cargo() -> Command {
 /// Runs `command` with its output on the terminal.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let line = shown(command);
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{line}`"))?;
+    let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
     if !status.success() {
         bail!("`{line}` ended with {status}");
     }
@@ -48,9 +46,7 @@ pub(crate) struct Artifact {
 
 /// The artifacts among cargo's messages.
 pub(crate) fn artifacts(messages: &str) -> impl Iterator<Item = Artifact> {
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
+    messages.lines().filter_map(|line| serde_json::from_str(line).ok())
 }
 
 /// The command line, for messages.

@@ -39,14 +39,10 @@ pub(crate) fn show(event: Event<'_>) {
 
 fn bar(bytes: Option<(u64, u64)>) -> ProgressBar {
     let (bar, template) = match bytes {
-        None => (
-            ProgressBar::new_spinner(),
-            "    {spinner} {msg} ({elapsed})",
-        ),
-        Some((_, all)) => (
-            ProgressBar::new(all),
-            "    {msg} {wide_bar} {bytes} of {total_bytes}, {eta}",
-        ),
+        None => (ProgressBar::new_spinner(), "    {spinner} {msg} ({elapsed})"),
+        Some((_, all)) => {
+            (ProgressBar::new(all), "    {msg} {wide_bar} {bytes} of {total_bytes}, {eta}")
+        }
     };
     let style = ProgressStyle::with_template(template);
     bar.with_style(style.expect("the templates are constant and valid"))

@@ -78,15 +78,11 @@ impl Step {
                 finish(&mut command)
             }),
             Self::Kernels => {
-                steps.run("kernels", "Rust to PTX, ptxas, compare", || {
-                    kernels::verify(yes)
-                });
+                steps.run("kernels", "Rust to PTX, ptxas, compare", || kernels::verify(yes));
             }
             Self::Test => steps.run("test", "all crates, kernels on the emulator", || {
                 let mut command = cargo();
-                command
-                    .args(["test", "--workspace", "--no-fail-fast"])
-                    .args(features());
+                command.args(["test", "--workspace", "--no-fail-fast"]).args(features());
                 finish(&mut command)
             }),
             Self::Miri => steps.run("miri", "token forest and planner", miri),
@@ -122,13 +118,7 @@ fn miri() -> Result<Outcome> {
     };
     // Random forests take minutes under miri: the tests with fixed inputs run here.
     let suites: [&[&str]; 2] = [
-        &[
-            "--package=deft-attention",
-            "--lib",
-            "--",
-            "tree::",
-            "plan::",
-        ],
+        &["--package=deft-attention", "--lib", "--", "tree::", "plan::"],
         &["--package=deft-tests", "--test=forest", "--", "hostile::"],
     ];
     for suite in suites {

@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// Root of the checkout.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask is a member of the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a member of the workspace")
 }
 
 /// Cargo's target folder; `target` in the current folder where there is no checkout, as for a packed program.
@@ -61,10 +59,8 @@ mod tests {
         let commands = crate::Cli::command();
         for (path, text) in pages() {
             for rest in text.split("cargo xtask ").skip(1) {
-                let name: &str = rest
-                    .split(|c: char| !c.is_alphanumeric() && c != '-')
-                    .next()
-                    .unwrap();
+                let name: &str =
+                    rest.split(|c: char| !c.is_alphanumeric() && c != '-').next().unwrap();
                 let found = name.starts_with("--") || commands.find_subcommand(name).is_some();
                 assert!(found, "{}: cargo xtask {name}", shown(&path));
             }

@@ -43,8 +43,7 @@ fn packages(metadata: &Value) -> Vec<&Value> {
     };
     let built = ids(&metadata["resolve"]["nodes"], |node| &node["id"]);
     let all = metadata["packages"].as_array().expect("packages").iter();
-    all.filter(|package| built.contains(&package["id"].to_string()))
-        .collect()
+    all.filter(|package| built.contains(&package["id"].to_string())).collect()
 }
 
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
@@ -64,11 +63,7 @@ fn permits(expression: &str, allowed: &BTreeSet<String>) -> bool {
         return expression.split(" AND ").all(part);
     }
     let mut choices = expression.split(" OR ");
-    choices.any(|choice| {
-        choice
-            .split(" AND ")
-            .all(|one| allowed.contains(one.trim()))
-    })
+    choices.any(|choice| choice.split(" AND ").all(|one| allowed.contains(one.trim())))
 }
 
 /// The licences that deny.toml allows.
@@ -85,10 +80,7 @@ fn every_licence_is_allowed_and_every_source_is_the_registry() {
     let (metadata, allowed) = (metadata(), allowed());
     for package in packages(&metadata) {
         let (name, licence) = (text(package, "name"), text(package, "license"));
-        assert!(
-            permits(licence, &allowed),
-            "{name} has the licence {licence:?}"
-        );
+        assert!(permits(licence, &allowed), "{name} has the licence {licence:?}");
         let source = text(package, "source");
         let known =
             source.is_empty() || source.starts_with("registry+https://github.com/rust-lang/");
@@ -119,30 +111,16 @@ fn no_crate_is_there_twice_without_a_reason() {
     let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for package in packages(&metadata) {
         let name = text(package, "name");
-        versions
-            .entry(name)
-            .or_default()
-            .insert(text(package, "version"));
+        versions.entry(name).or_default().insert(text(package, "version"));
     }
-    let doubled: BTreeSet<&str> = versions
-        .iter()
-        .filter(|(_, v)| v.len() > 1)
-        .map(|(name, _)| *name)
-        .collect();
+    let doubled: BTreeSet<&str> =
+        versions.iter().filter(|(_, v)| v.len() > 1).map(|(name, _)| *name).collect();
     let reasons: BTreeSet<&str> = DOUBLED.iter().map(|(name, _)| *name).collect();
-    let unexplained: Vec<_> = doubled
-        .difference(&reasons)
-        .map(|name| (name, &versions[name]))
-        .collect();
-    assert!(
-        unexplained.is_empty(),
-        "doubled, with no reason in DOUBLED: {unexplained:?}"
-    );
+    let unexplained: Vec<_> =
+        doubled.difference(&reasons).map(|name| (name, &versions[name])).collect();
+    assert!(unexplained.is_empty(), "doubled, with no reason in DOUBLED: {unexplained:?}");
     let gone: Vec<_> = reasons.difference(&doubled).collect();
-    assert!(
-        gone.is_empty(),
-        "no longer doubled, take it out of DOUBLED: {gone:?}"
-    );
+    assert!(gone.is_empty(), "no longer doubled, take it out of DOUBLED: {gone:?}");
 }
 
 #[test]
@@ -155,24 +133,15 @@ fn every_declared_dependency_is_used() {
         let manifest = Path::new(text(package, "manifest_path"));
         let source = sources(manifest.parent().expect("a manifest is in a folder"));
         for dependency in package["dependencies"].as_array().expect("a list") {
-            let name = dependency["rename"]
-                .as_str()
-                .unwrap_or(text(dependency, "name"));
+            let name = dependency["rename"].as_str().unwrap_or(text(dependency, "name"));
             let library = match name {
                 "deft-attention" => "deft".to_owned(),
                 _ => name.replace('-', "_"),
             };
-            let ways = [
-                format!("{library}::"),
-                format!("use {library};"),
-                format!("use {library} as"),
-            ];
+            let ways =
+                [format!("{library}::"), format!("use {library};"), format!("use {library} as")];
             let used = ways.iter().any(|way| source.contains(way));
-            assert!(
-                used,
-                "{} declares {name} and does not use it",
-                text(package, "name")
-            );
+            assert!(used, "{} declares {name} and does not use it", text(package, "name"));
         }
     }
 }

@@ -23,9 +23,7 @@ fn read(folder: &Path, top: Option<&str>, imports: &mut Imports) {
         } else if path.extension().is_some_and(|extension| extension == "rs") && name != "tests" {
             let text = fs::read_to_string(&path).unwrap();
             let code = text.split("\nmod tests {").next().unwrap_or_default();
-            let code = code
-                .lines()
-                .filter(|line| !line.trim_start().starts_with("//"));
+            let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
             let code: String = code.collect();
             let of_file = imports.entry(top.to_owned()).or_default();
             of_file.extend(code.split("crate::").skip(1).flat_map(imported));
@@ -102,10 +100,6 @@ fn no_circle_of_imports_goes_through_files_of_different_folders() {
 fn imports_are_read_by_their_first_module() {
     assert_eq!(imported("plan::Plan;"), ["plan"]);
     let group = imported("{cache::{DType, PageId}, tree::TreeView};");
-    assert!(
-        ["cache", "tree"]
-            .iter()
-            .all(|module| group.contains(&(*module).to_owned()))
-    );
+    assert!(["cache", "tree"].iter().all(|module| group.contains(&(*module).to_owned())));
     assert_eq!(imported("abi::PAGE_TOKENS as usize}, x"), ["abi"]);
 }

@@ -107,10 +107,7 @@ fn steps(
 ) -> Result<Timing> {
     let clock = Clock::new(model, timed)?;
     let mut decode = model.decode(leaves, &vec![1; leaves.len()], Choice::GREEDY)?;
-    let warmup = Timed {
-        attention,
-        events: None,
-    };
+    let warmup = Timed { attention, events: None };
     for _ in 0..WARMUP {
         instrument::step(&mut decode, warmup)?;
         decode.synchronize()?;
@@ -144,16 +141,9 @@ fn drafts(
     let mut ids = Vec::new();
     let mut accepted = draft.accepted.iter().cycle();
     let mut round = |model: &mut CudaModel, events| -> Result<usize> {
-        let keys = instrument::verify(
-            model,
-            trunk,
-            &draft.tokens,
-            &mut ids,
-            Timed { attention, events },
-        )?;
-        let path = accepted
-            .next()
-            .context("no accepted lengths were recorded")?;
+        let keys =
+            instrument::verify(model, trunk, &draft.tokens, &mut ids, Timed { attention, events })?;
+        let path = accepted.next().context("no accepted lengths were recorded")?;
         let path: Vec<NodeKey> = path.iter().map(|&node| keys[node]).collect();
         model.accept(trunk, &path)?;
         Ok(path.len())

@@ -102,10 +102,7 @@ struct Shape {
 fn shapes(quick: bool) -> Vec<Shape> {
     let of = |name, config: LlamaConfig, distinct_layers| Shape {
         name,
-        config: LlamaConfig {
-            context: 32_768,
-            ..config
-        },
+        config: LlamaConfig { context: 32_768, ..config },
         distinct_layers,
     };
     let mut shapes = vec![of("llama3-8b", LlamaConfig::llama3_8b(), 32)];
@@ -122,11 +119,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         unreachable!("it was just opened");
     };
     say(&device.describe());
-    let engine = Engine {
-        gpu,
-        cublas: args.cublas.clone(),
-        watchdog: Watchdog::start(),
-    };
+    let engine = Engine { gpu, cublas: args.cublas.clone(), watchdog: Watchdog::start() };
     let outcome = match &args.model {
         Some(path) => real::run(&engine, path, args.dtype(), args.layers),
         None => time(args, &engine, &device),
@@ -144,13 +137,8 @@ fn time(args: &Args, engine: &Engine<'_>, device: &Device) -> Result<usize> {
         work.push((shape, tasks));
     }
     work.retain(|(_, tasks)| !tasks.is_empty());
-    ensure!(
-        !work.is_empty(),
-        "no model and task contain all words of the filter"
-    );
-    let rows = work
-        .iter()
-        .map(|(_, tasks)| tasks.len() * args.grouping.len());
+    ensure!(!work.is_empty(), "no model and task contain all words of the filter");
+    let rows = work.iter().map(|(_, tasks)| tasks.len() * args.grouping.len());
     let progress = Progress::new(rows.sum());
     for (shape, tasks) in &work {
         let outcome = time_model(args, engine, (shape, tasks), &progress, &mut document);

@@ -70,9 +70,6 @@ fn speed(gpu: &mut CudaModel, watchdog: &Watchdog) -> Result<()> {
         ));
         gpu.prune(root)?;
     }
-    say(&format!(
-        "  device memory: {:.2} GB",
-        gpu.memory().total() as f64 / 1e9
-    ));
+    say(&format!("  device memory: {:.2} GB", gpu.memory().total() as f64 / 1e9));
     Ok(())
 }

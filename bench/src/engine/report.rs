@@ -122,9 +122,8 @@ pub(super) fn summary(rows: &[Row]) -> String {
             continue;
         };
         let each = prompts.iter().zip(&speedups);
-        let each: Vec<String> = each
-            .map(|(prompt, speedup)| format!("{prompt}: {speedup:.2}"))
-            .collect();
+        let each: Vec<String> =
+            each.map(|(prompt, speedup)| format!("{prompt}: {speedup:.2}")).collect();
         text += &format!("{model:14} {task:16} {mean:.2}  ({})\n", each.join(", "));
     }
     let gaps = rows.iter().map(|row| row.host_gap_ms / row.step_ms);
@@ -146,14 +145,7 @@ mod tests {
             without_attention_ms: 0.6 * step_ms,
         };
         let shape = &crate::engine::shapes(true)[0];
-        Row::new(
-            (shape, DType::Bf16),
-            "t",
-            grouping,
-            prompt,
-            &timing,
-            3_000_000_000,
-        )
+        Row::new((shape, DType::Bf16), "t", grouping, prompt, &timing, 3_000_000_000)
     }
 
     #[test]
@@ -174,10 +166,7 @@ mod tests {
             row("per-query", 20_000, 80.0),
         ];
         let summary = summary(&rows);
-        assert!(
-            summary.contains("4.00  (1000: 2.00, 20000: 8.00)"),
-            "{summary}"
-        );
+        assert!(summary.contains("4.00  (1000: 2.00, 20000: 8.00)"), "{summary}");
         assert!(summary.contains("largest host gap: 10.0 %"), "{summary}");
     }
 }

@@ -53,11 +53,7 @@ pub(super) struct Task {
 pub(super) fn all(quick: bool) -> Result<Vec<Task>> {
     let (prompts, widths, sizes): (&[u32], &[usize], &[u32]) = match quick {
         true => (&[1000, 20_000], &[50], &[64]),
-        false => (
-            &[1000, 5000, 10_000, 20_000],
-            &[20, 30, 50],
-            &[32, 64, 128, 256],
-        ),
+        false => (&[1000, 5000, 10_000, 20_000], &[20, 30, 50], &[32, 64, 128, 256]),
     };
     let mut tasks = Vec::new();
     for &prompt_tokens in prompts {
@@ -79,16 +75,10 @@ pub(super) fn all(quick: bool) -> Result<Vec<Task>> {
 fn few_shot(prompt_tokens: u32, width: usize) -> Task {
     let moment = Moment {
         parents: std::iter::once(None).chain(vec![Some(0); width]).collect(),
-        tokens: std::iter::once(prompt_tokens)
-            .chain(vec![GENERATED; width])
-            .collect(),
+        tokens: std::iter::once(prompt_tokens).chain(vec![GENERATED; width]).collect(),
         leaves: (1..=width).collect(),
     };
-    Task {
-        name: format!("few-shot-{width}"),
-        prompt_tokens,
-        work: Work::Steps(vec![moment]),
-    }
+    Task { name: format!("few-shot-{width}"), prompt_tokens, work: Work::Steps(vec![moment]) }
 }
 
 /// The first recorded run of a task, below a prompt of another length.
@@ -115,20 +105,14 @@ fn moments(run: &ReasoningRun, prompt_tokens: u32) -> Result<Vec<Moment>> {
         if next.is_none_or(|&due| change.step < due) || replay.growing().is_empty() {
             continue;
         }
-        let mut moment = Moment {
-            parents: Vec::new(),
-            tokens: Vec::new(),
-            leaves: Vec::new(),
-        };
+        let mut moment = Moment { parents: Vec::new(), tokens: Vec::new(), leaves: Vec::new() };
         let mut places = vec![None; run.parents().len()];
         for (node, parent) in run.parents().iter().enumerate() {
             let Some(key) = replay.key(node as u32) else {
                 continue;
             };
             places[node] = Some(moment.parents.len());
-            moment
-                .parents
-                .push(parent.and_then(|parent| places[parent as usize]));
+            moment.parents.push(parent.and_then(|parent| places[parent as usize]));
             moment.tokens.push(match node {
                 0 => prompt_tokens,
                 _ => replay.forest().length(key)?,
@@ -143,33 +127,21 @@ fn moments(run: &ReasoningRun, prompt_tokens: u32) -> Result<Vec<Moment>> {
 
 fn speculative(run: &MedusaRun, prompt_tokens: u32) -> Task {
     let tokens = run.parents().iter();
-    let tokens = tokens
-        .map(|&parent| DraftToken { parent, token: 1 })
-        .collect();
+    let tokens = tokens.map(|&parent| DraftToken { parent, token: 1 }).collect();
     let lengths = run.accepted().iter().flatten();
-    let path = |&length: &u32| {
-        run.accepted_path(length)
-            .iter()
-            .map(|&node| node as usize)
-            .collect()
-    };
+    let path =
+        |&length: &u32| run.accepted_path(length).iter().map(|&node| node as usize).collect();
     Task {
         name: format!("speculative-{}", run.size()),
         prompt_tokens,
-        work: Work::Drafts(Draft {
-            tokens,
-            accepted: lengths.map(path).collect(),
-        }),
+        work: Work::Drafts(Draft { tokens, accepted: lengths.map(path).collect() }),
     }
 }
 
 impl Moment {
     /// Pages of the tree while it is timed.
     fn pages(&self) -> u32 {
-        let pages = self
-            .tokens
-            .iter()
-            .map(|tokens| tokens.div_ceil(PAGE_TOKENS));
+        let pages = self.tokens.iter().map(|tokens| tokens.div_ceil(PAGE_TOKENS));
         pages.sum::<u32>() + GROWTH_PAGES * self.leaves.len() as u32
     }
 
@@ -189,10 +161,7 @@ impl Moment {
             }
             if !children.is_empty() {
                 let made = model.fork(keys[node], children.len())?;
-                children
-                    .iter()
-                    .zip(made)
-                    .for_each(|(&child, key)| keys[child] = key);
+                children.iter().zip(made).for_each(|(&child, key)| keys[child] = key);
             }
         }
         let leaves = self.leaves.iter().map(|&leaf| keys[leaf]).collect();
@@ -222,11 +191,7 @@ mod tests {
     fn every_task_is_there_at_every_prompt_length() {
         let full = all(false).unwrap();
         assert_eq!(full.len(), 4 * (3 + 2 + 4));
-        let quick: Vec<String> = all(true)
-            .unwrap()
-            .into_iter()
-            .map(|task| task.name)
-            .collect();
+        let quick: Vec<String> = all(true).unwrap().into_iter().map(|task| task.name).collect();
         let expected = ["few-shot-50", "sorting", "document", "speculative-64"];
         assert_eq!(quick, [expected, expected].concat());
     }
@@ -238,23 +203,13 @@ mod tests {
             let Work::Steps(moments) = &task.work else {
                 continue;
             };
-            assert_eq!(
-                moments.len(),
-                if task.name.starts_with("few") {
-                    1
-                } else {
-                    MOMENTS
-                }
-            );
+            assert_eq!(moments.len(), if task.name.starts_with("few") { 1 } else { MOMENTS });
             for moment in moments {
                 assert_eq!(moment.parents[0], None);
                 assert_eq!(moment.tokens[0], task.prompt_tokens);
                 for (node, parent) in moment.parents.iter().enumerate().skip(1) {
                     assert!(parent.unwrap() < node);
-                    assert!(
-                        !moment.leaves.contains(&parent.unwrap()),
-                        "a leaf has no child"
-                    );
+                    assert!(!moment.leaves.contains(&parent.unwrap()), "a leaf has no child");
                 }
                 assert!(!moment.leaves.is_empty());
             }

@@ -29,9 +29,7 @@ pub(crate) fn cases(quick: bool) -> Vec<Case> {
         let few_shot: &[u32] = if main { &[20, 30, 50] } else { &[30] };
         let few_shot = few_shot.iter().map(|&branches| Task::FewShot { branches });
         let speculative: &[u32] = if main { &[32, 64, 96, 128, 256] } else { &[64] };
-        let speculative = speculative
-            .iter()
-            .map(|&tokens| Task::Speculative { tokens });
+        let speculative = speculative.iter().map(|&tokens| Task::Speculative { tokens });
         for task in few_shot.chain(speculative) {
             let usual = match task {
                 Task::FewShot { .. } => 4_000,
@@ -43,19 +41,11 @@ pub(crate) fn cases(quick: bool) -> Vec<Case> {
                 }
             }
         }
-        let tasks: &[Reasoning] = if main {
-            &Reasoning::ALL
-        } else {
-            &[Reasoning::Sorting]
-        };
+        let tasks: &[Reasoning] = if main { &Reasoning::ALL } else { &[Reasoning::Sorting] };
         for &reasoning in tasks {
             cases.push(Case::new(Task::Reasoning(reasoning), model, None));
         }
-        let longer: &[u32] = if main {
-            &[5_000, 8_000, 10_000]
-        } else {
-            &[5_000, 8_000]
-        };
+        let longer: &[u32] = if main { &[5_000, 8_000, 10_000] } else { &[5_000, 8_000] };
         for &prompt in longer.iter().filter(|_| !quick) {
             let task = Task::Reasoning(Reasoning::Sorting);
             cases.push(Case::new(task, model, Some(prompt)));

@@ -7,10 +7,7 @@ use std::ops::Range;
 pub(crate) fn samples(steps: Range<u32>, stride: u32) -> Vec<u32> {
     let count = steps.len() as u32;
     if count <= stride {
-        return (count > 0)
-            .then_some(steps.start + count / 2)
-            .into_iter()
-            .collect();
+        return (count > 0).then_some(steps.start + count / 2).into_iter().collect();
     }
     let gaps = u64::from((count - 1).div_ceil(stride));
     let place = |gap| (u64::from(count - 1) * gap / gaps) as u32;
@@ -39,10 +36,8 @@ mod tests {
     use super::*;
 
     fn sum_from_samples(steps: Range<u32>, stride: u32, value: impl Fn(u32) -> f64) -> f64 {
-        let known: Vec<_> = samples(steps.clone(), stride)
-            .into_iter()
-            .map(|step| (step, value(step)))
-            .collect();
+        let known: Vec<_> =
+            samples(steps.clone(), stride).into_iter().map(|step| (step, value(step))).collect();
         integrate(steps, &known)
     }
 
@@ -53,10 +48,7 @@ mod tests {
             assert_eq!(samples[0], steps.start);
             assert_eq!(*samples.last().unwrap(), steps.end - 1);
             let gaps = samples.windows(2).map(|pair| pair[1] - pair[0]);
-            assert!(
-                gaps.clone().all(|gap| (1..=stride).contains(&gap)),
-                "{samples:?}"
-            );
+            assert!(gaps.clone().all(|gap| (1..=stride).contains(&gap)), "{samples:?}");
         }
         assert_eq!(samples(10..20, 10), [15], "a short span has its middle");
         assert!(samples(4..4, 10).is_empty());
@@ -68,10 +60,7 @@ mod tests {
         for (steps, stride) in [(0..400, 50), (13..14, 5), (100..1257, 97)] {
             let exact: f64 = steps.clone().map(value).sum();
             let ours = sum_from_samples(steps, stride, value);
-            assert!(
-                (ours / exact - 1.0).abs() < 1e-12,
-                "{ours}, exactly {exact}"
-            );
+            assert!((ours / exact - 1.0).abs() < 1e-12, "{ours}, exactly {exact}");
         }
     }
 

@@ -152,11 +152,7 @@ impl<'g> Bench<'g> {
             let us = self.runner.time(&plan, self.repeats, &what)?.median;
             let heads = self.inputs.heads;
             let io = plan.issued_io(heads, ELEMENT_BYTES, forest.lengths(), true);
-            let values = [
-                us,
-                io.kv as f64,
-                (io.partial_written + io.partial_read) as f64,
-            ];
+            let values = [us, io.kv as f64, (io.partial_written + io.partial_read) as f64];
             for (known, value) in known.iter_mut().zip(values) {
                 known.push((step, value));
             }

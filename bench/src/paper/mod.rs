@@ -50,11 +50,7 @@ const QUICK: u32 = 4;
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
     /// How queries and KV are grouped; several may be given, separated by commas.
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "per-query,node,node-chunk,flatten"
-    )]
+    #[arg(long, value_delimiter = ',', default_value = "per-query,node,node-chunk,flatten")]
     grouping: Vec<GroupingArg>,
     /// Run cases whose name, as the progress line shows it, contains this: `few-shot-30 codellama`.
     #[arg(long, value_name = "NAME")]
@@ -97,10 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
          ratios of three of them within a minute"
     );
     say(&device.describe());
-    let repeats = Repeats {
-        warmup: args.warmup,
-        measured: args.iterations.max(1),
-    };
+    let repeats = Repeats { warmup: args.warmup, measured: args.iterations.max(1) };
     let mut document = Document::new("paper", &device, device.time_nothing(repeats)?);
     let tasks = args.tasks(&device)?;
     let timings = tasks.iter().map(Task::timings).sum();
@@ -169,22 +162,14 @@ impl Task {
         let mut columns = Vec::new();
         for &grouping in groupings {
             let chunked = grouping == GroupingArg::NodeChunk;
-            columns.push(Column {
-                grouping,
-                chunk_pages: chunked.then_some(CHUNK_PAGES),
-            });
+            columns.push(Column { grouping, chunk_pages: chunked.then_some(CHUNK_PAGES) });
             if chunked && case.chunk_sizes {
-                columns.extend(OTHER_CHUNK_PAGES.map(|pages| Column {
-                    grouping,
-                    chunk_pages: Some(pages),
-                }));
+                columns.extend(
+                    OTHER_CHUNK_PAGES.map(|pages| Column { grouping, chunk_pages: Some(pages) }),
+                );
             }
         }
-        Ok(Self {
-            runs: runs.collect::<Result<_>>()?,
-            case,
-            columns,
-        })
+        Ok(Self { runs: runs.collect::<Result<_>>()?, case, columns })
     }
 
     /// Timings that [`Task::measure`] takes.
@@ -289,22 +274,13 @@ mod tests {
     use super::*;
 
     fn tiny(task: task::Task, prompt: Option<u32>, stride: u32) -> Task {
-        let case = Case {
-            task,
-            model: LLAMA3_8B,
-            prompt,
-            runs: 1,
-            chunk_sizes: false,
-        };
+        let case = Case { task, model: LLAMA3_8B, prompt, runs: 1, chunk_sizes: false };
         Task::new(case, stride, &GroupingArg::ALL).unwrap()
     }
 
     fn measure(task: &Task) -> Vec<Row> {
         let (_, survey) = &task.runs[0];
-        let repeats = Repeats {
-            warmup: 0,
-            measured: 1,
-        };
+        let repeats = Repeats { warmup: 0, measured: 1 };
         let (pages, queries) = (survey.pages, survey.queries);
         let mut bench = Bench::new(&Device::Cpu, LLAMA3_8B, pages, queries, repeats).unwrap();
         let progress = Progress::new(task.timings());

@@ -11,28 +11,17 @@ pub(crate) struct Model {
 }
 
 /// The paper's main model.
-pub(crate) const LLAMA3_8B: Model = Model {
-    name: "llama3-8b",
-    heads: deft_workloads::LLAMA3_8B,
-    layers: 32,
-};
+pub(crate) const LLAMA3_8B: Model =
+    Model { name: "llama3-8b", heads: deft_workloads::LLAMA3_8B, layers: 32 };
 /// As many KV heads as query heads.
 pub(crate) const CODELLAMA_7B: Model = Model {
     name: "codellama-7b",
-    heads: HeadShape {
-        q_heads: 32,
-        kv_heads: 32,
-        head_dim: 128,
-    },
+    heads: HeadShape { q_heads: 32, kv_heads: 32, head_dim: 128 },
     layers: 32,
 };
 /// Eight query heads a KV head.
 pub(crate) const CODELLAMA_34B: Model = Model {
     name: "codellama-34b",
-    heads: HeadShape {
-        q_heads: 64,
-        kv_heads: 8,
-        head_dim: 128,
-    },
+    heads: HeadShape { q_heads: 64, kv_heads: 8, head_dim: 128 },
     layers: 48,
 };

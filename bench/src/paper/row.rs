@@ -39,10 +39,7 @@ impl Row {
             self.steps,
             self.timed_steps,
             or_dash(self.attention_s.map(|s| format!("{s:.3}"))),
-            or_dash(
-                self.speedup_over_per_query
-                    .map(|ratio| format!("{ratio:.2}x"))
-            ),
+            or_dash(self.speedup_over_per_query.map(|ratio| format!("{ratio:.2}x"))),
             self.kv_tb,
             self.partial_tb,
             self.kv_issued_tb,

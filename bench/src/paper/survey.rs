@@ -80,10 +80,7 @@ impl Survey {
     /// Replays `run`; of a span of equal shape, steps at most `stride` apart are to be timed.
     pub(crate) fn of(run: &Run, heads: HeadShape, stride: u32) -> Result<Self> {
         let mut replay = run.replay()?;
-        let mut survey = Self {
-            pages: replay.forest().pool().capacity(),
-            ..Self::default()
-        };
+        let mut survey = Self { pages: replay.forest().pool().capacity(), ..Self::default() };
         let (mut scratch, mut view) = (ViewScratch::default(), TreeView::default());
         let mut shape = None;
         let mut begin = 0;
@@ -93,9 +90,7 @@ impl Survey {
                 begin = survey.steps;
             }
             shape = Some(replay.shape());
-            replay
-                .forest()
-                .view_into(replay.queries(), &mut scratch, &mut view)?;
+            replay.forest().view_into(replay.queries(), &mut scratch, &mut view)?;
             survey.io.add(&view, heads);
             survey.queries = survey.queries.max(view.queries);
             survey.steps += 1;
@@ -128,10 +123,8 @@ mod tests {
         let text = include_str!("../../../docs/benchmarks/paper-a100.json");
         let paper: serde_json::Value = serde_json::from_str(text).unwrap();
         let tables = paper["tables"].as_array().unwrap();
-        let table = tables
-            .iter()
-            .find(|table| table["table"] == 17 && table["metric"] == metric)
-            .unwrap();
+        let table =
+            tables.iter().find(|table| table["table"] == 17 && table["metric"] == metric).unwrap();
         let columns = table["columns"].as_array().unwrap();
         let at = columns.iter().position(|column| {
             let prompt = column["prompt_tokens"].as_u64();
@@ -147,8 +140,7 @@ mod tests {
     fn surveys(case: &Case) -> Vec<Survey> {
         let runs = case.task.runs(case.prompt, case.runs).unwrap();
         let runs = runs.par_iter();
-        runs.map(|run| Survey::of(run, case.model.heads, 64).unwrap())
-            .collect()
+        runs.map(|run| Survey::of(run, case.model.heads, 64).unwrap()).collect()
     }
 
     /// Mean of the runs, all layers.
@@ -204,10 +196,7 @@ mod tests {
             }
             if let Some(paper) = printed("partial_tb", "medusa-io", &case) {
                 let ours = terabytes(&surveys(&case), Method::Medusa).1;
-                assert!(
-                    (ours / paper - 1.0).abs() < 0.02,
-                    "{ours:.3}, printed {paper}"
-                );
+                assert!((ours / paper - 1.0).abs() < 0.02, "{ours:.3}, printed {paper}");
             }
         }
     }

@@ -73,14 +73,9 @@ impl Task {
     pub(crate) fn runs(self, prompt: Option<u32>, most: usize) -> Result<Vec<Run>> {
         let needed = || prompt.context("this task has no recorded prompt");
         Ok(match self {
-            Self::FewShot { branches } => vec![Run::FewShot {
-                prompt: needed()?,
-                branches,
-            }],
+            Self::FewShot { branches } => vec![Run::FewShot { prompt: needed()?, branches }],
             Self::Reasoning(reasoning) => {
-                let runs = ReasoningRun::parse(reasoning.file())?
-                    .into_iter()
-                    .take(most);
+                let runs = ReasoningRun::parse(reasoning.file())?.into_iter().take(most);
                 let runs = runs.map(|run| match prompt {
                     Some(tokens) => run.with_prompt(tokens).map(Run::Reasoning),
                     None => Ok(Run::Reasoning(run)),
@@ -108,11 +103,7 @@ impl Run {
                 let mut forest = TokenForest::new(PagePool::new(pages)?);
                 let root = forest.insert_root(*prompt)?;
                 let branches = forest.fork(root, *branches as usize)?;
-                Replay::FewShot(Branches {
-                    forest,
-                    branches,
-                    step: 0,
-                })
+                Replay::FewShot(Branches { forest, branches, step: 0 })
             }
             Self::Reasoning(run) => Replay::Reasoning(run.replay()?),
             Self::Speculative { prompt, medusa } => {

@@ -17,9 +17,7 @@ pub(super) struct Likeness {
 impl Likeness {
     /// Compares `full` with `other`, both `[tokens, vocabulary]`; `next` are the tokens that came.
     pub(super) fn of(full: &[f32], other: &[f32], vocabulary: usize, next: &[u32]) -> Self {
-        let rows = full
-            .chunks_exact(vocabulary)
-            .zip(other.chunks_exact(vocabulary));
+        let rows = full.chunks_exact(vocabulary).zip(other.chunks_exact(vocabulary));
         let mut sum = Self::default();
         for ((full, other), &token) in rows.zip(next) {
             let [p, q] = [full, other].map(log_softmax);
@@ -29,19 +27,13 @@ impl Likeness {
             sum.nll += p[token as usize] - q[token as usize];
         }
         let tokens = next.len() as f64;
-        Self {
-            kl: sum.kl / tokens,
-            top1: sum.top1 / tokens,
-            nll: sum.nll / tokens,
-        }
+        Self { kl: sum.kl / tokens, top1: sum.top1 / tokens, nll: sum.nll / tokens }
     }
 }
 
 fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let shifted = logits
-        .iter()
-        .map(|&logit| f64::from(logit) - f64::from(most));
+    let shifted = logits.iter().map(|&logit| f64::from(logit) - f64::from(most));
     let sum: f64 = shifted.clone().map(f64::exp).sum();
     shifted.map(|logit| logit - sum.ln()).collect()
 }
@@ -96,10 +88,7 @@ impl Row {
     }
 
     pub(super) fn header() -> String {
-        format!(
-            "{:<16} {:>7} {:>18} {:>16} {:>18}",
-            "kv", "bytes", "KL", "top-1", "dNLL"
-        )
+        format!("{:<16} {:>7} {:>18} {:>16} {:>18}", "kv", "bytes", "KL", "top-1", "dNLL")
     }
 
     pub(super) fn line(&self) -> String {

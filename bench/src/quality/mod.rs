@@ -61,17 +61,11 @@ pub(crate) struct Args {
 
 /// Runs the command. Nothing it finds counts as wrong.
 pub(crate) fn run(args: &Args) -> Result<usize> {
-    ensure!(
-        args.prefix > 0 && args.scored > 0,
-        "--prefix and --scored must be positive"
-    );
+    ensure!(args.prefix > 0 && args.scored > 0, "--prefix and --scored must be positive");
     let gguf =
         Gguf::open(&args.model).with_context(|| format!("cannot read {}", args.model.display()))?;
     let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
-    let texts = args
-        .text
-        .iter()
-        .map(|path| tokens(path, &tokenizer, args.prefix + args.scored));
+    let texts = args.text.iter().map(|path| tokens(path, &tokenizer, args.prefix + args.scored));
     let texts = texts.collect::<Result<Vec<_>>>()?;
     let mut document = Document::new("quality", &Device::Cpu, None);
     let file = args.model.file_name().context("--model is no file")?;
@@ -80,11 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     let mut full = Vec::new();
     for format in [&[KvFormat::Native][..], &args.kv].concat() {
         progress.doing(&format.to_string());
-        let options = CpuOptions {
-            capacity_bytes: CAPACITY,
-            kv: format,
-            ..CpuOptions::default()
-        };
+        let options = CpuOptions { capacity_bytes: CAPACITY, kv: format, ..CpuOptions::default() };
         let mut model = CpuModel::load(gguf.weights(), options, |_, _| {})?;
         let vocabulary = model.vocabulary();
         let mut row = Row::new(format, args.prefix, args.scored);
@@ -132,10 +122,8 @@ fn score(model: &mut CpuModel, text: &[u32], prefix: usize) -> Result<Vec<f32>> 
     let leaf = model.fork(root, 1)?[0];
     let mut all = Vec::new();
     for part in text[prefix..text.len() - 1].chunks(PASS) {
-        let chain = (0u32..).zip(part).map(|(i, &token)| DraftToken {
-            parent: i.checked_sub(1),
-            token,
-        });
+        let chain =
+            (0u32..).zip(part).map(|(i, &token)| DraftToken { parent: i.checked_sub(1), token });
         let nodes = model.verify(leaf, &chain.collect::<Vec<_>>(), &mut logits)?;
         model.accept(leaf, &nodes)?;
         all.extend_from_slice(&logits);

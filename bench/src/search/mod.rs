@@ -110,10 +110,7 @@ impl Args {
             MethodArg::Majority => Method::Majority { width },
             MethodArg::Checked => Method::Checked { width },
             MethodArg::Beam => Method::Beam { width },
-            MethodArg::Thoughts => Method::Thoughts {
-                thoughts: width,
-                keep,
-            },
+            MethodArg::Thoughts => Method::Thoughts { thoughts: width, keep },
         }
     }
 
@@ -170,13 +167,7 @@ fn count(
 ) -> Result<Evaluation> {
     let mut step = |_: &Evaluation| progress.step();
     let task = task.task();
-    Ok(evaluate(
-        model,
-        codec,
-        &*task,
-        (method, setting),
-        &mut step,
-    )?)
+    Ok(evaluate(model, codec, &*task, (method, setting), &mut step)?)
 }
 
 #[cfg(test)]
@@ -209,11 +200,7 @@ mod tests {
                 let method = (args.method(method), &setting);
                 let found = count(&mut model, &AsciiCodec, task, method, &progress).unwrap();
                 assert_eq!(found.problems, 2);
-                assert!(
-                    found.tokens > 0 && found.tokens <= 40,
-                    "{task} {}",
-                    method.0
-                );
+                assert!(found.tokens > 0 && found.tokens <= 40, "{task} {}", method.0);
             }
         }
     }

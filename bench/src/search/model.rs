@@ -44,11 +44,7 @@ impl Opened {
             }
         };
         let file = path.file_name().context("--model is no file")?;
-        Ok(Self {
-            name: format!("{} in {precision}", file.to_string_lossy()),
-            model,
-            tokenizer,
-        })
+        Ok(Self { name: format!("{} in {precision}", file.to_string_lossy()), model, tokenizer })
     }
 
     pub(super) fn parts(&mut self) -> (&mut dyn TreeModel, &dyn TextCodec) {

@@ -95,17 +95,7 @@ mod tests {
         };
         assert!((row.standard_error() - 0.04).abs() < 1e-12);
         let words: Vec<_> = row.line().split_whitespace().map(str::to_owned).collect();
-        let expected = [
-            "acrostic:3",
-            "greedy",
-            "20%",
-            "+-",
-            "4%",
-            "30%",
-            "10.0",
-            "5.5",
-            "2.50x",
-        ];
+        let expected = ["acrostic:3", "greedy", "20%", "+-", "4%", "30%", "10.0", "5.5", "2.50x"];
         assert_eq!(words, expected);
     }
 }

@@ -78,13 +78,7 @@ mod tests {
     fn other_names_and_sizes_are_refused_with_those_there_are() {
         let refused = |text: &str| text.parse::<TaskArg>().unwrap_err();
         assert!(refused("chess").contains("`chess`; there are acrostic, digit-sort"));
-        assert_eq!(
-            refused("digit-sort:0"),
-            "the size of digit-sort is from 1 to 16"
-        );
-        assert_eq!(
-            refused("game-of-24:x"),
-            "the size of game-of-24 is from 6 to 99"
-        );
+        assert_eq!(refused("digit-sort:0"), "the size of digit-sort is from 1 to 16");
+        assert_eq!(refused("game-of-24:x"), "the size of game-of-24 is from 6 to 99");
     }
 }

@@ -94,10 +94,7 @@ impl Fake {
 }
 
 fn build(path: &Path) {
-    let source = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../cuda-loader/tests/fake/driver.rs"
-    );
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../cuda-loader/tests/fake/driver.rs");
     let built = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
         .args(["--edition=2024", "--crate-type=cdylib", "-Copt-level=1"])
         .arg("-Clink-arg=-Wl,-soname,libcuda.so.1")
@@ -106,9 +103,5 @@ fn build(path: &Path) {
         .arg(source)
         .output()
         .expect("rustc runs");
-    assert!(
-        built.status.success(),
-        "{}",
-        String::from_utf8_lossy(&built.stderr)
-    );
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 }

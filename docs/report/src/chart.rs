@@ -28,11 +28,7 @@ impl Line {
         right: impl Into<String>,
     ) -> Self {
         let (name, values, right) = (name.into(), values.into(), right.into());
-        Self {
-            name,
-            values,
-            right,
-        }
+        Self { name, values, right }
     }
 }
 
@@ -51,20 +47,14 @@ impl Chart<'_> {
              <div class=\"key\">"
         );
         let key = escape(self.key);
-        let key: Vec<_> = key
-            .split("; ")
-            .filter_map(|item| item.split_once(": "))
-            .collect();
+        let key: Vec<_> = key.split("; ").filter_map(|item| item.split_once(": ")).collect();
         for (class, meaning) in &key {
             html += &format!("<span><i class=\"{class}\"></i>{meaning}</span>");
         }
         html += "</div>\n";
         for line in &self.lines {
             let name = escape(&line.name);
-            let _ = write!(
-                html,
-                "<div class=\"line\"><b>{name}</b><div class=\"track\">"
-            );
+            let _ = write!(html, "<div class=\"line\"><b>{name}</b><div class=\"track\">");
             for ((class, meaning), value) in key.iter().zip(&line.values) {
                 let Some(value) = *value else { continue };
                 let (dot, place) = match (self.bars, *class) {
@@ -100,32 +90,19 @@ pub(crate) struct Scale {
 impl Scale {
     /// From 0 to `end`.
     pub(crate) fn linear(end: f64, range: [f64; 2]) -> Self {
-        Self {
-            logarithmic: false,
-            domain: [0.0, end.max(f64::MIN_POSITIVE)],
-            range,
-        }
+        Self { logarithmic: false, domain: [0.0, end.max(f64::MIN_POSITIVE)], range }
     }
 
     /// Over all of `values` above 0, rounded outwards to 1, 2 or 5 times a power of ten.
     pub(crate) fn logarithmic(values: impl IntoIterator<Item = f64>, range: [f64; 2]) -> Self {
         let values = values.into_iter().filter(|value| *value > 0.0);
-        let ends = values.fold([f64::INFINITY, 0.0f64], |[a, b], value| {
-            [a.min(value), b.max(value)]
-        });
+        let ends =
+            values.fold([f64::INFINITY, 0.0f64], |[a, b], value| [a.min(value), b.max(value)]);
         let [low, high] = if ends[1] > 0.0 { ends } else { [1.0, 10.0] };
         let low = steps().rfind(|step| *step <= low).unwrap_or(low);
         let high = steps().find(|step| *step >= high).unwrap_or(high);
-        let domain = if low < high {
-            [low, high]
-        } else {
-            [low, 2.0 * high]
-        };
-        Self {
-            logarithmic: true,
-            domain,
-            range,
-        }
+        let domain = if low < high { [low, high] } else { [low, 2.0 * high] };
+        Self { logarithmic: true, domain, range }
     }
 
     pub(crate) fn domain(&self) -> [f64; 2] {
@@ -146,9 +123,7 @@ impl Scale {
         let [low, high] = self.domain;
         if !self.logarithmic {
             let step = steps().find(|step| high / step <= 8.0).unwrap_or(high);
-            return (0..=(high / step) as u32)
-                .map(|i| f64::from(i) * step)
-                .collect();
+            return (0..=(high / step) as u32).map(|i| f64::from(i) * step).collect();
         }
         let few = high / low <= 500.0;
         let is_shown = |tick: &f64| few || (tick.log10() - tick.log10().round()).abs() < 1e-9;

@@ -13,9 +13,7 @@ const END: &str = "<!-- report end -->";
 
 /// A path of the repository.
 pub(crate) fn path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(name)
 }
 
 /// The text of a file of the repository.
@@ -132,9 +130,7 @@ impl Table {
 
     pub(crate) fn html(&self) -> String {
         let line = |cells: &Vec<String>, tag: &str| {
-            let cells = cells
-                .iter()
-                .map(|cell| format!("<{tag}>{}</{tag}>", escape(cell)));
+            let cells = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell)));
             format!("<tr>{}</tr>\n", cells.collect::<String>())
         };
         let rows = self.rows.iter().map(|row| line(row, "td"));

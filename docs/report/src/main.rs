@@ -113,16 +113,11 @@ mod tests {
             let (dark, used) = dark.split_once("}}").unwrap();
             let names = |text: &str| -> Vec<String> {
                 let parts = text.split("--").skip(1);
-                parts
-                    .filter_map(|part| Some(part.split_once(':')?.0.to_owned()))
-                    .collect()
+                parts.filter_map(|part| Some(part.split_once(':')?.0.to_owned())).collect()
             };
             assert_eq!(names(light), names(dark), "{name}");
             for colour in names(light) {
-                assert!(
-                    used.contains(&format!("var(--{colour})")),
-                    "{name}: {colour}"
-                );
+                assert!(used.contains(&format!("var(--{colour})")), "{name}: {colour}");
             }
         }
     }

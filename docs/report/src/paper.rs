@@ -143,14 +143,9 @@ impl Paper {
     fn with_other_chunks<'a>(&'a self, pair: Pair<'a>) -> Vec<Pair<'a>> {
         let rows = self.ours.having("grouping", "node-chunk").into_iter();
         let is_like = |row: &&Row| row.is_like(&pair.ours.0, &[&TASK[..], &["grouping"]].concat());
-        let others = rows
-            .filter(is_like)
-            .filter(|row| !row.is_like(&pair.ours.0, &["chunk_pages"]));
-        let other = |ours| Pair {
-            printed: None,
-            ours,
-            ..pair
-        };
+        let others =
+            rows.filter(is_like).filter(|row| !row.is_like(&pair.ours.0, &["chunk_pages"]));
+        let other = |ours| Pair { printed: None, ours, ..pair };
         [pair].into_iter().chain(others.map(other)).collect()
     }
 
@@ -174,12 +169,7 @@ impl Paper {
                     let printed = row["values"][at].as_f64();
                     if let (Some(_), Some(ours)) = (printed, mine) {
                         let method = row["method"].as_str().unwrap_or_default();
-                        pairs.push(Pair {
-                            column,
-                            method,
-                            printed,
-                            ours,
-                        });
+                        pairs.push(Pair { column, method, printed, ours });
                     }
                 }
             }
@@ -228,9 +218,7 @@ fn strategy(row: &Row) -> String {
 /// A task, and its prompt where that was chosen.
 pub(crate) fn task(row: &Row) -> String {
     let prompt = row.number("prompt_tokens");
-    let prompt = prompt.map_or(String::new(), |tokens| {
-        format!(" {}k", number(tokens / 1e3))
-    });
+    let prompt = prompt.map_or(String::new(), |tokens| format!(" {}k", number(tokens / 1e3)));
     row.text("task").to_owned() + &prompt
 }
 
@@ -269,14 +257,10 @@ mod tests {
 
     #[test]
     fn other_models_and_prompts_have_tables_of_their_own() {
-        let other = RUN
-            .replace("few-shot-50", "few-shot-30")
-            .replace("llama3-8b", "codellama-7b");
+        let other = RUN.replace("few-shot-50", "few-shot-30").replace("llama3-8b", "codellama-7b");
         let row = "| codellama-7b | few-shot-30 | deft-flatten | 8.24 | 0.4 | 0.049 | 3.40x |";
         assert!(shown(&other).contains(row));
-        let longer = RUN
-            .replace("few-shot-50", "sorting")
-            .replace("4000", "8000");
+        let longer = RUN.replace("few-shot-50", "sorting").replace("4000", "8000");
         assert!(shown(&longer).contains("| sorting | 8,000 | 1.97x | 3.40x | 1.73 |"));
     }
 }

@@ -33,11 +33,7 @@ pub(crate) fn bars(comparison: &Comparison) -> String {
         let speedups = format!("{:.2}x ({:.2}x)", row.speedup(0.0), row.speedup(added));
         text(&mut svg, "mono end", [180.0, y + 21.0], &row.workload);
         text(&mut svg, "strong end", [848.0, y + 21.0], &speedups);
-        let bars = [
-            ("ours", Some(row.us)),
-            ("peer", Some(row.peer_us)),
-            ("deft", row.deft_us),
-        ];
+        let bars = [("ours", Some(row.us)), ("peer", Some(row.peer_us)), ("deft", row.deft_us)];
         for (y, (class, us)) in [4.0, 14.0, 24.0].into_iter().zip(bars) {
             let Some(us) = us else { continue };
             let y = top + ROW * i as f64 + y;
@@ -48,11 +44,7 @@ pub(crate) fn bars(comparison: &Comparison) -> String {
             text(&mut svg, "small", [to + 5.0, y + 8.5], &rounded(us));
         }
         let x = scale.at(row.floor_us);
-        let _ = writeln!(
-            svg,
-            "<path class=\"bound\" d=\"M{x:.1} {:.1}v30\"/>",
-            y + 2.0
-        );
+        let _ = writeln!(svg, "<path class=\"bound\" d=\"M{x:.1} {:.1}v30\"/>", y + 2.0);
     }
     svg
 }
@@ -69,10 +61,7 @@ fn bar(svg: &mut String, class: &str, y: f64, [from, to]: [f64; 2], scale: &Scal
     if to <= end {
         return right;
     }
-    let _ = writeln!(
-        svg,
-        "<path class=\"{class}\" d=\"M{right:.1} {y:.1}l7 4.5-7 4.5z\"/>"
-    );
+    let _ = writeln!(svg, "<path class=\"{class}\" d=\"M{right:.1} {y:.1}l7 4.5-7 4.5z\"/>");
     right + 6.0
 }
 
@@ -94,31 +83,15 @@ pub(crate) fn roofline(comparison: &Comparison) -> String {
     }
     let lines = rows.len().div_ceil(3);
     for (i, (row, &[x, y])) in rows.iter().zip(&ours).enumerate() {
-        let _ = writeln!(
-            svg,
-            "<circle class=\"ours\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4.5\"/>"
-        );
+        let _ = writeln!(svg, "<circle class=\"ours\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4.5\"/>");
         // At the left, unless another point is there.
-        let is_taken = ours
-            .iter()
-            .any(|at| (1.0..24.0).contains(&(x - at[0])) && (y - at[1]).abs() < 14.0);
-        let (side, at) = if is_taken {
-            ("strong", x + 8.0)
-        } else {
-            ("strong end", x - 8.0)
-        };
+        let is_taken =
+            ours.iter().any(|at| (1.0..24.0).contains(&(x - at[0])) && (y - at[1]).abs() < 14.0);
+        let (side, at) = if is_taken { ("strong", x + 8.0) } else { ("strong end", x - 8.0) };
         text(&mut svg, side, [at, y + 4.0], &(i + 1).to_string());
-        let (left, y) = (
-            12.0 + 278.7 * (i / lines) as f64,
-            472.0 + 17.0 * (i % lines) as f64,
-        );
+        let (left, y) = (12.0 + 278.7 * (i / lines) as f64, 472.0 + 17.0 * (i % lines) as f64);
         let share = format!("{:.0} %", row.floor_us / row.us * 100.0);
-        text(
-            &mut svg,
-            "small end",
-            [left + 16.0, y],
-            &(i + 1).to_string(),
-        );
+        text(&mut svg, "small end", [left + 16.0, y], &(i + 1).to_string());
         text(&mut svg, "mono", [left + 24.0, y], &row.workload);
         text(&mut svg, "small end", [left + 258.7, y], &share);
     }
@@ -126,10 +99,7 @@ pub(crate) fn roofline(comparison: &Comparison) -> String {
 }
 
 fn text(svg: &mut String, class: &str, [x, y]: [f64; 2], text: &str) {
-    let _ = writeln!(
-        svg,
-        "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{text}</text>"
-    );
+    let _ = writeln!(svg, "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{text}</text>");
 }
 
 #[cfg(test)]
@@ -158,11 +128,7 @@ mod tests {
         for row in Comparison::read().unwrap().rows {
             let rates = [row.us, row.peer_us].map(|us| row.tflops(us));
             let held = rates.iter().all(|rate| (10.0..=1000.0).contains(rate));
-            assert!(
-                held && (2.0..=1000.0).contains(&row.intensity()),
-                "{}",
-                row.workload
-            );
+            assert!(held && (2.0..=1000.0).contains(&row.intensity()), "{}", row.workload);
         }
     }
 }

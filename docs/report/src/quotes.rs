@@ -44,9 +44,9 @@ fn quoted(page: &str) -> Vec<String> {
         if !number.starts_with(|c: char| c.is_ascii_digit()) {
             continue;
         }
-        let next = words.get(at + 1).map_or("", |next| {
-            next.trim_matches(|c: char| !c.is_alphanumeric() && c != '%')
-        });
+        let next = words
+            .get(at + 1)
+            .map_or("", |next| next.trim_matches(|c: char| !c.is_alphanumeric() && c != '%'));
         let unit = if attached.is_empty() { next } else { attached };
         // "8 x 8" is a size, "8x" a claim.
         let is_product = attached.is_empty() && unit == "x";
@@ -70,14 +70,8 @@ fn the_readme_quotes_only_numbers_that_are_in_the_measurements() {
     }
     for (quote, file, written) in QUOTES {
         let text = data::read(&format!("docs/benchmarks/{file}")).unwrap();
-        assert!(
-            text.contains(written),
-            "{quote}: {file} does not say {written:?}"
-        );
-        assert!(
-            quoted.iter().any(|number| number == quote),
-            "README.md no longer says {quote:?}"
-        );
+        assert!(text.contains(written), "{quote}: {file} does not say {written:?}");
+        assert!(quoted.iter().any(|number| number == quote), "README.md no longer says {quote:?}");
     }
 }
 
@@ -85,15 +79,7 @@ fn the_readme_quotes_only_numbers_that_are_in_the_measurements() {
 fn numbers_with_a_unit_are_found_wherever_they_stand_in_prose() {
     let page = "It takes 21.1 us (1.5x), 92.5 %.\n- **3,088\n  GB/s**: `660 TFLOP/s`; 14 trees, 99% of sm_90, 2 GB, 8 x 8.\n\
                 ```\n5 us\n```\n<!-- report: x -->\n7 us\n<!-- report end -->\n8 us.";
-    let numbers = [
-        "21.1 us",
-        "1.5 x",
-        "92.5 %",
-        "3,088 GB/s",
-        "660 TFLOP/s",
-        "99 %",
-        "2 GB",
-        "8 us",
-    ];
+    let numbers =
+        ["21.1 us", "1.5 x", "92.5 %", "3,088 GB/s", "660 TFLOP/s", "99 %", "2 GB", "8 us"];
     assert_eq!(quoted(page), numbers);
 }

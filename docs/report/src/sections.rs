@@ -28,22 +28,10 @@ pub(crate) fn blocks(comparison: &Comparison, paper: &Paper) -> Result<Vec<Block
 /// Where the numbers of `suite` are from.
 fn from(suite: &Suite) -> String {
     let file = suite.file;
-    let names = [
-        "command",
-        "device",
-        "driver",
-        "commit",
-        "commit_date",
-        "source",
-        "method",
-    ];
+    let names = ["command", "device", "driver", "commit", "commit_date", "source", "method"];
     let said = names.into_iter().filter_map(|name| {
         let value = suite.all[name].as_str().filter(|value| !value.is_empty())?;
-        Some(format!(
-            "; {}: <code>{}</code>",
-            name.replace('_', " "),
-            escape(value)
-        ))
+        Some(format!("; {}: <code>{}</code>", name.replace('_', " "), escape(value)))
     });
     let said: String = said.collect();
     format!("<p class=\"origin\"><a href=\"../benchmarks/{file}\">{file}</a>{said}</p>\n")
@@ -58,9 +46,7 @@ fn under(summary: &str, table: &Table) -> String {
 /// All rows of a suite under the line `summary`: the fields `field: heading; field: heading` of each, numbers rounded.
 /// A field without a heading is its own.
 fn listing(summary: &str, suite: &Suite, fields: &str) -> String {
-    let fields = fields
-        .split("; ")
-        .map(|item| item.split_once(": ").unwrap_or((item, item)));
+    let fields = fields.split("; ").map(|item| item.split_once(": ").unwrap_or((item, item)));
     let (names, headings): (Vec<&str>, Vec<&str>) = fields.unzip();
     let mut table = Table::new(&headings.join(" | "));
     for row in &suite.rows {
@@ -129,12 +115,7 @@ fn tiles(comparison: &Comparison) -> String {
 fn times(comparison: &Comparison) -> String {
     let added = comparison.added_us;
     let line = |row: &crate::trees::Tree| {
-        let values = [
-            Some(row.us),
-            Some(row.peer_us),
-            row.deft_us,
-            Some(row.floor_us),
-        ];
+        let values = [Some(row.us), Some(row.peer_us), row.deft_us, Some(row.floor_us)];
         let speedups = format!("{:.2}x ({:.2}x)", row.speedup(0.0), row.speedup(added));
         Line::new(&row.workload, values, speedups)
     };
@@ -147,10 +128,7 @@ fn times(comparison: &Comparison) -> String {
     [
         chart.html(),
         under("All trees, microseconds", &comparison.table()),
-        under(
-            "Groupings on the same kernels, microseconds",
-            &comparison.groupings(),
-        ),
+        under("Groupings on the same kernels, microseconds", &comparison.groupings()),
         under(
             "The kernels for GPUs before Hopper, on the same H100, microseconds",
             &comparison.ampere_table(),
@@ -214,23 +192,14 @@ fn scaling() -> Result<String> {
     let suite = Suite::read("h100-scaling.json")?;
     let mut html = String::new();
     for (what, caption) in [
-        (
-            "queries",
-            "Microseconds by queries; right: times as fast as PerQuery",
-        ),
+        ("queries", "Microseconds by queries; right: times as fast as PerQuery"),
         ("context", "Microseconds by tokens of context"),
         ("trees", "Microseconds by trees"),
     ] {
         let name = |row: &Row| or_dash(row.number(what), number) + " " + what;
         let rows = suite.having("workload", what);
         let lines = against_per_query(&rows, &[what], "median_us", name);
-        html += &Chart {
-            caption,
-            bars: false,
-            key: AGAINST,
-            lines,
-        }
-        .html();
+        html += &Chart { caption, bars: false, key: AGAINST, lines }.html();
     }
     let fields = "workload: varied; queries; context; trees; grouping; median_us: us; floor_us: bound us; bytes_unique: unique bytes; bytes_issued: bytes read";
     Ok(html + &listing("All rows", &suite, fields))
@@ -271,9 +240,7 @@ fn papers(paper: &Paper) -> String {
         key: "deft ring: printed: Radix; deft: PerQuery, the paper's count; ours ring: printed: DeFT-Flatten; ours: Flatten, the paper's count; bound: Flatten as issued, partial results included",
         lines: io.collect(),
     };
-    let tables = paper::BLOCKS
-        .iter()
-        .map(|block| under(block.heading, &paper.table(block)));
+    let tables = paper::BLOCKS.iter().map(|block| under(block.heading, &paper.table(block)));
     let tables: String = tables.collect();
     let fields = "model; task; prompt_tokens: prompt; grouping; chunk_pages: pages a chunk; attention_s: attention s; speedup_over_per_query: over PerQuery; kv_tb: KV TB, paper's count; partial_tb: partial TB, paper's count; kv_issued_tb: KV issued TB; partial_issued_tb: partial issued TB";
     let runs = listing("All rows of our run", &paper.ours, fields);
@@ -305,11 +272,7 @@ fn search() -> Result<String> {
     let line = |row: &Row| {
         let share = |name| Some(100.0 * row.number(name)? / row.number("problems")?);
         let right = or_dash(share("right"), |right| format!("{right:.1} %"));
-        Line::new(
-            row.text("method"),
-            [share("right"), share("covered")],
-            right,
-        )
+        Line::new(row.text("method"), [share("right"), share("covered")], right)
     };
     let chart = Chart {
         caption: "Percent of the problems, on an H100",
@@ -318,10 +281,9 @@ fn search() -> Result<String> {
         lines: suite.rows.iter().map(line).collect(),
     };
     let mut html = chart.html() + &listing("On an H100", &suite, fields);
-    for (file, summary) in [
-        ("cpu-search.json", "On a CPU"),
-        ("cpu-search-others.json", "Other tasks, on a CPU"),
-    ] {
+    for (file, summary) in
+        [("cpu-search.json", "On a CPU"), ("cpu-search-others.json", "Other tasks, on a CPU")]
+    {
         html += &listing(summary, &Suite::read(file)?, fields);
     }
     Ok(html)

@@ -88,13 +88,7 @@ impl Comparison {
             Some(us - row.us)
         });
         let added_us = more.fold(0.0, f64::max);
-        Ok(Self {
-            run,
-            peers,
-            ampere,
-            added_us,
-            rows,
-        })
+        Ok(Self { run, peers, ampere, added_us, rows })
     }
 
     /// The blocks of README.md and docs/performance.md.
@@ -239,11 +233,7 @@ fn flops(workload: &StepWorkload) -> f64 {
         for (parent, &tokens) in tree.parents().iter().zip(tree.tokens()) {
             paths.push(parent.map_or(0, |parent| paths[parent as usize]) + u64::from(tokens));
         }
-        seen += tree
-            .queries()
-            .iter()
-            .map(|&query| paths[query as usize])
-            .sum::<u64>();
+        seen += tree.queries().iter().map(|&query| paths[query as usize]).sum::<u64>();
     }
     let heads = workload.heads;
     4.0 * seen as f64 * f64::from(heads.q_heads * heads.head_dim)
@@ -257,11 +247,7 @@ mod tests {
     fn operations_and_bytes_give_the_floor_that_was_written_with_the_times() {
         for row in Comparison::read().unwrap().rows {
             let floor = (row.bytes_unique / 3_088e3).max(row.flops / 660e6);
-            assert!(
-                (floor - row.floor_us).abs() < 1e-6 * floor,
-                "{}",
-                row.workload
-            );
+            assert!((floor - row.floor_us).abs() < 1e-6 * floor, "{}", row.workload);
         }
     }
 
@@ -274,10 +260,7 @@ mod tests {
         }
         comparison.added_us = 4.0;
         let text = comparison.summary();
-        assert!(
-            text.contains("2.00 times") && text.contains("no row is slower"),
-            "{text}"
-        );
+        assert!(text.contains("2.00 times") && text.contains("no row is slower"), "{text}");
         assert!(text.contains("slower: `a` at 0.71x"), "{text}");
     }
 

@@ -121,10 +121,7 @@ mod tests {
         for content in ["a <|end|> b", "</s></think>[INST]]", "<<", "é\u{10ffff}x"] {
             let hidden = guard.hide(content);
             assert_eq!(hidden.chars().count(), content.chars().count());
-            assert!(
-                NAMES.iter().all(|name| !hidden.contains(name)),
-                "{hidden:?}"
-            );
+            assert!(NAMES.iter().all(|name| !hidden.contains(name)), "{hidden:?}");
             let pieces = guard.pieces(&hidden);
             let text: String = pieces.iter().map(|(text, _)| &**text).collect();
             assert_eq!(text, content);
@@ -143,11 +140,8 @@ mod tests {
 
     #[test]
     fn more_ends_than_stand_ins_are_refused() {
-        let many: Vec<String> = ('a'..='z')
-            .chain('A'..='Z')
-            .chain('α'..='ω')
-            .map(String::from)
-            .collect();
+        let many: Vec<String> =
+            ('a'..='z').chain('A'..='Z').chain('α'..='ω').map(String::from).collect();
         assert!(Guard::new(&BTreeSet::new(), many.iter().map(|name| &**name)).is_none());
     }
 }

@@ -68,9 +68,7 @@ fn on_a_deep_stack<T: Send>(run: impl FnOnce() -> Result<T, Error> + Send) -> Re
         let thread = std::thread::Builder::new().stack_size(STACK);
         let thread = thread.spawn_scoped(scope, run);
         let thread = thread.map_err(|error| failed(format!("no thread for it: {error}")))?;
-        thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -118,9 +116,7 @@ fn operators(source: &str) -> usize {
     }
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let words = rest.split(|c| !is_word(c));
-    let words = words
-        .filter(|word| ["and", "or", "not"].contains(word))
-        .count();
+    let words = words.filter(|word| ["and", "or", "not"].contains(word)).count();
     words + rest.matches(['+', '-', '~', '*', '/', '%']).count()
 }
 
@@ -180,11 +176,7 @@ fn python_method(
     arguments: &[Value],
 ) -> Result<Value, Error> {
     // Widths ask for memory by themselves.
-    let digits = |text: &str| {
-        text.split(|c: char| !c.is_ascii_digit())
-            .map(str::len)
-            .max()
-    };
+    let digits = |text: &str| text.split(|c: char| !c.is_ascii_digit()).map(str::len).max();
     if method == "format" && value.as_str().and_then(digits) > Some(5) {
         let what = "format: a number of more than 5 digits in the format";
         return Err(Error::new(ErrorKind::InvalidOperation, what));
@@ -203,10 +195,7 @@ fn write_value(
     }
     let mut text = Limited(Vec::new());
     write!(text, "{value}").map_err(|error| {
-        Error::new(
-            ErrorKind::InvalidOperation,
-            format!("a value as text: {error}"),
-        )
+        Error::new(ErrorKind::InvalidOperation, format!("a value as text: {error}"))
     })?;
     Ok(out.write_str(&String::from_utf8_lossy(&text.0))?)
 }
@@ -224,11 +213,7 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let spaces = " ".repeat(indent.unwrap_or(0).min(64));
     let written = match indent {
         None => write_json(value, &mut out, Spaced),
-        Some(_) => write_json(
-            value,
-            &mut out,
-            PrettyFormatter::with_indent(spaces.as_bytes()),
-        ),
+        Some(_) => write_json(value, &mut out, PrettyFormatter::with_indent(spaces.as_bytes())),
     };
     let failed = |error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {error}"));
     written.map_err(failed)?;

@@ -104,10 +104,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`ChatError::Template`] if it is none, or is longer than 64 KiB.
     pub fn new(source: &str) -> Result<Self, ChatError> {
-        Ok(Self {
-            program: Program::new(source)?,
-            constants: jinja::constants(source),
-        })
+        Ok(Self { program: Program::new(source)?, constants: jinja::constants(source) })
     }
 
     /// The tokens of a conversation up to where the model answers. Only the template makes control
@@ -135,10 +132,7 @@ impl ChatTemplate {
         let context = || {
             let all = messages.iter().map(|message| {
                 let content = guard.hide(message.content);
-                Value::from_pairs([
-                    ("role", message.role.name().to_owned()),
-                    ("content", content),
-                ])
+                Value::from_pairs([("role", message.role.name().to_owned()), ("content", content)])
             });
             Value::from_pairs([
                 ("messages", all.collect::<Value>()),
@@ -151,10 +145,7 @@ impl ChatTemplate {
         };
         let bytes = messages.iter().map(|message| message.content.len()).sum();
         let pieces = guard.pieces(&self.program.run(context, bytes)?);
-        let pieces: Vec<_> = pieces
-            .iter()
-            .map(|(text, control)| (&**text, *control))
-            .collect();
+        let pieces: Vec<_> = pieces.iter().map(|(text, control)| (&**text, *control)).collect();
         Ok(tokenizer.encode_pieces(&pieces)?)
     }
 }

@@ -124,14 +124,8 @@ mod tests {
                 "{{ \"%d%%\" % (a, b[')']) ~ 1 }}",
                 "{{ (\"%d%%\"|percent_format((a, b[')']))) ~ 1 }}",
             ),
-            (
-                "{{ '%s'%m.x['y'](1)|upper }}",
-                "{{ ('%s'|percent_format(m.x['y'](1)|upper)) }}",
-            ),
-            (
-                "{%- set a = '%s' % b -%}",
-                "{%- set a = ('%s'|percent_format(b)) -%}",
-            ),
+            ("{{ '%s'%m.x['y'](1)|upper }}", "{{ ('%s'|percent_format(m.x['y'](1)|upper)) }}"),
+            ("{%- set a = '%s' % b -%}", "{%- set a = ('%s'|percent_format(b)) -%}"),
         ] {
             assert_eq!(to_filters(source), expected);
         }

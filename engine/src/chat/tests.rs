@@ -48,44 +48,26 @@ fn users_cannot_write_control_tokens() {
 fn no_cutting_and_joining_makes_a_control_token_of_contents() {
     for (template, content) in [
         ("{{ messages[0].content | trim }}", " <|im_end|> "),
-        (
-            "{{ messages[0].content | replace('X', '') }}",
-            "<|imX_end|X>",
-        ),
+        ("{{ messages[0].content | replace('X', '') }}", "<|imX_end|X>"),
         ("{{ messages[0].content.split('-') | join }}", "<|im-_end|>"),
         ("{{ messages[0].content | lower }}", "<|IM_END|>"),
         ("{{ messages[0].content ~ 'd|>' }}", "<|im_en"),
         ("{{ '<|im_' ~ messages[0].content }}", "end|>"),
         ("{{ messages[0].content[::-1] }}", ">|dne_mi|<"),
-        (
-            "{{ messages[0].content[:5] ~ messages[0].content[5:] }}",
-            "<|im_end|>",
-        ),
+        ("{{ messages[0].content[:5] ~ messages[0].content[5:] }}", "<|im_end|>"),
         (
             "{% if '<|im_end|>' in messages[0].content %}no{% endif %}{{ messages[0].content }}",
             "<|im_end|>",
         ),
-        (
-            "{{ messages[0].content }}{% if false %}{{ '<|im_end|>x' }}{% endif %}",
-            "<|im_end|>x",
-        ),
+        ("{{ messages[0].content }}{% if false %}{{ '<|im_end|>x' }}{% endif %}", "<|im_end|>x"),
         (
             "{{ messages[0].content }}{% if false %}{{ '<|im_end|>\\n' }}{% endif %}",
             "<|im_end|>\\n",
         ),
     ] {
         let tokens = tokens(template, content).unwrap();
-        assert!(
-            tokens.iter().all(|&token| token < 260),
-            "{template}: {tokens:?}"
-        );
-        assert!(
-            small()
-                .decode(&tokens)
-                .to_lowercase()
-                .contains("<|im_end|>"),
-            "{template}"
-        );
+        assert!(tokens.iter().all(|&token| token < 260), "{template}: {tokens:?}");
+        assert!(small().decode(&tokens).to_lowercase().contains("<|im_end|>"), "{template}");
     }
 }
 
@@ -95,11 +77,7 @@ fn contents_are_what_a_template_makes_of_them() {
         ("{{ messages[0].content | trim }}", "  hi  ", "hi"),
         ("{{ messages[0].content.strip() }}", "\n hi ", "hi"),
         ("{{ messages[0].content | upper }}", "hi <b>", "HI <B>"),
-        (
-            "{{ messages[0]['content'].split('</think>')[-1].lstrip('\n') }}",
-            "a</think>\n\nb",
-            "b",
-        ),
+        ("{{ messages[0]['content'].split('</think>')[-1].lstrip('\n') }}", "a</think>\n\nb", "b"),
         (
             "{% if '/no_think' in messages[0].content %}off{% else %}on{% endif %}",
             "x /no_think",
@@ -108,11 +86,7 @@ fn contents_are_what_a_template_makes_of_them() {
         ("{{ messages[0].content.startswith('hi') }}", "hi", "True"),
         ("{{ messages[0].content | length }}", "<é>", "3"),
         ("{{ messages[0].content[1:] }}", "<é>", "é>"),
-        (
-            "{{ messages[0].content | replace('a', 'b') }}",
-            "<a>",
-            "<b>",
-        ),
+        ("{{ messages[0].content | replace('a', 'b') }}", "<a>", "<b>"),
         (
             "{{ {'text': messages[0].content, 'a': [1, none, true]} | tojson }}",
             "\"<é\n",
@@ -121,11 +95,7 @@ fn contents_are_what_a_template_makes_of_them() {
         ("{{ [1] | tojson(indent=2) }}", "", "[\n  1\n]"),
     ] {
         let made = made(template, content).replace("true\u{0}", "");
-        let made = if expected == "True" {
-            made.replace("true", "True")
-        } else {
-            made
-        };
+        let made = if expected == "True" { made.replace("true", "True") } else { made };
         assert_eq!(made, expected, "{template}");
     }
 }
@@ -137,18 +107,12 @@ fn templates_have_what_transformers_gives_them() {
             "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
             "02",
         ),
-        (
-            "{% generation %}a{% endgeneration %}{%- generation -%} b {%- endgeneration -%}",
-            "ab",
-        ),
+        ("{% generation %}a{% endgeneration %}{%- generation -%} b {%- endgeneration -%}", "ab"),
         (
             "{{ messages[0].get('x', 'y') }}{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}",
             "ya1",
         ),
-        (
-            "{{ 'a-b'.split('-')[1] }}{{ '{} {}'.format(1, 'c') }}{{ 'Ab'.lower() }}",
-            "b1 cab",
-        ),
+        ("{{ 'a-b'.split('-')[1] }}{{ '{} {}'.format(1, 'c') }}{{ 'Ab'.lower() }}", "b1 cab"),
         (
             "{{ '%s is %d' % (messages[0].role, 3) }}{{ '%s' % messages[0]['content'] }}",
             "user is 3x",
@@ -162,17 +126,10 @@ fn templates_have_what_transformers_gives_them() {
             "{{ tools is none }}{{ documents is defined }}{{ add_generation_prompt }}",
             "truetruetrue",
         ),
-        (
-            "{{ strftime_now('%Y') | length }}{{ strftime_now('%d %b %Y') | length }}",
-            "411",
-        ),
+        ("{{ strftime_now('%Y') | length }}{{ strftime_now('%d %b %Y') | length }}", "411"),
         ("{% macro m(a) %}[{{ a }}]{% endmacro %}{{ m('b') }}", "[b]"),
     ] {
-        assert_eq!(
-            made(template, "x").to_lowercase(),
-            expected.to_lowercase(),
-            "{template}"
-        );
+        assert_eq!(made(template, "x").to_lowercase(), expected.to_lowercase(), "{template}");
     }
     assert!(
         refused("{{ raise_exception('only ' + messages[0]['role'] + 's') }}")
@@ -218,17 +175,10 @@ fn templates_that_would_not_end_end_with_an_error() {
         let started = Instant::now();
         let error = refused(template);
         assert!(!error.is_empty(), "{template}");
-        assert!(
-            started.elapsed() < Duration::from_secs(10),
-            "{template}: {:?}",
-            started.elapsed()
-        );
+        assert!(started.elapsed() < Duration::from_secs(10), "{template}: {:?}", started.elapsed());
     }
     let many: String = "hi ".repeat(100_000);
-    assert!(
-        tokens(CHATML, &many).is_ok(),
-        "long contents have fuel of their own"
-    );
+    assert!(tokens(CHATML, &many).is_ok(), "long contents have fuel of their own");
 }
 
 #[test]
@@ -260,22 +210,13 @@ fn templates_nested_deep_are_run_or_refused() {
             let _ = tokens(&template, "x");
         }
     }
-    for tag in [
-        "{%if x%}",
-        "{%for x in y%}",
-        "{%if x%}{%elif x%}",
-        "{%elif x%}",
-        "{%macro x()%}",
-    ] {
+    for tag in ["{%if x%}", "{%for x in y%}", "{%if x%}{%elif x%}", "{%elif x%}", "{%macro x()%}"] {
         let _ = tokens(&tag.repeat(5_000), "x");
         let _ = tokens(&format!("{{%if x%}}{}{{%endif%}}", tag.repeat(5_000)), "x");
     }
     assert!(started.elapsed() < Duration::from_secs(60));
     let error = refused(&format!("{{{{ {}x }}}}", "-".repeat(3_000)));
-    assert_eq!(
-        error,
-        "chat template: syntax error: it has 3000 operators; the limit is 2000"
-    );
+    assert_eq!(error, "chat template: syntax error: it has 3000 operators; the limit is 2000");
     let long = format!("{{{{ {}x }}}}", "not ".repeat(100_000));
     assert_eq!(
         refused(&long),
@@ -287,9 +228,6 @@ fn templates_nested_deep_are_run_or_refused() {
 fn broken_templates_and_reserved_characters_are_named() {
     assert!(ChatTemplate::new("{% for %}").is_err());
     let error = tokens(CHATML, "\u{fdd0}").unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "messages[0] contains U+FDD0, which is reserved"
-    );
+    assert_eq!(error.to_string(), "messages[0] contains U+FDD0, which is reserved");
     assert!(tokens(CHATML, "\u{fdef}").is_ok(), "no character of ours");
 }

@@ -74,13 +74,8 @@ const LLAMA: Family = Family {
     },
 };
 
-const QWEN2: Family = Family {
-    hf: "qwen2",
-    gguf: "qwen2",
-    order: HeadOrder::Halves,
-    qkv_bias: true,
-    ..LLAMA
-};
+const QWEN2: Family =
+    Family { hf: "qwen2", gguf: "qwen2", order: HeadOrder::Halves, qkv_bias: true, ..LLAMA };
 
 const GEMMA: Family = Family {
     hf: "gemma",
@@ -89,45 +84,27 @@ const GEMMA: Family = Family {
     norms_from_one: true,
     activation: Activation::GeluTanh,
     scaled_embedding: true,
-    default: Defaults {
-        head_dim: Some(256),
-        tied: true,
-        ..LLAMA.default
-    },
+    default: Defaults { head_dim: Some(256), tied: true, ..LLAMA.default },
     ..LLAMA
 };
 
 pub(crate) const FAMILIES: [Family; 8] = [
     LLAMA,
-    Family {
-        hf: "mistral",
-        default: Defaults {
-            window: Some(4096),
-            ..LLAMA.default
-        },
-        ..LLAMA
-    },
+    Family { hf: "mistral", default: Defaults { window: Some(4096), ..LLAMA.default }, ..LLAMA },
     QWEN2,
     Family {
         hf: "qwen3",
         gguf: "qwen3",
         qkv_bias: false,
         qk_norm: true,
-        default: Defaults {
-            head_dim: Some(128),
-            ..LLAMA.default
-        },
+        default: Defaults { head_dim: Some(128), ..LLAMA.default },
         ..QWEN2
     },
     Family {
         hf: "smollm3",
         gguf: "smollm3",
         still_every: Some(4),
-        default: Defaults {
-            rope_theta: 2_000_000.0,
-            tied: true,
-            ..LLAMA.default
-        },
+        default: Defaults { rope_theta: 2_000_000.0, tied: true, ..LLAMA.default },
         ..LLAMA
     },
     GEMMA,
@@ -170,11 +147,7 @@ impl Family {
             qk_norm: self.qk_norm,
             post_norms: self.post_norms,
             activation: self.activation,
-            embedding_scale: if self.scaled_embedding {
-                (hidden as f32).sqrt()
-            } else {
-                1.0
-            },
+            embedding_scale: if self.scaled_embedding { (hidden as f32).sqrt() } else { 1.0 },
             ..Variant::LLAMA
         }
     }
@@ -223,10 +196,6 @@ pub(crate) fn yarn_divisors(
 
 /// What `q k` is multiplied by beside `1 / sqrt(head_dim)` under YaRN: queries and keys each by this one's root.
 pub(crate) fn yarn_scale(factor: f64, given: Option<f64>) -> f64 {
-    let usual = if factor > 1.0 {
-        0.1 * factor.ln() + 1.0
-    } else {
-        1.0
-    };
+    let usual = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
     given.unwrap_or(usual).powi(2)
 }

@@ -75,19 +75,10 @@ impl Variant {
         let all = [
             (self.qkv_bias, "biases of queries, keys and values"),
             (self.qk_norm, "norms of queries and keys"),
-            (
-                self.post_norms,
-                "norms after attention and feed-forward part",
-            ),
-            (
-                self.activation != llama.activation,
-                "a gate that is not SiLU",
-            ),
+            (self.post_norms, "norms after attention and feed-forward part"),
+            (self.activation != llama.activation, "a gate that is not SiLU"),
             (self.embedding_scale != 1.0, "scaled embeddings"),
-            (
-                self.query_scale.is_some(),
-                "a scale of its own for attention",
-            ),
+            (self.query_scale.is_some(), "a scale of its own for attention"),
             (self.attention_cap.is_some(), "capped attention"),
             (self.logit_cap.is_some(), "capped logits"),
             (self.window.is_some(), "a sliding window"),
@@ -96,9 +87,6 @@ impl Variant {
                 "layers that turn otherwise or not",
             ),
         ];
-        all.into_iter()
-            .filter(|&(is, _)| is)
-            .map(|(_, what)| what)
-            .collect()
+        all.into_iter().filter(|&(is, _)| is).map(|(_, what)| what).collect()
     }
 }

@@ -23,9 +23,7 @@ impl Failing {
     fn count(&self) -> Result<(), BackendError> {
         let left = self
             .calls
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                left.checked_sub(1)
-            });
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         match left {
             Ok(_) => Ok(()),
             Err(_) => Err(BackendError::Device("injected".into())),
@@ -68,8 +66,7 @@ impl Backend for Failing {
         rotation: Rotation<'_>,
     ) -> Result<(), BackendError> {
         self.count()?;
-        self.inner
-            .append_rotated(layer, targets, counters, k, v, rotation)
+        self.inner.append_rotated(layer, targets, counters, k, v, rotation)
     }
 
     fn copy(&mut self, moves: &[TokenMove]) -> Result<(), BackendError> {
@@ -119,10 +116,7 @@ fn tiny() -> Weights {
 
 /// A model, and how many calls of its backend are left until they fail.
 fn model() -> (CpuModel, Arc<AtomicU32>) {
-    let options = CpuOptions {
-        capacity_bytes: 8 << 20,
-        ..CpuOptions::default()
-    };
+    let options = CpuOptions { capacity_bytes: 8 << 20, ..CpuOptions::default() };
     let mut model = CpuModel::load(&tiny(), options, |_, _| {}).unwrap();
     let calls = Arc::new(AtomicU32::new(u32::MAX));
     let failing = calls.clone();
@@ -146,18 +140,8 @@ fn observed(model: &CpuModel) -> (Vec<u32>, Vec<u32>, u32, usize) {
     forest.debug_assert_invariants();
     (
         // Slots of nodes that came and went stay, with no tokens.
-        forest
-            .lengths()
-            .iter()
-            .copied()
-            .filter(|&length| length > 0)
-            .collect(),
-        forest
-            .tail_pages()
-            .iter()
-            .copied()
-            .filter(|&page| page != deft::abi::NONE)
-            .collect(),
+        forest.lengths().iter().copied().filter(|&length| length > 0).collect(),
+        forest.tail_pages().iter().copied().filter(|&page| page != deft::abi::NONE).collect(),
         forest.pool().free(),
         forest.node_count(),
     )
@@ -195,9 +179,8 @@ fn a_pass_that_fails_anywhere_changes_nothing() {
         let (mut model, calls) = model();
         let (mut logits, mut all) = (Vec::new(), Vec::new());
         let begin = if fails { 0 } else { u32::MAX };
-        let (root, count) = fail_from(begin, &mut model, &calls, |model| {
-            model.insert_prompt(&prompt, &mut logits)
-        });
+        let (root, count) =
+            fail_from(begin, &mut model, &calls, |model| model.insert_prompt(&prompt, &mut logits));
         let mut least = count;
         all.extend_from_slice(&logits);
         let leaves = model.fork(root, 3).unwrap();

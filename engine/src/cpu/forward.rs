@@ -56,10 +56,7 @@ impl Scratch {
         // What was normed has been used.
         matrix.apply(source, &mut self.normed, Onto::Replace);
         rms_norm_in_place(&mut self.normed, gain, epsilon);
-        self.x
-            .iter_mut()
-            .zip(&self.normed)
-            .for_each(|(x, y)| *x += y);
+        self.x.iter_mut().zip(&self.normed).for_each(|(x, y)| *x += y);
     }
 
     /// The last layer's queries, `[n, q_heads, head_dim]`.
@@ -160,16 +157,9 @@ impl CpuModel {
         let layer = &self.params.layers[index as usize];
         let (gain, epsilon) = (&layer.ffn_norm, self.config.rms_eps);
         rms_norm(&scratch.x, gain, epsilon, &mut scratch.normed);
-        let products = [
-            (&layer.gate, &mut scratch.gate[..]),
-            (&layer.up, &mut scratch.up[..]),
-        ];
+        let products = [(&layer.gate, &mut scratch.gate[..]), (&layer.up, &mut scratch.up[..])];
         apply_all(products, &scratch.normed, Onto::Replace);
-        gate_mul(
-            self.config.variant.activation,
-            &mut scratch.gate,
-            &scratch.up,
-        );
+        gate_mul(self.config.variant.activation, &mut scratch.gate, &scratch.up);
         let post_norm = layer.post_norms.as_ref().map(|[_, ffn]| ffn);
         scratch.add(&layer.down, From::Gate, post_norm, epsilon);
     }

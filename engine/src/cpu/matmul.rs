@@ -55,10 +55,7 @@ impl Matrix {
             bytes: if row_bytes == stored {
                 bytes
             } else {
-                let mut rows = bytes
-                    .chunks_exact(stored)
-                    .map(<[u8]>::to_vec)
-                    .collect::<Vec<_>>();
+                let mut rows = bytes.chunks_exact(stored).map(<[u8]>::to_vec).collect::<Vec<_>>();
                 rows.iter_mut().for_each(|row| row.resize(row_bytes, 0));
                 rows.concat()
             },
@@ -117,20 +114,14 @@ fn apply_by<const N: usize>(
         assert_eq!(matrix.columns, columns, "all matrices are of x's columns");
         assert_eq!(y.len(), n * matrix.rows, "y is [n, rows]");
         let first = tasks.len();
-        tasks.extend(
-            (0..matrix.rows)
-                .step_by(TASK_ROWS)
-                .map(|row| Task::new(matrix, row, n)),
-        );
+        tasks.extend((0..matrix.rows).step_by(TASK_ROWS).map(|row| Task::new(matrix, row, n)));
         for row in y.chunks_exact_mut(matrix.rows) {
             for (task, part) in tasks[first..].iter_mut().zip(row.chunks_mut(TASK_ROWS)) {
                 task.y.push(part);
             }
         }
     }
-    tasks
-        .into_par_iter()
-        .for_each(|task| task.run(arch, &packed, onto));
+    tasks.into_par_iter().for_each(|task| task.run(arch, &packed, onto));
 }
 
 /// Some rows of a matrix, and of all results.
@@ -194,31 +185,13 @@ impl WithBlock for Span<'_, '_> {
     type Output = ();
 
     fn run<B: Block>(self) {
-        let Self {
-            arch,
-            bytes,
-            row_bytes,
-            columns,
-            x,
-            y,
-            panel,
-        } = self;
-        let stored = Stored::<B> {
-            bytes,
-            row_bytes,
-            columns: columns.clone(),
-            block: PhantomData,
-        };
+        let Self { arch, bytes, row_bytes, columns, x, y, panel } = self;
+        let stored = Stored::<B> { bytes, row_bytes, columns: columns.clone(), block: PhantomData };
         if y.len() <= FEW {
             return arch.dispatch(Direct { stored, x, y });
         }
         let panel = arch.dispatch(Decode { stored, panel });
-        arch.dispatch(Multiply {
-            panel,
-            x,
-            columns,
-            y,
-        });
+        arch.dispatch(Multiply { panel, x, columns, y });
     }
 }
 

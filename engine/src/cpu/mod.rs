@@ -116,9 +116,7 @@ impl CpuModel {
         let turns_itself = config.variant.turns.contains(&Turn::Local);
         Ok(Self {
             rotary: config.rotary_table(positions)?,
-            local_rotary: turns_itself
-                .then(|| config.local_rotary_table(positions))
-                .transpose()?,
+            local_rotary: turns_itself.then(|| config.local_rotary_table(positions)).transpose()?,
             params,
             config,
             cache,

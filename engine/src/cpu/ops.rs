@@ -89,11 +89,7 @@ mod tests {
         assert_eq!(gate[3], 50.0);
         assert!(gate[4].abs() < 1e-30 && gate[5].abs() < 1e-30);
         let mut gate = [0.0, 1.0, -1.0, 100.0, -100.0, 1e30];
-        gate_mul(
-            Activation::GeluTanh,
-            &mut gate,
-            &[5.0, 2.0, 2.0, 0.5, 1.0, 1.0],
-        );
+        gate_mul(Activation::GeluTanh, &mut gate, &[5.0, 2.0, 2.0, 0.5, 1.0, 1.0]);
         let inner = (2.0 / std::f64::consts::PI).sqrt() * 1.044_715;
         let one = 0.5 * (1.0 + inner.tanh()) as f32;
         assert_eq!((gate[0], gate[3], gate[4], gate[5]), (0.0, 50.0, 0.0, 1e30));

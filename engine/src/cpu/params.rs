@@ -41,11 +41,7 @@ impl Params {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, WeightsError> {
         let config = weights.config();
-        let mut loader = Loader {
-            weights,
-            done: 0,
-            progress,
-        };
+        let mut loader = Loader { weights, done: 0, progress };
         let embedding = loader.matrix(Tensor::Embedding)?;
         let layers = (0..config.layers).map(|layer| loader.layer(layer));
         Ok(Self {
@@ -111,17 +107,10 @@ impl Loader<'_> {
             down: self.matrix(of(LayerTensor::Down))?,
             biases: self.some(
                 variant.qkv_bias,
-                [
-                    LayerTensor::QueryBias,
-                    LayerTensor::KeyBias,
-                    LayerTensor::ValueBias,
-                ]
-                .map(of),
+                [LayerTensor::QueryBias, LayerTensor::KeyBias, LayerTensor::ValueBias].map(of),
             )?,
-            head_norms: self.some(
-                variant.qk_norm,
-                [LayerTensor::QueryNorm, LayerTensor::KeyNorm].map(of),
-            )?,
+            head_norms: self
+                .some(variant.qk_norm, [LayerTensor::QueryNorm, LayerTensor::KeyNorm].map(of))?,
             post_norms: self.some(
                 variant.post_norms,
                 [LayerTensor::AttentionPostNorm, LayerTensor::FfnPostNorm].map(of),

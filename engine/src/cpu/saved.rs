@@ -37,8 +37,5 @@ pub(super) fn identity(config: &LlamaConfig, params: &Params) -> u64 {
     let weights = weights.into_iter();
     let weights = weights.flat_map(|weight| weight.to_bits().to_le_bytes());
     let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-    shape
-        .into_iter()
-        .chain(weights)
-        .fold(0xcbf2_9ce4_8422_2325, mix)
+    shape.into_iter().chain(weights).fold(0xcbf2_9ce4_8422_2325, mix)
 }

@@ -90,13 +90,7 @@ impl WithSimd for Pack<'_> {
             packed = rest;
         }
         let first = memory.as_ptr().align_offset(ALIGN).min(ALIGN_FLOATS);
-        Packed {
-            memory,
-            first,
-            n,
-            tiles,
-            columns,
-        }
+        Packed { memory, first, n, tiles, columns }
     }
 }
 
@@ -172,11 +166,7 @@ impl WithSimd for Multiply<'_, '_> {
             let n = rows.len();
             let values = &values[self.columns.start * n..self.columns.end * n];
             let y = &mut self.y[rows];
-            for (index, weights) in self
-                .panel
-                .chunks_exact(ROWS * self.columns.len())
-                .enumerate()
-            {
+            for (index, weights) in self.panel.chunks_exact(ROWS * self.columns.len()).enumerate() {
                 let first = index * ROWS;
                 match n {
                     1 => tile::<S, 1>(simd, weights, values, y, first),

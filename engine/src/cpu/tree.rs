@@ -157,10 +157,7 @@ impl CpuModel {
     /// A leaf below what is held of `tokens`, all but the last: that one is run for its logits.
     fn open(&mut self, tokens: &[u32]) -> Result<Opened, ModelError> {
         let opened = match &tokens[..tokens.len() - 1] {
-            [] => Opened {
-                node: self.cache.insert_root()?,
-                matched: 0,
-            },
+            [] => Opened { node: self.cache.insert_root()?, matched: 0 },
             before => self.cache.open(before, SALT)?,
         };
         let room = self.room_for(opened, tokens.len() as u32);

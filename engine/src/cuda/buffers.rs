@@ -39,17 +39,11 @@ impl Inputs {
         // A row draws from the stream of its own number, whatever pass it is of.
         let streams = &mut host[Input::Streams as usize * rows..][..rows];
         (0..).zip(streams).for_each(|(row, stream)| *stream = row);
-        Ok(Self {
-            device: DeviceBuffer::from_slice(device, "inputs", &host)?,
-            host,
-            rows,
-        })
+        Ok(Self { device: DeviceBuffer::from_slice(device, "inputs", &host)?, host, rows })
     }
 
     pub(super) fn pointer(&self, input: Input) -> DevicePtr {
-        self.device
-            .pointer()
-            .offset((4 * input as usize * self.rows) as u64)
+        self.device.pointer().offset((4 * input as usize * self.rows) as u64)
     }
 
     /// The rows of `input` as the device will have them after [`Inputs::upload`].
@@ -164,14 +158,7 @@ impl Buffers {
             + self.history.len()
             + 2 * self.moves.len();
         let floats = [&self.x, &self.logits, &self.log_probs, &self.cos, &self.sin];
-        let halves = [
-            &self.normed,
-            &self.qkv,
-            &self.q,
-            &self.attended,
-            &self.gate_up,
-            &self.gated,
-        ];
+        let halves = [&self.normed, &self.qkv, &self.q, &self.attended, &self.gate_up, &self.gated];
         let floats: usize = floats.map(DeviceBuffer::len).iter().sum();
         let halves: usize = halves.map(DeviceBuffer::len).iter().sum();
         (4 * (words + floats) + 2 * halves) as u64

@@ -25,11 +25,7 @@ pub struct Choice {
 
 impl Choice {
     /// The most probable token.
-    pub const GREEDY: Self = Self {
-        ranked: 1,
-        temperature: 0.0,
-        seed: 0,
-    };
+    pub const GREEDY: Self = Self { ranked: 1, temperature: 0.0, seed: 0 };
 
     pub(super) fn check(&self, vocabulary: u32) -> Result<(), CudaModelError> {
         let most = MAX_RANKED.min(vocabulary);
@@ -115,10 +111,7 @@ impl Decode<'_> {
     /// # Errors
     /// [`ModelError`]; then no leaf has grown.
     pub fn step(&mut self) -> Result<(), ModelError> {
-        self.step_timed(Timed {
-            attention: true,
-            events: None,
-        })
+        self.step_timed(Timed { attention: true, events: None })
     }
 
     pub(super) fn step_timed(&mut self, timed: Timed<'_>) -> Result<(), ModelError> {
@@ -126,14 +119,9 @@ impl Decode<'_> {
             self.read()?;
         }
         self.model.grow(&self.leaves)?;
-        let pass = Pass {
-            tail: Tail::Choose(self.choice.ranked),
-            attention: timed.attention,
-        };
+        let pass = Pass { tail: Tail::Choose(self.choice.ranked), attention: timed.attention };
         let first = self.first.as_deref();
-        let run = self
-            .model
-            .run_grown(&self.leaves, first, pass, timed.events);
+        let run = self.model.run_grown(&self.leaves, first, pass, timed.events);
         self.model.or_shrink(&self.leaves, run)?;
         self.first = None;
         self.unread += 1;
@@ -208,11 +196,7 @@ mod tests {
     fn a_choice_that_no_kernel_takes_is_refused_before_anything_grows() {
         let check = |ranked, temperature| {
             let seed = 0;
-            let choice = Choice {
-                ranked,
-                temperature,
-                seed,
-            };
+            let choice = Choice { ranked, temperature, seed };
             choice.check(40).map_err(|error| error.to_string())
         };
         assert_eq!(check(1, 0.0), Ok(()));
@@ -220,9 +204,7 @@ mod tests {
         for temperature in [-1.0, f32::NAN, f32::INFINITY] {
             assert_eq!(
                 check(1, temperature),
-                Err(format!(
-                    "temperature is {temperature}; it must be a finite number from 0 up"
-                ))
+                Err(format!("temperature is {temperature}; it must be a finite number from 0 up"))
             );
         }
         let ranked = "ranked is 41; it must be between 1 and 40";
@@ -231,14 +213,10 @@ mod tests {
 
     #[test]
     fn the_newest_tokens_are_read_round_the_ring_s_end() {
-        let ring: Vec<u32> = (0..8)
-            .map(|column| if column < 3 { 8 + column } else { column })
-            .collect();
+        let ring: Vec<u32> =
+            (0..8).map(|column| if column < 3 { 8 + column } else { column }).collect();
         assert_eq!(newest(&ring, 10, 4).collect::<Vec<_>>(), [7, 8, 9, 10]);
-        assert_eq!(
-            newest(&ring, 10, 8).collect::<Vec<_>>(),
-            [3, 4, 5, 6, 7, 8, 9, 10]
-        );
+        assert_eq!(newest(&ring, 10, 8).collect::<Vec<_>>(), [3, 4, 5, 6, 7, 8, 9, 10]);
         assert_eq!(newest(&ring, 3, 1).collect::<Vec<_>>(), [3]);
     }
 }

@@ -59,15 +59,9 @@ impl From<CudaModelError> for ModelError {
         match error {
             CudaModelError::Cache(error) => Self::Cache(*error),
             CudaModelError::Rows { rows, max_rows } => Self::Rows { rows, max_rows },
-            CudaModelError::Option {
-                option,
-                value,
-                expected,
-            } => Self::Option {
-                option,
-                value,
-                expected,
-            },
+            CudaModelError::Option { option, value, expected } => {
+                Self::Option { option, value, expected }
+            }
             error => Self::Cache(CacheError::Device(Box::new(error))),
         }
     }

@@ -75,8 +75,7 @@ impl Run<'_> {
         // SAFETY: the caller's, for this and all below: buffers have room for the rows and their documented shapes,
         // which follow from the model's, and live as long as the model does.
         unsafe {
-            self.cache
-                .advance(inputs.pointer(Input::Targets), self.rows, self.stream)?;
+            self.cache.advance(inputs.pointer(Input::Targets), self.rows, self.stream)?;
             ops.embed(&embed, self.stream)?;
             observer.saw(0, Stage::Embedded, self.floats(x, config.hidden))?;
             for layer in 0..config.layers {
@@ -95,12 +94,7 @@ impl Run<'_> {
         attend: bool,
         observer: &mut dyn Observer,
     ) -> Result<(), CudaModelError> {
-        let Forward {
-            weights,
-            ops,
-            buffers,
-            ..
-        } = self.forward;
+        let Forward { weights, ops, buffers, .. } = self.forward;
         let config = weights.config();
         let w = weights.layer(layer);
         let (q, kv) = (config.q_width(), config.kv_width());
@@ -138,16 +132,11 @@ impl Run<'_> {
                 [q + 2 * kv, config.hidden],
                 Sums::Half,
             )?;
-            observer.saw(
-                layer,
-                Stage::Projected,
-                self.halves(&buffers.qkv, q + 2 * kv),
-            )?;
+            observer.saw(layer, Stage::Projected, self.halves(&buffers.qkv, q + 2 * kv))?;
             ops.rotate_append(self.cache, layer, &append, &rotary, self.stream)?;
             observer.saw(layer, Stage::Queries, self.halves(&buffers.q, q))?;
             if attend {
-                self.cache
-                    .attend(layer, self.plan, &attention, &params, self.stream)?;
+                self.cache.attend(layer, self.plan, &attention, &params, self.stream)?;
             }
             observer.saw(layer, Stage::Attended, self.halves(&buffers.attended, q))?;
             let attended = buffers.attended.pointer();
@@ -158,11 +147,7 @@ impl Run<'_> {
                 [config.hidden, q],
                 Sums::Added,
             )?;
-            observer.saw(
-                layer,
-                Stage::AfterAttention,
-                self.floats(&buffers.x, config.hidden),
-            )
+            observer.saw(layer, Stage::AfterAttention, self.floats(&buffers.x, config.hidden))
         }
     }
 
@@ -173,12 +158,7 @@ impl Run<'_> {
         layer: u32,
         observer: &mut dyn Observer,
     ) -> Result<(), CudaModelError> {
-        let Forward {
-            weights,
-            ops,
-            buffers,
-            ..
-        } = self.forward;
+        let Forward { weights, ops, buffers, .. } = self.forward;
         let config = weights.config();
         let (hidden, ffn) = (config.hidden, config.ffn);
         let w = weights.layer(layer);
@@ -193,23 +173,11 @@ impl Run<'_> {
             self.norm(&w.ffn_norm, None)?;
             observer.saw(layer, Stage::FfnInput, self.halves(&buffers.normed, hidden))?;
             let normed = buffers.normed.pointer();
-            self.multiply(
-                normed,
-                &w.gate_up,
-                silu.gate_up,
-                [2 * ffn, hidden],
-                Sums::Half,
-            )?;
+            self.multiply(normed, &w.gate_up, silu.gate_up, [2 * ffn, hidden], Sums::Half)?;
             observer.saw(layer, Stage::GateUp, self.halves(&buffers.gate_up, 2 * ffn))?;
             ops.silu_mul(&silu, self.stream)?;
             observer.saw(layer, Stage::Gated, self.halves(&buffers.gated, ffn))?;
-            self.multiply(
-                silu.out,
-                &w.down,
-                buffers.x.pointer(),
-                [hidden, ffn],
-                Sums::Added,
-            )?;
+            self.multiply(silu.out, &w.down, buffers.x.pointer(), [hidden, ffn], Sums::Added)?;
             observer.saw(layer, Stage::AfterFfn, self.floats(&buffers.x, hidden))
         }
     }
@@ -217,9 +185,7 @@ impl Run<'_> {
     /// # Safety
     /// As [`Run::enqueue`].
     unsafe fn tail(&self, tail: Tail, observer: &mut dyn Observer) -> Result<(), CudaModelError> {
-        let Forward {
-            weights, buffers, ..
-        } = self.forward;
+        let Forward { weights, buffers, .. } = self.forward;
         let config = weights.config();
         let last = config.layers - 1;
         let one = Run { rows: 1, ..*self };
@@ -232,17 +198,9 @@ impl Run<'_> {
         // SAFETY: as in `enqueue`.
         unsafe {
             run.norm(&weights.final_norm, picks)?;
-            observer.saw(
-                last,
-                Stage::HeadInput,
-                run.halves(&buffers.normed, config.hidden),
-            )?;
+            observer.saw(last, Stage::HeadInput, run.halves(&buffers.normed, config.hidden))?;
             run.multiply(normed, weights.head(), logits, shape, Sums::F32)?;
-            observer.saw(
-                last,
-                Stage::Logits,
-                run.floats(&buffers.logits, config.vocabulary),
-            )?;
+            observer.saw(last, Stage::Logits, run.floats(&buffers.logits, config.vocabulary))?;
             match tail {
                 Tail::Choose(ranked) => self.choose(ranked),
                 Tail::Logits | Tail::LogitsOfOne => Ok(()),
@@ -255,12 +213,7 @@ impl Run<'_> {
     /// # Safety
     /// As [`Run::enqueue`].
     unsafe fn choose(&self, ranked: u32) -> Result<(), CudaModelError> {
-        let Forward {
-            weights,
-            ops,
-            buffers,
-            ..
-        } = self.forward;
+        let Forward { weights, ops, buffers, .. } = self.forward;
         let inputs = &buffers.inputs;
         let ranking = TopK {
             logits: buffers.logits.pointer(),

@@ -42,10 +42,7 @@ pub fn verify(
     timed: Timed<'_>,
 ) -> Result<Vec<NodeKey>, ModelError> {
     model.set_sampling(Choice::GREEDY)?;
-    let pass = Pass {
-        tail: Tail::Choose(Choice::GREEDY.ranked),
-        attention: timed.attention,
-    };
+    let pass = Pass { tail: Tail::Choose(Choice::GREEDY.ranked), attention: timed.attention };
     let nodes = model.run_verify(trunk, draft, pass, timed.events)?;
     model.read_ranking(1, ids, &mut Vec::new())?;
     Ok(nodes)
@@ -98,15 +95,8 @@ pub fn probe(model: &mut CudaModel, tokens: &[u32]) -> Result<Vec<Probe>, ModelE
     let root = model.forest.insert_root(0)?;
     // SAFETY: the stream is the model's and outlives the value.
     let stream = unsafe { Stream::borrow_raw(model.stream().device(), model.stream().raw()) };
-    let mut recorder = Recorder {
-        stream: &stream,
-        dtype: model.dtype(),
-        probes: Vec::new(),
-    };
-    let logits = Pass {
-        tail: Tail::Logits,
-        attention: true,
-    };
+    let mut recorder = Recorder { stream: &stream, dtype: model.dtype(), probes: Vec::new() };
+    let logits = Pass { tail: Tail::Logits, attention: true };
     let outcome = model.run_part(root, tokens, logits, &mut recorder);
     let probes = recorder.probes;
     model.forest.remove_tree(root)?;

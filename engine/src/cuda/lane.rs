@@ -32,11 +32,7 @@ impl Lane {
     ) -> Result<Self, CudaError> {
         let before = before.map(|lane| *lane.plan.capacity());
         let room = room(PlanCapacity::of(plan), before, rows);
-        Ok(Self {
-            rows,
-            plan: cache.reserve(room, plan.group_size())?,
-            recorded: Vec::new(),
-        })
+        Ok(Self { rows, plan: cache.reserve(room, plan.group_size())?, recorded: Vec::new() })
     }
 
     pub(super) fn rows(&self) -> u32 {
@@ -115,13 +111,7 @@ impl Lane {
         stream: &Stream,
         observer: &mut dyn Observer,
     ) -> Result<(), CudaModelError> {
-        let run = Run {
-            forward,
-            cache,
-            plan: &self.plan,
-            rows: self.rows,
-            stream: stream.raw(),
-        };
+        let run = Run { forward, cache, plan: &self.plan, rows: self.rows, stream: stream.raw() };
         // SAFETY: the caller's.
         unsafe { run.enqueue(pass, observer) }
     }

@@ -62,13 +62,7 @@ impl CudaModel {
         let cache = CudaCache::new(device, shape, SLOTS)?;
         let table = config.rotary_table(config.context)?;
         let rows = options.max_rows.max(options.prefill_rows);
-        let buffers = Buffers::new(
-            device,
-            config,
-            &table,
-            bucket(rows),
-            bucket(options.max_rows),
-        )?;
+        let buffers = Buffers::new(device, config, &table, bucket(rows), bucket(options.max_rows))?;
         let group = config.q_heads / config.kv_heads;
         let plan = |grouping| cache.plan_config(grouping, group);
         Ok(Self {

@@ -43,10 +43,7 @@ impl Default for CudaOptions {
 
 impl CudaOptions {
     pub(super) fn check(&self) -> Result<(), CudaModelError> {
-        for (option, value) in [
-            ("max_rows", self.max_rows),
-            ("prefill_rows", self.prefill_rows),
-        ] {
+        for (option, value) in [("max_rows", self.max_rows), ("prefill_rows", self.prefill_rows)] {
             if value == 0 || value > MAX_ROWS {
                 return Err(CudaModelError::Option {
                     option,
@@ -121,21 +118,13 @@ mod tests {
         let page = 64 * 32 * 8 * 128 * 2 * 2;
         let shape = cache_shape(&config, DType::F16, 10 * page + 5).unwrap();
         assert_eq!((shape.dtype, shape.pages), (DType::F16, 10));
-        let error = cache_shape(&config, DType::Bf16, page - 1)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.starts_with("kv_bytes is 8388607; it must be between 1 and"),
-            "{error}"
-        );
+        let error = cache_shape(&config, DType::Bf16, page - 1).unwrap_err().to_string();
+        assert!(error.starts_with("kv_bytes is 8388607; it must be between 1 and"), "{error}");
     }
 
     #[test]
     fn options_out_of_range_are_named() {
-        let options = CudaOptions {
-            max_rows: 0,
-            ..CudaOptions::default()
-        };
+        let options = CudaOptions { max_rows: 0, ..CudaOptions::default() };
         let error = options.check().unwrap_err().to_string();
         assert_eq!(error, "max_rows is 0; it must be between 1 and 4096");
         assert!(CudaOptions::default().check().is_ok());

@@ -56,9 +56,7 @@ impl CudaModel {
         let rows = bucket(leaves.len() as u32);
         self.reserve_slots()?;
         let at = self.lane(rows)?;
-        self.lanes[at]
-            .plan_mut()
-            .update(self.decode.plan(), &self.stream)?;
+        self.lanes[at].plan_mut().update(self.decode.plan(), &self.stream)?;
         if let Some(tokens) = tokens {
             self.positions.clear();
             self.decode.positions(&self.forest, &mut self.positions)?;
@@ -66,8 +64,7 @@ impl CudaModel {
             set_inputs(inputs, &self.decode, tokens, &self.positions);
             inputs.upload(&self.stream)?;
         }
-        self.cache
-            .set_counters(&self.before, self.forest.tail_pages(), &self.stream)?;
+        self.cache.set_counters(&self.before, self.forest.tail_pages(), &self.stream)?;
         if let Some((begin, _)) = events {
             begin.record(&self.stream)?;
         }
@@ -123,11 +120,7 @@ impl CudaModel {
         let inputs = &mut self.forward.buffers.inputs;
         set_inputs(inputs, &self.prefill, tokens, &self.positions);
         inputs.upload(&self.stream)?;
-        self.cache.set_counters(
-            self.forest.lengths(),
-            self.forest.tail_pages(),
-            &self.stream,
-        )?;
+        self.cache.set_counters(self.forest.lengths(), self.forest.tail_pages(), &self.stream)?;
         // SAFETY: as in `run_grown`; buffers have room for `prefill_rows` rows.
         unsafe { lane.enqueue(&self.forward, &self.cache, pass, &self.stream, observer) }?;
         self.count_prefill();

@@ -91,12 +91,7 @@ impl Observer for Recorder<'_> {
                 (shape, widened(self.dtype, &bits))
             }
         };
-        self.probes.push(Probe {
-            layer,
-            stage,
-            shape,
-            values,
-        });
+        self.probes.push(Probe { layer, stage, shape, values });
         Ok(())
     }
 }

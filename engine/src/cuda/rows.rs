@@ -20,10 +20,7 @@ mod tests {
         for rows in 1..5000 {
             let size = bucket(rows);
             assert!(size >= rows && bucket(size) == size, "{rows} {size}");
-            assert!(
-                rows <= 16 || size - rows <= (rows / 4).max(7),
-                "{rows} {size}"
-            );
+            assert!(rows <= 16 || size - rows <= (rows / 4).max(7), "{rows} {size}");
         }
     }
 
@@ -31,9 +28,8 @@ mod tests {
     fn buckets_are_few() {
         let mut sizes: Vec<u32> = (1..=256).map(bucket).collect();
         sizes.dedup();
-        let expected = [
-            1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256,
-        ];
+        let expected =
+            [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256];
         assert_eq!(sizes, expected);
     }
 }

@@ -33,8 +33,7 @@ impl CudaModel {
         let mut room = self.cache.reserve(PlanCapacity::of(&plan), group)?;
         room.update(&plan, &self.stream)?;
         let forest = &self.forest;
-        self.cache
-            .set_counters(forest.lengths(), forest.tail_pages(), &self.stream)?;
+        self.cache.set_counters(forest.lengths(), forest.tail_pages(), &self.stream)?;
         let buffers = AttendBuffers {
             q: self.forward.buffers.q.pointer(),
             out: self.forward.buffers.attended.pointer(),
@@ -45,10 +44,7 @@ impl CudaModel {
             for layer in 0..self.config().layers {
                 // SAFETY: the buffers have room for `max_rows` queries, the plan's pages and counters are the cache's,
                 // and all work is on one stream.
-                unsafe {
-                    self.cache
-                        .attend(layer, &room, &buffers, &params, stream.raw())
-                }?;
+                unsafe { self.cache.attend(layer, &room, &buffers, &params, stream.raw()) }?;
             }
             Ok::<_, CudaError>(())
         })?;

@@ -10,14 +10,8 @@ use super::forward::{Pass, Tail};
 use super::probe::{Nobody, Observer};
 use crate::{DraftToken, ModelError, Traffic, TreeModel};
 
-const LOGITS: Pass = Pass {
-    tail: Tail::Logits,
-    attention: true,
-};
-const LOGITS_OF_ONE: Pass = Pass {
-    tail: Tail::LogitsOfOne,
-    attention: true,
-};
+const LOGITS: Pass = Pass { tail: Tail::Logits, attention: true };
+const LOGITS_OF_ONE: Pass = Pass { tail: Tail::LogitsOfOne, attention: true };
 
 impl TreeModel for CudaModel {
     fn vocabulary(&self) -> usize {
@@ -130,17 +124,11 @@ impl CudaModel {
             return Err(ModelError::Empty { argument: "draft" });
         }
         self.check_pass(tokens.len(), &tokens)?;
-        let nodes: Vec<DraftNode> = draft
-            .iter()
-            .map(|node| DraftNode {
-                parent: node.parent,
-                tokens: 1,
-            })
-            .collect();
+        let nodes: Vec<DraftNode> =
+            draft.iter().map(|node| DraftNode { parent: node.parent, tokens: 1 }).collect();
         let keys = self.forest.insert_draft(trunk, &nodes)?;
-        let outcome = self
-            .check_paths(&keys)
-            .and_then(|()| self.run_draft(&keys, &tokens, pass, events));
+        let outcome =
+            self.check_paths(&keys).and_then(|()| self.run_draft(&keys, &tokens, pass, events));
         if let Err(error) = outcome {
             self.forest.accept(trunk, &[])?;
             return Err(error);

@@ -61,12 +61,7 @@ impl CudaWeights {
         let config = weights.config().clone();
         refuse_variants(&config)?;
         let stream = Stream::new(device)?;
-        let reader = Reader {
-            device,
-            weights,
-            dtype,
-            stream: &stream,
-        };
+        let reader = Reader { device, weights, dtype, stream: &stream };
         let layers = (0..config.layers).map(|layer| reader.layer(layer));
         Ok(Self {
             layers: layers.collect::<Result<_, _>>()?,
@@ -110,12 +105,7 @@ impl CudaWeights {
             stream: &stream,
             seed,
         };
-        let [hidden, ffn, q, kv] = [
-            config.hidden,
-            config.ffn,
-            config.q_width(),
-            config.kv_width(),
-        ];
+        let [hidden, ffn, q, kv] = [config.hidden, config.ffn, config.q_width(), config.kv_width()];
         let mut layers = Vec::new();
         for _ in 0..distinct_layers {
             layers.push(LayerWeights {
@@ -306,11 +296,7 @@ mod tests {
     fn what_is_not_llama_s_is_refused_by_name() {
         let mut config = LlamaConfig::smollm2_135m();
         assert!(refuse_variants(&config).is_ok());
-        config.variant = Variant {
-            qkv_bias: true,
-            logit_cap: Some(30.0),
-            ..Variant::LLAMA
-        };
+        config.variant = Variant { qkv_bias: true, logit_cap: Some(30.0), ..Variant::LLAMA };
         assert_eq!(
             refuse_variants(&config).unwrap_err().to_string(),
             "variant is biases of queries, keys and values, capped logits; it must be Llama's on a GPU, which cannot do \

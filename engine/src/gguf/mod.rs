@@ -88,16 +88,12 @@ impl Gguf {
         config.validate()?;
         let places = model::places(&header, &config).map_err(at)?;
         let files = files.into_iter();
-        let files: Vec<_> = files
-            .map(|(path, storage)| stored::TensorFile::new(&path, storage))
-            .collect();
+        let files: Vec<_> =
+            files.map(|(path, storage)| stored::TensorFile::new(&path, storage)).collect();
         if let Some(place) = model::rope_divisors(&header, &config).map_err(at)? {
             let mut divisors = files[place.file].read_row(&place)?;
             if let RopeScaling::Divisors(more) = &config.rope_scaling {
-                divisors
-                    .iter_mut()
-                    .zip(more)
-                    .for_each(|(divisor, more)| *divisor *= more);
+                divisors.iter_mut().zip(more).for_each(|(divisor, more)| *divisor *= more);
             }
             config.rope_scaling = RopeScaling::Divisors(divisors);
             config.validate()?;
@@ -109,10 +105,7 @@ impl Gguf {
             head_dim: config.head_dim as usize,
             norm_offset: 0.0,
         };
-        Ok(Self {
-            weights: Weights::of(config, Box::new(source)),
-            metadata: header.metadata,
-        })
+        Ok(Self { weights: Weights::of(config, Box::new(source)), metadata: header.metadata })
     }
 
     /// The model with its first `layers` layers alone.
@@ -120,10 +113,7 @@ impl Gguf {
     /// # Errors
     /// [`WeightsError::Config`] for none, or more than there are.
     pub fn with_layers(self, layers: u32) -> Result<Self, WeightsError> {
-        Ok(Self {
-            weights: self.weights.with_layers(layers)?,
-            metadata: self.metadata,
-        })
+        Ok(Self { weights: self.weights.with_layers(layers)?, metadata: self.metadata })
     }
 
     /// All metadata.

@@ -88,10 +88,7 @@ pub(super) fn config(header: &Header) -> Result<(LlamaConfig, &'static Family), 
     variant.window = maybe("attention.sliding_window")?.filter(|&tokens| tokens > 0);
     // As transformers has it where a file says nothing.
     let cap = |name: &str, usual: Option<f64>| -> Result<Option<f32>, GgufError> {
-        Ok(float(name)?
-            .or(usual)
-            .map(|cap| cap as f32)
-            .filter(|&cap| cap != 0.0))
+        Ok(float(name)?.or(usual).map(|cap| cap as f32).filter(|&cap| cap != 0.0))
     };
     variant.attention_cap = cap("attn_logit_softcapping", family.default.attention_cap)?;
     variant.logit_cap = cap("final_logit_softcapping", family.default.logit_cap)?;
@@ -152,20 +149,12 @@ pub(super) fn set_rotation(
             ];
             // ggml multiplies its own factor by what the file says.
             let more = float("rope.scaling.attn_factor")?.unwrap_or(1.0);
-            let usual = config
-                .variant
-                .query_scale
-                .map_or(f64::from(config.head_dim).powf(-0.5), f64::from);
+            let usual =
+                config.variant.query_scale.map_or(f64::from(config.head_dim).powf(-0.5), f64::from);
             config.variant.query_scale =
                 Some((usual * yarn_scale(factor, None) * more.powi(2)) as f32);
             let theta = config.rope_theta;
-            RopeScaling::Divisors(yarn_divisors(
-                config.head_dim,
-                theta,
-                factor,
-                original,
-                beta,
-            ))
+            RopeScaling::Divisors(yarn_divisors(config.head_dim, theta, factor, original, beta))
         }
         (Some(other), _) => {
             return Err(GgufError::Metadata {
@@ -187,10 +176,9 @@ pub(super) fn check_keys(metadata: &Metadata, family: &Family) -> Result<(), Ggu
         name.is_some_and(|name| !KNOWN.contains(&name))
     });
     match unknown {
-        Some((key, value)) => Err(GgufError::UnknownKey {
-            key: key.clone(),
-            found: value.describe(),
-        }),
+        Some((key, value)) => {
+            Err(GgufError::UnknownKey { key: key.clone(), found: value.describe() })
+        }
         None => Ok(()),
     }
 }
@@ -260,20 +248,14 @@ impl Header {
 
     fn tensor(&self, name: &str) -> Result<&TensorInfo, GgufError> {
         let found = self.tensors.get(name);
-        found.ok_or_else(|| GgufError::MissingTensor {
-            name: name.to_owned(),
-        })
+        found.ok_or_else(|| GgufError::MissingTensor { name: name.to_owned() })
     }
 
     /// Where the tensor of this name is, if it is of `[rows, columns]` and within the file.
     fn place(&self, name: &str, &[rows, columns]: &[usize; 2]) -> Result<Place, GgufError> {
         let info = self.tensor(name)?;
         let (rows, width) = (rows as u64, columns as u64);
-        let expected = if rows == 1 {
-            vec![width]
-        } else {
-            vec![width, rows]
-        };
+        let expected = if rows == 1 { vec![width] } else { vec![width, rows] };
         let format = kinds::format(info.kind).ok_or_else(|| GgufError::Type {
             name: name.to_owned(),
             architecture: self.architecture(),
@@ -292,18 +274,8 @@ impl Header {
         let bytes = row_bytes * rows;
         let (offset, file_bytes) = (info.offset, self.file_bytes[info.file]);
         if offset.saturating_add(bytes) > file_bytes {
-            return Err(GgufError::OutOfFile {
-                name: name.to_owned(),
-                offset,
-                bytes,
-                file_bytes,
-            });
+            return Err(GgufError::OutOfFile { name: name.to_owned(), offset, bytes, file_bytes });
         }
-        Ok(Place {
-            file: info.file,
-            offset,
-            format,
-            columns,
-        })
+        Ok(Place { file: info.file, offset, format, columns })
     }
 }

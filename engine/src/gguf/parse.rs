@@ -14,11 +14,7 @@ const ARRAY: u32 = 9;
 
 /// Reads the header of a file of `file_bytes` bytes.
 pub(super) fn parse(source: &mut impl Read, file_bytes: u64) -> Result<Header, GgufError> {
-    let mut cursor = Cursor {
-        source,
-        offset: 0,
-        end: file_bytes.min(MAX_HEADER_BYTES),
-    };
+    let mut cursor = Cursor { source, offset: 0, end: file_bytes.min(MAX_HEADER_BYTES) };
     let magic: [u8; 4] = cursor.bytes("the magic number")?;
     if &magic != b"GGUF" {
         return Err(GgufError::Magic { found: magic });
@@ -44,11 +40,7 @@ pub(super) fn parse(source: &mut impl Read, file_bytes: u64) -> Result<Header, G
     for tensor in tensors.values_mut() {
         tensor.offset = tensor.offset.saturating_add(data);
     }
-    Ok(Header {
-        metadata,
-        tensors,
-        file_bytes: vec![file_bytes],
-    })
+    Ok(Header { metadata, tensors, file_bytes: vec![file_bytes] })
 }
 
 struct Cursor<'a, R> {
@@ -62,12 +54,7 @@ impl<R: Read> Cursor<'_, R> {
     fn check(&self, what: &'static str, needed: u64) -> Result<(), GgufError> {
         let left = self.end - self.offset;
         if needed > left {
-            return Err(GgufError::Truncated {
-                what,
-                offset: self.offset,
-                needed,
-                left,
-            });
+            return Err(GgufError::Truncated { what, offset: self.offset, needed, left });
         }
         Ok(())
     }
@@ -208,11 +195,6 @@ impl<R: Read> Cursor<'_, R> {
         let dims = dims.collect::<Result<_, _>>()?;
         let kind = self.u32("a tensor's type")?;
         let offset = self.u64("a tensor's offset")?;
-        Ok(TensorInfo {
-            dims,
-            kind,
-            offset,
-            file: 0,
-        })
+        Ok(TensorInfo { dims, kind, offset, file: 0 })
     }
 }

@@ -14,11 +14,7 @@ pub(super) fn paths(path: &Path, metadata: &Metadata) -> Result<Vec<PathBuf>, Gg
         return Ok(Vec::new());
     }
     let number = metadata.u32("split.no")?.unwrap_or(0).saturating_add(1);
-    let fail = |problem: String| GgufError::Part {
-        number,
-        count,
-        problem,
-    };
+    let fail = |problem: String| GgufError::Part { number, count, problem };
     if count > MAX_PARTS {
         return Err(fail(format!("the limit is {MAX_PARTS}")));
     }

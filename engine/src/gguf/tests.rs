@@ -141,15 +141,9 @@ fn a_model_s_shape_and_weights_come_back() {
     let model = open(tiny().file()).unwrap();
     let config = model.weights().config();
     assert_eq!((config.layers, config.hidden, config.ffn), (1, 8, 16));
-    assert_eq!(
-        (config.q_heads, config.kv_heads, config.head_dim),
-        (2, 1, 64)
-    );
+    assert_eq!((config.q_heads, config.kv_heads, config.head_dim), (2, 1, 64));
     assert_eq!((config.vocabulary, config.context), (5, 100));
-    assert_eq!(
-        (config.rope_theta, config.tied_embeddings),
-        (10_000.0, true)
-    );
+    assert_eq!((config.rope_theta, config.tied_embeddings), (10_000.0, true));
     let down = rows(&model, LayerTensor::Down);
     assert!(down.iter().enumerate().all(|(i, &x)| x == i as f32));
 }
@@ -203,10 +197,7 @@ fn an_untied_head_is_seen() {
     file.add("output.weight", &[8, 5], 100.0);
     let model = open(file.file()).unwrap();
     let mut out = [0.0; 8];
-    model
-        .weights()
-        .read_f32(Tensor::Head, 1..2, &mut out)
-        .unwrap();
+    model.weights().read_f32(Tensor::Head, 1..2, &mut out).unwrap();
     assert_eq!(out[0], 108.0);
 }
 
@@ -276,14 +267,8 @@ fn metadata_out_of_range_is_named() {
         file.set_u32(key, number);
         refused(file.file())
     };
-    assert_eq!(
-        changed("llama.block_count", 0),
-        "layers is 0; it must be between 1 and 4096"
-    );
-    assert_eq!(
-        changed("llama.block_count", 2),
-        "tensor \"blk.1.attn_norm.weight\" is missing"
-    );
+    assert_eq!(changed("llama.block_count", 0), "layers is 0; it must be between 1 and 4096");
+    assert_eq!(changed("llama.block_count", 2), "tensor \"blk.1.attn_norm.weight\" is missing");
     assert_eq!(
         changed("llama.rope.dimension_count", 32),
         "metadata \"llama.rope.dimension_count\" is 32; it must be 64"
@@ -298,12 +283,8 @@ fn metadata_out_of_range_is_named() {
         "metadata \"general.architecture\" is 1; it must be a string"
     );
     let mut file = tiny();
-    file.entries
-        .retain(|(key, _)| key != "llama.context_length");
-    assert_eq!(
-        refused(file.file()),
-        "metadata \"llama.context_length\" is missing"
-    );
+    file.entries.retain(|(key, _)| key != "llama.context_length");
+    assert_eq!(refused(file.file()), "metadata \"llama.context_length\" is missing");
 }
 
 #[test]
@@ -326,18 +307,12 @@ fn tensors_that_do_not_fit_are_named() {
     );
     let mut file = tiny();
     file.tensors[3].2 = 8;
-    assert!(
-        refused(file.file()).contains("[8, 64]"),
-        "8 columns are no block of 32"
-    );
+    assert!(refused(file.file()).contains("[8, 64]"), "8 columns are no block of 32");
     let far = tiny().file_with(|index, offset| if index == 3 { u64::MAX } else { offset });
     assert!(refused(far).contains("do not end within the file's"));
     let mut file = tiny();
     file.add("output_norm.weight", &[8], 0.0);
-    assert_eq!(
-        refused(file.file()),
-        "tensor \"output_norm.weight\" occurs twice"
-    );
+    assert_eq!(refused(file.file()), "tensor \"output_norm.weight\" occurs twice");
 }
 
 #[test]
@@ -349,10 +324,7 @@ fn rotary_scaling_takes_no_memory_for_heads_that_cannot_be() {
     let scaling = &model.weights().config().rope_scaling;
     assert_eq!(*scaling, RopeScaling::Divisors(vec![4.0; 32]));
     file.set_u32("llama.attention.key_length", u32::MAX);
-    assert_eq!(
-        refused(file.file()),
-        "head_dim is 4294967295; it must be 64, 128 or 256"
-    );
+    assert_eq!(refused(file.file()), "head_dim is 4294967295; it must be 64, 128 or 256");
 }
 
 #[test]

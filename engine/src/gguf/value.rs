@@ -152,7 +152,5 @@ impl Metadata {
 
 /// The value of a key that has to be there.
 pub(crate) fn required<T>(value: Option<T>, key: &str) -> Result<T, GgufError> {
-    value.ok_or_else(|| GgufError::Missing {
-        key: key.to_owned(),
-    })
+    value.ok_or_else(|| GgufError::Missing { key: key.to_owned() })
 }

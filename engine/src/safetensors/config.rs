@@ -111,16 +111,8 @@ pub(super) fn shape(text: &str) -> Result<(LlamaConfig, &'static Family), String
         let known: Vec<_> = FAMILIES.iter().map(|family| family.hf).collect();
         return Err(format!("model_type is {kind}; it must be one of {known:?}"));
     };
-    let fields = Fields {
-        json,
-        read: RefCell::default(),
-    };
-    for key in [
-        "attention_bias",
-        "mlp_bias",
-        "use_bidirectional_attention",
-        "rope_interleaved",
-    ] {
+    let fields = Fields { json, read: RefCell::default() };
+    for key in ["attention_bias", "mlp_bias", "use_bidirectional_attention", "rope_interleaved"] {
         if *fields.get(key) == true {
             return Err(format!("{key} is true; such models cannot be run"));
         }
@@ -161,16 +153,9 @@ pub(super) fn shape(text: &str) -> Result<(LlamaConfig, &'static Family), String
     for key in ["layer_types", "no_rope_layers", "rope_local_base_freq"] {
         fields.get(key);
     }
-    for key in [
-        "no_rope_layer_interval",
-        "sliding_window_pattern",
-        "_sliding_window_pattern",
-    ] {
-        let every = if key == "no_rope_layer_interval" {
-            family.still_every
-        } else {
-            family.full_every
-        };
+    for key in ["no_rope_layer_interval", "sliding_window_pattern", "_sliding_window_pattern"] {
+        let every =
+            if key == "no_rope_layer_interval" { family.still_every } else { family.full_every };
         let found = fields.integer(key, Some(every.unwrap_or(0)))?;
         if Some(found) != every
             && (every.is_some() || found != 0)
@@ -279,9 +264,7 @@ fn set_turns(json: &Value, family: &Family, config: &mut LlamaConfig) -> Result<
     let list = |key: &str| match &json[key] {
         Value::Array(list) if list.len() == layers => Ok(Some(list)),
         Value::Null => Ok(None),
-        found => Err(format!(
-            "{key} is {found}; it must be a list of {layers} layers"
-        )),
+        found => Err(format!("{key} is {found}; it must be a list of {layers} layers")),
     };
     if let Some(kinds) = list("layer_types")? {
         for (turn, kind) in config.variant.turns.iter_mut().zip(kinds) {
@@ -312,11 +295,7 @@ fn set_turns(json: &Value, family: &Family, config: &mut LlamaConfig) -> Result<
 }
 
 fn set_scaling(json: &Value, name: &str, config: &mut LlamaConfig) -> Result<(), String> {
-    let kind = if json["rope_type"].is_null() {
-        &json["type"]
-    } else {
-        &json["rope_type"]
-    };
+    let kind = if json["rope_type"].is_null() { &json["type"] } else { &json["rope_type"] };
     let maybe = |key: &str| match &json[key] {
         Value::Null => Ok(None),
         _ => number(json, key).map(Some),
@@ -343,14 +322,9 @@ fn set_scaling(json: &Value, name: &str, config: &mut LlamaConfig) -> Result<(),
             let factor = number(json, "factor")?;
             let original = maybe("original_max_position_embeddings")?
                 .unwrap_or_else(|| f64::from(config.context));
-            let beta = [
-                maybe("beta_fast")?.unwrap_or(32.0),
-                maybe("beta_slow")?.unwrap_or(1.0),
-            ];
-            let usual = config
-                .variant
-                .query_scale
-                .map_or(f64::from(config.head_dim).powf(-0.5), f64::from);
+            let beta = [maybe("beta_fast")?.unwrap_or(32.0), maybe("beta_slow")?.unwrap_or(1.0)];
+            let usual =
+                config.variant.query_scale.map_or(f64::from(config.head_dim).powf(-0.5), f64::from);
             let scale = usual * yarn_scale(factor, maybe("attention_factor")?);
             config.variant.query_scale = Some(scale as f32);
             RopeScaling::Divisors(yarn_divisors(
@@ -371,9 +345,7 @@ fn set_scaling(json: &Value, name: &str, config: &mut LlamaConfig) -> Result<(),
 }
 
 fn integer(json: &Value, key: &str) -> Result<u32, String> {
-    let value = json[key]
-        .as_u64()
-        .and_then(|value| u32::try_from(value).ok());
+    let value = json[key].as_u64().and_then(|value| u32::try_from(value).ok());
     value.ok_or_else(|| format!("{key} is {}; it must be an integer of 32 bits", json[key]))
 }
 

@@ -21,10 +21,7 @@ pub(super) fn of(folder: &Path) -> Result<Vec<Shard>, WeightsError> {
     if index.is_file() {
         return of_index(folder, &index);
     }
-    let whole = |name: String| Shard {
-        name,
-        tensors: None,
-    };
+    let whole = |name: String| Shard { name, tensors: None };
     if folder.join(SINGLE).is_file() {
         return Ok(vec![whole(SINGLE.to_owned())]);
     }
@@ -54,22 +51,16 @@ fn of_index(folder: &Path, index: &Path) -> Result<Vec<Shard>, WeightsError> {
     for (tensor, file) in map {
         let file = file.as_str().filter(|name| !name.contains(['/', '\\']));
         let file = file.ok_or_else(|| {
-            broken(format!(
-                "the file of tensor {tensor:?} is {}; it must be a name",
-                map[tensor]
-            ))
+            broken(format!("the file of tensor {tensor:?} is {}; it must be a name", map[tensor]))
         })?;
         shards.entry(file).or_default().insert(tensor.clone());
     }
     if let Some(missing) = shards.keys().find(|name| !folder.join(name).is_file()) {
         let tensors = shards[*missing].len();
-        return Err(broken(format!(
-            "{missing:?}, which has {tensors} of the tensors, is missing"
-        )));
+        return Err(broken(format!("{missing:?}, which has {tensors} of the tensors, is missing")));
     }
-    let shards = shards.into_iter().map(|(name, tensors)| Shard {
-        name: name.to_owned(),
-        tensors: Some(tensors),
-    });
+    let shards = shards
+        .into_iter()
+        .map(|(name, tensors)| Shard { name: name.to_owned(), tensors: Some(tensors) });
     Ok(shards.collect())
 }

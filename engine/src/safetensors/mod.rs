@@ -38,11 +38,7 @@ pub fn open(folder: &Path) -> Result<Weights, WeightsError> {
         let path = folder.join(&shard.name);
         let (file, header) = TensorHeader::read(&path)?;
         for (name, info) in header.metadata.tensors() {
-            if shard
-                .tensors
-                .as_ref()
-                .is_some_and(|tensors| !tensors.contains(&name))
-            {
+            if shard.tensors.as_ref().is_some_and(|tensors| !tensors.contains(&name)) {
                 continue;
             }
             let place = (files.len(), header.data_begin, info.clone());
@@ -60,10 +56,8 @@ pub fn open(folder: &Path) -> Result<Weights, WeightsError> {
     });
     let places: HashMap<_, _> = places.collect::<Result<_, WeightsError>>()?;
     if let Some(name) = unknown(&config, &all) {
-        let what = format!(
-            "tensor {name:?} is not of a {:?} model as it can be run here",
-            family.hf
-        );
+        let what =
+            format!("tensor {name:?} is not of a {:?} model as it can be run here", family.hf);
         return Err(WeightsError::file(folder, what));
     }
     let source = Stored {
@@ -102,9 +96,7 @@ impl TensorHeader {
         let length = u64::from_le_bytes(length);
         let limit = MAX_HEADER_BYTES.min(file_bytes.saturating_sub(8));
         if length > limit {
-            return Err(broken(format!(
-                "its header is of {length} bytes; the limit is {limit}"
-            )));
+            return Err(broken(format!("its header is of {length} bytes; the limit is {limit}")));
         }
         let mut text = vec![0; length as usize];
         file.read_exact(&mut text).map_err(io)?;
@@ -112,18 +104,10 @@ impl TensorHeader {
             serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;
         let (data, left) = (metadata.data_len() as u64, file_bytes - 8 - length);
         if data != left {
-            return Err(broken(format!(
-                "its tensors take {data} bytes, {left} are there"
-            )));
+            return Err(broken(format!("its tensors take {data} bytes, {left} are there")));
         }
         let data_begin = 8 + length;
-        Ok((
-            file,
-            Self {
-                metadata,
-                data_begin,
-            },
-        ))
+        Ok((file, Self { metadata, data_begin }))
     }
 }
 
@@ -135,40 +119,24 @@ fn place(tensor: Tensor, config: &LlamaConfig, all: &Found) -> Result<Place, Str
     let found = all.get(&name);
     let (file, begin, info) = found.ok_or_else(|| format!("tensor {name:?} is missing"))?;
     let [rows, columns] = tensor.shape(config);
-    let expected = if rows == 1 {
-        vec![columns]
-    } else {
-        vec![rows, columns]
-    };
+    let expected = if rows == 1 { vec![columns] } else { vec![rows, columns] };
     if info.shape != expected {
-        return Err(format!(
-            "tensor {name:?} is {:?}; it must be {expected:?}",
-            info.shape
-        ));
+        return Err(format!("tensor {name:?} is {:?}; it must be {expected:?}", info.shape));
     }
     let format = match info.dtype {
         Dtype::F32 => Format::F32,
         Dtype::F16 => Format::F16,
         Dtype::BF16 => Format::Bf16,
         other => {
-            return Err(format!(
-                "tensor {name:?} is of {other:?}; F32, F16 and BF16 can be read"
-            ));
+            return Err(format!("tensor {name:?} is of {other:?}; F32, F16 and BF16 can be read"));
         }
     };
     let (first, end) = info.data_offsets;
     let bytes = format.bytes((rows * columns) as u64);
     if end.checked_sub(first).map(|bytes| bytes as u64) != bytes {
-        return Err(format!(
-            "tensor {name:?} is at {first}..{end}, which is not its size"
-        ));
+        return Err(format!("tensor {name:?} is at {first}..{end}, which is not its size"));
     }
-    Ok(Place {
-        file: *file,
-        offset: begin.saturating_add(first as u64),
-        format,
-        columns,
-    })
+    Ok(Place { file: *file, offset: begin.saturating_add(first as u64), format, columns })
 }
 
 #[cfg(test)]

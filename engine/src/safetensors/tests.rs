@@ -38,26 +38,17 @@ fn write(name: &str) -> Folder {
     std::fs::write(folder.join("config.json"), CONFIG).unwrap();
     let config = config(CONFIG).unwrap();
     for (file, half) in ["a.safetensors", "b.safetensors"].iter().zip([0, 1]) {
-        let of_half = Tensor::all(&config)
-            .enumerate()
-            .filter(|(at, _)| at % 2 == half);
+        let of_half = Tensor::all(&config).enumerate().filter(|(at, _)| at % 2 == half);
         let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = of_half
             .map(|(_, tensor)| {
                 let [rows, columns] = tensor.shape(&config);
                 let bytes = (0..rows * columns).flat_map(|i| (i as f32).to_le_bytes());
-                let shape = if rows == 1 {
-                    vec![columns]
-                } else {
-                    vec![rows, columns]
-                };
+                let shape = if rows == 1 { vec![columns] } else { vec![rows, columns] };
                 (names::hf(tensor, &config), shape, bytes.collect())
             })
             .collect();
         let views = tensors.iter().map(|(name, shape, bytes)| {
-            (
-                name,
-                TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap(),
-            )
+            (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
         });
         let bytes = safetensors::serialize(views, None).unwrap();
         std::fs::write(folder.join(file), bytes).unwrap();
@@ -71,21 +62,12 @@ fn a_model_in_two_files_comes_back_rows_in_order() {
     let weights = open(&folder.0).unwrap();
     let config = weights.config().clone();
     assert_eq!((config.vocabulary, config.rope_theta), (5, 5e5));
-    assert!(matches!(
-        config.rope_scaling,
-        RopeScaling::Llama3 {
-            original_context: 64,
-            ..
-        }
-    ));
+    assert!(matches!(config.rope_scaling, RopeScaling::Llama3 { original_context: 64, .. }));
     for tensor in Tensor::all(&config) {
         let [rows, columns] = tensor.shape(&config);
         let mut out = vec![f32::NAN; rows * columns];
         weights.read_f32(tensor, 0..rows, &mut out).unwrap();
-        assert!(
-            out.iter().enumerate().all(|(i, &x)| x == i as f32),
-            "{tensor:?}"
-        );
+        assert!(out.iter().enumerate().all(|(i, &x)| x == i as f32), "{tensor:?}");
     }
 }
 
@@ -141,19 +123,13 @@ fn rotary_parameters_are_read_from_either_form() {
     let new = format!(r#"{{"rope_parameters": {{"rope_theta": 5e5, {llama3}}}}}"#);
     let old = format!(r#"{{"rope_theta": 5e5, "rope_scaling": {{{llama3}}}}}"#);
     assert_eq!(read(&new), read(&old));
-    assert!(matches!(
-        read(&new).1,
-        RopeScaling::Llama3 { factor: 8.0, .. }
-    ));
+    assert!(matches!(read(&new).1, RopeScaling::Llama3 { factor: 8.0, .. }));
     let plain = (123.0, RopeScaling::None);
     assert_eq!(
         read(r#"{"rope_parameters": {"rope_theta": 123.0, "rope_type": "default"}}"#),
         plain
     );
-    assert_eq!(
-        read(r#"{"rope_parameters": {"rope_theta": 123.0}, "rope_scaling": null}"#),
-        plain
-    );
+    assert_eq!(read(r#"{"rope_parameters": {"rope_theta": 123.0}, "rope_scaling": null}"#), plain);
     assert_eq!(read(r#"{"rope_parameters": {}, "rope_theta": 123}"#), plain);
     assert_eq!(read("{}"), (10_000.0, RopeScaling::None));
 }
@@ -161,10 +137,7 @@ fn rotary_parameters_are_read_from_either_form() {
 #[test]
 fn rotary_parameters_that_cannot_be_run_are_named() {
     for (fields, message) in [
-        (
-            r#"{"rope_parameters": {"rope_type": "default"}}"#,
-            "rope_theta is null",
-        ),
+        (r#"{"rope_parameters": {"rope_type": "default"}}"#, "rope_theta is null"),
         (
             r#"{"rope_parameters": {"rope_theta": 1e4, "rope_type": "dynamic"}}"#,
             "rope_parameters is of type \"dynamic\"",
@@ -181,10 +154,7 @@ fn rotary_parameters_that_cannot_be_run_are_named() {
             r#"{"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": {"type": "default"}}"#,
             "rope_parameters and rope_scaling are both",
         ),
-        (
-            r#"{"partial_rotary_factor": "x"}"#,
-            "partial_rotary_factor is \"x\"",
-        ),
+        (r#"{"partial_rotary_factor": "x"}"#, "partial_rotary_factor is \"x\""),
     ] {
         let error = with_rope(fields).unwrap_err();
         assert!(error.starts_with(message), "{fields}: {error}");

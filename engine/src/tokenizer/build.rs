@@ -76,9 +76,7 @@ fn gguf_parts(metadata: &Metadata) -> Result<Parts, TokenizerError> {
         "llama" => {
             let unknown = kinds.iter().position(|&kind| kind == UNKNOWN);
             let unknown = id("unknown")?.or(unknown.map(|at| at as u32));
-            let prefix = metadata
-                .bool("tokenizer.ggml.add_space_prefix")?
-                .unwrap_or(true);
+            let prefix = metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
             let model = pieces::bpe(metadata, tokens, vocabulary, unknown)?;
             let mut inner = tokenizers::Tokenizer::new(model);
             let normalizer = pieces::normalizer(prefix)?;
@@ -104,9 +102,7 @@ fn gguf_parts(metadata: &Metadata) -> Result<Parts, TokenizerError> {
     let own = own.map(|(name, _)| AddedToken::from(name, false).normalized(false));
     inner.add_tokens(own).map_err(TokenizerError::Tokenizers)?;
     let added = of_kinds(&[UNKNOWN, CONTROL, USER_DEFINED]).into_iter();
-    let begins = metadata
-        .bool("tokenizer.ggml.add_bos_token")?
-        .unwrap_or(begins);
+    let begins = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(begins);
     let bos = id("bos")?;
     Ok(Parts {
         names,
@@ -170,9 +166,7 @@ fn json_parts(json: &str, config: &Value) -> Result<Parts, TokenizerError> {
     let mut inner: tokenizers::Tokenizer = json.parse().map_err(TokenizerError::Tokenizers)?;
     let names = names(&inner)?;
     // These are for training and for batches: a text is all its tokens, and always the same.
-    inner
-        .with_truncation(None)
-        .map_err(TokenizerError::Tokenizers)?;
+    inner.with_truncation(None).map_err(TokenizerError::Tokenizers)?;
     inner.with_padding(None);
     if let ModelWrapper::BPE(bpe) = inner.get_model()
         && bpe.dropout.is_some()
@@ -244,11 +238,7 @@ fn first_of_template(inner: &tokenizers::Tokenizer) -> Option<u32> {
     let json = serde_json::to_value(inner.get_post_processor()).unwrap_or_default();
     let parts = json["processors"].as_array().cloned();
     let parts = parts.unwrap_or_else(|| vec![json]);
-    let first = |part: &Value| {
-        part["single"][0]["SpecialToken"]["id"]
-            .as_str()
-            .map(str::to_owned)
-    };
+    let first = |part: &Value| part["single"][0]["SpecialToken"]["id"].as_str().map(str::to_owned);
     let named = parts.iter().find_map(first);
     inner.token_to_id(&named.unwrap_or_else(|| "<|begin_of_text|>".to_owned()))
 }
@@ -257,9 +247,7 @@ impl Parts {
     fn assemble(mut self) -> Result<Tokenizer, TokenizerError> {
         self.control.retain(|(name, _)| !name.is_empty());
         let names = self.control.iter().map(|(name, _)| name);
-        let finder = AhoCorasick::builder()
-            .match_kind(MatchKind::LeftmostLongest)
-            .build(names);
+        let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(names);
         let control_names = finder.map_err(|error| TokenizerError::Inconsistent {
             what: format!("{} control tokens: {error}", self.control.len()),
         })?;
@@ -324,11 +312,7 @@ fn missing_bytes(inner: &tokenizers::Tokenizer, names: &Names) -> Vec<u8> {
     let bytes = 0..=u8::MAX;
     // The others are in no UTF-8.
     let of_texts = bytes.filter(|byte| !matches!(byte, 0xc0 | 0xc1 | 0xf5..));
-    let is_missing = |&byte: &u8| {
-        names
-            .of_byte(byte)
-            .iter()
-            .all(|name| inner.token_to_id(name).is_none())
-    };
+    let is_missing =
+        |&byte: &u8| names.of_byte(byte).iter().all(|name| inner.token_to_id(name).is_none());
     of_texts.filter(is_missing).collect()
 }

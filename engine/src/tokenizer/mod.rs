@@ -82,10 +82,7 @@ impl Names {
                     byte => byte.is_ascii().then_some(char::from(byte)),
                 };
                 let plain = plain.map(|character| character.to_string());
-                plain
-                    .into_iter()
-                    .chain([format!("<0x{byte:02X}>")])
-                    .collect()
+                plain.into_iter().chain([format!("<0x{byte:02X}>")]).collect()
             }
         }
     }
@@ -148,9 +145,7 @@ pub(crate) fn read_of(folder: &Path, name: &str) -> Result<Option<String>, Token
 /// The same as JSON; null if it is not there.
 pub(crate) fn json_of(folder: &Path, name: &str) -> Result<serde_json::Value, TokenizerError> {
     let text = read_of(folder, name)?;
-    let json = text.map_or(Ok(serde_json::Value::Null), |text| {
-        serde_json::from_str(&text)
-    });
+    let json = text.map_or(Ok(serde_json::Value::Null), |text| serde_json::from_str(&text));
     json.map_err(|error| TokenizerError::File {
         file: folder.join(name).display().to_string(),
         error: error.into(),

@@ -31,10 +31,8 @@ pub(super) fn bpe(
         return Err(TokenizerError::Inconsistent { what });
     }
     let merges = merges(tokens, scores)?;
-    let mut builder = BPE::builder()
-        .vocab_and_merges(vocabulary, merges)
-        .byte_fallback(true)
-        .fuse_unk(true);
+    let mut builder =
+        BPE::builder().vocab_and_merges(vocabulary, merges).byte_fallback(true).fuse_unk(true);
     if let Some(id) = unknown {
         builder = builder.unk_token(tokens[id as usize].clone());
     }
@@ -47,10 +45,7 @@ fn merges(tokens: &[String], scores: &[f64]) -> Result<Merges, TokenizerError> {
     let mut all = Vec::new();
     for (id, token) in tokens.iter().enumerate() {
         if token.len() > MAX_PIECE {
-            let what = format!(
-                "token {id} has {} bytes; the limit is {MAX_PIECE}",
-                token.len()
-            );
+            let what = format!("token {id} has {} bytes; the limit is {MAX_PIECE}", token.len());
             return Err(TokenizerError::Inconsistent { what });
         }
         for (at, _) in token.char_indices().skip(1) {

@@ -101,10 +101,7 @@ impl Pre {
             sign => format!("by its token {sign:?}"),
         };
         let name = found.names[0];
-        (
-            *found,
-            format!("tokenizer.ggml.pre is missing; taken for {name:?}, {why}"),
-        )
+        (*found, format!("tokenizer.ggml.pre is missing; taken for {name:?}, {why}"))
     }
 
     pub(super) fn tokenizer(self) -> Result<PreTokenizerWrapper, TokenizerError> {

@@ -12,8 +12,7 @@ impl TextStream {
     /// The text that `token` completes; empty while a character is not whole. Bytes that will never
     /// be one become U+FFFD.
     pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> String {
-        self.pending
-            .extend(tokenizer.bytes(token).unwrap_or_default());
+        self.pending.extend(tokenizer.bytes(token).unwrap_or_default());
         let mut text = String::new();
         let mut kept = 0;
         for chunk in self.pending.utf8_chunks() {

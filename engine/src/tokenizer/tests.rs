@@ -11,10 +11,7 @@ fn byte_names() -> Vec<String> {
     let table = ByteTable::new();
     let mut names: Vec<(u8, char)> = table.0.iter().map(|(&name, &byte)| (byte, name)).collect();
     names.sort_unstable();
-    names
-        .into_iter()
-        .map(|(_, name)| name.to_string())
-        .collect()
+    names.into_iter().map(|(_, name)| name.to_string()).collect()
 }
 
 fn metadata(pre: &str) -> Metadata {
@@ -29,15 +26,9 @@ fn metadata(pre: &str) -> Metadata {
     Metadata::from_iter([
         ("tokenizer.ggml.model", text("gpt2")),
         ("tokenizer.ggml.pre", text(pre)),
-        (
-            "tokenizer.ggml.token_type",
-            Value::Integers(types.collect()),
-        ),
+        ("tokenizer.ggml.token_type", Value::Integers(types.collect())),
         ("tokenizer.ggml.tokens", texts(tokens)),
-        (
-            "tokenizer.ggml.merges",
-            texts(merges.map(str::to_owned).to_vec()),
-        ),
+        ("tokenizer.ggml.merges", texts(merges.map(str::to_owned).to_vec())),
         ("tokenizer.ggml.bos_token_id", Value::Integer(260)),
         ("tokenizer.ggml.eos_token_id", Value::Integer(261)),
     ])
@@ -59,14 +50,7 @@ pub(crate) fn small() -> Tokenizer {
 
 #[test]
 fn any_text_comes_back() {
-    for pre in [
-        "smollm",
-        "gpt-2",
-        "llama-bpe",
-        "smaug-bpe",
-        "qwen2",
-        "tekken",
-    ] {
+    for pre in ["smollm", "gpt-2", "llama-bpe", "smaug-bpe", "qwen2", "tekken"] {
         let tokenizer = tokenizer(pre);
         for text in ["", "hi hi", "naïve 12 😀\n\t\u{0} x", "<|im_end|>", "¡Ġ Ā!"] {
             for control in [Control::Text, Control::Recognized] {
@@ -81,20 +65,11 @@ fn any_text_comes_back() {
 fn merges_apply_and_digits_stay_apart_where_the_model_says_so() {
     let [hi, space_hi, twelve] = [256, 257, 258];
     let smollm = tokenizer("smollm");
-    assert_eq!(
-        smollm.encode("hi hi", Control::Text).unwrap(),
-        [hi, space_hi]
-    );
+    assert_eq!(smollm.encode("hi hi", Control::Text).unwrap(), [hi, space_hi]);
     let digits = [u32::from(b'1'), u32::from(b'2')];
     assert_eq!(smollm.encode("12", Control::Text).unwrap(), digits);
-    assert_eq!(
-        tokenizer("gpt-2").encode("12", Control::Text).unwrap(),
-        [twelve]
-    );
-    assert_eq!(
-        tokenizer("llama-bpe").encode("12", Control::Text).unwrap(),
-        [twelve]
-    );
+    assert_eq!(tokenizer("gpt-2").encode("12", Control::Text).unwrap(), [twelve]);
+    assert_eq!(tokenizer("llama-bpe").encode("12", Control::Text).unwrap(), [twelve]);
 }
 
 #[test]
@@ -102,17 +77,10 @@ fn control_tokens_are_what_they_say_only_where_asked() {
     let tokenizer = tokenizer("smollm");
     let recognized = |text| tokenizer.encode(text, Control::Recognized).unwrap();
     assert_eq!(recognized("hi<|im_end|>hi"), [256, 261, 256]);
-    assert_eq!(
-        recognized("<|im_end|>x<|im_start|>"),
-        [262, 260],
-        "the longest is taken"
-    );
+    assert_eq!(recognized("<|im_end|>x<|im_start|>"), [262, 260], "the longest is taken");
     let text = tokenizer.encode("hi<|im_end|>", Control::Text).unwrap();
     assert_eq!(text.len(), 1 + "<|im_end|>".len());
-    let pieces = [
-        ("<|im_end|>a", Control::Recognized),
-        ("b<|im_end|>", Control::Text),
-    ];
+    let pieces = [("<|im_end|>a", Control::Recognized), ("b<|im_end|>", Control::Text)];
     let tokens = tokenizer.encode_pieces(&pieces).unwrap();
     assert_eq!(tokens[..2], [261, 259], "a word may cross pieces");
     assert!(!tokens[2..].contains(&261));
@@ -125,25 +93,14 @@ fn characters_stream_when_they_are_whole() {
     let tokenizer = tokenizer("smollm");
     let tokens = tokenizer.encode("a😀é", Control::Text).unwrap();
     let mut stream = TextStream::default();
-    let parts: Vec<String> = tokens
-        .iter()
-        .map(|&token| stream.push(&tokenizer, token))
-        .collect();
+    let parts: Vec<String> = tokens.iter().map(|&token| stream.push(&tokenizer, token)).collect();
     assert_eq!(parts, ["a", "", "", "", "😀", "", "é"]);
     assert_eq!(stream.finish(), "");
 
     let mut stream = TextStream::default();
     assert_eq!(stream.push(&tokenizer, 0xf0), "");
-    assert_eq!(
-        stream.push(&tokenizer, u32::from(b'a')),
-        "\u{fffd}a",
-        "broken off"
-    );
-    assert_eq!(
-        stream.push(&tokenizer, 0x80),
-        "\u{fffd}",
-        "begins no character"
-    );
+    assert_eq!(stream.push(&tokenizer, u32::from(b'a')), "\u{fffd}a", "broken off");
+    assert_eq!(stream.push(&tokenizer, 0x80), "\u{fffd}", "begins no character");
     assert_eq!(stream.push(&tokenizer, 0xc3), "");
     assert_eq!(stream.finish(), "\u{fffd}");
 }
@@ -159,16 +116,9 @@ fn a_text_begins_only_where_the_model_says_so() {
     for name in ["llama-bpe", "llama3", "llama-v3"] {
         assert_eq!(tokenizer(name).begin(), Some(260), "{name}");
     }
-    let no = with(
-        "llama-bpe",
-        "tokenizer.ggml.add_bos_token",
-        Value::Bool(false),
-    );
+    let no = with("llama-bpe", "tokenizer.ggml.add_bos_token", Value::Bool(false));
     let no = Tokenizer::from_gguf(&no).unwrap();
-    assert_eq!(
-        (no.begin(), no.bos(), no.eos()),
-        (None, Some(260), Some(261))
-    );
+    assert_eq!((no.begin(), no.bos(), no.eos()), (None, Some(260), Some(261)));
 }
 
 fn with(pre: &str, key: &str, value: Value) -> Metadata {
@@ -225,10 +175,7 @@ fn what_cannot_be_is_named() {
         changed("tokenizer.ggml.merges", Value::Texts(vec!["ab".to_owned()])),
         "the tokenizer's merge \"ab\" is not of two tokens"
     );
-    let unknown = changed(
-        "tokenizer.ggml.merges",
-        Value::Texts(vec!["hi zz".to_owned()]),
-    );
+    let unknown = changed("tokenizer.ggml.merges", Value::Texts(vec!["hi zz".to_owned()]));
     assert!(unknown.starts_with("tokenizer: "), "{unknown}");
     let twice = Value::Texts(vec!["a".to_owned(); 263]);
     assert_eq!(
@@ -269,10 +216,7 @@ fn the_vocabulary_ends_after_the_largest_token() {
     }"#;
     let sparse = Tokenizer::from_json(json).unwrap();
     assert_eq!(sparse.vocabulary(), 901);
-    assert_eq!(
-        sparse.encode("ab<s>", Control::Recognized).unwrap(),
-        [0, 7, 900]
-    );
+    assert_eq!(sparse.encode("ab<s>", Control::Recognized).unwrap(), [0, 7, 900]);
 }
 
 #[test]

@@ -91,12 +91,7 @@ impl WeightsError {
             DType::Bf16 => bf16::MAX.to_f32(),
             _ => f32::MAX,
         };
-        Self::Range {
-            tensor,
-            value,
-            dtype,
-            largest,
-        }
+        Self::Range { tensor, value, dtype, largest }
     }
 
     pub(crate) fn io(path: &Path, error: std::io::Error) -> Self {

@@ -117,11 +117,7 @@ impl Tensor {
         let layers = 0..config.layers;
         let head = (!config.tied_embeddings).then_some(Self::Head);
         let of_layer = LayerTensor::of(config);
-        let of_layer = move |layer| {
-            of_layer
-                .clone()
-                .map(move |tensor| Self::Layer(layer, tensor))
-        };
+        let of_layer = move |layer| of_layer.clone().map(move |tensor| Self::Layer(layer, tensor));
         std::iter::once(Self::Embedding)
             .chain(layers.flat_map(of_layer))
             .chain([Self::FinalNorm])

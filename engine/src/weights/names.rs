@@ -5,66 +5,26 @@ use crate::config::LlamaConfig;
 
 /// Of each tensor of a layer: its name in GGUF files and in transformers' safetensors.
 const OF_LAYER: [(LayerTensor, &str, &str); 16] = [
-    (
-        LayerTensor::AttentionNorm,
-        "attn_norm.weight",
-        "input_layernorm.weight",
-    ),
-    (
-        LayerTensor::Query,
-        "attn_q.weight",
-        "self_attn.q_proj.weight",
-    ),
+    (LayerTensor::AttentionNorm, "attn_norm.weight", "input_layernorm.weight"),
+    (LayerTensor::Query, "attn_q.weight", "self_attn.q_proj.weight"),
     (LayerTensor::Key, "attn_k.weight", "self_attn.k_proj.weight"),
-    (
-        LayerTensor::Value,
-        "attn_v.weight",
-        "self_attn.v_proj.weight",
-    ),
-    (
-        LayerTensor::Output,
-        "attn_output.weight",
-        "self_attn.o_proj.weight",
-    ),
-    (
-        LayerTensor::FfnNorm,
-        "ffn_norm.weight",
-        "post_attention_layernorm.weight",
-    ),
+    (LayerTensor::Value, "attn_v.weight", "self_attn.v_proj.weight"),
+    (LayerTensor::Output, "attn_output.weight", "self_attn.o_proj.weight"),
+    (LayerTensor::FfnNorm, "ffn_norm.weight", "post_attention_layernorm.weight"),
     (LayerTensor::Gate, "ffn_gate.weight", "mlp.gate_proj.weight"),
     (LayerTensor::Up, "ffn_up.weight", "mlp.up_proj.weight"),
     (LayerTensor::Down, "ffn_down.weight", "mlp.down_proj.weight"),
-    (
-        LayerTensor::QueryBias,
-        "attn_q.bias",
-        "self_attn.q_proj.bias",
-    ),
+    (LayerTensor::QueryBias, "attn_q.bias", "self_attn.q_proj.bias"),
     (LayerTensor::KeyBias, "attn_k.bias", "self_attn.k_proj.bias"),
-    (
-        LayerTensor::ValueBias,
-        "attn_v.bias",
-        "self_attn.v_proj.bias",
-    ),
-    (
-        LayerTensor::QueryNorm,
-        "attn_q_norm.weight",
-        "self_attn.q_norm.weight",
-    ),
-    (
-        LayerTensor::KeyNorm,
-        "attn_k_norm.weight",
-        "self_attn.k_norm.weight",
-    ),
+    (LayerTensor::ValueBias, "attn_v.bias", "self_attn.v_proj.bias"),
+    (LayerTensor::QueryNorm, "attn_q_norm.weight", "self_attn.q_norm.weight"),
+    (LayerTensor::KeyNorm, "attn_k_norm.weight", "self_attn.k_norm.weight"),
     (
         LayerTensor::AttentionPostNorm,
         "post_attention_norm.weight",
         "post_attention_layernorm.weight",
     ),
-    (
-        LayerTensor::FfnPostNorm,
-        "post_ffw_norm.weight",
-        "post_feedforward_layernorm.weight",
-    ),
+    (LayerTensor::FfnPostNorm, "post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
 ];
 
 fn of_layer(tensor: LayerTensor) -> (&'static str, &'static str) {

@@ -24,10 +24,7 @@ pub(crate) struct TensorFile {
 
 impl TensorFile {
     pub(crate) fn new(path: &Path, storage: Box<dyn Storage>) -> Self {
-        Self {
-            path: path.to_owned(),
-            storage: Mutex::new(storage),
-        }
+        Self { path: path.to_owned(), storage: Mutex::new(storage) }
     }
 
     /// The tensor at `place`, of one row.
@@ -48,9 +45,7 @@ impl TensorFile {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), WeightsError> {
         // A reader that panicked has left nothing behind but a position, which is set anew.
         let mut storage = self.storage.lock().unwrap_or_else(PoisonError::into_inner);
-        let read = storage
-            .seek(SeekFrom::Start(offset))
-            .and_then(|_| storage.read_exact(out));
+        let read = storage.seek(SeekFrom::Start(offset)).and_then(|_| storage.read_exact(out));
         read.map_err(|error| WeightsError::io(&self.path, error))
     }
 }
@@ -130,10 +125,7 @@ impl Source for Stored {
     ) -> Result<(), WeightsError> {
         let place = self.places[&tensor];
         let file = &self.files[place.file];
-        let turned = matches!(
-            tensor,
-            Tensor::Layer(_, LayerTensor::Query | LayerTensor::Key)
-        );
+        let turned = matches!(tensor, Tensor::Layer(_, LayerTensor::Query | LayerTensor::Key));
         if !turned || self.order == HeadOrder::Halves {
             return file.read_rows(&place, rows.start, out);
         }

@@ -14,11 +14,7 @@ pub(crate) struct Definition {
 
 impl Definition {
     pub(crate) fn new(gguf: &'static str, config: Value) -> Self {
-        let mut this = Self {
-            config,
-            tensors: Tensors::new(),
-            gguf,
-        };
+        let mut this = Self { config, tensors: Tensors::new(), gguf };
         let [hidden, ffn, vocabulary] =
             ["hidden_size", "intermediate_size", "vocab_size"].map(|key| this.size(key));
         let q = this.size("num_attention_heads") * this.size("head_dim");
@@ -74,9 +70,9 @@ impl Definition {
 
     /// Random values: norms around what leaves a value as it is, matrices of variance `1 / columns`.
     fn add(&mut self, name: String, shape: &[usize]) {
-        let mut state = name.bytes().fold(7_u64, |state, byte| {
-            state.wrapping_mul(31).wrapping_add(byte.into())
-        });
+        let mut state = name
+            .bytes()
+            .fold(7_u64, |state, byte| state.wrapping_mul(31).wrapping_add(byte.into()));
         let mut uniform = || {
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
@@ -91,9 +87,7 @@ impl Definition {
             (true, false) => 1.0 + 0.4 * x,
             (false, _) => scale * x,
         };
-        let values = (0..shape.iter().product())
-            .map(|_| value(uniform()))
-            .collect();
+        let values = (0..shape.iter().product()).map(|_| value(uniform())).collect();
         let shape = shape.to_vec();
         self.tensors.insert(name, Written { shape, values });
     }
@@ -112,16 +106,12 @@ impl Definition {
         let embedding = self.tensor("model.embed_tokens.weight");
         let row = |token: u32| &embedding[token as usize * hidden..][..hidden];
         let scale = if gemma { (hidden as f64).sqrt() } else { 1.0 };
-        let mut states: Vec<Vec<f64>> = path
-            .iter()
-            .map(|&t| row(t).iter().map(|x| x * scale).collect())
-            .collect();
+        let mut states: Vec<Vec<f64>> =
+            path.iter().map(|&t| row(t).iter().map(|x| x * scale).collect()).collect();
         for layer in 0..self.size("num_hidden_layers") {
             let of = |name: &str| self.tensor(&format!("model.layers.{layer}.{name}.weight"));
-            let normed: Vec<_> = states
-                .iter()
-                .map(|x| self.norm(x, &of("input_layernorm")))
-                .collect();
+            let normed: Vec<_> =
+                states.iter().map(|x| self.norm(x, &of("input_layernorm"))).collect();
             let attended = self.attention(layer, &normed);
             let two = self.kind() == "gemma2" || self.kind() == "gemma3_text";
             for (state, mut attended) in states.iter_mut().zip(attended) {
@@ -129,11 +119,8 @@ impl Definition {
                     attended = self.norm(&attended, &of("post_attention_layernorm"));
                 }
                 add(state, &attended);
-                let before = if two {
-                    "pre_feedforward_layernorm"
-                } else {
-                    "post_attention_layernorm"
-                };
+                let before =
+                    if two { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
                 let normed = self.norm(state, &of(before));
                 let gate = apply(&of("mlp.gate_proj"), &normed);
                 let up = apply(&of("mlp.up_proj"), &normed);
@@ -152,9 +139,7 @@ impl Definition {
         let cap = self.config["final_logit_softcapping"].as_f64();
         let logits = |x: &Vec<f64>| {
             let logits = apply(&head, &self.norm(x, &self.tensor("model.norm.weight")));
-            let capped = logits
-                .into_iter()
-                .map(|x| cap.map_or(x, |cap| cap * (x / cap).tanh()));
+            let capped = logits.into_iter().map(|x| cap.map_or(x, |cap| cap * (x / cap).tanh()));
             capped.collect::<Vec<_>>()
         };
         states.iter().map(logits).collect()
@@ -176,22 +161,15 @@ impl Definition {
                 }
                 if self.tensors.contains_key(&format!("{begin}_norm.weight")) {
                     let gain = self.tensor(&format!("{begin}_norm.weight"));
-                    y = y
-                        .chunks(dim)
-                        .flat_map(|head| self.norm(head, &gain))
-                        .collect();
+                    y = y.chunks(dim).flat_map(|head| self.norm(head, &gain)).collect();
                 }
-                y.chunks(dim)
-                    .flat_map(|head| self.turn(layer, position, head))
-                    .collect()
+                y.chunks(dim).flat_map(|head| self.turn(layer, position, head)).collect()
             });
             rows.collect()
         };
         let (q, k, v) = (part("q"), part("k"), part("v"));
         let output = self.tensor(&format!("model.layers.{layer}.self_attn.o_proj.weight"));
-        let scalar = self.config["query_pre_attn_scalar"]
-            .as_f64()
-            .unwrap_or(dim as f64);
+        let scalar = self.config["query_pre_attn_scalar"].as_f64().unwrap_or(dim as f64);
         let cap = self.config["attn_logit_softcapping"].as_f64();
         let rows = (0..normed.len()).map(|at| {
             let heads = q[at].chunks(dim).enumerate().flat_map(|(head, q)| {
@@ -203,10 +181,7 @@ impl Definition {
                 let scores: Vec<f64> = scores.collect();
                 let sum: f64 = scores.iter().sum();
                 let value = |d: usize| {
-                    (0..=at)
-                        .map(|other| scores[other] * of(&v[other])[d])
-                        .sum::<f64>()
-                        / sum
+                    (0..=at).map(|other| scores[other] * of(&v[other])[d]).sum::<f64>() / sum
                 };
                 (0..dim).map(value).collect::<Vec<_>>()
             });
@@ -224,11 +199,7 @@ impl Definition {
         let half = head.len() / 2;
         let local = self.config["layer_types"][layer] == "sliding_attention";
         let scaling = &self.config["rope_scaling"];
-        let key = if local {
-            "rope_local_base_freq"
-        } else {
-            "rope_theta"
-        };
+        let key = if local { "rope_local_base_freq" } else { "rope_theta" };
         let theta = self.config[key].as_f64().unwrap();
         let factor = scaling["factor"].as_f64().unwrap_or(1.0);
         let mut scale = 1.0;
@@ -237,17 +208,13 @@ impl Definition {
             let frequency = match scaling["rope_type"].as_str() {
                 Some("linear") if !local => plain / factor,
                 Some("yarn") => {
-                    let original = scaling["original_max_position_embeddings"]
-                        .as_f64()
-                        .unwrap();
+                    let original = scaling["original_max_position_embeddings"].as_f64().unwrap();
                     let at = |turns: f64| {
                         let wavelengths = original / (turns * 2.0 * std::f64::consts::PI);
                         2.0 * half as f64 * wavelengths.ln() / (2.0 * theta.ln())
                     };
-                    let (low, high) = (
-                        at(32.0).floor().max(0.0),
-                        at(1.0).ceil().min(2.0 * half as f64 - 1.0),
-                    );
+                    let (low, high) =
+                        (at(32.0).floor().max(0.0), at(1.0).ceil().min(2.0 * half as f64 - 1.0));
                     let ramp = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
                     plain / factor * ramp + plain * (1.0 - ramp)
                 }
@@ -259,11 +226,7 @@ impl Definition {
             scale = 0.1 * factor.ln() + 1.0;
         }
         let turned = (0..2 * half).map(|d| {
-            let other = if d < half {
-                -head[d + half]
-            } else {
-                head[d - half]
-            };
+            let other = if d < half { -head[d + half] } else { head[d - half] };
             scale * (head[d] * angle(d % half).cos() + other * angle(d % half).sin())
         });
         turned.collect()
@@ -272,15 +235,8 @@ impl Definition {
     fn norm(&self, x: &[f64], gain: &[f64]) -> Vec<f64> {
         let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
         let root = (mean + self.config["rms_norm_eps"].as_f64().unwrap()).sqrt();
-        let one = if self.kind().starts_with("gemma") {
-            1.0
-        } else {
-            0.0
-        };
-        x.iter()
-            .zip(gain)
-            .map(|(x, gain)| x / root * (one + gain))
-            .collect()
+        let one = if self.kind().starts_with("gemma") { 1.0 } else { 0.0 };
+        x.iter().zip(gain).map(|(x, gain)| x / root * (one + gain)).collect()
     }
 
     fn act(&self, x: f64) -> f64 {

@@ -14,10 +14,7 @@ pub(crate) struct Written {
 
 /// A tensor of this shape, all 0.5.
 pub(crate) fn written(shape: &[usize]) -> Written {
-    Written {
-        shape: shape.to_vec(),
-        values: vec![0.5; shape.iter().product()],
-    }
+    Written { shape: shape.to_vec(), values: vec![0.5; shape.iter().product()] }
 }
 
 pub(crate) type Tensors = BTreeMap<String, Written>;
@@ -96,11 +93,7 @@ impl GgufFile {
     }
 
     pub(crate) fn set_texts(&mut self, key: &str, values: &[&str]) {
-        let mut bytes = [
-            &8_u32.to_le_bytes()[..],
-            &(values.len() as u64).to_le_bytes(),
-        ]
-        .concat();
+        let mut bytes = [&8_u32.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
         bytes.extend(values.iter().flat_map(|value| text(value)));
         self.set(key, 9, &bytes);
     }

@@ -56,18 +56,14 @@ impl Reference {
             embedding: read(weights, Tensor::Embedding),
             head: read(weights, Tensor::Head),
             final_norm: read(weights, Tensor::FinalNorm).remove(0),
-            layers: (0..weights.config().layers)
-                .map(|index| layer(index).to_vec())
-                .collect(),
+            layers: (0..weights.config().layers).map(|index| layer(index).to_vec()).collect(),
         }
     }
 
     /// Logits after each token of a path.
     pub(crate) fn logits(&self, path: &[u32]) -> Matrix {
-        let mut states: Matrix = path
-            .iter()
-            .map(|&token| self.embedding[token as usize].clone())
-            .collect();
+        let mut states: Matrix =
+            path.iter().map(|&token| self.embedding[token as usize].clone()).collect();
         for layer in &self.layers {
             let [norm, query, key, value, output, ffn_norm, gate, up, down] = &layer[..] else {
                 unreachable!("nine tensors a layer");
@@ -96,21 +92,13 @@ impl Reference {
     fn norm(&self, x: &[f64], gain: &[f64]) -> Vec<f64> {
         let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
         let root = (mean + f64::from(self.config.rms_eps)).sqrt();
-        x.iter()
-            .zip(gain)
-            .map(|(x, gain)| x / root * gain)
-            .collect()
+        x.iter().zip(gain).map(|(x, gain)| x / root * gain).collect()
     }
 
     /// As transformers' `rotate_half`, with Llama 3.1's scaling by wavelength.
     fn rotate(&self, heads: &mut [f64], position: usize) {
         let width = self.config.head_dim as usize;
-        let RopeScaling::Llama3 {
-            factor,
-            low,
-            high,
-            original_context,
-        } = self.config.rope_scaling
+        let RopeScaling::Llama3 { factor, low, high, original_context } = self.config.rope_scaling
         else {
             panic!("the tiny model is scaled");
         };
@@ -118,10 +106,7 @@ impl Reference {
             let before = head.to_vec();
             for dim in 0..width {
                 let pair = dim % (width / 2);
-                let plain = self
-                    .config
-                    .rope_theta
-                    .powf(-2.0 * pair as f64 / width as f64);
+                let plain = self.config.rope_theta.powf(-2.0 * pair as f64 / width as f64);
                 let wavelength = 2.0 * std::f64::consts::PI / plain;
                 let original = f64::from(original_context);
                 let frequency = if wavelength > original / low {
@@ -134,11 +119,7 @@ impl Reference {
                 };
                 let angle = position as f64 * frequency;
                 let half = width / 2;
-                let turned = if dim < half {
-                    -before[dim + half]
-                } else {
-                    before[dim - half]
-                };
+                let turned = if dim < half { -before[dim + half] } else { before[dim - half] };
                 head[dim] = before[dim] * angle.cos() + turned * angle.sin();
             }
         }
@@ -151,16 +132,11 @@ impl Reference {
         for (head, q) in q.chunks(width).enumerate() {
             let begin = head / group * width;
             let of_head = begin..begin + width;
-            let scores = keys
-                .iter()
-                .map(|k| dot(q, &k[of_head.clone()]) / (width as f64).sqrt());
+            let scores = keys.iter().map(|k| dot(q, &k[of_head.clone()]) / (width as f64).sqrt());
             let weights: Vec<f64> = scores.map(f64::exp).collect();
             let sum: f64 = weights.iter().sum();
             out.extend(of_head.map(|dim| {
-                let products = weights
-                    .iter()
-                    .zip(values)
-                    .map(|(weight, v)| weight * v[dim]);
+                let products = weights.iter().zip(values).map(|(weight, v)| weight * v[dim]);
                 products.sum::<f64>() / sum
             }));
         }
@@ -173,8 +149,7 @@ fn read(weights: &Weights, tensor: Tensor) -> Matrix {
     let mut values = vec![f32::NAN; rows * columns];
     weights.read_f32(tensor, 0..rows, &mut values).unwrap();
     let rows = values.chunks(columns);
-    rows.map(|row| row.iter().map(|&x| f64::from(x)).collect())
-        .collect()
+    rows.map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect()
 }
 
 fn apply(matrix: &Matrix, x: &[f64]) -> Vec<f64> {
@@ -198,10 +173,7 @@ pub(crate) fn assert_rows<'a>(found: &[f32], expected: impl IntoIterator<Item = 
         let largest = expected.iter().fold(0.0_f64, |max, x| max.max(x.abs()));
         for (at, (&found, &expected)) in found.iter().zip(expected).enumerate() {
             let error = (f64::from(found) - expected).abs() / largest;
-            assert!(
-                error < 2e-5,
-                "row {row}, token {at}: {found} is not {expected}, {error}"
-            );
+            assert!(error < 2e-5, "row {row}, token {at}: {found} is not {expected}, {error}");
         }
     }
 }

@@ -110,10 +110,7 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
     fn check_format(&self, format: KvFormat) -> Result<(), BackendError> {
         match format {
             KvFormat::Native => Ok(()),
-            _ => Err(BackendError::Format {
-                format,
-                backend: self.name(),
-            }),
+            _ => Err(BackendError::Format { format, backend: self.name() }),
         }
     }
 
@@ -161,10 +158,7 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
         foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
         let _ = (tokens, paged, foreign);
-        Err(BackendError::Format {
-            format,
-            backend: self.name(),
-        })
+        Err(BackendError::Format { format, backend: self.name() })
     }
 
     /// Attention of one layer.
@@ -216,10 +210,7 @@ pub struct AttentionParams {
 impl AttentionParams {
     /// Scale `1 / sqrt(head_dim)`, no soft cap.
     pub fn new(head_dim: u32) -> Self {
-        Self {
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            soft_cap: None,
-        }
+        Self { scale: 1.0 / (head_dim as f32).sqrt(), soft_cap: None }
     }
 }
 

@@ -166,19 +166,12 @@ pub fn check_append(
     let expected = targets.len() * shape.row_elements();
     for (argument, rows) in ["k", "v"].into_iter().zip(rows) {
         check_dtype(shape, argument, rows)?;
-        check_length(
-            argument,
-            rows.len(),
-            expected,
-            "[targets, kv_heads, head_dim]",
-        )?;
+        check_length(argument, rows.len(), expected, "[targets, kv_heads, head_dim]")?;
     }
     let mut places = Vec::with_capacity(targets.len());
     for (index, &target) in targets.iter().enumerate() {
-        let place = resolve(target, counters).ok_or(BackendError::Slot {
-            index,
-            slot: target & !APPEND_LIVE,
-        })?;
+        let place = resolve(target, counters)
+            .ok_or(BackendError::Slot { index, slot: target & !APPEND_LIVE })?;
         check_page(shape, "targets", index, place)?;
         places.push(place);
     }
@@ -212,22 +205,13 @@ pub fn check_attend(shape: &CacheShape, call: &Attend<'_>) -> Result<(), Backend
     let elements = heads * shape.head_dim as usize;
     for (argument, rows) in [("q", call.q), ("out", call.out.as_elements())] {
         check_dtype(shape, argument, rows)?;
-        check_length(
-            argument,
-            rows.len(),
-            elements,
-            "[queries, q_heads, head_dim]",
-        )?;
+        check_length(argument, rows.len(), elements, "[queries, q_heads, head_dim]")?;
     }
     if let Some(lse) = &call.lse {
         let (found, expected) = (lse.dtype(), DType::F32);
         if found != expected {
             let argument = "lse";
-            return Err(BackendError::DType {
-                argument,
-                found,
-                expected,
-            });
+            return Err(BackendError::DType { argument, found, expected });
         }
         check_length("lse", lse.len(), heads, "[queries, q_heads]")?;
     }
@@ -278,11 +262,7 @@ pub(crate) fn check_plan(
 /// [`BackendError::Param`].
 pub(crate) fn check_params(params: &AttentionParams) -> Result<(), BackendError> {
     if !params.scale.is_finite() {
-        return Err(BackendError::Param {
-            name: "scale",
-            value: params.scale,
-            expected: "finite",
-        });
+        return Err(BackendError::Param { name: "scale", value: params.scale, expected: "finite" });
     }
     match params.soft_cap {
         Some(cap) if !(cap.is_finite() && cap > 0.0) => Err(BackendError::Param {
@@ -317,11 +297,7 @@ pub(super) fn check_dtype(
 ) -> Result<(), BackendError> {
     let (found, expected) = (elements.dtype(), shape.dtype);
     if found != expected {
-        return Err(BackendError::DType {
-            argument,
-            found,
-            expected,
-        });
+        return Err(BackendError::DType { argument, found, expected });
     }
     Ok(())
 }
@@ -333,12 +309,7 @@ pub(crate) fn check_length(
     shape: &'static str,
 ) -> Result<(), BackendError> {
     if found != expected {
-        return Err(BackendError::Length {
-            argument,
-            found,
-            expected,
-            shape,
-        });
+        return Err(BackendError::Length { argument, found, expected, shape });
     }
     Ok(())
 }
@@ -361,13 +332,7 @@ pub(super) fn in_pages(
     pages: usize,
 ) -> Result<(), BackendError> {
     if page as usize >= pages {
-        return Err(BackendError::Page {
-            argument,
-            index,
-            page,
-            holder,
-            pages,
-        });
+        return Err(BackendError::Page { argument, index, page, holder, pages });
     }
     Ok(())
 }
@@ -402,17 +367,9 @@ mod tests {
 
     #[test]
     fn two_targets_of_one_place_are_refused_however_they_name_it() {
-        let shape = CacheShape {
-            layers: 1,
-            kv_heads: 1,
-            head_dim: 64,
-            dtype: DType::Bf16,
-            pages: 4,
-        };
-        let counters = Counters {
-            lengths: &[70],
-            tail_pages: &[2],
-        };
+        let shape =
+            CacheShape { layers: 1, kv_heads: 1, head_dim: 64, dtype: DType::Bf16, pages: 4 };
+        let counters = Counters { lengths: &[70], tail_pages: &[2] };
         let check = |targets: &[AppendTarget]| {
             let rows = vec![bf16::ZERO; targets.len() * 64];
             let rows = [bf16::elements(&rows); 2];
@@ -422,10 +379,7 @@ mod tests {
         assert_eq!(check(&[9, 3, APPEND_LIVE]), Ok(()));
         for twice in [[3, 9, 3], [APPEND_LIVE, 9, 2 * 64 + 5]] {
             let error = check(&twice).unwrap_err();
-            assert!(
-                error.starts_with("targets[0] and targets[2] both name"),
-                "{error}"
-            );
+            assert!(error.starts_with("targets[0] and targets[2] both name"), "{error}");
         }
     }
 
@@ -434,32 +388,17 @@ mod tests {
         let mut forest = TokenForest::new(PagePool::new(8).unwrap());
         let root = forest.insert_root(300).unwrap();
         let config = PlanConfig::new(Grouping::Flatten, 1, 64, 2);
-        let plan = Planner::new(config)
-            .unwrap()
-            .plan(&forest.view(&[root]).unwrap())
-            .unwrap();
-        let shape = |pages| CacheShape {
-            layers: 1,
-            kv_heads: 1,
-            head_dim: 64,
-            dtype: DType::Bf16,
-            pages,
-        };
+        let plan = Planner::new(config).unwrap().plan(&forest.view(&[root]).unwrap()).unwrap();
+        let shape =
+            |pages| CacheShape { layers: 1, kv_heads: 1, head_dim: 64, dtype: DType::Bf16, pages };
         assert!(check_plan(&shape(8), &plan, 1).is_ok());
         assert!(matches!(
             check_plan(&shape(4), &plan, 1),
-            Err(BackendError::Page {
-                page: 4,
-                pages: 4,
-                ..
-            })
+            Err(BackendError::Page { page: 4, pages: 4, .. })
         ));
         assert!(matches!(
             check_plan(&shape(8), &plan, 0),
-            Err(BackendError::Length {
-                argument: "counters.lengths",
-                ..
-            })
+            Err(BackendError::Length { argument: "counters.lengths", .. })
         ));
     }
 }

@@ -27,11 +27,7 @@ pub fn check_export(
     paged: PagedTokens<'_>,
     foreign: &[ElementsMut<'_>; 2],
 ) -> Result<(), BackendError> {
-    let used = check(
-        shape,
-        paged,
-        foreign.each_ref().map(ElementsMut::as_elements),
-    )?;
+    let used = check(shape, paged, foreign.each_ref().map(ElementsMut::as_elements))?;
     check_once("pages", &paged.table.pages[..used])
 }
 
@@ -45,11 +41,7 @@ fn check(
     let (table, places) = (paged.table, paged.places);
     let page_size = table.page_size as usize;
     if page_size == 0 {
-        return Err(BackendError::Param {
-            name: "page_size",
-            value: 0.0,
-            expected: "positive",
-        });
+        return Err(BackendError::Param { name: "page_size", value: 0.0, expected: "positive" });
     }
     let used = places.len().div_ceil(page_size);
     let found = table.pages.len().min(used);
@@ -72,23 +64,14 @@ mod tests {
     use super::*;
     use crate::cache::{DType, KvElement, PagedOrder, PagedTable};
 
-    const SHAPE: CacheShape = CacheShape {
-        layers: 2,
-        kv_heads: 3,
-        head_dim: 64,
-        dtype: DType::F32,
-        pages: 4,
-    };
+    const SHAPE: CacheShape =
+        CacheShape { layers: 2, kv_heads: 3, head_dim: 64, dtype: DType::F32, pages: 4 };
 
     fn paged<'a>(places: &'a [u32], page_size: u32, pages: &'a [u32]) -> PagedTokens<'a> {
         PagedTokens {
             layer: 0,
             places,
-            table: PagedTable {
-                order: PagedOrder::Nhd,
-                page_size,
-                pages,
-            },
+            table: PagedTable { order: PagedOrder::Nhd, page_size, pages },
         }
     }
 
@@ -119,30 +102,16 @@ mod tests {
         let k = vec![0.0; 2 * 16 * SHAPE.row_elements()];
         let refuse = |paged| {
             let foreign = [f32::elements(&k); 2];
-            check_import(&SHAPE, paged, foreign)
-                .unwrap_err()
-                .to_string()
+            check_import(&SHAPE, paged, foreign).unwrap_err().to_string()
         };
-        let beyond = PagedTokens {
-            layer: 2,
-            ..paged(&[0], 16, &[0])
-        };
+        let beyond = PagedTokens { layer: 2, ..paged(&[0], 16, &[0]) };
         assert_eq!(refuse(beyond), "layer is 2, the cache has 2");
-        assert_eq!(
-            refuse(paged(&[0], 0, &[0])),
-            "page_size is 0; it must be positive"
-        );
+        assert_eq!(refuse(paged(&[0], 0, &[0])), "page_size is 0; it must be positive");
         assert_eq!(
             refuse(paged(&[0; 17], 16, &[0])),
             "pages has 1 elements, [ceil(tokens / page_size)] takes 2"
         );
-        assert_eq!(
-            refuse(paged(&[0; 17], 16, &[1, 2])),
-            "pages[1] names page 2, k has 2"
-        );
-        assert_eq!(
-            refuse(paged(&[0, 256], 16, &[0])),
-            "places[1] names page 4, the cache has 4"
-        );
+        assert_eq!(refuse(paged(&[0; 17], 16, &[1, 2])), "pages[1] names page 2, k has 2");
+        assert_eq!(refuse(paged(&[0, 256], 16, &[0])), "places[1] names page 4, the cache has 4");
     }
 }

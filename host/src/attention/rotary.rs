@@ -82,15 +82,8 @@ impl RotaryTable {
             let angle = move |frequency: &f64| f64::from(position) * frequency;
             frequencies.iter().map(angle)
         });
-        let (cos, sin) = angles
-            .map(|angle| (angle.cos() as f32, angle.sin() as f32))
-            .unzip();
-        Ok(Self {
-            id: TableId::next(),
-            head_dim,
-            cos,
-            sin,
-        })
+        let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        Ok(Self { id: TableId::next(), head_dim, cos, sin })
     }
 
     /// Number of positions.
@@ -149,11 +142,9 @@ impl RotaryTable {
         let limit = self.positions();
         let mut all = positions.iter().enumerate();
         match all.find(|&(_, &position)| position as usize >= limit) {
-            Some((index, &position)) => Err(BackendError::Position {
-                index,
-                position,
-                positions: limit,
-            }),
+            Some((index, &position)) => {
+                Err(BackendError::Position { index, position, positions: limit })
+            }
             None => Ok(()),
         }
     }
@@ -204,14 +195,7 @@ pub(super) fn append_rotated<B: Backend + ?Sized>(
     [k, v]: [Elements<'_>; 2],
     rotation: Rotation<'_>,
 ) -> Result<(), BackendError> {
-    check_append(
-        backend.shape(),
-        layer,
-        targets,
-        counters,
-        [k, v],
-        Some(rotation),
-    )?;
+    check_append(backend.shape(), layer, targets, counters, [k, v], Some(rotation))?;
     fn rotated<T: KvElement>(k: &[T], rotation: Rotation<'_>) -> Result<Vec<T>, BackendError> {
         let mut rows = k.to_vec();
         rotation.table.rotate(rotation.positions, &mut rows)?;
@@ -264,18 +248,13 @@ mod tests {
         let given: Vec<T> = (0..4 * width).map(|i| T::from_f32(value(i))).collect();
         let mut rows = given.clone();
         table.rotate(&positions, &mut rows).unwrap();
-        let heads = given
-            .chunks(head_dim as usize)
-            .zip(rows.chunks(head_dim as usize));
+        let heads = given.chunks(head_dim as usize).zip(rows.chunks(head_dim as usize));
         for (index, (before, after)) in heads.enumerate() {
             let before: Vec<f64> = before.iter().map(|x| f64::from(x.to_f32())).collect();
             let expected = reference(&before, positions[index / 3], theta);
             for (after, expected) in after.iter().zip(expected) {
                 let error = (f64::from(after.to_f32()) - expected).abs();
-                assert!(
-                    error <= tolerance * expected.abs().max(0.1),
-                    "{after:?} {expected}"
-                );
+                assert!(error <= tolerance * expected.abs().max(0.1), "{after:?} {expected}");
             }
         }
         assert_eq!(given[..width], rows[..width], "position 0 turns by nothing");
@@ -319,10 +298,7 @@ mod tests {
         let table = RotaryTable::new(4, 10, 1e4).unwrap();
         let mut rows = [1.0_f32; 8];
         let error = table.rotate(&[1, 10], &mut rows).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "positions[1] is 10, the rotary table has 10 positions"
-        );
+        assert_eq!(error.to_string(), "positions[1] is 10, the rotary table has 10 positions");
         assert!(table.rotate(&[1, 2], &mut rows[..7]).is_err());
         assert_eq!(rows, [1.0; 8]);
     }

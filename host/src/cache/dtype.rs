@@ -101,13 +101,9 @@ macro_rules! kv_element {
     };
 }
 
-kv_element!(
-    f16,
-    F16,
-    |value| f32::from(value),
-    |value| f16::from_f32(value),
-    |source, target| source.convert_to_f32_slice(target)
-);
+kv_element!(f16, F16, |value| f32::from(value), |value| f16::from_f32(value), |source, target| {
+    source.convert_to_f32_slice(target)
+});
 kv_element!(
     bf16,
     Bf16,
@@ -156,10 +152,7 @@ pub enum ElementsMut<'a> {
     Device(DeviceElements),
 }
 
-#[expect(
-    clippy::len_without_is_empty,
-    reason = "rows of a batch are never none"
-)]
+#[expect(clippy::len_without_is_empty, reason = "rows of a batch are never none")]
 impl<'a> Elements<'a> {
     /// Where the elements are, if that is a GPU.
     #[cfg(feature = "cuda")]
@@ -262,15 +255,9 @@ mod tests {
         assert_eq!(elements.bytes().unwrap(), [0xc0, 0x3f, 0x00, 0xc0]);
         assert_eq!(elements.typed::<bf16>(), Some(&values[..]));
         assert_eq!(elements.typed::<f16>(), None);
-        bf16::elements_mut(&mut values)
-            .into_typed::<bf16>()
-            .unwrap()[1] = bf16::ZERO;
+        bf16::elements_mut(&mut values).into_typed::<bf16>().unwrap()[1] = bf16::ZERO;
         assert_eq!(values[1], bf16::ZERO);
-        assert!(
-            bf16::elements_mut(&mut values)
-                .into_typed::<f32>()
-                .is_none()
-        );
+        assert!(bf16::elements_mut(&mut values).into_typed::<f32>().is_none());
     }
 
     #[test]

@@ -69,12 +69,7 @@ impl LayerSearch {
                 sources = map.sources().to_vec();
                 shared += 1;
             }
-            trials.push(LayerTrial {
-                layer,
-                source,
-                score,
-                kept,
-            });
+            trials.push(LayerTrial { layer, source, score, kept });
         }
         Ok((LayerMap::new(&sources)?, trials))
     }
@@ -103,11 +98,7 @@ mod tests {
     use super::*;
 
     fn search(order: PairOrder, least: f64) -> LayerSearch {
-        LayerSearch {
-            shared: 2,
-            least,
-            order,
-        }
+        LayerSearch { shared: 2, least, order }
     }
 
     /// Layers at places on a line.
@@ -126,9 +117,7 @@ mod tests {
 
     #[test]
     fn the_nearest_pairs_that_the_score_allows_are_kept() {
-        let (map, trials) = search(PairOrder::Nearest, 0.9)
-            .run(5, distance, score)
-            .unwrap();
+        let (map, trials) = search(PairOrder::Nearest, 0.9).run(5, distance, score).unwrap();
         assert_eq!(map.sources(), [0, 1, 0, 1, 4]);
         assert!(trials.iter().all(|trial| trial.kept) && trials.len() == 2);
     }
@@ -137,9 +126,7 @@ mod tests {
     fn pairs_that_cost_too_much_are_tried_and_left_out() {
         let farthest = search(PairOrder::Farthest, 0.885);
         let (map, trials) = farthest.run(5, distance, score).unwrap();
-        let tried = trials
-            .iter()
-            .map(|trial| (trial.layer, trial.source, trial.kept));
+        let tried = trials.iter().map(|trial| (trial.layer, trial.source, trial.kept));
         let expected = [(3, 0, false), (3, 2, true), (1, 0, false), (2, 1, true)];
         assert_eq!(tried.collect::<Vec<_>>(), expected);
         // 3 follows 2 to layer 1, which is nearer to it.

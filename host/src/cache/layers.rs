@@ -106,10 +106,7 @@ mod tests {
         let map = LayerMap::new(&[0, 0, 1, 3, 2, 3]).unwrap();
         assert_eq!(map.sources(), [0, 0, 0, 3, 0, 3]);
         let planes = (0..6).map(|layer| map.plane(layer));
-        assert_eq!(
-            planes.collect::<Result<Vec<_>, _>>().unwrap(),
-            [0, 0, 0, 1, 0, 1]
-        );
+        assert_eq!(planes.collect::<Result<Vec<_>, _>>().unwrap(), [0, 0, 0, 1, 0, 1]);
         assert_eq!(map.stored(), 2);
         let layer = 6;
         assert_eq!(map.plane(6), Err(ShapeError::Layer { layer, layers: 6 }));
@@ -118,10 +115,7 @@ mod tests {
     #[test]
     fn a_layer_does_not_read_what_a_later_one_will_write() {
         let error = LayerMap::new(&[0, 2, 2]).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "layer 1 reads layer 2; it must be itself or an earlier one"
-        );
+        assert_eq!(error, "layer 1 reads layer 2; it must be itself or an earlier one");
         let error = LayerMap::new(&[]).unwrap_err().to_string();
         assert!(error.starts_with("layers is 0"), "{error}");
     }

@@ -84,13 +84,8 @@ mod tests {
     use super::*;
     use crate::cache::DType;
 
-    const SHAPE: CacheShape = CacheShape {
-        layers: 2,
-        kv_heads: 3,
-        head_dim: 64,
-        dtype: DType::F32,
-        pages: 4,
-    };
+    const SHAPE: CacheShape =
+        CacheShape { layers: 2, kv_heads: 3, head_dim: 64, dtype: DType::F32, pages: 4 };
 
     fn foreign(pages: u32, page_size: u32) -> [Vec<f32>; 2] {
         let elements = (pages * page_size) as usize * SHAPE.row_elements();
@@ -104,11 +99,7 @@ mod tests {
                 let tokens = pages.len() * page_size as usize - usize::from(page_size > 1);
                 // Scattered over all pages, no two the same.
                 let places: Vec<u32> = (0..tokens as u32).map(|i| (i * 37 + 5) % 256).collect();
-                let table = PagedTable {
-                    order,
-                    page_size,
-                    pages,
-                };
+                let table = PagedTable { order, page_size, pages };
                 let [k, v] = foreign(5, page_size);
                 let mut cache = HostPages::new(SHAPE).unwrap();
                 cache.import(1, &places, &table, &k, &v);
@@ -131,11 +122,7 @@ mod tests {
             (PagedOrder::Nhd, (2 * page_size + 7) * heads + 1),
             (PagedOrder::Hnd, (2 * heads + 1) * page_size + 7),
         ] {
-            let table = PagedTable {
-                order,
-                page_size: 16,
-                pages: &[0, 2],
-            };
+            let table = PagedTable { order, page_size: 16, pages: &[0, 2] };
             let [k, v] = foreign(3, 16);
             let mut cache = HostPages::new(SHAPE).unwrap();
             let places: Vec<u32> = (0..24).collect();

@@ -99,10 +99,7 @@ impl PagePool {
         page_bytes: u64,
     ) -> Result<Self, PoolError> {
         match capacity_bytes / page_bytes {
-            0 => Err(PoolError::CapacityBelowPage {
-                capacity_bytes,
-                page_bytes,
-            }),
+            0 => Err(PoolError::CapacityBelowPage { capacity_bytes, page_bytes }),
             pages => Self::with_pages(pages),
         }
     }
@@ -247,16 +244,11 @@ mod tests {
     fn sizes_out_of_range_are_named() {
         let error = |bytes, page| PagePool::with_capacity_bytes(bytes, page).unwrap_err();
         assert_eq!(PagePool::new(0).unwrap_err(), PoolError::Pages { pages: 0 });
-        assert_eq!(
-            error(10, 11).to_string(),
-            "capacity_bytes is 10, but a page takes 11 bytes"
-        );
+        assert_eq!(error(10, 11).to_string(), "capacity_bytes is 10, but a page takes 11 bytes");
         assert_eq!(error(u64::MAX, 1), PoolError::Pages { pages: u64::MAX });
         assert!(PagePool::new(PagePool::MAX_PAGES).is_ok());
         assert_eq!(
-            PagePool::new(PagePool::MAX_PAGES + 1)
-                .unwrap_err()
-                .to_string(),
+            PagePool::new(PagePool::MAX_PAGES + 1).unwrap_err().to_string(),
             "pages is 33554433; it must be between 1 and 33554432"
         );
     }
@@ -279,11 +271,7 @@ mod tests {
         let held = pool.allocate_many(3).unwrap();
         assert_eq!(
             pool.allocate_many(3).unwrap_err(),
-            PoolError::OutOfPages {
-                wanted: 3,
-                free: 2,
-                capacity: 5
-            }
+            PoolError::OutOfPages { wanted: 3, free: 2, capacity: 5 }
         );
         assert_eq!(pool.free(), 2);
         assert_eq!(pool.next_pages(1).len(), 1);

@@ -89,10 +89,7 @@ impl CacheShape {
         let bytes = self.page_bytes().checked_mul(u64::from(self.pages));
         match bytes {
             Some(bytes) if bytes <= isize::MAX as u64 => Ok(()),
-            _ => Err(ShapeError::TooLarge {
-                pages: self.pages,
-                page_bytes: self.page_bytes(),
-            }),
+            _ => Err(ShapeError::TooLarge { pages: self.pages, page_bytes: self.page_bytes() }),
         }
     }
 
@@ -121,9 +118,7 @@ impl CacheShape {
     pub const fn page_bytes(&self) -> u64 {
         let row = self.head_dim as u64 * self.kv_heads as u64;
         let elements = row.saturating_mul(2 * self.layers as u64);
-        elements
-            .saturating_mul(self.dtype.bytes() as u64)
-            .saturating_mul(PAGE_TOKENS as u64)
+        elements.saturating_mul(self.dtype.bytes() as u64).saturating_mul(PAGE_TOKENS as u64)
     }
 
     /// Elements of a layer's plane: all pages and KV heads.
@@ -148,13 +143,8 @@ pub(crate) fn in_range(name: &'static str, value: u64, max: u64) -> Result<(), S
 mod tests {
     use super::*;
 
-    const SHAPE: CacheShape = CacheShape {
-        layers: 32,
-        kv_heads: 8,
-        head_dim: 128,
-        dtype: DType::Bf16,
-        pages: 10,
-    };
+    const SHAPE: CacheShape =
+        CacheShape { layers: 32, kv_heads: 8, head_dim: 128, dtype: DType::Bf16, pages: 10 };
 
     #[test]
     fn a_page_of_llama_3_8b_takes_8_mib() {
@@ -191,12 +181,8 @@ mod tests {
             pages: 1 << 25,
         };
         assert!(matches!(huge.validate(), Err(ShapeError::TooLarge { .. })));
-        let overflowing = CacheShape {
-            layers: u32::MAX,
-            kv_heads: u32::MAX,
-            head_dim: u32::MAX,
-            ..SHAPE
-        };
+        let overflowing =
+            CacheShape { layers: u32::MAX, kv_heads: u32::MAX, head_dim: u32::MAX, ..SHAPE };
         assert_eq!(overflowing.page_bytes(), u64::MAX);
         assert!(overflowing.validate().is_err());
     }

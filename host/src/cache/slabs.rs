@@ -61,10 +61,7 @@ impl Slabs {
 
 impl Class {
     fn used(&self) -> SlabUse {
-        SlabUse {
-            pages: self.held.values().sum(),
-            slabs: self.held.len() as u32,
-        }
+        SlabUse { pages: self.held.values().sum(), slabs: self.held.len() as u32 }
     }
 }
 
@@ -96,10 +93,7 @@ impl PagePool {
         class: SlabClass,
         count: u32,
     ) -> Result<Vec<PageId>, PoolError> {
-        let rest = self
-            .slabs
-            .find(class)
-            .map_or(0, |class| class.free.len() as u64);
+        let rest = self.slabs.find(class).map_or(0, |class| class.free.len() as u64);
         let room = u64::from(self.free_slabs(class.per_slab)) * u64::from(class.per_slab);
         if u64::from(count) > rest + room {
             return Err(PoolError::OutOfSlabs {
@@ -118,12 +112,7 @@ impl PagePool {
                 record.free.extend(pages.rev());
                 continue;
             };
-            *self
-                .slabs
-                .class(class)
-                .held
-                .entry(page / class.per_slab)
-                .or_default() += 1;
+            *self.slabs.class(class).held.entry(page / class.per_slab).or_default() += 1;
             taken.push(page);
         }
         Ok(taken)
@@ -158,17 +147,14 @@ impl PagePool {
 
     fn free_slabs(&self, per_slab: u32) -> u32 {
         let slabs = 0..self.capacity() / SLAB_PAGES;
-        slabs
-            .filter(|&slab| self.is_free_slab(slab, per_slab))
-            .count() as u32
+        slabs.filter(|&slab| self.is_free_slab(slab, per_slab)).count() as u32
     }
 
     /// Takes a slab's native pages; there is a free one.
     fn take_slab(&mut self, per_slab: u32) -> u32 {
         let mut slabs = 0..self.capacity() / SLAB_PAGES;
-        let slab = slabs
-            .find(|&slab| self.is_free_slab(slab, per_slab))
-            .expect("slabs were counted");
+        let slab =
+            slabs.find(|&slab| self.is_free_slab(slab, per_slab)).expect("slabs were counted");
         self.take_run(slab * SLAB_PAGES..(slab + 1) * SLAB_PAGES);
         slab
     }
@@ -178,21 +164,14 @@ impl PagePool {
 mod tests {
     use super::*;
 
-    const CLASS: SlabClass = SlabClass {
-        key: 1,
-        per_slab: 31,
-    };
+    const CLASS: SlabClass = SlabClass { key: 1, per_slab: 31 };
 
     #[test]
     fn a_slab_comes_and_goes_with_its_pages() {
         let mut pool = PagePool::new(40).unwrap();
         let native = pool.allocate().unwrap();
         let small = pool.allocate_in_slabs(CLASS, 31).unwrap();
-        assert_eq!(
-            small,
-            (31..62).collect::<Vec<_>>(),
-            "slab 1, for page 0 is in use"
-        );
+        assert_eq!(small, (31..62).collect::<Vec<_>>(), "slab 1, for page 0 is in use");
         assert_eq!((pool.live(), pool.free(), pool.slab_pages()), (17, 23, 16));
         let error = pool.allocate_in_slabs(CLASS, 1).unwrap_err();
         assert_eq!(
@@ -200,37 +179,22 @@ mod tests {
             "out of pages of a format: 1 wanted, 0 free; 31 of them take 16 native pages in a row that are free"
         );
         let all = pool.allocate_many(23).unwrap();
-        assert!(
-            all.iter().all(|page| !(16..32).contains(page)),
-            "a slab's pages are its own"
-        );
+        assert!(all.iter().all(|page| !(16..32).contains(page)), "a slab's pages are its own");
         pool.debug_assert_invariants();
         for page in small {
             assert_eq!(pool.slab_use(CLASS).slabs, 1);
             pool.release_in_slab(CLASS, page);
             pool.debug_assert_invariants();
         }
-        assert_eq!(
-            (pool.slab_use(CLASS), pool.free()),
-            (SlabUse::default(), 16)
-        );
+        assert_eq!((pool.slab_use(CLASS), pool.free()), (SlabUse::default(), 16));
         pool.release(native);
         assert_eq!(pool.allocate_many(17).unwrap().len(), 17);
     }
 
     #[test]
     fn counters_are_exact_whatever_comes_and_goes() {
-        let classes = [
-            CLASS,
-            SlabClass {
-                key: 2,
-                per_slab: 85,
-            },
-            SlabClass {
-                key: 3,
-                per_slab: 15,
-            },
-        ];
+        let classes =
+            [CLASS, SlabClass { key: 2, per_slab: 85 }, SlabClass { key: 3, per_slab: 15 }];
         let mut pool = PagePool::new(200).unwrap();
         let mut held: [Vec<PageId>; 4] = Default::default();
         let mut state = 1u32;

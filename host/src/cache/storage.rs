@@ -124,9 +124,7 @@ impl<T: KvElement> HostPages<T> {
     #[cfg(test)]
     pub(super) fn read(&self, layer: u32, place: u32, k: &mut [T], v: &mut [T]) {
         let head_dim = self.shape.head_dim as usize;
-        let heads = k
-            .chunks_exact_mut(head_dim)
-            .zip(v.chunks_exact_mut(head_dim));
+        let heads = k.chunks_exact_mut(head_dim).zip(v.chunks_exact_mut(head_dim));
         for (kv_head, (k, v)) in (0..).zip(heads) {
             self.read_head(layer, place, kv_head, k, v);
         }
@@ -201,13 +199,8 @@ mod tests {
     use super::*;
     use crate::cache::DType;
 
-    const SHAPE: CacheShape = CacheShape {
-        layers: 2,
-        kv_heads: 3,
-        head_dim: 64,
-        dtype: DType::F32,
-        pages: 4,
-    };
+    const SHAPE: CacheShape =
+        CacheShape { layers: 2, kv_heads: 3, head_dim: 64, dtype: DType::F32, pages: 4 };
 
     /// K and V that tell the layer, place, head and dim they belong to.
     fn rows(layer: u32, place: u32) -> [Vec<f32>; 2] {

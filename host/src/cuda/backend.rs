@@ -111,9 +111,7 @@ impl CudaBackend {
         }
         let slots = counters.lengths.len().max(counters.tail_pages.len());
         self.cache.reserve_slots(slots)?;
-        self.cache
-            .set_counters(counters.lengths, counters.tail_pages, &self.stream)
-            .map(drop)
+        self.cache.set_counters(counters.lengths, counters.tail_pages, &self.stream).map(drop)
     }
 
     /// Appends rows, rotated or as they are.
@@ -177,11 +175,7 @@ impl CudaBackend {
                 positions.pointer()
             }
         };
-        Ok(Rotary {
-            positions,
-            cos: table.cos.pointer(),
-            sin: table.sin.pointer(),
-        })
+        Ok(Rotary { positions, cos: table.cos.pointer(), sin: table.sin.pointer() })
     }
 
     /// The rotation's table on the device.
@@ -352,10 +346,7 @@ impl Backend for CudaBackend {
         let stream = &self.stream;
         let on_device = self.moves.fill(stream, moves)?;
         // SAFETY: pages were checked above, and the moves' buffer is used on this stream only.
-        unsafe {
-            self.cache
-                .copy(on_device.pointer(), moves.len() as u32, stream.raw())
-        }?;
+        unsafe { self.cache.copy(on_device.pointer(), moves.len() as u32, stream.raw()) }?;
         Ok(())
     }
 
@@ -413,10 +404,7 @@ impl Backend for CudaBackend {
         // SAFETY: the buffers have the lengths that were checked above, the plan's pages and counters
         // were checked when it was loaded; buffers of ours are used on one stream only, and the caller's are kept by
         // their promise.
-        unsafe {
-            self.cache
-                .attend(call.layer, plan, &buffers, &call.params, stream.raw())
-        }?;
+        unsafe { self.cache.attend(call.layer, plan, &buffers, &call.params, stream.raw()) }?;
         self.leave(&rows)?;
         if let Some(bytes) = call.out.into_bytes() {
             self.out.read(bytemuck::cast_slice_mut(bytes), stream)?;

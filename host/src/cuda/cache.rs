@@ -110,11 +110,7 @@ impl CudaCache {
         let slots = self.slots() as usize;
         for (argument, got) in [("lengths", lengths.len()), ("tail_pages", tail_pages.len())] {
             if got > slots {
-                return Err(CudaError::Length {
-                    argument,
-                    got,
-                    expected: slots,
-                });
+                return Err(CudaError::Length { argument, got, expected: slots });
             }
         }
         Ok(self.lengths.set(lengths, stream)? + self.tail_pages.set(tail_pages, stream)?)
@@ -290,8 +286,7 @@ impl CudaCache {
         unsafe {
             self.attend_partial(layer, plan, buffers, params, stream)?;
             let pointers = self.pointers(plan, buffers)?;
-            self.kernels
-                .merge(&plan.images, plan.group_size, &pointers, stream)
+            self.kernels.merge(&plan.images, plan.group_size, &pointers, stream)
         }
     }
 
@@ -311,16 +306,10 @@ impl CudaCache {
         params: &AttentionParams,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let pointers = AttendPointers {
-            pool: self.plane(layer)?,
-            ..self.pointers(plan, buffers)?
-        };
+        let pointers = AttendPointers { pool: self.plane(layer)?, ..self.pointers(plan, buffers)? };
         // SAFETY: the caller vouches for buffers and stream; pool, counters and partials are ours and as
         // large as the plan's capacity says.
-        unsafe {
-            self.kernels
-                .attend(&plan.images, plan.group_size, &pointers, params, stream)
-        }
+        unsafe { self.kernels.attend(&plan.images, plan.group_size, &pointers, params, stream) }
     }
 
     fn pointers(
@@ -351,8 +340,6 @@ impl CudaCache {
     /// Where a layer's pages begin.
     fn plane(&self, layer: u32) -> Result<DevicePtr, CudaError> {
         self.shape.check_layer(layer)?;
-        Ok(self
-            .pool
-            .at(layer as usize * self.shape.plane_elements() as usize))
+        Ok(self.pool.at(layer as usize * self.shape.plane_elements() as usize))
     }
 }

@@ -68,27 +68,17 @@ impl PlanCapacity {
     pub fn holds(&self, needed: &Self) -> Result<(), CudaError> {
         let parts = [
             ("shares", needed.shares as usize, self.shares as usize),
-            (
-                "words a share",
-                needed.stride_words as usize,
-                self.stride_words as usize,
-            ),
+            ("words a share", needed.stride_words as usize, self.stride_words as usize),
             ("mask words", needed.masks, self.masks),
             ("merge rows", needed.merge_rows, self.merge_rows),
             ("merge slots", needed.merge_slots, self.merge_slots),
-            (
-                "partial slots",
-                needed.partial_slots as usize,
-                self.partial_slots as usize,
-            ),
+            ("partial slots", needed.partial_slots as usize, self.partial_slots as usize),
         ];
         match parts.into_iter().find(|(_, needed, room)| needed > room) {
             None => Ok(()),
-            Some((what, needed, capacity)) => Err(CudaError::PlanCapacity {
-                what,
-                needed,
-                capacity,
-            }),
+            Some((what, needed, capacity)) => {
+                Err(CudaError::PlanCapacity { what, needed, capacity })
+            }
         }
     }
 }
@@ -111,11 +101,7 @@ mod tests {
         small.merge_rows -= 1;
         assert_eq!(
             small.holds(&needed),
-            Err(CudaError::PlanCapacity {
-                what: "merge rows",
-                needed: 6,
-                capacity: 5,
-            })
+            Err(CudaError::PlanCapacity { what: "merge rows", needed: 6, capacity: 5 })
         );
         assert_eq!(needed.scaled(2).holds(&needed), Ok(()));
         assert_eq!(small.max(needed), needed);

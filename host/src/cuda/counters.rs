@@ -49,7 +49,6 @@ impl Counters {
 
     pub(super) fn set(&mut self, values: &[u32], stream: &Stream) -> Result<usize, CudaError> {
         overwrite(&mut self.host, 0, values, &mut self.pending);
-        self.device
-            .copy_ranges(&self.host, &mut self.pending, stream)
+        self.device.copy_ranges(&self.host, &mut self.pending, stream)
     }
 }

@@ -35,16 +35,12 @@ impl TryFrom<&Context> for CudaDevice {
         {
             let _current = activate(handle)?;
             // SAFETY: a valid place for one int, and a context is current.
-            check("cuCtxGetDevice", unsafe {
-                sys::cuCtxGetDevice(&mut device)
-            })?;
+            check("cuCtxGetDevice", unsafe { sys::cuCtxGetDevice(&mut device) })?;
         }
         for ordinal in 0..count {
             let mut candidate = 0;
             // SAFETY: a valid place for one int.
-            check("cuDeviceGet", unsafe {
-                sys::cuDeviceGet(&mut candidate, ordinal as i32)
-            })?;
+            check("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut candidate, ordinal as i32) })?;
             if candidate != device {
                 continue;
             }
@@ -52,10 +48,7 @@ impl TryFrom<&Context> for CudaDevice {
             check_context("context", handle, &opened)?;
             return Ok(opened);
         }
-        Err(CudaError::NoSuchDevice {
-            ordinal: device as u32,
-            count,
-        })
+        Err(CudaError::NoSuchDevice { ordinal: device as u32, count })
     }
 }
 
@@ -102,9 +95,7 @@ impl Stream {
         let mut context = std::ptr::null_mut();
         let _current = device.activate()?;
         // SAFETY: a live stream and a valid place for one handle.
-        check("cuStreamGetCtx", unsafe {
-            sys::cuStreamGetCtx(raw.handle(), &mut context)
-        })?;
+        check("cuStreamGetCtx", unsafe { sys::cuStreamGetCtx(raw.handle(), &mut context) })?;
         check_context("stream's context", context, device)?;
         // SAFETY: of this context, as was checked; it lives by the caller's promise.
         Ok(unsafe { Self::borrow_raw(device, raw) })
@@ -152,11 +143,7 @@ impl AttendBuffers {
         ];
         for (argument, got, expected) in lengths {
             if got != expected {
-                return Err(CudaError::Length {
-                    argument,
-                    got,
-                    expected,
-                });
+                return Err(CudaError::Length { argument, got, expected });
             }
         }
         Ok(Self {

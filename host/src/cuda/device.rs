@@ -110,29 +110,19 @@ impl CudaDevice {
         }
         let mut device = 0;
         // SAFETY: `device` is a valid place for one int.
-        check("cuDeviceGet", unsafe {
-            sys::cuDeviceGet(&mut device, ordinal as i32)
-        })?;
+        check("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut device, ordinal as i32) })?;
         let properties = Properties::of(device)?;
         let name = || properties.name.clone();
         let (major, minor) = properties.capability;
         if major < 8 {
-            return Err(CudaError::TooOld {
-                name: name(),
-                major,
-                minor,
-            });
+            return Err(CudaError::TooOld { name: name(), major, minor });
         }
         let needed = match properties.capability {
             (9, 0) => sys::OLDEST_CUDA_FOR_HOPPER,
             _ => sys::OLDEST_CUDA,
         };
         if properties.driver < needed {
-            return Err(CudaError::DriverTooOld {
-                name: name(),
-                found: properties.driver,
-                needed,
-            });
+            return Err(CudaError::DriverTooOld { name: name(), found: properties.driver, needed });
         }
         Ok(Self {
             inner: Arc::new(Inner {
@@ -150,9 +140,7 @@ impl CudaDevice {
     /// # Errors
     /// [`CudaError::NoDevice`] without a driver, [`CudaError::Driver`].
     pub(crate) fn count() -> Result<u32, CudaError> {
-        sys::open().map_err(|reason| CudaError::NoDevice {
-            reason: reason.to_owned(),
-        })?;
+        sys::open().map_err(|reason| CudaError::NoDevice { reason: reason.to_owned() })?;
         // SAFETY: may be called at any time, by any thread, again and again.
         let code = unsafe { sys::cuInit(0) };
         if code != sys::SUCCESS {
@@ -162,9 +150,7 @@ impl CudaDevice {
         }
         let mut count = 0;
         // SAFETY: `count` is a valid place for one int.
-        check("cuDeviceGetCount", unsafe {
-            sys::cuDeviceGetCount(&mut count)
-        })?;
+        check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&mut count) })?;
         Ok(u32::try_from(count).unwrap_or(0))
     }
 
@@ -212,9 +198,7 @@ impl CudaDevice {
         let _current = self.activate()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: both are valid places for a size_t, and a context is current.
-        check("cuMemGetInfo", unsafe {
-            sys::cuMemGetInfo_v2(&mut free, &mut total)
-        })?;
+        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
         Ok((free, total))
     }
 
@@ -253,9 +237,7 @@ pub(super) fn activate(context: sys::Handle) -> Result<Active, CudaError> {
         return Ok(Active { restore: None });
     }
     set_current(context)?;
-    Ok(Active {
-        restore: Some(before),
-    })
+    Ok(Active { restore: Some(before) })
 }
 
 /// While it lives the device's context is current; then the thread's former one is again.
@@ -306,14 +288,10 @@ impl Properties {
         let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
         let mut total_memory = 0;
         // SAFETY: a valid place for one size_t.
-        check("cuDeviceTotalMem", unsafe {
-            sys::cuDeviceTotalMem_v2(&mut total_memory, device)
-        })?;
+        check("cuDeviceTotalMem", unsafe { sys::cuDeviceTotalMem_v2(&mut total_memory, device) })?;
         let mut driver = 0;
         // SAFETY: a valid place for one int.
-        check("cuDriverGetVersion", unsafe {
-            sys::cuDriverGetVersion(&mut driver)
-        })?;
+        check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut driver) })?;
         let attribute = |attribute| {
             let mut value = 0;
             // SAFETY: a valid place for one int; the device is one of the driver's.

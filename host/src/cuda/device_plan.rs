@@ -31,11 +31,7 @@ struct Heads {
 
 impl Heads {
     fn of(device: &CudaDevice, shape: &CacheShape) -> Self {
-        Self {
-            device: device.ordinal(),
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
-        }
+        Self { device: device.ordinal(), kv_heads: shape.kv_heads, head_dim: shape.head_dim }
     }
 }
 
@@ -79,10 +75,7 @@ impl CudaPlan {
     /// [`CudaError::Driver`]: then nothing can be computed until an update succeeds.
     pub fn update(&mut self, plan: &Plan, stream: &Stream) -> Result<usize, CudaError> {
         if plan.group_size() != self.group_size {
-            return Err(CudaError::GroupSize {
-                got: plan.group_size(),
-                expected: self.group_size,
-            });
+            return Err(CudaError::GroupSize { got: plan.group_size(), expected: self.group_size });
         }
         if self.content == Content::Plan(plan.number()) {
             return Ok(0);
@@ -96,10 +89,7 @@ impl CudaPlan {
         }
         let rows = most_item_rows(plan);
         if rows > self.max_rows {
-            return Err(CudaError::ItemRows {
-                got: rows,
-                max: self.max_rows,
-            });
+            return Err(CudaError::ItemRows { got: rows, max: self.max_rows });
         }
         self.content = Content::Mixed;
         let bytes = self.images.update(plan, stream)?;
@@ -148,17 +138,10 @@ impl CudaPlan {
         let cache = Heads::of(device, shape);
         if cache != self.heads {
             let words = |heads: Heads| {
-                let Heads {
-                    device,
-                    kv_heads,
-                    head_dim,
-                } = heads;
+                let Heads { device, kv_heads, head_dim } = heads;
                 format!("{kv_heads} KV heads of {head_dim} on device {device}")
             };
-            return Err(CudaError::PlanShape {
-                reserved: words(self.heads),
-                cache: words(cache),
-            });
+            return Err(CudaError::PlanShape { reserved: words(self.heads), cache: words(cache) });
         }
         if self.content == Content::Mixed {
             return Err(CudaError::PlanMixed);

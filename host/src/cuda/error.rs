@@ -243,11 +243,7 @@ pub(super) fn check(call: &'static str, code: i32) -> Result<(), CudaError> {
     if code == sys::SUCCESS {
         return Ok(());
     }
-    Err(CudaError::Driver {
-        call,
-        code,
-        reason: reason(code),
-    })
+    Err(CudaError::Driver { call, code, reason: reason(code) })
 }
 
 /// Major and minor of a CUDA version as the driver counts it.
@@ -276,9 +272,7 @@ mod tests {
 
     #[test]
     fn who_has_no_driver_is_told_which_one_is_needed() {
-        let error = CudaError::NoDevice {
-            reason: "libcuda.so.1 could not be opened".into(),
-        };
+        let error = CudaError::NoDevice { reason: "libcuda.so.1 could not be opened".into() };
         assert_eq!(
             error.to_string(),
             "no CUDA device: libcuda.so.1 could not be opened; a visible GPU is needed, and an NVIDIA driver for \

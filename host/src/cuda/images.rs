@@ -22,10 +22,7 @@ impl Image {
     pub(super) fn new(label: String, text: Cow<'static, str>) -> Result<Self, CudaError> {
         match Index::parse(&text) {
             Ok(index) => Ok(Self { label, text, index }),
-            Err(problem) => Err(CudaError::Image {
-                image: label,
-                problem,
-            }),
+            Err(problem) => Err(CudaError::Image { image: label, problem }),
         }
     }
 
@@ -43,20 +40,11 @@ impl Image {
     }
 
     pub(super) fn entry(&self, name: &str) -> Result<&Entry, CudaError> {
-        self.index
-            .entries
-            .get(name)
-            .ok_or_else(|| CudaError::NoSuchEntry {
-                entry: name.to_owned(),
-                image: self.label.clone(),
-                known: self
-                    .index
-                    .entries
-                    .keys()
-                    .cloned()
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            })
+        self.index.entries.get(name).ok_or_else(|| CudaError::NoSuchEntry {
+            entry: name.to_owned(),
+            image: self.label.clone(),
+            known: self.index.entries.keys().cloned().collect::<Vec<_>>().join(", "),
+        })
     }
 }
 
@@ -89,10 +77,7 @@ fn known(arch: Arch) -> String {
 }
 
 fn check_hash(label: &str, text: &str, expected: &str) -> Result<(), CudaError> {
-    let found: String = Sha256::digest(text)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let found: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
     if found == expected {
         return Ok(());
     }

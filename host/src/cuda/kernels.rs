@@ -66,10 +66,8 @@ impl AttentionKernels {
         stream: RawStream,
     ) -> Result<(), CudaError> {
         let (at, capacity) = (pointers, plan.capacity());
-        let launch = Launch {
-            grid: [capacity.shares, self.kv_heads, 1],
-            overlaps_predecessor: false,
-        };
+        let launch =
+            Launch { grid: [capacity.shares, self.kv_heads, 1], overlaps_predecessor: false };
         let arguments = ptx::Attend {
             q: at.q.0,
             pool: at.pool.0,

@@ -172,10 +172,7 @@ impl Kernel {
 
 /// Where the driver finds each argument. It reads as many bytes as the kernel declares, so eight hold any of them.
 fn pointers(bits: &[u64]) -> [*mut c_void; MAX_ARGUMENTS] {
-    assert!(
-        bits.len() <= MAX_ARGUMENTS,
-        "a kernel takes at most {MAX_ARGUMENTS} arguments"
-    );
+    assert!(bits.len() <= MAX_ARGUMENTS, "a kernel takes at most {MAX_ARGUMENTS} arguments");
     let place = |bits: &u64| std::ptr::from_ref(bits).cast_mut().cast();
     std::array::from_fn(|index| bits.get(index).map_or(std::ptr::null_mut(), place))
 }
@@ -188,11 +185,7 @@ mod tests {
 
     #[test]
     fn the_driver_finds_every_argument_where_its_pointer_points() {
-        let record = ptx::Advance {
-            targets: 0x7f00_dead_beef,
-            count: u32::MAX,
-            lengths: 2,
-        };
+        let record = ptx::Advance { targets: 0x7f00_dead_beef, count: u32::MAX, lengths: 2 };
         let bits = record.bits();
         let pointers = pointers(bits.as_ref());
         // SAFETY: each pointer points to the eight bytes of its argument, which `bits` keeps alive.

@@ -41,21 +41,11 @@ impl<T: Pod> DeviceBuffer<T> {
             let code = unsafe { sys::cuMemAlloc_v2(&mut pointer, bytes) };
             if code == sys::ERROR_OUT_OF_MEMORY {
                 let (free, total) = device.memory_info()?;
-                return Err(CudaError::OutOfMemory {
-                    what,
-                    bytes,
-                    free,
-                    total,
-                });
+                return Err(CudaError::OutOfMemory { what, bytes, free, total });
             }
             check("cuMemAlloc", code)?;
         }
-        Ok(Self {
-            device: device.clone(),
-            pointer: DevicePtr(pointer),
-            len,
-            marker: PhantomData,
-        })
+        Ok(Self { device: device.clone(), pointer: DevicePtr(pointer), len, marker: PhantomData })
     }
 
     /// A copy of `data` on the device. Waits for the copy.
@@ -141,8 +131,7 @@ impl<T: Pod> DeviceBuffer<T> {
     /// [`CudaError::Length`] if it does not fit, [`CudaError::Driver`].
     pub fn upload(&self, first: usize, data: &[T], stream: &Stream) -> Result<(), CudaError> {
         self.check_range("data", first, data.len())?;
-        self.upload_parts(std::iter::once((first, data)), stream)
-            .map(drop)
+        self.upload_parts(std::iter::once((first, data)), stream).map(drop)
     }
 
     /// As [`DeviceBuffer::upload`], for the parts `ranges` of `image`, which is as long as the buffer; returns
@@ -155,9 +144,7 @@ impl<T: Pod> DeviceBuffer<T> {
     ) -> Result<usize, CudaError> {
         debug_assert_eq!(image.len(), self.len);
         join_ranges(ranges, COPY_GAP_BYTES / size_of::<T>());
-        let parts = ranges
-            .iter()
-            .map(|range| (range.start, &image[range.clone()]));
+        let parts = ranges.iter().map(|range| (range.start, &image[range.clone()]));
         let bytes = self.upload_parts(parts, stream)?;
         ranges.clear();
         Ok(bytes)

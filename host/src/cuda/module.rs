@@ -179,14 +179,10 @@ impl CudaDevice {
 
     fn load(&self, image: &Image, name: &str, arch: Arch) -> Result<Loaded, CudaError> {
         let entry = image.entry(name)?;
-        let wrong = |problem: String| CudaError::Image {
-            image: image.label.clone(),
-            problem,
-        };
+        let wrong = |problem: String| CudaError::Image { image: image.label.clone(), problem };
         check_target(&image.index.target, self.capability()).map_err(wrong)?;
-        let threads = entry
-            .threads
-            .ok_or_else(|| wrong(format!("entry {name} states no .maxntid")))?;
+        let threads =
+            entry.threads.ok_or_else(|| wrong(format!("entry {name} states no .maxntid")))?;
         let shared_bytes = images::shared_bytes(name, entry, arch);
         if shared_bytes > self.shared_per_block() {
             return Err(wrong(format!(
@@ -232,9 +228,7 @@ fn check_target(target: &str, (major, minor): (i32, i32)) -> Result<(), String> 
     if runs {
         return Ok(());
     }
-    Err(format!(
-        "it is PTX for sm_{target}, the device is sm_{device}"
-    ))
+    Err(format!("it is PTX for sm_{target}, the device is sm_{device}"))
 }
 
 /// Has the driver compile `text`; the error is its code and log.
@@ -257,16 +251,9 @@ fn compile(text: &CString) -> Result<sys::Handle, (i32, String)> {
     if code == sys::SUCCESS {
         return Ok(module);
     }
-    let end = errors
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(LOG_BYTES);
+    let end = errors.iter().position(|&byte| byte == 0).unwrap_or(LOG_BYTES);
     let log = String::from_utf8_lossy(&errors[..end]).trim().to_owned();
-    let log = if log.is_empty() {
-        "the driver left no log".to_owned()
-    } else {
-        log
-    };
+    let log = if log.is_empty() { "the driver left no log".to_owned() } else { log };
     Err((code, log))
 }
 

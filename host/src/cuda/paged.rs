@@ -52,10 +52,8 @@ impl PagedKernels {
         let (dim, dtype) = (shape.head_dim, shape.dtype);
         Ok(Self {
             shape: *shape,
-            import: device.kernel(
-                &format!("import_pages_{dtype}_d{dim}"),
-                ptx::ImportPages::BYTES,
-            )?,
+            import: device
+                .kernel(&format!("import_pages_{dtype}_d{dim}"), ptx::ImportPages::BYTES)?,
             export: device.kernel(&format!("export_pages_d{dim}"), ptx::ExportPages::BYTES)?,
         })
     }
@@ -187,13 +185,7 @@ mod tests {
     use crate::cache::DType;
 
     fn shape(head_dim: u32) -> CacheShape {
-        CacheShape {
-            layers: 1,
-            kv_heads: 3,
-            head_dim,
-            dtype: DType::Bf16,
-            pages: 1,
-        }
+        CacheShape { layers: 1, kv_heads: 3, head_dim, dtype: DType::Bf16, pages: 1 }
     }
 
     #[test]

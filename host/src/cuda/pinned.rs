@@ -105,9 +105,7 @@ impl Staging {
         if pieces.len() >= PIECES {
             let oldest = &pieces[0];
             // SAFETY: a live event.
-            check("cuEventSynchronize", unsafe {
-                sys::cuEventSynchronize(oldest.event)
-            })?;
+            check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(oldest.event) })?;
             let mut oldest = pieces.remove(0);
             if oldest.bytes >= bytes {
                 oldest.used = 0;
@@ -142,12 +140,7 @@ impl Piece {
             // SAFETY: the memory just allocated, which nobody knows yet.
             unsafe { sys::cuMemFreeHost(memory.as_ptr()) };
         })?;
-        Ok(Self {
-            memory,
-            bytes,
-            used: 0,
-            event,
-        })
+        Ok(Self { memory, bytes, used: 0, event })
     }
 
     /// A copy of `data` in the piece.

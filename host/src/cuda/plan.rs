@@ -24,10 +24,7 @@ struct PlanImage {
 impl PlanImage {
     /// The image of no plan.
     fn empty(capacity: &PlanCapacity) -> Self {
-        let no_row = MergeRow {
-            query: NONE,
-            ..MergeRow::default()
-        };
+        let no_row = MergeRow { query: NONE, ..MergeRow::default() };
         Self {
             words: vec![0; capacity.shares as usize * capacity.stride_words as usize],
             masks: vec![0; capacity.masks],
@@ -76,10 +73,7 @@ impl PlanImage {
         overwrite(&mut self.merge_slots, 0, slots, &mut changes.merge_slots);
         let rows = plan.merge_rows();
         overwrite(&mut self.merge_rows, 0, rows, &mut changes.merge_rows);
-        let no_row = MergeRow {
-            query: NONE,
-            ..MergeRow::default()
-        };
+        let no_row = MergeRow { query: NONE, ..MergeRow::default() };
         let rest = vec![no_row; capacity.merge_rows - rows.len()];
         let used = rows.len();
         overwrite(&mut self.merge_rows, used, &rest, &mut changes.merge_rows);
@@ -157,26 +151,18 @@ impl PlanImages {
         dirty: &[Range<u32>],
         stream: &Stream,
     ) -> Result<usize, CudaError> {
-        self.image
-            .patch(&self.capacity, plan, dirty, &mut self.pending);
+        self.image.patch(&self.capacity, plan, dirty, &mut self.pending);
         self.copy(stream)
     }
 
     fn copy(&mut self, stream: &Stream) -> Result<usize, CudaError> {
         let (image, pending) = (&self.image, &mut self.pending);
         let mut bytes = 0;
-        bytes += self
-            .words
-            .copy_ranges(&image.words, &mut pending.words, stream)?;
-        bytes += self
-            .masks
-            .copy_ranges(&image.masks, &mut pending.masks, stream)?;
-        bytes += self
-            .merge_rows
-            .copy_ranges(&image.merge_rows, &mut pending.merge_rows, stream)?;
+        bytes += self.words.copy_ranges(&image.words, &mut pending.words, stream)?;
+        bytes += self.masks.copy_ranges(&image.masks, &mut pending.masks, stream)?;
+        bytes += self.merge_rows.copy_ranges(&image.merge_rows, &mut pending.merge_rows, stream)?;
         bytes +=
-            self.merge_slots
-                .copy_ranges(&image.merge_slots, &mut pending.merge_slots, stream)?;
+            self.merge_slots.copy_ranges(&image.merge_slots, &mut pending.merge_slots, stream)?;
         Ok(bytes)
     }
 
@@ -233,17 +219,10 @@ mod tests {
         for share in 0..5 {
             let from = &plan.words()[(share * plan.stride()) as usize..];
             let words = from[2] as usize;
-            assert_eq!(
-                &image.words[share as usize * stride..][..words],
-                &from[..words]
-            );
+            assert_eq!(&image.words[share as usize * stride..][..words], &from[..words]);
         }
         for share in 5..7 {
-            assert_eq!(
-                image.words[share * stride],
-                0,
-                "an unused share has no items"
-            );
+            assert_eq!(image.words[share * stride], 0, "an unused share has no items");
         }
         let rows = plan.merge_rows().len();
         assert!(rows > 0);

@@ -42,13 +42,7 @@ impl Index {
         for line in text.split_inclusive('\n') {
             let code = code_of(line);
             if let Some(rest) = code.trim_start().strip_prefix(".target sm_") {
-                target = Some(
-                    rest.split([',', ' '])
-                        .next()
-                        .unwrap_or("")
-                        .trim()
-                        .to_owned(),
-                );
+                target = Some(rest.split([',', ' ']).next().unwrap_or("").trim().to_owned());
             }
             if open.is_none()
                 && let Some(rest) = code.trim_start().strip_prefix(ENTRY)
@@ -77,10 +71,7 @@ impl Index {
         if let Some((name, _)) = open {
             return Err(format!("entry {name} does not end"));
         }
-        Ok(Self {
-            entries,
-            target: target.ok_or("no `.target sm_…` line")?,
-        })
+        Ok(Self { entries, target: target.ok_or("no `.target sm_…` line")? })
     }
 
     /// `text` without all entries but `keep`.
@@ -145,9 +136,7 @@ fn parameters(header: &str) -> Result<Vec<u32>, String> {
 }
 
 fn threads(header: &str) -> Result<Option<u32>, String> {
-    let Some((_, rest)) = header
-        .split_once(".reqntid")
-        .or_else(|| header.split_once(".maxntid"))
+    let Some((_, rest)) = header.split_once(".reqntid").or_else(|| header.split_once(".maxntid"))
     else {
         return Ok(None);
     };
@@ -167,9 +156,7 @@ fn shared_bytes(header: &str) -> Result<Option<u32>, String> {
         return Ok(None);
     };
     let number = rest.lines().next().unwrap_or("").trim();
-    let bytes = number
-        .parse()
-        .map_err(|e| format!("its shared memory `{number}`: {e}"))?;
+    let bytes = number.parse().map_err(|e| format!("its shared memory `{number}`: {e}"))?;
     Ok(Some(bytes))
 }
 
@@ -232,10 +219,7 @@ mod tests {
             assert!(!alone.contains(&format!(".entry {drop}(")));
             assert!(alone.contains("dyn_smem[]") && alone.contains(".target sm_90a"));
             let again = Index::parse(&alone).unwrap();
-            assert_eq!(
-                again.entries[keep].parameters,
-                index.entries[keep].parameters
-            );
+            assert_eq!(again.entries[keep].parameters, index.entries[keep].parameters);
         }
     }
 

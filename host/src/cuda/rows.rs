@@ -44,15 +44,7 @@ impl<T: KvElement> DeviceRows<T> {
     /// `stream`.
     pub const unsafe fn new(pointer: DevicePtr, len: usize, stream: RawStream) -> Self {
         let dtype = T::DTYPE;
-        Self {
-            elements: DeviceElements {
-                dtype,
-                pointer,
-                len,
-                stream,
-            },
-            of: PhantomData,
-        }
+        Self { elements: DeviceElements { dtype, pointer, len, stream }, of: PhantomData }
     }
 
     pub(crate) const fn erased(self) -> DeviceElements {

@@ -29,20 +29,12 @@ impl Stream {
         check("cuStreamCreate", unsafe {
             sys::cuStreamCreate(&mut handle, sys::STREAM_NON_BLOCKING)
         })?;
-        Ok(Self {
-            device: device.clone(),
-            raw: RawStream(handle as usize),
-            owned: true,
-        })
+        Ok(Self { device: device.clone(), raw: RawStream(handle as usize), owned: true })
     }
 
     /// The legacy default stream of the device's primary context.
     pub fn legacy(device: &CudaDevice) -> Self {
-        Self {
-            device: device.clone(),
-            raw: RawStream(0),
-            owned: false,
-        }
+        Self { device: device.clone(), raw: RawStream(0), owned: false }
     }
 
     /// A stream that somebody else owns.
@@ -51,11 +43,7 @@ impl Stream {
     /// `raw` is a default stream (0, 1, 2) or a live stream of the device's primary context, and stays
     /// one as long as the value returned.
     pub unsafe fn borrow_raw(device: &CudaDevice, raw: RawStream) -> Self {
-        Self {
-            device: device.clone(),
-            raw,
-            owned: false,
-        }
+        Self { device: device.clone(), raw, owned: false }
     }
 
     /// The handle, for calls that take a raw stream.
@@ -80,9 +68,7 @@ impl Stream {
     /// [`Stream::synchronize`] for who has made the context current, and must not go on without having waited.
     pub(super) fn finish(&self) -> Result<(), CudaError> {
         // SAFETY: a live stream of this context (by construction).
-        check("cuStreamSynchronize", unsafe {
-            sys::cuStreamSynchronize(self.raw.handle())
-        })
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.raw.handle()) })
     }
 
     /// Whether all work enqueued so far is done.
@@ -129,10 +115,7 @@ impl Stream {
         check("cuGraphInstantiate", unsafe {
             sys::cuGraphInstantiateWithFlags(&mut executable, recorded.0, 0)
         })?;
-        Ok(Graph {
-            device: self.device.clone(),
-            executable,
-        })
+        Ok(Graph { device: self.device.clone(), executable })
     }
 }
 
@@ -215,9 +198,7 @@ impl Graph {
     pub unsafe fn launch(&mut self, stream: &Stream) -> Result<(), CudaError> {
         let _current = self.device.activate()?;
         // SAFETY: a live executable graph and a live stream of one context.
-        check("cuGraphLaunch", unsafe {
-            sys::cuGraphLaunch(self.executable, stream.raw.handle())
-        })
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.executable, stream.raw.handle()) })
     }
 }
 
@@ -248,13 +229,8 @@ impl Event {
         let _current = device.activate()?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: `handle` is a valid place for one handle; our context is current.
-        check("cuEventCreate", unsafe {
-            sys::cuEventCreate(&mut handle, sys::EVENT_DEFAULT)
-        })?;
-        Ok(Self {
-            device: device.clone(),
-            handle,
-        })
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut handle, sys::EVENT_DEFAULT) })?;
+        Ok(Self { device: device.clone(), handle })
     }
 
     /// Takes the time once `stream` comes to here.
@@ -264,9 +240,7 @@ impl Event {
     pub fn record(&self, stream: &Stream) -> Result<(), CudaError> {
         let _current = self.device.activate()?;
         // SAFETY: a live event and a live stream of one context.
-        check("cuEventRecord", unsafe {
-            sys::cuEventRecord(self.handle, stream.raw.handle())
-        })
+        check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.raw.handle()) })
     }
 
     /// Waits for the event, and gives the microseconds since `start`.
@@ -276,9 +250,7 @@ impl Event {
     pub fn microseconds_since(&self, start: &Self) -> Result<f64, CudaError> {
         let _current = self.device.activate()?;
         // SAFETY: a live event.
-        check("cuEventSynchronize", unsafe {
-            sys::cuEventSynchronize(self.handle)
-        })?;
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.handle) })?;
         let mut milliseconds = 0.0;
         // SAFETY: a valid place for one float, and two live events.
         check("cuEventElapsedTime", unsafe {

@@ -61,10 +61,8 @@ impl WriterKernels {
             shape: *shape,
             advance: device.kernel("advance_counters", ptx::Advance::BYTES)?,
             append: device.kernel(&format!("append_{dtype}_d{dim}"), ptx::Append::BYTES)?,
-            append_rope: device.kernel(
-                &format!("append_rope_{dtype}_d{dim}"),
-                ptx::AppendRope::BYTES,
-            )?,
+            append_rope: device
+                .kernel(&format!("append_rope_{dtype}_d{dim}"), ptx::AppendRope::BYTES)?,
             copy: device.kernel(&format!("copy_d{dim}"), ptx::Copy::BYTES)?,
         })
     }
@@ -78,17 +76,10 @@ impl WriterKernels {
         at: &CachePointers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let arguments = ptx::Advance {
-            targets: targets.0,
-            count,
-            lengths: at.lengths.0,
-        };
+        let arguments = ptx::Advance { targets: targets.0, count, lengths: at.lengths.0 };
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the
         // caller's promise.
-        unsafe {
-            self.advance
-                .launch_threads(u64::from(count), arguments, stream)
-        }
+        unsafe { self.advance.launch_threads(u64::from(count), arguments, stream) }
     }
 
     /// # Safety

@@ -37,11 +37,7 @@ pub fn e4m3_to_f32(code: u8) -> f32 {
         (0, _) => mantissa * 2f32.powi(-9),
         _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
     };
-    if code & 0x80 == 0 {
-        magnitude
-    } else {
-        -magnitude
-    }
+    if code & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
 /// The code nearest to a number, ties to even mantissas; beyond 448 the code of 448. `0x7f` for NaN.
@@ -87,9 +83,7 @@ impl Half for Fp8Scale {
         let mut scales = vec![0.0f32; self.scales()];
         for (row, values) in values.chunks_exact(SIDE).enumerate() {
             let scale = &mut scales[self.of_row(row, chunks)];
-            *scale = values
-                .iter()
-                .fold(*scale, |most, value| most.max(value.abs()));
+            *scale = values.iter().fold(*scale, |most, value| most.max(value.abs()));
         }
         for scale in &mut scales {
             // A quotient by a number that is not normal would be of few bits.
@@ -111,10 +105,7 @@ impl Half for Fp8Scale {
     fn decode(&self, shape: PageShape, bytes: &[u8], values: &mut [f32]) {
         let chunks = shape.head_dim as usize / SIDE;
         let (codes, params) = bytes.split_at(shape.half_elements());
-        let scales: Vec<f32> = params
-            .chunks_exact(4)
-            .map(bytemuck::pod_read_unaligned)
-            .collect();
+        let scales: Vec<f32> = params.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
         let rows = values.chunks_exact_mut(SIDE).zip(codes.chunks_exact(SIDE));
         for (row, (values, codes)) in rows.enumerate() {
             let scale = scales[self.of_row(row, chunks)];

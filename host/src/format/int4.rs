@@ -67,9 +67,7 @@ impl Half for TokenGroups {
         let (scales, zeros) = affine.split_at(groups);
         let chunks = shape.head_dim as usize / SIDE;
         let row_bytes = self.bits as usize;
-        let rows = values
-            .chunks_exact_mut(SIDE)
-            .zip(codes.chunks_exact(row_bytes));
+        let rows = values.chunks_exact_mut(SIDE).zip(codes.chunks_exact(row_bytes));
         for (row, (values, codes)) in rows.enumerate() {
             let (core, token) = (row / SIDE, row % SIDE);
             let token = core / chunks * SIDE + token;

@@ -25,11 +25,7 @@ pub(super) struct ChannelGroups {
 pub(super) fn check(bits: u32, group: u32, head_dim: u32) -> Result<(), FormatError> {
     let refuse = |name, value, expected: &str| {
         let expected = expected.to_owned();
-        Err(FormatError::OutOfRange {
-            name,
-            value,
-            expected,
-        })
+        Err(FormatError::OutOfRange { name, value, expected })
     };
     match (bits, group) {
         (2 | 4, 32) => int4::check(group, head_dim),
@@ -73,9 +69,7 @@ impl Half for ChannelGroups {
         let head_dim = shape.head_dim as usize;
         let chunks = head_dim / SIDE;
         let row_bytes = self.bits as usize;
-        let rows = values
-            .chunks_exact_mut(SIDE)
-            .zip(codes.chunks_exact(row_bytes));
+        let rows = values.chunks_exact_mut(SIDE).zip(codes.chunks_exact(row_bytes));
         for (row, (values, codes)) in rows.enumerate() {
             let core = row / SIDE;
             let token_group = core / chunks * SIDE / self.group as usize;

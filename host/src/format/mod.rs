@@ -181,10 +181,9 @@ impl KvFormat {
                 let half = int4::TokenGroups { bits: 4, group };
                 run(&half, &half)
             }
-            Self::Kivi { bits, group } => run(
-                &kivi::ChannelGroups { bits, group },
-                &int4::TokenGroups { bits, group },
-            ),
+            Self::Kivi { bits, group } => {
+                run(&kivi::ChannelGroups { bits, group }, &int4::TokenGroups { bits, group })
+            }
             Self::Thin { keep, keys } => match keys.groups() {
                 None => run(&thin::Thin { keep, kept: Raw }, &Raw),
                 Some((bits, group)) => {
@@ -201,12 +200,8 @@ impl KvFormat {
     pub const fn code(self) -> u32 {
         match self {
             Self::Native => 0,
-            Self::Fp8 {
-                scale: Fp8Scale::Head,
-            } => 1,
-            Self::Fp8 {
-                scale: Fp8Scale::TokenHead,
-            } => 2,
+            Self::Fp8 { scale: Fp8Scale::Head } => 1,
+            Self::Fp8 { scale: Fp8Scale::TokenHead } => 2,
             Self::Int4 { group } => 3 | group << 8,
             Self::Kivi { bits, group } => 4 | bits << 4 | group << 8,
             Self::Thin { keep, keys } => 5 | keys.bits() << 4 | keep << 20,
@@ -218,12 +213,8 @@ impl KvFormat {
         let (bits, group, keep) = (code >> 4 & 0xf, code >> 8 & 0xfff, code >> 20);
         let format = match code & 0xf {
             0 => Self::Native,
-            1 => Self::Fp8 {
-                scale: Fp8Scale::Head,
-            },
-            2 => Self::Fp8 {
-                scale: Fp8Scale::TokenHead,
-            },
+            1 => Self::Fp8 { scale: Fp8Scale::Head },
+            2 => Self::Fp8 { scale: Fp8Scale::TokenHead },
             3 => Self::Int4 { group },
             4 => Self::Kivi { bits, group },
             5 => match ThinKeys::from_bits(bits) {
@@ -232,11 +223,7 @@ impl KvFormat {
             },
             _ => return None,
         };
-        if format.code() == code {
-            Some(format)
-        } else {
-            None
-        }
+        if format.code() == code { Some(format) } else { None }
     }
 }
 
@@ -244,12 +231,8 @@ impl std::fmt::Display for KvFormat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Native => f.write_str("native"),
-            Self::Fp8 {
-                scale: Fp8Scale::Head,
-            } => f.write_str("fp8"),
-            Self::Fp8 {
-                scale: Fp8Scale::TokenHead,
-            } => f.write_str("fp8-token"),
+            Self::Fp8 { scale: Fp8Scale::Head } => f.write_str("fp8"),
+            Self::Fp8 { scale: Fp8Scale::TokenHead } => f.write_str("fp8-token"),
             Self::Int4 { group } => write!(f, "int4-g{group}"),
             Self::Kivi { bits, group: 32 } => write!(f, "kivi{bits}"),
             Self::Kivi { bits, group } => write!(f, "kivi{bits}-g{group}"),
@@ -271,28 +254,19 @@ impl std::str::FromStr for KvFormat {
         };
         let format = match (base, base.strip_prefix("int4-g")) {
             ("native", _) => Self::Native,
-            ("fp8", _) => Self::Fp8 {
-                scale: Fp8Scale::Head,
-            },
-            ("fp8-token", _) => Self::Fp8 {
-                scale: Fp8Scale::TokenHead,
-            },
+            ("fp8", _) => Self::Fp8 { scale: Fp8Scale::Head },
+            ("fp8-token", _) => Self::Fp8 { scale: Fp8Scale::TokenHead },
             ("kivi4", _) => Self::Kivi { bits: 4, group: 32 },
             ("kivi2", _) => Self::Kivi { bits: 2, group: 32 },
-            (_, Some(group)) => Self::Int4 {
-                group: group.parse().map_err(|_| unknown())?,
-            },
+            (_, Some(group)) => Self::Int4 { group: group.parse().map_err(|_| unknown())? },
             _ => return Err(unknown()),
         };
         match (keep, format) {
             (None, format) => Ok(format),
-            (Some(keep), Self::Native) => Ok(Self::Thin {
-                keep,
-                keys: ThinKeys::Native,
-            }),
-            (Some(keep), Self::Kivi { bits, .. }) => ThinKeys::from_bits(bits)
-                .map(|keys| Self::Thin { keep, keys })
-                .ok_or_else(unknown),
+            (Some(keep), Self::Native) => Ok(Self::Thin { keep, keys: ThinKeys::Native }),
+            (Some(keep), Self::Kivi { bits, .. }) => {
+                ThinKeys::from_bits(bits).map(|keys| Self::Thin { keep, keys }).ok_or_else(unknown)
+            }
             _ => Err(unknown()),
         }
     }

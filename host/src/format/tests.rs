@@ -12,10 +12,7 @@ fn formats(head_dim: u32) -> Vec<KvFormat> {
     formats.push(KvFormat::Native);
     formats.push(KvFormat::Int4 { group: head_dim });
     for keys in [ThinKeys::Native, ThinKeys::Kivi4] {
-        formats.push(KvFormat::Thin {
-            keep: head_dim,
-            keys,
-        });
+        formats.push(KvFormat::Thin { keep: head_dim, keys });
     }
     formats
 }
@@ -32,15 +29,11 @@ fn values(shape: PageShape, seed: u32) -> Vec<f32> {
         ((bits >> 8) as f32 / (1 << 23) as f32 - 1.0) * channel
     };
     let numbers = 0..shape.half_elements() as u32;
-    numbers
-        .map(|i| pack::round(shape.dtype, f64::from(number(i))))
-        .collect()
+    numbers.map(|i| pack::round(shape.dtype, f64::from(number(i)))).collect()
 }
 
 fn first_channels(format: KvFormat) -> Vec<u8> {
-    (0..format.kept_channels().unwrap_or(0))
-        .map(|channel| channel as u8)
-        .collect()
+    (0..format.kept_channels().unwrap_or(0)).map(|channel| channel as u8).collect()
 }
 
 fn coded(format: KvFormat, shape: PageShape, k: &[f32], v: &[f32]) -> [Vec<f32>; 2] {
@@ -72,17 +65,10 @@ fn a_page_takes_the_bytes_that_the_table_says() {
     for line in table.filter(|line| line.starts_with("| [`KvFormat::")) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         let format: KvFormat = cells[2].trim_matches('`').parse().unwrap();
-        let sum = |cell: &str| {
-            cell.split(" + ")
-                .map(|n| n.parse::<usize>().unwrap())
-                .sum::<usize>()
-        };
+        let sum =
+            |cell: &str| cell.split(" + ").map(|n| n.parse::<usize>().unwrap()).sum::<usize>();
         format.halves(|k, v| {
-            assert_eq!(
-                (k.bytes(of), v.bytes(of)),
-                (sum(cells[3]), sum(cells[4])),
-                "{format}"
-            );
+            assert_eq!((k.bytes(of), v.bytes(of)), (sum(cells[3]), sum(cells[4])), "{format}");
         });
         assert_eq!(format.page_bytes(of), sum(cells[5]), "{format}");
         let ratio = of.native_bytes() as f64 / format.page_bytes(of) as f64;
@@ -112,26 +98,15 @@ fn names_and_words_stand_for_one_format() {
 
 #[test]
 fn numbers_out_of_range_are_named() {
-    let refuse = |format: KvFormat| {
-        format
-            .check(shape(128, DType::F16))
-            .unwrap_err()
-            .to_string()
-    };
+    let refuse = |format: KvFormat| format.check(shape(128, DType::F16)).unwrap_err().to_string();
     assert_eq!(
         refuse(KvFormat::Int4 { group: 48 }),
         "group is 48; it must be a multiple of 8 that divides head_dim, 128"
     );
     assert!(refuse(KvFormat::Int4 { group: 4 }).starts_with("group is 4"));
     assert!(refuse(KvFormat::Int4 { group: 0 }).starts_with("group is 0"));
-    assert_eq!(
-        refuse(KvFormat::Kivi { bits: 3, group: 32 }),
-        "bits is 3; it must be 2 or 4"
-    );
-    assert_eq!(
-        refuse(KvFormat::Kivi { bits: 2, group: 1 }),
-        "group is 1; it must be 32"
-    );
+    assert_eq!(refuse(KvFormat::Kivi { bits: 3, group: 32 }), "bits is 3; it must be 2 or 4");
+    assert_eq!(refuse(KvFormat::Kivi { bits: 2, group: 1 }), "group is 1; it must be 32");
     let keys = ThinKeys::Native;
     for keep in [0, 72, 144] {
         assert_eq!(
@@ -184,31 +159,17 @@ fn bound(format: KvFormat, shape: PageShape, half: usize, values: &[f32], at: (u
     };
     let tokens_of = |group: u32| {
         let first = token / group * group;
-        (first..first + group)
-            .map(|token| element(token, dim))
-            .collect()
+        (first..first + group).map(|token| element(token, dim)).collect()
     };
     let dims_of = |group: u32| {
         let first = dim / group * group;
-        (first..first + group)
-            .map(|dim| element(token, dim))
-            .collect()
+        (first..first + group).map(|dim| element(token, dim)).collect()
     };
     let x = element(token, dim);
     match (format, half) {
-        (KvFormat::Native, _)
-        | (
-            KvFormat::Thin {
-                keys: ThinKeys::Native,
-                ..
-            },
-            _,
-        ) => 0.0,
+        (KvFormat::Native, _) | (KvFormat::Thin { keys: ThinKeys::Native, .. }, _) => 0.0,
         (KvFormat::Fp8 { .. }, _) => {
-            let page = values
-                .iter()
-                .map(|x| f64::from(x.abs()))
-                .fold(0.0, f64::max);
+            let page = values.iter().map(|x| f64::from(x.abs())).fold(0.0, f64::max);
             (x.abs() / 16.0).max(page / 448.0 * 2f64.powi(-10)) * 1.0001
         }
         (KvFormat::Int4 { group }, _) => integer(4, dims_of(group)),
@@ -245,14 +206,8 @@ fn an_element_is_off_by_half_a_step_at_most() {
                 }
             }
         }
-        let lossless = matches!(
-            format,
-            KvFormat::Native
-                | KvFormat::Thin {
-                    keys: ThinKeys::Native,
-                    ..
-                }
-        );
+        let lossless =
+            matches!(format, KvFormat::Native | KvFormat::Thin { keys: ThinKeys::Native, .. });
         assert_eq!(off == 0, lossless, "{format}");
     });
 }
@@ -279,10 +234,7 @@ fn what_cannot_be_stored_is_named_and_nothing_written() {
     let of = shape(64, DType::F16);
     let wide = [32_752.0, -32_752.0].repeat(of.half_elements() / 2);
     let [k, _] = coded(KvFormat::Int4 { group: 64 }, of, &wide, &wide);
-    assert!(
-        k.iter()
-            .all(|&x| pack::round(DType::F16, f64::from(x)).is_finite())
-    );
+    assert!(k.iter().all(|&x| pack::round(DType::F16, f64::from(x)).is_finite()));
 }
 
 #[test]
@@ -302,11 +254,7 @@ fn codes_lie_in_the_order_of_a_native_page() {
         assert_eq!(*byte, pair[0] as u8 | (pair[1] as u8) << 4);
     }
     let scales = &page[2048..2048 + 512];
-    assert!(
-        scales
-            .chunks(2)
-            .all(|scale| scale == ::half::bf16::ONE.to_le_bytes())
-    );
+    assert!(scales.chunks(2).all(|scale| scale == ::half::bf16::ONE.to_le_bytes()));
     assert!(page[2048 + 512..2048 + 1024].iter().all(|&zero| zero == 0));
 }
 
@@ -361,11 +309,9 @@ fn a_number_gets_the_nearest_code_and_the_even_one_of_two() {
         let [low, high] = [pair[0], pair[1]];
         let middle = 0.5 * (low + high);
         let even = code + code % 2;
-        for (value, expected) in [
-            (middle, even),
-            (middle - middle * 1e-6, code),
-            (middle + middle * 1e-6, code + 1),
-        ] {
+        for (value, expected) in
+            [(middle, even), (middle - middle * 1e-6, code), (middle + middle * 1e-6, code + 1)]
+        {
             assert_eq!(f32_to_e4m3(value as f32), expected, "{value}");
             assert_eq!(f32_to_e4m3(-value as f32), expected | 0x80, "-{value}");
         }

@@ -111,10 +111,7 @@ impl<H> Thin<H> {
         (0..PAGE_TOKENS).flat_map(move |token| {
             (0..).zip(channels).map(move |(thin, &whole)| {
                 let thin = element_offset(keep, token, thin) as usize;
-                (
-                    thin,
-                    element_offset(head_dim, token, u32::from(whole)) as usize,
-                )
+                (thin, element_offset(head_dim, token, u32::from(whole)) as usize)
             })
         })
     }

@@ -9,24 +9,15 @@ use crate::tree::{Run, TreeView};
 /// Checks that `view` is what [`TreeView`] promises, so that planning it cannot go wrong.
 pub(super) fn check(view: &TreeView, ancestors: &mut Vec<(u32, u32)>) -> Result<(), PlanError> {
     if !(1..=MAX_QUERIES).contains(&view.queries) {
-        return Err(PlanError::Queries {
-            queries: view.queries,
-            max: MAX_QUERIES,
-        });
+        return Err(PlanError::Queries { queries: view.queries, max: MAX_QUERIES });
     }
     check_order(view, ancestors)?;
-    for (of, len) in [
-        ("runs", view.runs.len()),
-        ("pages", view.pages.len()),
-        ("masks", view.masks.len()),
-    ] {
+    for (of, len) in
+        [("runs", view.runs.len()), ("pages", view.pages.len()), ("masks", view.masks.len())]
+    {
         let max = u64::from(u32::MAX >> 2);
         if len as u64 > max {
-            return Err(PlanError::TooLarge {
-                words: len as u64,
-                of,
-                max,
-            });
+            return Err(PlanError::TooLarge { words: len as u64, of, max });
         }
     }
     // Path to the run at hand: (run, first query that its next child may have).
@@ -35,10 +26,7 @@ pub(super) fn check(view: &TreeView, ancestors: &mut Vec<(u32, u32)>) -> Result<
     for (index, run) in view.runs.iter().enumerate() {
         let index = index as u32;
         let bad = |what| PlanError::BadRun { run: index, what };
-        while ancestors
-            .last()
-            .is_some_and(|&(top, _)| Some(top) != run.parent)
-        {
+        while ancestors.last().is_some_and(|&(top, _)| Some(top) != run.parent) {
             ancestors.pop();
         }
         let (next, end) = match (ancestors.last_mut(), run.parent) {
@@ -48,9 +36,7 @@ pub(super) fn check(view: &TreeView, ancestors: &mut Vec<(u32, u32)>) -> Result<
         };
         if run.queries.start < *next || run.queries.end < run.queries.start || run.queries.end > end
         {
-            return Err(bad(
-                "its queries are not within its parent's and after its siblings'",
-            ));
+            return Err(bad("its queries are not within its parent's and after its siblings'"));
         }
         *next = run.queries.end;
         ancestors.push((index, run.queries.start));
@@ -61,16 +47,11 @@ pub(super) fn check(view: &TreeView, ancestors: &mut Vec<(u32, u32)>) -> Result<
 
 /// Whether the order names each row once. `seen` is scratch.
 fn check_order(view: &TreeView, seen: &mut Vec<(u32, u32)>) -> Result<(), PlanError> {
-    let bad = || PlanError::QueryOrder {
-        queries: view.queries,
-    };
+    let bad = || PlanError::QueryOrder { queries: view.queries };
     if view.query_order.len() != view.queries as usize {
         return Err(bad());
     }
-    if (0..)
-        .zip(&view.query_order)
-        .all(|(query, &row)| query == row)
-    {
+    if (0..).zip(&view.query_order).all(|(query, &row)| query == row) {
         return Ok(());
     }
     seen.clear();

@@ -156,8 +156,7 @@ impl Chooser {
     ) -> Result<(), PlanError> {
         let Request { config, costs, .. } = request;
         let widest = config.max_queries();
-        self.sequence
-            .choose_tiles(widest, costs, Some(config.shares));
+        self.sequence.choose_tiles(widest, costs, Some(config.shares));
         let work: f64 = self.best.share_ns.iter().sum();
         for shares in (1..config.shares).rev() {
             let even = costs.launch_ns + SPARED * work / f64::from(shares);
@@ -176,8 +175,7 @@ impl Chooser {
     fn even(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
         let (config, costs) = (request.config, request.costs);
         let (shares, max_queries) = (config.shares, config.max_queries());
-        self.sequence
-            .depth_first(request.view, max_queries, costs, Some(shares));
+        self.sequence.depth_first(request.view, max_queries, costs, Some(shares));
         self.cut(request, shares, max_queries, Search::FULL);
         self.judge(request, best, 1.0).map(drop)
     }
@@ -191,11 +189,7 @@ impl Chooser {
         widest: u32,
         best: &mut Best,
     ) -> Result<(), PlanError> {
-        let Request {
-            view,
-            config,
-            costs,
-        } = request;
+        let Request { view, config, costs } = request;
         self.sequence.depth_first(view, widest, costs, Some(shares));
         if widest == config.max_queries() {
             self.effort += self.sequence.pieces.len() + shares as usize;
@@ -307,17 +301,9 @@ impl Chooser {
         best: &mut Best,
     ) -> Result<(), PlanError> {
         let (config, costs) = (request.config, request.costs);
-        self.sequence
-            .depth_first(request.view, config.max_queries(), costs, None);
+        self.sequence.depth_first(request.view, config.max_queries(), costs, None);
         self.trial.clear(config.shares);
-        deal(
-            &self.sequence,
-            costs,
-            chunk,
-            shares,
-            &mut self.dealer,
-            &mut self.trial,
-        );
+        deal(&self.sequence, costs, chunk, shares, &mut self.dealer, &mut self.trial);
         self.judge(request, best, 1.0).map(drop)
     }
 
@@ -375,19 +361,8 @@ struct Floors<'a> {
 
 impl<'a> Floors<'a> {
     fn of(request: Request<'a>) -> Self {
-        let Request {
-            view,
-            config,
-            costs,
-        } = request;
-        let mut floors = Self {
-            costs,
-            work: 0.0,
-            memory: 0.0,
-            nodes: 0.0,
-            node: 0.0,
-            paths: 0.0,
-        };
+        let Request { view, config, costs } = request;
+        let mut floors = Self { costs, work: 0.0, memory: 0.0, nodes: 0.0, node: 0.0, paths: 0.0 };
         let one = costs.rates(1).of(false);
         let max_queries = config.max_queries();
         for run in &view.runs {

@@ -81,12 +81,7 @@ impl PlanConfig {
         ];
         for (name, value, min, max) in ranges {
             if !(min..=max).contains(&value) {
-                return Err(PlanError::OutOfRange {
-                    name,
-                    value,
-                    min,
-                    max,
-                });
+                return Err(PlanError::OutOfRange { name, value, min, max });
             }
         }
         for (name, value) in self.cost.constants() {
@@ -121,22 +116,13 @@ mod tests {
     fn a_number_out_of_range_is_named() {
         let good = PlanConfig::new(Grouping::Flatten, 4, 128, 16);
         assert_eq!(good.validate(), Ok(()));
-        let zero = PlanConfig {
-            group_size: 0,
-            ..good
-        };
+        let zero = PlanConfig { group_size: 0, ..good };
         assert_eq!(
             zero.validate().unwrap_err().to_string(),
             "group_size is 0; it must be between 1 and 65535"
         );
         let mut endless = good;
         endless.cost.item_ns = f64::INFINITY;
-        assert!(matches!(
-            endless.validate(),
-            Err(PlanError::BadCost {
-                name: "item_ns",
-                ..
-            })
-        ));
+        assert!(matches!(endless.validate(), Err(PlanError::BadCost { name: "item_ns", .. })));
     }
 }

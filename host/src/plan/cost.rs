@@ -70,13 +70,8 @@ struct Datasheet {
     mhz: f64,
 }
 
-const H100_SHEET: Datasheet = Datasheet {
-    sms: 132.0,
-    gb_per_s: 3_350.0,
-    tflop_per_s: 989.0,
-    cache_mb: 50.0,
-    mhz: 1_980.0,
-};
+const H100_SHEET: Datasheet =
+    Datasheet { sms: 132.0, gb_per_s: 3_350.0, tflop_per_s: 989.0, cache_mb: 50.0, mhz: 1_980.0 };
 
 impl CostModel {
     /// An H100 with one thread block an SM.
@@ -91,10 +86,7 @@ impl CostModel {
         launch_ns: 4_800.0,
     };
     /// An H200, by its datasheet.
-    const H200: Self = Self::scaled(Datasheet {
-        gb_per_s: 4_800.0,
-        ..H100_SHEET
-    });
+    const H200: Self = Self::scaled(Datasheet { gb_per_s: 4_800.0, ..H100_SHEET });
     /// An A100 of 80 GB, by its datasheet.
     const A100: Self = Self::scaled(Datasheet {
         sms: 108.0,
@@ -126,11 +118,7 @@ impl CostModel {
     /// The model of the GPU that calls itself `name`, such as `NVIDIA H100 80GB HBM3`; the H100's if it is none
     /// of those above, since shares are even by ratios that GPUs have nearly in common.
     pub fn of_gpu(name: &str) -> Self {
-        let known = [
-            ("H200", Self::H200),
-            ("A100", Self::A100),
-            ("L40S", Self::L40S),
-        ];
+        let known = [("H200", Self::H200), ("A100", Self::A100), ("L40S", Self::L40S)];
         let found = known.into_iter().find(|(part, _)| name.contains(part));
         found.map_or(Self::H100, |(_, model)| model)
     }

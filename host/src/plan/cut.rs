@@ -52,11 +52,7 @@ pub(super) struct Search {
 
 impl Search {
     /// The least target, whatever it is.
-    pub(super) const FULL: Self = Self {
-        worth: f64::INFINITY,
-        guess: None,
-        fillings: 8,
-    };
+    pub(super) const FULL: Self = Self { worth: f64::INFINITY, guess: None, fillings: 8 };
 }
 
 /// What cutting came to.
@@ -101,12 +97,7 @@ pub(super) fn cut(
         None => mean_ns(sequence, costs, shares),
     };
     let mut best_target = target;
-    let mut cut = Cut {
-        drafted: false,
-        max: f64::INFINITY,
-        exact: false,
-        fillings: 0,
-    };
+    let mut cut = Cut { drafted: false, max: f64::INFINITY, exact: false, fillings: 0 };
     loop {
         let filled = filling(target).run(sequence, &mut Trial);
         cut.fillings += 1;
@@ -212,11 +203,7 @@ impl Filling<'_> {
             let unit_fits = self.enter(unit);
             let pieces = &sequence.pieces[unit.pieces.start as usize..unit.pieces.end as usize];
             for (i, piece) in pieces.iter().enumerate() {
-                let place = Place {
-                    first: i == 0,
-                    last: i + 1 == pieces.len(),
-                    unit_fits,
-                };
+                let place = Place { first: i == 0, last: i + 1 == pieces.len(), unit_fits };
                 self.place(piece, place, sink);
             }
         }
@@ -248,9 +235,7 @@ impl Filling<'_> {
 
     /// Cost of the open item; with `slots`, as if it had to leave partial results behind.
     fn open_cost(&self, slots: bool) -> f64 {
-        self.open
-            .as_ref()
-            .map_or(0.0, |open| self.item_cost(open, slots))
+        self.open.as_ref().map_or(0.0, |open| self.item_cost(open, slots))
     }
 
     fn item_cost(&self, item: &Open, slots: bool) -> f64 {
@@ -297,11 +282,7 @@ impl Filling<'_> {
             complete: begins_unit,
             at_unit_end: false,
         };
-        let mut ways = Ways {
-            closed: self.closed,
-            alone,
-            joint: None,
-        };
+        let mut ways = Ways { closed: self.closed, alone, joint: None };
         let Some(open) = &self.open else { return ways };
         ways.closed += self.item_cost(open, !open.at_unit_end);
         let mut joint = *open;
@@ -438,11 +419,7 @@ impl Filling<'_> {
             return fit.max(1);
         }
         let overhead = cost - self.closed - self.open_cost(true);
-        if f64::from(fit) * page_ns < overhead {
-            0
-        } else {
-            fit
-        }
+        if f64::from(fit) * page_ns < overhead { 0 } else { fit }
     }
 }
 

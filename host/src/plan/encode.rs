@@ -44,11 +44,8 @@ impl Encoder {
         plan: &mut Plan,
     ) -> Result<(), PlanError> {
         self.shares.clear();
-        self.shares
-            .resize(config.shares as usize, Cursor::default());
-        self.in_order = (0..)
-            .zip(&view.query_order)
-            .all(|(query, &row)| query == row);
+        self.shares.resize(config.shares as usize, Cursor::default());
+        self.in_order = (0..).zip(&view.query_order).all(|(query, &row)| query == row);
         let (mut masks, mut most_pages) = (0u64, 0);
         for item in &draft.items {
             let share = &mut self.shares[item.share as usize];
@@ -71,11 +68,7 @@ impl Encoder {
         }
         let segments = self.shares.iter().map(|share| share.segment);
         let most_segments = segments.max().unwrap_or(0);
-        limit(
-            u64::from(most_segments),
-            MAX_PLACE,
-            "segments of one program",
-        )?;
+        limit(u64::from(most_segments), MAX_PLACE, "segments of one program")?;
         limit(u64::from(most_pages), MAX_PLACE, "pages of one segment")?;
         let longest = self.shares.iter().map(Cursor::words).max().unwrap_or(0);
         let stride = longest.next_multiple_of(4);
@@ -84,14 +77,11 @@ impl Encoder {
         limit(masks, MAX_WORDS, "masks")?;
         plan.stride = stride as u32;
         plan.words.clear();
-        plan.words
-            .resize(stride as usize * config.shares as usize, 0);
+        plan.words.resize(stride as usize * config.shares as usize, 0);
         plan.masks.clear();
         plan.live.clear();
-        for (share, program) in self
-            .shares
-            .iter_mut()
-            .zip(plan.words.chunks_exact_mut(stride as usize))
+        for (share, program) in
+            self.shares.iter_mut().zip(plan.words.chunks_exact_mut(stride as usize))
         {
             let header = ProgramHeader {
                 items: share.item,
@@ -126,11 +116,7 @@ impl Encoder {
                 segment_begin: (cursor.segment - first_segment) / SEGMENT,
                 segment_count: item.segments.end - item.segments.start,
                 partial_slot: item.partial_slot,
-                row_word: if self.in_order {
-                    NONE
-                } else {
-                    cursor.page as u32
-                },
+                row_word: if self.in_order { NONE } else { cursor.page as u32 },
                 format: item_format(view, draft, item).code(),
                 reserved: 0,
             };
@@ -179,14 +165,9 @@ impl Encoder {
 /// How an item's pages are stored: all in the same way.
 pub(super) fn item_format(view: &TreeView, draft: &Draft, item: &DraftItem) -> KvFormat {
     let segments = &draft.segments[item.segments.start as usize..item.segments.end as usize];
-    let mut formats = segments
-        .iter()
-        .map(|segment| view.runs[segment.run as usize].format);
+    let mut formats = segments.iter().map(|segment| view.runs[segment.run as usize].format);
     let format = formats.next().unwrap_or_default();
-    debug_assert!(
-        formats.all(|other| other == format),
-        "an item mixes formats"
-    );
+    debug_assert!(formats.all(|other| other == format), "an item mixes formats");
     format
 }
 
@@ -213,11 +194,7 @@ fn is_live(run: &Run, segment: &DraftSegment) -> bool {
 
 fn capacity(run: &Run, segment: &DraftSegment, slack: u32) -> u32 {
     let pages = segment.pages.end - segment.pages.start + segment.joined.pages;
-    if is_live(run, segment) {
-        pages + slack
-    } else {
-        pages
-    }
+    if is_live(run, segment) { pages + slack } else { pages }
 }
 
 /// The fields that depend on the run and its pages alone.
@@ -226,15 +203,9 @@ fn record_of(run: &Run, segment: &DraftSegment) -> Segment {
     let counted = run.first_token + first_token;
     Segment {
         page_count: segment.pages.end - segment.pages.start + segment.joined.pages,
-        tokens: run
-            .tokens
-            .min(segment.pages.end.saturating_mul(PAGE_TOKENS))
-            - first_token
+        tokens: run.tokens.min(segment.pages.end.saturating_mul(PAGE_TOKENS)) - first_token
             + segment.joined.tokens,
-        length_slot: run
-            .length_slot
-            .filter(|_| is_live(run, segment))
-            .unwrap_or(NONE),
+        length_slot: run.length_slot.filter(|_| is_live(run, segment)).unwrap_or(NONE),
         first_token: counted,
         ..Segment::default()
     }

@@ -94,9 +94,5 @@ impl Merge {
 }
 
 fn too_many(slots: u64) -> PlanError {
-    PlanError::TooLarge {
-        words: slots,
-        of: "partial slots",
-        max: u64::from(NONE) - 1,
-    }
+    PlanError::TooLarge { words: slots, of: "partial slots", max: u64::from(NONE) - 1 }
 }

@@ -72,9 +72,7 @@ pub(super) fn deal_units(
         let ns = unit_ns(unit, costs);
         for pieces in of_one_format {
             let item = draft.items.len() as u32;
-            dealer
-                .order
-                .push((Reverse((ns * 1e3) as u64 / parts), item));
+            dealer.order.push((Reverse((ns * 1e3) as u64 / parts), item));
             draft.begin_item(0, pieces[0].queries.clone());
             for piece in pieces {
                 draft.push_segment(piece, piece.pages.clone());
@@ -95,8 +93,7 @@ impl Dealer {
     fn deal(&mut self, shares: u32, draft: &mut Draft) {
         self.order.sort_unstable();
         self.heap.clear();
-        self.heap
-            .extend((0..shares).map(|share| Reverse((0, share))));
+        self.heap.extend((0..shares).map(|share| Reverse((0, share))));
         for &(Reverse(cost), item) in &self.order {
             if let Some(mut least) = self.heap.peek_mut() {
                 let Reverse((load, share)) = *least;

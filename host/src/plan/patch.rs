@@ -49,9 +49,7 @@ impl Plan {
             }
         }
         merge_by_share(dirty, self.stride);
-        let read = growth
-            .iter()
-            .filter(|entry| !tails(&self.live, entry.length_slot).is_empty());
+        let read = growth.iter().filter(|entry| !tails(&self.live, entry.length_slot).is_empty());
         let pages = read.map(|entry| entry.page.saturating_add(1));
         self.bounds.pages = pages.fold(self.bounds.pages, u32::max);
         self.identity.patched(dirty);
@@ -70,10 +68,7 @@ impl Plan {
 /// The segments that end where the run of `length_slot` grows.
 fn tails(live: &[LiveTail], length_slot: u32) -> &[LiveTail] {
     let begin = live.partition_point(|tail| tail.length_slot < length_slot);
-    let count = live[begin..]
-        .iter()
-        .take_while(|tail| tail.length_slot == length_slot)
-        .count();
+    let count = live[begin..].iter().take_while(|tail| tail.length_slot == length_slot).count();
     &live[begin..begin + count]
 }
 

@@ -62,18 +62,8 @@ impl Planner {
     /// no shares) if the plan would have been too large.
     pub fn plan_into(&mut self, view: &TreeView, plan: &mut Plan) -> Result<(), PlanError> {
         check(view, &mut self.ancestors)?;
-        let Self {
-            config,
-            costs,
-            chooser,
-            encoder,
-            ..
-        } = self;
-        let score = chooser.choose(Request {
-            view,
-            config,
-            costs,
-        })?;
+        let Self { config, costs, chooser, encoder, .. } = self;
+        let score = chooser.choose(Request { view, config, costs })?;
         let (draft, merge) = (&chooser.best, &chooser.merge);
         plan.clear();
         if let Err(error) = encoder.encode(view, config, draft, plan) {
@@ -89,8 +79,7 @@ impl Planner {
         plan.partial_slots = merge.partial_slots;
         plan.merge_rows.clone_from(&merge.rows);
         plan.merge_slots.clone_from(&merge.slots);
-        plan.share_ns
-            .extend(draft.share_ns.iter().map(|&ns| ns.round() as u64));
+        plan.share_ns.extend(draft.share_ns.iter().map(|&ns| ns.round() as u64));
         Ok(())
     }
     /// What the plan made last would take by other costs, in nanoseconds: a measured time is that of a plan, and
@@ -102,12 +91,7 @@ impl Planner {
         if self.chooser.best.share_ns.is_empty() {
             return 0.0;
         }
-        let PlanConfig {
-            group_size,
-            head_dim,
-            element_bytes,
-            ..
-        } = self.config;
+        let PlanConfig { group_size, head_dim, element_bytes, .. } = self.config;
         let costs = Costs::new(cost, group_size, head_dim, element_bytes);
         self.chooser.rescore(view, &costs).ns
     }

@@ -54,9 +54,7 @@ pub(crate) struct Bounds {
 impl Bounds {
     pub(super) fn include(&mut self, pages: &[u32], length_slot: u32) {
         let last = pages.iter().copied().max();
-        self.pages = self
-            .pages
-            .max(last.map_or(0, |page| page.saturating_add(1)));
+        self.pages = self.pages.max(last.map_or(0, |page| page.saturating_add(1)));
         if length_slot != NONE {
             self.slots = self.slots.max(length_slot + 1);
         }
@@ -74,17 +72,11 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    const EMPTY: Self = Self {
-        number: 0,
-        patch: None,
-    };
+    const EMPTY: Self = Self { number: 0, patch: None };
 
     fn next(patch: Option<(u64, Vec<Range<u32>>)>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self {
-            number: NEXT.fetch_add(1, Ordering::Relaxed),
-            patch,
-        }
+        Self { number: NEXT.fetch_add(1, Ordering::Relaxed), patch }
     }
 
     /// To be called when the words `dirty` of a plan were patched.
@@ -246,9 +238,7 @@ impl Plan {
     /// If `index` is not below [`Plan::shares`].
     pub fn share(&self, index: u32) -> Share<'_> {
         let begin = index as usize * self.stride as usize;
-        Share {
-            words: &self.words[begin..begin + self.stride as usize],
-        }
+        Share { words: &self.words[begin..begin + self.stride as usize] }
     }
 }
 

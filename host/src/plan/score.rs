@@ -70,9 +70,7 @@ impl Scorer {
         let makespan = self.walks.iter().map(|walk| walk.ns).fold(0.0, f64::max);
         let seen = self.last.iter().zip(&view.runs);
         let seen = seen.filter(|(last, _)| **last != NONE);
-        let unique: u64 = seen
-            .map(|(_, run)| u64::from(run.pages.end - run.pages.start))
-            .sum();
+        let unique: u64 = seen.map(|(_, run)| u64::from(run.pages.end - run.pages.start)).sum();
         let shares = draft.share_ns.len() as f64;
         let pages_per_ns = unique as f64 / makespan.max(1.0);
         let kept_pages = costs.cache_groups * shares / f64::from(PAGE_GROUPS);

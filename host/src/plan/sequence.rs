@@ -155,20 +155,14 @@ impl Sequence {
         self.choose_tiles(max_queries, costs, shares);
         self.clear();
         for at in 0..self.trees.len() {
-            let Tree {
-                ref runs,
-                ref queries,
-                tile,
-                ..
-            } = self.trees[at];
+            let Tree { ref runs, ref queries, tile, .. } = self.trees[at];
             let (runs, queries) = (runs.start as usize..runs.end as usize, queries.clone());
             let tree = &view.runs[runs.clone()];
             if tile == queries.end - queries.start {
                 let first = self.pieces.len();
                 for (i, run) in tree.iter().enumerate().filter(|(_, run)| counts(run)) {
                     let queries = run.queries.clone();
-                    self.pieces
-                        .push(Piece::whole(runs.start + i, run, queries, false, costs));
+                    self.pieces.push(Piece::whole(runs.start + i, run, queries, false, costs));
                 }
                 self.push_unit(first..self.pieces.len(), queries, 0, 1);
             } else {
@@ -233,9 +227,8 @@ impl Sequence {
             let queries = tree.queries.end - tree.queries.start;
             let widest = queries.div_ceil(queries.div_ceil(max_queries));
             let widths = &self.widths[tree.widths.start as usize..tree.widths.end as usize];
-            let tile = share_ns.map_or(widest, |share_ns| {
-                tile_queries(widths, queries, widest, costs, share_ns)
-            });
+            let tile = share_ns
+                .map_or(widest, |share_ns| tile_queries(widths, queries, widest, costs, share_ns));
             changed |= tile != tree.tile;
             tree.tile = tile;
         }
@@ -254,8 +247,7 @@ impl Sequence {
         }
         let first = self.pieces.len();
         let blank = Piece::whole(range.start, &tree[0], 0..0, false, costs);
-        self.pieces
-            .resize(first + self.places[tiles] as usize, blank);
+        self.pieces.resize(first + self.places[tiles] as usize, blank);
         let (pieces, places) = (&mut self.pieces[first..], &mut self.places);
         for_each_part(tree, &self.edges, |i, tile, queries| {
             let shared = queries != tree[i].queries;
@@ -279,8 +271,7 @@ impl Sequence {
         self.path.clear();
         let mut next = 0;
         for query in 0..view.queries {
-            self.path
-                .retain(|&run| view.runs[run as usize].queries.end > query);
+            self.path.retain(|&run| view.runs[run as usize].queries.end > query);
             while let Some(run) = view.runs.get(next) {
                 if run.queries.start > query {
                     break;

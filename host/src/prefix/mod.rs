@@ -86,10 +86,7 @@ impl PrefixIndex {
 
     /// What it has done and holds.
     pub fn stats(&self) -> PrefixStats {
-        PrefixStats {
-            nodes: self.records.len(),
-            ..self.stats
-        }
+        PrefixStats { nodes: self.records.len(), ..self.stats }
     }
 
     /// Most pages that its nodes may hold.
@@ -202,14 +199,8 @@ impl PrefixIndex {
             return Ok(leaf);
         }
         let below = forest.fork(leaf, 1)?[0];
-        let record = Record {
-            tokens: own.to_vec(),
-            parent,
-            salt,
-            children: Vec::new(),
-            pins: 0,
-            used: 0,
-        };
+        let record =
+            Record { tokens: own.to_vec(), parent, salt, children: Vec::new(), pins: 0, used: 0 };
         self.records.insert(leaf, record);
         self.stats.pages += pages;
         self.touch(leaf);
@@ -284,11 +275,7 @@ impl PrefixIndex {
         let held = forest.context_length(leaf)?;
         if held != tokens.len() as u64 {
             let ids = tokens.len();
-            return Err(PrefixError::Count {
-                node: leaf,
-                ids,
-                held,
-            });
+            return Err(PrefixError::Count { node: leaf, ids, held });
         }
         let parent = forest.parent(leaf)?;
         let begin = tokens.len() - forest.length(leaf)? as usize;

@@ -126,14 +126,7 @@ impl Records {
                 *child = upper;
             }
         }
-        let record = Record {
-            tokens: front,
-            parent,
-            salt,
-            children: vec![node],
-            pins: 0,
-            used,
-        };
+        let record = Record { tokens: front, parent, salt, children: vec![node], pins: 0, used };
         self.nodes.insert(upper, record);
     }
 
@@ -154,22 +147,15 @@ impl Records {
         let mut open = vec![(None, 0)];
         while let Some((above, matched)) = open.pop() {
             if matched > best.tokens() || (matched == best.tokens() && best.part.is_some()) {
-                best = Match {
-                    whole: above,
-                    whole_tokens: matched,
-                    part: None,
-                };
+                best = Match { whole: above, whole_tokens: matched, part: None };
             }
             let rest = &tokens[matched..];
             self.matches(above, salt, rest, |node, common| {
                 if common == self.tokens(node).len() {
                     open.push((Some(node), matched + common));
                 } else if matched + common > best.tokens() {
-                    best = Match {
-                        whole: above,
-                        whole_tokens: matched,
-                        part: Some((node, common)),
-                    };
+                    best =
+                        Match { whole: above, whole_tokens: matched, part: Some((node, common)) };
                 }
             });
         }

@@ -119,12 +119,7 @@ impl RestorePlan {
         Ok(Self {
             compute_pages: (compute / PAGE_TOKENS) as usize,
             load_pages: (load / PAGE_TOKENS) as usize,
-            state: Mutex::new(State {
-                closed: false,
-                nodes,
-                open,
-                missing,
-            }),
+            state: Mutex::new(State { closed: false, nodes, open, missing }),
         })
     }
 
@@ -160,10 +155,7 @@ impl RestorePlan {
         let (index, last) = deepest?;
         let most = self.load_pages.min((state.open / TAPER).max(1));
         let before = state.nodes[index].pages[..=last].iter().rev();
-        let count = before
-            .take_while(|&&page| page == Page::Open)
-            .take(most)
-            .count();
+        let count = before.take_while(|&&page| page == Page::Open).take(most).count();
         Some(state.claim(index, last + 1 - count..last + 1))
     }
 

@@ -30,10 +30,7 @@ impl Aside {
         fs::rename(&self.path, &self.target).map_err(failed("replace", &self.target))?;
         self.kept = true;
         // So that the name, too, survives a crash; where a folder cannot be opened it may not.
-        let folder = self
-            .target
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
+        let folder = self.target.parent().filter(|folder| !folder.as_os_str().is_empty());
         if let Ok(folder) = File::open(folder.unwrap_or(Path::new("."))) {
             folder.sync_all().map_err(failed("write", &self.target))?;
         }
@@ -54,9 +51,5 @@ pub(crate) fn failed<'a>(
     action: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(std::io::Error) -> SavedError + 'a {
-    move |source| SavedError::File {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| SavedError::File { action, path: path.to_owned(), source }
 }

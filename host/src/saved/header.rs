@@ -51,9 +51,7 @@ impl Header {
     /// Layers with K and V of their own.
     pub(crate) fn own_layers(&self) -> impl Iterator<Item = u32> {
         let layers = (0..).zip(&self.sources);
-        layers
-            .filter(|&(layer, &source)| layer == source)
-            .map(|(layer, _)| layer)
+        layers.filter(|&(layer, &source)| layer == source).map(|(layer, _)| layer)
     }
 
     pub(crate) fn write(&self, out: &mut Checked<&mut dyn Write>) -> Result<(), SavedError> {
@@ -98,11 +96,7 @@ impl Header {
         let codes = [DType::F16, DType::Bf16, DType::F32];
         let known = codes.into_iter().find(|&known| dtype_code(known) == dtype);
         let found = u64::from(dtype);
-        let dtype = known.ok_or(SavedError::Range {
-            field: "dtype",
-            found,
-            most: 2,
-        })?;
+        let dtype = known.ok_or(SavedError::Range { field: "dtype", found, most: 2 })?;
         Ok(Self { dtype, ..header })
     }
 
@@ -110,11 +104,7 @@ impl Header {
     pub(crate) fn check(&self, cache: &Self) -> Result<(), SavedError> {
         let other = |field, found: String, expected: String| match found == expected {
             true => Ok(()),
-            false => Err(SavedError::OtherCache {
-                field,
-                found,
-                expected,
-            }),
+            false => Err(SavedError::OtherCache { field, found, expected }),
         };
         let number = |field, found: u32, expected: u32| {
             other(field, found.to_string(), expected.to_string())
@@ -175,9 +165,7 @@ impl<S> Checked<S> {
 impl Checked<&mut dyn Write> {
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), SavedError> {
         self.sum.update(bytes);
-        self.stream
-            .write_all(bytes)
-            .map_err(SavedError::io("write"))
+        self.stream.write_all(bytes).map_err(SavedError::io("write"))
     }
 
     pub(crate) fn write_sum(&mut self) -> Result<(), SavedError> {
@@ -207,11 +195,7 @@ impl Checked<&mut dyn Read> {
         fill(self.stream, &mut found, part)?;
         let found = u32::from_le_bytes(found);
         if found != expected {
-            return Err(SavedError::Checksum {
-                part,
-                found,
-                expected,
-            });
+            return Err(SavedError::Checksum { part, found, expected });
         }
         Ok(())
     }
@@ -251,10 +235,8 @@ impl Checked<&mut dyn Read> {
 }
 
 fn fill(stream: &mut dyn Read, bytes: &mut [u8], part: &'static str) -> Result<(), SavedError> {
-    stream
-        .read_exact(bytes)
-        .map_err(|source| match source.kind() {
-            ErrorKind::UnexpectedEof => SavedError::Torn { part },
-            _ => SavedError::io("read")(source),
-        })
+    stream.read_exact(bytes).map_err(|source| match source.kind() {
+        ErrorKind::UnexpectedEof => SavedError::Torn { part },
+        _ => SavedError::io("read")(source),
+    })
 }

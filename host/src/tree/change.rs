@@ -32,11 +32,7 @@ pub(super) struct ChangeLog {
 
 impl ChangeLog {
     pub(super) fn new(forest: u64) -> Self {
-        Self {
-            forest,
-            shape_epoch: 0,
-            growth: Vec::new(),
-        }
+        Self { forest, shape_epoch: 0, growth: Vec::new() }
     }
 
     pub(super) fn reshaped(&mut self) {

@@ -123,11 +123,7 @@ impl TokenForest {
         let added = sources.len() as u32;
         let length = self.length_of(trunk);
         if length.checked_add(added).is_none() {
-            return Err(ForestError::LengthOverflow {
-                node: trunk,
-                length,
-                added,
-            });
+            return Err(ForestError::LengthOverflow { node: trunk, length, added });
         }
         let mut pages = self.nodes[trunk].pages().to_vec();
         pages.extend(self.pages_for_draft(block, pages_between(length, length + added)));
@@ -140,11 +136,7 @@ impl TokenForest {
 
     /// Accepts a path of which [`Self::accept_moves`] gave the moves; nothing else has happened since.
     pub(crate) fn accept_moved(&mut self, trunk: NodeKey, path: &[NodeKey]) {
-        let Content::Owned {
-            state: State::Drafted(block),
-            ..
-        } = self.nodes[trunk].content
-        else {
+        let Content::Owned { state: State::Drafted(block), .. } = self.nodes[trunk].content else {
             unreachable!("the path was checked");
         };
         let length = self.length_of(trunk);
@@ -163,10 +155,7 @@ impl TokenForest {
     fn check_accept(&self, trunk: NodeKey, path: &[NodeKey]) -> Result<BlockKey, ForestError> {
         let record = self.node(trunk)?;
         let block = match record.content {
-            Content::Owned {
-                state: State::Drafted(block),
-                ..
-            } => block,
+            Content::Owned { state: State::Drafted(block), .. } => block,
             Content::Owned { .. } => return Err(ForestError::NoDraft { node: trunk }),
             Content::Draft { .. } => return Err(ForestError::Draft { node: trunk }),
         };

@@ -77,10 +77,7 @@ pub enum ForestError {
         index: usize,
     },
     /// A draft block has a limit.
-    #[error(
-        "the draft has {tokens} tokens, the limit is {}",
-        TokenForest::MAX_DRAFT_TOKENS
-    )]
+    #[error("the draft has {tokens} tokens, the limit is {}", TokenForest::MAX_DRAFT_TOKENS)]
     DraftTooLong {
         /// Tokens of all draft nodes.
         tokens: u64,
@@ -99,10 +96,7 @@ pub enum ForestError {
         added: u32,
     },
     /// The forest has a limit.
-    #[error(
-        "{added} nodes wanted beside {held}, the limit is {}",
-        TokenForest::MAX_NODES
-    )]
+    #[error("{added} nodes wanted beside {held}, the limit is {}", TokenForest::MAX_NODES)]
     TooManyNodes {
         /// Nodes to add.
         added: usize,

@@ -77,11 +77,8 @@ impl TokenForest {
     /// [`ForestError::TooManyNodes`], or out of pages ([`ForestError::Pool`]).
     pub fn insert_root(&mut self, length: u32) -> Result<NodeKey, ForestError> {
         self.check_room(1)?;
-        self.pool
-            .check_free(u64::from(length.div_ceil(PAGE_TOKENS)))?;
-        let tree = self.trees.insert(Tree {
-            root: NodeKey::default(),
-        });
+        self.pool.check_free(u64::from(length.div_ceil(PAGE_TOKENS)))?;
+        let tree = self.trees.insert(Tree { root: NodeKey::default() });
         let root = self.create_node(tree, None, Content::empty());
         self.trees[tree].root = root;
         self.grow(root, length);
@@ -98,10 +95,9 @@ impl TokenForest {
         let parent = self.node(node)?;
         match parent.content {
             Content::Draft { .. } => return Err(ForestError::Draft { node }),
-            Content::Owned {
-                state: State::Drafted(_),
-                ..
-            } => return Err(ForestError::DraftPending { node }),
+            Content::Owned { state: State::Drafted(_), .. } => {
+                return Err(ForestError::DraftPending { node });
+            }
             Content::Owned { .. } => {}
         }
         let tree = parent.tree;
@@ -203,12 +199,7 @@ impl TokenForest {
             self.check_growth(node, k)?;
             let length = self.length_of(node);
             if length < k {
-                return Err(ForestError::TokenRange {
-                    node,
-                    begin: 0,
-                    end: k,
-                    length,
-                });
+                return Err(ForestError::TokenRange { node, begin: 0, end: k, length });
             }
             self.check_native(node, length - k..length)?;
             if !self.marks.insert(self.nodes[node].slot) {
@@ -244,9 +235,7 @@ impl TokenForest {
     }
 
     pub(super) fn node(&self, node: NodeKey) -> Result<&Node, ForestError> {
-        self.nodes
-            .get(node)
-            .ok_or(ForestError::UnknownNode { node })
+        self.nodes.get(node).ok_or(ForestError::UnknownNode { node })
     }
 
     pub(super) fn length_of(&self, node: NodeKey) -> u32 {
@@ -280,11 +269,8 @@ impl TokenForest {
             return Err(ForestError::Empty { argument: "k" });
         }
         let length = self.length_of(node);
-        let grown = length.checked_add(k).ok_or(ForestError::LengthOverflow {
-            node,
-            length,
-            added: k,
-        })?;
+        let grown =
+            length.checked_add(k).ok_or(ForestError::LengthOverflow { node, length, added: k })?;
         Ok(grown.div_ceil(PAGE_TOKENS) - length.div_ceil(PAGE_TOKENS))
     }
 
@@ -313,10 +299,7 @@ impl TokenForest {
             unreachable!("a draft node does not grow");
         };
         // The page taken last returns first, to be taken as it was.
-        for page in pages
-            .drain(self.lengths[slot].div_ceil(PAGE_TOKENS) as usize..)
-            .rev()
-        {
+        for page in pages.drain(self.lengths[slot].div_ceil(PAGE_TOKENS) as usize..).rev() {
             self.pool.release(page);
         }
         self.tail_pages[slot] = node.tail_page();
@@ -369,9 +352,6 @@ impl TokenForest {
 
 impl Content {
     fn empty() -> Self {
-        Self::Owned {
-            pages: Vec::new(),
-            state: State::Growing,
-        }
+        Self::Owned { pages: Vec::new(), state: State::Growing }
     }
 }

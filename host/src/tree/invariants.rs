@@ -29,10 +29,7 @@ impl TokenForest {
             }
         }
         self.assert_coded();
-        assert_eq!(
-            references.len() as u32,
-            self.pool.live() - self.pool.slab_pages()
-        );
+        assert_eq!(references.len() as u32, self.pool.live() - self.pool.slab_pages());
         for (&page, &count) in &references {
             assert_eq!(self.pool.references(page), count, "page {page}");
         }
@@ -93,9 +90,7 @@ impl TokenForest {
                 continue;
             };
             assert!(coded.pages > 0 && node.coded_tokens() <= self.length_of(key));
-            let (_, held) = held
-                .entry(coded.class.key)
-                .or_insert((coded.class, HashSet::new()));
+            let (_, held) = held.entry(coded.class.key).or_insert((coded.class, HashSet::new()));
             for &page in &pages[..coded.pages as usize] {
                 assert!(held.insert(page), "two nodes have page {page}");
             }

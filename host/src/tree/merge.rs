@@ -60,10 +60,7 @@ impl TokenForest {
         let mut sources = Vec::new();
         let mut own = Vec::new();
         for &below in &below {
-            debug_assert!(
-                self.nodes[below].coded.is_none(),
-                "moves are of native pages"
-            );
+            debug_assert!(self.nodes[below].coded.is_none(), "moves are of native pages");
             let pages = self.nodes[below].pages();
             sources.extend((0..self.length_of(below)).map(|token| place(pages, token)));
             own.extend_from_slice(pages);
@@ -80,12 +77,7 @@ impl TokenForest {
             TokenMove { from, to }
         });
         let moves = moves.filter(|step| step.from != step.to).collect();
-        Ok(Chain {
-            below,
-            added: own,
-            grown,
-            moves,
-        })
+        Ok(Chain { below, added: own, grown, moves })
     }
 
     /// Merges the chain below `node` of which [`Self::chain_moves`] gave the moves; nothing else has happened since.
@@ -120,10 +112,9 @@ impl TokenForest {
             let record = self.node(next)?;
             match record.content {
                 Content::Draft { .. } => return Err(ForestError::Draft { node: next }),
-                Content::Owned {
-                    state: State::Drafted(_),
-                    ..
-                } => return Err(ForestError::DraftPending { node: next }),
+                Content::Owned { state: State::Drafted(_), .. } => {
+                    return Err(ForestError::DraftPending { node: next });
+                }
                 Content::Owned { .. } => {}
             }
             match record.first_child {

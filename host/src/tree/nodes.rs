@@ -66,10 +66,7 @@ pub(super) struct Nodes {
 impl Nodes {
     /// None yet, of the forest of this number.
     pub(super) fn new(forest: u64) -> Self {
-        Self {
-            tag: forest % TAGS,
-            map: SlotMap::with_key(),
-        }
+        Self { tag: forest % TAGS, map: SlotMap::with_key() }
     }
 
     pub(super) fn insert(&mut self, node: Node) -> NodeKey {
@@ -116,7 +113,6 @@ impl Index<NodeKey> for Nodes {
 
 impl IndexMut<NodeKey> for Nodes {
     fn index_mut(&mut self, key: NodeKey) -> &mut Node {
-        self.get_mut(key)
-            .expect("the forest's links name its nodes")
+        self.get_mut(key).expect("the forest's links name its nodes")
     }
 }

@@ -33,10 +33,7 @@ impl OwnPages<'_> {
         if self.coded > 0 {
             let queries = queries.start..if native { queries.start } else { queries.end };
             let pages = at..at + self.coded as u32;
-            view.runs.push(Run {
-                format: self.format,
-                ..run(parent, queries, first_token, pages)
-            });
+            view.runs.push(Run { format: self.format, ..run(parent, queries, first_token, pages) });
             parent = Some(view.runs.len() as u32 - 1);
         }
         if native {

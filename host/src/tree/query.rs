@@ -64,9 +64,7 @@ impl TokenForest {
         node: NodeKey,
     ) -> Result<impl Iterator<Item = NodeKey> + '_, ForestError> {
         let first = self.node(node)?.first_child;
-        Ok(std::iter::successors(first, |&child| {
-            self.nodes[child].next
-        }))
+        Ok(std::iter::successors(first, |&child| self.nodes[child].next))
     }
 
     /// Leaves at or below `node`, depth first, oldest child first; draft leaves too.
@@ -110,12 +108,7 @@ impl TokenForest {
     pub(crate) fn check_held(&self, node: NodeKey, tokens: u32) -> Result<(), ForestError> {
         let length = self.length(node)?;
         if !(1..=length).contains(&tokens) {
-            return Err(ForestError::TokenRange {
-                node,
-                begin: 0,
-                end: tokens,
-                length,
-            });
+            return Err(ForestError::TokenRange { node, begin: 0, end: tokens, length });
         }
         Ok(())
     }
@@ -125,13 +118,7 @@ impl TokenForest {
     /// # Errors
     /// [`ForestError::UnknownNode`].
     pub fn is_sealed(&self, node: NodeKey) -> Result<bool, ForestError> {
-        Ok(matches!(
-            self.node(node)?.content,
-            Content::Owned {
-                state: State::Sealed,
-                ..
-            }
-        ))
+        Ok(matches!(self.node(node)?.content, Content::Owned { state: State::Sealed, .. }))
     }
 
     /// The node after `node`, depth first, within the subtree of `top`.

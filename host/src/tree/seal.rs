@@ -80,13 +80,7 @@ impl TokenForest {
             return Ok(None);
         }
         let to = self.pool.allocate_in_slabs(class, from.len() as u32)?;
-        Ok(Some(Recoding {
-            node,
-            format,
-            class,
-            from,
-            to,
-        }))
+        Ok(Some(Recoding { node, format, class, from, to }))
     }
 
     /// Takes native pages for those of `node` that are not; `None` if there are none.
@@ -100,13 +94,7 @@ impl TokenForest {
         };
         let from = pages[..coded.pages as usize].to_vec();
         let to = self.pool.allocate_many(coded.pages)?;
-        Ok(Some(Recoding {
-            node,
-            format: KvFormat::Native,
-            class: coded.class,
-            from,
-            to,
-        }))
+        Ok(Some(Recoding { node, format: KvFormat::Native, class: coded.class, from, to }))
     }
 
     /// Gives the pages back that were taken: nothing was rewritten.
@@ -116,32 +104,17 @@ impl TokenForest {
 
     /// Gives the node its new pages, and the old ones back.
     pub(crate) fn finish(&mut self, recoding: Recoding) {
-        let Recoding {
-            node,
-            format,
-            class,
-            from,
-            to,
-        } = recoding;
+        let Recoding { node, format, class, from, to } = recoding;
         let record = &mut self.nodes[node];
         let sealed = format != KvFormat::Native;
         let before = if sealed { record.coded_pages() } else { 0 };
         let old = record.coded.map_or(KvFormat::Native, |coded| coded.format);
-        record.coded = sealed.then_some(Coded {
-            format,
-            class,
-            pages: (before + to.len()) as u32,
-        });
+        record.coded = sealed.then_some(Coded { format, class, pages: (before + to.len()) as u32 });
         if let Content::Owned { pages, .. } = &mut record.content {
             pages[before..before + to.len()].copy_from_slice(&to);
         }
         self.tail_pages[record.slot as usize] = record.tail_page();
-        release(
-            &mut self.pool,
-            from,
-            if sealed { KvFormat::Native } else { old },
-            class,
-        );
+        release(&mut self.pool, from, if sealed { KvFormat::Native } else { old }, class);
         self.changes.reshaped();
     }
 
@@ -150,9 +123,7 @@ impl TokenForest {
     pub(crate) fn coded_below(&self, node: NodeKey) -> Result<(Vec<NodeKey>, u64), ForestError> {
         let mut chain = self.only_children(node)?;
         chain.retain(|&below| self.nodes[below].coded.is_some());
-        let pages = chain
-            .iter()
-            .map(|&below| self.nodes[below].coded_pages() as u64);
+        let pages = chain.iter().map(|&below| self.nodes[below].coded_pages() as u64);
         let pages = pages.sum();
         Ok((chain, pages))
     }

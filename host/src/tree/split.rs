@@ -32,12 +32,7 @@ impl TokenForest {
             return Err(ForestError::Draft { node });
         }
         if !(1..length).contains(&tokens) {
-            return Err(ForestError::TokenRange {
-                node,
-                begin: 0,
-                end: tokens,
-                length,
-            });
+            return Err(ForestError::TokenRange { node, begin: 0, end: tokens, length });
         }
         self.check_room(1)?;
         let tree = self.nodes[node].tree;
@@ -92,13 +87,7 @@ impl TokenForest {
 
     /// Links the new node `upper` in the place of `node`, and `node` below it.
     fn put_between(&mut self, upper: NodeKey, node: NodeKey) {
-        let Node {
-            parent,
-            previous,
-            next,
-            tree,
-            ..
-        } = self.nodes[node];
+        let Node { parent, previous, next, tree, .. } = self.nodes[node];
         let record = &mut self.nodes[upper];
         (record.parent, record.previous, record.next) = (parent, previous, next);
         (record.first_child, record.last_child) = (Some(node), Some(node));
@@ -125,9 +114,6 @@ impl TokenForest {
 
 impl Content {
     fn sealed() -> Self {
-        Self::Owned {
-            pages: Vec::new(),
-            state: State::Sealed,
-        }
+        Self::Owned { pages: Vec::new(), state: State::Sealed }
     }
 }

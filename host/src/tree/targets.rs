@@ -88,11 +88,7 @@ impl TokenForest {
                 return Err(ForestError::EmptyNode { node: leaf });
             }
         }
-        targets.extend(
-            leaves
-                .iter()
-                .map(|&leaf| APPEND_LIVE | self.nodes[leaf].slot),
-        );
+        targets.extend(leaves.iter().map(|&leaf| APPEND_LIVE | self.nodes[leaf].slot));
         Ok(())
     }
 }

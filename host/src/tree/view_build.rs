@@ -276,13 +276,8 @@ impl ViewScratch {
             return last.run;
         }
         let run = view.runs.len() as u32;
-        self.blocks.push(SeenBlock {
-            block,
-            run,
-            begin: self.drafts.len() as u32,
-        });
-        view.runs
-            .push(own_pages::run(Some(parent.run), query..query, 0, 0..0));
+        self.blocks.push(SeenBlock { block, run, begin: self.drafts.len() as u32 });
+        view.runs.push(own_pages::run(Some(parent.run), query..query, 0, 0..0));
         run
     }
 
@@ -354,12 +349,9 @@ fn check_tokens(forest: &TokenForest, node: NodeKey, tokens: u32) -> Result<(), 
         0 => Err(ForestError::Empty { argument }),
         // An empty leaf has a query as well: it sees what is above.
         1 => Ok(()),
-        _ if tokens > length => Err(ForestError::TokenRange {
-            node,
-            begin: 0,
-            end: tokens,
-            length,
-        }),
+        _ if tokens > length => {
+            Err(ForestError::TokenRange { node, begin: 0, end: tokens, length })
+        }
         _ => Ok(()),
     }
 }

@@ -93,9 +93,7 @@ impl Batch {
     /// The same after every node has grown by one token and nothing else has changed.
     fn move_on(&mut self) {
         self.lengths.iter_mut().for_each(|length| *length += 1);
-        self.positions
-            .iter_mut()
-            .for_each(|position| *position += 1);
+        self.positions.iter_mut().for_each(|position| *position += 1);
     }
 }
 
@@ -238,15 +236,12 @@ impl TreeCache {
         for &(node, tokens) in &batch.nodes {
             self.forest.check_held(node, tokens)?;
         }
-        self.forest
-            .view_tokens_into(&batch.nodes, &mut self.view_scratch, &mut self.view)?;
+        self.forest.view_tokens_into(&batch.nodes, &mut self.view_scratch, &mut self.view)?;
         let of_grouping = |planner: &Planner| planner.config().grouping == batch.grouping;
         let at = match self.planners.iter().position(of_grouping) {
             Some(at) => at,
             None => {
-                let mut config = self
-                    .backend
-                    .plan_config(batch.grouping, self.config.group_size());
+                let mut config = self.backend.plan_config(batch.grouping, self.config.group_size());
                 (self.settings)(&mut config);
                 self.planners.push(Planner::new(config)?);
                 self.planners.len() - 1

@@ -167,18 +167,15 @@ impl CacheBuilder {
     /// backend takes; the device's.
     pub fn build(self) -> Result<TreeCache, CacheError> {
         let missing = |call| CacheError::Missing { call };
-        let [q_heads, kv_heads, head_dim] = self
-            .heads
-            .ok_or(missing("heads(q_heads, kv_heads, head_dim)"))?;
+        let [q_heads, kv_heads, head_dim] =
+            self.heads.ok_or(missing("heads(q_heads, kv_heads, head_dim)"))?;
         let config = CacheConfig {
             layers: self.layers.ok_or(missing("layers(n)"))?,
             q_heads,
             kv_heads,
             head_dim,
             dtype: self.dtype.ok_or(missing("dtype(type)"))?,
-            capacity_bytes: self
-                .capacity_bytes
-                .ok_or(missing("capacity_bytes(bytes)"))?,
+            capacity_bytes: self.capacity_bytes.ok_or(missing("capacity_bytes(bytes)"))?,
             scale: self.scale,
             soft_cap: self.soft_cap,
         };

@@ -276,10 +276,7 @@ impl TreeCache {
     fn replay(&mut self, step: &mut RecordedStep, batch: &Batch) -> Result<bool, CacheError> {
         let call = step_call(&self.forest, batch);
         let backend = gpu(&mut *self.backend).expect("the backend is one of a GPU");
-        if !backend
-            .can_replay(step, &call)
-            .map_err(BackendError::from)?
-        {
+        if !backend.can_replay(step, &call).map_err(BackendError::from)? {
             return Ok(false);
         }
         backend.replay(step, &call)?;

@@ -28,10 +28,7 @@ impl Device {
         };
         #[cfg(not(feature = "cuda"))]
         let fallback = "built without the feature `cuda`".to_owned();
-        Self {
-            kind: Kind::Cpu,
-            fallback: Some(fallback),
-        }
+        Self { kind: Kind::Cpu, fallback: Some(fallback) }
     }
 
     /// The first GPU that can be opened, or why each of them cannot.
@@ -55,10 +52,7 @@ impl Device {
 
     /// The CPU, with as many threads as rayon's global pool has.
     pub fn cpu() -> Self {
-        Self {
-            kind: Kind::Cpu,
-            fallback: None,
-        }
+        Self { kind: Kind::Cpu, fallback: None }
     }
 
     /// GPU `ordinal`, counted as the driver does.
@@ -89,10 +83,7 @@ impl Device {
 #[cfg(feature = "cuda")]
 impl From<crate::cuda::CudaDevice> for Device {
     fn from(device: crate::cuda::CudaDevice) -> Self {
-        Self {
-            kind: Kind::Cuda(device),
-            fallback: None,
-        }
+        Self { kind: Kind::Cuda(device), fallback: None }
     }
 }
 
@@ -235,10 +226,7 @@ mod tests {
         assert!(refuse(CacheConfig { head_dim, ..good }).starts_with("head_dim is 96"));
         let capacity_bytes = 0;
         assert_eq!(
-            refuse(CacheConfig {
-                capacity_bytes,
-                ..good
-            }),
+            refuse(CacheConfig { capacity_bytes, ..good }),
             "capacity_bytes is 0, but a page takes 8388608 bytes"
         );
         let soft_cap = Some(0.0);

@@ -286,8 +286,5 @@ impl TreeCache {
 }
 
 fn counters(forest: &TokenForest) -> Counters<'_> {
-    Counters {
-        lengths: forest.lengths(),
-        tail_pages: forest.tail_pages(),
-    }
+    Counters { lengths: forest.lengths(), tail_pages: forest.tail_pages() }
 }

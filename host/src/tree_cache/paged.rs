@@ -35,10 +35,7 @@ impl TreeCache {
         let spans = self.forest.path_spans(node, tokens.clone())?;
         self.forest.path_targets(node, tokens, &mut self.targets)?;
         if let Some(span) = spans.iter().find(|span| span.format != KvFormat::Native) {
-            return Err(CacheError::InFormat {
-                tokens: span.tokens.clone(),
-                format: span.format,
-            });
+            return Err(CacheError::InFormat { tokens: span.tokens.clone(), format: span.format });
         }
         let (paged, foreign) = (paged(layer, &self.targets, table), [k, v].map(T::elements));
         Ok(self.backend.import(paged, foreign)?)
@@ -70,10 +67,7 @@ impl TreeCache {
         }
         // Pages of other formats are not counted as native ones are; these places are the forest's own.
         let somewhere = vec![0; paged.places.len()];
-        let checked = PagedTokens {
-            places: &somewhere,
-            ..paged
-        };
+        let checked = PagedTokens { places: &somewhere, ..paged };
         let foreign = [&mut *k, &mut *v].map(T::elements_mut);
         check_export(self.backend.shape(), checked, &foreign)?;
         for Span { format, tokens } in spans {
@@ -85,9 +79,5 @@ impl TreeCache {
 }
 
 fn paged<'a>(layer: u32, places: &'a [u32], table: &PagedTable<'a>) -> PagedTokens<'a> {
-    PagedTokens {
-        layer,
-        places,
-        table: *table,
-    }
+    PagedTokens { layer, places, table: *table }
 }

@@ -100,10 +100,7 @@ impl TreeCache {
             return Ok(restored);
         }
         let parent = None;
-        let node = RestoreNode {
-            parent,
-            tokens: missing,
-        };
+        let node = RestoreNode { parent, tokens: missing };
         let plan = RestorePlan::new(&[node], part, LOAD_TOKENS).map_err(CacheError::from)?;
         let (computed, read) = thread::scope(|scope| {
             let reader = scope.spawn(|| read::<T>(&plan, input, header, first));
@@ -208,9 +205,7 @@ fn read_run<T: KvElement>(
     let before = tokens.start as usize * header.token_elements() * size_of::<T>()
         + (tokens.start / PAGE_TOKENS) as usize * SUM_BYTES;
     let at = header.bytes() + before as u64;
-    input
-        .seek(SeekFrom::Start(at))
-        .map_err(SavedError::io("read"))?;
+    input.seek(SeekFrom::Start(at)).map_err(SavedError::io("read"))?;
     let mut run = Vec::with_capacity(bytes);
     let read = input.take(bytes as u64).read_to_end(&mut run);
     read.map_err(SavedError::io("read"))?;

@@ -49,20 +49,13 @@ pub struct Out<'a, T> {
 impl<'a, T> Kv<'a, T> {
     /// Keys and values that are written as they are.
     pub fn new(k: impl Into<Rows<'a, T>>, v: impl Into<Rows<'a, T>>) -> Self {
-        Self {
-            k: k.into(),
-            v: v.into(),
-            rope: None,
-        }
+        Self { k: k.into(), v: v.into(), rope: None }
     }
 
     /// The same, keys rotated by `table`.
     #[must_use]
     pub fn rotated(self, table: &'a RotaryTable) -> Self {
-        Self {
-            rope: Some(table),
-            ..self
-        }
+        Self { rope: Some(table), ..self }
     }
 }
 
@@ -131,10 +124,7 @@ impl<'a, T> From<&'a mut Vec<T>> for Out<'a, T> {
 impl<'a, T> Out<'a, T> {
     /// Outputs and their LSEs.
     pub fn with_lse(out: impl Into<RowsMut<'a, T>>, lse: impl Into<RowsMut<'a, f32>>) -> Self {
-        Self {
-            out: out.into(),
-            lse: Some(lse.into()),
-        }
+        Self { out: out.into(), lse: Some(lse.into()) }
     }
 }
 

@@ -184,9 +184,5 @@ impl TreeCache {
 
 /// The foreign cache that holds just `tokens`, in order.
 fn whole(tokens: &Range<u32>) -> PagedTable<'static> {
-    PagedTable {
-        order: PagedOrder::Nhd,
-        page_size: tokens.end - tokens.start,
-        pages: &[0],
-    }
+    PagedTable { order: PagedOrder::Nhd, page_size: tokens.end - tokens.start, pages: &[0] }
 }

@@ -61,16 +61,12 @@ impl TreeCache {
             crate::attention::check_length("weights", weights.len(), elements, of)?;
         }
         let class = format.slab_class(shape.page());
-        let above = format
-            .kept_channels()
-            .and_then(|_| self.forest.page_above(node, format));
+        let above = format.kept_channels().and_then(|_| self.forest.page_above(node, format));
         let Some(recoding) = self.forest.begin_seal(node, format, class)? else {
             return Ok(0);
         };
         let channels = above.map_or(Channels::Scored(weights), Channels::Of);
-        let written = self
-            .backend
-            .encode(format, &recoding.from, &recoding.to, channels);
+        let written = self.backend.encode(format, &recoding.from, &recoding.to, channels);
         self.conclude(recoding, written)
     }
 
@@ -127,12 +123,8 @@ impl TreeCache {
         let (pool, shape) = (self.forest.pool(), self.backend.shape());
         let native = pool.live() - pool.slab_pages();
         let bytes = u64::from(native) * shape.page_bytes();
-        let mut all = vec![FormatBytes {
-            format: KvFormat::Native,
-            pages: native,
-            bytes,
-            held_bytes: bytes,
-        }];
+        let mut all =
+            vec![FormatBytes { format: KvFormat::Native, pages: native, bytes, held_bytes: bytes }];
         let heads = u64::from(shape.layers) * u64::from(shape.kv_heads);
         all.extend(pool.slab_uses().filter_map(|(class, used)| {
             let format = KvFormat::from_code(class.key)?;

@@ -121,11 +121,7 @@ unsafe fn copy(a: &[u64]) {
                 for (head, value, dim) in elements(kv_heads) {
                     let from = element(kv_heads, step.from, head, value, dim);
                     let to = element(kv_heads, step.to, head, value, dim);
-                    write(
-                        a[0],
-                        layer * plane + to,
-                        read::<u16>(a[0], layer * plane + from),
-                    );
+                    write(a[0], layer * plane + to, read::<u16>(a[0], layer * plane + from));
                 }
             }
         }
@@ -138,14 +134,8 @@ fn elements(kv_heads: u32) -> impl Iterator<Item = (u32, bool, u32)> {
 }
 
 unsafe fn transfer(a: &[u64], import: bool) {
-    let [
-        count,
-        kv_heads,
-        page_size,
-        page_stride,
-        token_stride,
-        head_stride,
-    ] = [a[5], a[6], a[7], a[8], a[9], a[10]].map(|number| number as u32);
+    let [count, kv_heads, page_size, page_stride, token_stride, head_stride] =
+        [a[5], a[6], a[7], a[8], a[9], a[10]].map(|number| number as u32);
     for token in 0..count {
         // SAFETY: as in `append`.
         unsafe {
@@ -174,11 +164,7 @@ struct Softmax {
 
 impl Softmax {
     fn new() -> Self {
-        Self {
-            max: f64::NEG_INFINITY,
-            sum: 0.0,
-            out: vec![0.0; DIM as usize],
-        }
+        Self { max: f64::NEG_INFINITY, sum: 0.0, out: vec![0.0; DIM as usize] }
     }
 
     fn add(&mut self, logit: f64, value: impl Fn(usize) -> f64) {
@@ -199,11 +185,7 @@ impl Softmax {
     }
 
     fn normalised(&self, dim: usize) -> f64 {
-        if self.sum == 0.0 {
-            0.0
-        } else {
-            self.out[dim] / self.sum
-        }
+        if self.sum == 0.0 { 0.0 } else { self.out[dim] / self.sum }
     }
 
     /// Writes a row of `out`, and of `lse` unless that is null, by natural logarithm.
@@ -211,11 +193,7 @@ impl Softmax {
         // SAFETY: as in `append`.
         unsafe {
             for dim in 0..DIM as usize {
-                write(
-                    out,
-                    row * DIM as usize + dim,
-                    bf16::from_f64(self.normalised(dim)),
-                );
+                write(out, row * DIM as usize + dim, bf16::from_f64(self.normalised(dim)));
             }
             if lse != 0 {
                 write(lse, row, (self.lse() * std::f64::consts::LN_2) as f32);
@@ -278,9 +256,8 @@ unsafe fn attend(shares: u32, a: &[u64]) {
                                 read::<bf16>(a[1], at).to_f64()
                             };
                             let q = |dim| read::<bf16>(a[0], row * DIM as usize + dim).to_f64();
-                            let logit: f64 = (0..DIM as usize)
-                                .map(|dim| q(dim) * value(false, dim))
-                                .sum();
+                            let logit: f64 =
+                                (0..DIM as usize).map(|dim| q(dim) * value(false, dim)).sum();
                             softmax.add(logit * scale, |dim| value(true, dim));
                         }
                     }

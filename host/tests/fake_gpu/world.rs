@@ -88,9 +88,7 @@ impl World {
     }
 
     fn values(&mut self, count: usize) -> Vec<bf16> {
-        (0..count)
-            .map(|_| bf16::from_f32(self.random(2001) as f32 / 1000.0 - 1.0))
-            .collect()
+        (0..count).map(|_| bf16::from_f32(self.random(2001) as f32 / 1000.0 - 1.0)).collect()
     }
 
     pub(crate) fn root(&mut self) -> NodeKey {
@@ -105,9 +103,7 @@ impl World {
 
     pub(crate) fn fork(&mut self, node: NodeKey, n: usize) -> Vec<NodeKey> {
         let children = self.cache.fork(node, n).unwrap();
-        children
-            .iter()
-            .for_each(|&child| self.insert(child, Some(node)));
+        children.iter().for_each(|&child| self.insert(child, Some(node)));
         children
     }
 
@@ -181,8 +177,7 @@ impl World {
         batch: &Batch,
     ) -> Result<StepRun, CacheError> {
         let (layers, table, stream) = (&self.layers, self.table.as_ref(), self.stream.raw());
-        self.cache
-            .capture(graph, batch, |step| run(step, layers, table, stream))
+        self.cache.capture(graph, batch, |step| run(step, layers, table, stream))
     }
 
     /// Runs a step call by call.
@@ -243,12 +238,9 @@ impl World {
                 );
                 for dim in 0..self.dim {
                     let value = |token: &Token| token[layer][1][dims.start + dim];
-                    let right = weights
-                        .iter()
-                        .zip(&path)
-                        .map(|(w, token)| w * value(token))
-                        .sum::<f64>()
-                        / sum;
+                    let right =
+                        weights.iter().zip(&path).map(|(w, token)| w * value(token)).sum::<f64>()
+                            / sum;
                     let found = out[at + dim].to_f64();
                     assert!(
                         (found - right).abs() < 2e-2,
@@ -299,9 +291,7 @@ impl World {
             let values = last.iter().flat_map(|token| &token[layer][kv]);
             values.map(|&value| bf16::from_f64(value)).collect()
         };
-        (0..LAYERS as usize)
-            .map(|layer| [rows(layer, 0), rows(layer, 1)])
-            .collect()
+        (0..LAYERS as usize).map(|layer| [rows(layer, 0), rows(layer, 1)]).collect()
     }
 
     /// A whole step: new tokens, its run, the comparison.
@@ -388,10 +378,8 @@ fn run(
     let rows = step.batch().rows();
     let width = layers[0].k.len() / ROWS;
     for (layer, tensors) in (0..).zip(layers) {
-        let mut kv = Kv::new(
-            at(&tensors.k, rows * width, stream),
-            at(&tensors.v, rows * width, stream),
-        );
+        let mut kv =
+            Kv::new(at(&tensors.k, rows * width, stream), at(&tensors.v, rows * width, stream));
         kv.rope = table;
         step.append(layer, kv)?;
         let lse = at(&tensors.lse, rows * KV_HEADS * GROUP, stream);

@@ -26,11 +26,7 @@ pub(crate) fn all(builder: &PtxBuilder<'_>, jobs: &[Job]) -> Result<(String, Mea
     fs::create_dir_all(&scratch)?;
     let pairs: Vec<_> = jobs
         .iter()
-        .flat_map(|job| {
-            ptxas::gpus(job.arch.name())
-                .iter()
-                .map(move |gpu| (job, *gpu))
-        })
+        .flat_map(|job| ptxas::gpus(job.arch.name()).iter().map(move |gpu| (job, *gpu)))
         .collect();
     let assemble = |(job, gpu): &(&Job, &str)| {
         let file = scratch.join(format!("{gpu}-{}.ptx", job.name));
@@ -49,13 +45,7 @@ pub(crate) fn all(builder: &PtxBuilder<'_>, jobs: &[Job]) -> Result<(String, Mea
             let code = code.with_context(|| format!("no machine code of `{}`", usage.entry))?;
             code.check(&usage.entry, gpu, asked[&usage.entry])?;
             let (instructions, registers) = (code.instructions, usage.registers);
-            Ok((
-                usage.entry,
-                Budget {
-                    instructions,
-                    registers,
-                },
-            ))
+            Ok((usage.entry, Budget { instructions, registers }))
         });
         budgets.collect::<Result<Vec<_>>>()
     };

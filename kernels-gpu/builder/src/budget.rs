@@ -13,10 +13,7 @@ use crate::ptxas;
 /// Growth that passes, in per cent.
 const GROWTH: u32 = 3;
 /// And at least so much, for short kernels.
-const SLACK: Budget = Budget {
-    instructions: 16,
-    registers: 2,
-};
+const SLACK: Budget = Budget { instructions: 16, registers: 2 };
 
 const ACCEPT: &str = "if that is meant, accept it (`cargo xtask build-kernels --accept`, \
                       `PtxBuilder::accept_growth`)";
@@ -58,10 +55,7 @@ pub(crate) enum Policy {
 
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            instructions,
-            registers,
-        } = self;
+        let Self { instructions, registers } = self;
         write!(f, "{instructions} instructions and {registers} registers")
     }
 }
@@ -126,10 +120,7 @@ pub(crate) fn settle(
                 if policy == Policy::Accept || !comparable {
                     *budget = now;
                 } else if !budget.admits(now) {
-                    grown.push(format!(
-                        "{} on {gpu}: {now}, its budget is {budget}",
-                        kernel.name
-                    ));
+                    grown.push(format!("{} on {gpu}: {now}, its budget is {budget}", kernel.name));
                 } else if policy == Policy::Lower {
                     *budget = budget.min(now);
                 }
@@ -137,10 +128,7 @@ pub(crate) fn settle(
         }
     }
     if !grown.is_empty() {
-        bail!(
-            "kernels outgrew their budgets; {ACCEPT}:\n    {}",
-            grown.join("\n    ")
-        );
+        bail!("kernels outgrew their budgets; {ACCEPT}:\n    {}", grown.join("\n    "));
     }
     Ok(())
 }
@@ -150,20 +138,11 @@ mod tests {
     use super::*;
     use crate::manifest::tests::manifest;
 
-    const SMALL: Budget = Budget {
-        instructions: 1000,
-        registers: 100,
-    };
+    const SMALL: Budget = Budget { instructions: 1000, registers: 100 };
 
     fn measured(instructions: u32, registers: u32) -> Measured {
         let key = ("f_d64".to_owned(), "sm_90a".to_owned());
-        BTreeMap::from([(
-            key,
-            Budget {
-                instructions,
-                registers,
-            },
-        )])
+        BTreeMap::from([(key, Budget { instructions, registers })])
     }
 
     /// The table after a first build with `SMALL`, and what settling once more says of it.
@@ -206,10 +185,7 @@ mod tests {
         let refused = compare_collective(&committed, &made).unwrap_err();
         let text = refused.to_string();
         assert!(text.contains("f_d64 for sm_90a: 2, not 1"), "{text}");
-        assert!(
-            compare_collective(&Manifest::default(), &made).is_ok(),
-            "a new kernel"
-        );
+        assert!(compare_collective(&Manifest::default(), &made).is_ok(), "a new kernel");
     }
 
     #[test]
@@ -220,9 +196,6 @@ mod tests {
         assert_eq!(manifest.ptxas, "13");
         settle(&mut manifest, "14", &measured(2000, 100), Policy::Lower).unwrap();
         assert_eq!(manifest.ptxas, "14");
-        assert_eq!(
-            manifest.images[1].kernels[0].budgets["sm_90a"].instructions,
-            2000
-        );
+        assert_eq!(manifest.images[1].kernels[0].budgets["sm_90a"].instructions, 2000);
     }
 }

@@ -95,10 +95,7 @@ fn assembly(messages: &str, manifest: &Path) -> Option<PathBuf> {
         .filter_map(|line| serde_json::from_str::<Artifact>(line).ok())
         .filter(|artifact| artifact.manifest_path == manifest)
         .flat_map(|artifact| artifact.filenames)
-        .find(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "rmeta")
-        })?;
+        .find(|path| path.extension().is_some_and(|extension| extension == "rmeta"))?;
     let name = metadata.file_stem()?.to_str()?.strip_prefix("lib")?;
     Some(metadata.with_file_name(format!("{name}.s")))
 }

@@ -15,10 +15,8 @@ pub(crate) fn can_install() -> bool {
 
 /// Installs `packages`, saying so first.
 pub(crate) fn install(packages: &[&str], listener: &Listener<'_>) -> Result<()> {
-    let notice = format!(
-        "installing Debian's {} (apt-get update, apt-get install)",
-        packages.join(", ")
-    );
+    let notice =
+        format!("installing Debian's {} (apt-get update, apt-get install)", packages.join(", "));
     listener(Event::Note(&notice));
     let apt = || {
         let mut command = Command::new("apt-get");
@@ -27,9 +25,7 @@ pub(crate) fn install(packages: &[&str], listener: &Listener<'_>) -> Result<()> 
     };
     process::capture(apt().arg("update"), "apt-get update", listener)?;
     let mut command = apt();
-    command
-        .args(["install", "--yes", "--no-install-recommends"])
-        .args(packages);
+    command.args(["install", "--yes", "--no-install-recommends"]).args(packages);
     process::capture(&mut command, "apt-get install", listener).map(|_| ())
 }
 

@@ -151,11 +151,8 @@ impl PtxBuilder<'_> {
         let manifest = Manifest::load(&self.output)?;
         for arch in self.archs() {
             let source = self.source(*arch)?;
-            let mut images = manifest
-                .images
-                .iter()
-                .filter(|image| image.arch == arch.name())
-                .peekable();
+            let mut images =
+                manifest.images.iter().filter(|image| image.arch == arch.name()).peekable();
             if images.peek().is_none() || images.any(|image| image.source != source) {
                 return Ok(false);
             }
@@ -170,11 +167,7 @@ impl PtxBuilder<'_> {
     /// [`NoToolchain`]; what compiler and assembler say; spills, stack frames, local memory, serialised `wgmma`; kernels
     /// that outgrew their budgets; files that cannot be written.
     pub fn build(&self) -> Result<()> {
-        let policy = if self.accept_growth {
-            Policy::Accept
-        } else {
-            Policy::Lower
-        };
+        let policy = if self.accept_growth { Policy::Accept } else { Policy::Lower };
         let files = self.make(policy)?.files;
         for file in self.superfluous(&files)? {
             fs::remove_file(file)?;
@@ -185,11 +178,7 @@ impl PtxBuilder<'_> {
             fs::create_dir_all(folder)?;
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
-        self.say(format!(
-            "wrote {} files to {}",
-            files.len(),
-            self.output.display()
-        ));
+        self.say(format!("wrote {} files to {}", files.len(), self.output.display()));
         Ok(())
     }
 
@@ -201,11 +190,7 @@ impl PtxBuilder<'_> {
         let made = self.make(Policy::Compare)?;
         let committed = Manifest::load(&self.output)?;
         let folder = self.output.display();
-        if let Some(image) = committed
-            .images
-            .iter()
-            .find(|image| image.rustc != made.rustc)
-        {
+        if let Some(image) = committed.images.iter().find(|image| image.rustc != made.rustc) {
             let (theirs, ours) = (&image.rustc, &made.rustc);
             let text = format!("{folder} was made with {theirs}, this is {ours}");
             return Ok(Comparison::OtherCompiler(text));
@@ -221,11 +206,7 @@ impl PtxBuilder<'_> {
     }
 
     fn archs(&self) -> &[Arch] {
-        if self.archs.is_empty() {
-            &Arch::ALL
-        } else {
-            &self.archs
-        }
+        if self.archs.is_empty() { &Arch::ALL } else { &self.archs }
     }
 
     fn say(&self, line: impl AsRef<str>) {
@@ -234,12 +215,7 @@ impl PtxBuilder<'_> {
 
     /// The hash of what the PTX for `arch` is made of.
     fn source(&self, arch: Arch) -> Result<String> {
-        source::hash(
-            &self.folder,
-            &self.sources,
-            &self.except,
-            &compile::flags(arch),
-        )
+        source::hash(&self.folder, &self.sources, &self.except, &compile::flags(arch))
     }
 
     fn make(&self, policy: Policy) -> Result<Made> {
@@ -275,10 +251,7 @@ impl PtxBuilder<'_> {
         }
         files.insert(manifest::MANIFEST.to_owned(), manifest.to_json());
         files.insert(rust::RUST.to_owned(), rust::source(&manifest)?);
-        Ok(Made {
-            rustc: toolchain.version,
-            files,
-        })
+        Ok(Made { rustc: toolchain.version, files })
     }
 
     /// Names what differs between `files` and the output.

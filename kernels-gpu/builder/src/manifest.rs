@@ -107,10 +107,8 @@ impl Manifest {
         source: &str,
         groups: &BTreeMap<String, Group>,
     ) -> Result<()> {
-        let (mut old, others): (Vec<_>, Vec<_>) = self
-            .images
-            .drain(..)
-            .partition(|image| image.arch == arch.name());
+        let (mut old, others): (Vec<_>, Vec<_>) =
+            self.images.drain(..).partition(|image| image.arch == arch.name());
         self.images = others;
         let old: BTreeMap<String, Kernel> = old
             .drain(..)
@@ -140,8 +138,7 @@ impl Manifest {
                 kernels: records.iter().map(kernel).collect(),
             });
             for record in records {
-                self.families
-                    .insert(record.family.clone(), record.parameters.clone());
+                self.families.insert(record.family.clone(), record.parameters.clone());
             }
         }
         self.images.sort_by(|a, b| a.file.cmp(&b.file));
@@ -234,28 +231,17 @@ pub(crate) mod tests {
     pub(crate) fn manifest() -> Manifest {
         let mut manifest = Manifest::default();
         let groups = groups("bar.sync 0;");
-        manifest
-            .replace(Arch::Sm90a, "rustc 1", "s", &groups)
-            .unwrap();
-        manifest
-            .replace(Arch::Sm80, "rustc 1", "s", &groups)
-            .unwrap();
+        manifest.replace(Arch::Sm90a, "rustc 1", "s", &groups).unwrap();
+        manifest.replace(Arch::Sm80, "rustc 1", "s", &groups).unwrap();
         manifest
     }
 
     #[test]
     fn replacing_an_architecture_leaves_the_others_and_the_budgets() {
         let mut manifest = manifest();
-        let budget = Budget {
-            instructions: 10,
-            registers: 8,
-        };
-        manifest.images[1].kernels[0]
-            .budgets
-            .insert("sm_90a".to_owned(), budget);
-        manifest
-            .replace(Arch::Sm90a, "rustc 2", "s", &groups("ret;"))
-            .unwrap();
+        let budget = Budget { instructions: 10, registers: 8 };
+        manifest.images[1].kernels[0].budgets.insert("sm_90a".to_owned(), budget);
+        manifest.replace(Arch::Sm90a, "rustc 2", "s", &groups("ret;")).unwrap();
         let files: Vec<&str> = manifest.images.iter().map(|image| &*image.file).collect();
         assert_eq!(files, ["sm_80/g.ptx", "sm_90a/g.ptx"]);
         assert_eq!(manifest.images[1].rustc, "rustc 2");
@@ -288,15 +274,7 @@ pub(crate) mod tests {
         fs::remove_dir_all(&folder).unwrap();
         good.unwrap();
         let miscounted = miscounted.unwrap_err().to_string();
-        assert!(
-            miscounted.contains("`f_d64` of sm_90a/g.ptx has 1 instructions"),
-            "{miscounted}"
-        );
-        assert!(
-            other
-                .unwrap_err()
-                .to_string()
-                .contains("sm_90a/g.ptx has SHA-256")
-        );
+        assert!(miscounted.contains("`f_d64` of sm_90a/g.ptx has 1 instructions"), "{miscounted}");
+        assert!(other.unwrap_err().to_string().contains("sm_90a/g.ptx has SHA-256"));
     }
 }

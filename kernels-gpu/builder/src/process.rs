@@ -25,11 +25,7 @@ pub(crate) fn capture(
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     if !output.status.success() {
         let text = format!("{stdout}{stderr}");
-        bail!(
-            "`{line}` ended with {}:\n{}",
-            output.status,
-            text.trim_end()
-        );
+        bail!("`{line}` ended with {}:\n{}", output.status, text.trim_end());
     }
     Ok((stdout, stderr))
 }

@@ -52,19 +52,11 @@ pub(crate) fn split(source: &str, arch: Arch) -> Result<BTreeMap<String, Group>>
     let mut wanted: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
     let mut bounds = BTreeMap::new();
     for record in Record::read_all(source)? {
-        let Record {
-            entry,
-            group,
-            shared_bytes,
-            ..
-        } = &record;
+        let Record { entry, group, shared_bytes, .. } = &record;
         let of_entry = |item: &Item| item.kind == Kind::Entry && item.name == *entry;
         let index = module.items.iter().position(of_entry);
         let index = index.with_context(|| {
-            format!(
-                "`{entry}` has a record for {}, but there is no such entry",
-                arch.name()
-            )
+            format!("`{entry}` has a record for {}, but there is no such entry", arch.name())
         })?;
         ensure!(
             *shared_bytes <= arch.shared_limit(),
@@ -72,20 +64,12 @@ pub(crate) fn split(source: &str, arch: Arch) -> Result<BTreeMap<String, Group>>
             arch.name(),
             arch.shared_limit(),
         );
-        collect(
-            &module.items,
-            index,
-            wanted.entry(group.clone()).or_default(),
-        );
+        collect(&module.items, index, wanted.entry(group.clone()).or_default());
         ensure!(
             bounds.insert(index, record.clone()).is_none(),
             "two records name the entry `{entry}`"
         );
-        groups
-            .entry(group.clone())
-            .or_default()
-            .records
-            .push(record);
+        groups.entry(group.clone()).or_default().records.push(record);
     }
     for (index, item) in module.items.iter().enumerate() {
         ensure!(
@@ -200,14 +184,9 @@ pub(crate) fn parse(source: &str) -> Result<Module> {
         if line.trim().is_empty() {
             continue;
         }
-        let directive = [".version", ".target", ".address_size"]
-            .iter()
-            .any(|name| line.starts_with(name));
-        let into = if directive {
-            &mut module.directives
-        } else {
-            &mut text
-        };
+        let directive =
+            [".version", ".target", ".address_size"].iter().any(|name| line.starts_with(name));
+        let into = if directive { &mut module.directives } else { &mut text };
         *into += line;
         into.push('\n');
         depth += line.matches(['{', '(']).count() as i32;
@@ -221,10 +200,7 @@ pub(crate) fn parse(source: &str) -> Result<Module> {
         "PTX ends within an item that begins `{}`",
         text.lines().next().unwrap_or_default()
     );
-    ensure!(
-        !module.directives.is_empty(),
-        "no `.version` and `.target`: not PTX"
-    );
+    ensure!(!module.directives.is_empty(), "no `.version` and `.target`: not PTX");
     Ok(module)
 }
 

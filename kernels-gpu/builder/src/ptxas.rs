@@ -18,20 +18,12 @@ pub(crate) struct Tool {
 
 pub(crate) const PTXAS: Tool = Tool {
     program: "ptxas",
-    wheel: Wheel {
-        package: "nvidia-cuda-nvcc",
-        version: "13.0.88",
-        bytes: 0,
-    },
+    wheel: Wheel { package: "nvidia-cuda-nvcc", version: "13.0.88", bytes: 0 },
 };
 
 pub(crate) const NVDISASM: Tool = Tool {
     program: "nvdisasm",
-    wheel: Wheel {
-        package: "nvidia-cuda-nvdisasm",
-        version: "13.5.37",
-        bytes: 0,
-    },
+    wheel: Wheel { package: "nvidia-cuda-nvdisasm", version: "13.5.37", bytes: 0 },
 };
 
 impl Tool {
@@ -40,9 +32,8 @@ impl Tool {
         if let Some(path) = on_path(self.program) {
             return Ok(path);
         }
-        let folder = target
-            .join("cuda")
-            .join(format!("{}-{}", self.wheel.package, self.wheel.version));
+        let folder =
+            target.join("cuda").join(format!("{}-{}", self.wheel.package, self.wheel.version));
         let program = folder.join("nvidia/cu13/bin").join(self.program);
         if !program.is_file() {
             let (name, wheel) = (self.program, &self.wheel);
@@ -71,10 +62,7 @@ pub(crate) fn gpus(arch: &str) -> &'static [&'static str] {
 /// The release of ptxas: the 13.0.88 of `release 13.0, V13.0.88`.
 pub(crate) fn release(ptxas: &Path, listener: &Listener<'_>) -> Result<String> {
     let (text, _) = process::capture(Command::new(ptxas).arg("--version"), "ptxas", listener)?;
-    let release = text
-        .split(", V")
-        .nth(1)
-        .and_then(|rest| rest.split_whitespace().next());
+    let release = text.split(", V").nth(1).and_then(|rest| rest.split_whitespace().next());
     Ok(release.context("ptxas tells no release")?.to_owned())
 }
 
@@ -87,10 +75,7 @@ fn on_path(program: &str) -> Option<PathBuf> {
 #[cfg(unix)]
 fn make_executable(path: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    Ok(fs::set_permissions(
-        path,
-        fs::Permissions::from_mode(0o755),
-    )?)
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
 }
 
 #[cfg(not(unix))]
@@ -114,18 +99,15 @@ pub(crate) fn assemble(
     listener: &Listener<'_>,
 ) -> Result<Vec<Usage>> {
     let mut command = Command::new(ptxas);
-    command
-        .arg("--verbose")
-        .arg(format!("--gpu-name={target}"))
-        .args([ptx.as_os_str(), "--output-file".as_ref(), cubin.as_os_str()]);
+    command.arg("--verbose").arg(format!("--gpu-name={target}")).args([
+        ptx.as_os_str(),
+        "--output-file".as_ref(),
+        cubin.as_os_str(),
+    ]);
     let what = format!("ptxas for {target}: {}", ptx.display());
     let (stdout, stderr) = process::capture(&mut command, &what, listener)?;
     let (usages, complaints) = read_report(&format!("{stdout}{stderr}"));
-    ensure!(
-        complaints.is_empty(),
-        "{what} is not clean:\n    {}",
-        complaints.join("\n    ")
-    );
+    ensure!(complaints.is_empty(), "{what} is not clean:\n    {}", complaints.join("\n    "));
     Ok(usages)
 }
 
@@ -152,18 +134,14 @@ fn read_report(report: &str) -> (Vec<Usage>, Vec<String>) {
         } else if let Some((_, name)) = line.split_once("Function properties for ") {
             function = name.trim();
         } else if line.contains("bytes stack frame") {
-            let clean = line
-                .split(',')
-                .all(|part| part.split_whitespace().next() == Some("0"));
+            let clean = line.split(',').all(|part| part.split_whitespace().next() == Some("0"));
             if !clean {
                 complaints.push(format!("{function}: {}", line.trim()));
             }
         } else if let Some((_, rest)) = line.split_once("Used ") {
             let registers = rest.split(' ').next().and_then(|word| word.parse().ok());
-            usages.push(Usage {
-                entry: entry.to_owned(),
-                registers: registers.unwrap_or_default(),
-            });
+            usages
+                .push(Usage { entry: entry.to_owned(), registers: registers.unwrap_or_default() });
         } else if line.contains("warning") || line.contains("(C7") {
             complaints.push(line.trim().to_owned());
         }
@@ -187,21 +165,14 @@ ptxas info    : Compile time = 12.7 ms
     #[test]
     fn a_clean_report_gives_the_registers_of_each_entry() {
         let (usages, complaints) = read_report(CLEAN);
-        let expected = Usage {
-            entry: "stream".to_owned(),
-            registers: 31,
-        };
+        let expected = Usage { entry: "stream".to_owned(), registers: 31 };
         assert_eq!(usages, [expected]);
         assert!(complaints.is_empty(), "{complaints:?}");
     }
 
     #[test]
     fn spills_and_stack_frames_are_complaints_that_name_the_entry() {
-        for clean in [
-            "0 bytes stack frame",
-            "0 bytes spill stores",
-            "0 bytes spill loads",
-        ] {
+        for clean in ["0 bytes stack frame", "0 bytes spill stores", "0 bytes spill loads"] {
             let (_, complaints) = read_report(&CLEAN.replace(clean, &clean.replace('0', "40")));
             assert_eq!(complaints.len(), 1);
             assert!(complaints[0].starts_with("stream: "), "{complaints:?}");

@@ -45,11 +45,7 @@ impl Parameter {
 
     /// How many bytes it has.
     pub(crate) fn bytes(&self) -> Result<u32> {
-        Ok(if self.host_type()?.ends_with("64") {
-            8
-        } else {
-            4
-        })
+        Ok(if self.host_type()?.ends_with("64") { 8 } else { 4 })
     }
 }
 
@@ -68,11 +64,8 @@ mod tests {
         let records = Record::read_all(ptx).unwrap();
         assert_eq!(records.len(), 1);
         assert_eq!((&*records[0].entry, records[0].threads), ("f_d64", 96));
-        let types: Vec<_> = records[0]
-            .parameters
-            .iter()
-            .map(|each| each.host_type().unwrap())
-            .collect();
+        let types: Vec<_> =
+            records[0].parameters.iter().map(|each| each.host_type().unwrap()).collect();
         assert_eq!(types, ["u64", "u32"]);
         assert!(Record::read_all("// .kernel {").is_err());
     }

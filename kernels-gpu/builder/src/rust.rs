@@ -41,9 +41,7 @@ pub(crate) fn source(manifest: &Manifest) -> Result<String> {
 fn module(manifest: &Manifest, image: &Image) -> Result<String> {
     let entry = |kernel: &Kernel| {
         let parameters = manifest.families[&kernel.family].iter();
-        let bytes = parameters
-            .map(Parameter::bytes)
-            .collect::<Result<Vec<u32>>>()?;
+        let bytes = parameters.map(Parameter::bytes).collect::<Result<Vec<u32>>>()?;
         Ok(format!(
             "            Entry {{ name: {:?}, threads: {}, shared_bytes: {}, parameters: &{bytes:?} }},\n",
             kernel.name, kernel.threads, kernel.shared_bytes,

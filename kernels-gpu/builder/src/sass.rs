@@ -33,10 +33,7 @@ pub(crate) fn read(text: &str) -> BTreeMap<String, Code> {
     let mut entry: Option<&mut Code> = None;
     let mut padding = 0;
     for line in text.lines() {
-        if let Some(name) = line
-            .strip_prefix(".text.")
-            .and_then(|rest| rest.strip_suffix(':'))
-        {
+        if let Some(name) = line.strip_prefix(".text.").and_then(|rest| rest.strip_suffix(':')) {
             entry = Some(entries.entry(name.to_owned()).or_default());
             padding = 0;
         }
@@ -44,9 +41,7 @@ pub(crate) fn read(text: &str) -> BTreeMap<String, Code> {
             continue;
         };
         let mut words = instruction.split_whitespace();
-        let opcode = words
-            .find(|word| !word.starts_with('@'))
-            .unwrap_or_default();
+        let opcode = words.find(|word| !word.starts_with('@')).unwrap_or_default();
         let name = opcode.split('.').next().unwrap_or_default();
         padding += 1;
         if name != "NOP" {
@@ -117,10 +112,7 @@ first:
     fn local_memory_is_refused_with_the_instruction() {
         let error = read(SASS)["second"].check("second", "sm_90a", 0);
         let error = error.unwrap_err().to_string();
-        assert!(
-            error.contains("second") && error.contains("STL.64 [R1+0x8], R2"),
-            "{error}"
-        );
+        assert!(error.contains("second") && error.contains("STL.64 [R1+0x8], R2"), "{error}");
     }
 
     #[test]
@@ -130,10 +122,7 @@ first:
             ".version 8.3\n.visible .entry first()\n{\n\t{ wgmma.wait_group.sync.aligned 0; }\n}\n";
         let asked = waits_asked(ptx).unwrap()["first"];
         assert!(code.check("first", "sm_90a", asked).is_ok());
-        let error = code
-            .check("first", "sm_90a", asked - 1)
-            .unwrap_err()
-            .to_string();
+        let error = code.check("first", "sm_90a", asked - 1).unwrap_err().to_string();
         assert!(error.contains("1 times, its PTX 0"), "{error}");
     }
 }

@@ -34,20 +34,12 @@ impl Toolchain {
         for (name, _) in env::vars_os() {
             let inherited = name.to_string_lossy();
             let ours = inherited.starts_with("CARGO") || inherited.starts_with("RUST");
-            let user = [
-                "CARGO_HOME",
-                "CARGO_HTTP_",
-                "CARGO_NET_",
-                "CARGO_REGISTRIES_",
-                "RUSTUP_",
-            ];
+            let user = ["CARGO_HOME", "CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "RUSTUP_"];
             if ours && !user.iter().any(|kept| inherited.starts_with(kept)) {
                 command.env_remove(&name);
             }
         }
-        command
-            .env("RUSTC", self.bin.join("rustc"))
-            .env("RUSTC_BOOTSTRAP", "1");
+        command.env("RUSTC", self.bin.join("rustc")).env("RUSTC_BOOTSTRAP", "1");
         command
     }
 
@@ -111,19 +103,13 @@ pub(crate) fn find_or_install(
 
 /// The best toolchain that is here.
 fn find(recorded: Option<&str>) -> Option<Toolchain> {
-    let found: Vec<Toolchain> = folders()
-        .into_iter()
-        .filter_map(Toolchain::in_folder)
-        .collect();
+    let found: Vec<Toolchain> = folders().into_iter().filter_map(Toolchain::in_folder).collect();
     choose(&found, recorded).cloned()
 }
 
 /// The one of version `recorded`, whose output can be compared with what is committed; else the first.
 fn choose<'a>(found: &'a [Toolchain], recorded: Option<&str>) -> Option<&'a Toolchain> {
-    found
-        .iter()
-        .find(|toolchain| Some(toolchain.version.as_str()) == recorded)
-        .or(found.first())
+    found.iter().find(|toolchain| Some(toolchain.version.as_str()) == recorded).or(found.first())
 }
 
 /// Folders that hold a `rustc`: the system's, then the running toolchain's, then its neighbours (how
@@ -184,10 +170,8 @@ mod tests {
 
     #[test]
     fn the_compiler_that_made_the_committed_ptx_is_preferred() {
-        let found = ["rustc 1.95.0", "rustc 1.96.0"].map(|version| Toolchain {
-            bin: PathBuf::new(),
-            version: version.to_owned(),
-        });
+        let found = ["rustc 1.95.0", "rustc 1.96.0"]
+            .map(|version| Toolchain { bin: PathBuf::new(), version: version.to_owned() });
         let chosen = |recorded| choose(&found, recorded).map(|toolchain| &*toolchain.version);
         assert_eq!(chosen(Some("rustc 1.96.0")), Some("rustc 1.96.0"));
         assert_eq!(chosen(Some("rustc 1.90.0")), Some("rustc 1.95.0"));

@@ -134,19 +134,10 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn a_pip_that_brings_nothing_is_unreachable() {
-        let wheel = Wheel {
-            package: "deft",
-            version: "0",
-            bytes: 0,
-        };
-        let error = wheel
-            .download("false", Path::new("."), &|_| {})
-            .unwrap_err();
+        let wheel = Wheel { package: "deft", version: "0", bytes: 0 };
+        let error = wheel.download("false", Path::new("."), &|_| {}).unwrap_err();
         let error = error.downcast::<Unreachable>().unwrap().to_string();
-        assert!(
-            error.contains("deft==0") && error.contains("brought nothing"),
-            "{error}"
-        );
+        assert!(error.contains("deft==0") && error.contains("brought nothing"), "{error}");
     }
 
     #[test]

@@ -47,7 +47,6 @@ impl FromStr for Arch {
     /// The architecture of that [`Arch::name`].
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let mut all = Self::ALL.into_iter();
-        all.find(|arch| arch.name() == name)
-            .ok_or("there are kernels for sm_80 and sm_90a")
+        all.find(|arch| arch.name() == name).ok_or("there are kernels for sm_80 and sm_90a")
     }
 }

@@ -8,12 +8,7 @@
 #![cfg_attr(any(target_arch = "nvptx64", not(feature = "emulate")), no_std)]
 #![cfg_attr(
     target_arch = "nvptx64",
-    feature(
-        asm_experimental_arch,
-        stdarch_nvptx,
-        link_llvm_intrinsics,
-        abi_unadjusted
-    )
+    feature(asm_experimental_arch, stdarch_nvptx, link_llvm_intrinsics, abi_unadjusted)
 )]
 // LLVM's intrinsics are the compiler's own: each release is tried before kernels are built with it.
 #![cfg_attr(target_arch = "nvptx64", allow(internal_features))]

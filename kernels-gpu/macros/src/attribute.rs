@@ -50,19 +50,9 @@ impl Parse for Attribute {
             }
         }
         let threads = threads.ok_or_else(|| {
-            Error::new(
-                Span::call_site(),
-                "say `threads = ..`, the most that a block has",
-            )
+            Error::new(Span::call_site(), "say `threads = ..`, the most that a block has")
         })?;
-        Ok(Self {
-            threads,
-            min_blocks,
-            shared,
-            group,
-            archs,
-            instances,
-        })
+        Ok(Self { threads, min_blocks, shared, group, archs, instances })
     }
 }
 
@@ -92,11 +82,7 @@ fn expression(input: ParseStream<'_>) -> Result<TokenStream> {
                 '>' if angles > 0 => angles -= 1,
                 _ => {}
             }
-            turbofish = if punct.as_char() == ':' {
-                turbofish + 1
-            } else {
-                0
-            };
+            turbofish = if punct.as_char() == ':' { turbofish + 1 } else { 0 };
         } else {
             turbofish = 0;
         }

@@ -12,15 +12,11 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     let function: Function = parse2(item.clone())?;
     let mut attribute: Attribute = parse2(attribute)?;
     if attribute.instances.is_empty() {
-        attribute.instances.push(Instance {
-            name: function.name.clone(),
-            arguments: None,
-        });
+        attribute.instances.push(Instance { name: function.name.clone(), arguments: None });
     }
     let instances = attribute.instances.iter();
-    let entries: Vec<_> = instances
-        .map(|instance| entry(&attribute, &function, instance))
-        .collect::<Result<_>>()?;
+    let entries: Vec<_> =
+        instances.map(|instance| entry(&attribute, &function, instance)).collect::<Result<_>>()?;
     Ok(quote! { #item #(#entries)* })
 }
 
@@ -78,11 +74,7 @@ fn bind_generics(
     instance: &Instance,
 ) -> Result<(Vec<TokenStream>, Vec<Value>)> {
     let parameters = &function.generics.params;
-    let arguments: Vec<_> = instance
-        .arguments
-        .iter()
-        .flat_map(|list| &list.args)
-        .collect();
+    let arguments: Vec<_> = instance.arguments.iter().flat_map(|list| &list.args).collect();
     if arguments.len() != parameters.len() {
         let message = format!(
             "`{}` has {} generic parameters, {} gives {}",
@@ -218,10 +210,7 @@ mod tests {
         .unwrap();
         let threads = quote!(block::<E, D>() + (1 << D)).to_string();
         assert_eq!(attribute.threads.to_string(), threads);
-        assert_eq!(
-            attribute.shared.to_string(),
-            quote!(Tile::<D>::SHARED_BYTES).to_string()
-        );
+        assert_eq!(attribute.shared.to_string(), quote!(Tile::<D>::SHARED_BYTES).to_string());
         assert_eq!(attribute.min_blocks.to_string(), "2");
     }
 
@@ -229,10 +218,7 @@ mod tests {
     fn an_entry_for_some_architectures_is_compiled_for_no_other() {
         let attribute = quote!(threads = 32, archs("sm_90a"));
         let text = expanded(attribute, quote! { unsafe fn f() {} });
-        assert!(
-            text.contains(r#"any (target_feature = "sm_90a")"#),
-            "{text}"
-        );
+        assert!(text.contains(r#"any (target_feature = "sm_90a")"#), "{text}");
     }
 
     #[test]

@@ -42,11 +42,7 @@ impl Parse for Function {
             return Err(Error::new_spanned(ty, "a kernel returns nothing"));
         }
         input.parse::<TokenStream>()?;
-        Ok(Self {
-            name,
-            generics,
-            parameters: parameters.into_iter().collect(),
-        })
+        Ok(Self { name, generics, parameters: parameters.into_iter().collect() })
     }
 }
 

@@ -14,10 +14,7 @@ use kernel_macros::kernel;
 /// # Safety
 /// All arrays are valid for their shapes and 16-byte aligned, targets are distinct, and name pages of the
 /// pool or counters within `lengths` and `tail_pages`.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "a kernel's parameters are scalars and pointers"
-)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's parameters are scalars and pointers")]
 #[kernel(
     threads = THREADS,
     min_blocks = 2,
@@ -92,12 +89,8 @@ pub(crate) unsafe fn place(
     }
     let slot = (target & !APPEND_LIVE) as usize;
     // SAFETY: the counter exists.
-    let (length, page) = unsafe {
-        (
-            global::load_u32(lengths.add(slot)),
-            global::load_u32(tail_pages.add(slot)),
-        )
-    };
+    let (length, page) =
+        unsafe { (global::load_u32(lengths.add(slot)), global::load_u32(tail_pages.add(slot))) };
     if length == 0 || page == NONE {
         return None;
     }

@@ -15,10 +15,7 @@ use kernel_macros::kernel;
 /// # Safety
 /// As [`append`](super::append()). `positions` is valid for `count` reads, and each that a row written
 /// has lies within `cos` and `sin`, which are 16-byte aligned.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "a kernel's parameters are scalars and pointers"
-)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's parameters are scalars and pointers")]
 #[kernel(
     threads = THREADS,
     min_blocks = 2,
@@ -110,10 +107,7 @@ pub(crate) unsafe fn turn_pair<E: Element, const D: u32>(
 /// What is kept of a pair of K where V is `values`.
 #[inline(always)]
 pub(crate) fn kept_keys<E: Element>([low, high]: [Chunk; 2], values: [Chunk; 2]) -> [Chunk; 2] {
-    [
-        kept_key::<E>(low, values[0]),
-        kept_key::<E>(high, values[1]),
-    ]
+    [kept_key::<E>(low, values[0]), kept_key::<E>(high, values[1])]
 }
 
 /// Stores the pair at `dim` of token `token`, where K or V of a page and KV head are `half`.
@@ -149,10 +143,7 @@ unsafe fn rotate_chunks<E: Element>(
     for half in 0..2 {
         // SAFETY: four of the eight entries.
         let (cos, sin) = unsafe {
-            (
-                global::load_v4_f32(cos.add(4 * half)),
-                global::load_v4_f32(sin.add(4 * half)),
-            )
+            (global::load_v4_f32(cos.add(4 * half)), global::load_v4_f32(sin.add(4 * half)))
         };
         for pair in 0..2 {
             let word = 2 * half + pair;

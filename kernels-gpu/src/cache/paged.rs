@@ -39,10 +39,7 @@ struct Piece {
 /// # Safety
 /// `k`, `v` and `pool` are 16-byte aligned, `places` and `table` valid for the tokens, what they name within
 /// the pools; places are distinct.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "a kernel's parameters are scalars and pointers"
-)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's parameters are scalars and pointers")]
 #[kernel(
     threads = THREADS,
     min_blocks = 2,
@@ -70,12 +67,7 @@ pub unsafe fn import_pages<E: Element, const D: u32>(
     token_stride: u32,
     head_stride: u32,
 ) {
-    let foreign = Foreign {
-        page_size,
-        page_stride,
-        token_stride,
-        head_stride,
-    };
+    let foreign = Foreign { page_size, page_stride, token_stride, head_stride };
     // SAFETY: the caller's.
     let Some(piece) = (unsafe { piece::<D>(places, table, count, kv_heads, foreign) }) else {
         return;
@@ -86,10 +78,7 @@ pub unsafe fn import_pages<E: Element, const D: u32>(
         let data = if piece.is_value {
             kept_value::<E>(value)
         } else {
-            kept_key::<E>(
-                global::load_v4_u32(k.add(piece.theirs as usize).cast()),
-                value,
-            )
+            kept_key::<E>(global::load_v4_u32(k.add(piece.theirs as usize).cast()), value)
         };
         global::store_v4_u32(pool.add(piece.ours as usize).cast(), data);
     }
@@ -99,10 +88,7 @@ pub unsafe fn import_pages<E: Element, const D: u32>(
 ///
 /// # Safety
 /// As [`import_pages`]; `k` and `v` are written, and the table names no page twice.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "a kernel's parameters are scalars and pointers"
-)]
+#[expect(clippy::too_many_arguments, reason = "a kernel's parameters are scalars and pointers")]
 #[kernel(
     threads = THREADS,
     min_blocks = 2,
@@ -127,12 +113,7 @@ pub unsafe fn export_pages<const D: u32>(
     token_stride: u32,
     head_stride: u32,
 ) {
-    let foreign = Foreign {
-        page_size,
-        page_stride,
-        token_stride,
-        head_stride,
-    };
+    let foreign = Foreign { page_size, page_stride, token_stride, head_stride };
     // SAFETY: the caller's.
     let Some(piece) = (unsafe { piece::<D>(places, table, count, kv_heads, foreign) }) else {
         return;
@@ -172,10 +153,7 @@ unsafe fn piece<const D: u32>(
     let (block, slot) = (token / foreign.page_size, token % foreign.page_size);
     // SAFETY: the token has a place, and its page an entry.
     let (place, page) = unsafe {
-        (
-            global::load_u32(places.add(token as usize)),
-            global::load_u32(table.add(block as usize)),
-        )
+        (global::load_u32(places.add(token as usize)), global::load_u32(table.add(block as usize)))
     };
     let row = u64::from(page) * u64::from(foreign.page_stride)
         + u64::from(slot) * u64::from(foreign.token_stride)

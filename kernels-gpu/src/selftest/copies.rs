@@ -34,8 +34,7 @@ pub unsafe fn shared_widths(input: *const u32, output: *mut u32) {
         // Now words 2, 3, 0, 1.
         let [a, b] = pairs.load();
         let [c, d] = floats.at(1).load();
-        own.cast()
-            .store([c, d, f32::from_bits(a), f32::from_bits(b)]);
+        own.cast().store([c, d, f32::from_bits(a), f32::from_bits(b)]);
         // 0, 1, 2, 3; then the halves of word 1 change places.
         let [first, second] = [halves.at(2).load(), halves.at(3).load()];
         halves.at(2).store(second);
@@ -77,10 +76,7 @@ pub unsafe fn global_widths(input: *const u32, output: *mut u32) {
         global::store_f32(to.add(16).cast(), global::load_f32(from.cast()));
         global::store_u32(to.add(17), global::load_nc_u32(from.add(1)));
         global::store_u16(to.add(18).cast(), global::load_u16(from.add(2).cast()));
-        global::store_u16(
-            to.add(18).cast::<u16>().add(1),
-            global::load_nc_u16(from.cast()),
-        );
+        global::store_u16(to.add(18).cast::<u16>().add(1), global::load_nc_u16(from.cast()));
         global::store_f32(to.add(19).cast(), global::load_nc_f32(from.add(3).cast()));
     }
 }

@@ -36,8 +36,7 @@ unsafe fn fill_shared(base: Shared<u32>, input: *const u32, words: u32) {
     // SAFETY: the caller's.
     unsafe {
         while index < words {
-            base.at(index)
-                .store(global::load_u32(input.add(index as usize)));
+            base.at(index).store(global::load_u32(input.add(index as usize)));
             index += thread::block_dim_x();
         }
         device::bulk::fence_proxy_async_shared();

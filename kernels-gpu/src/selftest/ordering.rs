@@ -29,12 +29,7 @@ pub unsafe fn last_arriver(input: *const u32, output: *mut u32) {
         global::store_u32(output.add(place(block)), value * (block + 1));
         thread::sync_threads();
         if index == 0 {
-            base.store(atomic::fetch_add_u32(
-                output,
-                1,
-                Order::AcqRel,
-                Scope::Device,
-            ));
+            base.store(atomic::fetch_add_u32(output, 1, Order::AcqRel, Scope::Device));
         }
         thread::sync_threads();
         if base.load() == blocks - 1 {

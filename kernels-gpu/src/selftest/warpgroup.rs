@@ -9,10 +9,7 @@ use kernel_macros::kernel;
 /// First words of the input of a `wgmma` kernel: where operands lie, in bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    not(target_arch = "nvptx64"),
-    derive(bytemuck::Pod, bytemuck::Zeroable)
-)]
+#[cfg_attr(not(target_arch = "nvptx64"), derive(bytemuck::Pod, bytemuck::Zeroable))]
 pub struct Warpgroup {
     /// Words to copy into shared memory, from what follows.
     pub words: u32,

@@ -149,16 +149,9 @@ fn search(
     problem: &dyn Problem,
     (method, setting): (Method, &Setting),
 ) -> Result<Outcome, SearchError> {
-    let limits = Limits {
-        tokens: setting.tokens,
-        ..Limits::default()
-    };
-    let prompt = codec
-        .encode(&problem.prompt())
-        .map_err(SearchError::Encode)?;
-    let search = TreeSearch::new(model, codec)
-        .limits(limits)
-        .cancel(setting.cancel.clone());
+    let limits = Limits { tokens: setting.tokens, ..Limits::default() };
+    let prompt = codec.encode(&problem.prompt()).map_err(SearchError::Encode)?;
+    let search = TreeSearch::new(model, codec).limits(limits).cancel(setting.cancel.clone());
     let checker = Checker(problem);
     let extract = |text: &str| problem.extract(text);
     let samples = |width, choice| BestOfN {
@@ -175,11 +168,9 @@ fn search(
         Method::Greedy => run(&mut Speculative::greedy(problem.ending())),
         Method::Majority { width } => run(&mut samples(width, Choice::Majority(&extract))),
         Method::Checked { width } => run(&mut samples(width, Choice::Scorer(&checker))),
-        Method::Beam { width } => run(&mut BeamSearch {
-            width,
-            length_penalty: 1.0,
-            ending: problem.ending(),
-        }),
+        Method::Beam { width } => {
+            run(&mut BeamSearch { width, length_penalty: 1.0, ending: problem.ending() })
+        }
         Method::Thoughts { thoughts, keep } => run(&mut TreeOfThoughts {
             thoughts,
             keep,

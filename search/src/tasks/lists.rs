@@ -29,10 +29,7 @@ impl Task for DigitSort {
         let mut rng = leaf_stream(seed, &[0]);
         let mut digits = || (0..self.digits).map(|_| rng.random_range(0..10)).collect();
         let examples = [digits(), digits(), digits()];
-        Box::new(Digits {
-            examples,
-            digits: digits(),
-        })
+        Box::new(Digits { examples, digits: digits() })
     }
 }
 

@@ -70,11 +70,7 @@ impl Scorer for Checker<'_> {
         let ending = self.0.ending();
         let answer = ending.trim(candidate.text);
         if candidate.complete || answer.len() < candidate.text.len() {
-            return if is_right(self.0, answer) {
-                Verdict::Solved
-            } else {
-                Verdict::Dead
-            };
+            return if is_right(self.0, answer) { Verdict::Solved } else { Verdict::Dead };
         }
         match self.0.prospect(candidate.text) {
             Prospect::Dead => Verdict::Dead,

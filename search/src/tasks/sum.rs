@@ -21,11 +21,7 @@ impl DistinctSum {
         if (1..=64).contains(&terms) {
             return Ok(Self { terms });
         }
-        Err(SearchError::Argument {
-            name: "terms",
-            value: terms.to_string(),
-            limit: "1 to 64",
-        })
+        Err(SearchError::Argument { name: "terms", value: terms.to_string(), limit: "1 to 64" })
     }
 }
 
@@ -58,19 +54,12 @@ impl Task for DistinctSum {
         // Not a number of which an example is the solution.
         let total = loop {
             let total = draw().iter().sum();
-            if examples
-                .iter()
-                .all(|terms| terms.iter().sum::<u32>() != total)
-            {
+            if examples.iter().all(|terms| terms.iter().sum::<u32>() != total) {
                 break total;
             }
         };
         let terms = self.terms;
-        Box::new(Total {
-            total,
-            terms,
-            examples,
-        })
+        Box::new(Total { total, terms, examples })
     }
 }
 
@@ -120,19 +109,13 @@ impl Problem for Total {
             return Prospect::Dead;
         };
         let below = terms.iter().sum::<u64>() < u64::from(self.total);
-        if below && terms.len() < self.terms {
-            Prospect::Open
-        } else {
-            Prospect::Dead
-        }
+        if below && terms.len() < self.terms { Prospect::Open } else { Prospect::Dead }
     }
 }
 
 /// The numbers, if they are different and positive.
 fn parse(parts: &[&str]) -> Option<Vec<u64>> {
-    let numbers = parts
-        .iter()
-        .map(|part| part.parse::<u32>().ok().map(u64::from));
+    let numbers = parts.iter().map(|part| part.parse::<u32>().ok().map(u64::from));
     let numbers = numbers.collect::<Option<Vec<u64>>>()?;
     let distinct = (0..numbers.len()).all(|index| !numbers[..index].contains(&numbers[index]));
     (distinct && !numbers.contains(&0)).then_some(numbers)

@@ -13,12 +13,7 @@ fn the_token_limit_is_used_up_exactly_and_never_passed() {
         let mut model = model(3);
         let outcome = run_within(at_most(tokens), &mut model, &mut samples(6, 1000)).unwrap();
         assert_eq!((outcome.stats.tokens, outcome.stop), (tokens, Stop::Budget));
-        assert!(
-            outcome
-                .answers
-                .iter()
-                .all(|answer| answer.tokens.len() <= tokens as usize)
-        );
+        assert!(outcome.answers.iter().all(|answer| answer.tokens.len() <= tokens as usize));
         let mut beam = beam(5, 1000);
         let outcome = run_within(at_most(tokens), &mut model, &mut beam).unwrap();
         assert!(outcome.stats.tokens <= tokens);
@@ -30,17 +25,10 @@ fn no_more_nodes_are_held_than_allowed() {
     for nodes in [1, 2, 3, 5, 9] {
         let mut model = model(4);
         let mut beam = beam(4, 30);
-        let limits = Limits {
-            nodes,
-            ..Limits::default()
-        };
+        let limits = Limits { nodes, ..Limits::default() };
         let outcome = run_within(limits, &mut model, &mut beam).unwrap();
         // Merging a chain holds one node more for a moment.
-        assert!(
-            outcome.stats.peak_nodes <= nodes,
-            "{} of {nodes}",
-            outcome.stats.peak_nodes
-        );
+        assert!(outcome.stats.peak_nodes <= nodes, "{} of {nodes}", outcome.stats.peak_nodes);
     }
 }
 
@@ -50,12 +38,7 @@ fn searches_in_small_pools_end_with_an_answer_or_say_that_pages_are_missing() {
         let mut model = with(|config| config.pages = pages);
         let result = run(&mut model, &mut samples(8, 100));
         match result {
-            Ok(outcome) => assert!(
-                outcome
-                    .answers
-                    .iter()
-                    .any(|a| a.finish != Finish::Interrupted)
-            ),
+            Ok(outcome) => assert!(outcome.answers.iter().any(|a| a.finish != Finish::Interrupted)),
             Err(error) => {
                 assert!(matches!(error, SearchError::OutOfPages { .. }), "{error}");
                 assert!(pages <= 2, "{pages} pages hold a prompt and 100 tokens");
@@ -69,12 +52,7 @@ fn a_prompt_that_does_not_fit_is_an_error_that_changes_nothing() {
     let mut model = with(|config| config.pages = 1);
     let long = vec![5; 65];
     let result = TreeSearch::new(&mut model, &AsciiCodec).run(&long, &mut samples(1, 1));
-    assert!(
-        result
-            .unwrap_err()
-            .to_string()
-            .contains("out of pages: 2 wanted")
-    );
+    assert!(result.unwrap_err().to_string().contains("out of pages: 2 wanted"));
     assert_empty(&model);
     let mut model = with(|config| config.context = 64);
     let result = TreeSearch::new(&mut model, &AsciiCodec).run(&long, &mut samples(1, 1));
@@ -94,12 +72,7 @@ fn an_answer_is_as_long_as_the_context_allows() {
     }
     let mut beam = beam(3, 1000);
     let outcome = run(&mut model, &mut beam).unwrap();
-    assert!(
-        outcome
-            .answers
-            .iter()
-            .all(|answer| answer.tokens.len() == 11)
-    );
+    assert!(outcome.answers.iter().all(|answer| answer.tokens.len() == 11));
 }
 
 #[test]
@@ -122,12 +95,7 @@ fn a_cancelled_search_stops_before_its_next_step_with_what_it_has() {
         .run(&prompt(), &mut samples(4, 1000))
         .unwrap();
     assert_eq!((outcome.stop, outcome.stats.steps), (Stop::Cancelled, 9));
-    assert!(
-        outcome
-            .answers
-            .iter()
-            .any(|answer| answer.tokens.len() == 9)
-    );
+    assert!(outcome.answers.iter().any(|answer| answer.tokens.len() == 9));
     assert_empty(&model);
 }
 

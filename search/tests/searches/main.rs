@@ -52,10 +52,7 @@ fn run_within(
 
 /// No more than `tokens` tokens run.
 fn at_most(tokens: u64) -> Limits {
-    Limits {
-        tokens,
-        ..Limits::default()
-    }
+    Limits { tokens, ..Limits::default() }
 }
 
 fn assert_empty(model: &HashModel) {
@@ -67,11 +64,7 @@ fn assert_empty(model: &HashModel) {
 
 /// Answers of at most `tokens` tokens, `width` at a time.
 fn beam(width: usize, tokens: usize) -> BeamSearch {
-    BeamSearch {
-        width,
-        length_penalty: 1.0,
-        ending: Ending::at(tokens),
-    }
+    BeamSearch { width, length_penalty: 1.0, ending: Ending::at(tokens) }
 }
 
 /// As many samples at a time.

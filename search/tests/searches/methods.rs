@@ -65,11 +65,7 @@ fn beam_search_finds_what_beam_search_over_paths_finds() {
             let mut model = model(seed).with_bias(|_, logits| logits[0] += 2.5);
             let want = brute_force_beam(&model, width, penalty, length);
             let ending = Ending::at(length);
-            let mut beam = BeamSearch {
-                width,
-                length_penalty: penalty,
-                ending,
-            };
+            let mut beam = BeamSearch { width, length_penalty: penalty, ending };
             let got = run(&mut model, &mut beam).unwrap().answers;
             assert_eq!(got.len(), want.len());
             for (got, (tokens, log_prob, ended)) in got.iter().zip(want) {
@@ -86,11 +82,7 @@ fn a_beam_of_one_is_greedy_decoding() {
     for seed in 0..5 {
         let mut model = model(seed);
         let ending = Ending::at(30);
-        let mut beam = BeamSearch {
-            width: 1,
-            length_penalty: 0.0,
-            ending: ending.clone(),
-        };
+        let mut beam = BeamSearch { width: 1, length_penalty: 0.0, ending: ending.clone() };
         let one = run(&mut model, &mut beam).unwrap();
         let greedy = run(&mut model, &mut Speculative::greedy(ending)).unwrap();
         assert_eq!(one.answers[0].tokens, greedy.answers[0].tokens);
@@ -104,10 +96,7 @@ fn sampled(model: &HashModel, sampler: Sampler, seed: u64, index: u32, length: u
     let mut rng = leaf_stream(seed, &[index]);
     let mut path = prompt();
     for _ in 0..length {
-        let token = sampler
-            .choices(&model.logits_after(&path))
-            .unwrap()
-            .draw(&mut rng);
+        let token = sampler.choices(&model.logits_after(&path)).unwrap().draw(&mut rng);
         if token == 0 {
             break;
         }
@@ -118,11 +107,7 @@ fn sampled(model: &HashModel, sampler: Sampler, seed: u64, index: u32, length: u
 
 #[test]
 fn samples_are_those_of_sampling_alone_whatever_else_is_in_the_batch() {
-    let sampler = Sampler {
-        temperature: 0.5,
-        top_k: 10,
-        top_p: 0.9,
-    };
+    let sampler = Sampler { temperature: 0.5, top_k: 10, top_p: 0.9 };
     for width in [1, 3, 8] {
         let mut model = model(11).with_bias(|_, logits| logits[0] += 1.0);
         let mut method = BestOfN {
@@ -133,15 +118,10 @@ fn samples_are_those_of_sampling_alone_whatever_else_is_in_the_batch() {
             seed: 3,
             choice: Choice::LogProb,
         };
-        let mut got: Vec<Vec<u32>> = run(&mut model, &mut method)
-            .unwrap()
-            .answers
-            .into_iter()
-            .map(|a| a.tokens)
-            .collect();
-        let mut want: Vec<Vec<u32>> = (0..8)
-            .map(|index| sampled(&model, sampler, 3, index, 20))
-            .collect();
+        let mut got: Vec<Vec<u32>> =
+            run(&mut model, &mut method).unwrap().answers.into_iter().map(|a| a.tokens).collect();
+        let mut want: Vec<Vec<u32>> =
+            (0..8).map(|index| sampled(&model, sampler, 3, index, 20)).collect();
         got.sort();
         want.sort();
         assert_eq!(got, want, "width {width}");
@@ -172,11 +152,7 @@ fn samples_that_agree_are_run_once() {
 #[test]
 fn each_continuation_of_a_batch_has_its_own_sampler_and_place() {
     let samplers = [0.0, 1.0, 0.5, 1.0].map(Sampler::at);
-    let mut method = DiverseBatch {
-        samplers: samplers.to_vec(),
-        ending: Ending::at(15),
-        seed: 4,
-    };
+    let mut method = DiverseBatch { samplers: samplers.to_vec(), ending: Ending::at(15), seed: 4 };
     let mut model = model(5);
     let answers = run(&mut model, &mut method).unwrap().answers;
     for (index, sampler) in samplers.into_iter().enumerate() {
@@ -220,18 +196,12 @@ fn self_consistency_takes_the_answer_most_often_given() {
         *counts.entry(&answer.text).or_default() += 1;
     }
     assert!(counts["2"] > counts["1"] && counts["1"] > 0 && counts["3"] > 0);
-    assert_eq!(
-        (answers[0].text.as_str(), answers[0].finish),
-        ("2", Finish::StopText)
-    );
+    assert_eq!((answers[0].text.as_str(), answers[0].finish), ("2", Finish::StopText));
     let votes = (counts["1"] + counts["2"]) as f64;
     assert_eq!(answers[0].score, counts["2"] as f64 / votes);
     // What has no vote is last.
     let last = &answers[50 - counts["3"]..];
-    assert!(
-        last.iter()
-            .all(|answer| answer.text == "3" && answer.score == 0.0)
-    );
+    assert!(last.iter().all(|answer| answer.text == "3" && answer.score == 0.0));
 }
 
 #[test]
@@ -265,10 +235,7 @@ fn the_same_seed_gives_the_same_outcome_and_another_another() {
             seed,
             choice: Choice::LogProb,
         };
-        let mut tree = TreeOfThoughts {
-            seed,
-            ..thoughts(&MeanLogProb)
-        };
+        let mut tree = TreeOfThoughts { seed, ..thoughts(&MeanLogProb) };
         let methods: [&mut dyn SearchMethod; 2] = [&mut best, &mut tree];
         methods.map(|method| run(&mut model(model_seed), method).unwrap().answers)
     };
@@ -303,33 +270,21 @@ fn parameters_of_0_are_named() {
         |method: &mut dyn SearchMethod| run(&mut model, method).unwrap_err().to_string();
     let mut beam = beam(0, 4);
     assert_eq!(message(&mut beam), "width is 0; it must be at least 1");
-    let mut beam = BeamSearch {
-        width: 1,
-        length_penalty: -1.0,
-        ending: Ending::at(4),
-    };
+    let mut beam = BeamSearch { width: 1, length_penalty: -1.0, ending: Ending::at(4) };
     assert!(message(&mut beam).starts_with("length_penalty is -1"));
-    let mut tree = TreeOfThoughts {
-        keep: 0,
-        ..thoughts(&MeanLogProb)
-    };
+    let mut tree = TreeOfThoughts { keep: 0, ..thoughts(&MeanLogProb) };
     assert_eq!(message(&mut tree), "keep is 0; it must be at least 1");
     let mut none = Custom(|tree: &mut deft_search::SearchTree<'_>| {
         tree.follow(tree.root(), &[], &mut |_| None).map(|_| ())
     });
-    assert_eq!(
-        message(&mut none),
-        "draft tokens is 0; it must be at least 1"
-    );
+    assert_eq!(message(&mut none), "draft tokens is 0; it must be at least 1");
 }
 
 #[test]
 fn more_beams_than_any_tree_has_are_as_many_as_there_are() {
     let mut model = with(|config| config.vocabulary = 5);
     let mut beam = beam(usize::MAX, 2);
-    let outcome = TreeSearch::new(&mut model, &AsciiCodec)
-        .run(&[1, 2, 3], &mut beam)
-        .unwrap();
+    let outcome = TreeSearch::new(&mut model, &AsciiCodec).run(&[1, 2, 3], &mut beam).unwrap();
     // One that ends at once, and four tokens with five after each.
     assert_eq!(outcome.answers.len(), 1 + 4 * 5);
 }

@@ -70,9 +70,7 @@ impl HashModel {
     /// cannot have.
     pub(crate) fn new(config: HashModelConfig) -> Result<Self, ModelError> {
         if config.vocabulary == 0 {
-            return Err(ModelError::Empty {
-                argument: "vocabulary",
-            });
+            return Err(ModelError::Empty { argument: "vocabulary" });
         }
         let pool = PagePool::new(config.pages).map_err(CacheError::from)?;
         Ok(Self {
@@ -96,9 +94,7 @@ impl HashModel {
         let recent = &path[path.len().saturating_sub(self.config.memory)..];
         let hash = recent
             .iter()
-            .fold(word(self.config.seed, 0), |hash, &token| {
-                word(hash ^ u64::from(token), 0)
-            });
+            .fold(word(self.config.seed, 0), |hash, &token| word(hash ^ u64::from(token), 0));
         let logit = |token: u64| {
             let bits = word(hash ^ (token << 32), 0) >> 40;
             bits as f32 / (1u32 << 21) as f32 - 4.0
@@ -152,10 +148,8 @@ impl HashModel {
         if rows <= self.config.max_rows {
             return Ok(());
         }
-        let error = format!(
-            "a pass of {rows} tokens; the model was made for {}",
-            self.config.max_rows
-        );
+        let error =
+            format!("a pass of {rows} tokens; the model was made for {}", self.config.max_rows);
         Err(CacheError::Device(error.into()).into())
     }
 
@@ -236,10 +230,7 @@ impl TreeModel for HashModel {
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
         if leaves.len() != tokens.len() {
-            return Err(ModelError::Lengths {
-                leaves: leaves.len(),
-                tokens: tokens.len(),
-            });
+            return Err(ModelError::Lengths { leaves: leaves.len(), tokens: tokens.len() });
         }
         self.check_rows(tokens.len())?;
         self.check_tokens(tokens.iter().copied())?;
@@ -268,10 +259,7 @@ impl TreeModel for HashModel {
         }
         let deepest = depth.into_iter().max().unwrap_or(0);
         self.check_context(forest(self.forest.context_length(trunk))? + deepest)?;
-        let nodes = draft.iter().map(|one| DraftNode {
-            parent: one.parent,
-            tokens: 1,
-        });
+        let nodes = draft.iter().map(|one| DraftNode { parent: one.parent, tokens: 1 });
         let nodes: Vec<DraftNode> = nodes.collect();
         let keys = forest(self.forest.insert_draft(trunk, &nodes))?;
         for (&key, one) in keys.iter().zip(draft) {
@@ -331,9 +319,7 @@ impl TextCodec for AsciiCodec {
         let character = |&token: &u32| match token {
             0 => '\u{fffd}',
             1 => '\n',
-            _ => char::from_u32(token + 30)
-                .filter(char::is_ascii)
-                .unwrap_or('\u{fffd}'),
+            _ => char::from_u32(token + 30).filter(char::is_ascii).unwrap_or('\u{fffd}'),
         };
         tokens.iter().map(character).collect()
     }

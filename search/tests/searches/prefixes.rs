@@ -36,14 +36,8 @@ fn system() -> String {
 /// A search for an answer to `prompt`.
 fn ask(model: &mut CpuModel, prompt: &str) -> Outcome {
     let prompt = AsciiCodec.encode(prompt);
-    let mut beam = BeamSearch {
-        width: 3,
-        length_penalty: 1.0,
-        ending: Ending::at(12),
-    };
-    let outcome = TreeSearch::new(model, &AsciiCodec)
-        .run(&prompt, &mut beam)
-        .unwrap();
+    let mut beam = BeamSearch { width: 3, length_penalty: 1.0, ending: Ending::at(12) };
+    let outcome = TreeSearch::new(model, &AsciiCodec).run(&prompt, &mut beam).unwrap();
     // It frees its nodes; those of prompts stay.
     let stats = model.prefix_stats();
     assert_eq!(model.forest().node_count(), stats.nodes);

@@ -42,11 +42,7 @@ fn choices_have_the_probabilities_of_the_definition() {
         for temperature in [0.3, 1.0, 2.5] {
             for top_k in [0, 1, 5, 2000] {
                 for top_p in [0.05, 0.5, 0.9, 1.0] {
-                    let sampler = Sampler {
-                        temperature,
-                        top_k,
-                        top_p,
-                    };
+                    let sampler = Sampler { temperature, top_k, top_p };
                     let mut got = vec![0.0; n];
                     for (token, probability) in sampler.choices(&logits).unwrap().probabilities() {
                         got[token as usize] = probability;
@@ -63,11 +59,7 @@ fn choices_have_the_probabilities_of_the_definition() {
 #[test]
 fn tokens_are_drawn_as_often_as_they_are_likely() {
     let logits = row(5, 12);
-    let sampler = Sampler {
-        temperature: 1.5,
-        top_k: 8,
-        top_p: 0.95,
-    };
+    let sampler = Sampler { temperature: 1.5, top_k: 8, top_p: 0.95 };
     let choices = sampler.choices(&logits).unwrap();
     let mut rng = leaf_stream(9, &[1, 2]);
     let draws = 100_000;
@@ -85,14 +77,8 @@ fn tokens_are_drawn_as_often_as_they_are_likely() {
 #[test]
 fn temperature_0_takes_the_first_of_the_most_likely() {
     let mut rng = leaf_stream(0, &[]);
-    for (logits, best) in [
-        (vec![1.0, 3.0, 3.0, 2.0], 1),
-        (vec![f32::NEG_INFINITY, -5.0], 1),
-    ] {
-        assert_eq!(
-            Sampler::GREEDY.choices(&logits).unwrap().draw(&mut rng),
-            best
-        );
+    for (logits, best) in [(vec![1.0, 3.0, 3.0, 2.0], 1), (vec![f32::NEG_INFINITY, -5.0], 1)] {
+        assert_eq!(Sampler::GREEDY.choices(&logits).unwrap().draw(&mut rng), best);
         assert_eq!(most_likely(&logits, 1), [best]);
     }
 }
@@ -110,18 +96,11 @@ fn log_softmax_is_right_where_exponentials_overflow() {
     let exact = (1.0f64.exp() + 1.0 + (-1.0f64).exp()).ln();
     for shift in [-1e4f32, 0.0, 1e4] {
         let got = log_sum_exp(&[shift + 1.0, shift, shift - 1.0]);
-        assert!(
-            (got - f64::from(shift) - exact).abs() < 1e-9,
-            "{got} at {shift}"
-        );
+        assert!((got - f64::from(shift) - exact).abs() < 1e-9, "{got} at {shift}");
     }
     let many = vec![0.5; 50_000];
     assert!((log_sum_exp(&many) - 0.5 - 50_000f64.ln()).abs() < 1e-9);
-    for bad in [
-        vec![f32::NAN, 1.0],
-        vec![f32::NEG_INFINITY; 3],
-        vec![f32::INFINITY, 0.0],
-    ] {
+    for bad in [vec![f32::NAN, 1.0], vec![f32::NEG_INFINITY; 3], vec![f32::INFINITY, 0.0]] {
         assert!(!log_sum_exp(&bad).is_finite());
     }
 }
@@ -151,15 +130,9 @@ fn leaves_have_random_numbers_of_their_own() {
 #[test]
 fn parameters_out_of_range_are_named() {
     let message = |sampler: Sampler| sampler.check().unwrap_err().to_string();
-    assert_eq!(
-        message(Sampler::at(-1.0)),
-        "temperature is -1; it must be 0 or more, and finite"
-    );
+    assert_eq!(message(Sampler::at(-1.0)), "temperature is -1; it must be 0 or more, and finite");
     for top_p in [0.0, 1.5, f32::NAN] {
-        let sampler = Sampler {
-            top_p,
-            ..Sampler::at(1.0)
-        };
+        let sampler = Sampler { top_p, ..Sampler::at(1.0) };
         assert!(message(sampler).ends_with("it must be above 0 and at most 1"));
     }
     assert!(Sampler::at(f32::INFINITY).check().is_err());
@@ -167,12 +140,9 @@ fn parameters_out_of_range_are_named() {
 
 #[test]
 fn logits_without_a_largest_one_are_refused() {
-    for logits in [
-        vec![],
-        vec![f32::NAN, 1.0],
-        vec![f32::NEG_INFINITY; 3],
-        vec![f32::INFINITY, 0.0],
-    ] {
+    for logits in
+        [vec![], vec![f32::NAN, 1.0], vec![f32::NEG_INFINITY; 3], vec![f32::INFINITY, 0.0]]
+    {
         for sampler in [Sampler::GREEDY, Sampler::at(1.0)] {
             let error = sampler.choices(&logits).unwrap_err().to_string();
             let expected = format!(

@@ -6,21 +6,11 @@ use deft_engine::DraftToken;
 use deft_search::{Drafter, Ending, Finish, PromptLookup, Sampler, Speculative, Stop, TreeSearch};
 
 fn speculative(drafter: &mut dyn Drafter, sampler: Sampler, tokens: usize) -> Speculative<'_> {
-    Speculative {
-        drafter: Some(drafter),
-        sampler,
-        ending: Ending::at(tokens),
-        seed: 5,
-    }
+    Speculative { drafter: Some(drafter), sampler, ending: Ending::at(tokens), seed: 5 }
 }
 
 fn plain(sampler: Sampler, tokens: usize) -> Speculative<'static> {
-    Speculative {
-        drafter: None,
-        sampler,
-        ending: Ending::at(tokens),
-        seed: 5,
-    }
+    Speculative { drafter: None, sampler, ending: Ending::at(tokens), seed: 5 }
 }
 
 #[test]
@@ -35,15 +25,9 @@ fn a_hundred_models_say_the_same_with_drafts_and_without_in_fewer_steps() {
             (config.seed, config.memory, config.vocabulary) = (seed, memory, vocabulary)
         });
         let prompt: Vec<u32> = (0..40).map(|token| 1 + token * token % 8).collect();
-        let sampler = if seed % 3 == 0 {
-            Sampler::at(0.3)
-        } else {
-            Sampler::GREEDY
-        };
+        let sampler = if seed % 3 == 0 { Sampler::at(0.3) } else { Sampler::GREEDY };
         let mut search = |method: &mut Speculative<'_>| {
-            let outcome = TreeSearch::new(&mut model, &AsciiCodec)
-                .run(&prompt, method)
-                .unwrap();
+            let outcome = TreeSearch::new(&mut model, &AsciiCodec).run(&prompt, method).unwrap();
             assert_empty(&model);
             outcome
         };
@@ -56,19 +40,12 @@ fn a_hundred_models_say_the_same_with_drafts_and_without_in_fewer_steps() {
         assert!((got_answer.log_prob - want_answer.log_prob).abs() < 1e-9);
         assert!(got.stats.steps <= want.stats.steps);
         if memory == 2 && sampler == Sampler::GREEDY && want_answer.tokens.len() == 120 {
-            assert!(
-                3 * got.stats.steps < 2 * want.stats.steps,
-                "model {seed}: {:?}",
-                got.stats
-            );
+            assert!(3 * got.stats.steps < 2 * want.stats.steps, "model {seed}: {:?}", got.stats);
         }
         steps += got.stats.steps;
         plain_steps += want.stats.steps;
     }
-    assert!(
-        3 * steps < 2 * plain_steps,
-        "{steps} steps, {plain_steps} without drafts"
-    );
+    assert!(3 * steps < 2 * plain_steps, "{steps} steps, {plain_steps} without drafts");
 }
 
 /// Knows the answer, and hides it among wrong branches.
@@ -84,10 +61,7 @@ impl Drafter for Oracle {
         let mut parent = None;
         for &token in rest.iter().take(7) {
             for wrong in [token % 96 + 1, (token + 7) % 96 + 1] {
-                draft.push(DraftToken {
-                    parent,
-                    token: wrong,
-                });
+                draft.push(DraftToken { parent, token: wrong });
             }
             draft.push(DraftToken { parent, token });
             parent = Some(draft.len() as u32 - 1);
@@ -102,15 +76,8 @@ fn right_drafts_are_accepted_whole_from_among_wrong_ones() {
     let mut model = model(0).with_bias(|_, logits| logits[0] = -100.0);
     let want = run(&mut model, &mut plain(Sampler::GREEDY, 81)).unwrap();
     let answer = want.answers[0].tokens.clone();
-    let mut drafter = Oracle {
-        answer: answer.clone(),
-        prompt: prompt().len(),
-    };
-    let got = run(
-        &mut model,
-        &mut speculative(&mut drafter, Sampler::GREEDY, 81),
-    )
-    .unwrap();
+    let mut drafter = Oracle { answer: answer.clone(), prompt: prompt().len() };
+    let got = run(&mut model, &mut speculative(&mut drafter, Sampler::GREEDY, 81)).unwrap();
     assert_eq!(got.answers[0].tokens, answer);
     // 80 tokens are run, 8 a pass.
     assert_eq!((want.stats.steps, got.stats.steps), (80, 10));
@@ -122,15 +89,8 @@ fn drafts_fit_the_tokens_and_pages_that_are_left() {
     let mut model = with(|config| config.pages = 2).with_bias(|_, logits| logits[0] = -100.0);
     let want = run(&mut model, &mut plain(Sampler::GREEDY, 80)).unwrap();
     let answer = want.answers[0].tokens.clone();
-    let mut drafter = Oracle {
-        answer: answer.clone(),
-        prompt: prompt().len(),
-    };
-    let got = run(
-        &mut model,
-        &mut speculative(&mut drafter, Sampler::GREEDY, 80),
-    )
-    .unwrap();
+    let mut drafter = Oracle { answer: answer.clone(), prompt: prompt().len() };
+    let got = run(&mut model, &mut speculative(&mut drafter, Sampler::GREEDY, 80)).unwrap();
     assert_eq!(got.answers[0].tokens, answer);
     for tokens in [1, 5, 30] {
         let got = run_within(
@@ -150,23 +110,14 @@ fn drafts_fit_the_tokens_and_pages_that_are_left() {
 #[test]
 fn a_stop_text_within_a_draft_ends_the_answer_there() {
     let mut model = model(0).with_bias(|_, logits| logits[0] = -100.0);
-    let answer = run(&mut model, &mut plain(Sampler::GREEDY, 40))
-        .unwrap()
-        .answers
-        .remove(0);
+    let answer = run(&mut model, &mut plain(Sampler::GREEDY, 40)).unwrap().answers.remove(0);
     let stop = &answer.text[13..15];
     let begin = answer.text.find(stop).unwrap();
-    let mut drafter = Oracle {
-        answer: answer.tokens.clone(),
-        prompt: prompt().len(),
-    };
+    let mut drafter = Oracle { answer: answer.tokens.clone(), prompt: prompt().len() };
     let mut method = speculative(&mut drafter, Sampler::GREEDY, 40);
     method.ending = Ending::at(40).or_text(stop);
     let got = run(&mut model, &mut method).unwrap().answers.remove(0);
-    assert_eq!(
-        (got.text.as_str(), got.finish),
-        (&answer.text[..begin], Finish::StopText)
-    );
+    assert_eq!((got.text.as_str(), got.finish), (&answer.text[..begin], Finish::StopText));
     assert_eq!(got.tokens.len(), begin + 2);
 }
 
@@ -175,21 +126,9 @@ fn prompt_lookup_drafts_a_tree_of_what_followed_before() {
     let node = |parent, token| DraftToken { parent, token };
     //            "a b c", "a b d": two ways to go on after "a b", the newer one first
     let context = [1, 2, 3, 9, 1, 2, 4, 8, 1, 2];
-    let mut lookup = PromptLookup {
-        longest_match: 2,
-        depth: 2,
-        nodes: 5,
-    };
+    let mut lookup = PromptLookup { longest_match: 2, depth: 2, nodes: 5 };
     let draft = lookup.draft(&context, 100);
-    assert_eq!(
-        draft[..4],
-        [
-            node(None, 4),
-            node(Some(0), 8),
-            node(None, 3),
-            node(Some(2), 9)
-        ]
-    );
+    assert_eq!(draft[..4], [node(None, 4), node(Some(0), 8), node(None, 3), node(Some(2), 9)]);
     assert_eq!(lookup.draft(&context, 3), draft[..3]);
     assert!(lookup.draft(&[1, 2, 3], 100).is_empty());
     assert!(lookup.draft(&[], 100).is_empty());
@@ -210,10 +149,7 @@ impl Drafter for Fixed {
 fn a_draft_whose_parent_does_not_precede_it_ends_the_search_with_its_name() {
     let mut model = model(0).with_bias(|_, logits| logits[0] = -100.0);
     for parent in [0, 3, u32::MAX] {
-        let mut drafter = Fixed(vec![DraftToken {
-            parent: Some(parent),
-            token: 5,
-        }]);
+        let mut drafter = Fixed(vec![DraftToken { parent: Some(parent), token: 5 }]);
         let mut method = speculative(&mut drafter, Sampler::GREEDY, 10);
         let error = run(&mut model, &mut method).unwrap_err();
         assert_eq!(

@@ -41,16 +41,10 @@ fn sorted_digits_are_right_and_nothing_else_is() {
         assert!(!is_right(&*problem, &text(&sorted[1..])));
         assert!(!is_right(&*problem, " nothing\n") && !is_right(&*problem, ""));
         let prospect = |text: &str| problem.prospect(text);
-        assert_eq!(
-            prospect(&format!(" {}, {},", sorted[0], sorted[1])),
-            Prospect::Open
-        );
+        assert_eq!(prospect(&format!(" {}, {},", sorted[0], sorted[1])), Prospect::Open);
         assert_eq!(prospect(" 11,"), Prospect::Dead);
         if sorted[0] < sorted[4] {
-            assert_eq!(
-                prospect(&format!(" {}, {},", sorted[4], sorted[0])),
-                Prospect::Dead
-            );
+            assert_eq!(prospect(&format!(" {}, {},", sorted[4], sorted[0])), Prospect::Dead);
         }
     }
 }
@@ -59,9 +53,7 @@ fn sorted_digits_are_right_and_nothing_else_is() {
 fn words_with_the_right_initials_are_right() {
     let letters = |problem: &dyn Problem| -> Vec<char> {
         let line = question(&problem.prompt(), "Letters:");
-        line.chars()
-            .filter(|letter| letter.is_alphabetic())
-            .collect()
+        line.chars().filter(|letter| letter.is_alphabetic()).collect()
     };
     let task = Acrostic { words: 3 };
     let consonants = |problem: &dyn Problem| !letters(problem).iter().any(|c| "aeiou".contains(*c));
@@ -79,10 +71,7 @@ fn words_with_the_right_initials_are_right() {
     assert!(!right(format!(" {a}ora, {b}indy, {c}txk\n")));
     assert!(!right(format!(" {a}ora, {b}in dy, {c}elo\n")));
     assert_eq!(problem.prospect(&format!(" {a}ora, {b}in")), Prospect::Open);
-    assert_eq!(
-        problem.prospect(&format!(" {a}ora, x{b}in,")),
-        Prospect::Dead
-    );
+    assert_eq!(problem.prospect(&format!(" {a}ora, x{b}in,")), Prospect::Dead);
     let twice = Acrostic { words: 40 }.problem(2);
     assert_eq!(twice.prospect(" same, same,"), Prospect::Dead);
 }
@@ -117,26 +106,17 @@ fn three_lines_that_lead_to_24_are_right() {
     // Find the problem of 1 2 3 4: (1 + 3) * 2 * ... by trying seeds.
     let is_it = |problem: &dyn Problem| question(&problem.prompt(), "Input:") == " 1 2 3 4";
     let task = GameOf24 { largest: 6 };
-    let problem = (0..)
-        .map(|seed| task.problem(seed))
-        .find(|problem| is_it(&**problem))
-        .unwrap();
+    let problem = (0..).map(|seed| task.problem(seed)).find(|problem| is_it(&**problem)).unwrap();
     let right = "1 * 2 = 2 (left: 2 3 4)\n2 * 3 = 6 (left: 4 6)\n4 * 6 = 24 (left: 24)\n";
     assert!(is_right(&*problem, &format!("{right}\nInput: 3")));
     assert_eq!(problem.prospect(right), Prospect::Right);
-    let beginnings = right
-        .match_indices('\n')
-        .map(|(end, _)| &right[..=end])
-        .take(2);
+    let beginnings = right.match_indices('\n').map(|(end, _)| &right[..=end]).take(2);
     for beginning in beginnings {
         assert_eq!(problem.prospect(beginning), Prospect::Open);
     }
-    for (from, to) in [
-        ("1 * 2", "5 * 2"),
-        ("= 2 (", "= 3 ("),
-        ("left: 4 6", "left: 6 6"),
-        ("*", "x"),
-    ] {
+    for (from, to) in
+        [("1 * 2", "5 * 2"), ("= 2 (", "= 3 ("), ("left: 4 6", "left: 6 6"), ("*", "x")]
+    {
         let wrong = right.replacen(from, to, 1);
         assert!(!is_right(&*problem, &wrong), "{wrong}");
         assert_eq!(problem.prospect(&wrong), Prospect::Dead, "{wrong}");
@@ -154,12 +134,7 @@ fn the_checker_judges_whole_answers_and_beginnings() {
     let right = format!(" 1 + 2 + {}", total - 3);
     let judge = |text: &str, complete| {
         let (tokens, log_prob) = (&[1, 2][..], -3.0);
-        Checker(&*problem).score(&Candidate {
-            text,
-            tokens,
-            log_prob,
-            complete,
-        })
+        Checker(&*problem).score(&Candidate { text, tokens, log_prob, complete })
     };
     assert_eq!(judge(&right, true), Verdict::Solved);
     assert_eq!(judge(&format!("{right}\n"), false), Verdict::Solved);
@@ -200,15 +175,10 @@ impl Task for SmallDigits {
     fn problem(&self, seed: u64) -> Box<dyn Problem> {
         let task = DigitSort { digits: 2 };
         let fits = |problem: &dyn Problem| {
-            numbers(&question(&problem.prompt(), "Input:"))
-                .iter()
-                .all(|&digit| digit < 9)
+            numbers(&question(&problem.prompt(), "Input:")).iter().all(|&digit| digit < 9)
         };
         let seeds = (0..).map(|step| seed + 1000 * step);
-        seeds
-            .map(|seed| task.problem(seed))
-            .find(|problem| fits(&**problem))
-            .unwrap()
+        seeds.map(|seed| task.problem(seed)).find(|problem| fits(&**problem)).unwrap()
     }
 }
 
@@ -229,13 +199,7 @@ fn evaluated_with(mut model: HashModel, method: Method, tokens: u64) -> Evaluati
         calls += 1;
         assert_eq!(so_far.problems, calls);
     };
-    let found = evaluate(
-        &mut model,
-        &AsciiCodec,
-        &SmallDigits,
-        (method, &setting),
-        &mut progress,
-    );
+    let found = evaluate(&mut model, &AsciiCodec, &SmallDigits, (method, &setting), &mut progress);
     assert_empty(&model);
     let found = found.unwrap();
     assert!(calls == 8 && found.tokens <= 8 * tokens && found.steps > 0);
@@ -246,27 +210,15 @@ fn evaluated_with(mut model: HashModel, method: Method, tokens: u64) -> Evaluati
 fn search_with_a_checker_finds_what_greedy_decoding_of_a_misled_model_misses() {
     // The right answer has probability 0.16, the likeliest, a wrong one, 0.36.
     let greedy = evaluated(Method::Greedy, 400);
-    assert_eq!(
-        (greedy.right, greedy.covered, greedy.accuracy()),
-        (0, 0, 0.0)
-    );
+    assert_eq!((greedy.right, greedy.covered, greedy.accuracy()), (0, 0, 0.0));
     let majority = evaluated(Method::Majority { width: 8 }, 400);
     assert_eq!((majority.right, majority.covered), (0, 8));
     let checked = evaluated(Method::Checked { width: 8 }, 400);
     assert_eq!((checked.right, checked.accuracy()), (8, 1.0));
-    assert!(
-        checked.tokens < majority.tokens,
-        "it ends with the first right answer"
-    );
+    assert!(checked.tokens < majority.tokens, "it ends with the first right answer");
     let beam = evaluated(Method::Beam { width: 4 }, 400);
     assert_eq!((beam.right, beam.covered), (0, 8));
-    let thoughts = evaluated(
-        Method::Thoughts {
-            thoughts: 8,
-            keep: 4,
-        },
-        400,
-    );
+    let thoughts = evaluated(Method::Thoughts { thoughts: 8, keep: 4 }, 400);
     assert_eq!(thoughts.right, 8);
     assert!(checked.read < checked.per_query);
 }

@@ -8,9 +8,7 @@ use deft_search::{
 
 /// Counts lower-case vowels.
 fn vowels(text: &str) -> f64 {
-    text.chars()
-        .filter(|character| "aeiou".contains(*character))
-        .count() as f64
+    text.chars().filter(|character| "aeiou".contains(*character)).count() as f64
 }
 
 #[test]
@@ -27,10 +25,7 @@ fn tree_of_thoughts_keeps_the_best_states_of_every_level() {
             assert!((3..=12).contains(&level.len()), "{} states", level.len());
             (level, levels) = (Vec::new(), levels + 1);
         }
-        Event::Pruned {
-            branch,
-            reason: PruneReason::Lost,
-        } => {
+        Event::Pruned { branch, reason: PruneReason::Lost } => {
             let (_, score) = level.iter().find(|(id, _)| id == branch).unwrap();
             let better = level.iter().filter(|(_, other)| other >= score);
             assert!(better.count() > 3, "one of the best 3 was pruned");
@@ -65,22 +60,13 @@ fn tree_of_thoughts_ends_with_the_state_that_is_right_and_drops_dead_ones() {
             Verdict::Score(vowels(candidate.text))
         }
     };
-    let mut method = TreeOfThoughts {
-        depth: 50,
-        thoughts: 8,
-        ..thoughts(&scorer)
-    };
+    let mut method = TreeOfThoughts { depth: 50, thoughts: 8, ..thoughts(&scorer) };
     let outcome = run(&mut model(3), &mut method).unwrap();
     let best = &outcome.answers[0];
     assert!(best.solved && vowels(&best.text) >= 3.0 && !best.text.contains('q'));
     let dead = |_: &Candidate<'_>| Verdict::Dead;
     let outcome = run(&mut model(3), &mut thoughts(&dead)).unwrap();
-    assert!(
-        outcome
-            .answers
-            .iter()
-            .all(|answer| answer.score == f64::NEG_INFINITY)
-    );
+    assert!(outcome.answers.iter().all(|answer| answer.score == f64::NEG_INFINITY));
 }
 
 #[test]
@@ -89,24 +75,12 @@ fn rounds_go_on_until_an_answer_is_right() {
         true => Verdict::Solved,
         false => Verdict::Score(0.0),
     };
-    let method = |rounds| TreeOfThoughts {
-        depth: 1,
-        thoughts: 2,
-        rounds,
-        ..thoughts(&scorer)
-    };
+    let method = |rounds| TreeOfThoughts { depth: 1, thoughts: 2, rounds, ..thoughts(&scorer) };
     let one = run(&mut model(3), &mut method(1)).unwrap();
     assert!(!one.answers[0].solved);
     let many = run(&mut model(3), &mut method(1000)).unwrap();
     assert!(many.answers[0].solved && vowels(&many.answers[0].text) >= 3.0);
     // What the first round found is there, and it ended with the first right answer.
-    assert!(
-        one.answers
-            .iter()
-            .all(|answer| many.answers.contains(answer))
-    );
-    assert_eq!(
-        many.answers.iter().filter(|answer| answer.solved).count(),
-        1
-    );
+    assert!(one.answers.iter().all(|answer| many.answers.contains(answer)));
+    assert_eq!(many.answers.iter().filter(|answer| answer.solved).count(), 1);
 }

@@ -16,11 +16,7 @@ fn pick(rng: &mut SmallRng, tree: &SearchTree<'_>) -> BranchId {
 }
 
 fn growth_of(branch: BranchId, token: u32, score: f64) -> Growth {
-    Growth {
-        branch,
-        token,
-        score,
-    }
+    Growth { branch, token, score }
 }
 
 /// Grows some branches by one or several tokens, now and then releases one.
@@ -54,9 +50,7 @@ fn ten_thousand_steps_of_branching_and_pruning_leak_no_page_and_mix_no_paths() {
             random_step(&mut rng, tree)?;
             tree.model().forest().debug_assert_invariants();
             // Long branches go, so that reading paths back does not take forever.
-            let long = tree
-                .branches()
-                .filter(|(_, branch)| branch.tokens().len() > 150);
+            let long = tree.branches().filter(|(_, branch)| branch.tokens().len() > 150);
             for id in long.map(|(id, _)| id).collect::<Vec<_>>() {
                 tree.release(id, PruneReason::Lost)?;
             }
@@ -78,17 +72,8 @@ fn assert_paths_are_whole(tree: &SearchTree<'_>) {
     let oracle = model(0);
     for (id, branch) in tree.branches() {
         let forest = tree.model().forest();
-        let path: Vec<u32> = tree
-            .prompt()
-            .iter()
-            .chain(branch.tokens())
-            .copied()
-            .collect();
-        assert_eq!(
-            forest.context_length(branch.node()).unwrap(),
-            path.len() as u64,
-            "{id}"
-        );
+        let path: Vec<u32> = tree.prompt().iter().chain(branch.tokens()).copied().collect();
+        assert_eq!(forest.context_length(branch.node()).unwrap(), path.len() as u64, "{id}");
         assert_eq!(branch.row().logits(), oracle.logits_after(&path), "{id}");
     }
 }
@@ -178,10 +163,7 @@ fn branches_that_are_gone_are_named() {
         let grow = |token| growth_of(branch, token, 0.0);
         tree.advance(&[grow(1), grow(2)])?;
         let error = tree.advance(&[grow(3)]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "branch 0 is not a branch of this search any more"
-        );
+        assert_eq!(error.to_string(), "branch 0 is not a branch of this search any more");
         assert_eq!(tree.branches().count(), 2);
         Ok(())
     });
@@ -194,9 +176,7 @@ fn searches_leave_the_trees_of_others_alone() {
     let mut logits = Vec::new();
     let other = model.insert_prompt(&[5; 100], &mut logits).unwrap();
     let (before, free) = (model.path(other).unwrap(), model.forest().pool().free());
-    TreeSearch::new(&mut model, &AsciiCodec)
-        .run(&prompt(), &mut samples(4, 50))
-        .unwrap();
+    TreeSearch::new(&mut model, &AsciiCodec).run(&prompt(), &mut samples(4, 50)).unwrap();
     assert_eq!(model.path(other).unwrap(), before);
     assert_eq!(model.forest().pool().free(), free);
 }
@@ -208,10 +188,7 @@ fn when_pages_run_out_the_lowest_scored_leaf_goes_and_the_rest_is_unharmed() {
     let mut method = Custom(|tree: &mut SearchTree<'_>| {
         let branch = tree.root();
         let scores = [0.3, 0.1, 0.5, 0.2, 0.4];
-        let growth = scores
-            .iter()
-            .zip(1..)
-            .map(|(&score, token)| growth_of(branch, token, score));
+        let growth = scores.iter().zip(1..).map(|(&score, token)| growth_of(branch, token, score));
         let grown = tree.advance(&growth.collect::<Vec<_>>())?;
         let alive: Vec<bool> = grown.iter().map(Option::is_some).collect();
         assert_eq!(alive, [true, false, true, false, true]);

@@ -53,10 +53,7 @@ impl Emulated {
         let rows = memory.constant("merge rows", plan.merge_rows());
         let slots = memory.constant("merge slots", plan.merge_slots());
         let out = memory.unwritten::<u16>("out", call.q.len());
-        let lse = call
-            .lse
-            .as_ref()
-            .map(|lse| memory.unwritten::<f32>("lse", lse.len()));
+        let lse = call.lse.as_ref().map(|lse| memory.unwritten::<f32>("lse", lse.len()));
         let partial_o = memory.unwritten::<f32>("partial o", partial_rows * D);
         let partial_lse = memory.unwritten::<f32>("partial lse", partial_rows);
         let lse_pointer = || lse.map_or(std::ptr::null_mut(), |lse| lse.as_mut_ptr());
@@ -96,9 +93,9 @@ impl Emulated {
             })?;
         let warps = plan.merge_rows().len() as u32 * kv_heads * group;
         if warps > 0 {
-            self.launch([warps.div_ceil(MERGE_WARPS), 1, 1], MERGE_THREADS)
-                .dependent()
-                .run(&mut memory, || {
+            self.launch([warps.div_ceil(MERGE_WARPS), 1, 1], MERGE_THREADS).dependent().run(
+                &mut memory,
+                || {
                     let arguments = Merge {
                         partial_o: partial_o.as_ptr(),
                         partial_lse: partial_lse.as_ptr(),
@@ -113,7 +110,8 @@ impl Emulated {
                     };
                     // SAFETY: the emulator checks every access.
                     unsafe { kernels::merge::<E, D, V>(arguments) }
-                })?;
+                },
+            )?;
         }
         let result = memory.read(out).map_err(Box::new)?;
         words_mut(call.out).copy_from_slice(&result);

@@ -38,8 +38,9 @@ impl Emulated {
         });
         // A thread for a chunk of K and one for a chunk of V, or one for both.
         let threads = if rotation.is_some() { 1 } else { 2 };
-        self.launch(blocks(threads * count * kv_heads * (D / 8)), cache::THREADS)
-            .run(&mut memory, || {
+        self.launch(blocks(threads * count * kv_heads * (D / 8)), cache::THREADS).run(
+            &mut memory,
+            || {
                 let (pool, k, v) = (pool.as_mut_ptr(), k.as_ptr(), v.as_ptr());
                 let (rows, lengths, tails) = (rows.as_ptr(), lengths.as_ptr(), tails.as_ptr());
                 // SAFETY: the emulator checks every access.
@@ -56,7 +57,8 @@ impl Emulated {
                         }
                     }
                 }
-            })?;
+            },
+        )?;
         self.pool[plane].copy_from_slice(&memory.read_poisoned(pool));
         Ok(())
     }
@@ -65,27 +67,21 @@ impl Emulated {
         let mut memory = Memory::new();
         let pool = memory.buffer("pool", &self.pool);
         let list = memory.constant::<u32>("moves", bytemuck::cast_slice(moves));
-        let CacheShape {
-            layers,
-            pages,
-            kv_heads,
-            ..
-        } = self.shape;
+        let CacheShape { layers, pages, kv_heads, .. } = self.shape;
         let work = layers * kv_heads * 2 * (D / 8);
-        self.launch(blocks(work), cache::THREADS)
-            .run(&mut memory, || {
-                // SAFETY: the emulator checks every access.
-                unsafe {
-                    cache::copy::<D>(
-                        pool.as_mut_ptr(),
-                        list.as_ptr(),
-                        moves.len() as u32,
-                        layers,
-                        pages,
-                        kv_heads,
-                    );
-                }
-            })?;
+        self.launch(blocks(work), cache::THREADS).run(&mut memory, || {
+            // SAFETY: the emulator checks every access.
+            unsafe {
+                cache::copy::<D>(
+                    pool.as_mut_ptr(),
+                    list.as_ptr(),
+                    moves.len() as u32,
+                    layers,
+                    pages,
+                    kv_heads,
+                );
+            }
+        })?;
         self.pool = memory.read_poisoned(pool);
         Ok(())
     }
@@ -124,10 +120,7 @@ impl Emulated {
         let pool = memory.buffer("pool", &self.pool[plane.clone()]);
         let (k, v) = (memory.constant("k", k), memory.constant("v", v));
         let foreign = self.foreign(&mut memory, paged, page_stride);
-        let (blocks, kv_heads) = (
-            foreign.blocks::<D>(self.shape.kv_heads),
-            self.shape.kv_heads,
-        );
+        let (blocks, kv_heads) = (foreign.blocks::<D>(self.shape.kv_heads), self.shape.kv_heads);
         self.launch(blocks, cache::THREADS).run(&mut memory, || {
             // SAFETY: the emulator checks every access.
             unsafe {
@@ -160,10 +153,7 @@ impl Emulated {
         let [k, v] = [("k", &onto[0]), ("v", &onto[1])]
             .map(|(name, elements)| memory.buffer(name, elements));
         let foreign = self.foreign(&mut memory, paged, paged.table.page_size);
-        let (blocks, kv_heads) = (
-            foreign.blocks::<D>(self.shape.kv_heads),
-            self.shape.kv_heads,
-        );
+        let (blocks, kv_heads) = (foreign.blocks::<D>(self.shape.kv_heads), self.shape.kv_heads);
         self.launch(blocks, cache::THREADS).run(&mut memory, || {
             // SAFETY: the emulator checks every access.
             unsafe {

@@ -14,17 +14,11 @@ fn arithmetic() -> Case {
     let operands: Vec<[f32; 3]> = (0..256)
         .map(|_| {
             let b: f32 = rng.random_range(0.01..100.0);
-            [
-                rng.random_range(-20.0..20.0),
-                b,
-                rng.random_range(-5.0..5.0),
-            ]
+            [rng.random_range(-20.0..20.0), b, rng.random_range(-5.0..5.0)]
         })
         .collect();
     // tanh.approx is off by up to 2^-11 (PTX ISA), everything else by far less.
-    case(&operands)
-        .named("of ordinary numbers")
-        .within(6e-4, 1e-6)
+    case(&operands).named("of ordinary numbers").within(6e-4, 1e-6)
 }
 
 fn special_arithmetic() -> Case {
@@ -46,19 +40,13 @@ fn special_arithmetic() -> Case {
         }
     }
     operands.resize(96, [1.0, 2.0, 3.0]);
-    case(&operands)
-        .named("of special numbers")
-        .within(6e-4, 0.0)
+    case(&operands).named("of special numbers").within(6e-4, 0.0)
 }
 
 fn case(operands: &[[f32; 3]]) -> Case {
     let flush = |x: f64| {
         let x = x as f32;
-        if x.is_subnormal() {
-            0.0_f32.copysign(x)
-        } else {
-            x
-        }
+        if x.is_subnormal() { 0.0_f32.copysign(x) } else { x }
     };
     let output = operands.iter().flat_map(|&[a, b, c]| {
         let [x, y, z] = [a, b, c].map(f64::from);
@@ -74,27 +62,12 @@ fn case(operands: &[[f32; 3]]) -> Case {
     });
     let output = output.map(f32::to_bits).collect();
     let input = operands.iter().flatten().map(|x| x.to_bits()).collect();
-    Case::exact(
-        "selftest_arithmetic",
-        selftest::arithmetic,
-        operands.len() as u32,
-        input,
-        output,
-    )
+    Case::exact("selftest_arithmetic", selftest::arithmetic, operands.len() as u32, input, output)
 }
 
 fn conversions() -> Case {
     let mut rng = rng(31);
-    let special = [
-        0.0,
-        -0.0,
-        65504.0,
-        65520.0,
-        1e-7,
-        3e38,
-        f32::INFINITY,
-        1.0 + 1.0 / 256.0,
-    ];
+    let special = [0.0, -0.0, 65504.0, 65520.0, 1e-7, 3e38, f32::INFINITY, 1.0 + 1.0 / 256.0];
     let mut values: Vec<f32> = special.to_vec();
     values.extend((0..248).map(|_| rng.random_range(-300.0..300.0)));
     let output = values.chunks_exact(2).flat_map(|pair| {
@@ -112,11 +85,5 @@ fn conversions() -> Case {
     });
     let output = output.collect();
     let input = values.iter().map(|x| x.to_bits()).collect();
-    Case::exact(
-        "selftest_conversions",
-        selftest::conversions,
-        128,
-        input,
-        output,
-    )
+    Case::exact("selftest_conversions", selftest::conversions, 128, input, output)
 }

@@ -39,12 +39,8 @@ fn ldmatrix() -> Case {
     let mut rows: Vec<usize> = (0..32).collect();
     rows.shuffle(&mut rng(4));
     let stored = (0..4).flat_map(|m| {
-        (0..32).map(move |i| {
-            word(
-                element(m, i / 4, 2 * (i % 4)),
-                element(m, i / 4, 2 * (i % 4) + 1),
-            )
-        })
+        (0..32)
+            .map(move |i| word(element(m, i / 4, 2 * (i % 4)), element(m, i / 4, 2 * (i % 4) + 1)))
     });
     let input = stored.chain(rows.iter().map(|row| *row as u32));
     let loaded =
@@ -56,13 +52,7 @@ fn ldmatrix() -> Case {
         let x4_transposed = [transposed(0), transposed(1), transposed(2), transposed(3)];
         [&x4[..], &x4_transposed, &x4[..2], &x4_transposed[..2]].concat()
     });
-    Case::exact(
-        "selftest_ldmatrix",
-        selftest::ldmatrix,
-        32,
-        input.collect(),
-        output.collect(),
-    )
+    Case::exact("selftest_ldmatrix", selftest::ldmatrix, 32, input.collect(), output.collect())
 }
 
 fn stmatrix() -> Case {
@@ -78,11 +68,7 @@ fn stmatrix() -> Case {
             for r in 0..8 {
                 for pair in 0..4 {
                     let of = |c| {
-                        if transposed {
-                            element(m, c, r)
-                        } else {
-                            element(m, r, c)
-                        }
+                        if transposed { element(m, c, r) } else { element(m, r, c) }
                     };
                     memory[4 * rows[8 * m + r] + pair] = word(of(2 * pair), of(2 * pair + 1));
                 }
@@ -95,13 +81,7 @@ fn stmatrix() -> Case {
         store(&mut memory, matrices, transposed);
         output.extend_from_slice(&memory);
     }
-    Case::exact(
-        "selftest_stmatrix",
-        selftest::stmatrix,
-        32,
-        input.collect(),
-        output,
-    )
+    Case::exact("selftest_stmatrix", selftest::stmatrix, 32, input.collect(), output)
 }
 
 fn mma(seed: u64, half: Half, values: Values) -> Case {
@@ -132,13 +112,7 @@ fn mma(seed: u64, half: Half, values: Values) -> Case {
         }
     }
     match half {
-        Half::Bf16 => Case::exact(
-            "selftest_mma_bf16",
-            selftest::mma::<Bf16>,
-            32,
-            input,
-            output,
-        ),
+        Half::Bf16 => Case::exact("selftest_mma_bf16", selftest::mma::<Bf16>, 32, input, output),
         Half::F16 => Case::exact("selftest_mma_f16", selftest::mma::<F16>, 32, input, output),
     }
 }

@@ -198,20 +198,14 @@ fn matrix(
         Values::Whole => rng.random_range(-8..=8) as f32,
         Values::Any => half.value(half.bits(rng.random_range(-2.0..2.0))),
     };
-    (0..rows)
-        .map(|_| (0..columns).map(|_| value()).collect())
-        .collect()
+    (0..rows).map(|_| (0..columns).map(|_| value()).collect()).collect()
 }
 
 /// `c + a * b` in f64, rounded once.
 fn product(a: &[Vec<f32>], b: &[Vec<f32>], c: &[Vec<f32>]) -> Vec<Vec<f32>> {
     let element = |m: usize, n: usize| {
-        let sum: f64 = (0..b.len())
-            .map(|k| f64::from(a[m][k]) * f64::from(b[k][n]))
-            .sum();
+        let sum: f64 = (0..b.len()).map(|k| f64::from(a[m][k]) * f64::from(b[k][n])).sum();
         (f64::from(c[m][n]) + sum) as f32
     };
-    (0..a.len())
-        .map(|m| (0..b[0].len()).map(|n| element(m, n)).collect())
-        .collect()
+    (0..a.len()).map(|m| (0..b[0].len()).map(|n| element(m, n)).collect()).collect()
 }

@@ -9,10 +9,7 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 fn values(seed: u64) -> Vec<u32> {
-    random_words(seed, 64)
-        .iter()
-        .map(|word| word >> 8)
-        .collect()
+    random_words(seed, 64).iter().map(|word| word >> 8).collect()
 }
 
 fn last_arriver() -> Case {
@@ -27,13 +24,7 @@ fn last_arriver() -> Case {
     Case {
         blocks,
         before: Some(before),
-        ..Case::exact(
-            "selftest_last_arriver",
-            selftest::last_arriver,
-            64,
-            values,
-            output,
-        )
+        ..Case::exact("selftest_last_arriver", selftest::last_arriver, 64, values, output)
     }
 }
 

@@ -45,10 +45,7 @@ pub(super) fn cases() -> Vec<Case> {
         }
         let any = case(seed, &shape, Values::Any, [Order::KFirst; 2], true);
         // Sums of 64 products of up to 4 each: an ulp of 256 for every addition.
-        cases.push(
-            any.named("of any numbers")
-                .within(1e-6, 64.0 * 256.0 * 1.2e-7),
-        );
+        cases.push(any.named("of any numbers").within(1e-6, 64.0 * 256.0 * 1.2e-7));
     }
     cases
 }
@@ -185,11 +182,7 @@ fn place(
     memory.resize(offset as usize / 2 + outer * inner * 64, 0);
     for (row, values) in operand.iter().enumerate() {
         for (k, value) in values.iter().enumerate() {
-            let within = if transposed {
-                k % 8 * 8 + row % 8
-            } else {
-                row % 8 * 8 + k % 8
-            };
+            let within = if transposed { k % 8 * 8 + row % 8 } else { row % 8 * 8 + k % 8 };
             memory[offset as usize / 2 + core(row / 8, k / 8) * 64 + within] = half.bits(*value);
         }
     }
@@ -205,36 +198,20 @@ fn case(seed: u64, shape: &Shape, values: Values, orders: [Order; 2], accumulate
     let before = matrix(&mut rng, values, half, 64, n);
     let zeros = vec![vec![0.0; n]; 64];
     let after = product(&a, &b, if accumulate { &before } else { &zeros });
-    let transposed: Vec<Vec<f32>> = (0..n)
-        .map(|n| b.iter().map(|row| row[n]).collect())
-        .collect();
+    let transposed: Vec<Vec<f32>> = (0..n).map(|n| b.iter().map(|row| row[n]).collect()).collect();
 
     let mut memory = Vec::new();
-    let mut header = Warpgroup {
-        accumulate: accumulate.into(),
-        ..Warpgroup::default()
-    };
+    let mut header = Warpgroup { accumulate: accumulate.into(), ..Warpgroup::default() };
     if !shape.a_in_registers {
         header.a = place(&mut memory, 0, &a, half, shape.trans_a, orders[0]);
     }
     let offset = memory.len().next_multiple_of(64) as u32 * 2;
-    header.b = place(
-        &mut memory,
-        offset,
-        &transposed,
-        half,
-        shape.trans_b,
-        orders[1],
-    );
+    header.b = place(&mut memory, offset, &transposed, half, shape.trans_b, orders[1]);
     header.words = memory.len() as u32 / 2;
     assert!(4 * header.words <= selftest::SHARED_BYTES);
 
     let mut input: Vec<u32> = bytemuck::cast_slice(&[header]).to_vec();
-    input.extend(
-        memory
-            .chunks(2)
-            .map(|pair| u32::from(pair[0]) | u32::from(pair[1]) << 16),
-    );
+    input.extend(memory.chunks(2).map(|pair| u32::from(pair[0]) | u32::from(pair[1]) << 16));
     if shape.a_in_registers {
         for step in 0..shape.steps {
             input.extend((0..128).flat_map(|thread| a_fragment(&a, half, thread, step)));

@@ -20,23 +20,15 @@ impl Tolerance {
     /// Of results stored as `dtype`.
     pub const fn of(dtype: DType) -> Self {
         match dtype {
-            DType::F32 => Self {
-                out: 1e-5,
-                lse: 1e-5,
-            },
-            _ => Self {
-                out: 5e-3,
-                lse: 1e-3,
-            },
+            DType::F32 => Self { out: 1e-5, lse: 1e-5 },
+            _ => Self { out: 5e-3, lse: 1e-3 },
         }
     }
 }
 
 /// Whether an element is as [`crate::inputs::unwritten`] left it.
 fn is_unwritten<T: Pod>(element: &T) -> bool {
-    bytemuck::bytes_of(element)
-        .iter()
-        .all(|&byte| byte == u8::MAX)
+    bytemuck::bytes_of(element).iter().all(|&byte| byte == u8::MAX)
 }
 
 /// How far results are from right.
@@ -89,9 +81,7 @@ pub fn assert_close<T: KvElement>(
 pub fn relative_l2<T: KvElement>(got: &[T], right: &[f64]) -> f64 {
     let square = |x: f64| x * x;
     let pairs = got.iter().zip(right);
-    let error: f64 = pairs
-        .map(|(got, right)| square(f64::from(got.to_f32()) - right))
-        .sum();
+    let error: f64 = pairs.map(|(got, right)| square(f64::from(got.to_f32()) - right)).sum();
     let norm: f64 = right.iter().copied().map(square).sum();
     match (error, norm) {
         (0.0, _) => 0.0,
@@ -164,11 +154,8 @@ impl Verdict {
             (got - expected).abs()
         };
         self.max_lse_error = self.max_lse_error.max(error);
-        let relative_to = if self.tolerance == Tolerance::of(DType::F32) {
-            expected.abs().max(1.0)
-        } else {
-            1.0
-        };
+        let relative_to =
+            if self.tolerance == Tolerance::of(DType::F32) { expected.abs().max(1.0) } else { 1.0 };
         if error > self.tolerance.lse * relative_to && self.bad.last() != Some(&at) {
             self.bad.push(at);
         }

@@ -45,9 +45,7 @@ pub fn attend<'a>(
     q: &[f64],
     kv: impl Fn(PageId, u32, usize) -> KeyValue<'a>,
 ) -> ReferenceOutput {
-    let ReferenceParams {
-        q_heads, head_dim, ..
-    } = *params;
+    let ReferenceParams { q_heads, head_dim, .. } = *params;
     assert_eq!(q.len(), view.queries as usize * q_heads * head_dim);
     let mut output = ReferenceOutput {
         out: Vec::with_capacity(q.len()),
@@ -124,13 +122,8 @@ mod tests {
 
     use super::*;
 
-    const PARAMS: ReferenceParams = ReferenceParams {
-        q_heads: 2,
-        kv_heads: 1,
-        head_dim: 2,
-        scale: 0.5,
-        soft_cap: None,
-    };
+    const PARAMS: ReferenceParams =
+        ReferenceParams { q_heads: 2, kv_heads: 1, head_dim: 2, scale: 0.5, soft_cap: None };
 
     /// A root of one token, below it an empty leaf with a query, and a block of two draft tokens of
     /// which each of two queries sees one.
@@ -194,21 +187,14 @@ mod tests {
 
     #[test]
     fn soft_cap_bends_logits_before_the_softmax() {
-        let params = ReferenceParams {
-            soft_cap: Some(3.0),
-            ..PARAMS
-        };
+        let params = ReferenceParams { soft_cap: Some(3.0), ..PARAMS };
         let output = attend(&view(), &params, &[0.1, 0.0].repeat(6), kv);
         assert!((output.lse[0] - 3.0 * 1.5f64.tanh()).abs() < 1e-12);
     }
 
     #[test]
     fn a_query_without_tokens_gives_zero_and_minus_infinity() {
-        let view = TreeView {
-            queries: 1,
-            query_order: vec![0],
-            ..TreeView::default()
-        };
+        let view = TreeView { queries: 1, query_order: vec![0], ..TreeView::default() };
         let output = attend(&view, &PARAMS, &[1.0; 4], kv);
         assert_eq!(output.out, [0.0; 4]);
         assert_eq!(output.lse, [f64::NEG_INFINITY; 2]);

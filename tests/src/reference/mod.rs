@@ -10,9 +10,7 @@ pub fn rms_norm(row: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
     let squares: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
     let scale = 1.0 / (squares / row.len() as f64 + f64::from(eps)).sqrt();
     let pairs = row.iter().zip(weight);
-    pairs
-        .map(|(x, weight)| f64::from(*x) * scale * f64::from(*weight))
-        .collect()
+    pairs.map(|(x, weight)| f64::from(*x) * scale * f64::from(*weight)).collect()
 }
 
 /// `silu(gate) * up` with `silu(x) = x / (1 + e^-x)`.
@@ -33,9 +31,7 @@ pub fn ranked(scores: &[f64]) -> Vec<u32> {
     ids.sort_by(|&a, &b| {
         let [x, y] = [a, b].map(|id| scores[id as usize]);
         let numbers = y.partial_cmp(&x);
-        numbers
-            .unwrap_or_else(|| x.is_nan().cmp(&y.is_nan()))
-            .then(a.cmp(&b))
+        numbers.unwrap_or_else(|| x.is_nan().cmp(&y.is_nan())).then(a.cmp(&b))
     });
     ids
 }

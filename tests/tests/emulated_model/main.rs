@@ -36,9 +36,7 @@ fn chunks(rows: usize, width: usize) -> Launch {
 }
 
 fn uniform(rng: &mut SmallRng, count: usize, limit: f32) -> Vec<f32> {
-    (0..count)
-        .map(|_| rng.random_range(-limit..limit))
-        .collect()
+    (0..count).map(|_| rng.random_range(-limit..limit)).collect()
 }
 
 fn random<T: Sixteen>(rng: &mut SmallRng, count: usize, limit: f32) -> Vec<T> {

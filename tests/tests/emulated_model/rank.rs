@@ -146,12 +146,8 @@ fn what_is_not_a_number_ranks_last_and_leaves_no_softmax() {
 #[test]
 fn samples_are_the_highest_entries_of_logits_with_gumbel_noise() {
     let mut rng = SmallRng::seed_from_u64(2);
-    for (vocab, k, temperature) in [
-        (1000, 1, 1.0),
-        (1000, 7, 0.7),
-        (9001, 64, 1.3),
-        (40, 40, 2.0),
-    ] {
+    for (vocab, k, temperature) in [(1000, 1, 1.0), (1000, 7, 0.7), (9001, 64, 1.3), (40, 40, 2.0)]
+    {
         let rows = 5;
         let logits = uniform(&mut rng, rows * vocab, 8.0);
         let streams: Vec<u32> = (0..rows as u32).map(|row| 10 * row).collect();
@@ -204,10 +200,7 @@ fn temperature_zero_is_the_ranking_without_noise() {
     let mut rng = SmallRng::seed_from_u64(3);
     let logits = uniform(&mut rng, 3 * 5000, 8.0);
     let noise = Some((0.0, &[1, 2, 3][..], &[4, 5, 6][..]));
-    assert_eq!(
-        rank(&logits, 5000, 9, noise, 0),
-        rank(&logits, 5000, 9, None, 0)
-    );
+    assert_eq!(rank(&logits, 5000, 9, noise, 0), rank(&logits, 5000, 9, None, 0));
 }
 
 #[test]
@@ -242,10 +235,7 @@ fn draws_follow_the_softmax_of_the_logits_over_temperature() {
         let expected = log_prob.exp();
         let deviation = (expected * (1.0 - expected) / f64::from(draws)).sqrt();
         let found = f64::from(*count) / f64::from(draws);
-        assert!(
-            (found - expected).abs() < 4.0 * deviation,
-            "{found}, expected {expected}"
-        );
+        assert!((found - expected).abs() < 4.0 * deviation, "{found}, expected {expected}");
     }
     let noise = random_pairs(8);
     let logits = row.repeat(8);

@@ -13,10 +13,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::{Sixteen, chunks, constant};
 
-const COUNTERS: Counters<'static> = Counters {
-    lengths: &[9, 70, 0],
-    tail_pages: &[0, 2, 1],
-};
+const COUNTERS: Counters<'static> = Counters { lengths: &[9, 70, 0], tail_pages: &[0, 2, 1] };
 
 /// Rows of a fused projection, and where they go.
 struct Case<T> {
@@ -44,13 +41,7 @@ impl<T: Sixteen> Case<T> {
             positions[2] = u32::MAX;
         }
         Self {
-            shape: CacheShape {
-                layers: 1,
-                kv_heads,
-                head_dim,
-                dtype: T::DTYPE,
-                pages: 3,
-            },
+            shape: CacheShape { layers: 1, kv_heads, head_dim, dtype: T::DTYPE, pages: 3 },
             q_heads,
             qkv: super::random(&mut rng, count * heads * head_dim as usize, 4.0),
             targets,
@@ -122,14 +113,9 @@ impl<T: Sixteen> Case<T> {
             positions.push(position);
         }
         let mut backend = Emulated::new(self.shape, 1);
-        let rotation = Rotation {
-            table: &self.table,
-            positions: &positions,
-        };
+        let rotation = Rotation { table: &self.table, positions: &positions };
         let (k, v) = (T::elements(&k), T::elements(&v));
-        backend
-            .append_rotated(0, &targets, COUNTERS, k, v, rotation)
-            .unwrap();
+        backend.append_rotated(0, &targets, COUNTERS, k, v, rotation).unwrap();
         (q, backend.pool())
     }
 }

@@ -18,9 +18,7 @@ fn embed_gathers<T: Sixteen>(rows: usize, hidden: usize) {
     let mut rng = SmallRng::seed_from_u64(hidden as u64);
     let vocab = 37;
     let table = super::random::<T>(&mut rng, vocab * hidden, 3.0);
-    let tokens: Vec<u32> = (0..rows)
-        .map(|_| rng.random_range(0..vocab as u32))
-        .collect();
+    let tokens: Vec<u32> = (0..rows).map(|_| rng.random_range(0..vocab as u32)).collect();
     let mut memory = Memory::new();
     let table_at = constant(&mut memory, "table", &table);
     let tokens_at = memory.constant("tokens", &tokens);
@@ -86,14 +84,9 @@ fn norm<T: Sixteen>(
         })
         .unwrap();
     let all = picks.is_none_or(|picks| !picks.contains(&NONE));
-    let bits = if all {
-        memory.read(out).unwrap()
-    } else {
-        memory.read_poisoned(out)
-    };
+    let bits = if all { memory.read(out).unwrap() } else { memory.read_poisoned(out) };
     let rows = bits.chunks_exact(hidden);
-    rows.map(|row| (!row.iter().all(|bits| *bits == u16::MAX)).then(|| row.to_vec()))
-        .collect()
+    rows.map(|row| (!row.iter().all(|bits| *bits == u16::MAX)).then(|| row.to_vec())).collect()
 }
 
 fn norm_is_rms<T: Sixteen>(rows: usize, hidden: usize, eps: f32) {
@@ -106,11 +99,7 @@ fn norm_is_rms<T: Sixteen>(rows: usize, hidden: usize, eps: f32) {
         let context = format!("{} rows={rows} hidden={hidden}", T::DTYPE);
         assert_rounded::<T>(found.as_ref().unwrap(), &expected, &context);
     }
-    assert_eq!(
-        found,
-        norm::<T>(&x, &weight, None, eps, 2),
-        "other schedule"
-    );
+    assert_eq!(found, norm::<T>(&x, &weight, None, eps, 2), "other schedule");
 }
 
 #[test]
@@ -134,19 +123,13 @@ fn picked_rows_are_normalised_in_their_order_and_none_is_left_out() {
     let picks = [4, NONE, 0, 4];
     let found = norm::<f16>(&x, &weight, Some(&picks), 1e-6, 0);
     let all = norm::<f16>(&x, &weight, None, 1e-6, 0);
-    assert_eq!(
-        found,
-        [all[4].clone(), None, all[0].clone(), all[4].clone()]
-    );
+    assert_eq!(found, [all[4].clone(), None, all[0].clone(), all[4].clone()]);
 }
 
 fn silu_gates<T: Sixteen>(rows: usize, ffn: usize) {
     let mut rng = SmallRng::seed_from_u64(ffn as u64);
     let mut gate_up = super::random::<T>(&mut rng, rows * 2 * ffn, 12.0);
-    for (i, gate) in [0.0, -0.0, 200.0, -200.0, -90.0, 1e-4]
-        .into_iter()
-        .enumerate()
-    {
+    for (i, gate) in [0.0, -0.0, 200.0, -200.0, -90.0, 1e-4].into_iter().enumerate() {
         gate_up[i] = T::from_f32(gate);
     }
     let mut memory = Memory::new();
@@ -229,10 +212,7 @@ fn a_choice_becomes_the_input_one_position_further_and_stays_in_the_history() {
                 history[(row * history_len + column) as usize] = token;
             }
         }
-        let found = (
-            memory.read(tokens_at).unwrap(),
-            memory.read(positions_at).unwrap(),
-        );
+        let found = (memory.read(tokens_at).unwrap(), memory.read(positions_at).unwrap());
         assert!(found == expected);
         assert!(memory.read(history_at).unwrap() == history);
     }

@@ -16,18 +16,10 @@ fn refused<T: std::fmt::Debug>(
     forest: &mut TokenForest,
     call: impl FnOnce(&mut TokenForest) -> Result<T, ForestError>,
 ) -> ForestError {
-    let before = (
-        forest.pool().free(),
-        forest.shape_epoch(),
-        forest.node_count(),
-    );
+    let before = (forest.pool().free(), forest.shape_epoch(), forest.node_count());
     let error = call(forest).unwrap_err();
     forest.debug_assert_invariants();
-    let after = (
-        forest.pool().free(),
-        forest.shape_epoch(),
-        forest.node_count(),
-    );
+    let after = (forest.pool().free(), forest.shape_epoch(), forest.node_count());
     assert_eq!(before, after, "{error} changes nothing");
     error
 }
@@ -44,20 +36,14 @@ fn pruned_and_foreign_keys_are_unknown() {
     for node in [pruned, NodeKey::default()] {
         let unknown = ForestError::UnknownNode { node };
         assert_eq!(refused(&mut forest, |f| f.append(node, 1)), unknown);
-        assert_eq!(
-            refused(&mut forest, |f| f.extend(&[next, node], 1)),
-            unknown
-        );
+        assert_eq!(refused(&mut forest, |f| f.extend(&[next, node], 1)), unknown);
         assert_eq!(refused(&mut forest, |f| f.fork(node, 1)), unknown);
         assert_eq!(refused(&mut forest, |f| f.prune(node)), unknown);
         assert_eq!(refused(&mut forest, |f| f.remove_tree(node)), unknown);
         assert_eq!(refused(&mut forest, |f| f.view(&[next, node])), unknown);
         assert_eq!(refused(&mut forest, |f| f.accept(node, &[])), unknown);
         let draft = [token(None)];
-        assert_eq!(
-            refused(&mut forest, |f| f.insert_draft(node, &draft)),
-            unknown
-        );
+        assert_eq!(refused(&mut forest, |f| f.insert_draft(node, &draft)), unknown);
         assert_eq!(forest.leaves(node).unwrap_err(), unknown);
         let targets = &mut Vec::new();
         assert_eq!(forest.append_targets(node, 0..0, targets), Err(unknown));
@@ -103,10 +89,7 @@ fn nothing_is_no_amount() {
 fn a_node_counts_once() {
     let mut forest = forest(4);
     let root = forest.insert_root(1).unwrap();
-    let twice = ForestError::DuplicateNode {
-        node: root,
-        index: 1,
-    };
+    let twice = ForestError::DuplicateNode { node: root, index: 1 };
     assert_eq!(refused(&mut forest, |f| f.view(&[root, root])), twice);
     assert_eq!(refused(&mut forest, |f| f.extend(&[root, root], 1)), twice);
     assert_eq!(forest.length(root), Ok(1));
@@ -121,10 +104,7 @@ fn forked_nodes_and_drafts_do_not_grow() {
     assert_eq!(refused(&mut forest, |f| f.append(root, 1)), sealed);
     assert_eq!(refused(&mut forest, |f| f.extend(&[leaf, root], 1)), sealed);
     let draft = [token(None)];
-    assert_eq!(
-        refused(&mut forest, |f| f.insert_draft(root, &draft)),
-        sealed
-    );
+    assert_eq!(refused(&mut forest, |f| f.insert_draft(root, &draft)), sealed);
     let targets = &mut Vec::new();
     assert_eq!(forest.live_targets(&[root], targets), Err(sealed));
     let no_token = ForestError::EmptyNode { node: leaf };
@@ -134,18 +114,12 @@ fn forked_nodes_and_drafts_do_not_grow() {
     let is_draft = ForestError::Draft { node };
     assert_eq!(refused(&mut forest, |f| f.append(node, 1)), is_draft);
     assert_eq!(refused(&mut forest, |f| f.fork(node, 1)), is_draft);
-    assert_eq!(
-        refused(&mut forest, |f| f.insert_draft(node, &draft)),
-        is_draft
-    );
+    assert_eq!(refused(&mut forest, |f| f.insert_draft(node, &draft)), is_draft);
     assert_eq!(refused(&mut forest, |f| f.accept(node, &[])), is_draft);
     let pending = ForestError::DraftPending { node: leaf };
     assert_eq!(refused(&mut forest, |f| f.append(leaf, 1)), pending);
     assert_eq!(refused(&mut forest, |f| f.fork(leaf, 1)), pending);
-    assert_eq!(
-        refused(&mut forest, |f| f.insert_draft(leaf, &draft)),
-        pending
-    );
+    assert_eq!(refused(&mut forest, |f| f.insert_draft(leaf, &draft)), pending);
     assert!(targets.is_empty());
 
     forest.prune(leaf).unwrap();
@@ -164,46 +138,23 @@ fn a_draft_with_a_bad_tree_is_refused() {
         refused(forest, |f| f.insert_draft(root, draft)).to_string()
     };
     let own_parent = [token(None), token(Some(1))];
-    assert_eq!(
-        error(&mut forest, &own_parent),
-        "draft[1] has parent 1, which does not precede it"
-    );
+    assert_eq!(error(&mut forest, &own_parent), "draft[1] has parent 1, which does not precede it");
     let cycle = [token(Some(1)), token(Some(0))];
-    assert_eq!(
-        error(&mut forest, &cycle),
-        "draft[0] has parent 1, which does not precede it"
-    );
-    let hollow = [DraftNode {
-        parent: None,
-        tokens: 0,
-    }];
+    assert_eq!(error(&mut forest, &cycle), "draft[0] has parent 1, which does not precede it");
+    let hollow = [DraftNode { parent: None, tokens: 0 }];
     assert_eq!(error(&mut forest, &hollow), "draft[0] has 0 tokens");
-    let long = [DraftNode {
-        parent: None,
-        tokens: u32::MAX,
-    }; 3];
-    assert_eq!(
-        error(&mut forest, &long),
-        "the draft has 12884901885 tokens, the limit is 4096"
-    );
+    let long = [DraftNode { parent: None, tokens: u32::MAX }; 3];
+    assert_eq!(error(&mut forest, &long), "the draft has 12884901885 tokens, the limit is 4096");
 }
 
 #[test]
 fn a_path_goes_from_parent_to_child() {
     let mut forest = forest(8);
     let root = forest.insert_root(1).unwrap();
-    assert_eq!(
-        refused(&mut forest, |f| f.accept(root, &[])),
-        ForestError::NoDraft { node: root }
-    );
+    assert_eq!(refused(&mut forest, |f| f.accept(root, &[])), ForestError::NoDraft { node: root });
     let draft = [token(None), token(Some(0)), token(None)];
     let nodes = forest.insert_draft(root, &draft).unwrap();
-    let broken = [
-        vec![nodes[1]],
-        vec![nodes[0], nodes[2]],
-        vec![nodes[0], nodes[0]],
-        vec![root],
-    ];
+    let broken = [vec![nodes[1]], vec![nodes[0], nodes[2]], vec![nodes[0], nodes[0]], vec![root]];
     for path in broken {
         let index = path.len() - 1;
         let node = path[index];
@@ -221,21 +172,10 @@ fn a_path_goes_from_parent_to_child() {
 fn lengths_that_overflow_are_refused() {
     let mut forest = forest(4);
     let root = forest.insert_root(5).unwrap();
-    let overflow = ForestError::LengthOverflow {
-        node: root,
-        length: 5,
-        added: u32::MAX - 4,
-    };
-    assert_eq!(
-        refused(&mut forest, |f| f.append(root, u32::MAX - 4)),
-        overflow
-    );
+    let overflow = ForestError::LengthOverflow { node: root, length: 5, added: u32::MAX - 4 };
+    assert_eq!(refused(&mut forest, |f| f.append(root, u32::MAX - 4)), overflow);
     let error = refused(&mut forest, |f| f.append(root, u32::MAX - 5));
-    let pages_out = PoolError::OutOfPages {
-        wanted: 67_108_863,
-        free: 3,
-        capacity: 4,
-    };
+    let pages_out = PoolError::OutOfPages { wanted: 67_108_863, free: 3, capacity: 4 };
     assert_eq!(error, ForestError::Pool(pages_out));
     let other = forest.insert_root(0).unwrap();
     let error = refused(&mut forest, |f| f.extend(&[root, other], u32::MAX - 5));
@@ -245,10 +185,7 @@ fn lengths_that_overflow_are_refused() {
         "a batch is counted as a whole, beyond 32 bits of tokens"
     );
     let error = refused(&mut forest, |f| f.insert_root(u32::MAX));
-    assert_eq!(
-        error.to_string(),
-        "out of pages: 67108864 wanted, 3 free of 4"
-    );
+    assert_eq!(error.to_string(), "out of pages: 67108864 wanted, 3 free of 4");
 }
 
 #[test]
@@ -257,10 +194,7 @@ fn counts_beyond_the_limits_are_refused() {
     let root = forest.insert_root(1).unwrap();
     assert_eq!(
         refused(&mut forest, |f| f.fork(root, usize::MAX)),
-        ForestError::TooManyNodes {
-            added: usize::MAX,
-            held: 1
-        }
+        ForestError::TooManyNodes { added: usize::MAX, held: 1 }
     );
     let queries = vec![root; TokenForest::MAX_QUERIES + 1];
     let error = refused(&mut forest, |f| f.view(&queries));
@@ -291,12 +225,7 @@ fn token_ranges_stay_within_their_node() {
     let (begin, end) = (69, 71);
     assert_eq!(
         forest.append_targets(root, begin..end, &mut targets),
-        Err(ForestError::TokenRange {
-            node: root,
-            begin,
-            end,
-            length: 70
-        })
+        Err(ForestError::TokenRange { node: root, begin, end, length: 70 })
     );
     #[expect(clippy::reversed_empty_ranges, reason = "hostile on purpose")]
     let reversed = forest.append_targets(root, 5..4, &mut targets);
@@ -318,10 +247,7 @@ fn a_chain_with_a_draft_stays() {
         refused(&mut forest, |f| f.merge_chain(root)),
         ForestError::DraftPending { node: leaf }
     );
-    assert_eq!(
-        refused(&mut forest, |f| f.merge_chain(draft)),
-        ForestError::Draft { node: draft }
-    );
+    assert_eq!(refused(&mut forest, |f| f.merge_chain(draft)), ForestError::Draft { node: draft });
     forest.accept(leaf, &[]).unwrap();
     assert_eq!(forest.merge_chain(root).unwrap().len(), 1);
     assert_eq!(forest.append(root, 1), Ok(2..3), "it grows as the leaf did");

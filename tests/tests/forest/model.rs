@@ -96,9 +96,7 @@ impl Model {
     }
 
     pub(crate) fn alive(&self) -> Vec<usize> {
-        (0..self.nodes.len())
-            .filter(|&node| self.nodes[node].alive)
-            .collect()
+        (0..self.nodes.len()).filter(|&node| self.nodes[node].alive).collect()
     }
 
     pub(crate) fn children(&self, node: usize) -> Vec<usize> {
@@ -112,11 +110,7 @@ impl Model {
     }
 
     pub(crate) fn is_drafted(&self, node: usize) -> bool {
-        !self.is_draft(node)
-            && self
-                .children(node)
-                .iter()
-                .any(|&child| self.is_draft(child))
+        !self.is_draft(node) && self.children(node).iter().any(|&child| self.is_draft(child))
     }
 
     pub(crate) fn is_growing(&self, node: usize) -> bool {
@@ -124,9 +118,7 @@ impl Model {
     }
 
     pub(crate) fn root(&self, node: usize) -> usize {
-        self.nodes[node]
-            .parent
-            .map_or(node, |parent| self.root(parent))
+        self.nodes[node].parent.map_or(node, |parent| self.root(parent))
     }
 
     pub(crate) fn find(&self, key: NodeKey) -> &ModelNode {
@@ -171,8 +163,6 @@ impl Model {
     pub(crate) fn block_tokens(&self, block: usize) -> usize {
         let pages = self.block_pages();
         let pages = pages.iter().filter(|page| page.0 == block);
-        pages
-            .map(|page| PAGE.min(self.blocks[block] - page.1 * PAGE))
-            .sum()
+        pages.map(|page| PAGE.min(self.blocks[block] - page.1 * PAGE)).sum()
     }
 }

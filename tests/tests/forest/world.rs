@@ -24,11 +24,7 @@ pub(crate) enum Op {
     Root(u32),
     Fork(Pick, usize),
     Append(Pick, u32),
-    Extend {
-        leaves: Vec<Index>,
-        k: u32,
-        distinct: bool,
-    },
+    Extend { leaves: Vec<Index>, k: u32, distinct: bool },
     Shrink(Pick, u32),
     Draft(Pick, Vec<(Option<Index>, u32)>),
     Accept(Pick, Vec<Index>),
@@ -79,11 +75,7 @@ impl World {
             Op::Root(length) => self.root(length),
             Op::Fork(pick, n) => self.fork(pick, n),
             Op::Append(pick, k) => self.append(pick, k),
-            Op::Extend {
-                leaves,
-                k,
-                distinct,
-            } => self.extend(&leaves, k, distinct),
+            Op::Extend { leaves, k, distinct } => self.extend(&leaves, k, distinct),
             Op::Shrink(pick, k) => self.shrink(pick, k),
             Op::Draft(pick, draft) => self.draft(pick, &draft),
             Op::Accept(pick, path) => self.accept(pick, &path),
@@ -156,18 +148,13 @@ impl World {
         if growing.is_empty() {
             return false;
         }
-        let mut leaves: Vec<usize> = leaves
-            .iter()
-            .map(|i| growing[i.index(growing.len())])
-            .collect();
+        let mut leaves: Vec<usize> =
+            leaves.iter().map(|i| growing[i.index(growing.len())]).collect();
         let distinct: BTreeSet<usize> = leaves.iter().copied().collect();
         if only_distinct {
             leaves = distinct.iter().rev().copied().collect();
         }
-        let pages: usize = leaves
-            .iter()
-            .map(|&leaf| self.model.pages_to_grow(leaf, k))
-            .sum();
+        let pages: usize = leaves.iter().map(|&leaf| self.model.pages_to_grow(leaf, k)).sum();
         let may = k > 0
             && !leaves.is_empty()
             && distinct.len() == leaves.len()
@@ -218,9 +205,7 @@ impl World {
         let tokens: u32 = draft.iter().map(|node| node.1).sum();
         let may =
             self.model.is_growing(trunk) && (tokens as usize).div_ceil(PAGE) <= self.free_pages();
-        let keys = self
-            .forest
-            .insert_draft(self.model.nodes[trunk].key, &nodes);
+        let keys = self.forest.insert_draft(self.model.nodes[trunk].key, &nodes);
         assert_eq!(keys.is_ok(), may, "{keys:?}");
         if let Ok(keys) = keys {
             let nodes = keys.iter().zip(&parents).zip(draft);
@@ -255,10 +240,7 @@ impl World {
         let moves = self.forest.accept(self.model.nodes[trunk].key, &keys);
         assert_eq!(moves.is_ok(), may, "{moves:?}");
         if let Ok(moves) = moves {
-            let tokens: usize = nodes
-                .iter()
-                .map(|&i| self.model.nodes[i].tokens.len())
-                .sum();
+            let tokens: usize = nodes.iter().map(|&i| self.model.nodes[i].tokens.len()).sum();
             if self.model.pages_to_grow(trunk, tokens as u32) <= self.free_pages() {
                 let targets: BTreeSet<_> = moves.iter().map(|step| step.to).collect();
                 assert!(moves.iter().all(|step| !targets.contains(&step.from)));
@@ -320,21 +302,10 @@ impl World {
         };
         let free = self.free_pages();
         let key = self.model.nodes[node].key;
-        let freed = if whole_tree {
-            self.forest.remove_tree(key)
-        } else {
-            self.forest.prune(key)
-        };
-        self.model.prune(if whole_tree {
-            self.model.root(node)
-        } else {
-            node
-        });
+        let freed = if whole_tree { self.forest.remove_tree(key) } else { self.forest.prune(key) };
+        self.model.prune(if whole_tree { self.model.root(node) } else { node });
         assert_eq!(freed.unwrap() as usize, self.free_pages() - free);
-        assert_eq!(
-            self.forest.length(key),
-            Err(ForestError::UnknownNode { node: key })
-        );
+        assert_eq!(self.forest.length(key), Err(ForestError::UnknownNode { node: key }));
         true
     }
 
@@ -359,9 +330,7 @@ impl World {
         let node = &self.model.nodes[node];
         let mut targets = Vec::new();
         let range = begin as u32..node.tokens.len() as u32;
-        self.forest
-            .append_targets(node.key, range, &mut targets)
-            .unwrap();
+        self.forest.append_targets(node.key, range, &mut targets).unwrap();
         for (target, token) in targets.iter().zip(&node.tokens[begin..]) {
             self.store[*target as usize] = *token;
         }

@@ -25,9 +25,7 @@ fn pages_come_back_at_once_and_bytes_are_what_the_format_says() {
         assert_eq!(world.seal(root, name.parse().unwrap()), 200);
         world.check_counters();
         let bytes = world.cache.bytes();
-        let [rest, coded] = bytes[..] else {
-            panic!("{bytes:?}")
-        };
+        let [rest, coded] = bytes[..] else { panic!("{bytes:?}") };
         assert_eq!((rest.pages, coded.pages), (1, 200));
         let found = native as f64 / coded.bytes as f64;
         assert!((found - ratio).abs() < 0.01, "{name}: {found}, not {ratio}");
@@ -58,21 +56,12 @@ fn a_nan_refuses_the_seal_and_nothing_changes() {
         cache.append(layer, &batch, Kv::new(&k, &v)).unwrap();
     }
     let live = cache.forest().pool().live();
-    let error = cache
-        .seal_as(root, "kivi4".parse().unwrap())
-        .unwrap_err()
-        .to_string();
+    let error = cache.seal_as(root, "kivi4".parse().unwrap()).unwrap_err().to_string();
     let expected = "from[1], layer 1, KV head 1: v of token 7 is NaN at dim 3; codes hold";
     assert!(error.starts_with(expected), "{error}");
     let leaves = cache.fork(root, 2).unwrap();
     assert_eq!(cache.forest().format(root).unwrap(), (KvFormat::Native, 0));
-    assert_eq!(
-        (
-            cache.forest().pool().live(),
-            cache.forest().pool().slab_pages()
-        ),
-        (live, 0)
-    );
+    assert_eq!((cache.forest().pool().live(), cache.forest().pool().slab_pages()), (live, 0));
     cache.forest().debug_assert_invariants();
     let batch = cache.batch(&[(leaves[0], 1)]).unwrap();
     let one = vec![1.0f32; 128];
@@ -88,63 +77,28 @@ fn sealed_tokens_are_neither_written_nor_taken_away() {
     let leaf = world.root(150);
     let held = world.cache.batch_held(&[(leaf, 30)]).unwrap();
     assert_eq!(world.seal(leaf, "fp8".parse().unwrap()), 2);
-    assert_eq!(
-        world.seal(leaf, "fp8".parse().unwrap()),
-        0,
-        "they are already"
-    );
+    assert_eq!(world.seal(leaf, "fp8".parse().unwrap()), 0, "they are already");
     let rows = vec![0.5f32; 30 * 64];
-    let stale = world
-        .cache
-        .append(0, &held, Kv::new(&rows, &rows))
-        .unwrap_err();
-    assert!(
-        stale.to_string().starts_with("the batch is out of date"),
-        "{stale}"
-    );
+    let stale = world.cache.append(0, &held, Kv::new(&rows, &rows)).unwrap_err();
+    assert!(stale.to_string().starts_with("the batch is out of date"), "{stale}");
     let held = world.cache.batch_held(&[(leaf, 30)]).unwrap();
     let refused = "are kept in fp8: seal it as native first";
-    let error = world
-        .cache
-        .append(0, &held, Kv::new(&rows, &rows))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("the first 128 tokens of") && error.ends_with(refused),
-        "{error}"
-    );
+    let error = world.cache.append(0, &held, Kv::new(&rows, &rows)).unwrap_err().to_string();
+    assert!(error.starts_with("the first 128 tokens of") && error.ends_with(refused), "{error}");
     let error = world.cache.shrink(&[leaf], 23).unwrap_err().to_string();
     assert!(error.ends_with(refused), "{error}");
-    let error = world
-        .cache
-        .seal_as(leaf, "kivi2".parse().unwrap())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.ends_with("has pages in fp8: seal it as native first"),
-        "{error}"
-    );
-    let table = PagedTable {
-        order: PagedOrder::Nhd,
-        page_size: 16,
-        pages: &[0, 1],
-    };
+    let error = world.cache.seal_as(leaf, "kivi2".parse().unwrap()).unwrap_err().to_string();
+    assert!(error.ends_with("has pages in fp8: seal it as native first"), "{error}");
+    let table = PagedTable { order: PagedOrder::Nhd, page_size: 16, pages: &[0, 1] };
     let (k, v) = (vec![0.0f32; 32 * 64], vec![0.0f32; 32 * 64]);
-    let error = world
-        .cache
-        .import(0, leaf, 100..132, &table, &k, &v)
-        .unwrap_err()
-        .to_string();
+    let error = world.cache.import(0, leaf, 100..132, &table, &k, &v).unwrap_err().to_string();
     assert_eq!(
         error,
         "tokens 0..28 of those named are kept in fp8: seal their node as native first"
     );
     world.check(&[(leaf, 30)], Grouping::Flatten, "unchanged");
     // Native tokens are as free as ever.
-    world
-        .cache
-        .import(0, leaf, 128..150, &table, &k, &v)
-        .unwrap();
+    world.cache.import(0, leaf, 128..150, &table, &k, &v).unwrap();
     world.cache.shrink(&[leaf], 22).unwrap();
     assert_eq!(world.cache.forest().length(leaf).unwrap(), 128);
     world.check_counters();
@@ -154,15 +108,8 @@ fn sealed_tokens_are_neither_written_nor_taken_away() {
 fn a_pool_without_a_free_slab_says_so_and_a_fork_leaves_the_node_native() {
     let mut world = Coded::<f32>::new(heads(1, 1, 64), 31, 4);
     let root = world.root(20 * 64);
-    let error = world
-        .cache
-        .seal_as(root, "kivi4".parse().unwrap())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("out of pages of a format: 20 wanted, 0 free; "),
-        "{error}"
-    );
+    let error = world.cache.seal_as(root, "kivi4".parse().unwrap()).unwrap_err().to_string();
+    assert!(error.starts_with("out of pages of a format: 20 wanted, 0 free; "), "{error}");
     assert_eq!(world.cache.forest().pool().live(), 20);
     world.check(&[(root, 1)], Grouping::Flatten, "unchanged");
     let small = world.root(64);
@@ -188,10 +135,7 @@ fn a_backend_without_formats_refuses_them_by_name() {
     let mut cache = builder().build().unwrap();
     let root = cache.insert_root().unwrap();
     cache.extend(&[root], 64).unwrap();
-    assert_eq!(
-        cache.seal_as(root, format).unwrap_err().to_string(),
-        message
-    );
+    assert_eq!(cache.seal_as(root, format).unwrap_err().to_string(), message);
     assert_eq!(cache.seal_as(root, KvFormat::Native).unwrap(), 0);
     assert_eq!(cache.forest().pool().slab_pages(), 0);
     let group = KvFormat::Int4 { group: 96 };
@@ -203,18 +147,12 @@ fn a_backend_without_formats_refuses_them_by_name() {
         .seal(group)
         .build()
         .unwrap_err();
-    assert!(
-        error.to_string().starts_with("group is 96; it must be"),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("group is 96; it must be"), "{error}");
 }
 
 #[test]
 fn thin_keys_are_chosen_by_queries_and_keys_and_inherited() {
-    let format = KvFormat::Thin {
-        keep: 16,
-        keys: ThinKeys::Native,
-    };
+    let format = KvFormat::Thin { keep: 16, keys: ThinKeys::Native };
     let mut cache = TreeCache::builder(&Device::cpu())
         .layers(1)
         .heads(1, 1, 64)
@@ -224,54 +162,34 @@ fn thin_keys_are_chosen_by_queries_and_keys_and_inherited() {
         .unwrap();
     let write = |cache: &mut TreeCache, node, loud: usize| {
         let batch = cache.batch(&[(node, 64)]).unwrap();
-        let k: Vec<f32> = (0..64 * 64)
-            .map(|i| if i % 64 / 16 == loud { 2.0 } else { 1.0 })
-            .collect();
+        let k: Vec<f32> =
+            (0..64 * 64).map(|i| if i % 64 / 16 == loud { 2.0 } else { 1.0 }).collect();
         cache.append(0, &batch, Kv::new(&k, &k)).unwrap();
     };
     let kept = |cache: &mut TreeCache, node| -> Vec<usize> {
         let (mut k, mut v) = (vec![9.0f32; 64 * 64], vec![9.0f32; 64 * 64]);
         let pages = [0, 1, 2, 3];
-        let table = PagedTable {
-            order: PagedOrder::Nhd,
-            page_size: 16,
-            pages: &pages,
-        };
+        let table = PagedTable { order: PagedOrder::Nhd, page_size: 16, pages: &pages };
         let end = cache.forest().context_length(node).unwrap() as u32;
-        cache
-            .export(0, node, end - 64..end, &table, &mut k, &mut v)
-            .unwrap();
+        cache.export(0, node, end - 64..end, &table, &mut k, &mut v).unwrap();
         (0..64).filter(|&dim| k[dim] != 0.0).collect()
     };
     let root = cache.insert_root().unwrap();
     write(&mut cache, root, 1);
     // Keys alone would say 16..32; queries weigh 48..64 more.
-    let weights: Vec<f32> = (0..64)
-        .map(|dim| if dim >= 48 { 100.0 } else { 1.0 })
-        .collect();
-    let wrong = cache
-        .seal_scored(root, format, &weights[1..])
-        .unwrap_err()
-        .to_string();
+    let weights: Vec<f32> = (0..64).map(|dim| if dim >= 48 { 100.0 } else { 1.0 }).collect();
+    let wrong = cache.seal_scored(root, format, &weights[1..]).unwrap_err().to_string();
     assert!(wrong.starts_with("weights has 63 elements"), "{wrong}");
     cache.seal_scored(root, format, &weights).unwrap();
     assert_eq!(kept(&mut cache, root), (48..64).collect::<Vec<_>>());
     let leaf = cache.fork(root, 1).unwrap()[0];
     write(&mut cache, leaf, 2);
     cache.seal_as(leaf, format).unwrap();
-    assert_eq!(
-        kept(&mut cache, leaf),
-        (48..64).collect::<Vec<_>>(),
-        "as above it"
-    );
+    assert_eq!(kept(&mut cache, leaf), (48..64).collect::<Vec<_>>(), "as above it");
     let other = cache.insert_root().unwrap();
     write(&mut cache, other, 2);
     cache.seal_as(other, format).unwrap();
-    assert_eq!(
-        kept(&mut cache, other),
-        (32..48).collect::<Vec<_>>(),
-        "by its own keys"
-    );
+    assert_eq!(kept(&mut cache, other), (32..48).collect::<Vec<_>>(), "by its own keys");
 }
 
 #[test]

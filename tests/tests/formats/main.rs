@@ -15,15 +15,7 @@ use deft_tests::problem::{GROUPINGS, heads};
 use rand::RngExt;
 
 fn formats(head_dim: u32) -> Vec<KvFormat> {
-    let names = [
-        "fp8",
-        "fp8-token",
-        "int4-g64",
-        "kivi4",
-        "kivi2",
-        "kivi4-keep48",
-        "native-keep32",
-    ];
+    let names = ["fp8", "fp8-token", "int4-g64", "kivi4", "kivi2", "kivi4-keep48", "native-keep32"];
     let mut formats: Vec<KvFormat> = names.map(|name| name.parse().unwrap()).into();
     formats.push(KvFormat::Int4 { group: head_dim });
     formats
@@ -100,11 +92,9 @@ fn check_forest<T: KvElement>(heads: HeadShape, formats: &[KvFormat], seed: u64)
 #[test]
 fn random_forests_of_every_format_head_dim_and_ratio_agree_with_the_decoded_cache() {
     for head_dim in [64, 128, 256] {
-        for (at, heads) in (0..).zip([
-            heads(1, 1, head_dim),
-            heads(4, 1, head_dim),
-            heads(6, 2, head_dim),
-        ]) {
+        for (at, heads) in
+            (0..).zip([heads(1, 1, head_dim), heads(4, 1, head_dim), heads(6, 2, head_dim)])
+        {
             for (seed, format) in (at * 100..).zip(formats(head_dim)) {
                 match (seed + at) % 3 {
                     0 => check_forest::<f32>(heads, &[format], seed),
@@ -147,11 +137,7 @@ fn chain(world: &mut Coded<f32>, format: KvFormat) -> NodeKey {
     world.merge_chain(top);
     world.check_counters();
     let forest = world.cache.forest();
-    assert_eq!(
-        forest.format(top).unwrap(),
-        (format, 128),
-        "its own pages stay"
-    );
+    assert_eq!(forest.format(top).unwrap(), (format, 128), "its own pages stay");
     assert_eq!(forest.length(top).unwrap(), 350);
     world.check(&[(top, 1)], Grouping::Flatten, "merged");
     assert_eq!(world.seal(top, format), 3);
@@ -241,11 +227,7 @@ fn whatever_happens_to_a_tree_its_sealed_pages_go_with_it() {
         live(format, seed, &mut happened);
         live(format, seed + 50, &mut happened);
     }
-    let Happened {
-        merged,
-        accepted,
-        unsealed,
-    } = happened;
+    let Happened { merged, accepted, unsealed } = happened;
     let least = [merged, accepted, unsealed].into_iter().min();
     assert!(least >= Some(3), "{happened:?}");
 }
@@ -293,9 +275,7 @@ fn bits(format: Option<KvFormat>, policy: bool) -> (Vec<u16>, Vec<u32>) {
     };
     let root = cache.insert_root().unwrap();
     let batch = cache.batch(&[(root, 192)]).unwrap();
-    cache
-        .append(0, &batch, Kv::new(&rows(192, 256, 1), &rows(192, 256, 2)))
-        .unwrap();
+    cache.append(0, &batch, Kv::new(&rows(192, 256, 1), &rows(192, 256, 2))).unwrap();
     let leaves = cache.fork(root, 3).unwrap();
     if let (Some(format), false) = (format, policy) {
         cache.seal_as(root, format).unwrap();
@@ -306,22 +286,10 @@ fn bits(format: Option<KvFormat>, policy: bool) -> (Vec<u16>, Vec<u32>) {
     }
     let asked: Vec<_> = leaves.iter().map(|&leaf| (leaf, 5)).collect();
     let batch = cache.batch(&asked).unwrap();
-    cache
-        .append(0, &batch, Kv::new(&rows(15, 256, 3), &rows(15, 256, 4)))
-        .unwrap();
+    cache.append(0, &batch, Kv::new(&rows(15, 256, 3), &rows(15, 256, 4))).unwrap();
     let (mut out, mut lse) = (vec![bf16::NAN; 15 * 1024], vec![f32::NAN; 15 * 8]);
-    cache
-        .attend(
-            0,
-            &batch,
-            &rows(15, 1024, 5),
-            Out::with_lse(&mut out, &mut lse),
-        )
-        .unwrap();
-    (
-        out.iter().map(|x| x.to_bits()).collect(),
-        lse.iter().map(|x| x.to_bits()).collect(),
-    )
+    cache.attend(0, &batch, &rows(15, 1024, 5), Out::with_lse(&mut out, &mut lse)).unwrap();
+    (out.iter().map(|x| x.to_bits()).collect(), lse.iter().map(|x| x.to_bits()).collect())
 }
 
 #[test]

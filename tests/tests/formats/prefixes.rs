@@ -62,11 +62,7 @@ fn prompt(cache: &mut TreeCache, ids: &[u32]) -> (u32, NodeKey) {
 
 /// K, then V, of the path's tokens, `[tokens, row]`, of a layer, decoded.
 fn export(cache: &mut TreeCache, node: NodeKey, layer: u32, tokens: u32) -> [Vec<f32>; 2] {
-    let table = PagedTable {
-        order: PagedOrder::Nhd,
-        page_size: tokens.max(1),
-        pages: &[0],
-    };
+    let table = PagedTable { order: PagedOrder::Nhd, page_size: tokens.max(1), pages: &[0] };
     let mut rows = [(); 2].map(|()| vec![f32::NAN; tokens as usize * ROW]);
     let [k, v] = &mut rows;
     cache.export(layer, node, 0..tokens, &table, k, v).unwrap();
@@ -101,16 +97,10 @@ fn attend_decoded(cache: &mut TreeCache, node: NodeKey, tokens: u32, id: u32) ->
     let mut plain = builder(40).build().unwrap();
     let root = plain.insert_root().unwrap();
     plain.extend(&[root], tokens).unwrap();
-    let table = PagedTable {
-        order: PagedOrder::Nhd,
-        page_size: tokens,
-        pages: &[0],
-    };
+    let table = PagedTable { order: PagedOrder::Nhd, page_size: tokens, pages: &[0] };
     for layer in [0, 2] {
         let [k, v] = export(cache, node, layer, tokens);
-        plain
-            .import(layer, root, 0..tokens, &table, &k, &v)
-            .unwrap();
+        plain.import(layer, root, 0..tokens, &table, &k, &v).unwrap();
     }
     push(&mut plain, root, &[id]);
     attend(&mut plain, root)
@@ -178,10 +168,7 @@ fn a_saved_prompt_in_a_format_comes_back_as_attention_read_it() {
     let loaded = second.load_from(&mut &file[..], 0).unwrap();
     for layer in 0..3 {
         let decoded = export(&mut cache, leaf, layer, 300);
-        assert!(
-            export(&mut second, loaded, layer, 300) == decoded,
-            "{layer}"
-        );
+        assert!(export(&mut second, loaded, layer, 300) == decoded, "{layer}");
     }
     let native = second.bytes();
     assert_eq!((native.len(), native[0].pages), (1, 5));
@@ -254,9 +241,6 @@ fn whatever_is_opened_sealed_and_evicted_the_tokens_are_their_own() {
         asked.push(ids);
     }
     let stats = cache.prefix_stats();
-    assert!(
-        coded > 20 && shared > 20 && stats.evictions > 20,
-        "{coded} {shared} {stats:?}"
-    );
+    assert!(coded > 20 && shared > 20 && stats.evictions > 20, "{coded} {shared} {stats:?}");
     assert_empties(&mut cache);
 }

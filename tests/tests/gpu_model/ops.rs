@@ -37,14 +37,8 @@ impl Verdict {
         what: impl FnOnce() -> String,
     ) {
         let same = found == expected || found.is_nan() && expected.is_nan();
-        let error = if same {
-            0.0
-        } else {
-            (found - expected).abs() / allowed
-        };
-        self.require(error <= 1.0, || {
-            format!("{}: {found}, expected {expected}", what())
-        });
+        let error = if same { 0.0 } else { (found - expected).abs() / allowed };
+        self.require(error <= 1.0, || format!("{}: {found}, expected {expected}", what()));
         if error > self.error {
             self.error = error;
         }
@@ -90,9 +84,7 @@ fn run_cases(gpu: &Gpu, cases: Vec<Case<'_>>) -> u32 {
             }
         }
         let (arch, error) = (gpu.arch(), worst.error);
-        say(&format!(
-            "{arch} {name:40} {rounds} cases, {failed} wrong, error/allowed {error:.3}"
-        ));
+        say(&format!("{arch} {name:40} {rounds} cases, {failed} wrong, error/allowed {error:.3}"));
         if let Some(problem) = worst.problem {
             say(&format!("    {problem}"));
         }

@@ -74,21 +74,9 @@ impl Plain {
             weights.read_f32(tensor, 0..rows, &mut values).unwrap();
             let values = values.into_iter().map(f64::from).collect();
             let is_norm = rows == 1;
-            tensors.insert(
-                tensor,
-                if is_norm {
-                    values
-                } else {
-                    round(dtype, values)
-                },
-            );
+            tensors.insert(tensor, if is_norm { values } else { round(dtype, values) });
         }
-        Self {
-            frequencies: config.rope_frequencies().unwrap(),
-            config,
-            dtype,
-            tensors,
-        }
+        Self { frequencies: config.rope_frequencies().unwrap(), config, dtype, tensors }
     }
 
     pub(crate) fn layers(&self) -> u32 {
@@ -114,9 +102,7 @@ impl Plain {
             Stage::Embedded => {
                 let width = self.config.hidden as usize;
                 let table = &self.tensors[&Tensor::Embedding];
-                let rows = tokens
-                    .iter()
-                    .map(|&token| &table[token as usize * width..][..width]);
+                let rows = tokens.iter().map(|&token| &table[token as usize * width..][..width]);
                 rows.flatten().copied().collect()
             }
             Stage::AttentionInput => self.norm(&before.x, of(LayerTensor::AttentionNorm)),
@@ -127,9 +113,7 @@ impl Plain {
             }
             Stage::Queries => {
                 let rows = self.rows(&before.projected, tokens.len());
-                rows.enumerate()
-                    .flat_map(|(at, row)| self.rotated(&row[..q], at))
-                    .collect()
+                rows.enumerate().flat_map(|(at, row)| self.rotated(&row[..q], at)).collect()
             }
             Stage::Attended => self.attend(before, tokens.len()),
             Stage::AfterAttention => {
@@ -186,9 +170,7 @@ impl Plain {
         let rows = x.chunks(columns);
         let row = |x: &[f64]| -> Vec<f64> {
             let outputs = weights.chunks(columns);
-            outputs
-                .map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum())
-                .collect()
+            outputs.map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
         };
         rows.flat_map(row).collect()
     }
@@ -212,10 +194,7 @@ impl Plain {
     fn attend(&self, before: &States, rows: usize) -> Vec<f64> {
         let config = &self.config;
         let (q, kv) = (config.q_width() as usize, config.kv_width() as usize);
-        let (dim, group) = (
-            config.head_dim as usize,
-            (config.q_heads / config.kv_heads) as usize,
-        );
+        let (dim, group) = (config.head_dim as usize, (config.q_heads / config.kv_heads) as usize);
         let projected: Vec<&[f64]> = self.rows(&before.projected, rows).collect();
         let keys: Vec<Vec<f64>> = projected
             .iter()
@@ -267,10 +246,7 @@ impl Plain {
 
 /// Whether a stage leaves 16 bits.
 pub(crate) fn is_half(stage: Stage) -> bool {
-    !matches!(
-        stage,
-        Stage::Embedded | Stage::AfterAttention | Stage::AfterFfn | Stage::Logits
-    )
+    !matches!(stage, Stage::Embedded | Stage::AfterAttention | Stage::AfterFfn | Stage::Logits)
 }
 
 fn round(dtype: DType, values: Vec<f64>) -> Vec<f64> {

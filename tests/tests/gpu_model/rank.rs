@@ -72,8 +72,7 @@ fn launch(
                     steps: steps.pointer(),
                     settings: settings.pointer(),
                 };
-                ops.sample_top_k(&top_k, &sampling, gpu.stream.raw())
-                    .unwrap();
+                ops.sample_top_k(&top_k, &sampling, gpu.stream.raw()).unwrap();
             }
         }
     }
@@ -103,22 +102,13 @@ fn rank(gpu: &Gpu, ops: &ModelOps, vocab: usize, k: usize, random: &mut SmallRng
     for (i, row) in logits.chunks_exact(vocab).enumerate() {
         let scores: Vec<f64> = row.iter().copied().map(f64::from).collect();
         let (ids, log_probs) = (&choice.0[i * k..][..k], &choice.1[i * k..][..k]);
-        verdict.require(ids == &ranked(&scores)[..k], || {
-            format!("row {i} is ranked {ids:?}")
-        });
+        verdict.require(ids == &ranked(&scores)[..k], || format!("row {i} is ranked {ids:?}"));
         compare_log_probs(&mut verdict, row, ids, log_probs);
     }
     let greedy = vec![0; logits.len() / vocab];
-    let again = launch(
-        gpu,
-        ops,
-        &logits,
-        (vocab, k),
-        Some((1, (0.0, &greedy, &greedy))),
-    );
-    verdict.require(bits(&again) == bits(&choice), || {
-        "temperature 0 is not the ranking".to_owned()
-    });
+    let again = launch(gpu, ops, &logits, (vocab, k), Some((1, (0.0, &greedy, &greedy))));
+    verdict
+        .require(bits(&again) == bits(&choice), || "temperature 0 is not the ranking".to_owned());
     verdict
 }
 
@@ -144,15 +134,11 @@ fn sample(gpu: &Gpu, ops: &ModelOps, vocab: usize, k: usize, random: &mut SmallR
         let mut distinct = ids.to_vec();
         distinct.sort_unstable();
         distinct.dedup();
-        verdict.require(distinct.len() == k, || {
-            format!("row {i} has an entry drawn twice")
-        });
+        verdict.require(distinct.len() == k, || format!("row {i} has an entry drawn twice"));
         compare_log_probs(&mut verdict, row, ids, log_probs);
     }
     let again = launch(gpu, ops, &logits, (vocab, k), noise);
-    verdict.require(bits(&again) == bits(&choice), || {
-        "a second run drew otherwise".to_owned()
-    });
+    verdict.require(bits(&again) == bits(&choice), || "a second run drew otherwise".to_owned());
     verdict
 }
 

@@ -35,10 +35,7 @@ fn recorded() -> Vec<Recorded> {
         ids.map(|id| id.as_u64().expect("an id") as u32).collect()
     };
     let runs = all["runs"].as_array().expect("a list of runs").iter();
-    let runs = runs.map(|run| Recorded {
-        prompt: ids(&run["ids"]),
-        tokens: ids(&run["tokens"]),
-    });
+    let runs = runs.map(|run| Recorded { prompt: ids(&run["ids"]), tokens: ids(&run["tokens"]) });
     runs.collect()
 }
 
@@ -109,10 +106,7 @@ fn insert(model: &mut dyn TreeModel, runs: &[Recorded]) -> (Vec<NodeKey>, Vec<f3
 fn greedy_by_host(cpu: &mut CpuModel, runs: &[Recorded], watchdog: &Watchdog) -> Greedy {
     let vocabulary = cpu.vocabulary();
     let (leaves, mut logits) = insert(cpu, runs);
-    let mut greedy = Greedy {
-        tokens: vec![Vec::new(); runs.len()],
-        logits: Vec::new(),
-    };
+    let mut greedy = Greedy { tokens: vec![Vec::new(); runs.len()], logits: Vec::new() };
     for step in 0..runs[0].tokens.len() {
         watchdog.now(&format!("greedy step {step} of the CPU"));
         let next: Vec<u32> = logits.chunks(vocabulary).map(argmax).collect();
@@ -190,18 +184,12 @@ fn compare_tokens(
         gpu.prune(leaf).unwrap();
     }
     for (at, run) in runs.iter().enumerate() {
-        let got: Vec<u32> = std::iter::once(first[at])
-            .chain(chosen[at].iter().copied())
-            .collect();
-        let mut line = format!(
-            "  prompt {at}: GPU and CPU agree on {}",
-            agreement(&got, &right.tokens[at])
-        );
+        let got: Vec<u32> = std::iter::once(first[at]).chain(chosen[at].iter().copied()).collect();
+        let mut line =
+            format!("  prompt {at}: GPU and CPU agree on {}", agreement(&got, &right.tokens[at]));
         if whole {
-            line += &format!(
-                "; CPU and transformers on {}",
-                agreement(&right.tokens[at], &run.tokens)
-            );
+            line +=
+                &format!("; CPU and transformers on {}", agreement(&right.tokens[at], &run.tokens));
         }
         say(&line);
     }
@@ -223,10 +211,7 @@ mod tests {
     fn the_recorded_runs_are_five_prompts_of_64_tokens() {
         let runs = recorded();
         assert_eq!(runs.len(), 5);
-        assert!(
-            runs.iter()
-                .all(|run| run.tokens.len() == 64 && !run.prompt.is_empty())
-        );
+        assert!(runs.iter().all(|run| run.tokens.len() == 64 && !run.prompt.is_empty()));
     }
 
     #[test]

@@ -24,10 +24,7 @@ pub(super) fn cases<'a, T: KvElement>(gpu: &'a Gpu) -> Vec<Case<'a>> {
     for head_dim in HEAD_DIMS {
         for (q_heads, kv_heads) in [(9, 3), (32, 8), (1, 1)] {
             cases.push((
-                format!(
-                    "rotate_append_{}_d{head_dim} {q_heads}/{kv_heads} heads",
-                    T::DTYPE
-                ),
+                format!("rotate_append_{}_d{head_dim} {q_heads}/{kv_heads} heads", T::DTYPE),
                 Box::new(move |random| run::<T>(gpu, head_dim, q_heads, kv_heads, random)),
             ));
         }
@@ -43,13 +40,7 @@ fn run<T: KvElement>(
     random: &mut SmallRng,
 ) -> Verdict {
     let ops = ModelOps::new(&gpu.device, T::DTYPE, head_dim).unwrap();
-    let shape = CacheShape {
-        layers: LAYERS,
-        kv_heads,
-        head_dim,
-        dtype: T::DTYPE,
-        pages: PAGES,
-    };
+    let shape = CacheShape { layers: LAYERS, kv_heads, head_dim, dtype: T::DTYPE, pages: PAGES };
     let count = pick(random, &[1, 3, 17, 50]);
     let table = RotaryTable::new(head_dim, POSITIONS, 500_000.0).unwrap();
     let (q_width, kv_width) = ((q_heads * head_dim) as usize, shape.row_elements());
@@ -88,17 +79,12 @@ fn run<T: KvElement>(
     let [cos, sin] = [gpu.upload(table.cos()), gpu.upload(table.sin())];
     let [qkv, k, v] = [gpu.upload(&qkv), gpu.upload(&k), gpu.upload(&v)];
     let q = gpu.unwritten::<T>(count * q_width);
-    let rotary = Rotary {
-        positions: positions_at.pointer(),
-        cos: cos.pointer(),
-        sin: sin.pointer(),
-    };
+    let rotary =
+        Rotary { positions: positions_at.pointer(), cos: cos.pointer(), sin: sin.pointer() };
     let cache = || -> CudaCache {
         let mut cache = CudaCache::new(&gpu.device, shape, 1).unwrap();
         // The growing node's last token is the second of the last page.
-        cache
-            .set_counters(&[66], &[PAGES - 1], &gpu.stream)
-            .unwrap();
+        cache.set_counters(&[66], &[PAGES - 1], &gpu.stream).unwrap();
         cache
     };
     let (fused, plain) = (cache(), cache());
@@ -118,20 +104,15 @@ fn run<T: KvElement>(
     // SAFETY: buffers of the documented shapes, distinct places of the caches, positions of the table, the device's
     // stream.
     unsafe {
-        ops.rotate_append(&fused, LAYERS - 1, &append, &rotary, gpu.stream.raw())
-            .unwrap();
-        plain
-            .append_rotated(LAYERS - 1, &separate, &rotary, gpu.stream.raw())
-            .unwrap();
+        ops.rotate_append(&fused, LAYERS - 1, &append, &rotary, gpu.stream.raw()).unwrap();
+        plain.append_rotated(LAYERS - 1, &separate, &rotary, gpu.stream.raw()).unwrap();
     }
     let mut verdict = Verdict::default();
     let found = gpu.download(&q);
     let same = bytemuck::cast_slice::<T, u8>(&found) == expected_q;
     verdict.require(same, || format!("queries of {count} rows differ"));
     let pages = gpu.download(fused.pool());
-    verdict.require(pages.iter().any(|bits| *bits != 0), || {
-        "no page was written".to_owned()
-    });
+    verdict.require(pages.iter().any(|bits| *bits != 0), || "no page was written".to_owned());
     let same = pages == gpu.download(plain.pool());
     verdict.require(same, || format!("pages after {count} rows differ"));
     verdict

@@ -64,19 +64,14 @@ pub(super) fn untyped_cases<'a>(gpu: &'a Gpu, ops: &'a ModelOps) -> Vec<Case<'a>
                 })
             }),
         ),
-        (
-            "feed_tokens".to_owned(),
-            Box::new(move |random| feed(gpu, ops, random)),
-        ),
+        ("feed_tokens".to_owned(), Box::new(move |random| feed(gpu, ops, random))),
     ]
 }
 
 fn embed<T: KvElement>(gpu: &Gpu, ops: &ModelOps, hidden: usize, random: &mut SmallRng) -> Verdict {
     let (rows, vocab) = (pick(random, &ROWS), 1000);
     let table: Vec<T> = normals(random.random(), vocab * hidden, 1.0);
-    let tokens: Vec<u32> = (0..rows)
-        .map(|_| random.random_range(0..=vocab as u32 - 1))
-        .collect();
+    let tokens: Vec<u32> = (0..rows).map(|_| random.random_range(0..=vocab as u32 - 1)).collect();
     let (table_at, tokens_at) = (gpu.upload(&table), gpu.upload(&tokens));
     let x = gpu.unwritten::<f32>(rows * hidden);
     let embed = Embed {
@@ -171,12 +166,8 @@ fn fill<T: KvElement>(gpu: &Gpu, random: &mut SmallRng, run: impl Fn(&FillRandom
     // More than one chunk for each thread of the largest grid.
     let count = 8 * random.random_range(1..=400_000) as usize;
     let out = gpu.unwritten::<T>(count);
-    let fill = FillRandom {
-        out: out.pointer(),
-        count: count as u64,
-        seed: random.random(),
-        scale: 0.02,
-    };
+    let fill =
+        FillRandom { out: out.pointer(), count: count as u64, seed: random.random(), scale: 0.02 };
     run(&fill);
     let expected = (0..count as u64).map(|i| T::from_f32(uniform(fill.seed, i, fill.scale)));
     let mut verdict = Verdict::default();
@@ -185,17 +176,13 @@ fn fill<T: KvElement>(gpu: &Gpu, random: &mut SmallRng, run: impl Fn(&FillRandom
         .into_iter()
         .zip(expected)
         .position(|(found, expected)| found.to_f32().to_bits() != expected.to_f32().to_bits());
-    verdict.require(wrong.is_none(), || {
-        format!("element {wrong:?} of {count} is not the host's")
-    });
+    verdict.require(wrong.is_none(), || format!("element {wrong:?} of {count} is not the host's"));
     verdict
 }
 
 fn feed(gpu: &Gpu, ops: &ModelOps, random: &mut SmallRng) -> Verdict {
     let (count, k, history_len) = (random.random_range(1..=700) as usize, 3, 5);
-    let next: Vec<u32> = (0..count * k)
-        .map(|_| random.random_range(0..=50_000))
-        .collect();
+    let next: Vec<u32> = (0..count * k).map(|_| random.random_range(0..=50_000)).collect();
     let mut positions: Vec<u32> = (0..count).map(|_| random.random_range(0..=100)).collect();
     let targets: Vec<u32> = (0..count).map(|_| pick(random, &[NONE, 1, 2, 3])).collect();
     let mut tokens = vec![7_u32; count];

@@ -23,12 +23,7 @@ struct Limits {
 }
 
 impl Limits {
-    const BF16: Self = Self {
-        half: 4e-3,
-        attention: 1e-2,
-        float: 1e-4,
-        model: 0.05,
-    };
+    const BF16: Self = Self { half: 4e-3, attention: 1e-2, float: 1e-4, model: 0.05 };
 
     /// f16 has three bits more than bf16.
     fn of(dtype: DType) -> Self {
@@ -62,10 +57,7 @@ fn shapes() -> [(&'static str, LlamaConfig); 2] {
         context: 1024,
         ..LlamaConfig::llama3_8b()
     };
-    [
-        ("9 heads of 64 over 3", small),
-        ("8 heads of 128 over 2", llama),
-    ]
+    [("9 heads of 64 over 3", small), ("8 heads of 128 over 2", llama)]
 }
 
 #[test]
@@ -116,10 +108,7 @@ fn check_stages(gpu: &mut CudaModel, weights: &Weights, watchdog: &Watchdog) -> 
         say(&format!("  WRONG: {fault}"));
     }
     if faults.is_empty() {
-        say(&format!(
-            "  {} stages of a pass agree with f64",
-            probes.len()
-        ));
+        say(&format!("  {} stages of a pass agree with f64", probes.len()));
     }
     usize::from(!faults.is_empty())
 }
@@ -211,10 +200,7 @@ fn check_decode(gpu: &mut CudaModel, watchdog: &Watchdog) -> usize {
     for _ in 0..STEPS {
         gpu.step(&leaves, &next, &mut logits).unwrap();
         next = logits.chunks(vocabulary).map(argmax).collect();
-        right
-            .iter_mut()
-            .zip(&next)
-            .for_each(|(row, &token)| row.push(token));
+        right.iter_mut().zip(&next).for_each(|(row, &token)| row.push(token));
     }
     gpu.prune(root).unwrap();
     watchdog.now("greedy steps by the device");
@@ -231,16 +217,12 @@ fn check_decode(gpu: &mut CudaModel, watchdog: &Watchdog) -> usize {
     let differing = got.iter().zip(&right).position(|(got, right)| got != right);
     if let Some(leaf) = differing {
         let at = got[leaf].iter().zip(&right[leaf]).position(|(a, b)| a != b);
-        say(&format!(
-            "  WRONG: leaf {leaf} chose another token at step {at:?} on the device"
-        ));
+        say(&format!("  WRONG: leaf {leaf} chose another token at step {at:?} on the device"));
         return 1;
     }
     let last: Vec<u32> = right.iter().filter_map(|row| row.last().copied()).collect();
     if ids != last || !log_probs.iter().all(|&x| x <= 0.0 && x.is_finite()) {
-        say(&format!(
-            "  WRONG: the last ranking is {ids:?} with {log_probs:?}, not {last:?}"
-        ));
+        say(&format!("  WRONG: the last ranking is {ids:?} with {log_probs:?}, not {last:?}"));
         return 1;
     }
     say(&format!(

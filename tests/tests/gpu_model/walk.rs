@@ -8,9 +8,7 @@ use kernels_gpu::random::word;
 /// `count` tokens below `vocabulary`, from a seed.
 pub(crate) fn tokens(seed: u64, count: usize, vocabulary: u32) -> Vec<u32> {
     let words = (0..count as u64).map(|at| word(seed, at));
-    words
-        .map(|word| (word % u64::from(vocabulary)) as u32)
-        .collect()
+    words.map(|word| (word % u64::from(vocabulary)) as u32).collect()
 }
 
 /// Index of the largest entry, the first of equals.
@@ -37,12 +35,7 @@ pub(crate) fn walk(
     model: &mut dyn TreeModel,
     mut about_to: impl FnMut(&str),
 ) -> Vec<(String, Vec<f32>)> {
-    let mut walk = Walk {
-        model,
-        seed: 100,
-        answers: Vec::new(),
-        logits: Vec::new(),
-    };
+    let mut walk = Walk { model, seed: 100, answers: Vec::new(), logits: Vec::new() };
     for length in [1, 64, 150] {
         about_to("a prompt");
         let root = walk.prompt(length);
@@ -92,8 +85,7 @@ impl Walk<'_> {
 
     fn answered(&mut self, what: &str) {
         let number = self.answers.len();
-        self.answers
-            .push((format!("{what} (pass {number})"), self.logits.clone()));
+        self.answers.push((format!("{what} (pass {number})"), self.logits.clone()));
     }
 
     fn prompt(&mut self, length: usize) -> NodeKey {
@@ -111,17 +103,7 @@ impl Walk<'_> {
 
     /// Nine tokens of which a path of `kept` stays.
     fn draft(&mut self, trunk: NodeKey, kept: usize) {
-        let parents = [
-            None,
-            Some(0),
-            Some(0),
-            None,
-            Some(1),
-            Some(2),
-            Some(4),
-            Some(4),
-            Some(3),
-        ];
+        let parents = [None, Some(0), Some(0), None, Some(1), Some(2), Some(4), Some(4), Some(3)];
         let tokens = self.tokens(parents.len());
         let draft = parents.into_iter().zip(tokens);
         let draft = draft.map(|(parent, token)| DraftToken { parent, token });
@@ -154,11 +136,8 @@ mod tests {
         };
         let weights = Weights::synthetic(config, 2).unwrap();
         let run = |grouping| {
-            let options = CpuOptions {
-                grouping,
-                capacity_bytes: 16 << 20,
-                ..CpuOptions::default()
-            };
+            let options =
+                CpuOptions { grouping, capacity_bytes: 16 << 20, ..CpuOptions::default() };
             let mut model = CpuModel::load(&weights, options, |_, _| {}).unwrap();
             walk(&mut model, |_| {})
         };

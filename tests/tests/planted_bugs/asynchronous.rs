@@ -48,11 +48,7 @@ fn stream(input: *const u32, output: *mut u32, bug: Option<Ring>) {
                     mbarrier::wait_parity(empty(stage), parity ^ 1);
                 }
                 let bytes = Bytes::new(512);
-                let expected = if has(Ring::FewBytes) {
-                    Bytes::new(528)
-                } else {
-                    bytes
-                };
+                let expected = if has(Ring::FewBytes) { Bytes::new(528) } else { bytes };
                 mbarrier::arrive_expect_tx(full(stage), expected);
                 bulk::copy_global_to_shared(at, input.add(128 * turn as usize), bytes, full(stage));
             } else if index < 96 {
@@ -90,10 +86,7 @@ fn an_mbarrier_that_waits_for_more_bytes_than_are_copied() {
     finds(
         |input, output, bug| stream(input, output, bug.then_some(Ring::FewBytes)),
         Cause::Deadlock,
-        &[
-            "threads 0-95: parity 0 of the mbarrier at +0x400",
-            "0 of 1 arrivals and 16 bytes",
-        ],
+        &["threads 0-95: parity 0 of the mbarrier at +0x400", "0 of 1 arrivals and 16 bytes"],
     );
 }
 
@@ -102,10 +95,7 @@ fn an_mbarrier_that_waits_for_more_threads_than_arrive() {
     finds(
         |input, output, bug| stream(input, output, bug.then_some(Ring::FewArrivals)),
         Cause::Deadlock,
-        &[
-            "threads 96: parity 0 of the mbarrier at +0x410",
-            "1 of 97 arrivals",
-        ],
+        &["threads 96: parity 0 of the mbarrier at +0x410", "1 of 97 arrivals"],
     );
 }
 
@@ -114,10 +104,7 @@ fn an_mbarrier_that_the_async_proxy_does_not_see() {
     finds(
         |input, output, bug| stream(input, output, bug.then_some(Ring::NoFenceInit)),
         Cause::ProxyFence,
-        &[
-            "a bulk copy reports to the mbarrier at +0x400",
-            "fence_init",
-        ],
+        &["a bulk copy reports to the mbarrier at +0x400", "fence_init"],
     );
 }
 
@@ -178,11 +165,7 @@ fn a_missing_proxy_fence_before_a_product() {
     finds(
         |input, output, bug| product(input, output, bug.then_some(Product::NoProxyFence)),
         Cause::ProxyFence,
-        &[
-            "wgmma reads shared memory",
-            "asynchronous.rs",
-            "without a fence.proxy.async between",
-        ],
+        &["wgmma reads shared memory", "asynchronous.rs", "without a fence.proxy.async between"],
     );
 }
 

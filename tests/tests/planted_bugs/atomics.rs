@@ -12,14 +12,11 @@ fn run(kernel: Blocks, bug: bool, seed: u64) -> Result<u32, Box<Report>> {
     let mut memory = Memory::new();
     let flag = memory.buffer("flag", &[0_u32]);
     let data = memory.buffer("data", &[0_u32]);
-    Launch::new([2, 1, 1], 32)
-        .resident(2)
-        .seed(seed)
-        .run(&mut memory, || {
-            if thread::thread_idx_x() == 0 {
-                kernel(flag.as_mut_ptr(), data.as_mut_ptr(), bug);
-            }
-        })?;
+    Launch::new([2, 1, 1], 32).resident(2).seed(seed).run(&mut memory, || {
+        if thread::thread_idx_x() == 0 {
+            kernel(flag.as_mut_ptr(), data.as_mut_ptr(), bug);
+        }
+    })?;
     Ok(memory.read(data).map_err(Box::new)?[0])
 }
 
@@ -90,11 +87,7 @@ fn a_relaxed_flag_without_a_fence_after_it_is_seen() {
 fn a_fence_for_the_block_where_blocks_talk() {
     races(
         |flag, data, bug| {
-            let release = if bug {
-                thread::block_fence
-            } else {
-                thread::system_fence
-            };
+            let release = if bug { thread::block_fence } else { thread::system_fence };
             message(flag, data, release, thread::device_fence);
         },
         8,

@@ -15,16 +15,15 @@ fn waits(access: fn(data: *mut u32), words: &str) {
     let run = |bug: bool, seed| {
         let mut memory = Memory::new();
         let data = memory.buffer("data", &[1_u32; 32]);
-        Launch::new([1, 1, 1], 32)
-            .shared_bytes(SHARED_BYTES)
-            .dependent()
-            .seed(seed)
-            .run(&mut memory, || {
+        Launch::new([1, 1, 1], 32).shared_bytes(SHARED_BYTES).dependent().seed(seed).run(
+            &mut memory,
+            || {
                 if !bug {
                     grid::wait_dependencies();
                 }
                 access(data.as_mut_ptr());
-            })
+            },
+        )
     };
     for seed in 0..16 {
         run(false, seed).unwrap();

@@ -82,10 +82,7 @@ fn a_shuffle_from_a_lane_that_takes_no_part() {
             }
         },
         Cause::Operand,
-        &[
-            "takes the value of lane",
-            "which is not in this shuffle_xor",
-        ],
+        &["takes the value of lane", "which is not in this shuffle_xor"],
     );
 }
 
@@ -171,10 +168,7 @@ fn registers_given_back_that_the_warpgroup_does_not_have() {
         let report = dealt::<232, 176>(warpgroups(seed)).unwrap_err();
         assert_eq!(report.cause, Cause::Operand, "{report}");
         let text = report.to_string();
-        assert!(
-            text.contains("setmaxnreg.dec to 176 registers, of 168"),
-            "{text}"
-        );
+        assert!(text.contains("setmaxnreg.dec to 176 registers, of 168"), "{text}");
     }
 }
 

@@ -28,9 +28,7 @@ fn launch(kernel: Kernel, bug: bool, seed: u64) -> Result<Vec<u32>, Box<Report>>
     Launch::new([1, 1, 1], 128)
         .shared_bytes(SHARED_BYTES)
         .seed(seed)
-        .run(&mut memory, || {
-            kernel(input.as_ptr(), output.as_mut_ptr(), bug)
-        })?;
+        .run(&mut memory, || kernel(input.as_ptr(), output.as_mut_ptr(), bug))?;
     memory.read(output).map_err(Box::new)
 }
 

@@ -55,12 +55,7 @@ fn two_threads_that_write_one_row() {
             unsafe { global::store_u32(output.add(row as usize), index) };
         },
         Cause::Race,
-        &[
-            "of buffer `output`",
-            "thread 3",
-            "thread 100",
-            "nothing orders the two",
-        ],
+        &["of buffer `output`", "thread 3", "thread 100", "nothing orders the two"],
     );
 }
 
@@ -104,11 +99,7 @@ fn a_page_id_beyond_the_pool() {
             }
         },
         Cause::OutOfBounds,
-        &[
-            "thread 0",
-            "4096 bytes out of bounds",
-            "of buffer `input`, which has 16384 bytes",
-        ],
+        &["thread 0", "4096 bytes out of bounds", "of buffer `input`, which has 16384 bytes"],
     );
 }
 

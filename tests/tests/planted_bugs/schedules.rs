@@ -42,9 +42,7 @@ fn copied(launch: Launch, waits: bool) -> Result<(), Box<Report>> {
 #[test]
 fn a_kernel_without_a_bug_passes_under_all_seeds() {
     let launch = Launch::new([1, 1, 1], 64);
-    launch
-        .for_seeds(0..40, |launch| copied(launch, true))
-        .unwrap();
+    launch.for_seeds(0..40, |launch| copied(launch, true)).unwrap();
 }
 
 #[test]
@@ -70,10 +68,7 @@ fn a_schedule_repeats_when_copies_took_effect() {
     let launch = Launch::new([1, 1, 1], 64);
     for first in 0..16 {
         let copied = |launch| copied(launch, false);
-        let report = launch
-            .clone()
-            .for_seeds(first..first + 1, copied)
-            .unwrap_err();
+        let report = launch.clone().for_seeds(first..first + 1, copied).unwrap_err();
         let schedule = report.schedule.clone().unwrap();
         let again = copied(launch.clone().replay(schedule)).unwrap_err();
         assert_eq!(

@@ -56,11 +56,7 @@ fn a_dropped_sync_threads_where_memory_was_written_before() {
             });
         },
         Cause::Race,
-        &[
-            "shared memory at +0x",
-            "synchronisation.rs",
-            "nothing orders the two",
-        ],
+        &["shared memory at +0x", "synchronisation.rs", "nothing orders the two"],
     );
 }
 
@@ -192,26 +188,23 @@ fn handshake(resident: u32) -> Result<(), Box<device::emulator::Report>> {
     let mut memory = Memory::new();
     let flag = memory.buffer("flag", &[0_u32]);
     let data = memory.buffer("data", &[0_u32]);
-    Launch::new([2, 1, 1], 32)
-        .resident(resident)
-        .seed(5)
-        .run(&mut memory, || {
-            if thread::thread_idx_x() > 0 {
-                return;
+    Launch::new([2, 1, 1], 32).resident(resident).seed(5).run(&mut memory, || {
+        if thread::thread_idx_x() > 0 {
+            return;
+        }
+        let (flag, data) = (flag.as_mut_ptr(), data.as_mut_ptr());
+        // SAFETY: the emulator checks every access.
+        unsafe {
+            // Block 0 waits for block 1, which may not have started.
+            if thread::block_idx_x() == 1 {
+                global::store_u32(data, 7);
+                atomic::store_release_u32(flag, 1, Scope::Device);
+            } else {
+                while atomic::load_acquire_u32(flag, Scope::Device) == 0 {}
+                global::load_u32(data);
             }
-            let (flag, data) = (flag.as_mut_ptr(), data.as_mut_ptr());
-            // SAFETY: the emulator checks every access.
-            unsafe {
-                // Block 0 waits for block 1, which may not have started.
-                if thread::block_idx_x() == 1 {
-                    global::store_u32(data, 7);
-                    atomic::store_release_u32(flag, 1, Scope::Device);
-                } else {
-                    while atomic::load_acquire_u32(flag, Scope::Device) == 0 {}
-                    global::load_u32(data);
-                }
-            }
-        })
+        }
+    })
 }
 
 #[test]
@@ -220,12 +213,8 @@ fn a_block_that_waits_for_one_that_cannot_start() {
     let report = handshake(1).unwrap_err();
     assert_eq!(report.cause, Cause::Deadlock, "{report}");
     assert!(
-        report
-            .message
-            .contains("thread 0: polling with load_acquire_u32")
-            || report
-                .message
-                .contains("threads 0: polling with load_acquire_u32"),
+        report.message.contains("thread 0: polling with load_acquire_u32")
+            || report.message.contains("threads 0: polling with load_acquire_u32"),
         "{report}"
     );
 }

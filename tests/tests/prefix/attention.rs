@@ -12,17 +12,11 @@ const ROW: usize = 2 * 64;
 
 /// K or V that a model would compute for a token: of the ids up to it.
 fn row<T: KvElement>(tokens: &[u32], layer: u32, part: u64) -> Vec<T> {
-    let seed = tokens
-        .iter()
-        .fold(part + 2 * u64::from(layer), |seed, &token| {
-            (seed ^ u64::from(token))
-                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                .rotate_left(23)
-        });
+    let seed = tokens.iter().fold(part + 2 * u64::from(layer), |seed, &token| {
+        (seed ^ u64::from(token)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
+    });
     let mut rng = SmallRng::seed_from_u64(seed);
-    (0..ROW)
-        .map(|_| T::from_f32(rng.random_range(-1.5..1.5)))
-        .collect()
+    (0..ROW).map(|_| T::from_f32(rng.random_range(-1.5..1.5))).collect()
 }
 
 struct Model {
@@ -40,11 +34,7 @@ impl Model {
             .capacity_bytes(8 << 20)
             .build()
             .unwrap();
-        Self {
-            cache,
-            shadow: Shadow::default(),
-            rng: SmallRng::seed_from_u64(5),
-        }
+        Self { cache, shadow: Shadow::default(), rng: SmallRng::seed_from_u64(5) }
     }
 
     /// Opens `prompt`, computes the rest of it in two parts and seals it; the leaf, and the tokens that were found.
@@ -82,9 +72,8 @@ impl Model {
                 let row = row::<T>(&tokens[..=i], layer, part);
                 row.iter().map(|x| x.to_f32().into()).collect()
             };
-            let token: Token = (0..LAYERS)
-                .map(|layer| [0, 1].map(|part| exact(layer, part)))
-                .collect();
+            let token: Token =
+                (0..LAYERS).map(|layer| [0, 1].map(|part| exact(layer, part))).collect();
             self.shadow.push(leaf, token);
         }
     }
@@ -100,9 +89,7 @@ impl Model {
         }
         for layer in 0..LAYERS {
             let [k, v] = [0, 1].map(|part| -> Vec<T> {
-                let rows = leaves
-                    .iter()
-                    .map(|(_, tokens)| row::<T>(tokens, layer, part));
+                let rows = leaves.iter().map(|(_, tokens)| row::<T>(tokens, layer, part));
                 rows.flatten().collect()
             });
             self.cache.append(layer, &batch, Kv::new(&k, &v)).unwrap();
@@ -122,9 +109,7 @@ impl Model {
 fn questions<T: KvElement>(system: u32) {
     let mut model = Model::new(T::DTYPE);
     let question = |i: u32, tokens: u32| -> Vec<u32> {
-        (0..system)
-            .chain((0..tokens).map(|token| 1000 * (i + 1) + token))
-            .collect()
+        (0..system).chain((0..tokens).map(|token| 1000 * (i + 1) + token)).collect()
     };
     let mut leaves = Vec::new();
     for (i, tokens) in [(0, 90), (1, 70), (2, 1), (3, 200)] {

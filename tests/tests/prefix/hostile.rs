@@ -45,21 +45,12 @@ fn ids_that_are_not_the_path_s_are_refused() {
     let mut tokens: Vec<u32> = (0..102).collect();
     let before = cache.prefix_stats();
     let error = refuse(cache.seal(leaf, &tokens[..101], 7));
-    assert!(
-        error.contains("101 ids") && error.contains("102 tokens"),
-        "{error}"
-    );
+    assert!(error.contains("101 ids") && error.contains("102 tokens"), "{error}");
     let error = refuse(cache.seal(leaf, &tokens, 8));
-    assert!(
-        error.contains("salt is 8") && error.contains("under 7"),
-        "{error}"
-    );
+    assert!(error.contains("salt is 8") && error.contains("under 7"), "{error}");
     tokens[40] = 9;
     let error = refuse(cache.seal(leaf, &tokens, 7));
-    assert!(
-        error.contains("tokens[40] is 9") && error.contains("with 40 there"),
-        "{error}"
-    );
+    assert!(error.contains("tokens[40] is 9") && error.contains("with 40 there"), "{error}");
     assert_eq!(cache.prefix_stats(), before);
     tokens[40] = 40;
     cache.seal(leaf, &tokens, 7).unwrap();
@@ -126,10 +117,7 @@ fn a_node_below_one_that_was_never_sealed_is_refused() {
 #[test]
 fn a_budget_below_a_page_is_refused_and_none_at_all_keeps_nothing() {
     let error = refuse(cache(PAGE_BYTES - 1));
-    assert_eq!(
-        error,
-        "prefix_bytes is 32767, but a page takes 32768 bytes; 0 keeps nothing"
-    );
+    assert_eq!(error, "prefix_bytes is 32767, but a page takes 32768 bytes; 0 keeps nothing");
     for (bytes, kept) in [(0, 0), (PAGE_BYTES, 64)] {
         let mut cache = cache(bytes).unwrap();
         for tokens in [(0..65).collect::<Vec<u32>>(), (0..64).collect()] {

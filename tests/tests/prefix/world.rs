@@ -54,14 +54,9 @@ impl World {
 
     /// The longest beginning of `tokens` that an indexed path has.
     fn expected(&self, tokens: &[u32], salt: u64) -> usize {
-        let indexed = self
-            .paths
-            .iter()
-            .filter(|(node, _)| self.index.contains(**node));
+        let indexed = self.paths.iter().filter(|(node, _)| self.index.contains(**node));
         let same = indexed.filter(|(_, (_, other))| *other == salt);
-        same.map(|(_, (path, _))| in_common(path, tokens))
-            .max()
-            .unwrap_or(0)
+        same.map(|(_, (path, _))| in_common(path, tokens)).max().unwrap_or(0)
     }
 
     /// Notes the ids of all indexed nodes above `leaf`, or of itself.
@@ -104,13 +99,8 @@ impl World {
     fn check_path(&self, node: NodeKey, tokens: &[u32], salt: u64) {
         let mut places = Vec::new();
         let held = self.forest.context_length(node).unwrap() as u32;
-        self.forest
-            .path_targets(node, 0..held, &mut places)
-            .unwrap();
-        let found: Vec<u64> = places
-            .iter()
-            .map(|&place| self.memory[place as usize])
-            .collect();
+        self.forest.path_targets(node, 0..held, &mut places).unwrap();
+        let found: Vec<u64> = places.iter().map(|&place| self.memory[place as usize]).collect();
         assert_eq!(found, digests(&tokens[..held as usize], salt));
     }
 
@@ -148,10 +138,7 @@ impl World {
         let Some(at) = self.pick(pick) else { return };
         let Leaf { node, tokens, salt } = &self.leaves[at];
         let (node, tokens, salt) = (*node, tokens.clone(), *salt);
-        let below = self
-            .index
-            .seal(&mut self.forest, node, &tokens, salt)
-            .unwrap();
+        let below = self.index.seal(&mut self.forest, node, &tokens, salt).unwrap();
         assert_eq!(self.forest.context_length(below), Ok(tokens.len() as u64));
         assert_eq!(self.forest.is_sealed(below), Ok(false));
         self.check_path(below, &tokens, salt);
@@ -221,11 +208,7 @@ impl World {
             std::iter::successors(Some(leaf), up).any(|above| above == node)
         };
         let pinned = self.pins.iter().copied().find(is_below);
-        let below: Vec<bool> = self
-            .leaves
-            .iter()
-            .map(|leaf| is_below(&leaf.node))
-            .collect();
+        let below: Vec<bool> = self.leaves.iter().map(|leaf| is_below(&leaf.node)).collect();
         match (self.index.prune(&mut self.forest, node), pinned) {
             (Err(PrefixError::Pinned { node }), Some(_)) => assert!(self.pins.contains(&node)),
             (Ok(_), None) => {
@@ -259,10 +242,7 @@ impl World {
         self.check();
         let stats = self.index.stats();
         assert_eq!((stats.nodes, stats.pages), (0, 0));
-        assert_eq!(
-            (self.forest.node_count(), self.forest.pool().live()),
-            (0, 0)
-        );
+        assert_eq!((self.forest.node_count(), self.forest.pool().live()), (0, 0));
         stats
     }
 }

@@ -57,20 +57,14 @@ fn file() -> Vec<u8> {
 /// The path to `leaf` holds what the model computes.
 fn check(cache: &mut TreeCache, leaf: NodeKey) {
     assert_eq!(cache.forest().context_length(leaf), Ok(u64::from(TOKENS)));
-    let table = PagedTable {
-        order: PagedOrder::Nhd,
-        page_size: TOKENS,
-        pages: &[0],
-    };
+    let table = PagedTable { order: PagedOrder::Nhd, page_size: TOKENS, pages: &[0] };
     for layer in 0..LAYERS {
         let mut rows = [(); 2].map(|()| vec![f32::NAN; TOKENS as usize * ROW]);
         let [k, v] = &mut rows;
         cache.export(layer, leaf, 0..TOKENS, &table, k, v).unwrap();
         for (part, rows) in (0..).zip(rows) {
-            let expected: Vec<f32> = ids()
-                .into_iter()
-                .flat_map(|id| row(id, layer, part))
-                .collect();
+            let expected: Vec<f32> =
+                ids().into_iter().flat_map(|id| row(id, layer, part)).collect();
             assert!(rows == expected, "layer {layer}, part {part}");
         }
     }
@@ -145,10 +139,7 @@ fn what_is_computed_and_what_is_loaded_meet_with_nothing_missing() {
     for (load, pass) in [(3, 3), (0, 40), (40, 0)] {
         let mut cache = cache();
         let restored = restore(&mut cache, Slow::new(&file, load), pass);
-        assert_eq!(
-            (restored.held, restored.computed + restored.loaded),
-            (0, TOKENS)
-        );
+        assert_eq!((restored.held, restored.computed + restored.loaded), (0, TOKENS));
         assert!(restored.computed > 0 && restored.loaded > 0, "{restored:?}");
         assert!(restored.fault.is_none());
         check(&mut cache, restored.node);
@@ -166,10 +157,7 @@ fn tokens_that_the_cache_holds_are_neither_computed_nor_loaded() {
         compute(&mut cache, leaf, ids).unwrap();
         cache.seal(leaf, ids, 0).unwrap();
         let restored = restore(&mut cache, Slow::new(&file, 1).at_once(), 1);
-        assert_eq!(
-            (restored.held, restored.computed + restored.loaded),
-            (held, TOKENS - held)
-        );
+        assert_eq!((restored.held, restored.computed + restored.loaded), (held, TOKENS - held));
         check(&mut cache, restored.node);
     }
 }
@@ -182,10 +170,7 @@ fn a_file_that_fails_or_was_changed_is_named_and_the_rest_computed() {
         file[at] ^= 1;
         Slow::new(&file, 1)
     };
-    let failing = Slow {
-        fails_at: file.len() as u64 - 9000,
-        ..Slow::new(&file, 1)
-    };
+    let failing = Slow { fails_at: file.len() as u64 - 9000, ..Slow::new(&file, 1) };
     let cut = Slow::new(&file[..file.len() * 2 / 3], 1);
     let end = file.len() - 5000;
     for (name, file) in [("broken", broken(end)), ("failing", failing), ("cut", cut)] {
@@ -208,18 +193,14 @@ fn a_pass_that_fails_ends_it_with_nothing_sealed() {
     for calls in [0, 2] {
         let mut cache = cache();
         let mut left = calls;
-        let refused = cache.restore(
-            &mut Slow::new(&file(), 200).at_once(),
-            0,
-            64,
-            |cache, leaf, ids| {
+        let refused =
+            cache.restore(&mut Slow::new(&file(), 200).at_once(), 0, 64, |cache, leaf, ids| {
                 if left == 0 {
                     return Err(CacheError::ForeignBatch);
                 }
                 left -= 1;
                 compute(cache, leaf, ids)
-            },
-        );
+            });
         assert!(matches!(refused, Err(CacheError::ForeignBatch)));
         assert_eq!(cache.forest().node_count(), 0);
         // One that adds no tokens is found out.

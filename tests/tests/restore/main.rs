@@ -22,32 +22,17 @@ struct Book {
 
 impl Book {
     fn new(nodes: &[RestoreNode]) -> Self {
-        let none = || {
-            nodes
-                .iter()
-                .map(|node| vec![false; node.tokens as usize])
-                .collect()
-        };
+        let none = || nodes.iter().map(|node| vec![false; node.tokens as usize]).collect();
         let (there, claimed) = (none(), none());
         let nodes = nodes.to_vec();
-        Self {
-            nodes,
-            there,
-            claimed,
-        }
+        Self { nodes, there, claimed }
     }
 
     fn claim(&mut self, claim: &Claim) {
         let tokens = claim.tokens.start as usize..claim.tokens.end as usize;
-        assert!(
-            !tokens.is_empty() && claim.tokens.start.is_multiple_of(64),
-            "{claim:?}"
-        );
+        assert!(!tokens.is_empty() && claim.tokens.start.is_multiple_of(64), "{claim:?}");
         for claimed in &mut self.claimed[claim.node][tokens] {
-            assert!(
-                !std::mem::replace(claimed, true),
-                "{claim:?} was claimed before"
-            );
+            assert!(!std::mem::replace(claimed, true), "{claim:?} was claimed before");
         }
     }
 
@@ -57,10 +42,7 @@ impl Book {
         assert!(before.iter().all(|&there| there), "{claim:?}");
         let mut above = self.nodes[claim.node].parent;
         while let Some(node) = above {
-            assert!(
-                self.there[node].iter().all(|&there| there),
-                "{claim:?} below {node}"
-            );
+            assert!(self.there[node].iter().all(|&there| there), "{claim:?} below {node}");
             above = self.nodes[node].parent;
         }
     }
@@ -122,11 +104,7 @@ fn in_any_order_of_claims_completions_and_failures_every_token_comes_back_once()
 
 #[test]
 fn threads_that_claim_at_once_get_different_parts() {
-    let nodes = [
-        node(None, 64 * 300),
-        node(Some(0), 64 * 50 + 7),
-        node(Some(0), 64 * 80),
-    ];
+    let nodes = [node(None, 64 * 300), node(Some(0), 64 * 50 + 7), node(Some(0), 64 * 80)];
     let plan = RestorePlan::new(&nodes, 64, 64).unwrap();
     let claims: Vec<Vec<Claim>> = std::thread::scope(|scope| {
         let work = |computes: bool| {
@@ -147,10 +125,7 @@ fn threads_that_claim_at_once_get_different_parts() {
             })
         };
         let threads: Vec<_> = [true, false, false, true].map(work).into();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .collect()
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let mut book = Book::new(&nodes);
     claims.iter().flatten().for_each(|claim| book.claim(claim));
@@ -182,17 +157,11 @@ fn a_plan_that_cannot_be_is_refused() {
         |nodes: &[RestoreNode], compute, load| RestorePlan::new(nodes, compute, load).unwrap_err();
     let one = [node(None, 5)];
     let error = refuse(&one, 100, 64).to_string();
-    assert_eq!(
-        error,
-        "compute is 100 tokens; it must be a positive multiple of 64"
-    );
+    assert_eq!(error, "compute is 100 tokens; it must be a positive multiple of 64");
     assert!(refuse(&one, 64, 0).to_string().starts_with("load is 0"));
     let (index, parent) = (1, 1);
     let own = refuse(&[node(None, 5), node(Some(1), 5)], 64, 64);
     assert_eq!(own, RestoreError::Order { index, parent });
-    assert_eq!(
-        refuse(&[node(None, 0)], 64, 64),
-        RestoreError::Empty { index: 0 }
-    );
+    assert_eq!(refuse(&[node(None, 0)], 64, 64), RestoreError::Empty { index: 0 });
     assert!(RestorePlan::new(&[], 64, 64).unwrap().is_done());
 }

@@ -60,10 +60,7 @@ fn run(nodes: &[RestoreNode], positions: &[f64], speeds: Speeds) -> (f64, u32) {
             running[0] = plan.claim_compute().map(|claim| {
                 let begin = positions[claim.node] + f64::from(claim.tokens.start);
                 computed += claim.tokens.len() as u32;
-                (
-                    now + speeds.compute(begin, claim.tokens.len() as f64),
-                    claim,
-                )
+                (now + speeds.compute(begin, claim.tokens.len() as f64), claim)
             });
         }
         if running[1].is_none() {
@@ -97,18 +94,10 @@ fn a_sequence_comes_back_within_a_tenth_of_the_best_time_whatever_the_rates() {
                     "{tokens} tokens, {rate:e} B/s, halves: {halves}: {time} s, best {best} s"
                 );
                 assert!(time <= 1.10 * best, "{context}");
-                let alone = [
-                    speeds.compute(0.0, f64::from(tokens)),
-                    speeds.loaded(0.0, f64::from(tokens)),
-                ];
-                assert!(
-                    time <= 1.02 * alone[0].min(alone[1]),
-                    "{context}, alone {alone:?}"
-                );
-                assert!(
-                    computed > 0 && computed < tokens,
-                    "{context}: {computed} computed"
-                );
+                let alone =
+                    [speeds.compute(0.0, f64::from(tokens)), speeds.loaded(0.0, f64::from(tokens))];
+                assert!(time <= 1.02 * alone[0].min(alone[1]), "{context}, alone {alone:?}");
+                assert!(computed > 0 && computed < tokens, "{context}: {computed} computed");
             }
         }
     }
@@ -118,27 +107,16 @@ fn a_sequence_comes_back_within_a_tenth_of_the_best_time_whatever_the_rates() {
 fn a_prefix_that_many_leaves_share_is_restored_once_for_all_of_them() {
     let mut nodes = vec![node(None, 8192)];
     nodes.extend((0..8).map(|_| node(Some(0), 1024)));
-    let positions: Vec<f64> = nodes
-        .iter()
-        .map(|node| node.parent.map_or(0.0, |_| 8192.0))
-        .collect();
+    let positions: Vec<f64> =
+        nodes.iter().map(|node| node.parent.map_or(0.0, |_| 8192.0)).collect();
     for rate in RATES {
         let speeds = Speeds::new(rate);
         let (time, _) = run(&nodes, &positions, speeds);
         let leaves = 8.0 * speeds.compute(8192.0, 1024.0);
-        let alone = [
-            speeds.compute(0.0, 8192.0) + leaves,
-            speeds.loaded(0.0, 16_384.0),
-        ];
-        assert!(
-            time <= 1.02 * alone[0].min(alone[1]),
-            "{rate:e} B/s: {time} s, alone {alone:?}"
-        );
+        let alone = [speeds.compute(0.0, 8192.0) + leaves, speeds.loaded(0.0, 16_384.0)];
+        assert!(time <= 1.02 * alone[0].min(alone[1]), "{rate:e} B/s: {time} s, alone {alone:?}");
         // Each leaf for itself would load or compute the prefix eight times.
         let apart = 8.0 * speeds.best(9216);
-        assert!(
-            time < 0.3 * apart,
-            "{rate:e} B/s: {time} s, apart {apart} s"
-        );
+        assert!(time < 0.3 * apart, "{rate:e} B/s: {time} s, apart {apart} s");
     }
 }

@@ -36,20 +36,13 @@ fn write(cache: &mut TreeCache, batch: &Batch, bad: &[(usize, bool)], value: f32
 /// Which of the batch's rows are 0.25 throughout with a finite LSE; the others must be NaN or infinite throughout.
 fn healthy(cache: &mut TreeCache, batch: &Batch) -> Vec<bool> {
     let q = vec![f16::ONE; batch.rows() * Q];
-    let (mut out, mut lse) = (
-        vec![f16::from_f32(7.0); q.len()],
-        vec![7.0; batch.rows() * 4],
-    );
+    let (mut out, mut lse) = (vec![f16::from_f32(7.0); q.len()], vec![7.0; batch.rows() * 4]);
     let results = Out::with_lse(&mut out, &mut lse);
     cache.attend(0, batch, &q, results).unwrap();
     let rows = out.chunks_exact(Q).zip(lse.chunks_exact(4));
     let row = |(out, lse): (&[f16], &[f32])| {
         let good = out.iter().all(|x| (x.to_f32() - 0.25).abs() < 1e-3);
-        assert!(
-            good || out.iter().all(|x| !x.is_finite()),
-            "{:?}",
-            &out[..8]
-        );
+        assert!(good || out.iter().all(|x| !x.is_finite()), "{:?}", &out[..8]);
         assert!(!good || lse.iter().all(|x| x.is_finite()), "{lse:?}");
         good
     };
@@ -92,9 +85,8 @@ fn pages_that_a_spoilt_tree_left_do_not_spoil_the_next() {
             let root = cache.insert_root().unwrap();
             let tokens = 64 * cache.forest().pool().free();
             let batch = cache.batch(&[(root, tokens)]).unwrap();
-            let all: Vec<_> = (0..batch.rows())
-                .flat_map(|row| [(row, false), (row, true)])
-                .collect();
+            let all: Vec<_> =
+                (0..batch.rows()).flat_map(|row| [(row, false), (row, true)]).collect();
             write(&mut cache, &batch, &all, value);
             cache.prune(root).unwrap();
             // A partly filled page, a chunk over an edge, and a draft of which one node only is written.
@@ -122,9 +114,7 @@ fn moves_take_what_is_not_finite_along_and_nothing_else() {
         write(&mut cache, &batch, &[], 0.0);
         for (kept, healthy_after) in [(1, true), (0, false)] {
             let node = |parent| DraftNode { parent, tokens: 1 };
-            let keys = cache
-                .insert_draft(leaves[0], &[node(None), node(None)])
-                .unwrap();
+            let keys = cache.insert_draft(leaves[0], &[node(None), node(None)]).unwrap();
             let batch = cache.batch(&ones(&keys)).unwrap();
             write(&mut cache, &batch, &[(0, true)], f32::INFINITY);
             assert_eq!(healthy(&mut cache, &batch), [false, true]);
@@ -148,27 +138,16 @@ fn a_paged_cache_passes_on_what_is_not_finite_to_those_who_see_it() {
     for mut cache in caches() {
         let leaves = leaves(&mut cache, 70, 2);
         cache.extend(&leaves, 3).unwrap();
-        let table = PagedTable {
-            order: PagedOrder::Nhd,
-            page_size: 3,
-            pages: &[0],
-        };
+        let table = PagedTable { order: PagedOrder::Nhd, page_size: 3, pages: &[0] };
         let mut kv = [0.5, 0.25].map(|value| vec![f16::from_f32(value); 3 * ROW]);
         for (leaf, bad) in leaves.iter().zip([f16::from_f32(0.25), f16::NAN]) {
             kv[1][2 * ROW..].fill(bad);
-            cache
-                .import(0, *leaf, 70..73, &table, &kv[0], &kv[1])
-                .unwrap();
+            cache.import(0, *leaf, 70..73, &table, &kv[0], &kv[1]).unwrap();
         }
         let batch = cache.batch_held(&[(leaves[0], 3), (leaves[1], 3)]).unwrap();
-        assert_eq!(
-            healthy(&mut cache, &batch),
-            [true, true, true, true, true, false]
-        );
+        assert_eq!(healthy(&mut cache, &batch), [true, true, true, true, true, false]);
         let [mut k, mut v] = [(); 2].map(|()| vec![f16::ZERO; 3 * ROW]);
-        cache
-            .export(0, leaves[1], 70..73, &table, &mut k, &mut v)
-            .unwrap();
+        cache.export(0, leaves[1], 70..73, &table, &mut k, &mut v).unwrap();
         let spoilt = |rows: &[f16]| rows.iter().any(|x| !x.is_finite());
         assert!(!spoilt(&k[..2 * ROW]) && !spoilt(&v[..2 * ROW]));
         assert!(spoilt(&k[2 * ROW..]) || spoilt(&v[2 * ROW..]));
@@ -183,21 +162,11 @@ fn keys_batches_and_graphs_of_another_cache_are_refused_by_every_call() {
         let own = leaves(&mut ours, 3, 2);
         let key = leaves(&mut theirs, 3, 2)[0];
         let mut batch = theirs.batch(&[(key, 1)]).unwrap();
-        let before = (
-            ours.forest().growth_cursor(),
-            ours.forest().lengths().to_vec(),
-        );
-        let table = PagedTable {
-            order: PagedOrder::Nhd,
-            page_size: 1,
-            pages: &[0],
-        };
+        let before = (ours.forest().growth_cursor(), ours.forest().lengths().to_vec());
+        let table = PagedTable { order: PagedOrder::Nhd, page_size: 1, pages: &[0] };
         let mut kv = vec![f16::ONE; ROW];
         let (k, mut q) = (kv.clone(), vec![f16::ONE; Q]);
-        let draft = [DraftNode {
-            parent: None,
-            tokens: 1,
-        }];
+        let draft = [DraftNode { parent: None, tokens: 1 }];
         let refused: [(&str, Result<(), CacheError>); 13] = [
             ("fork", ours.fork(key, 1).map(drop)),
             ("extend", ours.extend(&[own[0], key], 1)),
@@ -216,15 +185,9 @@ fn keys_batches_and_graphs_of_another_cache_are_refused_by_every_call() {
         for (call, outcome) in refused {
             let error = outcome.expect_err(call).to_string();
             let named = ["belongs to another forest", "made by another cache"];
-            assert!(
-                named.iter().any(|words| error.ends_with(words)),
-                "{call}: {error}"
-            );
+            assert!(named.iter().any(|words| error.ends_with(words)), "{call}: {error}");
         }
-        let after = (
-            ours.forest().growth_cursor(),
-            ours.forest().lengths().to_vec(),
-        );
+        let after = (ours.forest().growth_cursor(), ours.forest().lengths().to_vec());
         assert_eq!(before, after, "nothing has changed");
         let mut graph = StepGraph::new();
         let ran = theirs.capture(&mut graph, &batch, |_| Ok::<(), CacheError>(()));

@@ -13,12 +13,8 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-const GROUPINGS: [Grouping; 4] = [
-    Grouping::PerQuery,
-    Grouping::Node,
-    Grouping::NodeChunk,
-    Grouping::Flatten,
-];
+const GROUPINGS: [Grouping; 4] =
+    [Grouping::PerQuery, Grouping::Node, Grouping::NodeChunk, Grouping::Flatten];
 
 fn ones(nodes: &[NodeKey]) -> Vec<(NodeKey, u32)> {
     nodes.iter().map(|&node| (node, 1)).collect()
@@ -61,9 +57,8 @@ impl Pair {
     fn tokens<T: KvElement>(&mut self, nodes: &[NodeKey]) -> Vec<[Vec<T>; 2]> {
         let row = self.row_elements();
         let layers = self.cache.config().layers;
-        let rows: Vec<[Vec<T>; 2]> = (0..layers)
-            .map(|_| [(); 2].map(|()| self.random(nodes.len() * row)))
-            .collect();
+        let rows: Vec<[Vec<T>; 2]> =
+            (0..layers).map(|_| [(); 2].map(|()| self.random(nodes.len() * row))).collect();
         for (i, &node) in nodes.iter().enumerate() {
             let exact = |values: &Vec<T>| {
                 let values = values[i * row..(i + 1) * row].iter();
@@ -141,9 +136,7 @@ impl Pair {
             let q: Vec<T> = self.random(heads * dim);
             let mut out = vec![T::from_f32(f32::NAN); q.len()];
             let mut lse = vec![f32::NAN; heads];
-            self.cache
-                .attend(layer, batch, &q, Out::with_lse(&mut out, &mut lse))
-                .unwrap();
+            self.cache.attend(layer, batch, &q, Out::with_lse(&mut out, &mut lse)).unwrap();
             let expected = self.shadow.attend(&self.cache, layer as usize, &leaves, &q);
             let context = format!("{context}, {:?}, layer {layer}", batch.grouping());
             assert_close(&out, &lse, &expected, dim, &context);
@@ -274,10 +267,7 @@ fn a_batch_that_would_read_the_wrong_tokens_is_refused() {
     let mut batch = pair.begin::<f32>(&leaves, Grouping::Flatten);
     let (q, mut out) = ([0.0f32; 2 * 4 * 64], [7.0f32; 2 * 4 * 64]);
     let mut refuse = |pair: &mut Pair, batch: &Batch| {
-        let error = pair
-            .cache
-            .attend(0, batch, &q[..], &mut out[..])
-            .unwrap_err();
+        let error = pair.cache.attend(0, batch, &q[..], &mut out[..]).unwrap_err();
         assert_eq!(out, [7.0; 2 * 4 * 64]);
         error.to_string()
     };
@@ -300,9 +290,7 @@ fn a_batch_that_would_read_the_wrong_tokens_is_refused() {
     let error = pair.cache.refresh(&mut batch).unwrap_err();
     assert!(error.to_string().ends_with("belongs to another forest"));
     let mut other = Pair::new(DType::F32, 6);
-    let error = other
-        .cache
-        .attend(0, &batch, &q[..], &mut [7.0f32; 512][..]);
+    let error = other.cache.attend(0, &batch, &q[..], &mut [7.0f32; 512][..]);
     assert!(matches!(error, Err(CacheError::ForeignBatch)));
 }
 
@@ -332,9 +320,7 @@ fn a_prompt_goes_on_as_decoding_by_the_same_batch() {
 fn what_cannot_be_batched_leaves_every_node_as_it_was() {
     let mut pair = Pair::new(DType::F32, 8);
     let root = pair.root::<f32>(30);
-    let [a, b] = pair.fork(root, 2)[..] else {
-        panic!("two leaves")
-    };
+    let [a, b] = pair.fork(root, 2)[..] else { panic!("two leaves") };
     let before = pair.cache.forest().lengths().to_vec();
     let live = pair.cache.forest().pool().live();
     let refused: [&[(NodeKey, u32)]; 6] = [
@@ -372,18 +358,12 @@ fn wrong_arguments_are_named_and_change_nothing() {
         "v has 255 elements, [targets, kv_heads, head_dim] takes 256"
     );
     let wrong = vec![1.0f32; 2 * row];
-    let error = pair
-        .cache
-        .append(0, &batch, Kv::new(&wrong, &wrong))
-        .unwrap_err();
+    let error = pair.cache.append(0, &batch, Kv::new(&wrong, &wrong)).unwrap_err();
     assert_eq!(error.to_string(), "k is f32, the cache holds bf16");
     let q = vec![bf16::ONE; 2 * 4 * 64];
     let mut out = vec![bf16::ZERO; 2 * 4 * 64 - 1];
     let error = pair.cache.attend(0, &batch, &q, &mut out).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "out has 511 elements, [rows, q_heads, head_dim] takes 512"
-    );
+    assert_eq!(error.to_string(), "out has 511 elements, [rows, q_heads, head_dim] takes 512");
     let empty = pair.cache.fork(leaves[0], 1).unwrap();
     let error = pair.cache.batch_held(&ones(&empty)).unwrap_err();
     assert!(error.to_string().starts_with("tokens 0..1 are not within"));

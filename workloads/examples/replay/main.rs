@@ -26,26 +26,13 @@ use session::{HEADS, Session, Track};
 
 /// Workloads that come along, by name.
 const RECORDED: [(&str, &str); 4] = [
-    (
-        "sorting128ToT",
-        include_str!("../../reasoning/sorting128ToT.json"),
-    ),
-    (
-        "docmergeToT",
-        include_str!("../../reasoning/docmergeToT.json"),
-    ),
-    (
-        "keywordToT",
-        include_str!("../../reasoning/keywordToT.json"),
-    ),
+    ("sorting128ToT", include_str!("../../reasoning/sorting128ToT.json")),
+    ("docmergeToT", include_str!("../../reasoning/docmergeToT.json")),
+    ("keywordToT", include_str!("../../reasoning/keywordToT.json")),
     ("set128ToT", include_str!("../../reasoning/set128ToT.json")),
 ];
-const GROUPINGS: [Grouping; 4] = [
-    Grouping::PerQuery,
-    Grouping::Node,
-    Grouping::NodeChunk,
-    Grouping::Flatten,
-];
+const GROUPINGS: [Grouping; 4] =
+    [Grouping::PerQuery, Grouping::Node, Grouping::NodeChunk, Grouping::Flatten];
 
 /// Replays a recorded tree of decode steps, with each way to group its attention; needs no model.
 ///
@@ -133,10 +120,7 @@ fn replay(args: &Args) -> Result<Value> {
         .with_context(|| format!("cannot write {}", path.display()))?;
     let baseline = &session.tracks[0];
     let counts = (asking.len() as f64, sampled.len() as f64);
-    let lines = session
-        .tracks
-        .iter()
-        .map(|track| line(track, baseline, counts));
+    let lines = session.tracks.iter().map(|track| line(track, baseline, counts));
     Ok(json!({
         "workload": title,
         "device": session.device(),
@@ -202,11 +186,7 @@ fn spread(steps: &[u32], count: usize) -> Vec<u32> {
     }
     let last = steps.len() - 1;
     let at = |i: usize| {
-        if count == 1 {
-            last
-        } else {
-            i * last / (count - 1)
-        }
+        if count == 1 { last } else { i * last / (count - 1) }
     };
     (0..count).map(|i| steps[at(i)]).collect()
 }
@@ -261,9 +241,7 @@ fn print(report: &Value) {
     println!(
         "          paper's count  PerQuery       issued  PerQuery     a step  PerQuery     a step  plans"
     );
-    let rows = report["groupings"]
-        .as_array()
-        .map_or(&[][..], Vec::as_slice);
+    let rows = report["groupings"].as_array().map_or(&[][..], Vec::as_slice);
     for row in rows {
         println!(
             "{:<10}{:>10.2} GB{:>8.2} %{:>10.2} GB{:>8.2} %{:>8.2} ms{:>8.2} x{:>8.1} us{:>7}",
@@ -319,10 +297,7 @@ mod tests {
         assert_eq!(counts, [75, 5, 20]);
         let rows = report["groupings"].as_array().unwrap();
         let (per_query, flatten) = (&rows[0], &rows[3]);
-        assert_eq!(
-            [&per_query["grouping"], &flatten["grouping"]],
-            ["PerQuery", "Flatten"]
-        );
+        assert_eq!([&per_query["grouping"], &flatten["grouping"]], ["PerQuery", "Flatten"]);
         // Tokens that queries see, by hand: steps 1 to 66 of two on a prompt of 70, then one of them until 68, nobody
         // in 69, two on 70 + 68 until 72, and one until 75.
         let alone = |from: u64, to: u64| (from..=to).sum::<u64>();
@@ -330,17 +305,11 @@ mod tests {
         let token = 2 * 32 * 128 * 2;
         let seen = own + 70 * (2 * 66 + 2) + 138 * (2 * 3 + 3);
         assert_eq!(per_query["paper_kv_bytes"], seen * token);
-        assert_eq!(
-            flatten["paper_kv_bytes"],
-            (own + 70 * (66 + 2) + 138 * 6) * token
-        );
+        assert_eq!(flatten["paper_kv_bytes"], (own + 70 * (66 + 2) + 138 * 6) * token);
         let bytes = |value: &Value| value.as_u64().unwrap();
         assert!(bytes(&report["unique_kv_bytes"]) <= bytes(&flatten["issued_kv_bytes"]));
         assert!(bytes(&flatten["issued_kv_bytes"]) < bytes(&per_query["issued_kv_bytes"]));
-        assert!(
-            rows.iter()
-                .all(|row| row["worst_relative_l2"].as_f64() > Some(0.0))
-        );
+        assert!(rows.iter().all(|row| row["worst_relative_l2"].as_f64() > Some(0.0)));
         assert_eq!(flatten["new_plans"], 4);
         assert!(picture.contains("node 4: decode step 70 to 72"));
     }

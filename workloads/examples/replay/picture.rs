@@ -130,12 +130,8 @@ impl<'a> Picture<'a> {
         for (node, row) in rows.iter().enumerate() {
             let parent = self.run.parents()[node];
             if let (Some(parent), Some(first)) = (parent, row.spans.first()) {
-                let line = format!(
-                    "M{:.1} {:.1}V{:.1}",
-                    x(first.from),
-                    y[parent as usize],
-                    y[node]
-                );
+                let line =
+                    format!("M{:.1} {:.1}V{:.1}", x(first.from), y[parent as usize], y[node]);
                 self.path("link", &line);
             }
         }
@@ -256,9 +252,7 @@ fn tick_step(end: u32) -> u32 {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]
@@ -289,12 +283,7 @@ mod tests {
             spans.map(|s| (s.from, s.to, s.queries, s.asks)).collect()
         };
         assert_eq!(depth_first(&run), [0, 1, 2, 3, 4]);
-        let root = [
-            (0, 2, 2, false),
-            (2, 3, 1, false),
-            (3, 5, 2, false),
-            (5, 6, 1, false),
-        ];
+        let root = [(0, 2, 2, false), (2, 3, 1, false), (3, 5, 2, false), (5, 6, 1, false)];
         assert_eq!(spans(0), root);
         assert_eq!((spans(1), rows[1].pruned), (vec![(0, 3, 1, true)], Some(3)));
         // Between its own end and its children it is kept, though nobody asks.
@@ -307,11 +296,7 @@ mod tests {
         let svg = picture(&small_run()).draw("a <run> & more", &[1, 6]);
         let document = roxmltree::Document::parse(&svg).unwrap();
         let nodes = || document.descendants();
-        let count = |class| {
-            nodes()
-                .filter(|n| n.attribute("class") == Some(class))
-                .count()
-        };
+        let count = |class| nodes().filter(|n| n.attribute("class") == Some(class)).count();
         // One in the legend, and: two pruned nodes; two sampled steps.
         assert_eq!((count("gone"), count("sampled")), (1 + 2, 1 + 2));
         assert!(svg.contains("<title>node 4: decode step 4 to 5, most queries 1, pruned</title>"));
@@ -322,10 +307,7 @@ mod tests {
                 text.map_or(0.0, |text| text.parse().unwrap())
             };
             assert!(number("x") + number("width") <= WIDTH, "{node:?}");
-            assert!(
-                number("y") + number("height") <= TOP + 5.0 * 20.0 + BOTTOM,
-                "{node:?}"
-            );
+            assert!(number("y") + number("height") <= TOP + 5.0 * 20.0 + BOTTOM, "{node:?}");
         }
     }
 

@@ -99,11 +99,8 @@ impl<'a> Session<'a> {
         let mut nodes: Vec<Option<Node>> = run.parents().iter().map(|_| None).collect();
         let root = cache.insert_root()?;
         cache.extend(&[root], run.prompt_tokens())?;
-        nodes[0] = Some(Node {
-            key: root,
-            tokens: (0..run.prompt_tokens().into()).collect(),
-            written: 0,
-        });
+        nodes[0] =
+            Some(Node { key: root, tokens: (0..run.prompt_tokens().into()).collect(), written: 0 });
         let tracks = GROUPINGS.map(|grouping| Track::new(grouping, &cache));
         Ok(Self {
             run,
@@ -141,11 +138,7 @@ impl<'a> Session<'a> {
         for &node in &change.born {
             let parent = self.run.parents()[node as usize].context("the prompt is there")?;
             let key = self.cache.fork(self.node(parent)?.key, 1)?[0];
-            self.nodes[node as usize] = Some(Node {
-                key,
-                tokens: Vec::new(),
-                written: 0,
-            });
+            self.nodes[node as usize] = Some(Node { key, tokens: Vec::new(), written: 0 });
         }
         if growing.is_empty() {
             return Ok(());
@@ -155,9 +148,7 @@ impl<'a> Session<'a> {
         self.cache.extend(&leaves, 1)?;
         for &node in growing {
             let token = self.next_token;
-            self.nodes[node as usize]
-                .iter_mut()
-                .for_each(|node| node.tokens.push(token));
+            self.nodes[node as usize].iter_mut().for_each(|node| node.tokens.push(token));
             self.next_token += 1;
         }
         self.plan(&leaves)?;
@@ -316,8 +307,7 @@ impl Track {
         let patched =
             growth.is_some_and(|new| self.plan.patch(new, &mut Vec::new()) == Patch::Patched);
         if !patched {
-            self.planner
-                .plan_into(&forest.view(leaves)?, &mut self.plan)?;
+            self.planner.plan_into(&forest.view(leaves)?, &mut self.plan)?;
             self.leaves = leaves.to_vec();
             self.new_plans += 1;
         }
@@ -331,10 +321,7 @@ impl Track {
 /// Infinite for a NaN.
 fn errors((out, lse): &(Vec<f64>, f64), got: &[bf16], got_lse: f32) -> (f64, f64) {
     let norm: f64 = out.iter().map(|x| x * x).sum();
-    let squares = got
-        .iter()
-        .zip(out)
-        .map(|(got, out)| (got.to_f64() - out).powi(2));
+    let squares = got.iter().zip(out).map(|(got, out)| (got.to_f64() - out).powi(2));
     let number = |x: f64| if x.is_nan() { f64::INFINITY } else { x };
     (
         number((squares.sum::<f64>() / norm.max(1e-30)).sqrt()),
@@ -352,11 +339,7 @@ fn rows(kind: Kind, ids: &[u64]) -> Vec<bf16> {
 /// Queries are larger than keys, so that softmax prefers some tokens.
 fn vector(kind: Kind, id: u64, head: usize) -> Vec<bf16> {
     let seed = random::word((kind as u64) << 60 ^ id << 16 ^ head as u64, 0);
-    let scale = if matches!(kind, Kind::Query) {
-        6.0
-    } else {
-        1.0
-    };
+    let scale = if matches!(kind, Kind::Query) { 6.0 } else { 1.0 };
     let elements = (0..HEAD_DIM as u64).map(|index| random::uniform(seed, index, scale));
     elements.map(bf16::from_f32).collect()
 }

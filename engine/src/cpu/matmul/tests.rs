@@ -38,18 +38,12 @@ fn check(y: &[f32], values: &[f32], x: &[f32], columns: usize, before: f64, what
     for (at, &y) in y.iter().enumerate() {
         let weights = &values[at % rows * columns..][..columns];
         let x = &x[at / rows * columns..][..columns];
-        let products = weights
-            .iter()
-            .zip(x)
-            .map(|(&w, &x)| f64::from(w) * f64::from(x));
+        let products = weights.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
         let (sum, size) = products.fold((before, before.abs()), |(sum, size), product| {
             (sum + product, size + product.abs())
         });
         let bound = f64::from(f32::EPSILON) * (columns as f64).sqrt().max(4.0) * size;
-        assert!(
-            (f64::from(y) - sum).abs() <= bound,
-            "{what} {at}: {y}, {sum}"
-        );
+        assert!((f64::from(y) - sum).abs() <= bound, "{what} {at}: {y}, {sum}");
     }
 }
 
@@ -61,13 +55,7 @@ fn archs() -> Vec<Arch> {
     all
 }
 
-const BLOCKS: [Format; 5] = [
-    Format::Q4_0,
-    Format::Q4_1,
-    Format::Q5_0,
-    Format::Q5_1,
-    Format::Q8_0,
-];
+const BLOCKS: [Format; 5] = [Format::Q4_0, Format::Q4_1, Format::Q5_0, Format::Q5_1, Format::Q8_0];
 const LARGE: [Format; 3] = [Format::Q4K, Format::Q5K, Format::Q6K];
 
 /// Sizes that fit no tile, task or span.
@@ -107,12 +95,7 @@ fn products_are_those_of_the_definition() {
 
 #[test]
 fn rows_of_a_batch_are_the_same_bits_as_alone_on_any_number_of_threads() {
-    let pool = |threads| {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap()
-    };
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let pools = [1, 2, 4].map(pool);
     for (format, shape) in [(Format::Q4_1, [200, 1632]), (Format::F32, [99, 1601])] {
         let (matrix, _) = random(shape, format, 6);
@@ -140,10 +123,7 @@ fn matrices_side_by_side_give_what_each_gives() {
     let (second, _) = random([70, 64], Format::F16, 2);
     let x = input(3 * 64);
     let [mut together, mut apart] = [(); 2].map(|()| (vec![f32::NAN; 99], vec![f32::NAN; 210]));
-    let products = [
-        (&first, &mut together.0[..]),
-        (&second, &mut together.1[..]),
-    ];
+    let products = [(&first, &mut together.0[..]), (&second, &mut together.1[..])];
     apply_all(products, &x, Onto::Replace);
     first.apply(&x, &mut apart.0, Onto::Replace);
     second.apply(&x, &mut apart.1, Onto::Replace);

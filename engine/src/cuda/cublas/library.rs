@@ -47,10 +47,7 @@ impl Lookup {
             patterns.push(path.join("lib"));
         }
         patterns.extend(SYSTEM.map(PathBuf::from));
-        Self {
-            named,
-            folders: patterns.iter().flat_map(|path| expand(path)).collect(),
-        }
+        Self { named, folders: patterns.iter().flat_map(|path| expand(path)).collect() }
     }
 
     /// Files to try, in order. A bare name is for the dynamic linker to find.
@@ -91,10 +88,7 @@ impl Lookup {
                 Err(_) => {}
             }
         }
-        Err(CublasError::Missing {
-            looked: self.describe(),
-            reasons: reasons.join("; "),
-        })
+        Err(CublasError::Missing { looked: self.describe(), reasons: reasons.join("; ") })
     }
 }
 
@@ -166,29 +160,19 @@ mod tests {
 
     #[test]
     fn the_dynamic_linker_is_asked_first_then_the_toolkits_named_by_the_environment() {
-        let lookup = Lookup::new(None, |name| {
-            (name == "CUDA_HOME").then(|| "/opt/cuda".into())
-        });
+        let lookup = Lookup::new(None, |name| (name == "CUDA_HOME").then(|| "/opt/cuda".into()));
         let candidates = lookup.candidates();
         let names = ["libcublas.so.13", "libcublas.so.12", "libcublas.so.11"].map(PathBuf::from);
         assert_eq!(candidates[..3], names);
-        assert_eq!(
-            candidates[3..6],
-            names.map(|name| Path::new("/opt/cuda/lib64").join(name))
-        );
+        assert_eq!(candidates[3..6], names.map(|name| Path::new("/opt/cuda/lib64").join(name)));
     }
 
     #[test]
     fn a_path_that_is_named_is_the_only_one_tried() {
         let of = |path: Option<&Path>| {
-            Lookup::new(path, |name| {
-                (name == VARIABLE).then(|| "/there/libcublas.so.12".into())
-            })
+            Lookup::new(path, |name| (name == VARIABLE).then(|| "/there/libcublas.so.12".into()))
         };
-        assert_eq!(
-            of(None).candidates(),
-            [PathBuf::from("/there/libcublas.so.12")]
-        );
+        assert_eq!(of(None).candidates(), [PathBuf::from("/there/libcublas.so.12")]);
         let here = folder("named");
         let candidates = of(Some(&here)).candidates();
         assert_eq!(candidates.len(), VERSIONS.len());
@@ -222,10 +206,7 @@ mod tests {
         let here = folder("broken");
         let file = here.join("libcublas.so.12");
         std::fs::write(&file, "not a library").unwrap();
-        let message = Lookup::new(Some(&here), |_| None)
-            .open()
-            .unwrap_err()
-            .to_string();
+        let message = Lookup::new(Some(&here), |_| None).open().unwrap_err().to_string();
         assert!(message.contains(&*file.to_string_lossy()), "{message}");
         std::fs::remove_dir_all(here).unwrap();
     }

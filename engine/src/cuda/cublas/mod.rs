@@ -148,10 +148,7 @@ impl Cublas {
     ) -> Result<Self, CublasError> {
         let lookup = Lookup::new(path, |name| std::env::var_os(name));
         let (library, path) = lookup.open()?;
-        let missing = |function| CublasError::Function {
-            library: path.clone(),
-            function,
-        };
+        let missing = |function| CublasError::Function { library: path.clone(), function };
         macro_rules! function {
             ($name:literal, $kind:ty) => {
                 // SAFETY: the library's function of this name has this signature since cuBLAS 11.
@@ -175,14 +172,8 @@ impl Cublas {
         // SAFETY: a valid place for one handle; the device's context is current.
         let created = device.scoped(|| unsafe { create(&mut handle) })?;
         functions.check("cublasCreate", created)?;
-        let mut cublas = Self {
-            device: device.clone(),
-            handle,
-            functions,
-            workspace,
-            version: 0,
-            path,
-        };
+        let mut cublas =
+            Self { device: device.clone(), handle, functions, workspace, version: 0, path };
         let memory = cublas.workspace.pointer().0 as *mut c_void;
         let stream = stream.0 as *mut c_void;
         let version = &mut cublas.version;
@@ -193,10 +184,7 @@ impl Cublas {
             unsafe {
                 [
                     ("cublasSetStream", set_stream(handle, stream)),
-                    (
-                        "cublasSetWorkspace",
-                        set_workspace(handle, memory, WORKSPACE_BYTES),
-                    ),
+                    ("cublasSetWorkspace", set_workspace(handle, memory, WORKSPACE_BYTES)),
                     ("cublasSetMathMode", set_math_mode(handle, MATH_MODE)),
                     ("cublasGetVersion", get_version(handle, version)),
                 ]
@@ -271,9 +259,7 @@ impl Functions {
         }
         let words = self.status.as_ref().map(|function| {
             // SAFETY: any status may be asked about; the answer is a string that is never freed.
-            unsafe { CStr::from_ptr(function(status)) }
-                .to_string_lossy()
-                .into_owned()
+            unsafe { CStr::from_ptr(function(status)) }.to_string_lossy().into_owned()
         });
         Err(CublasError::Call {
             call,
@@ -286,9 +272,7 @@ impl Functions {
 impl Drop for Cublas {
     fn drop(&mut self) {
         // SAFETY: our own handle, destroyed once. A failure means that the context is lost.
-        let _ = self
-            .device
-            .scoped(|| unsafe { (self.functions.destroy)(self.handle) });
+        let _ = self.device.scoped(|| unsafe { (self.functions.destroy)(self.handle) });
     }
 }
 

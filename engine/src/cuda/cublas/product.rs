@@ -69,11 +69,7 @@ mod tests {
     /// `C = op_a(A) op_b(B) + beta C` by its definition (BLAS, level 3).
     fn gemm(call: &ColumnMajor, a: &[f64], b: &[f64], c: &mut [f64]) {
         let at = |matrix: &[f64], ld: i32, row: i32, column: i32, transpose: bool| {
-            let (row, column) = if transpose {
-                (column, row)
-            } else {
-                (row, column)
-            };
+            let (row, column) = if transpose { (column, row) } else { (row, column) };
             assert!(row < ld, "a row beyond the leading dimension");
             matrix[(column * ld + row) as usize]
         };
@@ -85,12 +81,7 @@ mod tests {
                 });
                 let sum: f64 = products.sum();
                 let place = &mut c[(column * call.ldc + row) as usize];
-                *place = sum
-                    + if call.beta == 0.0 {
-                        0.0
-                    } else {
-                        f64::from(call.beta) * *place
-                    };
+                *place = sum + if call.beta == 0.0 { 0.0 } else { f64::from(call.beta) * *place };
             }
         }
     }
@@ -113,11 +104,8 @@ mod tests {
                     dtype: DType::F16,
                     into,
                 };
-                let kept = if into == Sums::Added {
-                    before.clone()
-                } else {
-                    vec![f64::NAN; before.len()]
-                };
+                let kept =
+                    if into == Sums::Added { before.clone() } else { vec![f64::NAN; before.len()] };
                 let mut y = kept.clone();
                 gemm(&product.column_major(), &w, &x, &mut y);
                 for row in 0..rows {
@@ -125,11 +113,7 @@ mod tests {
                         let terms = (0..inner).map(|i| x[row * inner + i] * w[output * inner + i]);
                         let at = row * outputs + output;
                         let added = if into == Sums::Added { kept[at] } else { 0.0 };
-                        assert_eq!(
-                            y[at],
-                            terms.sum::<f64>() + added,
-                            "{rows} {outputs} {inner}"
-                        );
+                        assert_eq!(y[at], terms.sum::<f64>() + added, "{rows} {outputs} {inner}");
                     }
                 }
             }

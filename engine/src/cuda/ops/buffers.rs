@@ -119,12 +119,7 @@ pub struct SiluMul {
 
 impl SiluMul {
     pub(super) fn arguments(&self) -> ptx::SiluMul {
-        ptx::SiluMul {
-            gate_up: self.gate_up.0,
-            out: self.out.0,
-            rows: self.rows,
-            ffn: self.ffn,
-        }
+        ptx::SiluMul { gate_up: self.gate_up.0, out: self.out.0, rows: self.rows, ffn: self.ffn }
     }
 }
 
@@ -240,11 +235,6 @@ impl FillRandom {
     }
 
     pub(super) fn arguments(&self) -> ptx::Fill {
-        ptx::Fill {
-            out: self.out.0,
-            chunks: self.chunks(),
-            seed: self.seed,
-            scale: self.scale,
-        }
+        ptx::Fill { out: self.out.0, chunks: self.chunks(), seed: self.seed, scale: self.scale }
     }
 }

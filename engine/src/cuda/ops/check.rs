@@ -10,11 +10,7 @@ fn refused(
     value: impl std::fmt::Display,
     expected: impl Into<String>,
 ) -> CudaError {
-    CudaError::Argument {
-        argument,
-        value: value.to_string(),
-        expected: expected.into(),
-    }
+    CudaError::Argument { argument, value: value.to_string(), expected: expected.into() }
 }
 
 /// Threads of a launch with one for each eight elements of `[rows, width]`.
@@ -55,11 +51,7 @@ pub(super) fn top_k(top_k: &TopK) -> Result<(), CudaError> {
 
 pub(super) fn feed(feed: &Feed) -> Result<(), CudaError> {
     if feed.history != DevicePtr::NULL && feed.history_len == 0 {
-        return Err(refused(
-            "history_len",
-            0,
-            "at least 1 where history is kept",
-        ));
+        return Err(refused("history_len", 0, "at least 1 where history is kept"));
     }
     Ok(())
 }
@@ -80,11 +72,7 @@ pub(super) fn same<T: PartialEq + std::fmt::Display>(
     if cache == ops {
         return Ok(());
     }
-    Err(refused(
-        argument,
-        cache,
-        format!("{ops}, which the operations were loaded for"),
-    ))
+    Err(refused(argument, cache, format!("{ops}, which the operations were loaded for")))
 }
 
 #[cfg(test)]
@@ -104,13 +92,7 @@ mod tests {
 
     #[test]
     fn a_ranking_is_of_1_to_64_entries_that_exist() {
-        let ranking = |k, vocab| {
-            top_k(&TopK {
-                k,
-                vocab,
-                ..TopK::default()
-            })
-        };
+        let ranking = |k, vocab| top_k(&TopK { k, vocab, ..TopK::default() });
         assert!(ranking(1, 1).is_ok() && ranking(64, 1000).is_ok());
         assert!(ranking(0, 1000).is_err() && ranking(65, 1000).is_err());
         let error = ranking(5, 4).unwrap_err().to_string();

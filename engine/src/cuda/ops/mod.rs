@@ -82,10 +82,7 @@ impl ModelOps {
         let threads = check::chunk_threads("hidden", embed.rows, embed.hidden)?;
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the caller's
         // promise.
-        unsafe {
-            self.embed
-                .launch_threads(threads, embed.arguments(), stream)
-        }
+        unsafe { self.embed.launch_threads(threads, embed.arguments(), stream) }
     }
 
     /// Enqueues `out = x / sqrt(mean(x^2) + eps) * weight` for each row (Zhang, Sennrich, arXiv 1910.07467).
@@ -98,10 +95,7 @@ impl ModelOps {
     pub unsafe fn rms_norm(&self, norm: &RmsNorm, stream: RawStream) -> Result<(), CudaError> {
         check::hidden(norm.hidden)?;
         // SAFETY: as in `embed`.
-        unsafe {
-            self.rms_norm
-                .launch(blocks(norm.rows), norm.arguments(), stream)
-        }
+        unsafe { self.rms_norm.launch(blocks(norm.rows), norm.arguments(), stream) }
     }
 
     /// Enqueues what lies between the fused projection and attention, in one launch: queries and keys are rotated by
@@ -129,17 +123,11 @@ impl ModelOps {
         let at = cache.layer_pointers(layer)?;
         let heads = append.q_heads.saturating_add(2 * shape.kv_heads);
         // A thread has two chunks.
-        let threads = check::chunk_threads(
-            "a row",
-            append.count,
-            heads.saturating_mul(self.head_dim / 2),
-        )?;
+        let threads =
+            check::chunk_threads("a row", append.count, heads.saturating_mul(self.head_dim / 2))?;
         let arguments = append.arguments(rotary, shape.kv_heads, &at);
         // SAFETY: as in `embed`.
-        unsafe {
-            self.rotate_append
-                .launch_threads(threads, arguments, stream)
-        }
+        unsafe { self.rotate_append.launch_threads(threads, arguments, stream) }
     }
 
     /// Enqueues `out = silu(gate) * up`.
@@ -152,10 +140,7 @@ impl ModelOps {
     pub unsafe fn silu_mul(&self, silu: &SiluMul, stream: RawStream) -> Result<(), CudaError> {
         let threads = check::chunk_threads("ffn", silu.rows, silu.ffn)?;
         // SAFETY: as in `embed`.
-        unsafe {
-            self.silu_mul
-                .launch_threads(threads, silu.arguments(), stream)
-        }
+        unsafe { self.silu_mul.launch_threads(threads, silu.arguments(), stream) }
     }
 
     /// Enqueues a ranking: the `k` highest entries of each row, highest first and the lower id first where they are
@@ -199,10 +184,7 @@ impl ModelOps {
         check::top_k(top_k)?;
         let arguments = sampling.arguments(top_k);
         // SAFETY: as in `embed`.
-        unsafe {
-            self.sample_top_k
-                .launch(blocks(top_k.rows), arguments, stream)
-        }
+        unsafe { self.sample_top_k.launch(blocks(top_k.rows), arguments, stream) }
     }
 
     /// Enqueues the step to the next input: each row's choice becomes its token, its position is one further.
@@ -264,8 +246,5 @@ unsafe fn run_fill(kernel: &Kernel, fill: &FillRandom, stream: RawStream) -> Res
 
 /// A launch of `count` blocks.
 fn blocks(count: u32) -> Launch {
-    Launch {
-        grid: [count, 1, 1],
-        overlaps_predecessor: false,
-    }
+    Launch { grid: [count, 1, 1], overlaps_predecessor: false }
 }

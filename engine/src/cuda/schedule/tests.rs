@@ -85,15 +85,11 @@ impl Loop {
     /// would.
     fn check_rows(&self, nodes: &[NodeKey], places: &[u32]) {
         let mut positions = Vec::new();
-        self.schedule
-            .positions(&self.forest, &mut positions)
-            .unwrap();
+        self.schedule.positions(&self.forest, &mut positions).unwrap();
         assert_eq!([places.len(), positions.len()], [nodes.len(); 2]);
         for (row, &node) in nodes.iter().enumerate() {
             let (length, mut place) = (self.forest.length(node).unwrap(), Vec::new());
-            self.forest
-                .append_targets(node, length - 1..length, &mut place)
-                .unwrap();
+            self.forest.append_targets(node, length - 1..length, &mut place).unwrap();
             assert_eq!([places[row]], place[..]);
             let path = self.forest.context_length(node).unwrap();
             assert_eq!(u64::from(positions[row]), path - 1);
@@ -135,11 +131,7 @@ fn a_device_that_gets_only_changes_keeps_up_with_growth_forks_and_prunes() {
             run.step(&leaves);
         }
         let [nothing, pages, everything] = run.changes;
-        assert!(
-            nothing > 140 && pages >= 1 && everything <= 3,
-            "{:?}",
-            run.changes
-        );
+        assert!(nothing > 140 && pages >= 1 && everything <= 3, "{:?}", run.changes);
         let inner = leaves.remove(1);
         leaves.extend(run.forest.fork(inner, 3).unwrap());
         for _ in 0..70 {
@@ -161,15 +153,11 @@ fn drafts_and_prompts_go_where_the_forest_put_them() {
     for tokens in [100, 64, 1, 30] {
         let begin = run.forest.length(trunk).unwrap();
         run.forest.extend(&[trunk], tokens).unwrap();
-        run.schedule
-            .plan_prompt(&run.forest, trunk, tokens)
-            .unwrap();
+        run.schedule.plan_prompt(&run.forest, trunk, tokens).unwrap();
         let (mut positions, mut places) = (Vec::new(), Vec::new());
         run.schedule.positions(&run.forest, &mut positions).unwrap();
         assert!(positions.into_iter().eq(begin..begin + tokens));
-        run.forest
-            .append_targets(trunk, begin..begin + tokens, &mut places)
-            .unwrap();
+        run.forest.append_targets(trunk, begin..begin + tokens, &mut places).unwrap();
         run.device.lengths = run.forest.lengths().to_vec();
         run.device.load(&run.schedule, &Change::Everything);
         let lengths = run.device.lengths.clone();
@@ -197,8 +185,5 @@ fn a_plan_that_was_refused_is_not_taken_for_a_good_one() {
     let gone = leaves[1];
     run.forest.prune(gone).unwrap();
     assert!(run.schedule.update(&run.forest, &leaves).is_err());
-    assert_eq!(
-        run.schedule.update(&run.forest, &leaves[..1]).unwrap(),
-        Change::Everything
-    );
+    assert_eq!(run.schedule.update(&run.forest, &leaves[..1]).unwrap(), Change::Everything);
 }

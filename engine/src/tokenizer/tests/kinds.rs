@@ -15,10 +15,8 @@ fn a_user_s_token_is_whole_in_any_text_as_in_a_json_of_the_same() {
     };
     types[260] = 4;
     let gguf = Tokenizer::from_gguf(&metadata).unwrap();
-    let vocab: serde_json::Map<String, serde_json::Value> = (0..)
-        .zip(vocabulary)
-        .map(|(id, name)| (name, u32::into(id)))
-        .collect();
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        (0..).zip(vocabulary).map(|(id, name)| (name, u32::into(id))).collect();
     let json = serde_json::json!({
         "added_tokens": [{"id": 260, "content": "<think>", "single_word": false, "lstrip": false,
             "rstrip": false, "normalized": false, "special": false}],
@@ -65,11 +63,7 @@ fn what_a_json_says_for_training_changes_no_text() {
             "special_tokens": {"h": {"id": "h", "ids": [0], "tokens": ["h"]}}}}),
     ] {
         let tokenizer = Tokenizer::from_json(&json_with(members.clone())).unwrap();
-        assert_eq!(
-            tokenizer.encode("hi hi hi", Control::Text).unwrap(),
-            expected,
-            "{members}"
-        );
+        assert_eq!(tokenizer.encode("hi hi hi", Control::Text).unwrap(), expected, "{members}");
     }
 }
 
@@ -92,23 +86,14 @@ fn what_panics_below_is_an_error() {
         "",
     ] {
         let error = Tokenizer::from_json(json).unwrap_err();
-        assert!(
-            error.to_string().starts_with("tokenizer: "),
-            "{json}: {error}"
-        );
+        assert!(error.to_string().starts_with("tokenizer: "), "{json}: {error}");
     }
     let whole = json_with(serde_json::json!({}));
     for end in (0..whole.len()).filter(|&end| whole.is_char_boundary(end)) {
         assert!(Tokenizer::from_json(&whole[..end]).is_err(), "{end}");
     }
     // Charsmaps that lie about their size, as they are taken or as they are used.
-    for charsmap in [
-        "",
-        "AAAA",
-        "//////////8=",
-        "CAAAAAAAAAAAAAAA",
-        "BAAAAP////8=",
-    ] {
+    for charsmap in ["", "AAAA", "//////////8=", "CAAAAAAAAAAAAAAA", "BAAAAP////8="] {
         let normalizer = serde_json::json!({"normalizer": {"type": "Precompiled", "precompiled_charsmap": charsmap}});
         if let Ok(tokenizer) = Tokenizer::from_json(&json_with(normalizer)) {
             let _ = tokenizer.encode("hi é", Control::Text);
@@ -125,17 +110,8 @@ fn pieces(prefix: bool) -> Metadata {
     let mut types = vec![2, 3, 3];
     types.extend([6; 256]);
     let mut scores = vec![0.0; tokens.len()];
-    for (at, piece) in [
-        &format!("{SP}h"),
-        "hi",
-        &format!("{SP}hi"),
-        SP,
-        "h",
-        "i",
-        "e",
-    ]
-    .into_iter()
-    .enumerate()
+    for (at, piece) in
+        [&format!("{SP}h"), "hi", &format!("{SP}hi"), SP, "h", "i", "e"].into_iter().enumerate()
     {
         tokens.push(piece.to_owned());
         types.push(1);
@@ -165,14 +141,7 @@ fn pieces_merge_by_their_scores_and_bytes_stand_in() {
         assert_eq!(encode("hi</s>hi"), [begins, 2, begins]);
         let [high, low] = [0xc3, 0xa9].map(|byte: u32| 3 + byte);
         assert_eq!(encode(" \u{e9}")[usize::from(prefix)..], [space, high, low]);
-        for text in [
-            "",
-            "hi hi",
-            " hi",
-            "na\u{ef}ve 12 \u{1f600}\n\t\u{0} x",
-            "</s",
-            "i  e",
-        ] {
+        for text in ["", "hi hi", " hi", "na\u{ef}ve 12 \u{1f600}\n\t\u{0} x", "</s", "i  e"] {
             let tokens = tokenizer.encode(text, Control::Text).unwrap();
             assert_eq!(tokenizer.decode(&tokens), text, "{tokens:?}");
         }
@@ -190,17 +159,10 @@ fn pieces_without_scores_or_bytes_are_named() {
         Tokenizer::from_gguf(&metadata)
     };
     let key = "tokenizer.ggml.scores";
-    let error = changed(key, Value::Floats(vec![1.0]))
-        .unwrap_err()
-        .to_string();
+    let error = changed(key, Value::Floats(vec![1.0])).unwrap_err().to_string();
     assert_eq!(error, "the tokenizer's 266 tokens have 1 scores");
-    let error = changed(key, Value::Floats(vec![f64::NAN; 266]))
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        error,
-        "the tokenizer's token 0, \"<unk>\", has NaN for a score"
-    );
+    let error = changed(key, Value::Floats(vec![f64::NAN; 266])).unwrap_err().to_string();
+    assert_eq!(error, "the tokenizer's token 0, \"<unk>\", has NaN for a score");
     let mut metadata = pieces(true);
     let Some(Value::Texts(tokens)) = metadata.0.get_mut("tokenizer.ggml.tokens") else {
         panic!("it is there");
@@ -208,10 +170,7 @@ fn pieces_without_scores_or_bytes_are_named() {
     tokens[3 + 0x0a] = "no byte".to_owned();
     tokens[4] = "x".repeat(300);
     let error = Tokenizer::from_gguf(&metadata).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "the tokenizer's token 4 has 300 bytes; the limit is 256"
-    );
+    assert_eq!(error, "the tokenizer's token 4 has 300 bytes; the limit is 256");
 }
 
 #[test]
@@ -243,11 +202,7 @@ fn sentencepiece_as_json_is_the_same_tokens() {
     };
     let tokens = |scheme, text| unigram(scheme).encode(text, Control::Recognized).unwrap();
     assert_eq!(tokens("always", "hi hi<s>hi"), [2, 2, 0, 2]);
-    assert_eq!(
-        tokens("first", "hi hi<s>hi"),
-        [2, 2, 0, 3],
-        "a space before the first word alone"
-    );
+    assert_eq!(tokens("first", "hi hi<s>hi"), [2, 2, 0, 3], "a space before the first word alone");
     assert_eq!(tokens("never", "hi hi<s>hi"), [3, 2, 0, 3]);
     assert_eq!(unigram("first").decode(&[2, 2]), "hi hi");
 }

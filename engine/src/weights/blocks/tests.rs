@@ -42,10 +42,7 @@ fn six_bits(block: &[u8], g: usize) -> [f64; 2] {
         return [bits(block, 4 + g, 0, 6), bits(block, 8 + g, 0, 6)];
     }
     let upper = |byte: usize| 16.0 * bits(block, 4 + byte, 6, 2);
-    [
-        bits(block, 8 + g, 0, 4) + upper(g - 4),
-        bits(block, 8 + g, 4, 4) + upper(g),
-    ]
+    [bits(block, 8 + g, 0, 4) + upper(g - 4), bits(block, 8 + g, 4, 4) + upper(g)]
 }
 
 /// The terms of element `i` of a block: what is multiplied by the scale, and what is added.
@@ -80,10 +77,7 @@ fn terms(format: Format, block: &[u8], i: usize) -> [f64; 2] {
             let lower = bits(block, 64 * part + rest % 64, 4 * (rest / 64), 4);
             let upper = bits(block, 128 + 32 * part + within, 2 * (rest / 32), 2);
             let scale = f64::from(block[192 + i / 16] as i8);
-            [
-                half(block, 208) * scale * (lower + 16.0 * upper - 32.0),
-                0.0,
-            ]
+            [half(block, 208) * scale * (lower + 16.0 * upper - 32.0), 0.0]
         }
         Format::F32 => {
             let bytes = *block[4 * i..].first_chunk().unwrap();
@@ -140,11 +134,7 @@ fn every_element_is_that_of_the_definition() {
     for format in ALL {
         let block_elements = format.block_elements();
         // Floats: not a whole number of groups.
-        let elements = if block_elements == 1 {
-            77
-        } else {
-            3 * block_elements
-        };
+        let elements = if block_elements == 1 { 77 } else { 3 * block_elements };
         for seed in 0..20 {
             let bytes = random(format, elements, seed);
             let values = decoded(format, Arch::new(), &bytes, elements);
@@ -188,10 +178,7 @@ fn all_numbers_of_16_bits_come_back() {
                 (others[usize::from(bits)], bf16::from_bits(bits).to_f32()),
             ] {
                 let same = value.to_bits() == expected.to_bits();
-                assert!(
-                    same || value.is_nan() && expected.is_nan(),
-                    "{bits:x}: {value}"
-                );
+                assert!(same || value.is_nan() && expected.is_nan(), "{bits:x}: {value}");
             }
         }
     }

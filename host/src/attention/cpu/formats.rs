@@ -20,10 +20,7 @@ struct Wide {
 impl Wide {
     fn of<T: KvElement>(pages: &HostPages<T>) -> Self {
         let zeros = || vec![0.0; pages.shape().page().half_elements()];
-        Self {
-            k: zeros(),
-            v: zeros(),
-        }
+        Self { k: zeros(), v: zeros() }
     }
 
     fn read<T: KvElement>(&mut self, pages: &HostPages<T>, at: (u32, PageId, u32)) {
@@ -58,21 +55,17 @@ pub(super) fn encode<T: KvElement>(
                     wide.read(pages, (layer, pair.0[index], kv_head));
                     let mut bytes = vec![0; size.1];
                     let stored = format.encode(shape.page(), [&wide.k, &wide.v], &kept, &mut bytes);
-                    stored
-                        .map(|()| bytes)
-                        .map_err(|source| BackendError::Unstorable {
-                            index: chunk * CHUNK + index,
-                            layer,
-                            kv_head,
-                            source,
-                        })
+                    stored.map(|()| bytes).map_err(|source| BackendError::Unstorable {
+                        index: chunk * CHUNK + index,
+                        layer,
+                        kv_head,
+                        source,
+                    })
                 },
             );
             let coded: Vec<_> = coded.collect::<Result<_, BackendError>>()?;
             for (bytes, &page) in coded.iter().zip(pair.1) {
-                pages
-                    .coded_mut(layer, page, kv_head, size)
-                    .copy_from_slice(bytes);
+                pages.coded_mut(layer, page, kv_head, size).copy_from_slice(bytes);
             }
         }
     }
@@ -94,16 +87,9 @@ pub(super) fn decode<T: KvElement>(
     for layer in 0..shape.layers {
         for kv_head in 0..shape.kv_heads {
             for (&from, &to) in from.iter().zip(to) {
-                decode_page(
-                    pages,
-                    format,
-                    (layer, from, kv_head),
-                    [&mut wide.k, &mut wide.v],
-                );
-                for (native, wide) in pages
-                    .page_mut(layer, to, kv_head)
-                    .into_iter()
-                    .zip([&wide.k, &wide.v])
+                decode_page(pages, format, (layer, from, kv_head), [&mut wide.k, &mut wide.v]);
+                for (native, wide) in
+                    pages.page_mut(layer, to, kv_head).into_iter().zip([&wide.k, &wide.v])
                 {
                     for (native, &wide) in native.iter_mut().zip(wide) {
                         *native = T::from_f32(wide);
@@ -138,10 +124,8 @@ pub(super) fn export<T: KvElement>(
     for kv_head in 0..shape.kv_heads {
         let mut read = None;
         for token in tokens.clone() {
-            let (page, slot) = (
-                paged.places[token] / PAGE_TOKENS,
-                paged.places[token] % PAGE_TOKENS,
-            );
+            let (page, slot) =
+                (paged.places[token] / PAGE_TOKENS, paged.places[token] % PAGE_TOKENS);
             if read != Some(page) {
                 let at = (paged.layer, page, kv_head);
                 match format {

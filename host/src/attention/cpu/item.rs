@@ -184,10 +184,7 @@ impl<T: KvElement> Call<'_, T> {
             rows: seen.rows,
             mask: seen.mask,
             non_finite,
-            soft_cap: self
-                .params
-                .soft_cap
-                .map(|cap| cap * std::f32::consts::LOG2_E),
+            soft_cap: self.params.soft_cap.map(|cap| cap * std::f32::consts::LOG2_E),
         });
     }
 }
@@ -225,10 +222,7 @@ impl Scratch {
     fn finish(&self, rows: usize, stride: usize, o: &mut [f32], lse: &mut [f32]) {
         let head_dim = self.o.len() / stride;
         for (row, (o, lse)) in o.chunks_exact_mut(head_dim).zip(lse).take(rows).enumerate() {
-            let partial = Partial {
-                max: self.max[row],
-                sum: self.sum[row],
-            };
+            let partial = Partial { max: self.max[row], sum: self.sum[row] };
             *lse = partial.lse2::<StdMath>();
             let factor = partial.normalizer();
             for (o, source) in o.iter_mut().zip(self.o[row..].iter().step_by(stride)) {

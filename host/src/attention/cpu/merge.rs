@@ -28,11 +28,7 @@ impl Sources {
     /// Goes through a plan's items in the order in which a share's results lie one after the other.
     pub(super) fn index(&mut self, plan: &Plan) {
         let items = |share| plan.share(share).items();
-        let queries = |share| {
-            items(share)
-                .map(|item| item.record.query_count)
-                .sum::<u32>()
-        };
+        let queries = |share| items(share).map(|item| item.record.query_count).sum::<u32>();
         let most = (0..plan.shares()).map(queries).max().unwrap_or(0);
         self.queries_per_share = most as usize;
         self.per_kv_head = most as usize * plan.shares() as usize;

@@ -143,8 +143,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         check_import(self.shape(), paged, foreign)?;
         let [k, v] = foreign;
         let (k, v) = (on_host("k", k.typed())?, on_host("v", v.typed())?);
-        self.pages
-            .import(paged.layer, paged.places, &paged.table, k, v);
+        self.pages.import(paged.layer, paged.places, &paged.table, k, v);
         Ok(())
     }
 
@@ -156,15 +155,12 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         check_export(self.shape(), paged, &foreign)?;
         let [k, v] = foreign;
         let (k, v) = (on_host("k", k.into_typed())?, on_host("v", v.into_typed())?);
-        self.pages
-            .export(paged.layer, paged.places, &paged.table, k, v);
+        self.pages.export(paged.layer, paged.places, &paged.table, k, v);
         Ok(())
     }
 
     fn check_format(&self, format: KvFormat) -> Result<(), BackendError> {
-        format
-            .check(self.shape().page())
-            .map_err(BackendError::FormatShape)
+        format.check(self.shape().page()).map_err(BackendError::FormatShape)
     }
 
     fn encode(
@@ -208,12 +204,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         check_plan(self.shape(), call.plan, call.counters.lengths.len())?;
         let out = on_host("out", call.out.into_typed::<T>())?;
         let rows = call.plan.queries() * call.plan.group_size() * self.shape().kv_heads;
-        let Workspace {
-            sources,
-            o,
-            lse,
-            unused,
-        } = &mut self.workspace;
+        let Workspace { sources, o, lse, unused } = &mut self.workspace;
         let wanted = match call.lse {
             Some(lse) => on_host("lse", lse.into_typed())?,
             None => {

@@ -74,21 +74,14 @@ mod tests {
             let (vectors, rest) = S::as_mut_simd_f32s(self.values);
             assert!(rest.is_empty());
             for x in vectors {
-                *x = if self.tanh {
-                    tanh(simd, *x)
-                } else {
-                    exp2(simd, *x)
-                };
+                *x = if self.tanh { tanh(simd, *x) } else { exp2(simd, *x) };
             }
         }
     }
 
     fn map(values: &[f32], tanh: bool) -> Vec<f32> {
         let mut out = values.to_vec();
-        Arch::new().dispatch(Map {
-            values: &mut out,
-            tanh,
-        });
+        Arch::new().dispatch(Map { values: &mut out, tanh });
         out
     }
 
@@ -110,10 +103,7 @@ mod tests {
     fn tanh_keeps_to_its_bound_everywhere() {
         let values: Vec<f32> = (-32_000..32_000).map(|i| i as f32 * 0.001).collect();
         for (x, y) in values.iter().zip(map(&values, true)) {
-            assert!(
-                (f64::from(y) - f64::from(*x).tanh()).abs() < 3e-7,
-                "{x}: {y}"
-            );
+            assert!((f64::from(y) - f64::from(*x).tanh()).abs() < 3e-7, "{x}: {y}");
         }
         let far = map(&[f32::INFINITY, f32::NEG_INFINITY].repeat(8), true);
         assert_eq!(far[..2], [1.0, -1.0]);

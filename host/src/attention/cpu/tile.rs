@@ -79,11 +79,7 @@ impl WithSimd for PageStep<'_> {
         let mut row = self.rows.start;
         while row < self.rows.end {
             // Accumulators, a vector's rows and a broadcast have to fit the registers.
-            let most = if S::REGISTER_COUNT < 32 {
-                2
-            } else {
-                MAX_VECTORS
-            };
+            let most = if S::REGISTER_COUNT < 32 { 2 } else { MAX_VECTORS };
             let vectors = (self.rows.end - row).div_ceil(S::F32_LANES).min(most);
             // Few accumulators would wait for each other: fewer vectors, more tokens at a time.
             match vectors {
@@ -238,9 +234,7 @@ impl PageStep<'_> {
         let Some(apart) = self.non_finite else { return };
         let head_dim = self.v.len() / PAGE_TOKENS as usize;
         for lane in 0..width.min(self.rows.end - row) {
-            let seen = self
-                .mask
-                .map_or(u64::MAX, |mask| mask.words[(row + lane) / mask.group]);
+            let seen = self.mask.map_or(u64::MAX, |mask| mask.words[(row + lane) / mask.group]);
             for token in bits(apart.tokens & seen) {
                 let weight = self.scores[token * width + lane];
                 for dim in 0..head_dim {
@@ -309,10 +303,7 @@ mod tests {
         let mut sum = vec![0.0; STRIDE];
         let mut scores = vec![f32::NAN; SCORES];
         let words: Vec<u64> = (0..ROWS as u64 / 3).map(|row| 0x5a5 << (row % 7)).collect();
-        let mask = PageMask {
-            words: &words,
-            group: 3,
-        };
+        let mask = PageMask { words: &words, group: 3 };
         let steps = [(64, 0..ROWS, None), (37, 6..ROWS - 3, Some(mask))];
         for (seed, (tokens, rows, mask)) in (2..).zip(steps) {
             let mut k = values(seed * 100, 64 * HEAD_DIM);
@@ -325,13 +316,7 @@ mod tests {
             let (v, non_finite) =
                 NonFinite::take(Arch::Scalar, &v, (HEAD_DIM, tokens), v.len(), &mut room);
             step(PageStep {
-                tile: Tile {
-                    q: &q,
-                    o: &mut o,
-                    max: &mut max,
-                    sum: &mut sum,
-                    stride: STRIDE,
-                },
+                tile: Tile { q: &q, o: &mut o, max: &mut max, sum: &mut sum, stride: STRIDE },
                 scores: &mut scores,
                 k: &k,
                 v,

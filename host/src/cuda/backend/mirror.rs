@@ -87,10 +87,7 @@ impl<T: Pod> Scratch<T> {
 
 impl<T: Pod + PartialEq> Mirror<T> {
     pub(super) fn new(what: &'static str) -> Self {
-        Self {
-            scratch: Scratch::new(what),
-            held: Vec::new(),
-        }
+        Self { scratch: Scratch::new(what), held: Vec::new() }
     }
 
     /// The buffer with `data` at its front; nothing is copied if it is there.

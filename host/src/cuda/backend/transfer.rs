@@ -53,10 +53,7 @@ impl CudaBackend {
             pages: DeviceBuffer::from_slice(device, "foreign pages", &[0])?,
         };
         // SAFETY: the caller checked pages and places, and the wait below keeps the arrays alive.
-        unsafe {
-            self.cache
-                .import_pages(paged.layer, &rows.buffers(), self.stream.raw())
-        }?;
+        unsafe { self.cache.import_pages(paged.layer, &rows.buffers(), self.stream.raw()) }?;
         self.stream.synchronize()
     }
 
@@ -77,10 +74,7 @@ impl CudaBackend {
             pages: DeviceBuffer::from_slice(device, "foreign pages", &[0])?,
         };
         // SAFETY: the caller checked pages and places, and the reads below wait for the work.
-        unsafe {
-            self.cache
-                .export_pages(paged.layer, &rows.buffers(), self.stream.raw())
-        }?;
+        unsafe { self.cache.export_pages(paged.layer, &rows.buffers(), self.stream.raw()) }?;
         let (mut k, mut v) = (vec![0; elements], vec![0; elements]);
         rows.k.read(0, &mut k, &self.stream)?;
         rows.v.read(0, &mut v, &self.stream)?;

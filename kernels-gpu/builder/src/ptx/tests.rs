@@ -54,16 +54,11 @@ const ROWS: [(&str, &str, u32, u32); 2] = [("first", "a", 96, 1024), ("second", 
 
 fn groups(source: &str) -> BTreeMap<String, String> {
     let groups = split(&with_records(source, &ROWS), Arch::Sm90a).unwrap();
-    groups
-        .into_iter()
-        .map(|(name, group)| (name, group.ptx))
-        .collect()
+    groups.into_iter().map(|(name, group)| (name, group.ptx)).collect()
 }
 
 fn refusal(source: &str, rows: &[(&str, &str, u32, u32)]) -> String {
-    split(&with_records(source, rows), Arch::Sm90a)
-        .unwrap_err()
-        .to_string()
+    split(&with_records(source, rows), Arch::Sm90a).unwrap_err().to_string()
 }
 
 #[test]
@@ -107,25 +102,17 @@ fn an_unresolved_function_is_refused_by_name() {
         ".global .align 4",
         ".extern .func core_panic\n(\n\t.param .b64 core_panic_param_0\n)\n;\n.global .align 4",
     );
-    assert!(
-        split(&with_records(&source, &ROWS), Arch::Sm90a).is_ok(),
-        "nothing calls it"
-    );
+    assert!(split(&with_records(&source, &ROWS), Arch::Sm90a).is_ok(), "nothing calls it");
     let source = source.replace("call.uni (retval0), _R6helper", "call.uni core_panic");
     assert!(refusal(&source, &ROWS).contains("`core_panic`"));
 }
 
 #[test]
 fn local_memory_is_refused_by_entry() {
-    let source = SOURCE.replace(
-        "\t.reg .b32 \t%r<2>;",
-        "\t.local .align 4 .b8 \t__local_depot0[256];",
-    );
+    let source =
+        SOURCE.replace("\t.reg .b32 \t%r<2>;", "\t.local .align 4 .b8 \t__local_depot0[256];");
     let message = refusal(&source, &ROWS);
-    assert!(
-        message.contains("`first`") && message.contains("[256]"),
-        "{message}"
-    );
+    assert!(message.contains("`first`") && message.contains("[256]"), "{message}");
 }
 
 #[test]

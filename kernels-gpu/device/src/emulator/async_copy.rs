@@ -80,8 +80,7 @@ impl Block<'_> {
     /// Lets a copy land.
     pub(crate) fn land_copy(&mut self, index: usize) -> Checked {
         let copy = self.copies.swap_remove(index);
-        self.perform_copy(&copy)
-            .map_err(|fault| fault.by(copy.thread, copy.site))
+        self.perform_copy(&copy).map_err(|fault| fault.by(copy.thread, copy.site))
     }
 
     fn perform_copy(&mut self, copy: &AsyncCopy) -> Checked {
@@ -96,9 +95,7 @@ impl Block<'_> {
         let span = self.grid.memory.span(copy.source, BYTES)?;
         self.grid.read(&span, self.linear, &access)?;
         let offset = self.shared.offset(copy.destination, BYTES)?;
-        self.shared
-            .shadow
-            .write(offset, BYTES, &access, &self.agents)?;
+        self.shared.shadow.write(offset, BYTES, &access, &self.agents)?;
         span.load(self.shared.bytes_mut(offset, BYTES));
         Ok(())
     }

@@ -25,22 +25,14 @@ pub fn update<T: Pod + PartialEq>(
         let span = block.atomic_span(address, true)?;
         block.check_dependencies(&span, "reads")?;
         span.check_writable()?;
-        let synchronisation = Synchronisation {
-            order,
-            scope,
-            reads: true,
-            keeps: true,
-        };
+        let synchronisation = Synchronisation { order, scope, reads: true, keeps: true };
         let (before, changed) = block.synchronise(&span, site, synchronisation, || {
             let before: T = span.load_value();
             let after = new(before);
             if let Some(after) = &after {
                 span.store(bytemuck::bytes_of(after));
             }
-            (
-                (before, after.is_some_and(|after| after != before)),
-                after.is_some(),
-            )
+            ((before, after.is_some_and(|after| after != before)), after.is_some())
         })?;
         if changed {
             block.grid.note_progress();
@@ -63,12 +55,7 @@ pub fn load(name: &'static str, address: *const u32, order: Order, scope: Scope)
     let value = instruction(site, |block| {
         let span = block.atomic_span(address, true)?;
         block.check_dependencies(&span, "reads")?;
-        let synchronisation = Synchronisation {
-            order,
-            scope,
-            reads: true,
-            keeps: true,
-        };
+        let synchronisation = Synchronisation { order, scope, reads: true, keeps: true };
         let value =
             block.synchronise(&span, site, synchronisation, || (span.load_value(), false))?;
         block.poll(name, site)?;
@@ -86,12 +73,7 @@ pub fn store(address: *mut u32, value: u32, order: Order, scope: Scope) {
         let span = block.atomic_span(address, false)?;
         block.check_dependencies(&span, "writes")?;
         span.check_writable()?;
-        let synchronisation = Synchronisation {
-            order,
-            scope,
-            reads: false,
-            keeps: false,
-        };
+        let synchronisation = Synchronisation { order, scope, reads: false, keeps: false };
         block.synchronise(&span, site, synchronisation, || {
             span.store(bytemuck::bytes_of(&value));
             ((), true)

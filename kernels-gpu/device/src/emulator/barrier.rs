@@ -18,10 +18,7 @@ pub(crate) struct NamedBarrier {
 
 impl NamedBarrier {
     pub(crate) fn describe(&self, id: u32) -> String {
-        format!(
-            "barrier {id}, {} of {} threads have arrived",
-            self.arrived, self.expected
-        )
+        format!("barrier {id}, {} of {} threads have arrived", self.arrived, self.expected)
     }
 }
 
@@ -34,25 +31,13 @@ pub fn sync_threads() {
 /// `bar.sync id, threads`.
 #[track_caller]
 pub fn named_sync(id: u32, threads: u32) {
-    reach(
-        "named_barrier_sync",
-        id,
-        Some(threads),
-        true,
-        Location::caller(),
-    );
+    reach("named_barrier_sync", id, Some(threads), true, Location::caller());
 }
 
 /// `bar.arrive id, threads`.
 #[track_caller]
 pub fn named_arrive(id: u32, threads: u32) {
-    reach(
-        "named_barrier_arrive",
-        id,
-        Some(threads),
-        false,
-        Location::caller(),
-    );
+    reach("named_barrier_arrive", id, Some(threads), false, Location::caller());
 }
 
 fn reach(name: &'static str, id: u32, threads: Option<u32>, waits: bool, site: Site) {
@@ -104,11 +89,7 @@ impl Block<'_> {
             barrier.waiting.extend(warp.clone());
         }
         if barrier.arrived < barrier.expected {
-            return Ok(if waits {
-                Outcome::Wait(Waiting::Barrier(id))
-            } else {
-                Outcome::Go
-            });
+            return Ok(if waits { Outcome::Wait(Waiting::Barrier(id)) } else { Outcome::Go });
         }
         barrier.arrived = 0;
         let released = barrier.gather.finish();

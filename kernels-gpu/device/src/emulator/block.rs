@@ -200,9 +200,7 @@ impl<'g> Block<'g> {
         if !stays {
             self.current_warp = self.random.bit(self.ready_warps);
         }
-        let lane = self
-            .random
-            .bit(self.warps[self.current_warp as usize].ready);
+        let lane = self.random.bit(self.warps[self.current_warp as usize].ready);
         let thread = self.current_warp * 32 + lane;
         self.take(thread);
         Some(thread)
@@ -353,10 +351,7 @@ pub(crate) fn enter(block: *mut Block<'_>) {
 #[inline]
 pub(crate) fn instruction<R>(site: Site, body: impl FnOnce(&mut Block<'_>) -> Checked<R>) -> R {
     let block = CURRENT.get();
-    assert!(
-        !block.is_null(),
-        "a device function was called outside of `Launch::run`"
-    );
+    assert!(!block.is_null(), "a device function was called outside of `Launch::run`");
     // SAFETY: the scheduler set it to the block whose coroutine runs now, and holds no reference to it
     // while it does; `body` does not suspend, so this is the only one.
     match body(unsafe { &mut *block }) {

@@ -51,13 +51,7 @@ pub fn global_to_shared(destination: u32, source: *const u8, bytes: u32, mbarrie
         block.check_bulk_mbarrier(mbarrier)?;
         let span = block.grid.memory.span(source as u64, bytes)?;
         block.check_dependencies(&span, "reads")?;
-        block.issue_bulk(
-            destination,
-            source as u64,
-            bytes,
-            Direction::ToShared { mbarrier },
-            site,
-        )
+        block.issue_bulk(destination, source as u64, bytes, Direction::ToShared { mbarrier }, site)
     });
 }
 
@@ -70,13 +64,7 @@ pub fn shared_to_global(destination: *mut u8, source: u32, bytes: u32) {
         let span = block.grid.memory.span(destination as u64, bytes)?;
         span.check_writable()?;
         block.check_dependencies(&span, "writes")?;
-        block.issue_bulk(
-            source,
-            destination as u64,
-            bytes,
-            Direction::ToGlobal { group },
-            site,
-        )
+        block.issue_bulk(source, destination as u64, bytes, Direction::ToGlobal { group }, site)
     });
 }
 
@@ -151,29 +139,24 @@ impl Block<'_> {
         match copy.direction {
             Direction::ToShared { mbarrier } => {
                 let copy = self.bulk.swap_remove(index);
-                self.land_in_shared(&copy)
-                    .map_err(|fault| fault.by(thread, site))?;
+                self.land_in_shared(&copy).map_err(|fault| fault.by(thread, site))?;
                 let (agent, epoch) = copy.writes;
                 self.complete_bytes(mbarrier, copy.bytes, agent, epoch)
                     .map_err(|fault| fault.by(thread, site))
             }
             Direction::ToGlobal { .. } => {
                 self.bulk[index].landed = true;
-                self.land_in_global(index)
-                    .map_err(|fault| fault.by(thread, site))
+                self.land_in_global(index).map_err(|fault| fault.by(thread, site))
             }
         }
     }
 
     fn land_in_shared(&mut self, copy: &BulkCopy) -> Checked {
         let span = self.grid.memory.span(copy.global, copy.bytes)?;
-        self.grid
-            .read(&span, self.linear, &copy.access(copy.reads))?;
+        self.grid.read(&span, self.linear, &copy.access(copy.reads))?;
         let offset = self.shared.offset(copy.shared, copy.bytes)?;
         let writes = copy.access(copy.writes);
-        self.shared
-            .shadow
-            .write(offset, copy.bytes, &writes, &self.agents)?;
+        self.shared.shadow.write(offset, copy.bytes, &writes, &self.agents)?;
         span.load(self.shared.bytes_mut(offset, copy.bytes));
         Ok(())
     }
@@ -182,12 +165,9 @@ impl Block<'_> {
         let copy = &self.bulk[index];
         let offset = self.shared.offset(copy.shared, copy.bytes)?;
         let reads = copy.access(copy.reads);
-        self.shared
-            .shadow
-            .read(offset, copy.bytes, &reads, &self.agents)?;
+        self.shared.shadow.read(offset, copy.bytes, &reads, &self.agents)?;
         let span = self.grid.memory.span(copy.global, copy.bytes)?;
-        self.grid
-            .write(&span, self.linear, &copy.access(copy.writes))?;
+        self.grid.write(&span, self.linear, &copy.access(copy.writes))?;
         span.store(self.shared.bytes(offset, copy.bytes));
         Ok(())
     }

@@ -29,10 +29,7 @@ pub(crate) struct Agents {
 
 impl Agents {
     pub(crate) fn new(threads: u32) -> Self {
-        Self {
-            threads,
-            next_bulk: 0,
-        }
+        Self { threads, next_bulk: 0 }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -120,11 +117,7 @@ impl View {
     /// Whether `(agent, epoch)` happened before.
     #[inline]
     pub(crate) fn sees(&self, agent: Agent, epoch: u32) -> bool {
-        if agent == self.agent {
-            epoch <= self.own
-        } else {
-            self.seen[usize::from(agent)] >= epoch
-        }
+        if agent == self.agent { epoch <= self.own } else { self.seen[usize::from(agent)] >= epoch }
     }
 
     /// Whether what `(agent, epoch)` wrote through the generic proxy is visible to the async proxy.
@@ -217,10 +210,7 @@ impl View {
             return [Some((is_narrow, self.release())), None];
         }
         let [for_all, for_block] = self.fences.clone();
-        [
-            for_all.map(|released| (is_narrow, released)),
-            for_block.map(|released| (true, released)),
-        ]
+        [for_all.map(|released| (is_narrow, released)), for_block.map(|released| (true, released))]
     }
 
     /// A fence of a thread of `block`.
@@ -250,11 +240,7 @@ pub(crate) struct Released {
 
 impl Released {
     pub(crate) fn nothing(start: &Clock) -> Self {
-        Self {
-            seen: start.clone(),
-            fenced: start.clone(),
-            foreign: None,
-        }
+        Self { seen: start.clone(), fenced: start.clone(), foreign: None }
     }
 
     /// What was seen here or there.

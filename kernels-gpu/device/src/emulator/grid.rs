@@ -117,24 +117,15 @@ impl<'m> Grid<'m> {
             record: launch.record,
             replay: launch.replay.clone(),
             progress: AtomicU64::new(0),
-            shadows: memory
-                .buffers()
-                .iter()
-                .map(|buffer| shadow(buffer.granules()))
-                .collect(),
+            shadows: memory.buffers().iter().map(|buffer| shadow(buffer.granules())).collect(),
             released: Mutex::default(),
         }
     }
 
     /// The steps that block number `block` is to take, latest first.
     pub(crate) fn replay_of(&self, block: u32) -> Vec<Step> {
-        let replay = self
-            .replay
-            .iter()
-            .filter(|schedule| schedule.block == block);
-        replay
-            .flat_map(|schedule| schedule.steps.iter().rev().copied())
-            .collect()
+        let replay = self.replay.iter().filter(|schedule| schedule.block == block);
+        replay.flat_map(|schedule| schedule.steps.iter().rev().copied()).collect()
     }
 
     /// Notes something that could end somebody's polling.
@@ -195,11 +186,7 @@ impl<'m> Grid<'m> {
         wrote: bool,
     ) -> Checked {
         let who = Who::new(block, access);
-        let verb = if wrote {
-            "atomically writes"
-        } else {
-            "atomically reads"
-        };
+        let verb = if wrote { "atomically writes" } else { "atomically reads" };
         for granule in &self.shadows[span.index][span.granules()] {
             let writer = Who(granule.writer.load(Relaxed));
             let site = granule.writer_site.load(Relaxed);
@@ -214,9 +201,7 @@ impl<'m> Grid<'m> {
                 let site = granule.reader_site.load(Relaxed);
                 return Err(self.race(span, block, access, [verb, "read"], reader, site));
             }
-            granule
-                .writer_site
-                .store(site_bits(access.site) | ATOMIC, Relaxed);
+            granule.writer_site.store(site_bits(access.site) | ATOMIC, Relaxed);
             granule.writer.store(who.0, Relaxed);
             granule.reader.store(0, Relaxed);
         }

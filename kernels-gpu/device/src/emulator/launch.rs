@@ -142,10 +142,7 @@ impl Launch {
         for seed in seeds {
             let seeded = self.clone().seed(seed);
             if let Err(report) = launch(seeded.clone()) {
-                let recorded = Self {
-                    record: true,
-                    ..seeded
-                };
+                let recorded = Self { record: true, ..seeded };
                 // Blocks that race with each other on the CPU may come another way.
                 return Err(launch(recorded).err().unwrap_or(report));
             }
@@ -167,12 +164,7 @@ impl Launch {
                 let reports = (0..count).into_par_iter().filter_map(alone);
                 reports
                     .min_by_key(|report| {
-                        report
-                            .block
-                            .map(u64::from)
-                            .into_iter()
-                            .rev()
-                            .collect::<Vec<_>>()
+                        report.block.map(u64::from).into_iter().rev().collect::<Vec<_>>()
                     })
                     .map_or(Ok(()), Err)
             }
@@ -209,8 +201,6 @@ fn take_turns(
 
 impl fmt::Debug for Block<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Block")
-            .field("index", &self.index)
-            .finish_non_exhaustive()
+        f.debug_struct("Block").field("index", &self.index).finish_non_exhaustive()
     }
 }

@@ -6,11 +6,7 @@ use crate::emulator::wgmma::settled;
 
 /// Subnormal numbers as zero of the same sign (`.ftz`).
 fn flush(x: f32) -> f32 {
-    if x.is_subnormal() {
-        0.0_f32.copysign(x)
-    } else {
-        x
-    }
+    if x.is_subnormal() { 0.0_f32.copysign(x) } else { x }
 }
 
 /// `ex2.approx.ftz.f32`.
@@ -53,11 +49,7 @@ pub fn fma(a: f32, b: f32, c: f32) -> f32 {
 #[track_caller]
 pub fn add_flushed(a: f32, b: f32) -> f32 {
     let flush = |x: f32| {
-        if x.is_subnormal() {
-            0.0_f32.copysign(x)
-        } else {
-            x
-        }
+        if x.is_subnormal() { 0.0_f32.copysign(x) } else { x }
     };
     flush(flush(settled(a)) + flush(settled(b)))
 }

@@ -31,11 +31,7 @@ fn set_half(word: &mut u32, half: usize, value: u16) {
 /// A 16-bit element as `f32`.
 #[inline]
 pub(crate) fn to_f32(bits: u16, is_bf16: bool) -> f32 {
-    if is_bf16 {
-        bf16::from_bits(bits).to_f32()
-    } else {
-        f16::from_bits(bits).to_f32()
-    }
+    if is_bf16 { bf16::from_bits(bits).to_f32() } else { f16::from_bits(bits).to_f32() }
 }
 
 /// `ldmatrix` of `COUNT` matrices: lane `8 * m + r` gives the address of matrix `m`'s row `r`.
@@ -55,11 +51,7 @@ pub fn load<const COUNT: usize>(row: u32, transposed: bool) -> [u32; COUNT] {
                 let mut values = [0u16; 8];
                 bytemuck::bytes_of_mut(&mut values).copy_from_slice(bytes);
                 for (c, value) in values.into_iter().enumerate() {
-                    let (lane, part) = if transposed {
-                        fragment(c, r)
-                    } else {
-                        fragment(r, c)
-                    };
+                    let (lane, part) = if transposed { fragment(c, r) } else { fragment(r, c) };
                     set_half(&mut lanes[lane].1[m], part, value);
                 }
             }
@@ -79,11 +71,7 @@ pub fn store<const COUNT: usize>(row: u32, fragments: [u32; COUNT], transposed: 
         for m in 0..COUNT {
             for r in 0..8 {
                 let values: [u16; 8] = std::array::from_fn(|c| {
-                    let (lane, part) = if transposed {
-                        fragment(c, r)
-                    } else {
-                        fragment(r, c)
-                    };
+                    let (lane, part) = if transposed { fragment(c, r) } else { fragment(r, c) };
                     half(lanes[lane].1[m], part)
                 });
                 let lane = 8 * m + r;

@@ -175,10 +175,8 @@ impl Block<'_> {
     /// The barrier at `address`, which the running thread must know to exist.
     fn find_mbarrier(&self, address: u32) -> Checked<usize> {
         let Some(index) = self.mbarriers.iter().position(|b| b.address == address) else {
-            let text = format!(
-                "there is no mbarrier at +{:#x}",
-                i64::from(address) - i64::from(BASE)
-            );
+            let text =
+                format!("there is no mbarrier at +{:#x}", i64::from(address) - i64::from(BASE));
             return Err(Fault::new(Cause::Barrier, text));
         };
         let barrier = &self.mbarriers[index];
@@ -222,11 +220,8 @@ impl Block<'_> {
         let barrier = &mut self.mbarriers[index];
         barrier.bytes += i64::from(bytes);
         if barrier.bytes > LIMIT {
-            let text = format!(
-                "{} waits for {} bytes, of at most {LIMIT}",
-                barrier.name(),
-                barrier.bytes
-            );
+            let text =
+                format!("{} waits for {} bytes, of at most {LIMIT}", barrier.name(), barrier.bytes);
             return Err(Fault::new(Cause::Operand, text));
         }
         let Some(pending) = barrier.pending.checked_sub(1) else {
@@ -239,9 +234,7 @@ impl Block<'_> {
             return Err(Fault::new(Cause::Barrier, text));
         };
         barrier.pending = pending;
-        barrier
-            .arrivals
-            .add(&mut self.threads[self.current as usize].view);
+        barrier.arrivals.add(&mut self.threads[self.current as usize].view);
         self.complete_phase(index);
         Ok(())
     }
@@ -255,10 +248,8 @@ impl Block<'_> {
         epoch: u32,
     ) -> Checked {
         let Some(index) = self.mbarriers.iter().position(|b| b.address == address) else {
-            let text = format!(
-                "the mbarrier at +{:#x} is gone when a bulk copy lands",
-                address - BASE
-            );
+            let text =
+                format!("the mbarrier at +{:#x} is gone when a bulk copy lands", address - BASE);
             return Err(Fault::new(Cause::Barrier, text));
         };
         let agents = self.agents.count();
@@ -297,12 +288,7 @@ impl Block<'_> {
         }
         let thread = &mut self.threads[self.current as usize];
         thread.view.acquire(&barrier.completed, &mut self.joins);
-        thread.latest_wait = Some(LatestWait {
-            address,
-            parity,
-            phase: barrier.phase,
-            site,
-        });
+        thread.latest_wait = Some(LatestWait { address, parity, phase: barrier.phase, site });
         Ok(true)
     }
 

@@ -111,11 +111,7 @@ impl Memory {
     /// If a part of it was never written: a [`Cause::Unwritten`] that names the first such element.
     pub fn read<T: Pod>(&self, pointer: DevicePointer<T>) -> Result<Vec<T>, Report> {
         let buffer = &self.buffers[pointer.index];
-        match buffer
-            .written
-            .iter()
-            .position(|flag| flag.load(Relaxed) == 0)
-        {
+        match buffer.written.iter().position(|flag| flag.load(Relaxed) == 0) {
             None => Ok(self.read_poisoned(pointer)),
             Some(granule) => Err(Report {
                 cause: Cause::Unwritten,
@@ -138,10 +134,7 @@ impl Memory {
         let buffer = &self.buffers[pointer.index];
         let words: Vec<u64> = buffer.words.iter().map(|word| word.load(Relaxed)).collect();
         let bytes = &bytemuck::cast_slice::<u64, u8>(&words)[..buffer.bytes as usize];
-        bytes
-            .chunks_exact(size_of::<T>())
-            .map(bytemuck::pod_read_unaligned)
-            .collect()
+        bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
     }
 
     fn add<T>(&mut self, name: &str, bytes: &[u8], constant: bool) -> DevicePointer<T> {
@@ -157,10 +150,7 @@ impl Memory {
             words: words.collect(),
             written: Box::default(),
         });
-        DevicePointer {
-            index: self.buffers.len() - 1,
-            element: PhantomData,
-        }
+        DevicePointer { index: self.buffers.len() - 1, element: PhantomData }
     }
 
     pub(crate) fn buffers(&self) -> &[Buffer] {
@@ -173,12 +163,9 @@ impl Memory {
         let index = (address / SPACING).wrapping_sub(1) as usize;
         let offset = address % SPACING;
         match self.buffers.get(index) {
-            Some(buffer) if offset + u64::from(bytes) <= buffer.bytes => Ok(Span {
-                buffer,
-                index,
-                offset,
-                bytes,
-            }),
+            Some(buffer) if offset + u64::from(bytes) <= buffer.bytes => {
+                Ok(Span { buffer, index, offset, bytes })
+            }
             _ => Err(self.out_of_bounds(address, bytes)),
         }
     }
@@ -196,10 +183,7 @@ impl Memory {
                 buffer.bytes
             ),
         };
-        Fault::new(
-            Cause::OutOfBounds,
-            format!("accesses {bytes} bytes out of bounds: {place}"),
-        )
+        Fault::new(Cause::OutOfBounds, format!("accesses {bytes} bytes out of bounds: {place}"))
     }
 }
 
@@ -222,15 +206,9 @@ mod tests {
         let first = memory.buffer("first", &[0_u32; 4]);
         let second = memory.buffer("second", &[0_u32; 4]);
         for (address, words) in [
-            (
-                first.as_ptr().wrapping_add(4),
-                "byte 16 of buffer `first`, which has 16 bytes",
-            ),
+            (first.as_ptr().wrapping_add(4), "byte 16 of buffer `first`, which has 16 bytes"),
             (first.as_ptr().wrapping_add(1 << 40), "of buffer `first`"),
-            (
-                second.as_ptr().wrapping_sub(1),
-                "byte -4 of buffer `second`",
-            ),
+            (second.as_ptr().wrapping_sub(1), "byte -4 of buffer `second`"),
             (std::ptr::null(), "0x0, where no buffer is"),
         ] {
             let fault = memory.span(address as u64, 4).err().unwrap();
@@ -248,10 +226,7 @@ mod tests {
         let buffer = memory.buffer("buffer", &bytes);
         let at = |offset: u64, bytes| memory.span(buffer.as_ptr() as u64 + offset, bytes).unwrap();
         assert_eq!(at(6, 2).load_value::<u16>().to_ne_bytes(), [6, 7]);
-        assert_eq!(
-            at(12, 4).load_value::<u32>().to_ne_bytes(),
-            [12, 13, 14, 15]
-        );
+        assert_eq!(at(12, 4).load_value::<u32>().to_ne_bytes(), [12, 13, 14, 15]);
         at(16, 16).store(&[9; 16]);
         at(2, 2).store(&[1, 2]);
         assert_eq!(at(0, 8).load_value::<[u8; 8]>(), [0, 1, 1, 2, 4, 5, 6, 7]);
@@ -262,21 +237,9 @@ mod tests {
     fn an_element_that_was_never_written_is_named() {
         let mut memory = Memory::new();
         let buffer = memory.unwritten::<u32>("result", 4);
-        assert!(
-            memory
-                .read(buffer)
-                .unwrap_err()
-                .message
-                .contains("element 0 of buffer `result`")
-        );
+        assert!(memory.read(buffer).unwrap_err().message.contains("element 0 of buffer `result`"));
         memory.write(buffer, &[1, 2, 3]);
-        assert!(
-            memory
-                .read(buffer)
-                .unwrap_err()
-                .message
-                .contains("element 3 of buffer `result`")
-        );
+        assert!(memory.read(buffer).unwrap_err().message.contains("element 3 of buffer `result`"));
         assert_eq!(memory.read_poisoned(buffer), [1, 2, 3, u32::MAX]);
     }
 }

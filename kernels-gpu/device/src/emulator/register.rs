@@ -67,10 +67,7 @@ impl Registers {
         if is_lower != (request.name == DEC) && request.count != owned {
             return Err(Fault::new(
                 Cause::Operand,
-                format!(
-                    "{} to {} registers, of {owned}",
-                    request.name, request.count
-                ),
+                format!("{} to {} registers, of {owned}", request.name, request.count),
             ));
         }
         let made = &mut self.requests[warp as usize / 4];
@@ -110,21 +107,13 @@ const DEC: &str = "setmaxnreg.dec";
 /// `setmaxnreg.inc`: waits until others have given back what is asked for.
 #[track_caller]
 pub fn set_max_inc(count: u32) {
-    set_max(Request {
-        name: INC,
-        count,
-        site: Location::caller(),
-    });
+    set_max(Request { name: INC, count, site: Location::caller() });
 }
 
 /// `setmaxnreg.dec`.
 #[track_caller]
 pub fn set_max_dec(count: u32) {
-    set_max(Request {
-        name: DEC,
-        count,
-        site: Location::caller(),
-    });
+    set_max(Request { name: DEC, count, site: Location::caller() });
 }
 
 fn set_max(request: Request) {

@@ -89,11 +89,7 @@ pub(crate) struct Fault {
 
 impl Fault {
     pub(crate) fn new(cause: Cause, message: impl Into<String>) -> Box<Self> {
-        Box::new(Self {
-            cause,
-            message: message.into(),
-            by: None,
-        })
+        Box::new(Self { cause, message: message.into(), by: None })
     }
 
     pub(crate) fn by(mut self: Box<Self>, thread: u32, site: Site) -> Box<Self> {
@@ -110,20 +106,13 @@ pub(crate) fn ranges(numbers: &[u32]) -> String {
     let mut text = String::new();
     let mut rest = numbers;
     while let [first, ..] = *rest {
-        let length = rest
-            .iter()
-            .zip(first..)
-            .take_while(|(number, expected)| **number == *expected)
-            .count();
+        let length =
+            rest.iter().zip(first..).take_while(|(number, expected)| **number == *expected).count();
         if !text.is_empty() {
             text.push_str(", ");
         }
         let last = rest[length - 1];
-        text += &if length == 1 {
-            first.to_string()
-        } else {
-            format!("{first}-{last}")
-        };
+        text += &if length == 1 { first.to_string() } else { format!("{first}-{last}") };
         rest = &rest[length..];
     }
     text

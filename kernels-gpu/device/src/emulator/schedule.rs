@@ -85,9 +85,7 @@ impl FromStr for Schedule {
     type Err = ParseScheduleError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = |part: &str| ParseScheduleError {
-            part: part.chars().take(40).collect(),
-        };
+        let wrong = |part: &str| ParseScheduleError { part: part.chars().take(40).collect() };
         let (head, steps) = text.split_once(':').ok_or_else(|| wrong(text))?;
         let ["seed", seed, "block", block] = *head.split_whitespace().collect::<Vec<_>>() else {
             return Err(wrong(head));
@@ -106,9 +104,7 @@ impl FromStr for Schedule {
 
 fn push_steps(part: &str, steps: &mut Vec<Step>) -> Option<()> {
     if let Some(landing) = part.strip_prefix('+') {
-        let kind = Kind::ALL
-            .into_iter()
-            .find(|kind| landing.starts_with(kind.letter()))?;
+        let kind = Kind::ALL.into_iter().find(|kind| landing.starts_with(kind.letter()))?;
         let index = landing[1..].parse().ok()?;
         steps.push(Step::Land { kind, index });
         return Some(());
@@ -129,10 +125,7 @@ mod tests {
     #[test]
     fn a_schedule_is_read_as_it_is_written() {
         let run = |thread| Step::Run { thread };
-        let landed = Step::Land {
-            kind: Kind::Copy,
-            index: 12,
-        };
+        let landed = Step::Land { kind: Kind::Copy, index: 12 };
         let schedule = Schedule {
             seed: 7,
             block: 3,

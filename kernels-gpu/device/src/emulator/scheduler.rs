@@ -45,9 +45,7 @@ impl<'g> Runner<'g> {
         let block = Box::into_raw(block);
         Self {
             block,
-            threads: (0..threads)
-                .map(|thread| Some(start(block, thread, kernel)))
-                .collect(),
+            threads: (0..threads).map(|thread| Some(start(block, thread, kernel))).collect(),
             reluctance,
         }
     }
@@ -100,9 +98,7 @@ impl<'g> Runner<'g> {
             return Err(scheduled(block, *block.deadlock()));
         };
         block.current = thread;
-        let coroutine = self.threads[thread as usize]
-            .as_mut()
-            .expect("exited threads do not wake");
+        let coroutine = self.threads[thread as usize].as_mut().expect("exited threads do not wake");
         // Ends the scheduler's use of the block until the coroutine suspends or returns.
         let returned = matches!(coroutine.resume(()), CoroutineResult::Return(()));
         // SAFETY: the coroutine is suspended or gone.
@@ -114,9 +110,7 @@ impl<'g> Runner<'g> {
             if let Some(coroutine) = self.threads[thread as usize].take() {
                 STACKS.with_borrow_mut(|stacks| stacks.push(coroutine.into_stack()));
             }
-            block
-                .exit(thread)
-                .map_err(|fault| block.describe(*fault, Some(thread), None))?;
+            block.exit(thread).map_err(|fault| block.describe(*fault, Some(thread), None))?;
         }
         Ok(Progress::Running)
     }
@@ -178,10 +172,7 @@ impl Block<'_> {
                 State::Ready => {}
                 State::Waiting(waiting) => {
                     let site = thread.site.map(ToString::to_string).unwrap_or_default();
-                    match waits
-                        .iter_mut()
-                        .find(|(w, s, _)| *w == waiting && *s == site)
-                    {
+                    match waits.iter_mut().find(|(w, s, _)| *w == waiting && *s == site) {
                         Some((_, _, threads)) => threads.push(index),
                         None => waits.push((waiting, site, vec![index])),
                     }

@@ -28,14 +28,7 @@ impl<'v> Access<'v> {
     /// An ordinary access of the view's thread.
     pub(crate) fn generic(view: &'v View, site: Site) -> Self {
         let (agent, epoch) = view.now();
-        Self {
-            agent,
-            epoch,
-            view,
-            asynchronous: false,
-            poison: false,
-            site,
-        }
+        Self { agent, epoch, view, asynchronous: false, poison: false, site }
     }
 
     fn sees(&self, agent: Agent, epoch: u32) -> bool {
@@ -73,12 +66,8 @@ pub(crate) struct Shadow {
 
 impl Shadow {
     pub(crate) fn new(bytes: u32) -> Self {
-        let nobody = Reader {
-            site: std::panic::Location::caller(),
-            epoch: 0,
-            next: NOBODY,
-            agent: 0,
-        };
+        let nobody =
+            Reader { site: std::panic::Location::caller(), epoch: 0, next: NOBODY, agent: 0 };
         Self {
             granules: vec![Granule::default(); bytes.div_ceil(GRANULE) as usize],
             readers: vec![nobody],
@@ -178,15 +167,7 @@ impl Shadow {
             return Ok(());
         };
         if !access.sees(granule.agent, granule.epoch) {
-            return Err(race(
-                index,
-                access,
-                verb,
-                "wrote",
-                granule.agent,
-                site,
-                agents,
-            ));
+            return Err(race(index, access, verb, "wrote", granule.agent, site, agents));
         }
         let fenced = || access.view.fences(granule.agent, granule.epoch);
         if access.asynchronous && !granule.asynchronous && !fenced() {
@@ -220,10 +201,7 @@ impl Shadow {
             let reader = self.readers[next as usize];
             // Whoever is ordered after this access is ordered after what it sees.
             if !access.sees(reader.agent, reader.epoch) {
-                kept = self.push(Reader {
-                    next: kept,
-                    ..reader
-                });
+                kept = self.push(Reader { next: kept, ..reader });
             }
             next = reader.next;
         }
@@ -257,10 +235,8 @@ impl Shadow {
             }
             for node in path.drain(..).rev() {
                 let reader = old[node as usize];
-                moved[node as usize] = self.push(Reader {
-                    next: moved[reader.next as usize],
-                    ..reader
-                });
+                moved[node as usize] =
+                    self.push(Reader { next: moved[reader.next as usize], ..reader });
             }
             let readers = self.granules[index].readers;
             self.granules[index].readers = moved[readers as usize];
@@ -333,9 +309,7 @@ mod tests {
                     let released = views[reader].release();
                     views[0].acquire(&released, &mut crate::emulator::clock::Joins::default());
                 }
-                let fault = shadow
-                    .write(8, 4, &generic(&views[0]), &agents)
-                    .unwrap_err();
+                let fault = shadow.write(8, 4, &generic(&views[0]), &agents).unwrap_err();
                 assert_eq!(fault.cause, Cause::Race);
                 assert!(
                     fault.message.contains(&format!("thread {unseen} read")),

@@ -21,10 +21,7 @@ pub(crate) struct SharedMemory {
 
 impl SharedMemory {
     pub(crate) fn new(bytes: u32) -> Self {
-        Self {
-            bytes: vec![POISON; bytes as usize],
-            shadow: Shadow::new(bytes),
-        }
+        Self { bytes: vec![POISON; bytes as usize], shadow: Shadow::new(bytes) }
     }
 
     /// Offset of `bytes` at `address`, checked against bounds.
@@ -98,13 +95,9 @@ impl Block<'_> {
         site: Site,
     ) -> Checked<&[u8]> {
         let offset = self.shared.offset(address, bytes)?;
-        let access = Access {
-            poison,
-            ..Access::generic(&self.threads[thread as usize].view, site)
-        };
-        self.shared
-            .shadow
-            .read(offset, bytes, &access, &self.agents)?;
+        let access =
+            Access { poison, ..Access::generic(&self.threads[thread as usize].view, site) };
+        self.shared.shadow.read(offset, bytes, &access, &self.agents)?;
         Ok(self.shared.bytes(offset, bytes))
     }
 
@@ -120,9 +113,7 @@ impl Block<'_> {
         let bytes = value.len() as u32;
         let offset = self.shared.offset(address, bytes)?;
         let access = Access::generic(&self.threads[thread as usize].view, site);
-        self.shared
-            .shadow
-            .write(offset, bytes, &access, &self.agents)?;
+        self.shared.shadow.write(offset, bytes, &access, &self.agents)?;
         self.shared.bytes_mut(offset, bytes).copy_from_slice(value);
         Ok(())
     }

@@ -43,12 +43,7 @@ pub(crate) enum Outcome {
 
 impl Warp {
     pub(crate) fn new() -> Self {
-        Self {
-            ready: FULL,
-            exited: 0,
-            meetings: Vec::new(),
-            queue: WarpQueue::default(),
-        }
+        Self { ready: FULL, exited: 0, meetings: Vec::new(), queue: WarpQueue::default() }
     }
 
     /// The instruction in which other lanes wait for one of `lanes`.
@@ -131,10 +126,7 @@ impl Block<'_> {
         if mask >> lane & 1 == 0 {
             return Err(Fault::new(
                 Cause::Divergence,
-                format!(
-                    "lane {lane} is in {name} of lanes {}, and not one of them",
-                    lanes(mask)
-                ),
+                format!("lane {lane} is in {name} of lanes {}, and not one of them", lanes(mask)),
             ));
         }
         if state.exited & mask != 0 {
@@ -151,10 +143,7 @@ impl Block<'_> {
                 ),
             ));
         }
-        let index = state
-            .meetings
-            .iter()
-            .position(|meeting| meeting.mask & mask != 0);
+        let index = state.meetings.iter().position(|meeting| meeting.mask & mask != 0);
         let index = index.unwrap_or_else(|| {
             state.meetings.push(Meeting {
                 name,
@@ -202,28 +191,20 @@ impl Block<'_> {
 /// `bar.warp.sync`: orders memory between the lanes of `mask`.
 #[track_caller]
 pub fn sync(mask: u32) {
-    partial(
-        "sync_warp",
-        Location::caller(),
-        mask,
-        &mut (),
-        |block, arrived| {
-            let first = block.current / 32 * 32;
-            let taking_part = (first..)
-                .zip(arrived)
-                .filter(|(_, operands)| operands.is_some());
-            let threads: Vec<u32> = taking_part.map(|(thread, _)| thread).collect();
-            let mut gather = Gather::default();
-            for thread in &threads {
-                gather.add(&mut block.threads[*thread as usize].view);
-            }
-            let released = gather.finish();
-            for thread in threads {
-                block.threads[thread as usize].view.adopt(&released);
-            }
-            Ok(Outcome::Go)
-        },
-    );
+    partial("sync_warp", Location::caller(), mask, &mut (), |block, arrived| {
+        let first = block.current / 32 * 32;
+        let taking_part = (first..).zip(arrived).filter(|(_, operands)| operands.is_some());
+        let threads: Vec<u32> = taking_part.map(|(thread, _)| thread).collect();
+        let mut gather = Gather::default();
+        for thread in &threads {
+            gather.add(&mut block.threads[*thread as usize].view);
+        }
+        let released = gather.finish();
+        for thread in threads {
+            block.threads[thread as usize].view.adopt(&released);
+        }
+        Ok(Outcome::Go)
+    });
 }
 
 /// A lane's value and what else it passes; nothing of lanes that take no part.
@@ -262,16 +243,10 @@ fn taken(name: &str, lane: usize, source: u32, passed: &Passed) -> Checked<u32> 
 
 /// `shfl.sync.bfly`: the value of lane `lane ^ lane_mask`.
 pub fn shuffle_xor(mask: u32, value: u32, lane_mask: u32, site: Site) -> u32 {
-    exchange(
-        "shuffle_xor",
-        site,
-        mask,
-        [value, lane_mask],
-        |lane, passed| {
-            let [_, lane_mask] = passed[lane].expect("a lane that takes part");
-            taken("shuffle_xor", lane, (lane as u32 ^ lane_mask) % 32, passed)
-        },
-    )
+    exchange("shuffle_xor", site, mask, [value, lane_mask], |lane, passed| {
+        let [_, lane_mask] = passed[lane].expect("a lane that takes part");
+        taken("shuffle_xor", lane, (lane as u32 ^ lane_mask) % 32, passed)
+    })
 }
 
 /// `shfl.sync.idx`: the value of lane `lane`.
@@ -296,9 +271,7 @@ fn vote(
     result: impl Fn(u32) -> u32,
 ) -> u32 {
     let value = [u32::from(predicate), 0];
-    exchange(name, site, mask, value, |_, passed| {
-        Ok(result(votes(passed)))
-    })
+    exchange(name, site, mask, value, |_, passed| Ok(result(votes(passed))))
 }
 
 /// `vote.sync.ballot`: bit `l` is what lane `l` passed.
@@ -310,9 +283,7 @@ pub fn ballot(mask: u32, predicate: bool) -> u32 {
 /// `vote.sync.any`.
 #[track_caller]
 pub fn any(mask: u32, predicate: bool) -> bool {
-    vote("any", Location::caller(), mask, predicate, |votes| {
-        u32::from(votes != 0)
-    }) != 0
+    vote("any", Location::caller(), mask, predicate, |votes| u32::from(votes != 0)) != 0
 }
 
 /// `vote.sync.all`.
@@ -329,7 +300,5 @@ pub fn elect_one(mask: u32) -> bool {
     // PTX leaves open which lane; the seed decides.
     let start = instruction(site, |block| Ok(block.grid.seed as u32 % 32));
     let elected = (mask.rotate_right(start).trailing_zeros() + start) % 32;
-    exchange("elect_one", site, mask, [0; 2], |lane, _| {
-        Ok(u32::from(lane as u32 == elected))
-    }) != 0
+    exchange("elect_one", site, mask, [0; 2], |lane, _| Ok(u32::from(lane as u32 == elected))) != 0
 }

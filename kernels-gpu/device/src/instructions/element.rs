@@ -52,10 +52,7 @@ impl Element for Bf16 {
 
     #[inline(always)]
     fn unpack(word: u32) -> [f32; 2] {
-        [
-            f32::from_bits(word << 16),
-            f32::from_bits(word & 0xffff_0000),
-        ]
+        [f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]
     }
 }
 

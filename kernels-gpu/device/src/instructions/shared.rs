@@ -54,10 +54,7 @@ impl<T> Shared<T> {
     /// The `T` at byte `address` of the state space.
     #[inline(always)]
     pub const fn from_address(address: u32) -> Self {
-        Self {
-            address,
-            value: PhantomData,
-        }
+        Self { address, value: PhantomData }
     }
 
     /// Byte address in the state space.

@@ -72,12 +72,7 @@ impl Block {
     /// Where the results of `item` go.
     #[inline(always)]
     pub(super) fn sink<const D: usize>(&self, item: &WorkItem, program: Program) -> Sink<D> {
-        Sink::new(
-            self.outputs,
-            self.row_map(item, program),
-            item,
-            self.kv_head,
-        )
+        Sink::new(self.outputs, self.row_map(item, program), item, self.kv_head)
     }
 }
 

@@ -1,9 +1,6 @@
 //! Entry points. Their parameters are the fields of the records that the kernels take: a pointer in a record would cost
 //! generic loads.
-#![expect(
-    clippy::too_many_arguments,
-    reason = "a kernel's parameters are scalars and pointers"
-)]
+#![expect(clippy::too_many_arguments, reason = "a kernel's parameters are scalars and pointers")]
 
 use crate::Arch;
 use crate::abi::MergeRow;

@@ -58,11 +58,7 @@ pub(super) unsafe fn join<
     let row = lane / 4;
     // With one row tile a block, the compiler is to see that its warps begin at 0.
     let parts = PARTS as u32;
-    let first_warp = if parts == CONSUMER_WARPS {
-        0
-    } else {
-        block.warp / parts * parts
-    };
+    let first_warp = if parts == CONSUMER_WARPS { 0 } else { block.warp / parts * parts };
     let part = block.warp - first_warp;
     let own = exchange.statistics.offset(block.warp * 128 + row * 8);
     // SAFETY: the warp's own part of the statistics; the barrier publishes it.
@@ -79,11 +75,7 @@ pub(super) unsafe fn join<
     for e in 0..2 {
         // SAFETY: statistics of a row, written before the barrier.
         (max[e], sum[e]) = unsafe { combine::<PARTS>(statistics.offset(e as u32 * 64)) };
-        let reference = if max[e] == f32::NEG_INFINITY {
-            0.0
-        } else {
-            max[e]
-        };
+        let reference = if max[e] == f32::NEG_INFINITY { 0.0 } else { max[e] };
         weight[e] = math::exp2(tile.rows.max[e] - reference) * inverse(sum[e]);
     }
     let first_row = first_warp / parts * 16;
@@ -91,14 +83,8 @@ pub(super) unsafe fn join<
     if part == 0 && lane.is_multiple_of(4) {
         // SAFETY: the row is this thread's alone.
         unsafe {
-            places[0].store_lse(Partial {
-                max: max[0],
-                sum: sum[0],
-            });
-            places[1].store_lse(Partial {
-                max: max[1],
-                sum: sum[1],
-            });
+            places[0].store_lse(Partial { max: max[0], sum: sum[0] });
+            places[1].store_lse(Partial { max: max[1], sum: sum[1] });
         }
     }
     // 64 columns a pass: what eight warps exchange is then 32 KiB whatever the head dimension.
@@ -110,22 +96,16 @@ pub(super) unsafe fn join<
             }
             for t in 0..8 {
                 let o = &tile.o[pass * 8 + t];
-                let place = exchange
-                    .outputs
-                    .offset((block.warp * 8 + t as u32) * 512 + lane * 8);
+                let place = exchange.outputs.offset((block.warp * 8 + t as u32) * 512 + lane * 8);
                 place.store([o[0] * weight[0], o[1] * weight[0]]);
-                place
-                    .offset(256)
-                    .store([o[2] * weight[1], o[3] * weight[1]]);
+                place.offset(256).store([o[2] * weight[1], o[3] * weight[1]]);
             }
             thread::named_barrier_sync::<1>(CONSUMERS);
             // Each warp adds up its share of the eight 8-column tiles.
             for share in 0..8 / parts {
                 let column_tile = part * (8 / parts) + share;
                 let column = pass as u32 * 64 + column_tile * 8 + lane % 4 * 2;
-                let from = exchange
-                    .outputs
-                    .offset((first_warp * 8 + column_tile) * 512 + lane * 8);
+                let from = exchange.outputs.offset((first_warp * 8 + column_tile) * 512 + lane * 8);
                 for (e, place) in places.into_iter().enumerate() {
                     let mut total = [0.0f32; 2];
                     for w in 0..parts {

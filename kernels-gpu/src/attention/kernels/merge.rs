@@ -109,10 +109,7 @@ impl Row {
         slots: &[u32; BATCH],
         begin: u32,
     ) -> Batch<V> {
-        let mut batch = Batch {
-            lse: [f32::NEG_INFINITY; BATCH],
-            values: [[0.0; V]; BATCH],
-        };
+        let mut batch = Batch { lse: [f32::NEG_INFINITY; BATCH], values: [[0.0; V]; BATCH] };
         let lane = warp::lane_id() as usize;
         for i in 0..BATCH {
             if begin + (i as u32) < self.slot_count {
@@ -137,11 +134,7 @@ impl Row {
         if self.query == NONE {
             return;
         }
-        let mut running = Running::<V> {
-            max: f32::NEG_INFINITY,
-            sum: 0.0,
-            o: [0.0; V],
-        };
+        let mut running = Running::<V> { max: f32::NEG_INFINITY, sum: 0.0, o: [0.0; V] };
         let mut begin = BATCH as u32;
         // SAFETY: the caller's; the row is the warp's alone.
         unsafe {

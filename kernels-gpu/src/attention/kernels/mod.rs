@@ -2,10 +2,7 @@
 
 #![cfg_attr(
     not(target_arch = "nvptx64"),
-    expect(
-        clippy::needless_range_loop,
-        reason = "arrays of registers are walked by index"
-    )
+    expect(clippy::needless_range_loop, reason = "arrays of registers are walked by index")
 )]
 
 pub mod ampere;

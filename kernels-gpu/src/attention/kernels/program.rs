@@ -50,10 +50,7 @@ impl Program {
     #[inline(always)]
     unsafe fn uniform4(&self, index: u32) -> [u32; 4] {
         // SAFETY: the warp is whole, the index the caller's.
-        unsafe {
-            self.words4(index)
-                .map(|word| warp::warp_shuffle_idx(FULL_MASK, word, 0))
-        }
+        unsafe { self.words4(index).map(|word| warp::warp_shuffle_idx(FULL_MASK, word, 0)) }
     }
 
     /// The program's header.
@@ -61,12 +58,7 @@ impl Program {
     pub(super) unsafe fn header(&self) -> ProgramHeader {
         // SAFETY: every program has a header.
         let [items, segments, words, reserved] = unsafe { self.uniform4(0) };
-        ProgramHeader {
-            items,
-            segments,
-            words,
-            reserved,
-        }
+        ProgramHeader { items, segments, words, reserved }
     }
 
     /// Work item `index`.

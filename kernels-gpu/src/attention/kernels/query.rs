@@ -91,10 +91,7 @@ impl Group {
     /// For `size` query heads a KV head.
     #[inline(always)]
     pub(super) fn new(size: u32) -> Self {
-        Self {
-            size,
-            reciprocal: 0x10000_u32.div_ceil(size),
-        }
+        Self { size, reciprocal: 0x10000_u32.div_ceil(size) }
     }
 
     /// Query of `row`, relative to the item's first: exact for rows below 256 and sizes up to 256, where
@@ -119,14 +116,9 @@ pub(super) unsafe fn load<const D: usize>(
     // SAFETY: rows of the item's, and in them the thread's dims.
     unsafe {
         if map.listed() {
-            load_by::<D>(
-                tile,
-                map,
-                padded,
-                thread,
-                q.add(chunk as usize * 8),
-                |row| map.index(row) * D,
-            );
+            load_by::<D>(tile, map, padded, thread, q.add(chunk as usize * 8), |row| {
+                map.index(row) * D
+            });
         } else {
             let origin = q.add(map.first() * D + chunk as usize * 8);
             load_by::<D>(tile, map, padded, thread, origin, |row| {

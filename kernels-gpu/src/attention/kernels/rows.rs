@@ -25,16 +25,10 @@ impl Logits {
     #[inline(always)]
     pub(super) fn new(scale_log2: f32, soft_cap: f32) -> Self {
         if soft_cap == 0.0 {
-            Self {
-                scale: scale_log2,
-                cap_scale: 0.0,
-            }
+            Self { scale: scale_log2, cap_scale: 0.0 }
         } else {
             let scale = soft_cap * LOG2_E;
-            Self {
-                scale,
-                cap_scale: scale_log2 * math::reciprocal(scale),
-            }
+            Self { scale, cap_scale: scale_log2 * math::reciprocal(scale) }
         }
     }
 }
@@ -54,10 +48,7 @@ const SLACK: f32 = 8.0;
 
 impl Rows {
     /// No token seen.
-    pub(super) const EMPTY: Self = Self {
-        max: [f32::NEG_INFINITY; 2],
-        sum: [0.0; 2],
-    };
+    pub(super) const EMPTY: Self = Self { max: [f32::NEG_INFINITY; 2], sum: [0.0; 2] };
 
     /// Turns a page's logits into probabilities; returns what the accumulators must be multiplied with, if
     /// anything.
@@ -93,11 +84,7 @@ impl Rows {
                 // SAFETY: the caller's; the vote takes all lanes here together.
                 let raised = math::max(self.max[e], unsafe { quad_max(top[e]) });
                 // A row that has seen nothing keeps a finite reference: -inf - -inf is not a number.
-                let reference = if raised == f32::NEG_INFINITY {
-                    0.0
-                } else {
-                    raised
-                };
+                let reference = if raised == f32::NEG_INFINITY { 0.0 } else { raised };
                 factor[e] = math::exp2(self.max[e] - reference);
                 self.max[e] = raised;
                 self.sum[e] *= factor[e];
@@ -117,20 +104,15 @@ impl Rows {
             s[i] = math::exp2(math::fma(s[i], logits.scale, -reference[i / 2 % 2]));
             sums[i % 8] += s[i];
         }
-        self.sum = [
-            (sums[0] + sums[1]) + (sums[4] + sums[5]),
-            (sums[2] + sums[3]) + (sums[6] + sums[7]),
-        ];
+        self.sum =
+            [(sums[0] + sums[1]) + (sums[4] + sums[5]), (sums[2] + sums[3]) + (sums[6] + sums[7])];
         rescale
     }
 
     /// Row `e` as a partial result, once reduced.
     #[inline(always)]
     pub(super) fn partial(&self, e: usize) -> Partial {
-        Partial {
-            max: self.max[e],
-            sum: self.sum[e],
-        }
+        Partial { max: self.max[e], sum: self.sum[e] }
     }
 
     /// Adds up the four threads of each row.

@@ -55,12 +55,7 @@ impl<const D: usize> Sink<D> {
         } else {
             self.partial_row + row as usize
         };
-        RowSink {
-            outputs: self.outputs,
-            direct: self.direct,
-            valid: row < self.map.rows,
-            index,
-        }
+        RowSink { outputs: self.outputs, direct: self.direct, valid: row < self.map.rows, index }
     }
 }
 
@@ -126,9 +121,5 @@ impl RowSink {
 /// `1 / sum`, or 0 for a row that saw no token; NaN for one that saw a NaN.
 #[inline(always)]
 pub(super) fn inverse(sum: f32) -> f32 {
-    if sum == 0.0 {
-        0.0
-    } else {
-        math::reciprocal(sum)
-    }
+    if sum == 0.0 { 0.0 } else { math::reciprocal(sum) }
 }

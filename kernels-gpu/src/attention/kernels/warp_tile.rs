@@ -68,11 +68,7 @@ impl<const KS: usize, const NT: usize> WarpTile<KS, NT> {
         for k in 0..KS {
             // SAFETY: the warp is whole, query and K are there.
             unsafe {
-                let a = if keep_query(D) {
-                    self.q[k]
-                } else {
-                    self.query_fragment(k)
-                };
+                let a = if keep_query(D) { self.q[k] } else { self.query_fragment(k) };
                 for pair in 0..S / 8 {
                     let groups = pair as u32 * 2 * group_bytes(D);
                     let b = matrix::ldmatrix_x4(key.offset(place + groups + k as u32 * 256));

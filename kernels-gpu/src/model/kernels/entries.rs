@@ -1,9 +1,6 @@
 //! Entry points of the kernels that take a record. Their parameters are its fields: a pointer in a record would cost
 //! generic loads.
-#![expect(
-    clippy::too_many_arguments,
-    reason = "a kernel's parameters are scalars and pointers"
-)]
+#![expect(clippy::too_many_arguments, reason = "a kernel's parameters are scalars and pointers")]
 
 use crate::abi::AppendTarget;
 use crate::model::limits::{
@@ -34,16 +31,7 @@ unsafe fn rms_norm<E: Element>(
     eps: f32,
 ) {
     // SAFETY: the caller's.
-    unsafe {
-        super::rms_norm::<E>(Norm {
-            x,
-            picks,
-            weight,
-            out,
-            hidden,
-            eps,
-        })
-    }
+    unsafe { super::rms_norm::<E>(Norm { x, picks, weight, out, hidden, eps }) }
 }
 
 /// One block of [`rotate_append`](super::rotate_append).
@@ -109,15 +97,7 @@ unsafe fn log_softmax_top_k(
     k: u32,
 ) {
     // SAFETY: the caller's.
-    unsafe {
-        super::log_softmax_top_k(TopK {
-            logits,
-            ids,
-            log_probs,
-            vocab,
-            k,
-        })
-    }
+    unsafe { super::log_softmax_top_k(TopK { logits, ids, log_probs, vocab, k }) }
 }
 
 /// One block of [`sample_top_k`](super::sample_top_k).
@@ -140,18 +120,8 @@ unsafe fn sample_top_k(
     // SAFETY: the caller's.
     unsafe {
         super::sample_top_k(
-            TopK {
-                logits,
-                ids,
-                log_probs,
-                vocab,
-                k,
-            },
-            Sampling {
-                streams,
-                steps,
-                settings,
-            },
+            TopK { logits, ids, log_probs, vocab, k },
+            Sampling { streams, steps, settings },
         )
     }
 }

@@ -32,10 +32,7 @@ impl Sampling {
             )
         };
         let seed = u64::from(low) | u64::from(high) << 32;
-        Noise {
-            seed: step_seed(seed, stream, step),
-            temperature: f32::from_bits(temperature),
-        }
+        Noise { seed: step_seed(seed, stream, step), temperature: f32::from_bits(temperature) }
     }
 }
 
@@ -47,21 +44,14 @@ pub(super) struct Noise<const ON: bool> {
 }
 
 impl Noise<false> {
-    pub(super) const NONE: Self = Self {
-        seed: 0,
-        temperature: 0.0,
-    };
+    pub(super) const NONE: Self = Self { seed: 0, temperature: 0.0 };
 }
 
 impl<const ON: bool> Noise<ON> {
     /// Logit `x` of entry `entry` with its noise.
     #[inline(always)]
     pub(super) fn add(&self, entry: u32, x: f32) -> f32 {
-        if ON {
-            math::fma(self.temperature, gumbel(entry_bits(self.seed, entry)), x)
-        } else {
-            x
-        }
+        if ON { math::fma(self.temperature, gumbel(entry_bits(self.seed, entry)), x) } else { x }
     }
 }
 

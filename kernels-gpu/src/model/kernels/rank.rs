@@ -78,22 +78,15 @@ impl Scratch {
         const { assert!(16 * WARPS + 8 * MAX_K == TOP_K_SHARED_BYTES) }
         let partials: Shared<[f32; 2]> = dynamic_shared_mem();
         let keys = partials.at(WARPS).cast();
-        Self {
-            partials,
-            keys,
-            winners: keys.at(WARPS),
-        }
+        Self { partials, keys, winners: keys.at(WARPS) }
     }
 }
 
 #[inline(always)]
 unsafe fn rank<const NOISE: bool>(t: TopK, noise: Noise<NOISE>) {
     let row = thread::block_idx_x() as usize;
-    let entries = Entries {
-        logits: t.logits.wrapping_add(row * t.vocab as usize),
-        vocab: t.vocab,
-        noise,
-    };
+    let entries =
+        Entries { logits: t.logits.wrapping_add(row * t.vocab as usize), vocab: t.vocab, noise };
     let (index, lane) = (thread::thread_idx_x(), warp::lane_id());
     let own_warp = index / warp::LANES;
     let scratch = Scratch::new();
@@ -102,10 +95,7 @@ unsafe fn rank<const NOISE: bool>(t: TopK, noise: Noise<NOISE>) {
         let (mut best, partial) = entries.scan();
         let (warp_best, partial) = (warp_max(best), warp_merge(partial));
         if lane == 0 {
-            scratch
-                .partials
-                .at(own_warp)
-                .store([partial.max, partial.sum]);
+            scratch.partials.at(own_warp).store([partial.max, partial.sum]);
             scratch.keys.at(own_warp).store(warp_best);
         }
         for place in 0..t.k {

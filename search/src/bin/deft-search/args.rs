@@ -204,10 +204,7 @@ mod tests {
             ("--tokens 0", "1..=100000"),
             ("--budget 0", "1.."),
             ("--search dfs", "possible values: tot, beam"),
-            (
-                "--kv int8",
-                "possible values: native, fp8, int4, kivi4, kivi2",
-            ),
+            ("--kv int8", "possible values: native, fp8, int4, kivi4, kivi2"),
             ("--device gpu", "possible values: auto, cpu, cuda"),
             ("--prompt=", "a prompt needs a word"),
             ("--prompt=x --task acrostic", "cannot be used with"),

@@ -91,20 +91,13 @@ impl Draw<'_> {
             match item {
                 Item::Branch(child) => self.branch(tree, *child, (&first, &rest), brief, lines),
                 Item::Answer(leaf) => {
-                    let text = self.text(
-                        leaf.tokens
-                            .get(leaf.run.saturating_sub(TAIL)..)
-                            .unwrap_or_default(),
-                    );
+                    let text = self
+                        .text(leaf.tokens.get(leaf.run.saturating_sub(TAIL)..).unwrap_or_default());
                     let text = format!("… {text}");
                     lines.push(self.line(&first, &self.answer(leaf, &text)));
                 }
                 Item::Dropped(count) => {
-                    let note = self
-                        .style()
-                        .red()
-                        .dim()
-                        .apply_to(format!("× {count} dropped"));
+                    let note = self.style().red().dim().apply_to(format!("× {count} dropped"));
                     lines.push(self.line(&first, &note.to_string()));
                 }
             }
@@ -113,11 +106,8 @@ impl Draw<'_> {
 
     /// The branches from `index` on that each go on in one only, as one.
     fn chain(&self, tree: &Tree, index: u64, brief: bool) -> Chain {
-        let mut chain = Chain {
-            end: index,
-            tokens: tree.branches[&index].tokens.clone(),
-            dropped: 0,
-        };
+        let mut chain =
+            Chain { end: index, tokens: tree.branches[&index].tokens.clone(), dropped: 0 };
         // The prompt has a line of its own.
         if index == 0 {
             return chain;
@@ -132,19 +122,14 @@ impl Draw<'_> {
             }
             chain.end = *next;
             chain.tokens.extend(&tree.branches[next].tokens);
-            chain.dropped += gone
-                .into_iter()
-                .map(|&child| tree.ends(child))
-                .sum::<usize>();
+            chain.dropped += gone.into_iter().map(|&child| tree.ends(child)).sum::<usize>();
         }
         chain
     }
 
     fn items<'t>(&self, tree: &Tree, branch: &'t Branch, brief: bool) -> Vec<Item<'t>> {
-        let (dropped, shown): (Vec<u64>, Vec<u64>) = branch
-            .children
-            .iter()
-            .partition(|&&child| brief && tree.is_dropped(child));
+        let (dropped, shown): (Vec<u64>, Vec<u64>) =
+            branch.children.iter().partition(|&&child| brief && tree.is_dropped(child));
         let mut items: Vec<Item<'_>> = shown.into_iter().map(Item::Branch).collect();
         if inline_answer(branch).is_none() {
             items.extend(branch.answers.iter().map(Item::Answer));
@@ -164,12 +149,7 @@ impl Draw<'_> {
         };
         let dropped = match chain.dropped {
             0 => String::new(),
-            count => self
-                .style()
-                .red()
-                .dim()
-                .apply_to(format!("  × {count} dropped"))
-                .to_string(),
+            count => self.style().red().dim().apply_to(format!("  × {count} dropped")).to_string(),
         };
         format!("{}{dropped}", self.describe_end(branch, &text))
     }
@@ -185,9 +165,7 @@ impl Draw<'_> {
 
     fn describe_end(&self, branch: &Branch, text: &str) -> String {
         if let Some(leaf) = inline_answer(branch) {
-            let rest = self
-                .codec
-                .decode(leaf.tokens.get(leaf.run..).unwrap_or_default());
+            let rest = self.codec.decode(leaf.tokens.get(leaf.run..).unwrap_or_default());
             return self.answer(leaf, &format!("{text}{}", one_line(&rest)));
         }
         let score = branch.score.filter(|score| score.is_finite());
@@ -209,9 +187,7 @@ impl Draw<'_> {
 
     fn dropped(&self, text: &str, score: &str, why: &str) -> String {
         let style = self.style().red().dim();
-        style
-            .apply_to(format!("× {text}{score}  {why}"))
-            .to_string()
+        style.apply_to(format!("× {text}{score}  {why}")).to_string()
     }
 
     fn answer(&self, leaf: &Leaf, text: &str) -> String {
@@ -230,14 +206,8 @@ impl Draw<'_> {
             (false, Some(false)) => self.style().red(),
             (false, _) => self.style().cyan(),
         };
-        let mark = if leaf.right == Some(false) {
-            '×'
-        } else {
-            '✓'
-        };
-        style
-            .apply_to(format!("{mark} {text}{score}{verdict}{best}"))
-            .to_string()
+        let mark = if leaf.right == Some(false) { '×' } else { '✓' };
+        style.apply_to(format!("{mark} {text}{score}{verdict}{best}")).to_string()
     }
 
     /// Tokens as text on one line.

@@ -63,12 +63,7 @@ pub(crate) struct Measured<'a> {
 
 impl<'a> Measured<'a> {
     pub(crate) fn new(model: &'a mut dyn Timed) -> Self {
-        Self {
-            model,
-            passes: 0,
-            attention: AttentionTime::default(),
-            overhead: Duration::ZERO,
-        }
+        Self { model, passes: 0, attention: AttentionTime::default(), overhead: Duration::ZERO }
     }
 
     fn measure(&mut self, leaves: &[NodeKey]) -> Result<(), ModelError> {

@@ -9,11 +9,7 @@ use crate::args::{Args, SearchArg};
 use crate::question::Question;
 
 /// How tokens are drawn where they are.
-const SAMPLER: Sampler = Sampler {
-    temperature: 0.8,
-    top_k: 40,
-    top_p: 0.95,
-};
+const SAMPLER: Sampler = Sampler { temperature: 0.8, top_k: 40, top_p: 0.95 };
 /// The most daring sampler of a batch.
 const HOTTEST: f32 = 1.2;
 
@@ -58,28 +54,16 @@ pub(crate) fn with_method<T>(
             seed,
             scorer,
         }),
-        SearchArg::Beam => search(&mut BeamSearch {
-            width,
-            length_penalty: 1.0,
-            ending,
-        }),
+        SearchArg::Beam => search(&mut BeamSearch { width, length_penalty: 1.0, ending }),
         SearchArg::BestOfN => search(&mut BestOfN {
             samples: width,
             width,
             sampler: SAMPLER,
             ending,
             seed,
-            choice: if puzzle {
-                Choice::Scorer(scorer)
-            } else {
-                Choice::LogProb
-            },
+            choice: if puzzle { Choice::Scorer(scorer) } else { Choice::LogProb },
         }),
-        SearchArg::FewShot => search(&mut DiverseBatch {
-            samplers: samplers(width),
-            ending,
-            seed,
-        }),
+        SearchArg::FewShot => search(&mut DiverseBatch { samplers: samplers(width), ending, seed }),
         SearchArg::Speculative => search(&mut Speculative {
             drafter: Some(&mut PromptLookup::default()),
             sampler: Sampler::GREEDY,
@@ -92,9 +76,6 @@ pub(crate) fn with_method<T>(
 /// From greedy to daring.
 fn samplers(count: usize) -> Vec<Sampler> {
     let step = HOTTEST / count.saturating_sub(1).max(1) as f32;
-    let sampler = |index| Sampler {
-        temperature: step * index as f32,
-        ..SAMPLER
-    };
+    let sampler = |index| Sampler { temperature: step * index as f32, ..SAMPLER };
     (0..count).map(sampler).collect()
 }

@@ -42,13 +42,7 @@ pub(crate) fn load(path: &Path, device: DeviceArg, kv: KvArg) -> Result<Loaded> 
     let gguf = Gguf::open(path)?;
     let tokenizer = Tokenizer::from_gguf(gguf.metadata()).with_context(cannot)?;
     let template = gguf.metadata().text("tokenizer.chat_template")?;
-    placed(
-        path,
-        gguf.weights(),
-        tokenizer,
-        template.map(str::to_owned),
-        (device, kv),
-    )
+    placed(path, gguf.weights(), tokenizer, template.map(str::to_owned), (device, kv))
 }
 
 fn placed(
@@ -92,9 +86,7 @@ fn on_device(weights: &Weights, device: DeviceArg, kv: KvArg) -> Result<Placed> 
 fn format_of(kv: KvArg) -> KvFormat {
     match kv {
         KvArg::Native => KvFormat::Native,
-        KvArg::Fp8 => KvFormat::Fp8 {
-            scale: Fp8Scale::Head,
-        },
+        KvArg::Fp8 => KvFormat::Fp8 { scale: Fp8Scale::Head },
         KvArg::Int4 => KvFormat::Int4 { group: 64 },
         KvArg::Kivi4 => KvFormat::Kivi { bits: 4, group: 32 },
         KvArg::Kivi2 => KvFormat::Kivi { bits: 2, group: 32 },
@@ -104,10 +96,7 @@ fn format_of(kv: KvArg) -> KvFormat {
 fn on_cpu(weights: &Weights, kv: KvFormat, fallback: Option<String>) -> Result<Placed> {
     let bar = bar(weights.config().parameters());
     let progress = |done, _| bar.set_position(done);
-    let mut options = CpuOptions {
-        kv,
-        ..CpuOptions::default()
-    };
+    let mut options = CpuOptions { kv, ..CpuOptions::default() };
     // Questions follow one another, and a puzzle is asked twice.
     options.prefix_bytes = options.capacity_bytes;
     let model = CpuModel::load(weights, options, progress)?;

@@ -66,10 +66,7 @@ pub(crate) struct LastWord {
 
 impl LastWord {
     pub(crate) fn new(wanted: bool) -> Self {
-        Self {
-            wanted,
-            said: Arc::default(),
-        }
+        Self { wanted, said: Arc::default() }
     }
 
     /// Prints `what` to stdout, if an object is wanted and none was printed.
@@ -106,11 +103,7 @@ impl Report {
         outcome: &Outcome,
         is_right: &dyn Fn(&Answer) -> Option<bool>,
     ) -> Self {
-        let Outcome {
-            answers,
-            stop,
-            stats,
-        } = outcome;
+        let Outcome { answers, stop, stats } = outcome;
         let Stats { traffic, .. } = *stats;
         let seconds = run.search_time.as_secs_f64();
         let entries = answers.iter().map(|answer| entry(answer, is_right(answer)));
@@ -173,12 +166,7 @@ impl Report {
             self.prompt_tokens,
             self.prompt_seconds
         )?;
-        let Attention {
-            read_bytes,
-            per_query_bytes,
-            timed_passes,
-            ..
-        } = self.attention;
+        let Attention { read_bytes, per_query_bytes, timed_passes, .. } = self.attention;
         writeln!(
             out,
             "KV read      {} with shared prefixes, {} a query at a time: {:.1} times as much",

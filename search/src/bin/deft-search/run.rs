@@ -165,13 +165,7 @@ impl Search<'_> {
     pub(crate) fn run(mut self, out: &mut dyn Write, screen: Option<Screen>) -> Result<Found> {
         let question = self.question;
         let is_right = |answer: &Answer| question.is_right(&answer.text);
-        let mut show = Show::new(
-            self.codec,
-            &is_right,
-            Box::new(out),
-            screen,
-            self.cancel.clone(),
-        );
+        let mut show = Show::new(self.codec, &is_right, Box::new(out), screen, self.cancel.clone());
         let began = Instant::now();
         let mut model = Measured::new(&mut *self.model);
         let mut observer = |event: &Event<'_>| show.event(event);
@@ -184,9 +178,7 @@ impl Search<'_> {
                 .run(self.prompt, method)
         })?;
         let (attention, overhead) = (model.attention, model.overhead);
-        let searched = show
-            .started
-            .map_or(Duration::ZERO, |started| started.elapsed());
+        let searched = show.started.map_or(Duration::ZERO, |started| started.elapsed());
         let prompt_time = began.elapsed().saturating_sub(searched);
         show.finish(&outcome.answers)?;
         Ok(Found {
@@ -212,8 +204,5 @@ impl Search<'_> {
 }
 
 fn limits(args: &Args) -> Limits {
-    Limits {
-        tokens: args.budget,
-        ..Limits::default()
-    }
+    Limits { tokens: args.budget, ..Limits::default() }
 }

@@ -111,11 +111,7 @@ impl<'a> Show<'a> {
         if let Some(picture) = picture {
             picture.bar.finish_and_clear();
         }
-        let draw = Draw {
-            codec: self.codec,
-            colours,
-            width: width.map_or(100, usize::from),
-        };
+        let draw = Draw { codec: self.codec, colours, width: width.map_or(100, usize::from) };
         self.print("");
         for line in draw.lines(&self.tree, FINAL_LINES) {
             self.print(&line);
@@ -175,7 +171,5 @@ fn row(what: &str, branch: u64, detail: &str, text: &str) -> String {
     let long = text.chars().count().saturating_sub(TEXT);
     let text: String = text.chars().skip(long).collect();
     let dots = if long > 0 { "…" } else { "" };
-    format!("{what} {branch:>4}  {detail:<18} {dots}{text}")
-        .trim_end()
-        .to_owned()
+    format!("{what} {branch:>4}  {detail:<18} {dots}{text}").trim_end().to_owned()
 }

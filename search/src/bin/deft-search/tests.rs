@@ -91,10 +91,7 @@ fn every_event_is_a_plain_line_and_the_tree_comes_last() {
     for method in METHODS {
         let words = format!("--search {method} --task digit-sort --budget 300");
         let (printed, found) = searched(&words);
-        assert!(
-            !printed.contains('\u{1b}'),
-            "{method}: no colours in a file"
-        );
+        assert!(!printed.contains('\u{1b}'), "{method}: no colours in a file");
         let (events, tree) = printed.split_once("\n\n").unwrap();
         for line in events.trim_start().lines() {
             let known = ["forked ", "scored ", "pruned ", "answer "];
@@ -113,9 +110,7 @@ fn every_event_is_a_plain_line_and_the_tree_comes_last() {
 #[test]
 fn branches_hold_the_tokens_of_the_answers_that_end_in_them() {
     for method in METHODS {
-        let args = args(&format!(
-            "--search {method} --prompt x --tokens 12 --budget 400"
-        ));
+        let args = args(&format!("--search {method} --prompt x --tokens 12 --budget 400"));
         let question = Question::new(&args);
         let (mut tree, mut checked) = (Tree::default(), 0);
         let mut observer = |event: &Event<'_>| {
@@ -147,10 +142,7 @@ fn a_tree_fits_the_lines_there_are_and_colours_change_no_text() {
     let is_right = |answer: &Answer| question.is_right(&answer.text);
     let mut observer = |event: &Event<'_>| tree.event(event, &is_right);
     let mut model = model();
-    let limits = Limits {
-        tokens: 500,
-        ..Limits::default()
-    };
+    let limits = Limits { tokens: 500, ..Limits::default() };
     let outcome = with_method(&question, &args, |method| {
         TreeSearch::new(&mut model, &AsciiCodec)
             .limits(limits)
@@ -159,28 +151,17 @@ fn a_tree_fits_the_lines_there_are_and_colours_change_no_text() {
     });
     tree.conclude(&outcome.unwrap().answers, &is_right);
     let draw = |colours, room| {
-        let draw = Draw {
-            codec: &AsciiCodec,
-            colours,
-            width: 40,
-        };
+        let draw = Draw { codec: &AsciiCodec, colours, width: 40 };
         draw.lines(&tree, room)
     };
     let all = draw(false, usize::MAX);
     assert!(all.len() > 60, "{} lines", all.len());
     for room in [1, 2, 7, 20, 60] {
         let lines = draw(false, room);
-        assert!(
-            (1..=room).contains(&lines.len()),
-            "{} of {room}",
-            lines.len()
-        );
+        assert!((1..=room).contains(&lines.len()), "{} of {room}", lines.len());
         assert!(lines.iter().all(|line| line.chars().count() <= 40));
         let plain = |line: &String| console::strip_ansi_codes(line).into_owned();
-        assert_eq!(
-            draw(true, room).iter().map(plain).collect::<Vec<_>>(),
-            lines
-        );
+        assert_eq!(draw(true, room).iter().map(plain).collect::<Vec<_>>(), lines);
     }
     // What was dropped is counted where it is not shown.
     let brief = draw(false, all.len() - 1).join("\n");
@@ -201,33 +182,14 @@ fn a_beam_s_chain_is_one_line_with_what_was_dropped_on_the_way() {
     })
     .unwrap();
     tree.conclude(&outcome.answers, &|_| None);
-    let draw = Draw {
-        codec: &AsciiCodec,
-        colours: false,
-        width: 60,
-    };
+    let draw = Draw { codec: &AsciiCodec, colours: false, width: 60 };
     let brief = draw.lines(&tree, usize::MAX);
     // A line of the picture is a fork's child, an answer or the prompt: it is never the only one below another.
-    assert!(
-        brief.len() < 20,
-        "{} lines:\n{}",
-        brief.len(),
-        brief.join("\n")
-    );
-    let indent = brief
-        .iter()
-        .map(|line| line.chars().take_while(|c| "│├└─ ".contains(*c)).count())
-        .max();
-    assert!(
-        indent.unwrap() < 30,
-        "it does not drift away:\n{}",
-        brief.join("\n")
-    );
-    assert!(
-        brief.iter().any(|line| line.contains(" dropped")),
-        "{}",
-        brief.join("\n")
-    );
+    assert!(brief.len() < 20, "{} lines:\n{}", brief.len(), brief.join("\n"));
+    let indent =
+        brief.iter().map(|line| line.chars().take_while(|c| "│├└─ ".contains(*c)).count()).max();
+    assert!(indent.unwrap() < 30, "it does not drift away:\n{}", brief.join("\n"));
+    assert!(brief.iter().any(|line| line.contains(" dropped")), "{}", brief.join("\n"));
     assert_eq!(brief.join("\n").matches("<- best").count(), 1);
 }
 
@@ -243,10 +205,7 @@ fn the_report_is_one_json_object_without_infinities() {
         assert_eq!(value["tokens"], stats.tokens);
         assert_eq!(value["tokens_per_second"], stats.tokens as f64 / 2.0);
         assert_eq!(value["attention"]["read_bytes"], stats.traffic.read);
-        assert_eq!(
-            value["attention"]["per_query_bytes"],
-            stats.traffic.per_query
-        );
+        assert_eq!(value["attention"]["per_query_bytes"], stats.traffic.per_query);
         let answers = value["answers"].as_array().unwrap();
         assert_eq!(answers.len(), found.outcome.answers.len());
         for (entry, answer) in answers.iter().zip(&found.outcome.answers) {
@@ -266,13 +225,7 @@ fn the_table_names_the_answer_and_both_ways_to_read() {
     let mut text = Vec::new();
     report(words, &found).table(&mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
-    for part in [
-        "best answer",
-        "(wrong)",
-        "greedy",
-        "tokens/s",
-        "a query at a time",
-    ] {
+    for part in ["best answer", "(wrong)", "greedy", "tokens/s", "a query at a time"] {
         assert!(text.contains(part), "{part}:\n{text}");
     }
 }
@@ -291,10 +244,7 @@ fn measuring_changes_nothing() {
     let args = args("--task digit-sort");
     let question = Question::new(&args);
     let run = |model: &mut dyn TreeModel| {
-        let limits = Limits {
-            tokens: 200,
-            ..Limits::default()
-        };
+        let limits = Limits { tokens: 200, ..Limits::default() };
         let mut outcome = with_method(&question, &args, |method| {
             let search = TreeSearch::new(model, &AsciiCodec).limits(limits);
             search.run(&AsciiCodec.encode("x"), method)
@@ -311,10 +261,7 @@ struct ClosedPipe(usize);
 
 impl std::io::Write for ClosedPipe {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0 = self
-            .0
-            .checked_sub(1)
-            .ok_or(std::io::ErrorKind::BrokenPipe)?;
+        self.0 = self.0.checked_sub(1).ok_or(std::io::ErrorKind::BrokenPipe)?;
         Ok(bytes.len())
     }
 
@@ -357,11 +304,7 @@ fn a_cancelled_search_is_reported_as_such() {
     let found = found.unwrap();
     assert!(found.greedy.is_none(), "nor is anything else run");
     let mut json = Vec::new();
-    write_json(
-        &report("--task digit-sort --search beam", &found),
-        &mut json,
-    )
-    .unwrap();
+    write_json(&report("--task digit-sort --search beam", &found), &mut json).unwrap();
     let json = String::from_utf8(json).unwrap();
     assert!(json.contains("\"stop\": \"cancelled\""), "{json}");
 }

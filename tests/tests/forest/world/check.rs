@@ -16,9 +16,7 @@ impl World {
         self.forest.live_targets(leaves, &mut live).unwrap();
         for &leaf in leaves {
             let length = self.forest.length(leaf).unwrap();
-            self.forest
-                .append_targets(leaf, length - 1..length, &mut last)
-                .unwrap();
+            self.forest.append_targets(leaf, length - 1..length, &mut last).unwrap();
         }
         let resolve = |target: u32| {
             assert_ne!(target & APPEND_LIVE, 0);
@@ -31,12 +29,7 @@ impl World {
 
     /// Everything that a caller can see of the forest.
     pub(super) fn observe(&self) -> (Vec<u32>, Vec<u32>, u32, Option<TreeView>) {
-        let keys: Vec<_> = self
-            .model
-            .alive()
-            .iter()
-            .map(|&i| self.model.nodes[i].key)
-            .collect();
+        let keys: Vec<_> = self.model.alive().iter().map(|&i| self.model.nodes[i].key).collect();
         (
             self.forest.lengths().to_vec(),
             self.forest.tail_pages().to_vec(),
@@ -110,20 +103,14 @@ impl World {
 
     /// Views `queries` and reads every query's tokens from the store; the view's query order.
     fn check_view(&mut self, queries: &[NodeKey]) -> Vec<u32> {
-        self.forest
-            .view_into(queries, &mut self.scratch, &mut self.view)
-            .unwrap();
+        self.forest.view_into(queries, &mut self.scratch, &mut self.view).unwrap();
         assert_eq!(self.view.queries as usize, queries.len());
         assert_eq!(self.view.query_order.len(), queries.len());
         check_shape(&self.view);
         for (query, &index) in (0..).zip(&self.view.query_order) {
             let key = queries[index as usize];
             let node = self.model.find(key);
-            assert_eq!(
-                self.read(query),
-                self.model.visible_at(node),
-                "query {query}"
-            );
+            assert_eq!(self.read(query), self.model.visible_at(node), "query {query}");
             if let Some((block, _)) = node.draft {
                 self.check_block(query, block);
             }

@@ -21,10 +21,7 @@ impl<T: KvElement> World<T> {
                 }
             }
             Op::Batch(nodes) => {
-                let nodes: Vec<_> = nodes
-                    .iter()
-                    .map(|(pick, n)| (self.node(pick), *n))
-                    .collect();
+                let nodes: Vec<_> = nodes.iter().map(|(pick, n)| (self.node(pick), *n)).collect();
                 let batch = self.cache.batch(&nodes)?;
                 self.step(&batch, false);
                 self.batches.push(batch);
@@ -99,42 +96,25 @@ impl<T: KvElement> World<T> {
     /// New tokens of a leaf that come from pages of another engine.
     fn import(&mut self, pick: &Pick, k: u32, page_size: u32, hnd: bool) -> Result<(), CacheError> {
         let node = self.node(pick);
-        let order = if hnd {
-            PagedOrder::Hnd
-        } else {
-            PagedOrder::Nhd
-        };
-        let no_pages = PagedTable {
-            order,
-            page_size,
-            pages: &[],
-        };
+        let order = if hnd { PagedOrder::Hnd } else { PagedOrder::Nhd };
+        let no_pages = PagedTable { order, page_size, pages: &[] };
         if page_size == 0 {
-            return self
-                .cache
-                .import::<T>(0, node, 0..k.max(1), &no_pages, &[], &[]);
+            return self.cache.import::<T>(0, node, 0..k.max(1), &no_pages, &[], &[]);
         }
         self.cache.extend(&[node], k)?;
         let rows = self.rows(k as usize);
         let end = self.cache.forest().context_length(node)? as u32;
         // Backwards, so that pages are in no order.
         let pages: Vec<u32> = (0..k.div_ceil(page_size)).rev().collect();
-        let table = PagedTable {
-            pages: &pages,
-            ..no_pages
-        };
+        let table = PagedTable { pages: &pages, ..no_pages };
         for (layer, kv) in (0..).zip(&rows) {
-            let [keys, values] = kv
-                .each_ref()
-                .map(|rows| to_pages(rows, page_size as usize, &pages, hnd));
-            let imported = self
-                .cache
-                .import(layer, node, end - k..end, &table, &keys, &values);
+            let [keys, values] =
+                kv.each_ref().map(|rows| to_pages(rows, page_size as usize, &pages, hnd));
+            let imported = self.cache.import(layer, node, end - k..end, &table, &keys, &values);
             imported.expect("the tokens are there");
         }
         let kept = self.length(node) - k as usize;
-        self.shadow
-            .replace(node, kept, Self::exact(&rows, 0, k as usize));
+        self.shadow.replace(node, kept, Self::exact(&rows, 0, k as usize));
         Ok(())
     }
 
@@ -148,35 +128,19 @@ impl<T: KvElement> World<T> {
         let node = self.node(pick);
         let tokens = end.saturating_sub(begin).min(2000) as usize;
         let pages: Vec<u32> = (0..tokens.div_ceil(page_size.max(1) as usize) as u32).collect();
-        let table = PagedTable {
-            order: PagedOrder::Nhd,
-            page_size,
-            pages: &pages,
-        };
+        let table = PagedTable { order: PagedOrder::Nhd, page_size, pages: &pages };
         let room = pages.len() * page_size.max(1) as usize * ROW;
         for layer in 0..LAYERS {
             let [mut k, mut v] = [(); 2].map(|()| vec![T::from_f32(7.0); room]);
-            self.cache
-                .export(layer, node, begin..end, &table, &mut k, &mut v)?;
-            for (at, token) in self.shadow.path(node)[begin as usize..end as usize]
-                .iter()
-                .enumerate()
+            self.cache.export(layer, node, begin..end, &table, &mut k, &mut v)?;
+            for (at, token) in
+                self.shadow.path(node)[begin as usize..end as usize].iter().enumerate()
             {
                 for (found, right) in [&k, &v].into_iter().zip(&token[layer as usize]) {
-                    let spoilt = token[layer as usize]
-                        .iter()
-                        .flatten()
-                        .any(|x| !x.is_finite());
-                    let found = found[at * ROW..][..ROW]
-                        .iter()
-                        .map(|x| f64::from(x.to_f32()));
-                    let same = found
-                        .zip(right)
-                        .all(|(a, &b)| a == b || a.is_nan() && b.is_nan());
-                    assert!(
-                        same || self.kernels && spoilt,
-                        "token {at} of layer {layer}"
-                    );
+                    let spoilt = token[layer as usize].iter().flatten().any(|x| !x.is_finite());
+                    let found = found[at * ROW..][..ROW].iter().map(|x| f64::from(x.to_f32()));
+                    let same = found.zip(right).all(|(a, &b)| a == b || a.is_nan() && b.is_nan());
+                    assert!(same || self.kernels && spoilt, "token {at} of layer {layer}");
                 }
             }
         }
@@ -185,10 +149,8 @@ impl<T: KvElement> World<T> {
 
     fn draft(&mut self, trunk: &Pick, draft: &[(Option<u32>, u32)]) -> Result<(), CacheError> {
         let trunk = self.node(trunk);
-        let draft: Vec<_> = draft
-            .iter()
-            .map(|&(parent, tokens)| DraftNode { parent, tokens })
-            .collect();
+        let draft: Vec<_> =
+            draft.iter().map(|&(parent, tokens)| DraftNode { parent, tokens }).collect();
         let keys = self.cache.insert_draft(trunk, &draft)?;
         for (&key, node) in keys.iter().zip(&draft) {
             let parent = node.parent.map_or(trunk, |parent| keys[parent as usize]);
@@ -244,11 +206,7 @@ fn to_pages<T: KvElement>(rows: &[T], page_size: usize, pages: &[u32], hnd: bool
     for (at, row) in rows.chunks_exact(dim).enumerate() {
         let (token, head) = (at / heads, at % heads);
         let (page, slot) = (pages[token / page_size] as usize, token % page_size);
-        let within = if hnd {
-            head * page_size + slot
-        } else {
-            slot * heads + head
-        };
+        let within = if hnd { head * page_size + slot } else { slot * heads + head };
         let place = (page * page_size * heads + within) * dim;
         paged[place..place + dim].copy_from_slice(row);
     }

@@ -71,16 +71,9 @@ impl<T: KvElement> World<T> {
 
     pub(super) fn node(&self, pick: &Pick) -> NodeKey {
         let of = |alive: bool| {
-            let some: Vec<_> = self
-                .keys
-                .iter()
-                .filter(|&&key| self.is_alive(key) == alive)
-                .collect();
-            if some.is_empty() {
-                NodeKey::default()
-            } else {
-                **pick.index.get(&some)
-            }
+            let some: Vec<_> =
+                self.keys.iter().filter(|&&key| self.is_alive(key) == alive).collect();
+            if some.is_empty() { NodeKey::default() } else { **pick.index.get(&some) }
         };
         match pick.wrong {
             None => of(true),
@@ -94,16 +87,9 @@ impl<T: KvElement> World<T> {
     pub(super) fn state(&self) -> impl PartialEq + std::fmt::Debug + use<T> {
         let forest = self.cache.forest();
         let pages = (forest.pool().free(), forest.tail_pages().to_vec());
-        let positions: Vec<_> = self
-            .batches
-            .iter()
-            .map(|batch| batch.positions().to_vec())
-            .collect();
-        let nodes: Vec<_> = self
-            .batches
-            .iter()
-            .map(|batch| batch.nodes().to_vec())
-            .collect();
+        let positions: Vec<_> =
+            self.batches.iter().map(|batch| batch.positions().to_vec()).collect();
+        let nodes: Vec<_> = self.batches.iter().map(|batch| batch.nodes().to_vec()).collect();
         (
             forest.lengths().to_vec(),
             pages,
@@ -120,11 +106,7 @@ impl<T: KvElement> World<T> {
         self.cache.forest().debug_assert_invariants();
         self.done[usize::from(outcome.is_err())] += 1;
         if let Err(error) = outcome {
-            assert!(
-                self.state() == before,
-                "{op:?}: {error}: {before:?} is {:?}",
-                self.state()
-            );
+            assert!(self.state() == before, "{op:?}: {error}: {before:?} is {:?}", self.state());
             assert!(!error.to_string().is_empty());
         }
     }
@@ -152,17 +134,14 @@ impl<T: KvElement> World<T> {
         let rng = &mut self.rng;
         let count = rows * (HEADS[0] * HEADS[2]) as usize;
         let mut value = |_| T::from_f32(rng.random_range(-1.5..1.5));
-        (0..LAYERS)
-            .map(|_| [(0..count).map(&mut value).collect(), Vec::new()])
-            .collect()
+        (0..LAYERS).map(|_| [(0..count).map(&mut value).collect(), Vec::new()]).collect()
     }
 
     /// Numbers, now and then one that is none.
     pub(super) fn values(&mut self, count: usize) -> Vec<T> {
         let rng = &mut self.rng;
-        let mut values: Vec<T> = (0..count)
-            .map(|_| T::from_f32(rng.random_range(-1.5..1.5)))
-            .collect();
+        let mut values: Vec<T> =
+            (0..count).map(|_| T::from_f32(rng.random_range(-1.5..1.5))).collect();
         if count > 0 && rng.random_ratio(1, 12) {
             let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][rng.random_range(0..3)];
             values[rng.random_range(0..count)] = T::from_f32(bad);
@@ -171,9 +150,7 @@ impl<T: KvElement> World<T> {
     }
 
     pub(super) fn rows(&mut self, count: usize) -> Rows<T> {
-        (0..LAYERS)
-            .map(|_| [(); 2].map(|()| self.values(count * ROW)))
-            .collect()
+        (0..LAYERS).map(|_| [(); 2].map(|()| self.values(count * ROW))).collect()
     }
 
     /// Tokens `begin..begin + count` of `rows`, as the definition takes them.
@@ -182,11 +159,7 @@ impl<T: KvElement> World<T> {
             let row = values[token * ROW..][..ROW].iter();
             row.map(|value| value.to_f32().into()).collect()
         };
-        let token = |token| {
-            rows.iter()
-                .map(|[k, v]| [of(k, token), of(v, token)])
-                .collect()
-        };
+        let token = |token| rows.iter().map(|[k, v]| [of(k, token), of(v, token)]).collect();
         (begin..begin + count).map(token).collect()
     }
 
@@ -238,8 +211,7 @@ impl<T: KvElement> World<T> {
         for &(node, tokens) in batch.nodes() {
             let tokens = tokens as usize;
             let kept = self.length(node) - tokens;
-            self.shadow
-                .replace(node, kept, Self::exact(&rows, begin, tokens));
+            self.shadow.replace(node, kept, Self::exact(&rows, begin, tokens));
             seen.extend((0..tokens).map(|row| (node, tokens - 1 - row)));
             begin += tokens;
         }
@@ -253,9 +225,7 @@ impl<T: KvElement> World<T> {
         results: &[(Vec<T>, Vec<f32>)],
     ) {
         let (heads, dim) = (HEADS[0] as usize, HEADS[2] as usize);
-        let first = self
-            .rng
-            .random_range(0..=seen.len().saturating_sub(CHECKED));
+        let first = self.rng.random_range(0..=seen.len().saturating_sub(CHECKED));
         let some = first..seen.len().min(first + CHECKED);
         for (layer, ([q, _], (out, lse))) in q.iter().zip(results).enumerate() {
             let elements = some.start * heads * dim..some.end * heads * dim;
@@ -266,13 +236,7 @@ impl<T: KvElement> World<T> {
                 &q[elements.clone()],
             );
             let lse = &lse[some.start * heads..some.end * heads];
-            assert_close(
-                &out[elements],
-                lse,
-                &expected,
-                dim,
-                &format!("layer {layer}"),
-            );
+            assert_close(&out[elements], lse, &expected, dim, &format!("layer {layer}"));
         }
     }
 
@@ -310,10 +274,7 @@ impl<T: KvElement> World<T> {
             text.contains("batch") || text.contains(|c: char| c.is_ascii_digit()),
             "{kind}: {text}"
         );
-        assert!(
-            T::elements(&out).bytes() == T::elements(&before).bytes(),
-            "{kind}: {text}"
-        );
+        assert!(T::elements(&out).bytes() == T::elements(&before).bytes(), "{kind}: {text}");
     }
 
     /// Compares attention at a node whose tokens were moved.

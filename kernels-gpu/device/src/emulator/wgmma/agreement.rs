@@ -34,11 +34,7 @@ impl Block<'_> {
         if *first_key != key || *first_site != site {
             let text = format!(
                 "warps of a warpgroup multiply differently: another issued the wgmma at {first_site}{}",
-                if *first_site == site {
-                    ", with other operands"
-                } else {
-                    ""
-                }
+                if *first_site == site { ", with other operands" } else { "" }
             );
             return Err(Fault::new(Cause::Divergence, text));
         }

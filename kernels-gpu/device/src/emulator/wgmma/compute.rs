@@ -25,11 +25,7 @@ impl Block<'_> {
         for step in 0..m.shape.steps {
             let a = match &m.a {
                 Source::Registers(steps) => a_tile(&steps[step as usize], m.shape.bf16),
-                Source::Shared {
-                    descriptor,
-                    step_bytes,
-                    transposed,
-                } => {
+                Source::Shared { descriptor, step_bytes, transposed } => {
                     let operand = SharedOperand::new(*descriptor, *step_bytes, step, *transposed);
                     let mut a = [[0.0; 16]; 16];
                     self.read_operand(
@@ -86,11 +82,7 @@ impl Block<'_> {
                 for (i, element) in bytes.chunks_exact(2).enumerate() {
                     let value = to_f32(u16::from_ne_bytes([element[0], element[1]]), is_bf16);
                     let (outer, inner) = (i / 8, i % 8);
-                    let (row, k) = if operand.transposed {
-                        (inner, outer)
-                    } else {
-                        (outer, inner)
-                    };
+                    let (row, k) = if operand.transposed { (inner, outer) } else { (outer, inner) };
                     put(core as usize * 8 + row, half as usize * 8 + k, value);
                 }
             }

@@ -80,47 +80,32 @@ pub fn fence() {
 /// `wgmma.commit_group`.
 #[track_caller]
 pub fn commit_group() {
-    collective(
-        "wgmma.commit_group",
-        Location::caller(),
-        &mut (),
-        |block, _| {
-            let queue = block.queue();
-            queue.groups.push(queue.issued);
-            Ok(Outcome::Go)
-        },
-    );
+    collective("wgmma.commit_group", Location::caller(), &mut (), |block, _| {
+        let queue = block.queue();
+        queue.groups.push(queue.issued);
+        Ok(Outcome::Go)
+    });
 }
 
 /// `wgmma.wait_group`.
 #[track_caller]
 pub fn wait_group(pending: u32) {
-    collective(
-        "wgmma.wait_group",
-        Location::caller(),
-        &mut (),
-        |block, _| {
-            let warp = block.current / 32;
-            let queue = block.queue();
-            let covered = queue.groups.len().saturating_sub(pending as usize);
-            let until = covered.checked_sub(1).map_or(0, |last| queue.groups[last]);
-            queue.waited = queue.waited.max(until);
-            queue.fenced = false;
-            while block
-                .queue()
-                .pending
-                .front()
-                .is_some_and(|next| next.epoch <= until)
-            {
-                block.compute_next(warp)?;
-            }
-            let agent = block.agents.wgmma(warp);
-            for thread in Block::warp_threads(warp) {
-                block.threads[thread as usize].view.learn(agent, until);
-            }
-            Ok(Outcome::Go)
-        },
-    );
+    collective("wgmma.wait_group", Location::caller(), &mut (), |block, _| {
+        let warp = block.current / 32;
+        let queue = block.queue();
+        let covered = queue.groups.len().saturating_sub(pending as usize);
+        let until = covered.checked_sub(1).map_or(0, |last| queue.groups[last]);
+        queue.waited = queue.waited.max(until);
+        queue.fenced = false;
+        while block.queue().pending.front().is_some_and(|next| next.epoch <= until) {
+            block.compute_next(warp)?;
+        }
+        let agent = block.agents.wgmma(warp);
+        for thread in Block::warp_threads(warp) {
+            block.threads[thread as usize].view.learn(agent, until);
+        }
+        Ok(Outcome::Go)
+    });
 }
 
 /// Puts the results where `d` is; all multiplications into it must have been waited for.
@@ -128,31 +113,26 @@ pub fn wait_group(pending: u32) {
 pub fn settle(d: &mut [f32]) {
     let n = 2 * d.len() as u32;
     let mut operands = d.as_mut_ptr();
-    collective(
-        "wgmma settle",
-        Location::caller(),
-        &mut operands,
-        |block, lanes| {
-            let queue = block.queue();
-            let Some(index) = queue.find(lanes, n)? else {
-                return Ok(Outcome::Go);
-            };
-            let (epoch, site) = queue.accumulators[index].latest;
-            if epoch > queue.waited {
-                let text =
-                    format!("accumulators are read before a wait_group covers the wgmma at {site}");
-                return Err(Fault::new(Cause::Unwaited, text));
+    collective("wgmma settle", Location::caller(), &mut operands, |block, lanes| {
+        let queue = block.queue();
+        let Some(index) = queue.find(lanes, n)? else {
+            return Ok(Outcome::Go);
+        };
+        let (epoch, site) = queue.accumulators[index].latest;
+        if epoch > queue.waited {
+            let text =
+                format!("accumulators are read before a wait_group covers the wgmma at {site}");
+            return Err(Fault::new(Cause::Unwaited, text));
+        }
+        let tile = queue.accumulators.swap_remove(index);
+        for (lane, d) in lanes.iter().enumerate() {
+            for i in 0..n as usize / 2 {
+                // SAFETY: the lane is suspended here, with `n / 2` accumulators at `d`.
+                unsafe { *d.add(i) = tile.values[position(n, lane, i)] };
             }
-            let tile = queue.accumulators.swap_remove(index);
-            for (lane, d) in lanes.iter().enumerate() {
-                for i in 0..n as usize / 2 {
-                    // SAFETY: the lane is suspended here, with `n / 2` accumulators at `d`.
-                    unsafe { *d.add(i) = tile.values[position(n, lane, i)] };
-                }
-            }
-            Ok(Outcome::Go)
-        },
-    );
+        }
+        Ok(Outcome::Go)
+    });
 }
 
 /// `wgmma.mma_async`, `shape.steps` of them: starts `d (+)= a * b`.
@@ -161,17 +141,11 @@ pub fn mma(d: &mut [f32], a: A<'_>, b: B, shape: Shape) {
     let site = Location::caller();
     let (in_registers, in_shared) = match a {
         A::Registers(steps) => (Some(steps.to_vec()), None),
-        A::Shared {
-            descriptor,
-            step_bytes,
-            transposed,
-        } => (None, Some((descriptor, step_bytes, transposed))),
+        A::Shared { descriptor, step_bytes, transposed } => {
+            (None, Some((descriptor, step_bytes, transposed)))
+        }
     };
-    let mut operands = Operands {
-        d: d.as_mut_ptr(),
-        a: in_registers,
-        key: (in_shared, b, shape),
-    };
+    let mut operands = Operands { d: d.as_mut_ptr(), a: in_registers, key: (in_shared, b, shape) };
     collective("wgmma", site, &mut operands, |block, lanes| {
         let key = lanes[0].key;
         if lanes.iter().any(|lane| lane.key != key) {

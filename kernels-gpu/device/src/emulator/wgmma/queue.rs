@@ -72,10 +72,7 @@ impl WarpQueue {
         let Some(tile) = number(bits[0]) else {
             return Ok(None);
         };
-        let index = self
-            .accumulators
-            .iter()
-            .position(|a| a.number == tile && a.n == n);
+        let index = self.accumulators.iter().position(|a| a.number == tile && a.n == n);
         match index {
             None => Ok(None),
             Some(index) if bits.iter().all(|lane| number(*lane) == Some(tile)) => Ok(Some(index)),
@@ -100,12 +97,7 @@ impl WarpQueue {
                 }
             }
         }
-        self.accumulators.push(AccumulatorTile {
-            number,
-            n,
-            values,
-            latest,
-        });
+        self.accumulators.push(AccumulatorTile { number, n, values, latest });
         self.accumulators.len() - 1
     }
 }
@@ -132,11 +124,9 @@ impl Block<'_> {
         queue.accumulators[index].latest = (epoch, site);
         let tile = queue.accumulators[index].number;
         let a = match shared {
-            Some((descriptor, step_bytes, transposed)) => Source::Shared {
-                descriptor,
-                step_bytes,
-                transposed,
-            },
+            Some((descriptor, step_bytes, transposed)) => {
+                Source::Shared { descriptor, step_bytes, transposed }
+            }
             None => {
                 let step = |step: usize| {
                     std::array::from_fn(|lane| lanes[lane].a.as_ref().map_or([0; 4], |a| a[step]))
@@ -144,16 +134,7 @@ impl Block<'_> {
                 Source::Registers((0..shape.steps as usize).map(step).collect())
             }
         };
-        queue.pending.push_back(Multiplication {
-            tile,
-            epoch,
-            a,
-            b,
-            shape,
-            view,
-            thread,
-            site,
-        });
+        queue.pending.push_back(Multiplication { tile, epoch, a, b, shape, view, thread, site });
         Ok(())
     }
 
@@ -179,8 +160,7 @@ impl Block<'_> {
         };
         let mut values = std::mem::take(&mut queue.accumulators[index].values);
         let (thread, site) = (multiplication.thread, multiplication.site);
-        self.compute(warp, &multiplication, &mut values)
-            .map_err(|fault| fault.by(thread, site))?;
+        self.compute(warp, &multiplication, &mut values).map_err(|fault| fault.by(thread, site))?;
         self.warps[warp as usize].queue.accumulators[index].values = values;
         Ok(())
     }
@@ -198,9 +178,7 @@ pub(super) fn position(n: u32, lane: usize, i: usize) -> usize {
 #[track_caller]
 pub(crate) fn settled(x: f32) -> f32 {
     if mark(x.to_bits()).is_some() {
-        instruction(Location::caller(), |block| {
-            block.check_settled(&x.to_ne_bytes())
-        });
+        instruction(Location::caller(), |block| block.check_settled(&x.to_ne_bytes()));
     }
     x
 }

@@ -33,12 +33,7 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
     // SAFETY: the caller's; all threads go the same way.
     unsafe {
         let words = a.program(thread::block_idx_x());
-        load_program(
-            base.offset(Tile::<D>::PROGRAM).cast(),
-            words,
-            a.stride,
-            thread_index,
-        );
+        load_program(base.offset(Tile::<D>::PROGRAM).cast(), words, a.stride, thread_index);
         thread::sync_threads();
         let program = Program {
             cached: base.offset(Tile::<D>::PROGRAM).cast(),
@@ -119,9 +114,7 @@ unsafe fn run<
     let lane = block.thread % 32;
     // Tiles past the item's last row take part in loads and barriers only.
     let active = row_tile * 16 < rows;
-    let query = block
-        .shared
-        .offset(Tile::<D>::QUERY + row_tile * 2 * group_bytes(D));
+    let query = block.shared.offset(Tile::<D>::QUERY + row_tile * 2 * group_bytes(D));
     // SAFETY: all threads go through the item's pages together; a page is read between its arrival and the next step.
     unsafe {
         let mut tile = WarpTile::<KS, NT>::new::<D>(query.cast());
@@ -170,8 +163,6 @@ unsafe fn store<E: Element, const D: usize, const KS: usize, const NT: usize>(
         tile.rows.reduce();
         let scale = tile.rows.sum.map(inverse);
         tile.rescale(Some(scale));
-        store_rows::<E, D>(&tile.rows, sink, row, |j, e| {
-            [tile.o[j][2 * e], tile.o[j][2 * e + 1]]
-        });
+        store_rows::<E, D>(&tile.rows, sink, row, |j, e| [tile.o[j][2 * e], tile.o[j][2 * e + 1]]);
     }
 }

@@ -66,20 +66,13 @@ impl<const D: usize> Pages<D> {
     /// through with the V before.
     #[inline(always)]
     pub(super) unsafe fn next_key(&mut self) -> (Shared<Row>, PartialPage) {
-        let freed = if self.stage == 0 {
-            Tile::<D>::STAGES - 1
-        } else {
-            self.stage - 1
-        };
+        let freed = if self.stage == 0 { Tile::<D>::STAGES - 1 } else { self.stage - 1 };
         // SAFETY: after the barrier nobody reads the V before; the record was written before it.
         unsafe {
             self.await_half();
             self.load_value(freed);
             let record = self.record(self.stage);
-            let page = PartialPage {
-                tokens: record.load(),
-                place: record.at(1).load(),
-            };
+            let page = PartialPage { tokens: record.load(), place: record.at(1).load() };
             (self.key(self.stage), page)
         }
     }
@@ -251,9 +244,7 @@ impl Cursor {
         // SAFETY: a segment of the program's, whose tokens are counted.
         unsafe {
             let segment = self.program.segment(self.header.items, self.segments);
-            self.left = self
-                .program
-                .counted_tokens(self.header.items, self.segments);
+            self.left = self.program.counted_tokens(self.header.items, self.segments);
             self.whole = segment.mask == NONE && segment.visible == self.everybody;
             self.word = segment.page_word;
         }
@@ -265,11 +256,7 @@ impl Cursor {
     /// Tokens of the present page, 1 to 64; 0 if there is none.
     #[inline(always)]
     fn page_tokens(&self) -> u32 {
-        if self.left < PAGE_TOKENS {
-            self.left
-        } else {
-            PAGE_TOKENS
-        }
+        if self.left < PAGE_TOKENS { self.left } else { PAGE_TOKENS }
     }
 
     /// What the block needs to know of the present page.
@@ -277,11 +264,7 @@ impl Cursor {
     fn describe(&self) -> PartialPage {
         let tokens = self.page_tokens();
         PartialPage {
-            tokens: if self.whole && tokens == PAGE_TOKENS {
-                0
-            } else {
-                tokens
-            },
+            tokens: if self.whole && tokens == PAGE_TOKENS { 0 } else { tokens },
             place: self.place,
         }
     }

@@ -118,11 +118,7 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize, const NT: usize, 
             let item = program.item(index);
             let map = block.row_map(&item, program);
             let narrow = map.rows <= 16;
-            let padded = if narrow {
-                16
-            } else {
-                map.rows.next_multiple_of(64)
-            };
+            let padded = if narrow { 16 } else { map.rows.next_multiple_of(64) };
             if index > 0 {
                 // The last item's epilogue still reads the query tile.
                 thread::named_barrier_sync::<1>(CONSUMERS);

@@ -20,11 +20,7 @@ pub(super) unsafe fn clear<const D: usize>(
 ) {
     let chunks = D as u32 / 8;
     // A piece is one token's 8 dims; 8 tokens' pieces of all chunks make a row group.
-    let first = if tokens / 8 * 8 > range.start {
-        tokens / 8 * 8
-    } else {
-        range.start
-    };
+    let first = if tokens / 8 * 8 > range.start { tokens / 8 * 8 } else { range.start };
     let mut piece = first * chunks + thread;
     while piece < range.end * chunks {
         if piece / (8 * chunks) * 8 + piece % 8 >= tokens {

@@ -75,10 +75,7 @@ pub(super) unsafe fn produce<const D: usize>(
 }
 
 /// Streams one segment.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "a segment's figures, in registers"
-)]
+#[expect(clippy::too_many_arguments, reason = "a segment's figures, in registers")]
 #[inline(always)]
 unsafe fn stream<const D: usize>(
     ring: &mut Ring<D>,
@@ -93,11 +90,7 @@ unsafe fn stream<const D: usize>(
     let mut left = tokens;
     let mut page = 0;
     while left > 0 {
-        let here = if left < PAGE_TOKENS {
-            left
-        } else {
-            PAGE_TOKENS
-        };
+        let here = if left < PAGE_TOKENS { left } else { PAGE_TOKENS };
         let whole = whole && here == PAGE_TOKENS;
         // SAFETY: the page lies in the pool, and a stage is written only when it is empty.
         unsafe {

@@ -22,10 +22,7 @@ impl<const D: usize> Ring<D> {
     /// The ring's start, in the shared memory that begins at `shared`.
     #[inline(always)]
     pub(super) fn new(shared: Shared<u8>) -> Self {
-        Self {
-            shared,
-            position: 0,
-        }
+        Self { shared, position: 0 }
     }
 
     #[inline(always)]
@@ -60,9 +57,7 @@ impl<const D: usize> Ring<D> {
     /// Shared address of K in the stage.
     #[inline(always)]
     pub(super) fn key(&self) -> Shared<Row> {
-        self.shared
-            .offset(self.stage() * Tile::<D>::PAGE_BYTES)
-            .cast()
+        self.shared.offset(self.stage() * Tile::<D>::PAGE_BYTES).cast()
     }
 
     /// Shared address of V in the stage.

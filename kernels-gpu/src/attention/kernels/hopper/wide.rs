@@ -45,16 +45,8 @@ pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const O: u
     let first_row = if shared_pages { 0 } else { 64 * warpgroup };
     let row = first_row + block.thread % 128 / 32 * 16 + block.thread % 32 / 4;
     let query = query::<D>(block, first_row);
-    let mut chunk = Chunk::<O> {
-        rows: Rows::EMPTY,
-        o: [0.0; O],
-    };
-    let mut turns = Turns {
-        left: work.pages,
-        shared_pages,
-        mine: warpgroup == 0,
-        key: ring.key(),
-    };
+    let mut chunk = Chunk::<O> { rows: Rows::EMPTY, o: [0.0; O] };
+    let mut turns = Turns { left: work.pages, shared_pages, mine: warpgroup == 0, key: ring.key() };
     // SAFETY: the caller's; a stage is read between its arrival and its release.
     unsafe {
         turns.look_ahead(ring);
@@ -155,11 +147,7 @@ unsafe fn start<E: Element, const D: usize, const KS: usize>(
     // SAFETY: all warps of the warpgroup are here; the page has landed when it is read.
     unsafe {
         ring.wait_full();
-        let stage = Stage {
-            ring: *ring,
-            key,
-            page: ring.page(),
-        };
+        let stage = Stage { ring: *ring, key, page: ring.page() };
         let k = Operand {
             descriptor: Descriptor::new(key, 128, Tile::<D>::GROUP_BYTES),
             step_bytes: 256,
@@ -246,13 +234,8 @@ fn pack<E: Element>(p: &[f32; 32]) -> [[u32; 4]; 4] {
 #[inline(always)]
 fn query<const D: usize>(block: &Block, first_row: u32) -> Operand {
     let group = Tile::<D>::GROUP_BYTES;
-    let first = block
-        .shared
-        .offset(Tile::<D>::QUERY + first_row / 8 * group);
-    Operand {
-        descriptor: Descriptor::new(first, 128, group),
-        step_bytes: 256,
-    }
+    let first = block.shared.offset(Tile::<D>::QUERY + first_row / 8 * group);
+    Operand { descriptor: Descriptor::new(first, 128, group), step_bytes: 256 }
 }
 
 /// Clears V past a page's last token, by the warpgroups that read it.
@@ -312,10 +295,7 @@ unsafe fn merge_warpgroups<const D: usize, const O: usize>(chunk: &mut Chunk<O>,
         let mut factor = [0.0; 2];
         for (e, factor) in factor.iter_mut().enumerate() {
             let [max, sum] = statistics.offset(other + e as u32 * 64).load();
-            let merged = chunk
-                .rows
-                .partial(e)
-                .merge::<Approximate>(Partial { max, sum });
+            let merged = chunk.rows.partial(e).merge::<Approximate>(Partial { max, sum });
             chunk.rows.max[e] = merged.partial.max;
             chunk.rows.sum[e] = merged.partial.sum;
             *factor = merged.first;
