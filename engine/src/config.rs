@@ -118,6 +118,20 @@ impl LlamaConfig {
         }
     }
 
+    /// Qwen3-8B's.
+    pub fn qwen3_8b() -> Self {
+        Self {
+            layers: 36,
+            ffn: 12_288,
+            vocabulary: 151_936,
+            context: 40_960,
+            rms_eps: 1e-6,
+            rope_theta: 1e6,
+            variant: Variant { qk_norm: true, ..Variant::LLAMA },
+            ..Self::llama3_8b()
+        }
+    }
+
     /// CodeLlama-7B's.
     pub fn codellama_7b() -> Self {
         Self {

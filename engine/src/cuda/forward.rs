@@ -10,6 +10,7 @@ use super::cublas::{Cublas, Product, Sums};
 use super::decode::HISTORY;
 use super::probe::{Observer, Seen, Stage};
 use super::{CudaModelError, CudaWeights};
+use crate::Turn;
 
 /// What is done with the last layer's output.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,17 +99,27 @@ impl Run<'_> {
         let config = weights.config();
         let w = weights.layer(layer);
         let (q, kv) = (config.q_width(), config.kv_width());
+        let pointer = |some: &Option<DeviceBuffer<f32>>| {
+            some.as_ref().map_or(DevicePtr::NULL, DeviceBuffer::pointer)
+        };
         let append = RotateAppend {
             qkv: buffers.qkv.pointer(),
+            bias: pointer(&w.qkv_bias),
+            norms: pointer(&w.head_norms),
             q: buffers.q.pointer(),
             targets: buffers.inputs.pointer(Input::Targets),
             count: self.rows,
             q_heads: config.q_heads,
+            eps: config.rms_eps,
+        };
+        let tables = match config.variant.turn(layer) {
+            Turn::Not => [DevicePtr::NULL; 2],
+            _ => [buffers.cos.pointer(), buffers.sin.pointer()],
         };
         let rotary = Rotary {
             positions: buffers.inputs.pointer(Input::Positions),
-            cos: buffers.cos.pointer(),
-            sin: buffers.sin.pointer(),
+            cos: tables[0],
+            sin: tables[1],
         };
         let attention = AttendBuffers {
             q: buffers.q.pointer(),

@@ -56,6 +56,25 @@ pub fn assume_prompt(model: &mut CudaModel, tokens: u32) -> Result<NodeKey, Mode
     Ok(model.forest.insert_root(tokens)?)
 }
 
+/// As [`TreeModel::insert_prompt`](crate::TreeModel::insert_prompt), without the logits and without waiting.
+///
+/// # Errors
+/// As [`TreeModel::insert_prompt`](crate::TreeModel::insert_prompt).
+pub fn prompt(
+    model: &mut CudaModel,
+    tokens: &[u32],
+    timed: Timed<'_>,
+) -> Result<NodeKey, ModelError> {
+    let pass = Pass { tail: Tail::LogitsOfOne, attention: timed.attention };
+    let stream = |model: &CudaModel, event: Option<&Event>| {
+        event.map_or(Ok(()), |event| event.record(model.stream()))
+    };
+    stream(model, timed.events.map(|(begin, _)| begin))?;
+    let root = model.run_prompt(tokens, pass)?;
+    stream(model, timed.events.map(|(_, end)| end))?;
+    Ok(root)
+}
+
 /// Adds `tokens` tokens to `leaf`, without running them.
 ///
 /// # Errors

@@ -90,6 +90,10 @@ impl CudaModel {
     pub fn config(&self) -> &LlamaConfig {
         self.forward.weights.config()
     }
+    /// Its weights.
+    pub fn weights(&self) -> &CudaWeights {
+        &self.forward.weights
+    }
     /// The type of weights, activations, K and V.
     pub fn dtype(&self) -> DType {
         self.forward.weights.dtype()

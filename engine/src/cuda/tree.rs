@@ -35,18 +35,13 @@ impl TreeModel for CudaModel {
         tokens: &[u32],
         logits: &mut Vec<f32>,
     ) -> Result<NodeKey, ModelError> {
-        if tokens.is_empty() {
-            return Err(ModelError::Empty { argument: "tokens" });
-        }
-        self.check_tokens(tokens)?;
-        self.check_context(tokens.len() as u64)?;
-        let pages = tokens.len().div_ceil(PAGE_TOKENS as usize) as u64;
-        let room = self.forest.pool().check_free(pages);
-        room.map_err(ForestError::from)?;
-        let root = self.forest.insert_root(0)?;
-        if let Err(error) = self.prefill(root, tokens, logits) {
+        let root = self.run_prompt(tokens, LOGITS_OF_ONE)?;
+        logits.clear();
+        logits.resize(self.vocabulary(), 0.0);
+        let buffer = &self.forward.buffers.logits;
+        if let Err(error) = buffer.read(0, logits, self.stream()) {
             self.forest.remove_tree(root)?;
-            return Err(error);
+            return Err(error.into());
         }
         Ok(root)
     }
@@ -141,20 +136,24 @@ impl CudaModel {
         nodes.try_for_each(|&node| self.check_context(self.tokens_of(node)?))
     }
 
-    /// Runs a prompt part by part.
-    fn prefill(
-        &mut self,
-        root: NodeKey,
-        tokens: &[u32],
-        logits: &mut Vec<f32>,
-    ) -> Result<(), ModelError> {
-        for part in tokens.chunks(self.options().prefill_rows as usize) {
-            self.run_part(root, part, LOGITS_OF_ONE, &mut Nobody)?;
+    /// Puts a prompt into the forest and runs it part by part; on an error there is none.
+    pub(super) fn run_prompt(&mut self, tokens: &[u32], pass: Pass) -> Result<NodeKey, ModelError> {
+        if tokens.is_empty() {
+            return Err(ModelError::Empty { argument: "tokens" });
         }
-        logits.clear();
-        logits.resize(self.vocabulary(), 0.0);
-        let buffer = &self.forward.buffers.logits;
-        Ok(buffer.read(0, logits, self.stream())?)
+        self.check_tokens(tokens)?;
+        self.check_context(tokens.len() as u64)?;
+        let pages = tokens.len().div_ceil(PAGE_TOKENS as usize) as u64;
+        let room = self.forest.pool().check_free(pages);
+        room.map_err(ForestError::from)?;
+        let root = self.forest.insert_root(0)?;
+        for part in tokens.chunks(self.options().prefill_rows as usize) {
+            if let Err(error) = self.run_part(root, part, pass, &mut Nobody) {
+                self.forest.remove_tree(root)?;
+                return Err(error);
+            }
+        }
+        Ok(root)
     }
 
     /// Adds `tokens` to `root` and runs them; on an error the root is to be removed.
