@@ -183,7 +183,7 @@ fn prompts(model: &mut CudaModel, tokens: u32, attention: bool) -> Result<Timing
     let vocabulary = model.vocabulary() as u32;
     let prompt: Vec<u32> = (0..tokens).map(|at| at * 7 % vocabulary).collect();
     let clock = Clock::new(model, TIMED_PROMPTS)?;
-    let mut run = |model: &mut CudaModel, events| -> Result<()> {
+    let run = |model: &mut CudaModel, events| -> Result<()> {
         let root = instrument::prompt(model, &prompt, Timed { attention, events })?;
         model.stream().synchronize()?;
         model.prune(root)?;

@@ -192,7 +192,7 @@ fn time_model(
                 progress.step();
                 continue;
             }
-            model.set_grouping(grouping.into())?;
+            model.set_grouping(grouping.into());
             let timing = measure::time(&mut model, task, &engine.watchdog).context(what)?;
             let sizes = (model.memory().total(), model.weights().pass_bytes());
             let of = (shape, model.dtype());
