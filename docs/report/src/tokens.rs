@@ -21,10 +21,11 @@ impl Tokens {
         Ok(Self(Suite::read("h100-engine.json")?))
     }
 
-    /// Blocks of docs/performance.md, and the first of the page.
+    /// Blocks of README.md and docs/performance.md, and the first of the page.
     pub(crate) fn blocks(&self) -> Result<Vec<Block>> {
         Ok(vec![
             ("tokens", self.charts()?),
+            ("token-summary", self.summary()?),
             ("token-costs", self.costs()?.markdown()),
             ("prompts", self.prompts()?.markdown()),
             ("engine-tasks", self.tasks()?.markdown()),
@@ -84,6 +85,27 @@ impl Tokens {
             Ok(Line::new(format!("{context}: {name}"), values, format!("{:.2}x", flat / alone)))
         };
         tasks.map(line).collect()
+    }
+
+    /// What the smallest draft costs, in words.
+    fn summary(&self) -> Result<String> {
+        let mut ratios = Vec::new();
+        for one in self.ones() {
+            let draft = self.step_ms(one, &format!("speculative-{}", NODES[0]), GROUPING)?;
+            ratios.push((draft / one.get("step_ms")?, one.get("prompt_tokens")?));
+        }
+        let range = |of: fn(&(f64, f64)) -> f64| {
+            let values = ratios.iter().map(of);
+            values.fold((f64::INFINITY, 0.0_f64), |(low, high), x| (low.min(x), high.max(x)))
+        };
+        let ((low, high), (short, long)) = (range(|ratio| ratio.0), range(|ratio| ratio.1));
+        Ok(format!(
+            "A whole 8B model verifies a draft tree of {} nodes in {low:.2} to {high:.2} times the time of one token, at\n\
+             contexts of {} to {} tokens (two models, one H100).\n",
+            NODES[0],
+            number(short),
+            number(long),
+        ))
     }
 
     fn costs(&self) -> Result<Table> {
@@ -201,6 +223,7 @@ mod tests {
         let line = "| m | 1,024 | 1.00 | 2.00 | 2.50 (1.25x) | 3.00 (1.50x) | 5.00 (2.50x) | 10.00 | 20.00 | 4.0 % |";
         assert!(table.contains(line), "{table}");
         assert!(tokens.charts().unwrap().contains("1,024: 128 nodes"));
+        assert!(tokens.summary().unwrap().contains("64 nodes in 1.25 to 1.25 times the time"));
         let without = text.replace("\"task\": \"speculative-128\"", "\"task\": \"other\"");
         assert!(Tokens(Suite::parse("x.json", &without).unwrap()).costs().is_err());
     }
