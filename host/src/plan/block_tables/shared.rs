@@ -147,9 +147,8 @@ impl Tree {
 
 /// How many ids at the begin of both are the same.
 fn alike(ids: &[i32], others: &[i32]) -> usize {
-    if ids == others {
-        return ids.len();
-    }
-    let differs = |(id, other)| id != other;
-    ids.iter().zip(others).position(differs).unwrap_or(ids.len())
+    let chunks = ids.chunks_exact(16).zip(others.chunks_exact(16));
+    let begin = 16 * chunks.take_while(|(ids, others)| ids == others).count();
+    let rest = ids[begin..].iter().zip(&others[begin..]);
+    begin + rest.take_while(|(id, other)| id == other).count()
 }
