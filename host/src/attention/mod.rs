@@ -13,5 +13,5 @@ pub(crate) use check::check_plan;
 pub(crate) use check::on_host;
 pub use check::{BackendError, check_append, check_attend, check_moves};
 pub(crate) use check::{check_length, check_params};
-pub use paged::{check_export, check_import};
+pub use paged::{PagedAttend, PagedTensor, check_export, check_import, check_paged_attend};
 pub use rotary::{RotaryTable, Rotation};

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels_gpu::abi::AppendTarget;
 
-pub use self::batch::{Batch, PlanUpdate};
+pub use self::batch::Batch;
 pub use self::builder::CacheBuilder;
 pub use self::capture::{Step, StepGraph, StepRun};
 #[cfg(feature = "cuda")]
