@@ -111,7 +111,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "5155d6b83ba4ebdeba19f3f4ec9eac3e3aeaf9d76cf1c93172e4397f936223ed",
+        sha256: "26f93e91db9ac168822a0902b41dddeed8438d9ce53eafaabb499856251aec80",
         ptx: include_str!("sm_80/model.ptx"),
     },
     Image {
@@ -223,7 +223,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "7d8328fe8a1d6155be8f6bb4e794ffb5f7ad4899d7f4dbffde433a39f4568c52",
+        sha256: "77fe04f3285363dbadbbb56c3f9cb8f673fe9ab787bed04ba4adee5186784472",
         ptx: include_str!("sm_90a/model.ptx"),
     },
     Image {

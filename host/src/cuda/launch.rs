@@ -163,7 +163,7 @@ impl Kernel {
         let blocks = threads.div_ceil(u64::from(self.threads));
         let launch = Launch {
             grid: [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1],
-            overlaps_predecessor: true,
+            overlaps_predecessor: false,
         };
         // SAFETY: the caller's.
         unsafe { self.launch(launch, arguments, stream) }

@@ -244,7 +244,7 @@ unsafe fn run_fill(kernel: &Kernel, fill: &FillRandom, stream: RawStream) -> Res
     unsafe { kernel.launch(launch, fill.arguments(), stream) }
 }
 
-/// A launch of `count` blocks, which are there when the kernel before ends.
+/// A launch of `count` blocks.
 fn blocks(count: u32) -> Launch {
-    Launch { grid: [count, 1, 1], overlaps_predecessor: true }
+    Launch { grid: [count, 1, 1], overlaps_predecessor: false }
 }

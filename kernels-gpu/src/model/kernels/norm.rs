@@ -3,7 +3,7 @@
 use super::{block, load_chunk_f32, pack_chunk};
 use crate::abi::NONE;
 use crate::model::limits::{CHUNK, NORM_CHUNKS, NORM_THREADS};
-use device::{Element, global, grid, math, shared, thread};
+use device::{Element, global, math, shared, thread};
 
 /// What a `rms_norm` launch reads and writes.
 #[derive(Clone, Copy, Debug)]
@@ -29,17 +29,6 @@ pub struct Norm {
 /// to [`MAX_HIDDEN`](crate::model::limits::MAX_HIDDEN).
 #[inline(always)]
 pub unsafe fn rms_norm<E: Element>(n: Norm) {
-    let dim_of = |i: usize| (i as u32 * NORM_THREADS + thread::thread_idx_x()) * CHUNK;
-    let mut x = [[0.0; CHUNK as usize]; NORM_CHUNKS as usize];
-    let mut weight = x;
-    for i in 0..NORM_CHUNKS as usize {
-        let dim = dim_of(i);
-        if dim < n.hidden {
-            // SAFETY: a chunk of the weights, which no kernel writes that this one may overlap.
-            weight[i] = unsafe { load_chunk_f32(n.weight.wrapping_add(dim as usize)) };
-        }
-    }
-    grid::wait_dependencies();
     let row = thread::block_idx_x();
     let mut pick = row;
     if !n.picks.is_null() {
@@ -51,11 +40,17 @@ pub unsafe fn rms_norm<E: Element>(n: Norm) {
     }
     let source = n.x.wrapping_add(pick as usize * n.hidden as usize);
     let out = n.out.wrapping_add(row as usize * n.hidden as usize);
+    let dim_of = |i: usize| (i as u32 * NORM_THREADS + thread::thread_idx_x()) * CHUNK;
+    let mut x = [[0.0; CHUNK as usize]; NORM_CHUNKS as usize];
+    let mut weight = x;
     for i in 0..NORM_CHUNKS as usize {
         let dim = dim_of(i);
         if dim < n.hidden {
-            // SAFETY: a chunk of the row.
-            x[i] = unsafe { load_chunk_f32(source.add(dim as usize)) };
+            // SAFETY: a chunk of the row. The weights are asked for before they are needed.
+            unsafe {
+                x[i] = load_chunk_f32(source.add(dim as usize));
+                weight[i] = load_chunk_f32(n.weight.add(dim as usize));
+            }
         }
     }
     let mut squares = 0.0;

@@ -5,7 +5,7 @@ use crate::abi::AppendTarget;
 use crate::cache::{Chunk, kept_keys, kept_value, load_pair, place, store_pair, turn_pair};
 use crate::layout::{CORE, half_page_elements, page_offset};
 use crate::model::limits::THREADS;
-use device::{Element, global, grid, math, thread, warp};
+use device::{Element, global, math, thread, warp};
 
 /// What a `rotate_append` launch reads and writes.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,6 @@ pub struct Qkv {
 /// shapes and 16-byte aligned.
 #[inline(always)]
 pub unsafe fn rotate_append<E: Element, const D: u32>(a: Qkv) {
-    grid::wait_dependencies();
     let index = thread::block_idx_x() * THREADS + thread::thread_idx_x();
     let pairs = D / 2 / CORE;
     let heads = a.q_heads + 2 * a.kv_heads;

@@ -2,7 +2,7 @@
 
 use super::{chunk_of_row, load_chunk, pack_chunk, sigmoid, unpack_chunk};
 use crate::model::limits::THREADS;
-use device::{Bf16, Element, F16, global, grid};
+use device::{Bf16, Element, F16, global};
 use kernel_macros::kernel;
 
 /// `out[i] = silu(gate[i]) * up[i]` with `silu(x) = x / (1 + e^-x)`: row `i` of `gate_up: [rows, 2 * ffn]` has the
@@ -21,7 +21,6 @@ use kernel_macros::kernel;
 )]
 #[inline(always)]
 pub unsafe fn silu_mul<E: Element>(gate_up: *const u16, out: *mut u16, rows: u32, ffn: u32) {
-    grid::wait_dependencies();
     let Some((row, dim)) = chunk_of_row(rows, ffn) else {
         return;
     };
