@@ -68,6 +68,9 @@ pub use tree_cache::{
     RowsMut, Step, StepGraph, StepRun, TreeCache,
 };
 
+#[cfg(feature = "cuda")]
+pub use tree_cache::{StepGpu, StepOptions};
+
 /// The examples in the documentation.
 #[cfg(doctest)]
 mod documentation {

@@ -136,10 +136,15 @@ impl State {
     }
 }
 
-/// Has call number `call` from now on fail with `code`: 0 for none, `u64::MAX` for all.
+/// Has call number `call` from now on fail with `code`: 0 for none, `u64::MAX` for all. With 0 no context is current
+/// either, as in a new thread: where a context could not be given back it stayed, and the next run would make fewer
+/// calls.
 #[unsafe(no_mangle)]
 pub extern "C" fn fake_fail(call: u64, code: i32) {
     let mut state = state();
+    if call == 0 {
+        state.current = 0;
+    }
     (state.calls, state.fail_at, state.code, state.failed) = (0, call, code, "");
     state.calls_of.clear();
 }
