@@ -80,7 +80,7 @@ unsafe fn prologue<const D: usize>(base: Shared<u8>, words: *const u32, stride: 
         let mut stage = 0;
         while stage < Tile::<D>::STAGES {
             mbarrier::init(ring.full(), 1);
-            mbarrier::init(ring.empty(), CONSUMER_WARPS);
+            mbarrier::init(ring.empty(), ring::RELEASES);
             ring.advance();
             stage += 1;
         }
