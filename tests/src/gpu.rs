@@ -2,7 +2,7 @@
 //!
 //! `DEFT_FORESTS`, `DEFT_RUNS`, `DEFT_STEPS`, `DEFT_REASONING` and `DEFT_SEED` set how much they do and where random
 //! numbers start; `DEFT_FILTER` leaves the kernels whose name contains it, such as `bf16_d128` or `rms_norm`. Kernels
-//! that the file `DEFT_PTX` has are taken from there.
+//! that the files `DEFT_PTX` have, separated by commas, are taken from there.
 
 use std::fmt;
 use std::io::Write;
@@ -62,7 +62,7 @@ impl Gpu {
         };
         say(&own.device.describe());
         let named = std::env::var("DEFT_PTX").ok();
-        if let Some(file) = &named {
+        for file in named.iter().flat_map(|files| files.split(',')) {
             own.device.use_ptx(file, std::fs::read_to_string(file).unwrap()).unwrap();
         }
         if named.is_some() || own.device.arch() == Arch::Sm80 {

@@ -30,7 +30,7 @@ impl Lane {
         plan: &Plan,
         before: Option<&Self>,
     ) -> Result<Self, CudaError> {
-        let before = before.map(|lane| *lane.plan.capacity());
+        let before = before.map(|lane| lane.plan.capacity().clone());
         let room = room(PlanCapacity::of(plan), before, rows);
         Ok(Self { rows, plan: cache.reserve(room, plan.group_size())?, recorded: Vec::new() })
     }

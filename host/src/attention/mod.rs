@@ -5,13 +5,12 @@ mod check;
 pub mod cpu;
 mod paged;
 mod rotary;
+pub mod staged;
 
 pub use backend::{Attend, AttentionParams, Backend, Channels, Counters, PagedTokens};
 #[cfg(feature = "cuda")]
 pub(crate) use check::check_plan;
-#[cfg(feature = "cuda")]
-pub(crate) use check::on_host;
 pub use check::{BackendError, check_append, check_attend, check_moves};
-pub(crate) use check::{check_length, check_params};
+pub(crate) use check::{check_length, check_params, on_host};
 pub use paged::{check_export, check_import};
 pub use rotary::{RotaryTable, Rotation};

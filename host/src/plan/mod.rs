@@ -41,6 +41,7 @@ mod planner;
 mod program;
 mod score;
 mod sequence;
+mod split;
 mod tiles;
 
 pub(crate) use config::MAX_ROWS;

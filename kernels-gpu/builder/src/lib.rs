@@ -233,7 +233,13 @@ impl PtxBuilder<'_> {
         let mut jobs = Vec::new();
         for &arch in self.archs() {
             let target = self.target.join("kernels");
-            let module = compile::compile(&toolchain, &folder, (&target, &self.features), arch, self.listener)?;
+            let module = compile::compile(
+                &toolchain,
+                &folder,
+                (&target, &self.features),
+                arch,
+                self.listener,
+            )?;
             let groups = ptx::split(&module, arch)?;
             manifest.replace(arch, &toolchain.version, &self.source(arch)?, &groups)?;
             for (name, group) in groups {

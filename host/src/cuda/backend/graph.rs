@@ -200,7 +200,7 @@ impl CudaBackend {
 impl RecordedStep {
     /// Its room for plans.
     pub(crate) fn capacity(&self) -> PlanCapacity {
-        *self.inputs.plan.capacity()
+        self.inputs.plan.capacity().clone()
     }
     /// Streams that it was captured from.
     pub(crate) fn seen(&self) -> &Seen {

@@ -8,9 +8,9 @@ use device::shared::Shared;
 use device::warp::FULL_MASK;
 use device::{mbarrier, warp};
 
-/// A position in the ring.
+/// A position in the ring of `S` pages.
 #[derive(Clone, Copy)]
-pub(super) struct Ring<const D: usize> {
+pub(super) struct Ring<const D: usize, const S: u32> {
     shared: Shared<u8>,
     /// Stage, and the phase of its barriers in [`PHASE`]: one register beside the accumulators.
     position: u32,
@@ -24,7 +24,7 @@ const EVERY_THREAD: bool = cfg!(feature = "every-thread-arrives");
 /// Arrivals that empty a stage.
 pub(super) const RELEASES: u32 = if EVERY_THREAD { CONSUMERS } else { CONSUMER_WARPS };
 
-impl<const D: usize> Ring<D> {
+impl<const D: usize, const S: u32> Ring<D, S> {
     /// The ring's start, in the shared memory that begins at `shared`.
     #[inline(always)]
     pub(super) fn new(shared: Shared<u8>) -> Self {
@@ -76,7 +76,7 @@ impl<const D: usize> Ring<D> {
     #[inline(always)]
     pub(super) fn advance(&mut self) {
         self.position += 1;
-        if self.stage() == Tile::<D>::STAGES {
+        if self.stage() == S {
             self.position = (self.position & PHASE) ^ PHASE;
         }
     }
