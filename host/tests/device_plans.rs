@@ -117,7 +117,7 @@ fn a_plan_that_came_in_part_is_not_computed_and_comes_whole_the_next_time() {
     // Of each call that the change of plans makes, one fails.
     let mut call = 1;
     loop {
-        let mut on_device = setting.cache.reserve(capacity, GROUP).unwrap();
+        let mut on_device = setting.cache.reserve(capacity.clone(), GROUP).unwrap();
         on_device.update(&setting.plan, stream).unwrap();
         fake.fail_from_now(call, 46);
         let outcome = on_device.update(&next, stream);

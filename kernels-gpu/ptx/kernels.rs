@@ -4,12 +4,42 @@
 pub const IMAGES: &[Image] = &[
     Image {
         arch: "sm_80",
+        group: "attend_coded_d128",
+        entries: &[
+            Entry { name: "attend_fp8_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_fp8_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "eeb0939ffd61b6527a699cdcd48f52bfac4033bf6d59b14253b6c14631751cbd",
+        ptx: include_str!("sm_80/attend_coded_d128.ptx"),
+    },
+    Image {
+        arch: "sm_80",
+        group: "attend_coded_d256",
+        entries: &[
+            Entry { name: "attend_fp8_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_fp8_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "f1a6b4767dc227a0a13cf8d507c67003fb3173f69b36efe8f93e9dd6bc693caa",
+        ptx: include_str!("sm_80/attend_coded_d256.ptx"),
+    },
+    Image {
+        arch: "sm_80",
+        group: "attend_coded_d64",
+        entries: &[
+            Entry { name: "attend_fp8_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_fp8_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "d4f81145ab90264c982264e8b34857ed1c9757b35b118b23060887aef97a3959",
+        ptx: include_str!("sm_80/attend_coded_d64.ptx"),
+    },
+    Image {
+        arch: "sm_80",
         group: "attend_d128",
         entries: &[
             Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "76d6dede11b283abe736040be3dbe0916e8452b95e0fddb0c2807bc6699a18e4",
+        sha256: "187b909d533fb418703064c16d9bc204bd72ebcdc5c349eb4b6c02ac480ba46a",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
@@ -19,7 +49,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "0ffaf97072536456d1d6aa6d18f511e2a16976d11376fd55248299819d078b16",
+        sha256: "df885f6641737ae9cc2eaddf84b17bf70ea0555cb3a859909254e0c7501583bd",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
@@ -29,7 +59,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "8d9dd33e92769651e3053a7af31d097ad846f3172b0bce28a2d242c3b8a5436e",
+        sha256: "1dcb1bf0c955323b69cbb8668e95c82f4823a75598272c52c97282c1499a438d",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
@@ -116,12 +146,42 @@ pub const IMAGES: &[Image] = &[
     },
     Image {
         arch: "sm_90a",
+        group: "attend_coded_d128",
+        entries: &[
+            Entry { name: "attend_fp8_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_fp8_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "10d48898a4bc5e023f3b8ca5b3816dbaa95b948bd2592f7d5fac59b481bc3583",
+        ptx: include_str!("sm_90a/attend_coded_d128.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "attend_coded_d256",
+        entries: &[
+            Entry { name: "attend_fp8_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_fp8_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "06821e4239ee33cf499e6676deabdc3823c8384a6a5425621cc9d1f826dc191e",
+        ptx: include_str!("sm_90a/attend_coded_d256.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "attend_coded_d64",
+        entries: &[
+            Entry { name: "attend_fp8_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_fp8_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "d41de4249cf7531edf1dbce1cdd93c22da5e4910b76d8b6238f136d50a8e4363",
+        ptx: include_str!("sm_90a/attend_coded_d64.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
         group: "attend_d128",
         entries: &[
             Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "7cc0c6da5cd4a6d67a1179a4882cc4b41c7ece84233024aa8709b1b771e37f51",
+        sha256: "0f463dd0abd076704a72915c399877f562e8b97ade6c9cd69c5990765b4ccd30",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
@@ -131,7 +191,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "316e5adf339c33067cc1f0713dd60c3b4cc116278dcaad3c11c381cd21a21db2",
+        sha256: "0350c1507be07ae51f93e5effd8065da39041eaefe8c23ae407852c465f14974",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
@@ -141,7 +201,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "bd3f24082a9e5086b55d6c137c6bfc93d731b6007b1e52146bfb8ad912774a64",
+        sha256: "9ce53f357d725cfe3e0787e0459abccaec4e97ad5e7aa7ae044e3a9b33b04729",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {
@@ -232,6 +292,7 @@ pub const IMAGES: &[Image] = &[
         entries: &[
             Entry { name: "selftest_arithmetic", threads: 256, shared_bytes: 65536, parameters: &[8, 8] },
             Entry { name: "selftest_conversions", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_e4m3", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
             Entry { name: "selftest_shared_widths", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
             Entry { name: "selftest_global_widths", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
             Entry { name: "selftest_bulk_copies", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
@@ -257,7 +318,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "selftest_wgmma_n64_registers", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
             Entry { name: "selftest_wgmma_n128_registers_trans_b", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
         ],
-        sha256: "d18980baa10c941e2581fda7de14e1960615c75521f472570c94b0382428fcec",
+        sha256: "2dd6a326101d94e34b4ef870b9ca36a99c9a24cda41577f4c6809caa0d3dcf52",
         ptx: include_str!("sm_90a/selftest.ptx"),
     },
 ];
@@ -313,6 +374,28 @@ Attend {
     partial_slots: u32 = "`u32`",
     scale_log2: f32 = "`f32`",
     soft_cap: f32 = "`f32`",
+} }
+
+arguments! { "Arguments of `attend_fp8_bf16_d128`, `attend_fp8_bf16_d256`, `attend_fp8_bf16_d64`, `attend_fp8_f16_d128`, `attend_fp8_f16_d256`, `attend_fp8_f16_d64`."
+AttendCoded {
+    q: u64 = "`*const u16`",
+    pool: u64 = "`*const u16`",
+    programs: u64 = "`*const u32`",
+    masks: u64 = "`*const u64`",
+    lengths: u64 = "`*const u32`",
+    out: u64 = "`*mut u16`",
+    lse: u64 = "`*mut f32`",
+    partial_o: u64 = "`*mut f32`",
+    partial_lse: u64 = "`*mut f32`",
+    stride: u32 = "`u32`",
+    kv_heads: u32 = "`u32`",
+    group: u32 = "`u32`",
+    partial_slots: u32 = "`u32`",
+    scale_log2: f32 = "`f32`",
+    soft_cap: f32 = "`f32`",
+    half_bytes: u32 = "`u32`",
+    per_slab: u32 = "`u32`",
+    detail: u32 = "`u32`",
 } }
 
 arguments! { "Arguments of `copy_d128`, `copy_d256`, `copy_d64`."

@@ -10,6 +10,9 @@ use crate::abi::PAGE_TOKENS;
 /// Tokens in a group and dims in a chunk: the side of a core matrix.
 pub const CORE: u32 = 8;
 
+/// Native pages whose memory pages of another format share.
+pub const SLAB_PAGES: u32 = 16;
+
 /// Elements of K (or of V) in a page.
 pub const fn half_page_elements(head_dim: u32) -> u32 {
     PAGE_TOKENS * head_dim

@@ -1,12 +1,15 @@
 //! A cache of several formats with its shadow: what each operation should leave, by the codecs' definition.
 
+mod grow;
+mod place;
+
 use std::collections::HashMap;
 
 use deft::attention::RotaryTable;
 use deft::cache::{PagedOrder, PagedTable};
 use deft::format::{PageShape, choose_channels};
 use deft::plan::HeadShape;
-use deft::{Batch, Device, DraftNode, Grouping, Kv, KvElement, KvFormat, NodeKey, Out, TreeCache};
+use deft::{Batch, DraftNode, Grouping, Kv, KvElement, KvFormat, NodeKey, Out, TreeCache};
 use kernels_gpu::abi::PAGE_TOKENS;
 use kernels_gpu::layout::element_offset;
 use rand::rngs::SmallRng;
@@ -15,6 +18,9 @@ use rand::{RngExt, SeedableRng};
 use crate::oracle::{reference_params, relative_l2};
 use crate::reference::attention::attend_row;
 use crate::shadow::{Shadow, Token};
+
+pub use self::grow::{ask, grow};
+pub use self::place::Place;
 
 const PAGE: usize = PAGE_TOKENS as usize;
 
@@ -36,6 +42,8 @@ pub struct Coded<T> {
     rng: SmallRng,
     /// Kept channels of nodes, `[layer][kv head]`.
     channels: HashMap<NodeKey, (KvFormat, Vec<Vec<u8>>)>,
+    /// Decoded elements are rounded to the element type, as exports are: tensor cores read them so.
+    rounds: bool,
     element: std::marker::PhantomData<T>,
 }
 
@@ -45,9 +53,18 @@ impl<T: KvElement> Coded<T> {
     /// # Panics
     /// If the heads are none.
     pub fn new(heads: HeadShape, pages: u64, seed: u64) -> Self {
-        let layers = 2;
+        Self::on(Place::Cpu, heads, pages, seed)
+    }
+
+    /// The same at another place.
+    ///
+    /// # Panics
+    /// If the heads are none, or that place cannot have them.
+    pub fn on(place: Place, heads: HeadShape, pages: u64, seed: u64) -> Self {
+        let layers = if matches!(place, Place::Cpu) { 2 } else { 1 };
         let page = 2 * PAGE as u64 * u64::from(heads.kv_heads * heads.head_dim * layers);
-        let cache = TreeCache::builder(&Device::cpu())
+        let cache = place
+            .builder(seed)
             .layers(layers)
             .heads(heads.q_heads, heads.kv_heads, heads.head_dim)
             .dtype(T::DTYPE)
@@ -59,6 +76,7 @@ impl<T: KvElement> Coded<T> {
             shadow: Shadow::default(),
             rng: SmallRng::seed_from_u64(seed),
             channels: HashMap::new(),
+            rounds: !matches!(place, Place::Cpu),
             element: std::marker::PhantomData,
         }
     }
@@ -177,6 +195,13 @@ impl<T: KvElement> Coded<T> {
                     let kept = channels.get(layer * config.kv_heads as usize + head);
                     let tokens = &mut self.shadow.tokens_mut(node)[page * PAGE..(page + 1) * PAGE];
                     recode_page(shape, format, tokens, (layer, head), kept.map_or(&[], |c| c));
+                    if self.rounds {
+                        let dims = shape.head_dim as usize;
+                        let rows = tokens.iter_mut().flat_map(|token| &mut token[layer]);
+                        for x in rows.flat_map(|row| &mut row[head * dims..(head + 1) * dims]) {
+                            *x = T::from_f32(*x as f32).to_f32().into();
+                        }
+                    }
                 }
             }
         }

@@ -3,11 +3,15 @@
 mod attend;
 mod cache;
 
+use std::ops::Range;
+
+use deft::KvFormat;
+use deft::attention::staged::{self, PageMemory};
 use deft::attention::{
-    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append, check_attend,
-    check_export, check_import, check_moves,
+    Attend, Backend, BackendError, Channels, Counters, PagedTokens, Rotation, check_append,
+    check_attend, check_export, check_import, check_moves,
 };
-use deft::cache::{CacheShape, Elements, ElementsMut, KvElement};
+use deft::cache::{CacheShape, Elements, ElementsMut, KvElement, PageId};
 use deft::plan::{Grouping, Plan, PlanConfig};
 use device::emulator::{Launch, Report};
 use kernels_gpu::Arch;
@@ -116,6 +120,25 @@ impl Inspect for Emulated {
     }
 }
 
+impl PageMemory for Emulated {
+    fn shape(&self) -> &CacheShape {
+        &self.shape
+    }
+
+    fn read(&self, layer: u32, offset: usize, bytes: &mut [u8]) -> Result<(), BackendError> {
+        let plane: &[u8] = bytemuck::cast_slice(&self.pool[self.plane(layer)]);
+        bytes.copy_from_slice(&plane[offset..offset + bytes.len()]);
+        Ok(())
+    }
+
+    fn write(&mut self, layer: u32, offset: usize, bytes: &[u8]) -> Result<(), BackendError> {
+        let plane = self.plane(layer);
+        let plane: &mut [u8] = bytemuck::cast_slice_mut(&mut self.pool[plane]);
+        plane[offset..offset + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
 impl Backend for Emulated {
     fn max_group_size(&self) -> u32 {
         max_rows(self.shape.head_dim)
@@ -195,6 +218,48 @@ impl Backend for Emulated {
             return Ok(());
         }
         self.export_onto(paged, foreign.map(words_mut)).map_err(device_error)
+    }
+
+    fn check_format(&self, format: KvFormat) -> Result<(), BackendError> {
+        format.check(self.shape.page()).map_err(BackendError::FormatShape)?;
+        match format.kernel(self.shape.page()) {
+            None if format != KvFormat::Native => {
+                Err(BackendError::Format { format, backend: self.name() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn encode(
+        &mut self,
+        format: KvFormat,
+        from: &[PageId],
+        to: &[PageId],
+        channels: Channels<'_>,
+    ) -> Result<(), BackendError> {
+        self.check_format(format)?;
+        staged::encode(self, format, from, to, channels)
+    }
+
+    fn decode(
+        &mut self,
+        format: KvFormat,
+        from: &[PageId],
+        to: &[PageId],
+    ) -> Result<(), BackendError> {
+        self.check_format(format)?;
+        staged::decode(self, format, from, to)
+    }
+
+    fn export_part(
+        &mut self,
+        format: KvFormat,
+        tokens: Range<usize>,
+        paged: PagedTokens<'_>,
+        foreign: [ElementsMut<'_>; 2],
+    ) -> Result<(), BackendError> {
+        self.check_format(format)?;
+        staged::export(self, format, tokens, paged, foreign)
     }
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {

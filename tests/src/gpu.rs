@@ -1,7 +1,8 @@
 //! What the suites that need a GPU share.
 //!
 //! `DEFT_FORESTS`, `DEFT_RUNS`, `DEFT_STEPS`, `DEFT_REASONING` and `DEFT_SEED` set how much they do and where random
-//! numbers start; `DEFT_FILTER` leaves the kernels whose name contains it, such as `bf16_d128` or `rms_norm`.
+//! numbers start; `DEFT_FILTER` leaves the kernels whose name contains it, such as `bf16_d128` or `rms_norm`. Kernels
+//! that the files `DEFT_PTX` have, separated by commas, are taken from there.
 
 use std::fmt;
 use std::io::Write;
@@ -39,8 +40,8 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// The first GPU with its own kernels, and again with those for Ampere where they are others. Says so, loud enough
-    /// for tests that pass, if there is no GPU.
+    /// The first GPU with its own kernels, and again with those for Ampere where they are others and none are named by
+    /// `DEFT_PTX`. Says so, loud enough for tests that pass, if there is no GPU.
     ///
     /// # Panics
     /// If there is one that cannot be used.
@@ -60,7 +61,11 @@ impl Gpu {
             own => own.unwrap(),
         };
         say(&own.device.describe());
-        if own.device.arch() == Arch::Sm80 {
+        let named = std::env::var("DEFT_PTX").ok();
+        for file in named.iter().flat_map(|files| files.split(',')) {
+            own.device.use_ptx(file, std::fs::read_to_string(file).unwrap()).unwrap();
+        }
+        if named.is_some() || own.device.arch() == Arch::Sm80 {
             return vec![own];
         }
         vec![own, open(Some(Arch::Sm80)).unwrap()]

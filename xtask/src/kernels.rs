@@ -1,6 +1,6 @@
 //! `cargo xtask build-kernels`: the kernel crate to PTX, by `deft-ptx-builder`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use ptx_builder::{Arch, Comparison, NoToolchain, PtxBuilder};
@@ -32,6 +32,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     sass: Option<PathBuf>,
 
+    /// Build with these features of the kernel crate, separated by commas, into the folder of `--out`:
+    /// `every-thread-arrives`, for compute-sanitizer's racecheck.
+    #[arg(long, requires = "out", default_value = "")]
+    features: String,
+
+    /// Write into this folder instead of kernels-gpu/ptx.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
     /// Run the rustup command that installs what is missing instead of naming it.
     #[arg(long)]
     yes: bool,
@@ -42,11 +51,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut builder = builder(args.yes);
     builder.accept_growth = args.accept;
     builder.sass.clone_from(&args.sass);
+    builder.features.clone_from(&args.features);
+    if let Some(folder) = &args.out {
+        builder = builder.copy_to(folder);
+    }
     if let Some(arch) = args.arch {
         builder = builder.arch(arch);
     }
     let action = if args.check { "comparing with" } else { "writing" };
-    let what = format!("Rust to PTX, {action} kernels-gpu/ptx");
+    let folder = args.out.as_deref().unwrap_or(Path::new("kernels-gpu/ptx")).display();
+    let what = format!("Rust to PTX, {action} {folder}");
     let mut steps = Steps::new();
     steps.run("kernels", &what, || {
         if !args.check {

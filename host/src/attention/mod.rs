@@ -6,12 +6,13 @@ pub mod cpu;
 mod error;
 mod paged;
 mod rotary;
+pub mod staged;
 
 pub use backend::{Attend, AttentionParams, Backend, Channels, Counters, PagedTokens};
-pub use check::{check_append, check_attend, check_moves};
-pub(crate) use check::{check_length, check_params};
 #[cfg(feature = "cuda")]
-pub(crate) use check::{check_plan, on_host};
+pub(crate) use check::check_plan;
+pub use check::{check_append, check_attend, check_moves};
+pub(crate) use check::{check_length, check_params, on_host};
 pub use error::BackendError;
 pub use paged::{PagedAttend, PagedTensor, check_export, check_import, check_paged_attend};
 pub use rotary::{RotaryTable, Rotation};

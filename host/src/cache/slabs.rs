@@ -9,7 +9,7 @@ use super::PageId;
 use super::pool::{PagePool, PoolError};
 
 /// Native pages of a slab.
-pub const SLAB_PAGES: u32 = 16;
+pub use kernels_gpu::layout::SLAB_PAGES;
 
 /// Pages of one size other than the native one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -50,6 +50,16 @@ impl<T: KvElement> HostPages<T> {
         &self.shape
     }
 
+    /// All bytes of a layer.
+    pub(crate) fn plane_bytes(&self, layer: u32) -> &[u8] {
+        bytemuck::cast_slice(&self.planes[layer as usize])
+    }
+
+    /// As [`Self::plane_bytes`], to be written.
+    pub(crate) fn plane_bytes_mut(&mut self, layer: u32) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.planes[layer as usize])
+    }
+
     /// One page of one layer and KV head.
     #[inline]
     pub(crate) fn page(&self, layer: u32, page: PageId, kv_head: u32) -> PageRef<'_, T> {

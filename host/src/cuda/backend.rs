@@ -8,6 +8,7 @@ mod graph;
 mod mirror;
 mod transfer;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use self::graph::StepInputs;
@@ -17,10 +18,10 @@ use super::{
     DeviceElements, DevicePtr, Event, PlanCapacity, RawStream, Rotary, Stream,
 };
 use crate::attention::{
-    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append, check_attend,
-    check_export, check_import, check_moves, check_plan, on_host,
+    Attend, Backend, BackendError, Channels, Counters, PagedTokens, Rotation, check_append,
+    check_attend, check_export, check_import, check_moves, check_plan, on_host, staged,
 };
-use crate::cache::{CacheShape, Elements, ElementsMut};
+use crate::cache::{CacheShape, Elements, ElementsMut, PageId};
 use crate::format::KvFormat;
 use crate::plan::{Grouping, Plan, PlanConfig, shares_for};
 use kernels_gpu::abi::{AppendTarget, TokenMove};
@@ -306,11 +307,44 @@ impl Backend for CudaBackend {
     }
 
     fn check_format(&self, format: KvFormat) -> Result<(), BackendError> {
-        let backend = "CUDA".to_owned();
-        match format {
-            KvFormat::Native => Ok(()),
-            _ => Err(BackendError::Format { format, backend }),
+        let page = self.shape().page();
+        format.check(page).map_err(BackendError::FormatShape)?;
+        if format != KvFormat::Native && format.kernel(page).is_none() {
+            return Err(BackendError::Format { format, backend: "CUDA".to_owned() });
         }
+        Ok(())
+    }
+
+    fn encode(
+        &mut self,
+        format: KvFormat,
+        from: &[PageId],
+        to: &[PageId],
+        channels: Channels<'_>,
+    ) -> Result<(), BackendError> {
+        self.check_format(format)?;
+        staged::encode(self, format, from, to, channels)
+    }
+
+    fn decode(
+        &mut self,
+        format: KvFormat,
+        from: &[PageId],
+        to: &[PageId],
+    ) -> Result<(), BackendError> {
+        self.check_format(format)?;
+        staged::decode(self, format, from, to)
+    }
+
+    fn export_part(
+        &mut self,
+        format: KvFormat,
+        tokens: Range<usize>,
+        paged: PagedTokens<'_>,
+        foreign: [ElementsMut<'_>; 2],
+    ) -> Result<(), BackendError> {
+        self.check_format(format)?;
+        staged::export(self, format, tokens, paged, foreign)
     }
 
     fn max_group_size(&self) -> u32 {

@@ -309,7 +309,7 @@ impl CudaCache {
         let pointers = AttendPointers { pool: self.plane(layer)?, ..self.pointers(plan, buffers)? };
         // SAFETY: the caller vouches for buffers and stream; pool, counters and partials are ours and as
         // large as the plan's capacity says.
-        unsafe { self.kernels.attend(&plan.images, plan.group_size, &pointers, params, stream) }
+        unsafe { self.kernels.attend(plan, &pointers, params, stream) }
     }
 
     fn pointers(

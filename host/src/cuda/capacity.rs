@@ -1,10 +1,11 @@
 //! How much room plans take on the device.
 
 use super::CudaError;
+use crate::format::KvFormat;
 use crate::plan::Plan;
 
 /// Room for plans.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PlanCapacity {
     /// Shares a KV head: blocks of a launch.
@@ -19,6 +20,8 @@ pub struct PlanCapacity {
     pub merge_slots: usize,
     /// Partial slots a KV head.
     pub partial_slots: u32,
+    /// Formats other than the native one that items may have: each has programs of its own, and a launch.
+    pub formats: Vec<KvFormat>,
 }
 
 impl PlanCapacity {
@@ -31,11 +34,17 @@ impl PlanCapacity {
             merge_rows: plan.merge_rows().len(),
             merge_slots: plan.merge_slots().len(),
             partial_slots: plan.partial_slots(),
+            formats: plan.formats(),
         }
     }
 
     /// Room for either.
+    #[must_use]
     pub fn max(self, other: Self) -> Self {
+        let mut formats = self.formats;
+        formats.extend(other.formats);
+        formats.sort_unstable_by_key(|format| format.code());
+        formats.dedup();
         Self {
             shares: self.shares.max(other.shares),
             stride_words: self.stride_words.max(other.stride_words),
@@ -43,6 +52,7 @@ impl PlanCapacity {
             merge_rows: self.merge_rows.max(other.merge_rows),
             merge_slots: self.merge_slots.max(other.merge_slots),
             partial_slots: self.partial_slots.max(other.partial_slots),
+            formats,
         }
     }
 
@@ -58,7 +68,18 @@ impl PlanCapacity {
             merge_rows: count(self.merge_rows),
             merge_slots: count(self.merge_slots),
             partial_slots: (self.partial_slots * factor).max(64),
+            formats: self.formats,
         }
+    }
+
+    /// Words of all programs, those of native pages first.
+    pub(super) fn words(&self) -> usize {
+        (1 + self.formats.len()) * self.words_of_one()
+    }
+
+    /// Words of the programs of one format.
+    pub(super) fn words_of_one(&self) -> usize {
+        self.shares as usize * self.stride_words as usize
     }
 
     /// Whether a plan that needs `needed` fits.
@@ -66,6 +87,7 @@ impl PlanCapacity {
     /// # Errors
     /// [`CudaError::PlanCapacity`] naming the first part that does not.
     pub fn holds(&self, needed: &Self) -> Result<(), CudaError> {
+        let other = needed.formats.iter().filter(|format| !self.formats.contains(format));
         let parts = [
             ("shares", needed.shares as usize, self.shares as usize),
             ("words a share", needed.stride_words as usize, self.stride_words as usize),
@@ -73,6 +95,7 @@ impl PlanCapacity {
             ("merge rows", needed.merge_rows, self.merge_rows),
             ("merge slots", needed.merge_slots, self.merge_slots),
             ("partial slots", needed.partial_slots as usize, self.partial_slots as usize),
+            ("more KV formats", other.count(), 0),
         ];
         match parts.into_iter().find(|(_, needed, room)| needed > room) {
             None => Ok(()),
@@ -96,14 +119,22 @@ mod tests {
             merge_rows: 6,
             merge_slots: 12,
             partial_slots: 12,
+            formats: vec!["fp8".parse().unwrap()],
         };
-        let mut small = needed;
+        let mut small = needed.clone();
         small.merge_rows -= 1;
         assert_eq!(
             small.holds(&needed),
             Err(CudaError::PlanCapacity { what: "merge rows", needed: 6, capacity: 5 })
         );
-        assert_eq!(needed.scaled(2).holds(&needed), Ok(()));
-        assert_eq!(small.max(needed), needed);
+        assert_eq!(needed.clone().scaled(2).holds(&needed), Ok(()));
+        small.formats = vec!["kivi2".parse().unwrap()];
+        small.merge_rows += 1;
+        assert_eq!(
+            small.holds(&needed),
+            Err(CudaError::PlanCapacity { what: "more KV formats", needed: 1, capacity: 0 })
+        );
+        let both = small.clone().max(needed.clone());
+        assert_eq!((both.holds(&needed), both.holds(&small)), (Ok(()), Ok(())));
     }
 }

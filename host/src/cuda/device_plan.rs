@@ -2,6 +2,7 @@
 
 use kernels_gpu::attention::tile::max_rows;
 
+use super::kernels::Reader;
 use super::plan::PlanImages;
 use super::{CudaDevice, CudaError, DeviceBuffer, PlanCapacity, Stream};
 use crate::cache::CacheShape;
@@ -11,6 +12,8 @@ use crate::plan::Plan;
 #[derive(Debug)]
 pub struct CudaPlan {
     pub(super) images: PlanImages,
+    /// The kernels of the formats that there is room for.
+    pub(super) readers: Vec<Reader>,
     pub(super) partial_o: DeviceBuffer<f32>,
     pub(super) partial_lse: DeviceBuffer<f32>,
     pub(super) group_size: u32,
@@ -55,7 +58,9 @@ impl CudaPlan {
     ) -> Result<Self, CudaError> {
         let rows = capacity.partial_slots as usize * group_size as usize * shape.kv_heads as usize;
         let o = rows * shape.head_dim as usize;
+        let readers = capacity.formats.iter().map(|&format| Reader::new(device, shape, format));
         Ok(Self {
+            readers: readers.collect::<Result<_, _>>()?,
             images: PlanImages::new(device, capacity)?,
             partial_o: DeviceBuffer::uninitialized(device, "partial outputs", o)?,
             partial_lse: DeviceBuffer::uninitialized(device, "partial LSEs", rows)?,
@@ -100,10 +105,8 @@ impl CudaPlan {
     /// Bytes of device memory that it takes, partial results included.
     pub fn bytes(&self) -> usize {
         let capacity = self.capacity();
-        let words = capacity.shares as usize * capacity.stride_words as usize
-            + 2 * capacity.masks
-            + 4 * capacity.merge_rows
-            + capacity.merge_slots;
+        let words =
+            capacity.words() + 2 * capacity.masks + 4 * capacity.merge_rows + capacity.merge_slots;
         4 * (words + self.partial_o.len() + self.partial_lse.len())
     }
     /// The room set aside.

@@ -1,5 +1,6 @@
 //! What can go wrong at the driver.
 
+use crate::format::KvFormat;
 use std::ffi::CStr;
 
 use super::sys;
@@ -179,10 +180,11 @@ pub enum CudaError {
         cache: String,
     },
     /// The plan reads pages that the kernels cannot.
-    #[error(
-        "the plan reads pages of KV formats, which are not available on CUDA yet; seal as native"
-    )]
-    PlanFormat,
+    #[error("the plan reads pages in {format}, for which there are no kernels; seal as native")]
+    PlanFormat {
+        /// Their format.
+        format: KvFormat,
+    },
     /// A copy failed while a plan was put on the device.
     #[error("the device plan holds parts of two plans, since a copy failed: update it")]
     PlanMixed,

@@ -5,9 +5,10 @@ use kernels_gpu::ptx::{self, Arguments as _};
 
 use super::launch::Launch;
 use super::plan::PlanImages;
-use super::{CudaDevice, CudaError, DevicePtr, Kernel, RawStream};
+use super::{CudaDevice, CudaError, CudaPlan, DevicePtr, Kernel, RawStream};
 use crate::attention::AttentionParams;
 use crate::cache::CacheShape;
+use crate::format::{FormatKernel, KvFormat};
 
 /// Where one attention call reads and writes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,6 +27,50 @@ pub(super) struct AttendPointers {
     pub(super) partial_o: DevicePtr,
     /// `[kv_heads][partial_slots][group]` f32, base 2.
     pub(super) partial_lse: DevicePtr,
+}
+
+/// The kernel that reads pages of a format.
+#[derive(Clone, Debug)]
+pub(super) struct Reader {
+    kernel: Kernel,
+    pages: FormatKernel,
+}
+
+impl Reader {
+    pub(super) fn new(
+        device: &CudaDevice,
+        shape: &CacheShape,
+        format: KvFormat,
+    ) -> Result<Self, CudaError> {
+        let pages = format.kernel(shape.page()).ok_or(CudaError::PlanFormat { format })?;
+        let name = format!("attend_{}_{}_d{}", pages.family, shape.dtype, shape.head_dim);
+        Ok(Self { kernel: device.kernel(&name, ptx::AttendCoded::BYTES)?, pages })
+    }
+
+    /// The arguments of a launch that is otherwise as the one of native pages.
+    fn arguments(&self, native: ptx::Attend) -> ptx::AttendCoded {
+        let FormatKernel { half_bytes, per_slab, detail, .. } = self.pages;
+        ptx::AttendCoded {
+            q: native.q,
+            pool: native.pool,
+            programs: native.programs,
+            masks: native.masks,
+            lengths: native.lengths,
+            out: native.out,
+            lse: native.lse,
+            partial_o: native.partial_o,
+            partial_lse: native.partial_lse,
+            stride: native.stride,
+            kv_heads: native.kv_heads,
+            group: native.group,
+            partial_slots: native.partial_slots,
+            scale_log2: native.scale_log2,
+            soft_cap: native.soft_cap,
+            half_bytes,
+            per_slab,
+            detail,
+        }
+    }
 }
 
 /// The kernels of one shape, compiled.
@@ -51,28 +96,26 @@ impl AttentionKernels {
         [&self.attend, &self.merge]
     }
 
-    /// Enqueues attention over the plan: results where an item is alone with its queries, partial results
-    /// elsewhere.
+    /// Enqueues attention over the plan, a launch for native pages and one for each format that there is room for:
+    /// results where an item is alone with its queries, partial results elsewhere.
     ///
     /// # Safety
     /// The pointers are valid for their documented shapes until the work is done, and `stream` belongs
     /// to the device's primary context.
     pub(super) unsafe fn attend(
         &self,
-        plan: &PlanImages,
-        group: u32,
+        plan: &CudaPlan,
         pointers: &AttendPointers,
         params: &AttentionParams,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let (at, capacity) = (pointers, plan.capacity());
-        let launch =
-            Launch { grid: [capacity.shares, self.kv_heads, 1], overlaps_predecessor: false };
+        let (at, images) = (pointers, &plan.images);
+        let capacity = images.capacity();
         let arguments = ptx::Attend {
             q: at.q.0,
             pool: at.pool.0,
-            programs: plan.words.pointer().0,
-            masks: plan.masks.pointer().0,
+            programs: images.words.pointer().0,
+            masks: images.masks.pointer().0,
             lengths: at.lengths.0,
             out: at.out.0,
             lse: at.lse.0,
@@ -80,14 +123,25 @@ impl AttentionKernels {
             partial_lse: at.partial_lse.0,
             stride: capacity.stride_words,
             kv_heads: self.kv_heads,
-            group,
+            group: plan.group_size,
             partial_slots: capacity.partial_slots,
             scale_log2: params.scale * std::f32::consts::LOG2_E,
             soft_cap: params.soft_cap.unwrap_or(0.0),
         };
+        let grid = [capacity.shares, self.kv_heads, 1];
+        let launch = Launch { grid, overlaps_predecessor: false };
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the caller
         // vouches for the memory and the stream, the plan for its buffers.
-        unsafe { self.attend.launch(launch, arguments, stream) }
+        unsafe { self.attend.launch(launch, arguments, stream) }?;
+        for (reader, of) in plan.readers.iter().zip(1..) {
+            // Blocks without items of one format make room for those of the next, which end after them.
+            let launch = Launch { grid, overlaps_predecessor: true };
+            let programs = images.words.at(of * capacity.words_of_one());
+            let arguments = reader.arguments(ptx::Attend { programs: programs.0, ..arguments });
+            // SAFETY: as above; the room has programs for each of its formats.
+            unsafe { reader.kernel.launch(launch, arguments, stream) }?;
+        }
+        Ok(())
     }
 
     /// Enqueues the merge of what [`Self::attend`] left, if the plan may leave anything.

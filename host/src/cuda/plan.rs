@@ -9,12 +9,13 @@ use std::ops::Range;
 use kernels_gpu::abi::{MergeRow, NONE};
 
 use super::{CudaDevice, CudaError, DeviceBuffer, PlanCapacity, Stream};
+use crate::format::KvFormat;
 use crate::plan::Plan;
 
 /// What device memory holds, as the host lays it out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct PlanImage {
-    /// `[shares][stride_words]`.
+    /// `[1 + formats][shares][stride_words]`: programs of native pages, then those of each format.
     words: Vec<u32>,
     masks: Vec<u64>,
     merge_rows: Vec<MergeRow>,
@@ -26,7 +27,7 @@ impl PlanImage {
     fn empty(capacity: &PlanCapacity) -> Self {
         let no_row = MergeRow { query: NONE, ..MergeRow::default() };
         Self {
-            words: vec![0; capacity.shares as usize * capacity.stride_words as usize],
+            words: vec![0; capacity.words()],
             masks: vec![0; capacity.masks],
             merge_rows: vec![no_row; capacity.merge_rows],
             merge_slots: vec![0; capacity.merge_slots],
@@ -45,6 +46,10 @@ impl PlanImage {
         let stride = plan.stride();
         for range in dirty.iter().filter(|range| !range.is_empty()) {
             let share = range.start / stride;
+            if plan.has_formats() {
+                self.set_share(capacity, plan, share, changes);
+                continue;
+            }
             let begin = (share * capacity.stride_words + range.start % stride) as usize;
             let place = begin..begin + range.len();
             let words = &plan.words()[range.start as usize..range.end as usize];
@@ -55,18 +60,8 @@ impl PlanImage {
 
     /// Lays `plan` out and adds what changed to `changes`.
     fn set(&mut self, capacity: &PlanCapacity, plan: &Plan, changes: &mut Changes) {
-        let stride = capacity.stride_words as usize;
         for share in 0..capacity.shares {
-            let begin = share as usize * stride;
-            // Word 0 of a header is its item count: 0 makes an empty program.
-            let program = if share < plan.shares() {
-                let program =
-                    &plan.words()[(share * plan.stride()) as usize..][..plan.stride() as usize];
-                &program[..program[2] as usize]
-            } else {
-                &[0; 4]
-            };
-            overwrite(&mut self.words, begin, program, &mut changes.words);
+            self.set_share(capacity, plan, share, changes);
         }
         overwrite(&mut self.masks, 0, plan.masks(), &mut changes.masks);
         let slots = plan.merge_slots();
@@ -77,6 +72,32 @@ impl PlanImage {
         let rest = vec![no_row; capacity.merge_rows - rows.len()];
         let used = rows.len();
         overwrite(&mut self.merge_rows, used, &rest, &mut changes.merge_rows);
+    }
+}
+
+impl PlanImage {
+    /// Lays the programs of one share out.
+    fn set_share(
+        &mut self,
+        capacity: &PlanCapacity,
+        plan: &Plan,
+        share: u32,
+        changes: &mut Changes,
+    ) {
+        let formats = [&[KvFormat::Native][..], &capacity.formats].concat();
+        for (of, format) in formats.into_iter().enumerate() {
+            let begin = of * capacity.words_of_one() + (share * capacity.stride_words) as usize;
+            // Word 0 of a header is its item count: 0 makes an empty program.
+            let program = if share >= plan.shares() {
+                vec![0; 4]
+            } else if plan.has_formats() || of > 0 {
+                plan.share(share).of_format(format)
+            } else {
+                let program = &plan.words()[(share * plan.stride()) as usize..];
+                program[..program[2] as usize].to_vec()
+            };
+            overwrite(&mut self.words, begin, &program, &mut changes.words);
+        }
     }
 }
 
@@ -137,9 +158,6 @@ impl PlanImages {
 
     /// Puts `plan` there; returns the bytes copied. What the driver refuses to copy is copied by the next call.
     pub(super) fn update(&mut self, plan: &Plan, stream: &Stream) -> Result<usize, CudaError> {
-        if plan.has_formats() {
-            return Err(CudaError::PlanFormat);
-        }
         self.image.set(&self.capacity, plan, &mut self.pending);
         self.copy(stream)
     }

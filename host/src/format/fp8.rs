@@ -56,7 +56,7 @@ pub fn f32_to_e4m3(value: f32) -> u8 {
 }
 
 impl Fp8Scale {
-    fn scales(self) -> usize {
+    pub(super) fn scales(self) -> usize {
         match self {
             Self::Head => 1,
             Self::TokenHead => PAGE_TOKENS as usize,

@@ -58,6 +58,19 @@ pub enum KvFormat {
     },
 }
 
+/// Which kernels read a format's pages, and what they are told of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FormatKernel {
+    /// The part of a kernel's name: `attend_<family>_<element type>_d<head dimension>`.
+    pub family: &'static str,
+    /// Bytes of K in a page of one KV head, and of V.
+    pub half_bytes: u32,
+    /// Pages that a slab holds.
+    pub per_slab: u32,
+    /// A number that the format's kernels ask for.
+    pub detail: u32,
+}
+
 /// What a page holds, beside its format: 64 tokens of one KV head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PageShape {
@@ -111,6 +124,16 @@ impl KvFormat {
     /// Pages that a slab of [`SLAB_PAGES`] native pages holds.
     pub fn pages_per_slab(self, shape: PageShape) -> u32 {
         (SLAB_PAGES as usize * shape.native_bytes() / self.page_bytes(shape)) as u32
+    }
+
+    /// The kernels that read its pages on a GPU; `None` if there are none.
+    pub fn kernel(self, shape: PageShape) -> Option<FormatKernel> {
+        let (family, detail) = match self {
+            Self::Fp8 { scale } => ("fp8", scale.scales() as u32),
+            _ => return None,
+        };
+        let half_bytes = self.page_bytes(shape) as u32 / 2;
+        Some(FormatKernel { family, half_bytes, per_slab: self.pages_per_slab(shape), detail })
     }
 
     /// Its pages as a pool counts them.

@@ -42,6 +42,7 @@ mod planner;
 mod program;
 mod score;
 mod sequence;
+mod split;
 mod tiles;
 
 pub use block_tables::{BlockTables, BlockTablesError, PagedPlan};

@@ -15,7 +15,8 @@ use deft::abi::{
 };
 use deft::bf16;
 use deft::cuda::CudaDevice;
-use deft::layout::{element_offset, half_page_elements, page_offset};
+use deft::format::e4m3_to_f32;
+use deft::layout::{SLAB_PAGES, element_offset, half_page_elements, page_offset};
 use driver::Fake;
 use world::World;
 
@@ -23,6 +24,7 @@ use world::World;
 const DIM: u32 = 64;
 
 /// A world on the fake GPU.
+#[allow(dead_code, reason = "not every suite uses it")]
 pub(crate) fn world(seed: u64) -> World {
     let device = CudaDevice::new(0).unwrap();
     World::new(&device, DIM as usize, Some(3), seed)
@@ -48,7 +50,8 @@ extern "C" fn kernels(name: *const c_char, blocks: u32, arguments: *const u64, c
                 append(&[&a[..6], &a[9..]].concat(), Some([a[6], a[7], a[8]]));
             }
             "copy_d64" => copy(a),
-            "attend_bf16_d64" => attend(blocks, a),
+            "attend_bf16_d64" => attend(blocks, a, native),
+            "attend_fp8_bf16_d64" => attend(blocks, a, fp8),
             "merge_bf16_d64" => merge(a),
             "import_pages_bf16_d64" => transfer(a, true),
             "export_pages_d64" => transfer(a, false),
@@ -202,7 +205,30 @@ impl Softmax {
     }
 }
 
-unsafe fn attend(shares: u32, a: &[u64]) {
+/// An element of K (or V) in native pages: place, KV head, whether of V, dim.
+unsafe fn native(a: &[u64], place: u32, head: u32, value: bool, dim: u32) -> f64 {
+    // SAFETY: as in `append`.
+    unsafe { read::<bf16>(a[1], element(a[10] as u32, place, head, value, dim)).to_f64() }
+}
+
+/// The same in pages of E4M3.
+unsafe fn fp8(a: &[u64], place: u32, head: u32, value: bool, dim: u32) -> f64 {
+    let [kv_heads, half_bytes, per_slab, scales] =
+        [a[10], a[15], a[16], a[17]].map(|number| number as u32);
+    let (page, token) = (place / PAGE_TOKENS, place % PAGE_TOKENS);
+    let slab = page_offset(DIM, kv_heads, page / per_slab * SLAB_PAGES, 0) * 2;
+    let half = 2 * (page % per_slab * kv_heads + head) + u32::from(value);
+    let half = a[1] + slab + u64::from(half * half_bytes);
+    let scale = half + u64::from(half_page_elements(DIM));
+    // SAFETY: as in `append`.
+    unsafe {
+        let code = read::<u8>(half, element_offset(DIM, token, dim) as usize);
+        f64::from(e4m3_to_f32(code))
+            * f64::from(read::<f32>(scale, (token & (scales - 1)) as usize))
+    }
+}
+
+unsafe fn attend(shares: u32, a: &[u64], element: unsafe fn(&[u64], u32, u32, bool, u32) -> f64) {
     let [stride, kv_heads, group, partial_slots] = [a[9], a[10], a[11], a[12]].map(|n| n as u32);
     let scale = f64::from(f32::from_bits(a[13] as u32));
     assert_eq!(f32::from_bits(a[14] as u32), 0.0, "no soft cap here");
@@ -246,14 +272,8 @@ unsafe fn attend(shares: u32, a: &[u64]) {
                             }
                             let page: u32 = read(program, (segment.page_word + page) as usize);
                             let value = |value, dim: usize| {
-                                let at = element(
-                                    kv_heads,
-                                    page * PAGE_TOKENS + bit,
-                                    kv_head,
-                                    value,
-                                    dim as u32,
-                                );
-                                read::<bf16>(a[1], at).to_f64()
+                                let place = page * PAGE_TOKENS + bit;
+                                element(a, place, kv_head, value, dim as u32)
                             };
                             let q = |dim| read::<bf16>(a[0], row * DIM as usize + dim).to_f64();
                             let logit: f64 =

@@ -40,11 +40,11 @@ pub(crate) fn flags(arch: Arch) -> String {
     .join("\x1f")
 }
 
-/// PTX of the whole crate in `folder` for `arch`, as rustc writes it.
+/// PTX of the whole crate in `folder`, with `features`, for `arch`, as rustc writes it.
 pub(crate) fn compile(
     toolchain: &Toolchain,
     folder: &Path,
-    target: &Path,
+    (target, features): (&Path, &str),
     arch: Arch,
     listener: &Listener<'_>,
 ) -> Result<String> {
@@ -54,7 +54,7 @@ pub(crate) fn compile(
     command
         .args(["rustc", "--lib", "--release", "--manifest-path"])
         .arg(&manifest)
-        .args(["--target", TARGET, "-Zbuild-std=core", "--target-dir"])
+        .args(["--features", features, "--target", TARGET, "-Zbuild-std=core", "--target-dir"])
         .arg(target)
         .args(["--message-format", "json-render-diagnostics"])
         .args(["--", "--emit=asm", "-Dwarnings"])

@@ -96,6 +96,8 @@ pub struct PtxBuilder<'a> {
     output: PathBuf,
     /// Where to compile, and to keep programs that are fetched.
     pub target: PathBuf,
+    /// Features of the crate, separated by commas.
+    pub features: String,
     /// Files and folders that the PTX is made of, for [`PtxBuilder::is_current`].
     pub sources: Vec<PathBuf>,
     /// Those within them that are of no concern to the PTX.
@@ -119,6 +121,7 @@ impl PtxBuilder<'_> {
             archs: Vec::new(),
             output: folder.join("ptx"),
             target: folder.join("target"),
+            features: String::new(),
             sources: vec![folder.join("Cargo.toml"), folder.join("src")],
             except: Vec::new(),
             sass: None,
@@ -230,7 +233,13 @@ impl PtxBuilder<'_> {
         let mut jobs = Vec::new();
         for &arch in self.archs() {
             let target = self.target.join("kernels");
-            let module = compile::compile(&toolchain, &folder, &target, arch, self.listener)?;
+            let module = compile::compile(
+                &toolchain,
+                &folder,
+                (&target, &self.features),
+                arch,
+                self.listener,
+            )?;
             let groups = ptx::split(&module, arch)?;
             manifest.replace(arch, &toolchain.version, &self.source(arch)?, &groups)?;
             for (name, group) in groups {

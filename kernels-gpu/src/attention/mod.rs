@@ -9,4 +9,4 @@ mod kernels;
 pub mod tile;
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
-pub use kernels::{Attend, Merge, ampere, hopper, merge};
+pub use kernels::{Attend, Coded, Format, Fp8, Merge, Native, ampere, hopper, merge};

@@ -58,3 +58,23 @@ pub unsafe fn conversions(input: *const u32, output: *mut u32) {
         store_own_words(output, [bf16, f16, a, b, c, d]);
     }
 }
+
+/// `input: [threads][1]`: four E4M3 codes. `output: [threads][4]`: their numbers.
+///
+/// # Safety
+/// As the module says.
+#[kernel(
+    threads = 64,
+    shared = super::SHARED_BYTES,
+    group = "selftest",
+    archs("sm_90a"),
+    instances(selftest_e4m3)
+)]
+#[inline(always)]
+pub unsafe fn e4m3(input: *const u32, output: *mut u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        let [word] = own_words(input);
+        store_own_words(output, math::unpack_e4m3(word).map(f32::to_bits));
+    }
+}

@@ -1,5 +1,6 @@
 //! Attention and merge, a launch each.
 
+use deft::KvFormat;
 use deft::attention::Attend;
 use deft::cache::DType;
 use device::emulator::{Memory, Report};
@@ -7,7 +8,7 @@ use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
 use kernels_gpu::Arch;
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
-use kernels_gpu::attention::{self as kernels, Merge, tile};
+use kernels_gpu::attention::{self as kernels, Coded, Format, Fp8, Merge, Native, tile};
 
 use super::{Emulated, words, words_mut};
 
@@ -21,9 +22,9 @@ impl Emulated {
 
     fn attend_e<E: Element>(&self, call: Attend<'_>) -> Result<(), Box<Report>> {
         match self.shape.head_dim {
-            64 => self.attend_d::<E, 64, 4, 8, 32, 2>(call),
-            128 => self.attend_d::<E, 128, 8, 16, 64, 4>(call),
-            _ => self.attend_d::<E, 256, 16, 32, 128, 8>(call),
+            64 => self.attend_d::<E, 64, 4, 8, 32, 2, 12, 8>(call),
+            128 => self.attend_d::<E, 128, 8, 16, 64, 4, 6, 4>(call),
+            _ => self.attend_d::<E, 256, 16, 32, 128, 8, 3, 2>(call),
         }
     }
 
@@ -34,6 +35,8 @@ impl Emulated {
         const NT: usize,
         const O: usize,
         const V: usize,
+        const NATIVE: u32,
+        const CODED: u32,
     >(
         &self,
         call: Attend<'_>,
@@ -47,7 +50,6 @@ impl Emulated {
         let mut memory = Memory::new();
         let q = memory.constant("q", words(call.q));
         let pool = memory.constant("pool", &self.pool[self.plane(call.layer)]);
-        let programs = memory.constant("programs", plan.words());
         let masks = memory.constant("masks", plan.masks());
         let lengths = memory.constant("lengths", call.counters.lengths);
         let rows = memory.constant("merge rows", plan.merge_rows());
@@ -61,11 +63,28 @@ impl Emulated {
             Arch::Sm80 => (tile::ampere::THREADS, tile::ampere::Tile::<D>::SHARED_BYTES),
             Arch::Sm90a => (tile::hopper::THREADS, tile::hopper::Tile::<D>::SHARED_BYTES),
         };
-        self.launch([plan.shares(), kv_heads, 1], threads)
-            .shared_bytes(shared_bytes)
-            // Of a page's last group of tokens, K is multiplied and then masked.
-            .poison_matrix_reads()
-            .run(&mut memory, || {
+        let formats = [&[KvFormat::Native][..], &plan.formats()].concat();
+        for format in formats {
+            let mut words = vec![0; plan.words().len()];
+            for share in 0..plan.shares() {
+                let program = plan.share(share).of_format(format);
+                words[(share * plan.stride()) as usize..][..program.len()]
+                    .copy_from_slice(&program);
+            }
+            let programs = memory.constant("programs", &words);
+            let kernel = format.kernel(self.shape.page());
+            let coded = kernel.map_or(Coded::default(), |kernel| Coded {
+                half_bytes: kernel.half_bytes,
+                per_slab: kernel.per_slab,
+                detail: kernel.detail,
+            });
+            // On a GPU the launches of one call overlap; they write to different slots.
+            let launch = self
+                .launch([plan.shares(), kv_heads, 1], threads)
+                .shared_bytes(shared_bytes)
+                // Of a page's last group of tokens, K is multiplied and then masked.
+                .poison_matrix_reads();
+            launch.run(&mut memory, || {
                 let arguments = kernels::Attend {
                     q: q.as_ptr(),
                     pool: pool.as_ptr(),
@@ -85,12 +104,18 @@ impl Emulated {
                 };
                 // SAFETY: the emulator checks every access.
                 unsafe {
-                    match self.arch {
-                        Arch::Sm80 => kernels::ampere::attend::<E, D, KS, NT>(arguments),
-                        Arch::Sm90a => kernels::hopper::attend::<E, D, KS, NT, O>(arguments),
+                    match kernel.map(|kernel| kernel.family) {
+                        None => {
+                            self.attend_block::<E, Native, D, KS, NT, O, NATIVE>(arguments, coded)
+                        }
+                        Some("fp8") => {
+                            self.attend_block::<E, Fp8, D, KS, NT, O, CODED>(arguments, coded)
+                        }
+                        Some(family) => panic!("there is no kernel for {family}"),
                     }
                 }
             })?;
+        }
         let warps = plan.merge_rows().len() as u32 * kv_heads * group;
         if warps > 0 {
             self.launch([warps.div_ceil(MERGE_WARPS), 1, 1], MERGE_THREADS).dependent().run(
@@ -120,5 +145,29 @@ impl Emulated {
             values.copy_from_slice(&memory.read(lse).map_err(Box::new)?);
         }
         Ok(())
+    }
+
+    unsafe fn attend_block<
+        E: Element,
+        F: Format,
+        const D: usize,
+        const KS: usize,
+        const NT: usize,
+        const O: usize,
+        const S: u32,
+    >(
+        &self,
+        arguments: kernels::Attend,
+        coded: Coded,
+    ) where
+        [f32; O]: Accumulators,
+    {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.arch {
+                Arch::Sm80 => kernels::ampere::attend::<E, F, D, KS, NT>(arguments, coded),
+                Arch::Sm90a => kernels::hopper::attend::<E, F, D, KS, NT, O, S>(arguments, coded),
+            }
+        }
     }
 }

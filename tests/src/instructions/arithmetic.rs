@@ -6,7 +6,7 @@ use rand::RngExt;
 use super::{Case, Half, rng};
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![arithmetic(), special_arithmetic(), conversions()]
+    vec![arithmetic(), special_arithmetic(), conversions(), e4m3()]
 }
 
 fn arithmetic() -> Case {
@@ -86,4 +86,13 @@ fn conversions() -> Case {
     let output = output.collect();
     let input = values.iter().map(|x| x.to_bits()).collect();
     Case::exact("selftest_conversions", selftest::conversions, 128, input, output)
+}
+
+/// Every code but the NaNs, by the codec's table.
+fn e4m3() -> Case {
+    let codes: Vec<u8> =
+        (0..=255).map(|code: u8| if code & 0x7f == 0x7f { 0 } else { code }).collect();
+    let output = codes.iter().map(|&code| deft::format::e4m3_to_f32(code).to_bits()).collect();
+    let input = bytemuck::cast_slice::<_, u32>(&codes).to_vec();
+    Case::exact("selftest_e4m3", selftest::e4m3, 64, input, output)
 }

@@ -7,7 +7,7 @@ use kernels_gpu::layout::{CORE, element_offset};
 use rayon::prelude::*;
 
 use crate::attention::{BackendError, Channels, PagedTokens};
-use crate::cache::{HostPages, KvElement, PageId};
+use crate::cache::{CacheShape, HostPages, KvElement, PageId, SLAB_PAGES};
 use crate::format::{KvFormat, choose_channels};
 
 /// K and V of a page in f32.
@@ -34,7 +34,7 @@ impl Wide {
 ///
 /// # Errors
 /// [`BackendError::Unstorable`]; then some of `to` are written.
-pub(super) fn encode<T: KvElement>(
+pub(in crate::attention) fn encode<T: KvElement>(
     pages: &mut HostPages<T>,
     format: KvFormat,
     from: &[PageId],
@@ -76,7 +76,7 @@ pub(super) fn encode<T: KvElement>(
 const CHUNK: usize = 64;
 
 /// Writes native pages `to` with what pages `from` of `format` say, of all layers and KV heads.
-pub(super) fn decode<T: KvElement>(
+pub(in crate::attention) fn decode<T: KvElement>(
     pages: &mut HostPages<T>,
     format: KvFormat,
     from: &[PageId],
@@ -101,7 +101,7 @@ pub(super) fn decode<T: KvElement>(
 }
 
 /// Reads a page of `format`: `(layer, page, KV head)`.
-pub(super) fn decode_page<T: KvElement>(
+pub(in crate::attention) fn decode_page<T: KvElement>(
     pages: &HostPages<T>,
     format: KvFormat,
     (layer, page, kv_head): (u32, PageId, u32),
@@ -112,7 +112,7 @@ pub(super) fn decode_page<T: KvElement>(
 }
 
 /// Copies tokens out: token `i` of `tokens` lies at `paged.places[i]`, in a page of `format`.
-pub(super) fn export<T: KvElement>(
+pub(in crate::attention) fn export<T: KvElement>(
     pages: &HostPages<T>,
     format: KvFormat,
     tokens: Range<usize>,
@@ -182,6 +182,25 @@ fn kept<T: KvElement>(
         }
     }
     choose_channels(&scores, keep)
+}
+
+/// Where a page of all KV heads lies in a layer's memory, in bytes.
+pub(in crate::attention) fn bytes_of(
+    shape: &CacheShape,
+    format: KvFormat,
+    page: PageId,
+) -> Range<usize> {
+    let of = shape.page();
+    let (bytes, heads) = (format.page_bytes(of), shape.kv_heads as usize);
+    let begin = match format {
+        KvFormat::Native => page as usize * heads * bytes,
+        _ => {
+            let per_slab = format.pages_per_slab(of);
+            let slab = page / per_slab * SLAB_PAGES;
+            slab as usize * heads * of.native_bytes() + (page % per_slab) as usize * heads * bytes
+        }
+    };
+    begin..begin + heads * bytes
 }
 
 /// What a page of `format` takes, and how many a slab holds.

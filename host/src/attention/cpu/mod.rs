@@ -5,7 +5,7 @@
 //! plan's order, so the same plan gives the same bits on any number of threads. Arithmetic is f32; a
 //! page is widened once for all rows that see it.
 
-mod formats;
+pub(super) mod formats;
 mod in_place;
 mod item;
 mod merge;

@@ -234,7 +234,7 @@ impl CudaBackend {
 impl RecordedStep {
     /// Its room for plans.
     pub(crate) fn capacity(&self) -> PlanCapacity {
-        *self.inputs.plan.capacity()
+        self.inputs.plan.capacity().clone()
     }
     /// Bytes of device memory.
     pub(crate) fn bytes(&self) -> usize {

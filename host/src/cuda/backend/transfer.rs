@@ -1,9 +1,26 @@
 //! Import and export of host slices: only the tokens' rows are moved.
 
 use super::CudaBackend;
-use crate::attention::PagedTokens;
+use crate::attention::staged::PageMemory;
+use crate::attention::{BackendError, PagedTokens};
 use crate::cache::{CacheShape, PagedOrder};
 use crate::cuda::{CudaError, DeviceBuffer, PagedBuffers};
+
+impl PageMemory for CudaBackend {
+    fn shape(&self) -> &CacheShape {
+        self.cache.shape()
+    }
+
+    fn read(&self, layer: u32, offset: usize, bytes: &mut [u8]) -> Result<(), BackendError> {
+        let elements = bytemuck::cast_slice_mut(bytes);
+        Ok(self.cache.pool().read(self.element(layer, offset), elements, &self.stream)?)
+    }
+
+    fn write(&mut self, layer: u32, offset: usize, bytes: &[u8]) -> Result<(), BackendError> {
+        let elements = bytemuck::cast_slice(bytes);
+        Ok(self.cache.pool().write(self.element(layer, offset), elements, &self.stream)?)
+    }
+}
 
 /// The tokens to move, on the device: a foreign cache of one page, `[tokens, kv_heads, head_dim]`.
 struct Rows {
@@ -30,6 +47,11 @@ impl Rows {
 }
 
 impl CudaBackend {
+    /// The element of the pool at a byte of a layer.
+    fn element(&self, layer: u32, offset: usize) -> usize {
+        layer as usize * self.cache.shape().plane_elements() as usize + offset / size_of::<u16>()
+    }
+
     /// As the backend's import, its arguments checked.
     pub(super) fn import_checked(
         &mut self,

@@ -78,3 +78,16 @@ pub fn pack_f16(low: f32, high: f32) -> u32 {
 pub fn unpack_f16(word: u32) -> [f32; 2] {
     [word, word >> 16].map(|half| f16::from_bits(half as u16).to_f32())
 }
+
+/// `cvt.rn.f16x2.e4m3x2`, twice, and four `cvt.f32.f16`.
+pub fn unpack_e4m3(word: u32) -> [f32; 4] {
+    word.to_le_bytes().map(|code| {
+        let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+        let magnitude = match (exponent, code & 7) {
+            (15, 7) => f32::NAN,
+            (0, _) => mantissa / 512.0,
+            _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
+        };
+        if code & 0x80 == 0 { magnitude } else { -magnitude }
+    })
+}

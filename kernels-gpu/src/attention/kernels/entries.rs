@@ -8,7 +8,7 @@ use crate::attention::tile::{self, MERGE_THREADS};
 use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
 
-use super::{Attend, Merge, ampere, hopper};
+use super::{Attend, Coded, Format, Fp8, Merge, Native, ampere, hopper};
 use kernel_macros::kernel;
 
 /// Threads of an `attend` block on what is compiled for.
@@ -25,22 +25,29 @@ const fn attend_shared_bytes<const D: usize>() -> u32 {
     }
 }
 
-/// One block of `attend`. `KS = D / 16`, `NT = D / 8`, `O = D / 2` for head dimension `D`.
+/// One block of `attend`. `KS = D / 16`, `NT = D / 8`, `O = D / 2` for head dimension `D`; `S` pages are in Hopper's ring.
 #[kernel(
     threads = ATTEND_THREADS,
     shared = attend_shared_bytes::<D>(),
     group = "attend_d{D}",
     instances(
-        attend_bf16_d64: <Bf16, 64, 4, 8, 32>,
-        attend_bf16_d128: <Bf16, 128, 8, 16, 64>,
-        attend_bf16_d256: <Bf16, 256, 16, 32, 128>,
-        attend_f16_d64: <F16, 64, 4, 8, 32>,
-        attend_f16_d128: <F16, 128, 8, 16, 64>,
-        attend_f16_d256: <F16, 256, 16, 32, 128>
+        attend_bf16_d64: <Bf16, 64, 4, 8, 32, 12>,
+        attend_bf16_d128: <Bf16, 128, 8, 16, 64, 6>,
+        attend_bf16_d256: <Bf16, 256, 16, 32, 128, 3>,
+        attend_f16_d64: <F16, 64, 4, 8, 32, 12>,
+        attend_f16_d128: <F16, 128, 8, 16, 64, 6>,
+        attend_f16_d256: <F16, 256, 16, 32, 128, 3>
     )
 )]
 #[inline(always)]
-unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize>(
+unsafe fn attend<
+    E: Element,
+    const D: usize,
+    const KS: usize,
+    const NT: usize,
+    const O: usize,
+    const S: u32,
+>(
     q: *const u16,
     pool: *const u16,
     programs: *const u32,
@@ -77,10 +84,95 @@ unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usize, c
         soft_cap,
     };
     // SAFETY: the caller's.
+    unsafe { run::<E, Native, D, KS, NT, O, S>(a, Coded::default()) }
+}
+
+/// [`attend`] over pages of format `F`.
+#[kernel(
+    threads = ATTEND_THREADS,
+    shared = attend_shared_bytes::<D>(),
+    group = "attend_coded_d{D}",
+    instances(
+        attend_fp8_bf16_d64: <Bf16, Fp8, 64, 4, 8, 32, 8>,
+        attend_fp8_bf16_d128: <Bf16, Fp8, 128, 8, 16, 64, 4>,
+        attend_fp8_bf16_d256: <Bf16, Fp8, 256, 16, 32, 128, 2>,
+        attend_fp8_f16_d64: <F16, Fp8, 64, 4, 8, 32, 8>,
+        attend_fp8_f16_d128: <F16, Fp8, 128, 8, 16, 64, 4>,
+        attend_fp8_f16_d256: <F16, Fp8, 256, 16, 32, 128, 2>
+    )
+)]
+#[inline(always)]
+unsafe fn attend_coded<
+    E: Element,
+    F: Format,
+    const D: usize,
+    const KS: usize,
+    const NT: usize,
+    const O: usize,
+    const S: u32,
+>(
+    q: *const u16,
+    pool: *const u16,
+    programs: *const u32,
+    masks: *const u64,
+    lengths: *const u32,
+    out: *mut u16,
+    lse: *mut f32,
+    partial_o: *mut f32,
+    partial_lse: *mut f32,
+    stride: u32,
+    kv_heads: u32,
+    group: u32,
+    partial_slots: u32,
+    scale_log2: f32,
+    soft_cap: f32,
+    half_bytes: u32,
+    per_slab: u32,
+    detail: u32,
+) where
+    [f32; O]: Accumulators,
+{
+    let a = Attend {
+        q,
+        pool,
+        programs,
+        masks,
+        lengths,
+        out,
+        lse,
+        partial_o,
+        partial_lse,
+        stride,
+        kv_heads,
+        group,
+        partial_slots,
+        scale_log2,
+        soft_cap,
+    };
+    // SAFETY: the caller's.
+    unsafe { run::<E, F, D, KS, NT, O, S>(a, Coded { half_bytes, per_slab, detail }) }
+}
+
+#[inline(always)]
+unsafe fn run<
+    E: Element,
+    F: Format,
+    const D: usize,
+    const KS: usize,
+    const NT: usize,
+    const O: usize,
+    const S: u32,
+>(
+    a: Attend,
+    coded: Coded,
+) where
+    [f32; O]: Accumulators,
+{
+    // SAFETY: the caller's.
     unsafe {
         match device::ARCH {
-            Arch::Sm80 => ampere::attend::<E, D, KS, NT>(a),
-            Arch::Sm90a => hopper::attend::<E, D, KS, NT, O>(a),
+            Arch::Sm80 => ampere::attend::<E, F, D, KS, NT>(a, coded),
+            Arch::Sm90a => hopper::attend::<E, F, D, KS, NT, O, S>(a, coded),
         }
     }
 }

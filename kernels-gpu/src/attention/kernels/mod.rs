@@ -9,6 +9,7 @@ pub mod ampere;
 mod block;
 mod entries;
 mod finish;
+mod format;
 pub mod hopper;
 mod merge;
 mod page;
@@ -21,6 +22,7 @@ mod warp_tile;
 use crate::layout;
 use device::matrix::Row;
 
+pub use format::{Coded, Format, Fp8, Native};
 pub use merge::{Merge, merge};
 
 /// What an `attend` launch reads and writes. Grid: `[shares, kv_heads]`.

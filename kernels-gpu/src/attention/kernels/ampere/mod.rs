@@ -4,29 +4,36 @@
 //! warp each; where there are fewer tiles than warps, neighbouring warps have the same rows and share a page's tokens,
 //! each with a running softmax of its own, and their results are joined at the item's end.
 
+mod coded;
 mod pages;
 
 use super::Attend;
 use super::block::{Block, Work};
 use super::finish::{Exchange, join, store_rows};
+use super::format::{Coded, CodedPages, Format};
 use super::program::Program;
 use super::query;
 use super::rows::{hide, soft_cap};
 use super::sink::{Sink, inverse};
 use super::warp_tile::WarpTile;
 use crate::attention::tile::{PROGRAM_BYTES, ampere::Tile, group_bytes};
+use coded::Codes;
 use device::shared::{Shared, dynamic_shared_mem};
 use device::{Element, global, register, thread, warp};
 use pages::Pages;
 
-/// One block of `attend`. `KS = D / 16`, `NT = D / 8` for head dimension `D`.
+/// One block of `attend` over pages of format `F`, of which `coded` says more. `KS = D / 16`, `NT = D / 8` for head dimension `D`.
 ///
 /// # Safety
 /// Blocks have [`THREADS`](crate::attention::tile::ampere::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic
 /// shared memory. The pointers are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie
-/// within pool, lengths and partials, and its segments lie in program order, each in one work item.
+/// within pool, lengths and partials, and its segments lie in program order, each in one work item. Items are of the
+/// format, and their pages are full where it is not the native one.
 #[inline(always)]
-pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usize>(a: Attend) {
+pub unsafe fn attend<E: Element, F: Format, const D: usize, const KS: usize, const NT: usize>(
+    a: Attend,
+    coded: Coded,
+) {
     let base = dynamic_shared_mem::<u8>();
     let kv_head = thread::block_idx_y();
     let thread_index = thread::thread_idx_x();
@@ -47,7 +54,14 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
         thread::sync_threads();
         let block = Block::new(&a, base, thread_index, warp::warp_id(), kv_head);
         let (pool, page_stride) = a.pages::<D>(kv_head);
-        let mut pages = Pages::<D>::start(base, thread_index, program, header, pool, page_stride);
+        let mut pages = Pages::<D>::new(base, thread_index, program, header, pool, page_stride);
+        let of_format = CodedPages::new::<D>(&a, kv_head, coded);
+        let mut codes = Codes::<F, E, D>::new(base, thread_index, program, header, of_format);
+        if F::CODED {
+            codes.start();
+        } else {
+            pages.start();
+        }
         let mut index = 0;
         while index < header.items {
             let item = program.item(index);
@@ -69,11 +83,11 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
                 pages: program.pages(header.items, &item),
             };
             if map.rows <= 32 {
-                run::<E, D, KS, NT, 8, 4>(&work, &mut pages, map.rows);
+                run::<E, F, D, KS, NT, 8, 4>(&work, &mut pages, &mut codes, map.rows);
             } else if map.rows <= 64 {
-                run::<E, D, KS, NT, 16, 2>(&work, &mut pages, map.rows);
+                run::<E, F, D, KS, NT, 16, 2>(&work, &mut pages, &mut codes, map.rows);
             } else if Tile::<D>::MAX_ROWS > 64 {
-                run::<E, D, KS, NT, 32, 1>(&work, &mut pages, map.rows);
+                run::<E, F, D, KS, NT, 32, 1>(&work, &mut pages, &mut codes, map.rows);
             }
             index += 1;
         }
@@ -97,6 +111,7 @@ unsafe fn load_program(cached: Shared<[u32; 4]>, words: *const u32, stride: u32,
 #[inline(always)]
 unsafe fn run<
     E: Element,
+    F: Format,
     const D: usize,
     const KS: usize,
     const NT: usize,
@@ -105,6 +120,7 @@ unsafe fn run<
 >(
     work: &Work,
     pages: &mut Pages<D>,
+    codes: &mut Codes<F, E, D>,
     rows: u32,
 ) {
     let block = work.block;
@@ -121,7 +137,7 @@ unsafe fn run<
         let mut left = work.pages;
         while left > 0 {
             let mut p = [0.0f32; S];
-            let (key, page) = pages.next_key();
+            let (key, page) = if F::CODED { codes.next_key() } else { pages.next_key() };
             if active {
                 p = tile.logits::<E, D, S>(key.offset(own));
                 soft_cap(&mut p, block.logits);
@@ -132,7 +148,7 @@ unsafe fn run<
                 let factor = tile.rows.update(&mut p, block.logits);
                 tile.rescale(factor);
             }
-            let value = pages.next_value();
+            let value = if F::CODED { codes.next_value() } else { pages.next_value() };
             if active {
                 tile.weigh::<E, D, S>(&p, value.offset(own));
             }

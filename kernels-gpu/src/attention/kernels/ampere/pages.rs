@@ -32,9 +32,9 @@ pub(super) struct Pages<const D: usize> {
 }
 
 impl<const D: usize> Pages<D> {
-    /// Asks for the program's first pages. Called by all threads once program and token counts are there.
+    /// Nothing is asked for yet.
     #[inline(always)]
-    pub(super) unsafe fn start(
+    pub(super) fn new(
         shared: Shared<u8>,
         thread: u32,
         program: Program,
@@ -42,24 +42,21 @@ impl<const D: usize> Pages<D> {
         pool: *const Row,
         page_stride: u64,
     ) -> Self {
-        let mut pages = Self {
-            shared,
-            thread,
-            pool,
-            page_stride,
-            stage: 0,
-            last: Cursor::new(program, header),
-        };
+        Self { shared, thread, pool, page_stride, stage: 0, last: Cursor::new(program, header) }
+    }
+
+    /// Asks for the program's first pages. Called by all threads once program and token counts are there.
+    #[inline(always)]
+    pub(super) unsafe fn start(&mut self) {
         for stage in 0..Tile::<D>::STAGES {
             // SAFETY: the stages are empty. The last one's V is asked for in the first step.
             unsafe {
-                pages.load_key(stage);
+                self.load_key(stage);
                 if stage + 1 < Tile::<D>::STAGES {
-                    pages.load_value(stage);
+                    self.load_value(stage);
                 }
             }
         }
-        pages
     }
 
     /// Waits for the next page's K: its shared address, and what the page is. All threads call it, when they are
@@ -168,7 +165,7 @@ impl<const D: usize> Pages<D> {
 }
 
 /// A place among the program's pages.
-struct Cursor {
+pub(super) struct Cursor {
     program: Program,
     header: ProgramHeader,
     /// Work items begun.
@@ -194,7 +191,7 @@ struct Cursor {
 impl Cursor {
     /// Before the first page.
     #[inline(always)]
-    fn new(program: Program, header: ProgramHeader) -> Self {
+    pub(super) fn new(program: Program, header: ProgramHeader) -> Self {
         Self {
             program,
             header,
@@ -212,7 +209,7 @@ impl Cursor {
 
     /// Moves to the next page.
     #[inline(always)]
-    unsafe fn advance(&mut self) {
+    pub(super) unsafe fn advance(&mut self) {
         if self.left > PAGE_TOKENS {
             self.left -= PAGE_TOKENS;
             self.word += 1;
@@ -253,15 +250,21 @@ impl Cursor {
         true
     }
 
+    /// The present page.
+    #[inline(always)]
+    pub(super) fn id(&self) -> u32 {
+        self.id
+    }
+
     /// Tokens of the present page, 1 to 64; 0 if there is none.
     #[inline(always)]
-    fn page_tokens(&self) -> u32 {
+    pub(super) fn page_tokens(&self) -> u32 {
         if self.left < PAGE_TOKENS { self.left } else { PAGE_TOKENS }
     }
 
     /// What the block needs to know of the present page.
     #[inline(always)]
-    fn describe(&self) -> PartialPage {
+    pub(super) fn describe(&self) -> PartialPage {
         let tokens = self.page_tokens();
         PartialPage {
             tokens: if self.whole && tokens == PAGE_TOKENS { 0 } else { tokens },

@@ -4,6 +4,7 @@
 //! eight consumer warps take the program's work items one after the other (`consume`), by `narrow` up to 16 rows
 //! and by `wide` above. So loads never wait for a work item's beginning or end.
 
+mod coded;
 mod narrow;
 mod page_tail;
 mod producer;
@@ -12,9 +13,11 @@ mod wide;
 
 use super::Attend;
 use super::block::{Block, Work};
+use super::format::{Coded, CodedPages, Format};
 use super::program::Program;
 use super::query;
 use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS, PROGRAM_BYTES, hopper::Tile};
+use coded::{DECODERS, Slots};
 use device::bulk::{self, Bytes};
 use device::mbarrier::{self, Barrier};
 use device::shared::{Shared, dynamic_shared_mem};
@@ -22,15 +25,26 @@ use device::wgmma::Accumulators;
 use device::{Element, grid, register, thread, warp};
 use ring::Ring;
 
-/// One block of `attend`. `KS = D / 16`, `NT = D / 8`, `O = D / 2` for head dimension `D`.
+/// One block of `attend` over pages of format `F`, of which `coded` says more. `KS = D / 16`, `NT = D / 8`, `O = D / 2`
+/// for head dimension `D`; the ring has `S` pages, [`Tile::STAGES`] of native ones and fewer beside codes.
 ///
 /// # Safety
 /// Blocks have [`THREADS`](crate::attention::tile::hopper::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic shared memory. The pointers
 /// are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie within pool, lengths and
-/// partials, and its segments lie in program order, each in one work item.
+/// partials, and its segments lie in program order, each in one work item. Items are of the format, and their pages are
+/// full where it is not the native one.
 #[inline(always)]
-pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize>(
+pub unsafe fn attend<
+    E: Element,
+    F: Format,
+    const D: usize,
+    const KS: usize,
+    const NT: usize,
+    const O: usize,
+    const S: u32,
+>(
     a: Attend,
+    coded: Coded,
 ) where
     [f32; O]: Accumulators,
 {
@@ -42,7 +56,11 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
         let warp_index = warp::warp_id();
         let words = a.program(thread::block_idx_x());
         if thread_index == CONSUMERS {
-            prologue::<D>(base, words, a.stride);
+            prologue::<D, S>(base, words, a.stride, if F::CODED { DECODERS } else { 1 });
+            if F::CODED {
+                Slots::<D, S>::new(base, coded).init();
+                mbarrier::fence_init();
+            }
         }
         // All blocks of a launch that fills the device are here by now: the merge may be set up meanwhile, and
         // waits for this launch's end before it reads.
@@ -59,28 +77,41 @@ pub unsafe fn attend<E: Element, const D: usize, const KS: usize, const NT: usiz
             if warp_index == CONSUMER_WARPS {
                 mbarrier::wait_parity(program_barrier::<D>(base), 0);
                 let (pages, page_stride) = a.pages::<D>(kv_head);
-                producer::produce::<D>(base, program, pages, page_stride);
+                let codes = CodedPages::new::<D>(&a, kv_head, coded);
+                producer::produce::<F, D, S>(base, program, pages, page_stride, codes);
+                if F::CODED {
+                    // The launch before is of the same call and another format: who waits for this one waits for both.
+                    grid::wait_dependencies();
+                }
+            } else if F::CODED {
+                let thread = thread_index - CONSUMERS - 32;
+                coded::decode::<F, E, D, S>(base, coded, thread);
             }
         } else {
             register::set_max_inc::<232>();
             mbarrier::wait_parity(program_barrier::<D>(base), 0);
             let block = Block::new(&a, base, thread_index, warp_index, kv_head);
-            consume::<E, D, KS, NT, O>(&block, program);
+            consume::<E, D, KS, NT, O, S>(&block, program);
         }
     }
 }
 
-/// Sets up the ring and asks for the program; one thread.
+/// Sets up the ring, whose pages `fillers` arrivals fill, and asks for the program; one thread.
 #[inline(always)]
-unsafe fn prologue<const D: usize>(base: Shared<u8>, words: *const u32, stride: u32) {
+unsafe fn prologue<const D: usize, const S: u32>(
+    base: Shared<u8>,
+    words: *const u32,
+    stride: u32,
+    fillers: u32,
+) {
     let program_barrier = program_barrier::<D>(base);
     // SAFETY: nobody else is past the block's barrier yet; the program is at least as long as what is copied.
     unsafe {
-        let mut ring = Ring::<D>::new(base);
+        let mut ring = Ring::<D, S>::new(base);
         let mut stage = 0;
-        while stage < Tile::<D>::STAGES {
-            mbarrier::init(ring.full(), 1);
-            mbarrier::init(ring.empty(), CONSUMER_WARPS);
+        while stage < S {
+            mbarrier::init(ring.full(), fillers);
+            mbarrier::init(ring.empty(), ring::RELEASES);
             ring.advance();
             stage += 1;
         }
@@ -102,13 +133,20 @@ fn program_barrier<const D: usize>(base: Shared<u8>) -> Barrier {
 
 /// The consumers' way through the program's work items.
 #[inline(always)]
-unsafe fn consume<E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize>(
+unsafe fn consume<
+    E: Element,
+    const D: usize,
+    const KS: usize,
+    const NT: usize,
+    const O: usize,
+    const S: u32,
+>(
     block: &Block,
     program: Program,
 ) where
     [f32; O]: Accumulators,
 {
-    let mut ring = Ring::<D>::new(block.shared);
+    let mut ring = Ring::<D, S>::new(block.shared);
     // SAFETY: as in `attend`; all consumers go the same way.
     unsafe {
         let header = program.header();
@@ -143,11 +181,11 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize, const NT: usize, 
                 pages: program.pages(header.items, &item),
             };
             if narrow {
-                narrow::run::<E, D, KS, NT>(&work, &mut ring);
+                narrow::run::<E, D, KS, NT, S>(&work, &mut ring);
             } else if map.rows <= 64 {
-                wide::run::<E, D, KS, O>(&work, &mut ring, true);
+                wide::run::<E, D, KS, O, S>(&work, &mut ring, true);
             } else if Tile::<D>::MAX_ROWS > 64 {
-                wide::run::<E, D, KS, O>(&work, &mut ring, false);
+                wide::run::<E, D, KS, O, S>(&work, &mut ring, false);
             }
             index += 1;
         }

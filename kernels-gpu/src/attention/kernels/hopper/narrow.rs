@@ -13,9 +13,15 @@ use device::{Element, bulk, warp};
 
 /// Processes all pages of an item. `KS = D / 16`, `NT = D / 8`.
 #[inline(always)]
-pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const NT: usize>(
+pub(super) unsafe fn run<
+    E: Element,
+    const D: usize,
+    const KS: usize,
+    const NT: usize,
+    const S: u32,
+>(
     work: &Work,
-    ring: &mut Ring<D>,
+    ring: &mut Ring<D, S>,
 ) {
     let block = work.block;
     // SAFETY: the query tile is loaded.
@@ -27,7 +33,7 @@ pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const NT: 
         // SAFETY: a stage is read between its arrival and its release.
         unsafe {
             if mine {
-                step::<E, D, KS, NT>(&mut tile, work, ring);
+                step::<E, D, KS, NT, S>(&mut tile, work, ring);
             } else {
                 ring.skip();
             }
@@ -47,10 +53,10 @@ pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const NT: 
 
 /// One page: this warp's 16 tokens.
 #[inline(always)]
-unsafe fn step<E: Element, const D: usize, const KS: usize, const NT: usize>(
+unsafe fn step<E: Element, const D: usize, const KS: usize, const NT: usize, const S: u32>(
     tile: &mut WarpTile<KS, NT>,
     work: &Work,
-    ring: &mut Ring<D>,
+    ring: &mut Ring<D, S>,
 ) {
     let lane = work.block.thread % 32;
     let quarter = work.block.warp % 4;

@@ -1,7 +1,9 @@
 //! The producer warp: streams the program's pages into the ring.
 
+use super::coded::Slots;
 use super::ring::Ring;
 use crate::abi::{NONE, PAGE_TOKENS, Segment};
+use crate::attention::kernels::format::{Coded, CodedPages, Format};
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::hopper::Tile;
@@ -11,17 +13,22 @@ use device::shared::Shared;
 use device::warp::FULL_MASK;
 use device::{mbarrier, warp};
 
+/// Of a launch without codes nobody looks at the slots; a size has to be there.
+const ANY: Coded = Coded { half_bytes: 1, per_slab: 1, detail: 0 };
+
 /// Streams every page of the program, in program order.
 ///
-/// `pool` is the KV head's first page; pages lie `page_stride` bytes apart.
+/// `pool` is the KV head's first page; pages lie `page_stride` bytes apart. Those of another format go where `codes` says.
 #[inline(always)]
-pub(super) unsafe fn produce<const D: usize>(
+pub(super) unsafe fn produce<F: Format, const D: usize, const S: u32>(
     shared: Shared<u8>,
     program: Program,
     pool: *const Row,
     page_stride: u64,
+    codes: CodedPages,
 ) {
-    let mut ring = Ring::<D>::new(shared);
+    let mut ring = Ring::<D, S>::new(shared);
+    let mut slots = Slots::<D, S>::new(shared, if F::CODED { codes.coded } else { ANY });
     let lane = warp::lane_id();
     // SAFETY: the program is the caller's.
     let header = unsafe { program.header() };
@@ -56,29 +63,44 @@ pub(super) unsafe fn produce<const D: usize>(
                 let whole = segment.mask == NONE && segment.visible == everybody;
                 // SAFETY: one lane streams; the segment is the program's.
                 unsafe {
-                    stream(
-                        &mut ring,
-                        &program,
-                        segment.page_word,
-                        tokens,
-                        index,
-                        whole,
-                        pool,
-                        page_stride,
-                    );
+                    if F::CODED {
+                        let mut page = 0;
+                        while page * PAGE_TOKENS < tokens {
+                            let id = program.word(segment.page_word + page);
+                            let tokens = if whole { 0 } else { PAGE_TOKENS };
+                            let place = index | page << 16;
+                            slots.send(&codes, id, PartialPage { tokens, place });
+                            page += 1;
+                        }
+                    } else {
+                        stream(
+                            &mut ring,
+                            &program,
+                            segment.page_word,
+                            tokens,
+                            index,
+                            whole,
+                            pool,
+                            page_stride,
+                        );
+                    }
                 }
             }
             index += 1;
         }
         item += 1;
     }
+    if F::CODED && lane == 0 {
+        // SAFETY: one lane sends.
+        unsafe { slots.end() };
+    }
 }
 
 /// Streams one segment.
 #[expect(clippy::too_many_arguments, reason = "a segment's figures, in registers")]
 #[inline(always)]
-unsafe fn stream<const D: usize>(
-    ring: &mut Ring<D>,
+unsafe fn stream<const D: usize, const S: u32>(
+    ring: &mut Ring<D, S>,
     program: &Program,
     first_word: u32,
     tokens: u32,

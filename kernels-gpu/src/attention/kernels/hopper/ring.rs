@@ -1,16 +1,16 @@
 //! The ring of pages between the producer warp and the consumers.
 
 use crate::attention::kernels::page::PartialPage;
-use crate::attention::tile::hopper::Tile;
+use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS, hopper::Tile};
 use device::matrix::Row;
 use device::mbarrier::Barrier;
 use device::shared::Shared;
 use device::warp::FULL_MASK;
 use device::{mbarrier, warp};
 
-/// A position in the ring.
+/// A position in the ring of `S` pages.
 #[derive(Clone, Copy)]
-pub(super) struct Ring<const D: usize> {
+pub(super) struct Ring<const D: usize, const S: u32> {
     shared: Shared<u8>,
     /// Stage, and the phase of its barriers in [`PHASE`]: one register beside the accumulators.
     position: u32,
@@ -18,7 +18,13 @@ pub(super) struct Ring<const D: usize> {
 
 const PHASE: u32 = 1 << 31;
 
-impl<const D: usize> Ring<D> {
+/// Whether every thread gives a stage back, not one lane for its warp: racecheck does not follow `bar.warp.sync` there.
+const EVERY_THREAD: bool = cfg!(feature = "every-thread-arrives");
+
+/// Arrivals that empty a stage.
+pub(super) const RELEASES: u32 = if EVERY_THREAD { CONSUMERS } else { CONSUMER_WARPS };
+
+impl<const D: usize, const S: u32> Ring<D, S> {
     /// The ring's start, in the shared memory that begins at `shared`.
     #[inline(always)]
     pub(super) fn new(shared: Shared<u8>) -> Self {
@@ -70,7 +76,7 @@ impl<const D: usize> Ring<D> {
     #[inline(always)]
     pub(super) fn advance(&mut self) {
         self.position += 1;
-        if self.stage() == Tile::<D>::STAGES {
+        if self.stage() == S {
             self.position = (self.position & PHASE) ^ PHASE;
         }
     }
@@ -114,10 +120,10 @@ impl<const D: usize> Ring<D> {
     /// Consumer warp: gives the stage back.
     #[inline(always)]
     pub(super) unsafe fn release(&self) {
-        // SAFETY: the warp is whole; one arrival a warp.
+        // SAFETY: the warp is whole; as many arrivals as the barrier counts.
         unsafe {
             warp::sync_warp(FULL_MASK);
-            if warp::lane_id() == 0 {
+            if EVERY_THREAD || warp::lane_id() == 0 {
                 mbarrier::arrive(self.empty());
             }
         }

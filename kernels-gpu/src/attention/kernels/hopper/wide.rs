@@ -33,9 +33,15 @@ struct Chunk<const O: usize> {
 /// # Safety
 /// As [`super::attend`]; called by all consumers of the block.
 #[inline(always)]
-pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const O: usize>(
+pub(super) unsafe fn run<
+    E: Element,
+    const D: usize,
+    const KS: usize,
+    const O: usize,
+    const S: u32,
+>(
     work: &Work,
-    ring: &mut Ring<D>,
+    ring: &mut Ring<D, S>,
     shared_pages: bool,
 ) where
     [f32; O]: Accumulators,
@@ -52,14 +58,27 @@ pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const O: u
         turns.look_ahead(ring);
         if turns.next(ring) {
             let mut s = [0.0f32; 32];
-            let mut now = start::<E, D, KS>(ring, turns.key, query, &mut s);
+            let mut now = start::<E, D, KS, S>(ring, turns.key, query, &mut s);
             turns.look_ahead(ring);
             wgmma::wait_group_settle::<0, _>(&mut s);
             softmax(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
             let mut p = pack::<E>(&s);
             while turns.next(ring) {
-                let next = start::<E, D, KS>(ring, turns.key, query, &mut s);
-                multiply::<E, D, O>(&mut chunk.o, &p, &now);
+                if S == 2 {
+                    // Each warpgroup has one of the stages: it gives its page back before it asks for another.
+                    multiply::<E, D, O, S>(&mut chunk.o, &p, &now);
+                    wgmma::wait_group_settle::<0, _>(&mut chunk.o);
+                    now.ring.release();
+                    now = start::<E, D, KS, S>(ring, turns.key, query, &mut s);
+                    turns.look_ahead(ring);
+                    wgmma::wait_group_settle::<0, _>(&mut s);
+                    let factor = softmax(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
+                    rescale(&mut chunk.o, factor);
+                    p = pack::<E>(&s);
+                    continue;
+                }
+                let next = start::<E, D, KS, S>(ring, turns.key, query, &mut s);
+                multiply::<E, D, O, S>(&mut chunk.o, &p, &now);
                 turns.look_ahead(ring);
                 wgmma::wait_group_settle::<1, _>(&mut s);
                 let factor = softmax(work, &next, &mut chunk.rows, &mut s, row, shared_pages);
@@ -69,7 +88,7 @@ pub(super) unsafe fn run<E: Element, const D: usize, const KS: usize, const O: u
                 p = pack::<E>(&s);
                 now = next;
             }
-            multiply::<E, D, O>(&mut chunk.o, &p, &now);
+            multiply::<E, D, O, S>(&mut chunk.o, &p, &now);
             wgmma::wait_group_settle::<0, _>(&mut chunk.o);
             now.ring.release();
         }
@@ -99,7 +118,7 @@ impl Turns {
     /// after a shuffle it keeps descriptors in uniform registers. Done while products run, since a
     /// shuffle takes its time.
     #[inline(always)]
-    unsafe fn look_ahead<const D: usize>(&mut self, ring: &Ring<D>) {
+    unsafe fn look_ahead<const D: usize, const S: u32>(&mut self, ring: &Ring<D, S>) {
         let mut next = *ring;
         if self.shared_pages && !self.mine {
             next.advance();
@@ -110,7 +129,7 @@ impl Turns {
 
     /// Moves to the warpgroup's next page, letting the other's pass; false after the last.
     #[inline(always)]
-    unsafe fn next<const D: usize>(&mut self, ring: &mut Ring<D>) -> bool {
+    unsafe fn next<const D: usize, const S: u32>(&mut self, ring: &mut Ring<D, S>) -> bool {
         if self.shared_pages {
             if !self.mine && self.left > 0 {
                 self.left -= 1;
@@ -129,8 +148,8 @@ impl Turns {
 
 /// A page in the ring.
 #[derive(Clone, Copy)]
-struct Stage<const D: usize> {
-    ring: Ring<D>,
+struct Stage<const D: usize, const S: u32> {
+    ring: Ring<D, S>,
     /// Shared address of K; V follows.
     key: Shared<Row>,
     page: PartialPage,
@@ -138,12 +157,12 @@ struct Stage<const D: usize> {
 
 /// Starts `s = Q K^T` of the ring's next page, whose K lies at `key`.
 #[inline(always)]
-unsafe fn start<E: Element, const D: usize, const KS: usize>(
-    ring: &mut Ring<D>,
+unsafe fn start<E: Element, const D: usize, const KS: usize, const S: u32>(
+    ring: &mut Ring<D, S>,
     key: Shared<Row>,
     query: Operand,
     s: &mut [f32; 32],
-) -> Stage<D> {
+) -> Stage<D, S> {
     // SAFETY: all warps of the warpgroup are here; the page has landed when it is read.
     unsafe {
         ring.wait_full();
@@ -162,10 +181,10 @@ unsafe fn start<E: Element, const D: usize, const KS: usize>(
 
 /// Starts `o += p V`.
 #[inline(always)]
-unsafe fn multiply<E: Element, const D: usize, const O: usize>(
+unsafe fn multiply<E: Element, const D: usize, const O: usize, const S: u32>(
     o: &mut [f32; O],
     p: &[[u32; 4]; 4],
-    stage: &Stage<D>,
+    stage: &Stage<D, S>,
 ) where
     [f32; O]: Accumulators,
 {
@@ -184,9 +203,9 @@ unsafe fn multiply<E: Element, const D: usize, const O: usize>(
 
 /// Turns a page's logits into probabilities; returns what the output must first be multiplied with.
 #[inline(always)]
-unsafe fn softmax<const D: usize>(
+unsafe fn softmax<const D: usize, const S: u32>(
     work: &Work,
-    stage: &Stage<D>,
+    stage: &Stage<D, S>,
     rows: &mut Rows,
     s: &mut [f32; 32],
     row: u32,
