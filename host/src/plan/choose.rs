@@ -12,7 +12,7 @@
 //! cut. Streams of tiles half as wide are tried as well, and streams and whole tiles in fewer shares where that may
 //! make other tiles, or bring them into step, so that one share more hardly ever makes a plan worse.
 
-use super::config::PlanConfig;
+use super::config::{Candidates, PlanConfig};
 use super::cost::Costs;
 use super::cut::{Cut, PRECISION, Search, cut, mean_ns};
 use super::draft::Draft;
@@ -94,8 +94,9 @@ impl Chooser {
     }
 
     fn flatten(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
-        if !request.config.alternatives {
-            return self.even(request, best);
+        let candidates = request.config.candidates;
+        if candidates != Candidates::All {
+            return self.only(candidates, request, best);
         }
         let floors = Floors::of(request);
         let (most, widest) = (request.config.shares, request.config.max_queries());
@@ -171,11 +172,22 @@ impl Chooser {
         Ok(())
     }
 
-    /// Depth first in consecutive shares.
-    fn even(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
-        let (config, costs) = (request.config, request.costs);
+    /// One candidate, whatever it costs.
+    fn only(
+        &mut self,
+        candidate: Candidates,
+        request: Request<'_>,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
+        let Request { view, config, costs } = request;
         let (shares, max_queries) = (config.shares, config.max_queries());
-        self.sequence.depth_first(request.view, max_queries, costs, Some(shares));
+        let chosen = (candidate == Candidates::Even).then_some(shares);
+        self.sequence.depth_first(view, max_queries, costs, chosen);
+        match candidate {
+            Candidates::Whole => return self.units(request, shares, best),
+            Candidates::Lanes => self.sequence.order_in_lanes(),
+            _ => {}
+        }
         self.cut(request, shares, max_queries, Search::FULL);
         self.judge(request, best, 1.0).map(drop)
     }
@@ -363,23 +375,25 @@ impl<'a> Floors<'a> {
     fn of(request: Request<'a>) -> Self {
         let Request { view, config, costs } = request;
         let mut floors = Self { costs, work: 0.0, memory: 0.0, nodes: 0.0, node: 0.0, paths: 0.0 };
-        let one = costs.rates(1).of(false);
+        let one = costs.page_ns(1);
         let max_queries = config.max_queries();
         for run in &view.runs {
             let queries = run.queries.end - run.queries.start;
             if queries == 0 || run.tokens == 0 {
                 continue;
             }
-            let groups = f64::from(run.tokens.div_ceil(CORE)) * costs.weight(run.format);
+            let weight = costs.weight(run.format);
+            let groups = f64::from(run.tokens.div_ceil(CORE)) * weight;
+            let pages = f64::from(run.pages.end - run.pages.start);
             let tiles = queries.div_ceil(max_queries);
-            let tile = costs.rates(queries.div_ceil(tiles)).of(tiles > 1);
+            let tile = costs.page_ns_in(queries.div_ceil(tiles), weight);
             floors.memory += groups * costs.memory_group_ns / f64::from(config.shares);
-            floors.nodes += f64::from(tiles) * (groups * tile + costs.item_ns);
-            floors.node = floors.node.max(groups * tile + costs.item_ns);
+            floors.nodes += f64::from(tiles) * (pages * tile + costs.item_ns);
+            floors.node = floors.node.max(pages * tile + costs.item_ns);
             // Paths leave out the masked pages that their query does not see.
             if run.mask.is_none() {
-                floors.work += costs.least_ns(groups, queries);
-                floors.paths += groups * f64::from(queries) * one;
+                floors.work += costs.least_ns(weight.min(1.0) * pages, queries);
+                floors.paths += weight.min(1.0) * pages * f64::from(queries) * one;
             }
         }
         floors

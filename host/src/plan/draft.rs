@@ -69,11 +69,22 @@ impl Draft {
 
     /// Adds `pages` of `piece` to the item begun last.
     pub(super) fn push_segment(&mut self, piece: &Piece, pages: Range<u32>) {
+        let count = pages.end - pages.start;
+        // A run after the piece's first is a page.
+        let (run, first, own) = match pages.start.checked_sub(piece.own_pages) {
+            Some(after) if count > 0 => (piece.run + 1 + after, 0, 1),
+            _ => (piece.run, pages.start, count.min(piece.own_pages - pages.start)),
+        };
+        let missing = if pages.end == piece.last_page { piece.missing } else { 0 };
+        let joined = count - own;
         self.segments.push(DraftSegment {
-            run: piece.run,
-            pages,
+            run,
+            pages: first..first + own,
             queries: piece.queries.clone(),
-            joined: Joined::default(),
+            joined: Joined {
+                pages: joined,
+                tokens: (joined * PAGE_TOKENS).saturating_sub(missing),
+            },
             shared: piece.shared,
         });
         if let Some(item) = self.items.last_mut() {
@@ -96,8 +107,9 @@ impl Draft {
                 if kept > begin && self.segments[kept - 1].takes(&segment, view) {
                     let run = &view.runs[segment.run as usize];
                     let joined = &mut self.segments[kept - 1].joined;
-                    joined.pages += segment.pages.end - segment.pages.start;
-                    joined.tokens += run.tokens - segment.pages.start * PAGE_TOKENS;
+                    let more = segment.joined;
+                    joined.pages += segment.pages.end - segment.pages.start + more.pages;
+                    joined.tokens += run.tokens - segment.pages.start * PAGE_TOKENS + more.tokens;
                 } else {
                     self.segments[kept] = segment;
                     kept += 1;

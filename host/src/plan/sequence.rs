@@ -10,49 +10,58 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::cost::{Costs, Groups, PAGE_GROUPS, Rates};
-use super::tiles::{for_each_part, tile_edges, tile_queries, work_ns};
+use super::cost::Costs;
+use super::tiles::{Part, for_each_part, tile_edges, tile_queries, work_ns};
 use crate::format::KvFormat;
 use crate::tree::{Run, TreeView};
-use kernels_gpu::layout::CORE;
+use kernels_gpu::abi::PAGE_TOKENS;
 
 /// Some pages of a run, for some of its queries.
 #[derive(Clone, Debug)]
 pub(super) struct Piece {
     pub(super) run: u32,
     pub(super) queries: Range<u32>,
-    /// Pages, counted within the run.
+    /// Pages, counted within the run; those of runs after it come next.
     pub(super) pages: Range<u32>,
-    /// Token groups in those pages; all but the run's last page are full.
-    pub(super) groups: u32,
+    /// Pages of the run itself.
+    pub(super) own_pages: u32,
+    /// The last of all pages of the piece's runs, and by how many tokens it is not full.
+    pub(super) last_page: u32,
+    pub(super) missing: u32,
     /// Other row tiles have the same pages.
     pub(super) shared: bool,
     pub(super) format: KvFormat,
     /// Its pages' bytes over those of native ones.
     pub(super) weight: f64,
-    /// What token groups cost in an item of its own, and the most queries for which they do.
-    pub(super) rates: Rates,
+    /// What a page costs in an item of its own, and the most queries for which it does.
+    pub(super) page_ns: f64,
     pub(super) rated_queries: u32,
-    /// Cost of a token group in an item of its own.
-    pub(super) rate: f64,
 }
 
 impl Piece {
     fn whole(index: usize, run: &Run, queries: Range<u32>, shared: bool, costs: &Costs) -> Self {
         let weight = costs.weight(run.format);
-        let rates = costs.rates_in(queries.end - queries.start, weight);
         Self {
             run: index as u32,
-            rates,
+            page_ns: costs.page_ns_in(queries.end - queries.start, weight),
             rated_queries: costs.tile_queries(queries.end - queries.start),
-            rate: rates.of(shared),
             format: run.format,
             weight,
             queries,
             pages: 0..run.pages.end - run.pages.start,
-            groups: run.tokens.div_ceil(CORE),
+            own_pages: run.pages.end - run.pages.start,
+            last_page: run.pages.end - run.pages.start,
+            missing: 0,
             shared,
         }
+    }
+
+    /// Adds the runs after the first of `runs`, which is the piece's; each is a page.
+    fn join(&mut self, runs: &[Run]) {
+        let [first, .., last] = runs else { return };
+        self.pages.end = last.pages.end - first.pages.start;
+        self.last_page = self.pages.end;
+        self.missing = PAGE_TOKENS - last.tokens;
     }
 }
 
@@ -61,7 +70,8 @@ impl Piece {
 pub(super) struct Unit {
     pub(super) pieces: Range<u32>,
     pub(super) queries: Range<u32>,
-    pub(super) groups: Groups,
+    /// By their bytes.
+    pub(super) pages: f64,
     /// Which of its tree's row tiles it is, and how many there are.
     pub(super) tile: u32,
     pub(super) tiles: u32,
@@ -89,7 +99,7 @@ pub(super) struct Sequence {
     pub(super) pieces: Vec<Piece>,
     pub(super) units: Vec<Unit>,
     trees: Vec<Tree>,
-    /// By tree, the token groups of its runs of as many queries, by their bytes: all that the width of its tiles depends on.
+    /// By tree, the pages of its runs of as many queries, by their bytes: all that the width of its tiles depends on.
     widths: Vec<(u32, f64)>,
     /// Row tiles of the tree at hand: first query of each, and an end.
     edges: Vec<u32>,
@@ -111,14 +121,12 @@ impl Sequence {
     }
 
     fn push_unit(&mut self, pieces: Range<usize>, queries: Range<u32>, tile: u32, tiles: u32) {
-        let mut groups = Groups::default();
-        for piece in &self.pieces[pieces.clone()] {
-            groups.add(f64::from(piece.groups) * piece.weight, piece.shared);
-        }
+        let weight = |piece: &Piece| f64::from(piece.pages.end - piece.pages.start) * piece.weight;
+        let pages = self.pieces[pieces.clone()].iter().map(weight).sum();
         self.units.push(Unit {
             pieces: pieces.start as u32..pieces.end as u32,
             queries,
-            groups,
+            pages,
             tile,
             tiles,
             place: self.units.len() as u32,
@@ -191,13 +199,13 @@ impl Sequence {
             let first = self.widths.len();
             for run in below[..len].iter().filter(|run| counts(run)) {
                 let queries = run.queries.end - run.queries.start;
-                let groups = f64::from(run.tokens.div_ceil(CORE)) * costs.weight(run.format);
+                let pages = f64::from(run.pages.end - run.pages.start) * costs.weight(run.format);
                 let place = &mut self.places[queries as usize];
                 match self.widths.get_mut(*place as usize) {
-                    Some(width) if *place as usize >= first => width.1 += groups,
+                    Some(width) if *place as usize >= first => width.1 += pages,
                     _ => {
                         *place = self.widths.len() as u32;
-                        self.widths.push((queries, groups));
+                        self.widths.push((queries, pages));
                     }
                 }
             }
@@ -241,7 +249,7 @@ impl Sequence {
         let tiles = self.edges.len() - 1;
         self.places.clear();
         self.places.resize(tiles + 1, 0);
-        for_each_part(tree, &self.edges, |_, tile, _| self.places[tile + 1] += 1);
+        for_each_part(tree, &self.edges, |part| self.places[part.tile + 1] += 1);
         for tile in 0..tiles {
             self.places[tile + 1] += self.places[tile];
         }
@@ -249,11 +257,14 @@ impl Sequence {
         let blank = Piece::whole(range.start, &tree[0], 0..0, false, costs);
         self.pieces.resize(first + self.places[tiles] as usize, blank);
         let (pieces, places) = (&mut self.pieces[first..], &mut self.places);
-        for_each_part(tree, &self.edges, |i, tile, queries| {
-            let shared = queries != tree[i].queries;
-            pieces[places[tile] as usize] =
-                Piece::whole(range.start + i, &tree[i], queries, shared, costs);
-            places[tile] += 1;
+        for_each_part(tree, &self.edges, |Part { runs, tile, queries }| {
+            let run = &tree[runs.start];
+            let shared = queries != run.queries;
+            let place = &mut places[tile];
+            let piece = &mut pieces[*place as usize];
+            *piece = Piece::whole(range.start + runs.start, run, queries, shared, costs);
+            piece.join(&tree[runs]);
+            *place += 1;
         });
         let mut begin = first;
         for tile in 0..tiles {
@@ -307,7 +318,7 @@ fn push_seen_pages(
 ) {
     let width = run.queries.end - run.queries.start;
     let column = mask + (piece.queries.start - run.queries.start);
-    let (last, groups) = (piece.pages.end, piece.groups);
+    let last = piece.pages.end;
     let sees = |page: u32| view.masks[(column + page * width) as usize] != 0;
     let mut page = 0;
     while page < last {
@@ -317,7 +328,6 @@ fn push_seen_pages(
         }
         if page > begin {
             piece.pages = begin..page;
-            piece.groups = groups.min(page * PAGE_GROUPS) - begin * PAGE_GROUPS;
             pieces.push(piece.clone());
         }
         page += 1;

@@ -1,5 +1,7 @@
 //! What the existing kernels take on the same workloads.
 
+pub(crate) mod door;
+
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
