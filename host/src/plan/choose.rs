@@ -16,6 +16,7 @@ use super::config::{Candidates, PlanConfig};
 use super::cost::Costs;
 use super::cut::{Cut, PRECISION, Search, cut, mean_ns};
 use super::draft::Draft;
+use super::encode::MAX_PLACE;
 use super::merge::Merge;
 use super::node::{Dealer, deal, deal_units, unit_ns};
 use super::score::{Score, Scorer};
@@ -32,8 +33,9 @@ const ROUGH: u32 = 2;
 const SPARED: f64 = 0.9;
 /// Whole row tiles are dealt before anything is cut if they may take at most this many times what even shares do.
 const EVEN: f64 = 1.04;
-/// PerQuery's plan is taken if it is no dearer than another by this.
-const DRAW: f64 = 1.01;
+/// PerQuery's plan is taken if it is no dearer than another by this: with less, some of the trees that the model was
+/// fitted to get a plan that is slower than PerQuery's, for the model is off by more than that.
+const DRAW: f64 = 1.03;
 
 /// Makes drafts; it owns what that needs.
 #[derive(Debug, Default)]
@@ -83,9 +85,13 @@ impl Chooser {
                 .iter()
                 .all(|item| { item.queries.end - item.queries.start <= max_queries.max(1) })
         );
+        let mut best = best.expect("a candidate was made");
         self.best.join_pages(request.view);
+        if self.best.split_programs(MAX_PLACE) {
+            best = self.rescore(request.view, request.costs);
+        }
         self.merge.fill(&mut self.best, &request.view.query_order)?;
-        Ok(best.expect("a candidate was made"))
+        Ok(best)
     }
 
     /// What the draft in `best`, of `view`, costs by `costs`.

@@ -46,7 +46,8 @@ pub struct PlanConfig {
     pub head_dim: u32,
     /// Bytes of a stored K or V element.
     pub element_bytes: u32,
-    /// Programs a KV head: how many workers share its work. See [`shares_for`].
+    /// Programs a KV head: how many workers share its work. See [`shares_for`]. A plan has more only where one would have
+    /// more than 65,535 segments.
     pub shares: u32,
     /// Pages of a [`Grouping::NodeChunk`] item; 2 are the paper's 128 tokens (DeFT, section 3.3).
     pub chunk_pages: u32,
