@@ -33,9 +33,8 @@ const ROUGH: u32 = 2;
 const SPARED: f64 = 0.9;
 /// Whole row tiles are dealt before anything is cut if they may take at most this many times what even shares do.
 const EVEN: f64 = 1.04;
-/// PerQuery's plan is taken if it is no dearer than another by this: with less, some of the trees that the model was
-/// fitted to get a plan that is slower than PerQuery's, for the model is off by more than that.
-const DRAW: f64 = 1.03;
+/// PerQuery's plan is taken if it is no dearer than another by this.
+const DRAW: f64 = 1.01;
 
 /// Makes drafts; it owns what that needs.
 #[derive(Debug, Default)]
@@ -381,25 +380,23 @@ impl<'a> Floors<'a> {
     fn of(request: Request<'a>) -> Self {
         let Request { view, config, costs } = request;
         let mut floors = Self { costs, work: 0.0, memory: 0.0, nodes: 0.0, node: 0.0, paths: 0.0 };
-        let one = costs.page_ns(1);
+        let one = costs.rates(1).of(false);
         let max_queries = config.max_queries();
         for run in &view.runs {
             let queries = run.queries.end - run.queries.start;
             if queries == 0 || run.tokens == 0 {
                 continue;
             }
-            let weight = costs.weight(run.format);
-            let groups = f64::from(run.tokens.div_ceil(CORE)) * weight;
-            let pages = f64::from(run.pages.end - run.pages.start);
+            let groups = f64::from(run.tokens.div_ceil(CORE)) * costs.weight(run.format);
             let tiles = queries.div_ceil(max_queries);
-            let tile = costs.page_ns_in(queries.div_ceil(tiles), weight);
+            let tile = costs.rates(queries.div_ceil(tiles)).of(tiles > 1);
             floors.memory += groups * costs.memory_group_ns / f64::from(config.shares);
-            floors.nodes += f64::from(tiles) * (pages * tile + costs.item_ns);
-            floors.node = floors.node.max(pages * tile + costs.item_ns);
+            floors.nodes += f64::from(tiles) * (groups * tile + costs.item_ns);
+            floors.node = floors.node.max(groups * tile + costs.item_ns);
             // Paths leave out the masked pages that their query does not see.
             if run.mask.is_none() {
-                floors.work += costs.least_ns(weight.min(1.0) * pages, queries);
-                floors.paths += weight.min(1.0) * pages * f64::from(queries) * one;
+                floors.work += costs.least_ns(groups, queries);
+                floors.paths += groups * f64::from(queries) * one;
             }
         }
         floors

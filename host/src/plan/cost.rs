@@ -6,30 +6,28 @@ use kernels_gpu::layout::CORE;
 use crate::cache::DType;
 use crate::format::{KvFormat, PageShape};
 
-/// What a plan costs, in nanoseconds.
+/// Cost of one share's work, in nanoseconds of the thread block that runs it.
 ///
-/// | constant | H100 | what it is |
+/// | constant | H100 | where from |
 /// |---|---|---|
-/// | `launch_ns` | 5,780 | a plan without work: launch, first trips to memory, last stores |
-/// | `item_ns` | 2,720 | a work item: load queries, fill and drain the pipeline, scale and store |
-/// | `flops_per_ns` | 4,620 | products of 65 to 128 rows, head dimension 128 |
-/// | `few_rows` | 1.12 | time of a row's products in tiles of up to 64 rows, over that |
-/// | `dim_64`, `dim_256` | 0.69, 0.64 | rate of products with head dimensions up to 64 and above 128, over that of 128 |
-/// | `bytes_per_ns` | 127 | a share by itself, from memory or the cache |
-/// | `memory_bytes_per_ns` | 22.4 | from memory, a share's part of what all read: 2,960 GB/s over 132 SMs |
-/// | `cache_bytes_per_ns` | 89 | memory's and the cache's, a share's part of what all ask for: contended re-reads of narrow tiles |
-/// | `partial_bytes_per_ns` | 28 | partial results, written and read |
-/// | `merge_ns` | 2,250 | the merge, where there is one |
-/// | `cache_bytes` | 198,000 | what the cache keeps, a share's part: half of 50 MB over 132 SMs, since an SM reads through its own half |
+/// | `bytes_per_ns` | 42 | fitted: best balance between nodes that one tile reads and nodes that several do |
+/// | `flops_per_ns` | 4,400 | estimated: `spec64_ctx32k` with row tiles of 64 and of 128, less an assumed 12 us of fixed cost |
+/// | `item_ns` | 1,500 | fitted, of little weight: load queries, drain the pipeline, scale and store |
+/// | `cache_bytes_per_ns` | 66 | estimated from the same times: what a share asked for; the cache may give more |
+/// | `partial_bytes_per_ns` | 30 | fitted, between 21.7 (`spec64_ctx4k`) and what long contexts want |
+/// | `memory_bytes_per_ns` | 23.4 | measured: 3,088 GB/s over 132 SMs |
+/// | `cache_bytes` | 198,000 | half of 50 MB over 132 SMs: an SM's reads go through its own half of the cache |
+/// | `launch_ns` | 4,800 | measured: a graph of one small kernel and its first trips to memory |
 ///
-/// All but the last were fitted to 480 times on one H100: every candidate of 40 drawn trees, by itself. docs/notebook.md
-/// has how, and the errors on those trees and on others. `deft-bench trees --cost NAME=VALUE` tries another.
+/// `deft-bench trees --cost NAME=VALUE` tries another; what was tried is in docs/notebook.md. An SM alone can read faster than its
+/// 1/132 of 3,088 GB/s, and does so beside others that read from the cache: hence 42 for a share by itself and
+/// 23.4 for the mean of all.
 ///
-/// A page is computed whole, however few tokens it holds. In an item of some rows it costs `max(bytes / bytes_per_ns,
-/// rows x 64 x head_dim x 4 / flops_per_ns)`, the rows rounded up to what the kernels' tiles hold (16, 64, 128). A share
-/// takes what its items, pages and partial slots cost. The costliest share, all bytes from memory at the shares' mean
-/// rate, and all bytes asked for at the cache's, delay each other where they come close: the plan takes the fourth
-/// root of the sum of their fourth powers, besides launch and merge.
+/// A page of `n` tokens costs `max(bytes / bytes_per_ns, rows x n x head_dim x 4 / flops_per_ns)`, the
+/// rows rounded up to what the kernels' tiles hold (16, 64, 128, 256) and the tokens to whole groups of
+/// eight. Pages that several row tiles read while they are in the cache cost `bytes / cache_bytes_per_ns`
+/// instead. A partial slot costs its bytes once written and once read. The whole plan takes `launch_ns` and
+/// what its costliest share takes, or all that comes from memory at the shares' mean rate if that is more.
 ///
 /// Other GPUs have the H100's constants in the ratio of their datasheets, an SM against an SM:
 ///
@@ -45,24 +43,16 @@ use crate::format::{KvFormat, PageShape};
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CostModel {
-    /// KV bytes a share reads in a nanosecond, by itself.
+    /// KV bytes a share reads in a nanosecond from memory.
     pub bytes_per_ns: f64,
-    /// Floating-point operations of a share in a nanosecond: head dimension 128, more than 64 rows.
+    /// Floating-point operations of a share in a nanosecond.
     pub flops_per_ns: f64,
-    /// Time of a row's products in tiles of up to 64 rows, over that in wider ones.
-    pub few_rows: f64,
-    /// Rate of products with head dimensions up to 64, over that with 128.
-    pub dim_64: f64,
-    /// The same above 128.
-    pub dim_256: f64,
     /// Fixed cost of a work item.
     pub item_ns: f64,
-    /// KV bytes that are asked for in a nanosecond, a share's part of what all ask for at once.
+    /// KV bytes that a share reads in a nanosecond while they are in the cache.
     pub cache_bytes_per_ns: f64,
     /// Bytes of partial results that a share writes, or reads back, in a nanosecond.
     pub partial_bytes_per_ns: f64,
-    /// Fixed cost of merging partial results.
-    pub merge_ns: f64,
     /// KV bytes from memory in a nanosecond, a share's part of what all read at once.
     pub memory_bytes_per_ns: f64,
     /// Bytes that the cache keeps until they are read again, a share's part.
@@ -86,18 +76,14 @@ const H100_SHEET: Datasheet =
 impl CostModel {
     /// An H100 with one thread block an SM.
     pub const H100: Self = Self {
-        bytes_per_ns: 127.0,
-        flops_per_ns: 4_620.0,
-        few_rows: 1.12,
-        dim_64: 0.69,
-        dim_256: 0.64,
-        item_ns: 2_720.0,
-        cache_bytes_per_ns: 89.0,
-        partial_bytes_per_ns: 28.0,
-        merge_ns: 2_250.0,
-        memory_bytes_per_ns: 22.4,
+        bytes_per_ns: 42.0,
+        flops_per_ns: 4_400.0,
+        item_ns: 1_500.0,
+        cache_bytes_per_ns: 66.0,
+        partial_bytes_per_ns: 30.0,
+        memory_bytes_per_ns: 3_088.0 / 132.0,
         cache_bytes: 198_000.0,
-        launch_ns: 5_780.0,
+        launch_ns: 4_800.0,
     };
     /// An H200, by its datasheet.
     const H200: Self = Self::scaled(Datasheet { gb_per_s: 4_800.0, ..H100_SHEET });
@@ -121,13 +107,9 @@ impl CostModel {
     pub(crate) const CPU_CORE: Self = Self {
         bytes_per_ns: 8.0,
         flops_per_ns: 24.0,
-        few_rows: 1.0,
-        dim_64: 1.0,
-        dim_256: 1.0,
         item_ns: 500.0,
         cache_bytes_per_ns: 16.0,
         partial_bytes_per_ns: 16.0,
-        merge_ns: 1_000.0,
         memory_bytes_per_ns: 8.0,
         cache_bytes: 2_000_000.0,
         launch_ns: 5_000.0,
@@ -149,11 +131,7 @@ impl CostModel {
         Self {
             bytes_per_ns: Self::H100.bytes_per_ns * memory,
             flops_per_ns: Self::H100.flops_per_ns * products,
-            few_rows: Self::H100.few_rows,
-            dim_64: Self::H100.dim_64,
-            dim_256: Self::H100.dim_256,
             item_ns: Self::H100.item_ns / clock,
-            merge_ns: Self::H100.merge_ns / clock,
             cache_bytes_per_ns: Self::H100.cache_bytes_per_ns * clock,
             partial_bytes_per_ns: Self::H100.partial_bytes_per_ns * clock,
             memory_bytes_per_ns: Self::H100.memory_bytes_per_ns * memory,
@@ -164,17 +142,13 @@ impl CostModel {
     }
 
     /// Every constant by its field's name.
-    pub(super) const fn constants(&self) -> [(&'static str, f64); 12] {
+    pub(super) const fn constants(&self) -> [(&'static str, f64); 8] {
         [
             ("bytes_per_ns", self.bytes_per_ns),
             ("flops_per_ns", self.flops_per_ns),
-            ("few_rows", self.few_rows),
-            ("dim_64", self.dim_64),
-            ("dim_256", self.dim_256),
             ("item_ns", self.item_ns),
             ("cache_bytes_per_ns", self.cache_bytes_per_ns),
             ("partial_bytes_per_ns", self.partial_bytes_per_ns),
-            ("merge_ns", self.merge_ns),
             ("memory_bytes_per_ns", self.memory_bytes_per_ns),
             ("cache_bytes", self.cache_bytes),
             ("launch_ns", self.launch_ns),
@@ -193,19 +167,17 @@ impl Default for CostModel {
 pub(super) struct Costs {
     group_size: u32,
     page: PageShape,
-    /// Reading one page.
-    read_ns: f64,
-    /// Computing one row against one page, in tiles of more than 64 rows and of fewer.
+    /// Reading one group of eight tokens.
+    group_ns: f64,
+    /// The same, when other shares read it as well.
+    shared_group_ns: f64,
+    /// Computing one row against one group of eight tokens.
     row_ns: f64,
-    few_row_ns: f64,
     pub(super) item_ns: f64,
     /// One query's partial slot, written and read.
     pub(super) slot_ns: f64,
-    pub(super) merge_ns: f64,
-    /// One group of eight tokens when all shares read from memory.
+    /// Reading one group of eight tokens when all shares read from memory.
     pub(super) memory_group_ns: f64,
-    /// The same of all that is asked for.
-    pub(super) cache_group_ns: f64,
     /// Groups of eight tokens that the cache keeps, a share's part.
     pub(super) cache_groups: f64,
     pub(super) launch_ns: f64,
@@ -224,41 +196,34 @@ impl Costs {
         let group_elements = f64::from(CORE) * f64::from(head_dim);
         let group_bytes = 2.0 * group_elements * f64::from(element_bytes);
         let slot_bytes = f64::from(group_size) * (f64::from(head_dim) + 1.0) * 4.0;
-        let page = f64::from(PAGE_GROUPS);
-        let rate = match head_dim {
-            0..=64 => model.dim_64,
-            65..=128 => 1.0,
-            _ => model.dim_256,
-        };
-        let row_ns = 4.0 * page * group_elements / (model.flops_per_ns * rate);
         Self {
             group_size,
             page: page_shape(head_dim, element_bytes),
-            read_ns: page * group_bytes / model.bytes_per_ns,
-            row_ns,
-            few_row_ns: row_ns * model.few_rows,
+            group_ns: group_bytes / model.bytes_per_ns,
+            shared_group_ns: group_bytes / model.cache_bytes_per_ns.max(model.bytes_per_ns),
+            row_ns: 4.0 * group_elements / model.flops_per_ns,
             item_ns: model.item_ns,
             slot_ns: 2.0 * slot_bytes / model.partial_bytes_per_ns,
-            merge_ns: model.merge_ns,
             memory_group_ns: group_bytes / model.memory_bytes_per_ns,
-            cache_group_ns: group_bytes / model.cache_bytes_per_ns,
             cache_groups: model.cache_bytes / group_bytes,
             launch_ns: model.launch_ns,
         }
     }
 
-    /// What a page costs in an item of `queries` queries.
+    /// What token groups cost in an item of `queries` queries.
     #[inline]
-    pub(super) fn page_ns(&self, queries: u32) -> f64 {
-        self.page_ns_in(queries, 1.0)
+    pub(super) fn rates(&self, queries: u32) -> Rates {
+        self.rates_in(queries, 1.0)
     }
 
     /// The same for pages of `weight` times the bytes of native ones.
     #[inline]
-    pub(super) fn page_ns_in(&self, queries: u32, weight: f64) -> f64 {
-        let rows = tile_rows(queries * self.group_size);
-        let row_ns = if rows <= 64 { self.few_row_ns } else { self.row_ns };
-        (self.read_ns * weight).max(row_ns * f64::from(rows))
+    pub(super) fn rates_in(&self, queries: u32, weight: f64) -> Rates {
+        let compute_ns = self.row_ns * f64::from(tile_rows(queries * self.group_size));
+        Rates {
+            own: (self.group_ns * weight).max(compute_ns),
+            shared: (self.shared_group_ns * weight).max(compute_ns),
+        }
     }
 
     /// Bytes of a page of `format` over those of a native one.
@@ -269,10 +234,10 @@ impl Costs {
         format.page_bytes(self.page) as f64 / self.page.native_bytes() as f64
     }
 
-    /// The least that `pages` pages seen by `queries` queries cost, in whichever tiles.
-    pub(super) fn least_ns(&self, pages: f64, queries: u32) -> f64 {
-        let row_ns = self.row_ns.min(self.few_row_ns);
-        pages * self.read_ns.max(row_ns * f64::from(queries * self.group_size))
+    /// The least that `groups` groups of tokens seen by `queries` queries cost, in whichever tiles.
+    pub(super) fn least_ns(&self, groups: f64, queries: u32) -> f64 {
+        let memory = self.group_ns.min(2.0 * self.shared_group_ns);
+        groups * memory.max(self.row_ns * f64::from(queries * self.group_size))
     }
 
     /// Queries that fit the rows of the tile that `queries` queries take.
@@ -293,6 +258,45 @@ pub(super) fn page_shape(head_dim: u32, element_bytes: u32) -> PageShape {
         _ => DType::F32,
     };
     PageShape { head_dim, dtype }
+}
+
+/// Cost of one group of eight tokens, by who reads it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rates {
+    own: f64,
+    shared: f64,
+}
+
+impl Rates {
+    #[inline]
+    pub(super) fn of(&self, shared: bool) -> f64 {
+        if shared { self.shared } else { self.own }
+    }
+
+    #[inline]
+    pub(super) fn cost(&self, groups: Groups) -> f64 {
+        groups.own * self.own + groups.shared * self.shared
+    }
+}
+
+/// Token groups, by who reads them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Groups {
+    /// Read by one row tile.
+    own: f64,
+    /// Read by several at about the same time.
+    shared: f64,
+}
+
+impl Groups {
+    #[inline]
+    pub(super) fn add(&mut self, groups: f64, shared: bool) {
+        if shared {
+            self.shared += groups;
+        } else {
+            self.own += groups;
+        }
+    }
 }
 
 /// Rows that the tile classes make of `rows`.
@@ -328,16 +332,16 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_bound_by_reading_until_the_tile_is_wide() {
-        let model = CostModel::H100;
-        let costs = Costs::new(&model, 4, 128, 2);
-        let read = 32_768.0 / model.bytes_per_ns;
-        assert!((costs.page_ns(1) - read).abs() < 1e-9);
-        assert_eq!(costs.page_ns(1), costs.page_ns(4));
-        let computed = 128.0 * 64.0 * 128.0 * 4.0 / model.flops_per_ns;
-        assert!((costs.page_ns(32) - computed).abs() < 1e-9);
-        assert!((costs.page_ns(16) - model.few_rows * computed / 2.0).abs() < 1e-9);
-        let wide = Costs::new(&model, 4, 256, 2);
-        assert!((wide.page_ns(32) - 2.0 * computed / model.dim_256).abs() < 1e-9);
+    fn a_page_is_bound_by_memory_until_the_tile_is_wide() {
+        let costs = Costs::new(&CostModel::H100, 4, 128, 2);
+        let page = |queries| costs.rates(queries).of(false) * f64::from(PAGE_GROUPS);
+        let by_memory = 32_768.0 / CostModel::H100.bytes_per_ns;
+        assert!((page(1) - by_memory).abs() < 1e-9);
+        assert_eq!(page(1), page(16));
+        let by_compute = 256.0 * 64.0 * 128.0 * 4.0 / CostModel::H100.flops_per_ns;
+        assert!((page(64) - by_compute).abs() < 1e-9);
+        assert!((page(65) - 2.0 * by_compute).abs() < 1e-9);
+        let shared = costs.rates(1).of(true) * f64::from(PAGE_GROUPS);
+        assert!((shared - 32_768.0 / CostModel::H100.cache_bytes_per_ns).abs() < 1e-9);
     }
 }

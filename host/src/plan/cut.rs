@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::cost::Costs;
+use super::cost::{Costs, Groups, PAGE_GROUPS, Rates};
 use super::draft::Draft;
 use super::sequence::{Piece, Sequence, Unit};
 use crate::format::KvFormat;
@@ -140,10 +140,10 @@ pub(super) fn cut(
 
 /// What a share costs if each unit is one item and nothing is cut.
 pub(super) fn mean_ns(sequence: &Sequence, costs: &Costs, shares: u32) -> f64 {
-    let work = sequence
-        .units
-        .iter()
-        .map(|unit| costs.page_ns(unit.queries.end - unit.queries.start) * unit.pages);
+    let work = sequence.units.iter().map(|unit| {
+        let rates = costs.rates(unit.queries.end - unit.queries.start);
+        rates.cost(unit.groups)
+    });
     work.sum::<f64>() / f64::from(shares) + costs.item_ns
 }
 
@@ -152,14 +152,13 @@ pub(super) fn mean_ns(sequence: &Sequence, costs: &Costs, shares: u32) -> f64 {
 struct Open {
     begin: u32,
     end: u32,
-    /// Pages, by their bytes.
-    pages: f64,
-    page_ns: f64,
+    groups: Groups,
+    rates: Rates,
     /// How its pages are stored: an item has pages of one format.
     format: KvFormat,
-    /// Most queries that `page_ns` holds for.
+    /// Most queries that the rates hold for.
     rated_queries: u32,
-    /// Cost of the pages.
+    /// Cost of the token groups.
     kv_ns: f64,
     /// It holds everything its queries see, as far as it goes: so it needs no partial slots if it ends
     /// with a unit.
@@ -215,16 +214,16 @@ impl Filling<'_> {
     /// Whether the whole unit fits into the share at hand. If not, and the open item is complete
     /// without it, the item stays so.
     fn enter(&mut self, unit: &Unit) -> bool {
-        let page_ns = self.costs.page_ns(unit.queries.end - unit.queries.start);
-        let alone = self.costs.item_ns + page_ns * unit.pages;
+        let rates = self.costs.rates(unit.queries.end - unit.queries.start);
+        let alone = self.costs.item_ns + rates.cost(unit.groups);
         let Some(open) = &self.open else {
             return self.closed + alone <= self.limit;
         };
         let mut cost = self.item_cost(open, !open.at_unit_end) + alone;
         let count = unit.queries.end - open.begin;
         if open.complete && count <= self.max_queries {
-            let page_ns = self.costs.page_ns(count);
-            let merged = page_ns * (open.pages + unit.pages) + self.costs.item_ns;
+            let rates = self.costs.rates(count);
+            let merged = rates.cost(open.groups) + rates.cost(unit.groups) + self.costs.item_ns;
             cost = cost.min(merged);
         }
         let fits = self.closed + cost <= self.limit;
@@ -275,8 +274,8 @@ impl Filling<'_> {
         let alone = Open {
             begin: own.start,
             end: own.end,
-            pages: 0.0,
-            page_ns: piece.page_ns,
+            groups: Groups::default(),
+            rates: piece.rates,
             format: piece.format,
             rated_queries: piece.rated_queries,
             kv_ns: 0.0,
@@ -294,9 +293,9 @@ impl Filling<'_> {
             return ways;
         }
         if count > open.rated_queries {
-            joint.page_ns = self.costs.page_ns_in(count, piece.weight);
+            joint.rates = self.costs.rates_in(count, piece.weight);
             joint.rated_queries = self.costs.tile_queries(count);
-            joint.kv_ns = joint.page_ns * joint.pages;
+            joint.kv_ns = joint.rates.cost(joint.groups);
         }
         let grown = f64::from(count - (open.end - open.begin));
         let slots = match (open.complete, whole_unit) {
@@ -309,13 +308,13 @@ impl Filling<'_> {
         ways
     }
 
-    /// What the share costs with `pages` pages of `piece` added. With `slots`, the item that they are in is
+    /// What the share costs with `groups` token groups of `piece` added. With `slots`, the item that they are in is
     /// taken to leave partial results.
     #[inline]
-    fn with(&self, ways: &Ways, piece: &Piece, pages: u32, slots: bool) -> f64 {
-        let (item, joins) = ways.item(piece, pages);
+    fn with(&self, ways: &Ways, piece: &Piece, groups: f64, slots: bool) -> f64 {
+        let (item, joins) = ways.item(piece, groups);
         let closed = if joins { self.closed } else { ways.closed };
-        closed + self.item_cost(item, slots) + f64::from(pages) * item.page_ns
+        closed + self.item_cost(item, slots) + groups * item.rates.of(piece.shared)
     }
 
     /// Adds all of `piece` to the open item if that has its queries already, as most have, and the share takes it:
@@ -329,8 +328,8 @@ impl Filling<'_> {
         if own.start < open.begin || open.end < own.end || open.format != piece.format {
             return false;
         }
-        let pages = f64::from(piece.pages.end - piece.pages.start);
-        let kv_ns = pages * open.page_ns;
+        let groups = f64::from(piece.groups);
+        let kv_ns = groups * open.rates.of(piece.shared);
         let whole_unit = place.first && place.unit_fits;
         let spared = if open.complete || whole_unit {
             0.0
@@ -343,12 +342,12 @@ impl Filling<'_> {
             f64::from(open.end - open.begin) * self.costs.slot_ns
         };
         let cost = self.closed + self.costs.item_ns + open.kv_ns + kv_ns + slots;
-        let dearer = kv_ns - pages * piece.page_ns - spared;
+        let dearer = kv_ns - groups * piece.rate - spared;
         if dearer > self.costs.item_ns || cost > self.limit {
             return false;
         }
         open.kv_ns += kv_ns;
-        open.pages += pages;
+        open.groups.add(groups, piece.shared);
         open.at_unit_end = place.last;
         true
     }
@@ -360,36 +359,46 @@ impl Filling<'_> {
             sink.push_segment(piece, pages);
             return;
         }
+        let mut groups = piece.groups;
         loop {
-            let left = pages.end - pages.start;
             let begins_unit = place.first && pages.start == piece.pages.start;
             let ways = self.ways(piece, begins_unit, begins_unit && place.unit_fits);
             // Partial slots are counted on unless the unit ends here, or all of it will fit.
             let slots = !(place.last || place.unit_fits);
-            let must = self.share + 1 >= self.shares || (self.share_is_empty() && left <= 1);
-            if must || self.with(&ways, piece, left, slots) <= self.limit {
-                self.add(&ways, piece, pages, sink);
+            let must = self.share + 1 >= self.shares
+                || (self.share_is_empty() && pages.end - pages.start <= 1);
+            if must || self.with(&ways, piece, f64::from(groups), slots) <= self.limit {
+                self.add(&ways, piece, pages, groups, sink);
                 if let Some(open) = &mut self.open {
                     open.at_unit_end = place.last;
                 }
                 return;
             }
-            let fit = self.pages_that_fit(&ways, piece, left);
+            let fit = self.pages_that_fit(&ways, piece, pages.end - pages.start);
             if fit > 0 {
-                self.add(&ways, piece, pages.start..pages.start + fit, sink);
+                let taken = fit * PAGE_GROUPS;
+                self.add(&ways, piece, pages.start..pages.start + fit, taken, sink);
                 pages.start += fit;
+                groups -= taken;
             }
             self.end_share();
         }
     }
 
-    /// Adds `pages` of `piece`.
-    fn add(&mut self, ways: &Ways, piece: &Piece, pages: Range<u32>, sink: &mut impl Sink) {
-        let count = pages.end - pages.start;
-        let (item, joins) = ways.item(piece, count);
+    /// Adds `groups` token groups of `piece` that are in `pages`.
+    fn add(
+        &mut self,
+        ways: &Ways,
+        piece: &Piece,
+        pages: Range<u32>,
+        groups: u32,
+        sink: &mut impl Sink,
+    ) {
+        let groups = f64::from(groups);
+        let (item, joins) = ways.item(piece, groups);
         let mut item = *item;
-        item.kv_ns += f64::from(count) * item.page_ns;
-        item.pages += f64::from(count);
+        item.kv_ns += groups * item.rates.of(piece.shared);
+        item.groups.add(groups, piece.shared);
         if !joins {
             self.closed = ways.closed;
             sink.begin_item(self.share, piece.queries.clone());
@@ -401,9 +410,9 @@ impl Filling<'_> {
     /// Pages that the share still takes of a piece with `pages` left, fewer than all of them; at least
     /// one if the share is empty. Too few to be worth their item and slots are none.
     fn pages_that_fit(&self, ways: &Ways, piece: &Piece, pages: u32) -> u32 {
-        let (item, _) = ways.item(piece, 0);
-        let page_ns = item.page_ns;
-        let cost = self.with(ways, piece, 0, true);
+        let (item, _) = ways.item(piece, 0.0);
+        let page_ns = item.rates.of(piece.shared) * f64::from(PAGE_GROUPS);
+        let cost = self.with(ways, piece, 0.0, true);
         let room = (self.target - cost) / page_ns;
         let fit = (room.max(0.0) as u32).min(pages.saturating_sub(1));
         if self.share_is_empty() {
@@ -434,12 +443,14 @@ struct Ways {
 }
 
 impl Ways {
-    /// The item that `pages` pages of `piece` go to, without them: the open one if that is no dearer; and
+    /// The item that `groups` token groups of `piece` go to, without them: the open one if that is no dearer; and
     /// whether it is that.
     #[inline]
-    fn item(&self, piece: &Piece, pages: u32) -> (&Open, bool) {
+    fn item(&self, piece: &Piece, groups: f64) -> (&Open, bool) {
         match &self.joint {
-            Some((joint, most)) if f64::from(pages) * (joint.page_ns - piece.page_ns) <= *most => {
+            Some((joint, most))
+                if groups * (joint.rates.of(piece.shared) - piece.rate) <= *most =>
+            {
                 (joint, true)
             }
             _ => (&self.alone, false),

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::cost::Costs;
+use super::cost::{Costs, PAGE_GROUPS};
 use super::draft::Draft;
 use super::sequence::{Sequence, Unit};
 
@@ -32,17 +32,20 @@ pub(super) fn deal(
         for piece in &sequence.pieces[unit.pieces.start as usize..unit.pieces.end as usize] {
             let count = piece.queries.end - piece.queries.start;
             let mut pages = piece.pages.clone();
+            let mut groups = piece.groups;
             loop {
                 let left = pages.end - pages.start;
                 let take = chunk.map_or(left, |chunk| chunk.min(left));
+                let taken = groups.min(take.saturating_mul(PAGE_GROUPS));
                 let ns = costs.item_ns
-                    + f64::from(take) * piece.page_ns
+                    + f64::from(taken) * costs.rates_in(count, piece.weight).of(piece.shared)
                     + f64::from(count) * costs.slot_ns;
                 let item = draft.items.len() as u32;
                 dealer.order.push((Reverse((ns * 1e3) as u64), item));
                 draft.begin_item(0, piece.queries.clone());
                 draft.push_segment(piece, pages.start..pages.start + take);
                 pages.start += take;
+                groups -= taken;
                 if pages.is_empty() {
                     break;
                 }
@@ -81,7 +84,8 @@ pub(super) fn deal_units(
 
 /// Cost of a unit as one item.
 pub(super) fn unit_ns(unit: &Unit, costs: &Costs) -> f64 {
-    costs.item_ns + costs.page_ns(unit.queries.end - unit.queries.start) * unit.pages
+    let rates = costs.rates(unit.queries.end - unit.queries.start);
+    costs.item_ns + rates.cost(unit.groups)
 }
 
 impl Dealer {

@@ -1,15 +1,15 @@
 //! What a draft costs, by the model, whichever way it was made.
 //!
-//! Cutting and dealing look at shares one by one. What all of them ask memory and cache for is seen here, when it is
-//! known who reads what when: each share is taken to walk its pages at a constant rate, and a page is still in the
-//! cache if few enough others have passed since it was read last.
+//! Cutting and dealing price pages that several row tiles read as if the cache had them. Whether it has is
+//! seen here, when it is known who reads what when: each share is taken to walk its pages at a constant rate,
+//! and a page is still in the cache if few enough others have passed since it was read last.
 
 use std::ops::Range;
 
 use kernels_gpu::abi::NONE;
 use kernels_gpu::layout::CORE;
 
-use super::cost::{Costs, PAGE_GROUPS};
+use super::cost::{Costs, PAGE_GROUPS, Rates};
 use super::draft::Draft;
 use super::encode::item_format;
 use crate::tree::{Run, TreeView};
@@ -38,7 +38,8 @@ struct Read {
     share: u32,
     /// Pages that the share has read by then.
     at: u32,
-    /// Several row tiles have the pages.
+    rates: Rates,
+    /// Priced as if the cache had the pages.
     shared: bool,
 }
 
@@ -47,6 +48,8 @@ struct Read {
 struct Walk {
     pages: u32,
     ns: f64,
+    /// What pages cost that were taken to be in the cache and are not.
+    missed_ns: f64,
 }
 
 /// What a draft comes to.
@@ -63,7 +66,7 @@ pub(super) struct Score {
 impl Scorer {
     /// Scores `draft`, whose items know whether they leave partial results, and sets the cost of its shares.
     pub(super) fn score(&mut self, view: &TreeView, costs: &Costs, draft: &mut Draft) -> Score {
-        let Asked { all, asked, merges } = self.walk(view, costs, draft);
+        let asked = self.walk(view, costs, draft);
         let makespan = self.walks.iter().map(|walk| walk.ns).fold(0.0, f64::max);
         let seen = self.last.iter().zip(&view.runs);
         let seen = seen.filter(|(last, _)| **last != NONE);
@@ -86,37 +89,36 @@ impl Scorer {
         for (ns, walk) in draft.share_ns.iter_mut().zip(&self.walks) {
             *ns = walk.ns;
         }
+        let costliest = self.walks.iter().map(|walk| walk.ns + walk.missed_ns);
+        let costliest = costliest.fold(0.0, f64::max);
         let read = asked - passing.kept_groups;
         let memory = read * costs.memory_group_ns / shares;
         // What comes from memory passes; of that, no more can be different than there are.
         let passed = read / f64::from(PAGE_GROUPS) * passing.longest_ns / makespan.max(1.0);
         Score {
-            ns: costs.launch_ns
-                + together([makespan, memory, all * costs.cache_group_ns / shares])
-                + if merges { costs.merge_ns } else { 0.0 },
+            ns: costs.launch_ns + costliest.max(memory),
             reuse_pages: passed.min(unique as f64),
             out_of_step: passing.out_of_step,
         }
     }
 
-    /// Follows every share through its items.
-    fn walk(&mut self, view: &TreeView, costs: &Costs, draft: &Draft) -> Asked {
+    /// Follows every share through its items; the token groups that all ask for, by their bytes.
+    fn walk(&mut self, view: &TreeView, costs: &Costs, draft: &Draft) -> f64 {
         self.reads.clear();
         self.met_again.clear();
         self.last.clear();
         self.last.resize(view.runs.len(), NONE);
         self.walks.clear();
         self.walks.resize(draft.share_ns.len(), Walk::default());
-        let mut asked = Asked::default();
+        let mut asked = 0.0;
         for item in &draft.items {
             let queries = item.queries.end - item.queries.start;
             let weight = costs.weight(item_format(view, draft, item));
-            let page_ns = costs.page_ns_in(queries, weight);
+            let rates = costs.rates_in(queries, weight);
             let walk = &mut self.walks[item.share as usize];
             walk.ns += costs.item_ns;
             if item.partial_slot != NONE {
                 walk.ns += f64::from(queries) * costs.slot_ns;
-                asked.merges = true;
             }
             for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]
             {
@@ -132,15 +134,14 @@ impl Scorer {
                     before: *before,
                     share: item.share,
                     at: walk.pages,
+                    rates,
                     shared,
                 });
                 *before = self.reads.len() as u32 - 1;
-                let pages = segment.pages.end - segment.pages.start + segment.joined.pages;
-                walk.ns += f64::from(pages) * page_ns;
-                walk.pages += pages;
-                asked.all += groups * weight;
+                walk.ns += groups * rates.of(shared);
+                walk.pages += segment.pages.end - segment.pages.start + segment.joined.pages;
                 // Joined pages are read by many tiles, and come from the cache as the pages before them do.
-                asked.asked += own * weight;
+                asked += own * weight;
             }
         }
         asked
@@ -183,6 +184,7 @@ impl Scorer {
         for i in 0..self.times.len() {
             let gap = |i: usize| self.times[i].0 - self.times[i - 1].0;
             let after = i > 0 && gap(i) <= passing.kept_ns;
+            let before = i + 1 < self.times.len() && gap(i + 1) <= passing.kept_ns;
             if i > 0 {
                 passing.longest_ns = passing.longest_ns.max(gap(i));
             }
@@ -190,27 +192,13 @@ impl Scorer {
                 passing.kept_groups += groups * passing.weight;
             }
             let read = &self.reads[self.times[i].1 as usize];
+            if !after && !before && read.shared {
+                let missed = groups * (read.rates.of(false) - read.rates.of(true));
+                self.walks[read.share as usize].missed_ns += missed;
+            }
             passing.out_of_step |= i > 0 && !after && read.shared;
         }
     }
-}
-
-/// What all shares together ask for.
-#[derive(Clone, Copy, Debug, Default)]
-struct Asked {
-    /// Token groups, by their bytes.
-    all: f64,
-    /// The same without pages that are joined to others.
-    asked: f64,
-    /// Some partial results are merged.
-    merges: bool,
-}
-
-/// How long several things take that delay each other where they would take about as long.
-fn together(ns: [f64; 3]) -> f64 {
-    let longest = ns.into_iter().fold(f64::MIN_POSITIVE, f64::max);
-    let fourths = ns.into_iter().map(|ns| (ns / longest).powi(4));
-    longest * fourths.sum::<f64>().sqrt().sqrt()
 }
 
 /// What is known of pages that are read again.

@@ -10,11 +10,12 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::cost::Costs;
+use super::cost::{Costs, Groups, PAGE_GROUPS, Rates};
 use super::tiles::{Part, for_each_part, tile_edges, tile_queries, work_ns};
 use crate::format::KvFormat;
 use crate::tree::{Run, TreeView};
 use kernels_gpu::abi::PAGE_TOKENS;
+use kernels_gpu::layout::CORE;
 
 /// Some pages of a run, for some of its queries.
 #[derive(Clone, Debug)]
@@ -28,23 +29,29 @@ pub(super) struct Piece {
     /// The last of all pages of the piece's runs, and by how many tokens it is not full.
     pub(super) last_page: u32,
     pub(super) missing: u32,
+    /// Token groups in those pages; all but the run's last page are full.
+    pub(super) groups: u32,
     /// Other row tiles have the same pages.
     pub(super) shared: bool,
     pub(super) format: KvFormat,
     /// Its pages' bytes over those of native ones.
     pub(super) weight: f64,
-    /// What a page costs in an item of its own, and the most queries for which it does.
-    pub(super) page_ns: f64,
+    /// What token groups cost in an item of its own, and the most queries for which they do.
+    pub(super) rates: Rates,
     pub(super) rated_queries: u32,
+    /// Cost of a token group in an item of its own.
+    pub(super) rate: f64,
 }
 
 impl Piece {
     fn whole(index: usize, run: &Run, queries: Range<u32>, shared: bool, costs: &Costs) -> Self {
         let weight = costs.weight(run.format);
+        let rates = costs.rates_in(queries.end - queries.start, weight);
         Self {
             run: index as u32,
-            page_ns: costs.page_ns_in(queries.end - queries.start, weight),
+            rates,
             rated_queries: costs.tile_queries(queries.end - queries.start),
+            rate: rates.of(shared),
             format: run.format,
             weight,
             queries,
@@ -52,6 +59,7 @@ impl Piece {
             own_pages: run.pages.end - run.pages.start,
             last_page: run.pages.end - run.pages.start,
             missing: 0,
+            groups: run.tokens.div_ceil(CORE),
             shared,
         }
     }
@@ -62,6 +70,7 @@ impl Piece {
         self.pages.end = last.pages.end - first.pages.start;
         self.last_page = self.pages.end;
         self.missing = PAGE_TOKENS - last.tokens;
+        self.groups = (self.pages.end - 1) * PAGE_GROUPS + last.tokens.div_ceil(CORE);
     }
 }
 
@@ -70,8 +79,7 @@ impl Piece {
 pub(super) struct Unit {
     pub(super) pieces: Range<u32>,
     pub(super) queries: Range<u32>,
-    /// By their bytes.
-    pub(super) pages: f64,
+    pub(super) groups: Groups,
     /// Which of its tree's row tiles it is, and how many there are.
     pub(super) tile: u32,
     pub(super) tiles: u32,
@@ -99,7 +107,7 @@ pub(super) struct Sequence {
     pub(super) pieces: Vec<Piece>,
     pub(super) units: Vec<Unit>,
     trees: Vec<Tree>,
-    /// By tree, the pages of its runs of as many queries, by their bytes: all that the width of its tiles depends on.
+    /// By tree, the token groups of its runs of as many queries, by their bytes: all that the width of its tiles depends on.
     widths: Vec<(u32, f64)>,
     /// Row tiles of the tree at hand: first query of each, and an end.
     edges: Vec<u32>,
@@ -121,12 +129,14 @@ impl Sequence {
     }
 
     fn push_unit(&mut self, pieces: Range<usize>, queries: Range<u32>, tile: u32, tiles: u32) {
-        let weight = |piece: &Piece| f64::from(piece.pages.end - piece.pages.start) * piece.weight;
-        let pages = self.pieces[pieces.clone()].iter().map(weight).sum();
+        let mut groups = Groups::default();
+        for piece in &self.pieces[pieces.clone()] {
+            groups.add(f64::from(piece.groups) * piece.weight, piece.shared);
+        }
         self.units.push(Unit {
             pieces: pieces.start as u32..pieces.end as u32,
             queries,
-            pages,
+            groups,
             tile,
             tiles,
             place: self.units.len() as u32,
@@ -199,13 +209,13 @@ impl Sequence {
             let first = self.widths.len();
             for run in below[..len].iter().filter(|run| counts(run)) {
                 let queries = run.queries.end - run.queries.start;
-                let pages = f64::from(run.pages.end - run.pages.start) * costs.weight(run.format);
+                let groups = f64::from(run.tokens.div_ceil(CORE)) * costs.weight(run.format);
                 let place = &mut self.places[queries as usize];
                 match self.widths.get_mut(*place as usize) {
-                    Some(width) if *place as usize >= first => width.1 += pages,
+                    Some(width) if *place as usize >= first => width.1 += groups,
                     _ => {
                         *place = self.widths.len() as u32;
-                        self.widths.push((queries, pages));
+                        self.widths.push((queries, groups));
                     }
                 }
             }
@@ -318,7 +328,7 @@ fn push_seen_pages(
 ) {
     let width = run.queries.end - run.queries.start;
     let column = mask + (piece.queries.start - run.queries.start);
-    let last = piece.pages.end;
+    let (last, groups) = (piece.pages.end, piece.groups);
     let sees = |page: u32| view.masks[(column + page * width) as usize] != 0;
     let mut page = 0;
     while page < last {
@@ -328,6 +338,7 @@ fn push_seen_pages(
         }
         if page > begin {
             piece.pages = begin..page;
+            piece.groups = groups.min(page * PAGE_GROUPS) - begin * PAGE_GROUPS;
             pieces.push(piece.clone());
         }
         page += 1;

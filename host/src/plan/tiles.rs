@@ -50,10 +50,14 @@ pub(super) fn tile_queries(
     best
 }
 
-/// Cost of all pages of runs, by their number of queries, in tiles of `tile` queries.
+/// Cost of all token groups of runs, by their number of queries, in tiles of `tile` queries.
 pub(super) fn work_ns(widths: &[(u32, f64)], tile: u32, costs: &Costs) -> f64 {
-    let runs = widths.iter().map(|&(queries, pages)| {
-        pages * f64::from(queries.div_ceil(tile)) * costs.page_ns(queries.min(tile))
+    let runs = widths.iter().map(|&(queries, groups)| {
+        if queries <= tile {
+            groups * costs.rates(queries).of(false)
+        } else {
+            groups * f64::from(queries.div_ceil(tile)) * costs.rates(tile).of(true)
+        }
     });
     runs.sum()
 }
