@@ -56,6 +56,22 @@ impl<R: Clone + Serialize> Document<R> {
         }
     }
 
+    /// The same run with rows of another kind to come.
+    pub(crate) fn without_rows<S>(&self) -> Document<S> {
+        Document {
+            suite: self.suite.clone(),
+            device: self.device.clone(),
+            driver: self.driver.clone(),
+            commit: self.commit.clone(),
+            commit_date: self.commit_date.clone(),
+            command: self.command.clone(),
+            empty_graph_us: self.empty_graph_us,
+            kernels: self.kernels.clone(),
+            model: self.model.clone(),
+            rows: Vec::new(),
+        }
+    }
+
     /// Writes the results so far, a row a line, if somebody wants them in a file.
     ///
     /// The file is never there in part: a run may be interrupted at any time.

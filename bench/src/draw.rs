@@ -10,22 +10,29 @@ use crate::say;
 pub(crate) const HELD_OUT: u64 = 240_400_242;
 /// Query heads a KV head; drawn without replacement, so that each occurs.
 const GROUPS: [u32; 5] = [1, 4, 7, 8, 16];
+/// Trees of the kinds in workloads/trees.json.
+pub(crate) const KNOWN_KINDS: usize = 18;
 /// Head dimensions, drawn likewise: 128 is most models'.
 const HEAD_DIMS: [u32; 4] = [128, 64, 128, 256];
 
-/// Prints random workloads of the kinds in workloads/trees.json, in its format, for `trees --workloads`.
+/// Prints random workloads in the format of workloads/trees.json, for `trees --workloads`.
 ///
-/// A seed names a set. That of workloads/held-out.json is the default.
+/// A seed names a set. That of workloads/held-out.json is the default: 18 trees of the kinds in workloads/trees.json.
+/// With more than 18 the others are of kinds that were found to be slow: a large tree among small ones, three
+/// children a node, drafts in a batch, one leaf.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Which set.
     #[arg(long, default_value_t = HELD_OUT)]
     seed: u64,
+    /// How many.
+    #[arg(long, default_value_t = KNOWN_KINDS)]
+    trees: usize,
 }
 
 /// Runs the command; nothing of it can be wrong.
 pub(crate) fn run(args: &Args) -> Result<usize> {
-    say(&text(args.seed)?);
+    say(&text(args.seed, args.trees)?);
     Ok(0)
 }
 
@@ -48,10 +55,14 @@ struct Tree {
     queries: Option<Vec<u32>>,
 }
 
-/// A set, a workload a line.
-pub(crate) fn text(seed: u64) -> Result<String> {
+/// The first `trees` of a set, a workload a line.
+pub(crate) fn text(seed: u64, trees: usize) -> Result<String> {
     let mut random = Random::new(seed);
     let mut shapes = shapes(&mut random);
+    while shapes.len() < trees {
+        shapes.extend(slow_shapes(&mut random));
+    }
+    shapes.truncate(trees);
     let mut groups = deck(&GROUPS, shapes.len(), &mut random);
     let mut head_dims = deck(&HEAD_DIMS, shapes.len(), &mut random);
     let mut lines = Vec::new();
@@ -108,6 +119,37 @@ fn shapes(random: &mut Random) -> Vec<(String, Vec<Tree>)> {
         let batch = octaves(1, 48, random);
         let trees = (0..batch).map(|_| few_shot(octaves(256, 8191, random), 0, 0));
         shapes.push((format!("no_sharing_b{batch}"), trees.collect()));
+    }
+    shapes
+}
+
+/// More of them, of kinds that others than the public ones showed to be slow.
+fn slow_shapes(random: &mut Random) -> Vec<(String, Vec<Tree>)> {
+    let mut shapes = Vec::new();
+    for _ in 0..3 {
+        let (prompt, width) = (octaves(4096, 24_000, random), octaves(16, 96, random));
+        let small = octaves(3, 23, random);
+        let mut trees = vec![few_shot(prompt, width, octaves(16, 255, random))];
+        trees.extend((0..small).map(|_| {
+            let (prompt, width) = (octaves(128, 1023, random), octaves(1, 4, random));
+            few_shot(prompt, width, octaves(16, 127, random))
+        }));
+        shapes.push((format!("unequal{small}_{prompt}_w{width}"), trees));
+    }
+    for _ in 0..3 {
+        let (prompt, levels) = (octaves(512, 8191, random), random.between(3, 4));
+        let (children, tokens) = (random.between(2, 4), octaves(8, 127, random));
+        let tree = regular(prompt, levels, children, tokens);
+        shapes.push((format!("levels{levels}_c{children}_t{tokens}_{prompt}"), vec![tree]));
+    }
+    for _ in 0..3 {
+        let (batch, nodes) = (octaves(2, 16, random), octaves(8, 63, random));
+        let trees = (0..batch).map(|_| draft(octaves(512, 8191, random), nodes, random));
+        shapes.push((format!("drafts{batch}_n{nodes}"), trees.collect()));
+    }
+    for _ in 0..2 {
+        let prompt = octaves(512, 24_000, random);
+        shapes.push((format!("one_{prompt}"), vec![Tree::of(prompt)]));
     }
     shapes
 }
@@ -172,6 +214,17 @@ fn ragged(prompt: u32, levels: u32, random: &mut Random) -> Tree {
     tree
 }
 
+/// A prompt and a tree below it whose nodes all have `children` children, as long as each other.
+fn regular(prompt: u32, levels: u32, children: u32, tokens: u32) -> Tree {
+    let mut tree = Tree::of(prompt);
+    let mut level = vec![0];
+    for _ in 0..levels {
+        let below = level.iter().flat_map(|&parent| vec![parent; children as usize]);
+        level = below.map(|parent| tree.push(parent, tokens)).collect();
+    }
+    tree
+}
+
 /// A context and a draft below it, of one token a node; every node of the draft asks.
 fn draft(context: u32, nodes: u32, random: &mut Random) -> Tree {
     let mut tree = Tree::of(context);
@@ -195,7 +248,7 @@ mod tests {
 
     #[test]
     fn the_held_out_file_is_what_its_seed_draws() {
-        assert_eq!(FILE.trim_end(), text(HELD_OUT).unwrap());
+        assert_eq!(FILE.trim_end(), text(HELD_OUT, KNOWN_KINDS).unwrap());
     }
 
     #[test]
@@ -213,6 +266,21 @@ mod tests {
         }
         for head_dim in HEAD_DIMS {
             assert!(held_out.iter().any(|drawn| drawn.heads.head_dim == head_dim));
+        }
+    }
+
+    #[test]
+    fn a_larger_set_begins_with_the_smaller_and_names_each_tree_once() {
+        let drawn = |trees| StepWorkload::parse(&text(5, trees).unwrap()).unwrap();
+        let (most, fewer) = (drawn(40), drawn(18));
+        assert_eq!((most.len(), fewer.len()), (40, 18));
+        let names: HashSet<&str> = most.iter().map(|drawn| drawn.name.as_str()).collect();
+        assert_eq!(names.len(), 40);
+        for (a, b) in most.iter().zip(&fewer) {
+            assert_eq!(a.trees(), b.trees());
+        }
+        for kind in ["unequal", "levels", "drafts", "one_"] {
+            assert!(names.iter().any(|name| name.starts_with(kind)), "{kind}");
         }
     }
 

@@ -107,7 +107,7 @@ fn read(path: &Path) -> Result<String> {
 /// The trees that the model is judged by.
 fn known() -> Result<Vec<StepWorkload>> {
     let mut known = StepWorkload::parse(WORKLOADS)?;
-    known.extend(StepWorkload::parse(&draw::text(draw::HELD_OUT)?)?);
+    known.extend(StepWorkload::parse(&draw::text(draw::HELD_OUT, draw::KNOWN_KINDS)?)?);
     Ok(known)
 }
 
@@ -209,6 +209,7 @@ impl Case {
             row.shares,
         );
         config.max_rows = row.max_rows;
+        config.candidates = row.candidates;
         config.element_bytes = workload.dtype.bytes() as u32;
         config.cost = cost;
         let mut planner = Planner::new(config)?;
@@ -217,7 +218,10 @@ impl Case {
         Ok(Self {
             label: format!(
                 "{:26} {:10} {:>4} {:>4}",
-                row.workload, row.grouping, row.shares, row.max_rows
+                row.workload,
+                row.plans(),
+                row.shares,
+                row.max_rows
             ),
             workload: workload.clone(),
             same_plan: items.sum::<usize>() == row.items
@@ -349,7 +353,7 @@ mod tests {
 
     /// Rows of drawn trees that took what the model says with `truth`.
     fn cases(seed: u64, truth: &CostModel) -> Vec<Case> {
-        let drawn = StepWorkload::parse(&draw::text(seed).unwrap()).unwrap();
+        let drawn = StepWorkload::parse(&draw::text(seed, draw::KNOWN_KINDS).unwrap()).unwrap();
         let mut cases = Vec::new();
         for workload in &drawn {
             for grouping in [GroupingArg::Flatten, GroupingArg::PerQuery] {

@@ -68,6 +68,7 @@ pub(crate) fn row<T: KvElement>(
     Row {
         workload: workload.name.clone(),
         grouping: GroupingArg::name_of(config.grouping).to_owned(),
+        candidates: config.candidates,
         max_rows: config.max_rows,
         partial_us: None,
         median_us: 0.0,

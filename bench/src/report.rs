@@ -1,7 +1,9 @@
 //! What the measurements of `trees` say: a row, and the table on screen.
 
+use deft::plan::Candidates;
 use serde::{Deserialize, Serialize};
 
+use crate::GroupingArg;
 use crate::document::Document;
 use crate::peers::Peers;
 use crate::stats::{Spread, geometric_mean};
@@ -20,6 +22,9 @@ const BOUND_FACTOR: f64 = 1.25;
 pub(crate) struct Row {
     pub(crate) workload: String,
     pub(crate) grouping: String,
+    /// Which plans flatten chose from.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) candidates: Candidates,
     pub(crate) median_us: f64,
     pub(crate) p20_us: f64,
     pub(crate) p80_us: f64,
@@ -44,6 +49,10 @@ pub(crate) struct Row {
     pub(crate) plan_us: f64,
 }
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// The least time that reading and computing take.
 pub(crate) fn floor_us(bytes_unique: u64, flops: u64) -> f64 {
     let memory = bytes_unique as f64 / (STREAM_GB_PER_S * 1e3);
@@ -62,6 +71,16 @@ impl Row {
         self.p80_us = time.p80;
     }
 
+    /// Which plan it is: the grouping, or what flatten chose from if not from all.
+    pub(crate) fn plans(&self) -> String {
+        match self.candidates {
+            only if only != Candidates::All && self.grouping == GroupingArg::Flatten.name() => {
+                format!("{only:?}").to_lowercase()
+            }
+            _ => self.grouping.clone(),
+        }
+    }
+
     /// The row of the table.
     pub(crate) fn line(&self) -> String {
         let peer = match self.best_peer_us {
@@ -75,7 +94,7 @@ impl Row {
         format!(
             "{:24} {:10} {:6} {:5} {:8.2} {:7.2}-{:<7.2} {:7.1} {:7.1} {:6.2} {peer} {:8.1e} {:5} {:5} {:5.2}{partial}",
             self.workload,
-            self.grouping,
+            self.plans(),
             self.shares,
             self.max_rows,
             self.median_us,

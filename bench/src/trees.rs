@@ -1,11 +1,11 @@
 //! `deft-bench trees`: single decode steps of whole trees, checked and timed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use deft::cache::{DType, KvElement};
-use deft::plan::{CostModel, PlanConfig, Planner};
+use deft::plan::{Candidates, CostModel, Grouping, PlanConfig, Planner};
 use deft_workloads::StepWorkload;
 use half::{bf16, f16};
 
@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// How queries and KV are grouped; several may be given, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "flatten")]
     grouping: Vec<GroupingArg>,
+    /// Which plans flatten chooses from; several are tried one after the other.
+    #[arg(long, value_delimiter = ',', value_parser = candidates)]
+    candidates: Vec<Candidates>,
     /// Run workloads whose name contains this.
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
@@ -38,16 +41,16 @@ pub(crate) struct Args {
     device: DeviceArgs,
     /// Where to write the results.
     #[arg(long, value_name = "OUT")]
-    json: Option<PathBuf>,
+    pub(crate) json: Option<PathBuf>,
     /// Timed replays a row.
     #[arg(long, default_value_t = 60)]
-    iterations: usize,
+    pub(crate) iterations: usize,
     /// Replays before those.
     #[arg(long, default_value_t = 10)]
-    warmup: usize,
+    pub(crate) warmup: usize,
     /// Queries that are compared with f64, all heads each.
     #[arg(long, default_value_t = 16)]
-    checked: u32,
+    pub(crate) checked: u32,
     /// Shares a KV head; left out, as many as fill the device. Several are tried one after the other.
     #[arg(long, value_delimiter = ',')]
     shares: Vec<u32>,
@@ -90,16 +93,14 @@ pub(crate) const WORKLOADS: &str = include_str!("../../workloads/trees.json");
 
 /// Runs the command; the number of rows that are wrong.
 pub(crate) fn run(args: &Args) -> Result<usize> {
-    let text = match &args.workloads {
-        Some(path) => std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?,
-        None => WORKLOADS.to_owned(),
-    };
-    let mut workloads = StepWorkload::parse(&text)?;
-    if let Some(name) = &args.filter {
-        workloads.retain(|workload| workload.name.contains(name));
-        ensure!(!workloads.is_empty(), "no workload's name contains `{name}`");
-    }
+    let (report, wrong) = measure(args, args.json.as_deref())?;
+    say(&summary(&report, &Peers::embedded()?));
+    Ok(wrong)
+}
+
+/// Checks and times what `args` ask for, into the file `json` as well; the number of rows that are wrong.
+pub(crate) fn measure(args: &Args, json: Option<&Path>) -> Result<(Document<Row>, usize)> {
+    let workloads = args.read_workloads()?;
     let peers = Peers::embedded()?;
     let device = args.device.open()?;
     say(&device.describe());
@@ -107,7 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     let mut report = Document::new("trees", &device, device.time_nothing(repeats)?);
     say(HEADER);
     let mut wrong = 0;
-    for workload in &workloads {
+    for (_, workload) in &workloads {
         let run = match workload.dtype {
             DType::F32 => bail!("the GPU kernels store bf16 and f16, not f32"),
             DType::F16 => run_workload::<f16>,
@@ -115,11 +116,10 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         };
         let outcome = run(args, workload, &device, repeats, &peers, &mut report);
         // Rows so far are worth keeping, whatever happens next.
-        report.write(args.json.as_deref())?;
+        report.write(json)?;
         wrong += outcome.with_context(|| format!("workload {}", workload.name))?;
     }
-    say(&summary(&report, &peers));
-    Ok(wrong)
+    Ok((report, wrong))
 }
 
 fn run_workload<T: KvElement>(
@@ -174,6 +174,29 @@ fn run_workload<T: KvElement>(
 }
 
 impl Args {
+    /// The workloads that are asked for, and as their file has them.
+    pub(crate) fn read_workloads(&self) -> Result<Vec<(serde_json::Value, StepWorkload)>> {
+        let text = match &self.workloads {
+            Some(path) => std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?,
+            None => WORKLOADS.to_owned(),
+        };
+        let parsed = StepWorkload::parse(&text)?;
+        let values: Vec<serde_json::Value> = serde_json::from_str(&text)?;
+        let mut workloads: Vec<_> = values.into_iter().zip(parsed).collect();
+        if let Some(name) = &self.filter {
+            workloads.retain(|(_, workload)| workload.name.contains(name));
+            ensure!(!workloads.is_empty(), "no workload's name contains `{name}`");
+        }
+        Ok(workloads)
+    }
+
+    /// Flatten with each kind of candidates that was asked for; another grouping as it is.
+    fn chosen_from(&self, config: PlanConfig) -> Vec<PlanConfig> {
+        let asked: &[_] = if config.grouping == Grouping::Flatten { &self.candidates } else { &[] };
+        vary(vec![config], asked, |config, candidates| config.candidates = candidates)
+    }
+
     /// Every combination of what was asked for.
     fn configs<T: KvElement>(&self, runner: &Runner<'_, T>) -> Vec<PlanConfig> {
         let mut configs = Vec::new();
@@ -184,6 +207,7 @@ impl Args {
             }
             configs.push(config);
         }
+        let configs = configs.into_iter().flat_map(|config| self.chosen_from(config)).collect();
         let configs = vary(configs, &self.shares, |config, shares| config.shares = shares);
         let configs = vary(configs, &self.max_rows, |config, rows| config.max_rows = rows);
         vary(configs, &self.chunk_pages, |config, pages| {
@@ -192,11 +216,16 @@ impl Args {
     }
 }
 
+/// Parses the name of a kind of candidates, as rows have it.
+pub(crate) fn candidates(name: &str) -> std::result::Result<Candidates, String> {
+    serde_json::from_value(name.into()).map_err(|error| error.to_string())
+}
+
 /// Each of `configs` with each of `values`, or as it is if there are none.
-fn vary(
+fn vary<V: Copy>(
     configs: Vec<PlanConfig>,
-    values: &[u32],
-    set: impl Fn(&mut PlanConfig, u32),
+    values: &[V],
+    set: impl Fn(&mut PlanConfig, V),
 ) -> Vec<PlanConfig> {
     if values.is_empty() {
         return configs;

@@ -57,6 +57,8 @@ fn random_forests_agree_with_the_definition_in_every_type_and_head_shape() {
         heads(1, 1, 256),
         heads(16, 1, 128),
         heads(5, 1, 64),
+        heads(24, 2, 128),
+        heads(71, 1, 64),
     ];
     for (seed, heads) in (0..).zip(shapes) {
         check::<bf16>(views::random(seed, 24), heads, plain(heads.head_dim), seed);

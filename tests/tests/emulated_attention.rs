@@ -53,6 +53,30 @@ fn a_prefix_of_many_queries_agrees_with_the_definition_in_every_head_dimension()
     }
 }
 
+/// Ratios that are no power of two: a tile's rows end within a query's heads, and 71 leave one query a tile.
+#[test]
+fn odd_numbers_of_query_heads_a_kv_head_agree_with_the_definition() {
+    let shapes = [
+        heads(5, 1, 128),
+        heads(10, 2, 64),
+        heads(5, 1, 256),
+        heads(7, 1, 128),
+        heads(12, 1, 64),
+        heads(12, 1, 256),
+        heads(24, 2, 128),
+        heads(71, 1, 64),
+        heads(71, 1, 128),
+    ];
+    let cases = (0..).zip(shapes).collect::<Vec<(u64, HeadShape)>>();
+    cases.into_par_iter().for_each(|(seed, shape)| {
+        let params = AttentionParams::new(shape.head_dim);
+        for grouping in [Grouping::Flatten, Grouping::PerQuery] {
+            check::<bf16>(views::random(seed, 9), shape, params, (grouping, 3), seed);
+        }
+        check::<f16>(views::star(130, 11, 5), shape, params, (Grouping::Flatten, 4), seed);
+    });
+}
+
 /// With and without masks; every other shape has a soft cap, which comes before masks and softmax.
 #[test]
 fn random_forests_agree_with_the_definition_under_every_grouping() {

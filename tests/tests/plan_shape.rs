@@ -186,14 +186,27 @@ fn views_without_queries_and_unusable_configurations_are_refused() {
 }
 
 #[test]
-fn a_program_of_more_segments_than_16_bits_count_is_refused() {
-    // 40,000 leaves and the root for each query: 80,000 segments in one program.
+fn more_segments_than_a_program_counts_make_programs_more_than_shares() {
+    // 40,000 leaves and the root for each query: 80,000 segments, of which a program counts 65,535.
     let view = star(64, 40_000, 1);
-    let mut planner = Planner::new(config(Grouping::PerQuery, 1)).unwrap();
-    let error = planner.plan(&view).unwrap_err().to_string();
-    assert_eq!(error, "the plan needs 80000 segments of one program; the limit is 65535");
-    let halves = plan(&view, config(Grouping::PerQuery, 2));
-    assert_eq!(halves.queries(), 40_000);
+    let one = plan(&view, config(Grouping::PerQuery, 1));
+    assert_eq!((one.queries(), one.shares()), (40_000, 2));
+    assert_eq!(one.share_ns().len(), 2);
+    let segments =
+        |share| -> usize { one.share(share).items().map(|item| item.segments.len()).sum() };
+    assert_eq!((segments(0), segments(1)), (65_534, 14_466));
+    assert_eq!(plan(&view, config(Grouping::PerQuery, 2)).shares(), 2);
+}
+
+#[test]
+fn a_run_of_more_pages_than_a_segment_counts_is_several_segments() {
+    let view = star(70_000 * 64 - 5, 2, 1);
+    for grouping in [Grouping::PerQuery, Grouping::Node, Grouping::Flatten] {
+        let plan = plan(&view, config(grouping, 1));
+        let items = plan.share(0).items().next().unwrap();
+        assert!(items.segments.len() >= 3, "{plan}");
+        assert!(items.segments.iter().all(|segment| segment.page_count < 1 << 16));
+    }
 }
 
 #[test]

@@ -130,6 +130,10 @@ fn times(comparison: &Comparison) -> String {
         under("All trees, microseconds", &comparison.table()),
         under("Groupings on the same kernels, microseconds", &comparison.groupings()),
         under(
+            "Drafts beside JetSpec's kernel for verifying them, microseconds",
+            &comparison.drafts(),
+        ),
+        under(
             "The kernels for GPUs before Hopper, on the same H100, microseconds",
             &comparison.ampere_table(),
         ),

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use deft_workloads::StepWorkload;
 
 use crate::Block;
-use crate::data::{self, Suite, Table, geometric_mean, or_dash};
+use crate::data::{self, Row, Suite, Table, geometric_mean, number, or_dash};
 
 /// The grouping that is compared with the peers.
 pub(crate) const GROUPING: &str = "flatten";
@@ -97,6 +97,7 @@ impl Comparison {
             ("summary", self.summary()),
             ("comparison", self.comparison()),
             ("groupings", self.groupings().markdown()),
+            ("drafts", self.drafts().markdown()),
             ("sm_80", self.ampere_summary()),
         ]
     }
@@ -193,6 +194,24 @@ impl Comparison {
         table
     }
 
+    /// Drafts of trees beside the one peer that verifies such and nothing else; microseconds.
+    pub(crate) fn drafts(&self) -> Table {
+        let mut table = Table::new("nodes of the draft | context | JetSpec | ours | speedup");
+        let rows = self.peers.all["draft_verification"]["rows"].as_array();
+        for row in rows.into_iter().flatten().cloned().map(Row) {
+            let times = [row.number("jetspec_us"), row.number("deft_us")];
+            let speedup = times[0].zip(times[1]).map(|(theirs, ours)| theirs / ours);
+            table.row([
+                or_dash(row.number("nodes"), number),
+                row.text("context").to_owned(),
+                or_dash(times[0], number),
+                or_dash(times[1], number),
+                or_dash(speedup, |speedup| format!("{speedup:.1}x")),
+            ]);
+        }
+        table
+    }
+
     /// The kernels for GPUs before Hopper on the same GPU, in words.
     fn ampere_summary(&self) -> String {
         let speedups = || self.rows.iter().map(|row| row.peer_us / row.ampere_us);
@@ -262,6 +281,13 @@ mod tests {
         let text = comparison.summary();
         assert!(text.contains("2.00 times") && text.contains("no row is slower"), "{text}");
         assert!(text.contains("slower: `a` at 0.71x"), "{text}");
+    }
+
+    #[test]
+    fn drafts_are_shown_beside_the_peer_that_verifies_them() {
+        let text = Comparison::read().unwrap().drafts().markdown();
+        assert_eq!(text.lines().count(), 2 + 12, "{text}");
+        assert!(text.contains("| 64 | 4k | 188 | 18.3 | 10.3x |"), "{text}");
     }
 
     #[test]

@@ -12,10 +12,11 @@
 //! cut. Streams of tiles half as wide are tried as well, and streams and whole tiles in fewer shares where that may
 //! make other tiles, or bring them into step, so that one share more hardly ever makes a plan worse.
 
-use super::config::PlanConfig;
+use super::config::{Candidates, PlanConfig};
 use super::cost::Costs;
 use super::cut::{Cut, PRECISION, Search, cut, mean_ns};
 use super::draft::Draft;
+use super::encode::MAX_PLACE;
 use super::merge::Merge;
 use super::node::{Dealer, deal, deal_units, unit_ns};
 use super::score::{Score, Scorer};
@@ -83,9 +84,13 @@ impl Chooser {
                 .iter()
                 .all(|item| { item.queries.end - item.queries.start <= max_queries.max(1) })
         );
+        let mut best = best.expect("a candidate was made");
         self.best.join_pages(request.view);
+        if self.best.split_programs(MAX_PLACE) {
+            best = self.rescore(request.view, request.costs);
+        }
         self.merge.fill(&mut self.best, &request.view.query_order)?;
-        Ok(best.expect("a candidate was made"))
+        Ok(best)
     }
 
     /// What the draft in `best`, of `view`, costs by `costs`.
@@ -94,8 +99,9 @@ impl Chooser {
     }
 
     fn flatten(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
-        if !request.config.alternatives {
-            return self.even(request, best);
+        let candidates = request.config.candidates;
+        if candidates != Candidates::All {
+            return self.only(candidates, request, best);
         }
         let floors = Floors::of(request);
         let (most, widest) = (request.config.shares, request.config.max_queries());
@@ -171,11 +177,22 @@ impl Chooser {
         Ok(())
     }
 
-    /// Depth first in consecutive shares.
-    fn even(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
-        let (config, costs) = (request.config, request.costs);
+    /// One candidate, whatever it costs.
+    fn only(
+        &mut self,
+        candidate: Candidates,
+        request: Request<'_>,
+        best: &mut Best,
+    ) -> Result<(), PlanError> {
+        let Request { view, config, costs } = request;
         let (shares, max_queries) = (config.shares, config.max_queries());
-        self.sequence.depth_first(request.view, max_queries, costs, Some(shares));
+        let chosen = (candidate == Candidates::Even).then_some(shares);
+        self.sequence.depth_first(view, max_queries, costs, chosen);
+        match candidate {
+            Candidates::Whole => return self.units(request, shares, best),
+            Candidates::Lanes => self.sequence.order_in_lanes(),
+            _ => {}
+        }
         self.cut(request, shares, max_queries, Search::FULL);
         self.judge(request, best, 1.0).map(drop)
     }

@@ -9,6 +9,28 @@ pub(crate) const MAX_QUERIES: u32 = u16::MAX as u32;
 /// Most shares of a plan.
 pub(crate) const MAX_SHARES: u32 = 1 << 16;
 
+/// Which plans [`Grouping::Flatten`] makes, to take the best of them by the cost model.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
+pub enum Candidates {
+    /// All, those of other groupings too; some leave shares unused.
+    #[default]
+    All,
+    /// Depth first in even shares, row tiles as wide as the cost model wants.
+    Even,
+    /// The same with row tiles as wide as `max_rows` allows.
+    Wide,
+    /// Row tiles as wide as `max_rows` allows, in even shares, each tile beginning with a share.
+    Lanes,
+    /// Row tiles as wide as `max_rows` allows, each whole, dealt to shares.
+    Whole,
+}
+
 /// How to plan, for which head shape and how many workers.
 ///
 /// A plan made for one head dimension or element size is right for every other; only its balance is
@@ -24,7 +46,8 @@ pub struct PlanConfig {
     pub head_dim: u32,
     /// Bytes of a stored K or V element.
     pub element_bytes: u32,
-    /// Programs a KV head: how many workers share its work. See [`shares_for`].
+    /// Programs a KV head: how many workers share its work. See [`shares_for`]. A plan has more only where one would have
+    /// more than 65,535 segments.
     pub shares: u32,
     /// Pages of a [`Grouping::NodeChunk`] item; 2 are the paper's 128 tokens (DeFT, section 3.3).
     pub chunk_pages: u32,
@@ -34,9 +57,9 @@ pub struct PlanConfig {
     pub slack_pages: u32,
     /// What work costs.
     pub cost: CostModel,
-    /// Whether [`Grouping::Flatten`] may take the plan of another grouping, or leave shares unused, where the cost model
-    /// says that the costliest share is then cheaper. Not where workers take one share after another, as threads do.
-    pub alternatives: bool,
+    /// Which plans [`Grouping::Flatten`] makes. Where workers take one share after another, as threads do, it should be
+    /// [`Candidates::Even`].
+    pub candidates: Candidates,
 }
 
 impl PlanConfig {
@@ -53,7 +76,7 @@ impl PlanConfig {
             max_rows: 256,
             slack_pages: 2,
             cost: CostModel::H100,
-            alternatives: true,
+            candidates: Candidates::All,
         }
     }
 

@@ -7,6 +7,9 @@ use kernels_gpu::abi::PAGE_TOKENS;
 use super::sequence::Piece;
 use crate::tree::{Run, TreeView};
 
+/// Most pages of a segment: a page's place is 16 bits to the kernels, and growth adds some.
+const MAX_PAGES: u32 = 1 << 15;
+
 /// Some pages of a run, as one item's segment.
 #[derive(Clone, Debug)]
 pub(super) struct DraftSegment {
@@ -68,19 +71,58 @@ impl Draft {
     }
 
     /// Adds `pages` of `piece` to the item begun last.
-    pub(super) fn push_segment(&mut self, piece: &Piece, pages: Range<u32>) {
-        self.segments.push(DraftSegment {
-            run: piece.run,
-            pages,
-            queries: piece.queries.clone(),
-            joined: Joined::default(),
-            shared: piece.shared,
-        });
+    pub(super) fn push_segment(&mut self, piece: &Piece, mut pages: Range<u32>) {
+        while pages.end - pages.start > MAX_PAGES {
+            let rest = pages.start + MAX_PAGES;
+            self.push_pages(piece, pages.start..rest);
+            pages.start = rest;
+        }
+        self.push_pages(piece, pages);
         if let Some(item) = self.items.last_mut() {
             item.queries.start = item.queries.start.min(piece.queries.start);
             item.queries.end = item.queries.end.max(piece.queries.end);
             item.segments.end = self.segments.len() as u32;
         }
+    }
+
+    fn push_pages(&mut self, piece: &Piece, pages: Range<u32>) {
+        let count = pages.end - pages.start;
+        // A run after the piece's first is a page.
+        let (run, first, own) = match pages.start.checked_sub(piece.own_pages) {
+            Some(after) if count > 0 => (piece.run + 1 + after, 0, 1),
+            _ => (piece.run, pages.start, count.min(piece.own_pages - pages.start)),
+        };
+        let missing = if pages.end == piece.last_page { piece.missing } else { 0 };
+        let joined = count - own;
+        self.segments.push(DraftSegment {
+            run,
+            pages: first..first + own,
+            queries: piece.queries.clone(),
+            joined: Joined {
+                pages: joined,
+                tokens: (joined * PAGE_TOKENS).saturating_sub(missing),
+            },
+            shared: piece.shared,
+        });
+    }
+
+    /// Moves items to further shares where one has more segments than a program may; whether any had. An item that
+    /// has more by itself stays as it is.
+    pub(super) fn split_programs(&mut self, most: u32) -> bool {
+        let shares = self.share_ns.len();
+        // By share, where its next item goes, and the segments there.
+        let mut places: Vec<(u32, u32)> = (0..shares as u32).map(|share| (share, 0)).collect();
+        for item in &mut self.items {
+            let (share, segments) = &mut places[item.share as usize];
+            let more = item.segments.end - item.segments.start;
+            if *segments > 0 && *segments + more > most {
+                (*share, *segments) = (self.share_ns.len() as u32, 0);
+                self.share_ns.push(0.0);
+            }
+            *segments += more;
+            item.share = *share;
+        }
+        self.share_ns.len() > shares
     }
 
     /// Makes one segment of those that follow one another in an item and in the view, where the same queries see all
@@ -96,8 +138,9 @@ impl Draft {
                 if kept > begin && self.segments[kept - 1].takes(&segment, view) {
                     let run = &view.runs[segment.run as usize];
                     let joined = &mut self.segments[kept - 1].joined;
-                    joined.pages += segment.pages.end - segment.pages.start;
-                    joined.tokens += run.tokens - segment.pages.start * PAGE_TOKENS;
+                    let more = segment.joined;
+                    joined.pages += segment.pages.end - segment.pages.start + more.pages;
+                    joined.tokens += run.tokens - segment.pages.start * PAGE_TOKENS + more.tokens;
                 } else {
                     self.segments[kept] = segment;
                     kept += 1;
@@ -120,7 +163,9 @@ impl DraftSegment {
         };
         let end = run.pages.start + self.pages.end + self.joined.pages;
         let own = self.pages.end * PAGE_TOKENS;
+        let pages = self.joined.pages + next.joined.pages + next.pages.end - next.pages.start;
         self.queries == next.queries
+            && self.pages.end - self.pages.start + pages <= MAX_PAGES
             && run.format == after.format
             && whole(run, self)
             && whole(after, next)

@@ -32,7 +32,7 @@ const SEGMENT: u32 = words_of::<Segment>();
 /// Most entries of an array that 32 bits index.
 const MAX_WORDS: u64 = NONE as u64 - 1;
 /// Most segments of a program and pages of a segment: the kernels pass a page's place as 16 bits of each.
-const MAX_PLACE: u64 = u16::MAX as u64;
+pub(super) const MAX_PLACE: u32 = u16::MAX as u32;
 
 impl Encoder {
     /// Writes `draft` into `plan`'s programs and masks.
@@ -44,7 +44,7 @@ impl Encoder {
         plan: &mut Plan,
     ) -> Result<(), PlanError> {
         self.shares.clear();
-        self.shares.resize(config.shares as usize, Cursor::default());
+        self.shares.resize(draft.share_ns.len(), Cursor::default());
         self.in_order = (0..).zip(&view.query_order).all(|(query, &row)| query == row);
         let (mut masks, mut most_pages) = (0u64, 0);
         for item in &draft.items {
@@ -68,16 +68,16 @@ impl Encoder {
         }
         let segments = self.shares.iter().map(|share| share.segment);
         let most_segments = segments.max().unwrap_or(0);
-        limit(u64::from(most_segments), MAX_PLACE, "segments of one program")?;
-        limit(u64::from(most_pages), MAX_PLACE, "pages of one segment")?;
+        limit(u64::from(most_segments), u64::from(MAX_PLACE), "segments of one program")?;
+        limit(u64::from(most_pages), u64::from(MAX_PLACE), "pages of one segment")?;
         let longest = self.shares.iter().map(Cursor::words).max().unwrap_or(0);
         let stride = longest.next_multiple_of(4);
-        let words = stride * u64::from(config.shares);
+        let words = stride * draft.share_ns.len() as u64;
         limit(words, MAX_WORDS, "words of programs")?;
         limit(masks, MAX_WORDS, "masks")?;
         plan.stride = stride as u32;
         plan.words.clear();
-        plan.words.resize(stride as usize * config.shares as usize, 0);
+        plan.words.resize(stride as usize * draft.share_ns.len(), 0);
         plan.masks.clear();
         plan.live.clear();
         for (share, program) in

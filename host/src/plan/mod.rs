@@ -47,7 +47,7 @@ mod tiles;
 
 pub use block_tables::{BlockTables, BlockTablesError, PagedPlan};
 pub(crate) use config::MAX_ROWS;
-pub use config::{PlanConfig, shares_for};
+pub use config::{Candidates, PlanConfig, shares_for};
 pub use cost::CostModel;
 pub use error::PlanError;
 pub use io::{HeadShape, IssuedIo, unique_kv_bytes};

@@ -73,7 +73,7 @@ impl Planner {
         plan.grouping = config.grouping;
         plan.group_size = config.group_size;
         plan.queries = view.queries;
-        plan.shares = config.shares;
+        plan.shares = draft.share_ns.len() as u32;
         plan.predicted_ns = score.ns.round() as u64;
         plan.reuse_pages = score.reuse_pages.ceil() as u64;
         plan.partial_slots = merge.partial_slots;

@@ -123,8 +123,8 @@ impl Scorer {
             for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]
             {
                 let run = &view.runs[segment.run as usize];
-                let joined = segment.joined.tokens.div_ceil(CORE);
-                let groups = groups(run, &segment.pages) + f64::from(joined);
+                let own = groups(run, &segment.pages);
+                let groups = own + f64::from(segment.joined.tokens.div_ceil(CORE));
                 let shared = segment.shared;
                 let before = &mut self.last[segment.run as usize];
                 if *before != NONE && self.reads[*before as usize].before == NONE {
@@ -140,7 +140,8 @@ impl Scorer {
                 *before = self.reads.len() as u32 - 1;
                 walk.ns += groups * rates.of(shared);
                 walk.pages += segment.pages.end - segment.pages.start + segment.joined.pages;
-                asked += groups * weight;
+                // Joined pages are read by many tiles, and come from the cache as the pages before them do.
+                asked += own * weight;
             }
         }
         asked

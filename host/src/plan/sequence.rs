@@ -11,9 +11,10 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use super::cost::{Costs, Groups, PAGE_GROUPS, Rates};
-use super::tiles::{for_each_part, tile_edges, tile_queries, work_ns};
+use super::tiles::{Part, for_each_part, tile_edges, tile_queries, work_ns};
 use crate::format::KvFormat;
 use crate::tree::{Run, TreeView};
+use kernels_gpu::abi::PAGE_TOKENS;
 use kernels_gpu::layout::CORE;
 
 /// Some pages of a run, for some of its queries.
@@ -21,8 +22,13 @@ use kernels_gpu::layout::CORE;
 pub(super) struct Piece {
     pub(super) run: u32,
     pub(super) queries: Range<u32>,
-    /// Pages, counted within the run.
+    /// Pages, counted within the run; those of runs after it come next.
     pub(super) pages: Range<u32>,
+    /// Pages of the run itself.
+    pub(super) own_pages: u32,
+    /// The last of all pages of the piece's runs, and by how many tokens it is not full.
+    pub(super) last_page: u32,
+    pub(super) missing: u32,
     /// Token groups in those pages; all but the run's last page are full.
     pub(super) groups: u32,
     /// Other row tiles have the same pages.
@@ -50,9 +56,21 @@ impl Piece {
             weight,
             queries,
             pages: 0..run.pages.end - run.pages.start,
+            own_pages: run.pages.end - run.pages.start,
+            last_page: run.pages.end - run.pages.start,
+            missing: 0,
             groups: run.tokens.div_ceil(CORE),
             shared,
         }
+    }
+
+    /// Adds the runs after the first of `runs`, which is the piece's; each is a page.
+    fn join(&mut self, runs: &[Run]) {
+        let [first, .., last] = runs else { return };
+        self.pages.end = last.pages.end - first.pages.start;
+        self.last_page = self.pages.end;
+        self.missing = PAGE_TOKENS - last.tokens;
+        self.groups = (self.pages.end - 1) * PAGE_GROUPS + last.tokens.div_ceil(CORE);
     }
 }
 
@@ -241,7 +259,7 @@ impl Sequence {
         let tiles = self.edges.len() - 1;
         self.places.clear();
         self.places.resize(tiles + 1, 0);
-        for_each_part(tree, &self.edges, |_, tile, _| self.places[tile + 1] += 1);
+        for_each_part(tree, &self.edges, |part| self.places[part.tile + 1] += 1);
         for tile in 0..tiles {
             self.places[tile + 1] += self.places[tile];
         }
@@ -249,11 +267,14 @@ impl Sequence {
         let blank = Piece::whole(range.start, &tree[0], 0..0, false, costs);
         self.pieces.resize(first + self.places[tiles] as usize, blank);
         let (pieces, places) = (&mut self.pieces[first..], &mut self.places);
-        for_each_part(tree, &self.edges, |i, tile, queries| {
-            let shared = queries != tree[i].queries;
-            pieces[places[tile] as usize] =
-                Piece::whole(range.start + i, &tree[i], queries, shared, costs);
-            places[tile] += 1;
+        for_each_part(tree, &self.edges, |Part { runs, tile, queries }| {
+            let run = &tree[runs.start];
+            let shared = queries != run.queries;
+            let place = &mut places[tile];
+            let piece = &mut pieces[*place as usize];
+            *piece = Piece::whole(range.start + runs.start, run, queries, shared, costs);
+            piece.join(&tree[runs]);
+            *place += 1;
         });
         let mut begin = first;
         for tile in 0..tiles {

@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use kernels_gpu::abi::PAGE_TOKENS;
+
 use super::cost::Costs;
 use super::sequence::counts;
 use crate::tree::Run;
@@ -90,23 +92,68 @@ pub(super) fn tile_edges(tree: &[Run], tile: u32, max: u32, edges: &mut Vec<u32>
     edges.push(queries.end);
 }
 
-/// Calls `part(run, tile, queries)` for every run of `tree` and every tile that some of its queries
-/// are in.
-pub(super) fn for_each_part(
-    tree: &[Run],
-    edges: &[u32],
-    mut part: impl FnMut(usize, usize, Range<u32>),
-) {
-    let mut tile = 0;
-    for (i, run) in tree.iter().enumerate().filter(|(_, run)| counts(run)) {
-        while edges[tile + 1] <= run.queries.start {
+/// What a row tile sees of some runs that follow one another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    /// Runs, counted within the tree. Of several the queries see all, and all but the first are a page.
+    pub(super) runs: Range<usize>,
+    pub(super) tile: usize,
+    pub(super) queries: Range<u32>,
+}
+
+/// Calls `part` for every run of `tree` and every tile that some of its queries are in; once for the runs of a
+/// [`chain`] that the tile sees whole. So a prompt has a few parts a tile, and not one for each page before it.
+pub(super) fn for_each_part(tree: &[Run], edges: &[u32], mut part: impl FnMut(Part)) {
+    let (mut begin, mut first_tile) = (0, 0);
+    while begin < tree.len() {
+        let end = begin + chain(&tree[begin..]);
+        let head = &tree[begin];
+        if !counts(head) {
+            begin = end;
+            continue;
+        }
+        while edges[first_tile + 1] <= head.queries.start {
+            first_tile += 1;
+        }
+        let mut tile = first_tile;
+        while tile + 1 < edges.len() && edges[tile] < head.queries.end {
+            let of = |run: &Run| {
+                run.queries.start.max(edges[tile])..run.queries.end.min(edges[tile + 1])
+            };
+            let queries = of(head);
+            let whole = tree[begin..end]
+                .partition_point(|run| of(run) == queries && run.causal_tokens(&queries).is_none());
+            let mut run = begin;
+            while run < end && !of(&tree[run]).is_empty() {
+                let next = if run == begin { begin + whole.max(1) } else { run + 1 };
+                part(Part { runs: run..next, tile, queries: of(&tree[run]) });
+                run = next;
+            }
             tile += 1;
         }
-        let mut at = tile;
-        while at + 1 < edges.len() && edges[at] < run.queries.end {
-            let queries = run.queries.start.max(edges[at])..run.queries.end.min(edges[at + 1]);
-            part(i, at, queries);
-            at += 1;
-        }
+        begin = end;
     }
+}
+
+/// How many of `runs` are one run of pages to whoever sees them whole: each is the only child of the one before, and
+/// a page, as where a chunk of new tokens lies.
+fn chain(runs: &[Run]) -> usize {
+    let goes_on = |pair: &&[Run]| {
+        let [run, next] = pair else { return false };
+        let plain = |run: &Run| run.mask.is_none() && run.length_slot.is_none();
+        let pages = |run: &Run| run.pages.end - run.pages.start;
+        let nested = |next: &Run, run: &Run| {
+            run.queries.start <= next.queries.start && next.queries.end <= run.queries.end
+        };
+        counts(run)
+            && counts(next)
+            && nested(next, run)
+            && plain(run)
+            && plain(next)
+            && run.format == next.format
+            && next.pages.start == run.pages.end
+            && run.tokens == pages(run) * PAGE_TOKENS
+            && pages(next) == 1
+    };
+    1 + runs.windows(2).take_while(goes_on).count()
 }

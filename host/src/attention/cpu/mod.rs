@@ -31,7 +31,7 @@ use crate::cache::{
     CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, PageId, ShapeError,
 };
 use crate::format::KvFormat;
-use crate::plan::{CostModel, Grouping, PlanConfig};
+use crate::plan::{Candidates, CostModel, Grouping, PlanConfig};
 
 /// Tasks of a plan, unless its configuration says otherwise: enough for the last task of one thread not to keep
 /// the others waiting, on up to 8 threads. Not as many as there are threads, since results depend on it.
@@ -229,7 +229,7 @@ fn plan_config(grouping: Grouping, heads: [u32; 3], dtype: DType) -> PlanConfig 
     let mut config = PlanConfig::new(grouping, group_size, head_dim, shares(kv_heads));
     config.element_bytes = dtype.bytes() as u32;
     config.cost = CostModel::CPU_CORE;
-    config.alternatives = false;
+    config.candidates = Candidates::Even;
     config
 }
 
