@@ -4,7 +4,8 @@ pub(crate) mod family;
 mod variant;
 
 use deft::RotaryTable;
-use deft::cache::{HEAD_DIMS, MAX_HEADS};
+use deft::abi::PAGE_TOKENS;
+use deft::cache::{HEAD_DIMS, MAX_HEADS, PagePool};
 
 pub use self::variant::{Activation, Turn, Variant};
 
@@ -115,6 +116,20 @@ impl LlamaConfig {
             rope_scaling: RopeScaling::None,
             tied_embeddings: false,
             variant: Variant::LLAMA,
+        }
+    }
+
+    /// Qwen3-8B's.
+    pub fn qwen3_8b() -> Self {
+        Self {
+            layers: 36,
+            ffn: 12_288,
+            vocabulary: 151_936,
+            context: 40_960,
+            rms_eps: 1e-6,
+            rope_theta: 1e6,
+            variant: Variant { qk_norm: true, ..Variant::LLAMA },
+            ..Self::llama3_8b()
         }
     }
 
@@ -231,6 +246,12 @@ impl LlamaConfig {
     /// Elements of a token's keys, or values, all heads: `kv_heads x head_dim`.
     pub fn kv_width(&self) -> u32 {
         self.kv_heads * self.head_dim
+    }
+
+    /// Positions that a path may have whose tokens lie in `pool`: no more than its pages hold, whatever context a file
+    /// names.
+    pub(crate) fn positions(&self, pool: &PagePool) -> u32 {
+        self.context.min(pool.capacity().saturating_mul(PAGE_TOKENS))
     }
 
     /// Angles of the first position after 0, `[head_dim / 2]`: `theta^(-2 i / head_dim)` (RoFormer, arXiv

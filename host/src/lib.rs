@@ -60,13 +60,16 @@ pub use format::KvFormat;
 pub use half::{bf16, f16};
 /// The records of plans and of kernels' arguments, and how K and V lie in a page.
 pub use kernels_gpu::{abi, layout};
-pub use plan::Grouping;
+pub use plan::{Grouping, PlanUpdate};
 pub use prefix::{Opened, PrefixStats};
 pub use tree::{DraftNode, NodeKey};
 pub use tree_cache::{
-    Batch, CacheBuilder, CacheConfig, CacheError, Device, FormatBytes, Kv, Out, PlanUpdate,
-    Restored, Rows, RowsMut, Step, StepGraph, StepRun, TreeCache,
+    Batch, CacheBuilder, CacheConfig, CacheError, Device, FormatBytes, Kv, Out, Restored, Rows,
+    RowsMut, Step, StepGraph, StepRun, TreeCache,
 };
+
+#[cfg(feature = "cuda")]
+pub use tree_cache::{StepGpu, StepOptions};
 
 /// The examples in the documentation.
 #[cfg(doctest)]

@@ -4,7 +4,7 @@
 
 mod fake_gpu;
 
-use deft::{CacheError, PlanUpdate, RotaryTable, StepGraph, StepRun};
+use deft::{CacheError, Kv, PlanUpdate, RotaryTable, Step, StepGraph, StepOptions, StepRun, bf16};
 use fake_gpu::world::ones;
 
 #[test]
@@ -22,6 +22,36 @@ fn one_graph_serves_a_loop_of_prompts_drafts_and_decoding() {
         assert_eq!(fake.live_objects(), 0);
     }
     assert_eq!(fake.misused(), 0);
+}
+
+#[test]
+fn one_graph_of_eight_rows_serves_steps_of_three_to_eight_tokens() {
+    let _fake = fake_gpu::load();
+    let mut world = fake_gpu::world(9);
+    let root = world.root();
+    let prompt = world.cache.batch(&[(root, 70)]).unwrap();
+    world.step(&mut StepGraph::new(), &prompt, "prompt");
+    let leaves = world.fork(root, 8);
+    let mut graph = StepGraph::new();
+    for (step, count) in [5, 3, 8, 4, 5, 3, 7].into_iter().enumerate() {
+        let batch = world.cache.batch(&ones(&leaves[..count])).unwrap();
+        let run = world.padded_step(&mut graph, &batch, 8, &format!("step {step}"));
+        let expected = [StepRun::Called, StepRun::Captured, StepRun::Replayed][step.min(2)];
+        // The eight leaves' plan may outgrow the room of three.
+        assert!(run == expected || step == 2 && run == StepRun::Captured, "step {step}: {run:?}");
+    }
+    assert!(graph.graphs() == 1 && graph.bytes() > 0);
+    let batch = world.cache.batch(&ones(&leaves[..3])).unwrap();
+    let append = |step: &mut Step<'_>| {
+        let rows = [bf16::ZERO; 3 * 128];
+        step.append(0, Kv::new(&rows[..], &rows[..]))
+    };
+    let options = StepOptions { rows: 16, events: None };
+    let refused = world.cache.capture_with(&mut graph, &batch, options, append).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "append in a step of 16 rows for 3 tokens: such rows are for launches of your own"
+    );
 }
 
 #[test]

@@ -17,6 +17,8 @@ const WARMUP: usize = 3;
 /// Passes that are timed, with attention and without it.
 const TIMED: usize = 10;
 const TIMED_WITHOUT: usize = 6;
+/// Prompts that are timed.
+const TIMED_PROMPTS: usize = 3;
 
 /// A mean step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -96,6 +98,12 @@ pub(super) fn time(model: &mut CudaModel, task: &Task, watchdog: &Watchdog) -> R
             model.prune(trunk)?;
             Ok(timing)
         }
+        Work::Prompt => {
+            watchdog.now("a prompt");
+            let mut timing = prompts(model, task.prompt_tokens, true)?;
+            timing.without_attention_ms = prompts(model, task.prompt_tokens, false)?.pass_ms;
+            Ok(timing)
+        }
     }
 }
 
@@ -139,12 +147,12 @@ fn drafts(
 ) -> Result<Timing> {
     let clock = Clock::new(model, timed)?;
     let mut ids = Vec::new();
-    let mut accepted = draft.accepted.iter().cycle();
+    let mut steps = draft.steps.iter().cycle();
     let mut round = |model: &mut CudaModel, events| -> Result<usize> {
-        let keys =
-            instrument::verify(model, trunk, &draft.tokens, &mut ids, Timed { attention, events })?;
-        let path = accepted.next().context("no accepted lengths were recorded")?;
-        let path: Vec<NodeKey> = path.iter().map(|&node| keys[node]).collect();
+        let step = steps.next().context("there is no draft")?;
+        let timed = Timed { attention, events };
+        let keys = instrument::verify(model, trunk, &step.tokens, &mut ids, timed)?;
+        let path: Vec<NodeKey> = step.accepted.iter().map(|&node| keys[node]).collect();
         model.accept(trunk, &path)?;
         Ok(path.len())
     };
@@ -165,7 +173,35 @@ fn drafts(
         pass_ms: clock.pass_ms()?,
         kv_bytes: (model.traffic().read - before.read) as f64 / timed as f64,
         output_tokens: tokens as f64 / timed as f64,
-        queries: draft.tokens.len() as f64,
+        queries: draft.steps[0].tokens.len() as f64,
+        without_attention_ms: 0.0,
+    })
+}
+
+/// Whole prompts one after the other, each part of one at a time.
+fn prompts(model: &mut CudaModel, tokens: u32, attention: bool) -> Result<Timing> {
+    let vocabulary = model.vocabulary() as u32;
+    let prompt: Vec<u32> = (0..tokens).map(|at| at * 7 % vocabulary).collect();
+    let clock = Clock::new(model, TIMED_PROMPTS)?;
+    let run = |model: &mut CudaModel, events| -> Result<()> {
+        let root = instrument::prompt(model, &prompt, Timed { attention, events })?;
+        model.stream().synchronize()?;
+        model.prune(root)?;
+        Ok(())
+    };
+    run(model, None)?;
+    let before = model.traffic();
+    let begin = Instant::now();
+    for (first, last) in &clock.events {
+        run(model, Some((first, last)))?;
+    }
+    let wall_ms = begin.elapsed().as_secs_f64() * 1e3;
+    Ok(Timing {
+        step_ms: wall_ms / TIMED_PROMPTS as f64,
+        pass_ms: clock.pass_ms()?,
+        kv_bytes: (model.traffic().read - before.read) as f64 / TIMED_PROMPTS as f64,
+        output_tokens: f64::from(tokens),
+        queries: f64::from(tokens),
         without_attention_ms: 0.0,
     })
 }

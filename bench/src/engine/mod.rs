@@ -90,6 +90,9 @@ impl Engine<'_> {
     }
 }
 
+/// Tokens of a prompt that are run at a time.
+const PREFILL_ROWS: u32 = 2048;
+
 /// A model to time.
 struct Shape {
     name: &'static str,
@@ -98,15 +101,16 @@ struct Shape {
     distinct_layers: u32,
 }
 
-/// The models. Contexts are longer than the originals', for the tasks' prompts.
+/// The models. Contexts are as long as the longest task needs.
 fn shapes(quick: bool) -> Vec<Shape> {
     let of = |name, config: LlamaConfig, distinct_layers| Shape {
         name,
-        config: LlamaConfig { context: 32_768, ..config },
+        config: LlamaConfig { context: 40_960, ..config },
         distinct_layers,
     };
     let mut shapes = vec![of("llama3-8b", LlamaConfig::llama3_8b(), 32)];
     if !quick {
+        shapes.push(of("qwen3-8b", LlamaConfig::qwen3_8b(), 36));
         shapes.push(of("codellama-34b", LlamaConfig::codellama_34b(), 8));
     }
     shapes
@@ -132,7 +136,9 @@ fn time(args: &Args, engine: &Engine<'_>, device: &Device) -> Result<usize> {
     let all = tasks::all(args.quick)?;
     let mut work = Vec::new();
     for shape in shapes(args.quick) {
-        let wanted = |task: &&Task| args.wants(&format!("{} {}", shape.name, task.name));
+        let wanted = |task: &&Task| {
+            task.is_for(shape.name) && args.wants(&format!("{} {}", shape.name, task.name))
+        };
         let tasks: Vec<Task> = all.iter().filter(wanted).cloned().collect();
         work.push((shape, tasks));
     }
@@ -182,11 +188,15 @@ fn time_model(
         for &grouping in &args.grouping {
             let what = format!("{} {} {}", shape.name, task.name, grouping.name());
             progress.doing(&what);
-            model.set_grouping(grouping.into())?;
+            if !task.is_grouped() && grouping != GroupingArg::Flatten {
+                progress.step();
+                continue;
+            }
+            model.set_grouping(grouping.into());
             let timing = measure::time(&mut model, task, &engine.watchdog).context(what)?;
-            let (name, memory) = (grouping.name(), model.memory().total());
+            let sizes = (model.memory().total(), model.weights().pass_bytes());
             let of = (shape, model.dtype());
-            let row = Row::new(of, &task.name, name, task.prompt_tokens, &timing, memory);
+            let row = Row::new(of, task, grouping.name(), &timing, sizes);
             progress.say(&row.line());
             progress.step();
             document.rows.push(row);
@@ -200,6 +210,7 @@ fn open(engine: &Engine<'_>, shape: &Shape, dtype: DType, pages: u32) -> Result<
     let token_bytes = 4 * u64::from(config.kv_width()) * u64::from(config.layers);
     let mut options = CudaOptions::default();
     options.kv_bytes = 64 * token_bytes * u64::from(pages);
+    options.prefill_rows = PREFILL_ROWS;
     let device = &engine.gpu.device;
     let weights = CudaWeights::random(device, config, dtype, shape.distinct_layers, 1)?;
     let mut model = engine.model(weights, options)?;

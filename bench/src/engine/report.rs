@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::Shape;
 use super::measure::Timing;
+use super::tasks::Task;
 use crate::stats::geometric_mean;
 
 /// A task with one grouping.
@@ -38,16 +39,17 @@ pub(super) struct Row {
     pub(super) kv_gb: f64,
     /// Device memory of the model, pages and buffers, in GB.
     pub(super) memory_gb: f64,
+    /// Weights that a pass reads, in GB.
+    pub(super) weights_gb: f64,
 }
 
 impl Row {
     pub(super) fn new(
         (shape, dtype): (&Shape, DType),
-        task: &str,
+        task: &Task,
         grouping: &'static str,
-        prompt_tokens: u32,
         timing: &Timing,
-        memory: u64,
+        (memory, weights): (u64, u64),
     ) -> Self {
         let attention_ms = timing.pass_ms - timing.without_attention_ms;
         Self {
@@ -55,9 +57,9 @@ impl Row {
             layers: shape.config.layers,
             distinct_layers: shape.distinct_layers,
             dtype: dtype.name(),
-            task: task.to_owned(),
+            task: task.name.clone(),
             grouping,
-            prompt_tokens,
+            prompt_tokens: task.prompt_tokens,
             queries: timing.queries,
             step_ms: timing.step_ms,
             pass_ms: timing.pass_ms,
@@ -69,6 +71,7 @@ impl Row {
             attention_share: attention_ms / timing.pass_ms,
             kv_gb: timing.kv_bytes / 1e9,
             memory_gb: memory as f64 / 1e9,
+            weights_gb: weights as f64 / 1e9,
         }
     }
 
@@ -134,6 +137,7 @@ pub(super) fn summary(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::tasks::Work;
 
     fn row(grouping: &'static str, prompt: u32, step_ms: f64) -> Row {
         let timing = Timing {
@@ -145,7 +149,8 @@ mod tests {
             without_attention_ms: 0.6 * step_ms,
         };
         let shape = &crate::engine::shapes(true)[0];
-        Row::new((shape, DType::Bf16), "t", grouping, prompt, &timing, 3_000_000_000)
+        let task = Task { name: "t".to_owned(), prompt_tokens: prompt, work: Work::Prompt };
+        Row::new((shape, DType::Bf16), &task, grouping, &timing, (3_000_000_000, 1_500_000_000))
     }
 
     #[test]

@@ -9,6 +9,8 @@ use deft_workloads::{MedusaRun, ReasoningRun};
 
 use deft_tests::recorded;
 
+use crate::random::Random;
+
 const MEDUSA: &str = include_str!("../../../workloads/medusa.json");
 /// Tokens that each few-shot continuation has already.
 const GENERATED: u32 = 200;
@@ -16,6 +18,13 @@ const GENERATED: u32 = 200;
 const MOMENTS: usize = 4;
 /// Pages that a leaf may grow into while it is timed.
 const GROWTH_PAGES: u32 = 2;
+/// Draft trees of a task, each with its nodes in another order.
+const DRAFTS: usize = 32;
+/// Contexts at which a draft is held against one token, and the models.
+const CONTEXTS: [u32; 5] = [1024, 4096, 8192, 16_384, 32_768];
+const COMPARED: [&str; 2] = ["llama3-8b", "qwen3-8b"];
+/// Prompts that are run whole.
+const PROMPTS: [u32; 3] = [2048, 8192, 32_768];
 
 /// A tree at some moment, parents first. Node 0 is the prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,12 +35,17 @@ pub(super) struct Moment {
     leaves: Vec<usize>,
 }
 
-/// A draft tree, and how much of it was accepted step by step.
+/// Draft trees, and how much of each was accepted: another tree a step.
 #[derive(Clone, Debug)]
 pub(super) struct Draft {
+    pub(super) steps: Vec<DraftStep>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct DraftStep {
     pub(super) tokens: Vec<DraftToken>,
-    /// Nodes of the path that is accepted, one list a step.
-    pub(super) accepted: Vec<Vec<usize>>,
+    /// Nodes of the path that is accepted.
+    pub(super) accepted: Vec<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -40,6 +54,8 @@ pub(super) enum Work {
     Steps(Vec<Moment>),
     /// Drafts below a prompt.
     Drafts(Draft),
+    /// The prompt itself.
+    Prompt,
 }
 
 #[derive(Clone, Debug)]
@@ -49,12 +65,14 @@ pub(super) struct Task {
     pub(super) work: Work,
 }
 
-/// The tasks at each of the prompt lengths; a few of them if `quick`.
+/// The paper's tasks at each of its prompt lengths, then one token and drafts at each context, and prompts; a few of
+/// them if `quick`.
 pub(super) fn all(quick: bool) -> Result<Vec<Task>> {
     let (prompts, widths, sizes): (&[u32], &[usize], &[u32]) = match quick {
         true => (&[1000, 20_000], &[50], &[64]),
         false => (&[1000, 5000, 10_000, 20_000], &[20, 30, 50], &[32, 64, 128, 256]),
     };
+    let medusa = MedusaRun::parse(MEDUSA)?;
     let mut tasks = Vec::new();
     for &prompt_tokens in prompts {
         for &width in widths {
@@ -63,13 +81,29 @@ pub(super) fn all(quick: bool) -> Result<Vec<Task>> {
         for (name, recorded) in [("sorting", "sorting128ToT"), ("document", "docmergeToT")] {
             tasks.push(thoughts(name, recorded, prompt_tokens)?);
         }
-        for run in MedusaRun::parse(MEDUSA)? {
-            if sizes.contains(&run.size()) {
-                tasks.push(speculative(&run, prompt_tokens));
-            }
-        }
+        let runs = medusa.iter().filter(|run| sizes.contains(&run.size()));
+        tasks.extend(runs.map(|run| speculative(run, prompt_tokens)));
     }
+    if quick {
+        return Ok(tasks);
+    }
+    for prompt_tokens in CONTEXTS {
+        tasks.push(one_token(prompt_tokens));
+        let runs = medusa.iter().filter(|run| [64, 128, 256].contains(&run.size()));
+        tasks.extend(runs.map(|run| speculative(run, prompt_tokens)));
+    }
+    tasks.extend(PROMPTS.map(|prompt_tokens| Task {
+        name: "prompt".to_owned(),
+        prompt_tokens,
+        work: Work::Prompt,
+    }));
     Ok(tasks)
+}
+
+/// A single leaf.
+fn one_token(prompt_tokens: u32) -> Task {
+    let moment = Moment { parents: vec![None], tokens: vec![prompt_tokens], leaves: vec![0] };
+    Task { name: "one-token".to_owned(), prompt_tokens, work: Work::Steps(vec![moment]) }
 }
 
 fn few_shot(prompt_tokens: u32, width: usize) -> Task {
@@ -126,15 +160,41 @@ fn moments(run: &ReasoningRun, prompt_tokens: u32) -> Result<Vec<Moment>> {
 }
 
 fn speculative(run: &MedusaRun, prompt_tokens: u32) -> Task {
-    let tokens = run.parents().iter();
-    let tokens = tokens.map(|&parent| DraftToken { parent, token: 1 }).collect();
-    let lengths = run.accepted().iter().flatten();
-    let path =
-        |&length: &u32| run.accepted_path(length).iter().map(|&node| node as usize).collect();
+    let mut random = Random::new(1);
+    let lengths = run.accepted().iter().flatten().cycle();
+    let step = |&length: &u32| DraftStep::shuffled(run, length, &mut random);
     Task {
         name: format!("speculative-{}", run.size()),
         prompt_tokens,
-        work: Work::Drafts(Draft { tokens, accepted: lengths.map(path).collect() }),
+        work: Work::Drafts(Draft { steps: lengths.take(DRAFTS).map(step).collect() }),
+    }
+}
+
+impl DraftStep {
+    /// The run's tree with its nodes in a random order, parents before children.
+    fn shuffled(run: &MedusaRun, accepted: u32, random: &mut Random) -> Self {
+        let parents = run.parents();
+        let mut places: Vec<Option<u32>> = vec![None; parents.len()];
+        let place = |places: &[Option<u32>], node: u32| places[node as usize];
+        let mut tokens = Vec::with_capacity(parents.len());
+        while tokens.len() < parents.len() {
+            let mut ready: Vec<usize> = (0..parents.len())
+                .filter(|&node| places[node].is_none())
+                .filter(|&node| parents[node].is_none_or(|parent| place(&places, parent).is_some()))
+                .collect();
+            random.shuffle(&mut ready);
+            // Some of them now, the others among their children.
+            ready.truncate(ready.len().div_ceil(2));
+            for node in ready {
+                let parent = parents[node].and_then(|parent| place(&places, parent));
+                places[node] = Some(tokens.len() as u32);
+                tokens.push(DraftToken { parent, token: 1 });
+            }
+        }
+        let path = run.accepted_path(accepted);
+        let accepted =
+            path.iter().filter_map(|&node| Some(place(&places, node)? as usize)).collect();
+        Self { tokens, accepted }
     }
 }
 
@@ -176,10 +236,23 @@ impl Task {
             Work::Steps(moments) => moments.iter().map(Moment::pages).max().unwrap_or(0),
             // A draft, and what a hundred of them leave.
             Work::Drafts(draft) => {
-                let tokens = self.prompt_tokens + draft.tokens.len() as u32 + 100 * 8;
+                let nodes = draft.steps.iter().map(|step| step.tokens.len()).max().unwrap_or(0);
+                let tokens = self.prompt_tokens + nodes as u32 + 100 * 8;
                 tokens.div_ceil(PAGE_TOKENS) + 2
             }
+            Work::Prompt => self.prompt_tokens.div_ceil(PAGE_TOKENS),
         }
+    }
+
+    /// Whether the task is timed with `model`: the newer models have those of their own alone.
+    pub(super) fn is_for(&self, model: &str) -> bool {
+        let papers = ![&CONTEXTS[..], &PROMPTS].concat().contains(&self.prompt_tokens);
+        if papers { model != "qwen3-8b" } else { COMPARED.contains(&model) }
+    }
+
+    /// Whether it is timed with every grouping.
+    pub(super) fn is_grouped(&self) -> bool {
+        !matches!(self.work, Work::Prompt)
     }
 }
 
@@ -190,7 +263,7 @@ mod tests {
     #[test]
     fn every_task_is_there_at_every_prompt_length() {
         let full = all(false).unwrap();
-        assert_eq!(full.len(), 4 * (3 + 2 + 4));
+        assert_eq!(full.len(), 4 * (3 + 2 + 4) + 5 * 4 + 3);
         let quick: Vec<String> = all(true).unwrap().into_iter().map(|task| task.name).collect();
         let expected = ["few-shot-50", "sorting", "document", "speculative-64"];
         assert_eq!(quick, [expected, expected].concat());
@@ -203,7 +276,8 @@ mod tests {
             let Work::Steps(moments) = &task.work else {
                 continue;
             };
-            assert_eq!(moments.len(), if task.name.starts_with("few") { 1 } else { MOMENTS });
+            let one = task.name.starts_with("few") || task.name == "one-token";
+            assert_eq!(moments.len(), if one { 1 } else { MOMENTS });
             for moment in moments {
                 assert_eq!(moment.parents[0], None);
                 assert_eq!(moment.tokens[0], task.prompt_tokens);
@@ -217,18 +291,37 @@ mod tests {
     }
 
     #[test]
-    fn accepted_paths_lead_down_the_draft() {
+    fn every_step_has_another_draft_of_the_same_shape_and_accepts_a_path_of_it() {
         let tasks = all(true).unwrap();
         let draft = tasks.iter().find_map(|task| match &task.work {
             Work::Drafts(draft) => Some(draft),
-            Work::Steps(_) => None,
+            _ => None,
         });
-        let draft = draft.unwrap();
-        for path in draft.accepted.iter().filter(|path| !path.is_empty()) {
-            assert_eq!(draft.tokens[path[0]].parent, None);
-            for pair in path.windows(2) {
-                assert_eq!(draft.tokens[pair[1]].parent, Some(pair[0] as u32));
+        let steps = &draft.unwrap().steps;
+        let depths = |step: &DraftStep| {
+            let mut depths = Vec::new();
+            for token in &step.tokens {
+                depths.push(token.parent.map_or(0, |parent| depths[parent as usize] + 1));
+            }
+            depths.sort_unstable();
+            depths
+        };
+        for (at, step) in steps.iter().enumerate() {
+            assert_eq!(depths(step), depths(&steps[0]));
+            assert!(steps[..at].iter().all(|before| before.tokens != step.tokens));
+            let mut above = None;
+            for &node in &step.accepted {
+                assert_eq!(step.tokens[node].parent, above);
+                above = Some(node as u32);
             }
         }
+        assert!(steps.iter().any(|step| step.accepted.len() > 1));
+    }
+
+    #[test]
+    fn contexts_and_prompts_are_for_the_two_models_and_the_paper_s_tasks_for_the_others() {
+        let tasks = all(false).unwrap();
+        let count = |model| tasks.iter().filter(|task| task.is_for(model)).count();
+        assert_eq!([count("llama3-8b"), count("qwen3-8b"), count("codellama-34b")], [59, 23, 36]);
     }
 }

@@ -3,7 +3,7 @@
 //! A page is written by hand but for its blocks, which lie between `<!-- report: NAME -->` and `<!-- report end -->`.
 //!
 //! ```text
-//! files --[data]--> rows --[trees, paper, sections: chart, pictures]--> blocks --[pages]--> README.md, docs
+//! files --[data]--> rows --[trees, paper, sections, tokens: chart, pictures]--> blocks --[pages]--> README.md, docs
 //! ```
 
 mod chart;
@@ -13,6 +13,7 @@ mod pictures;
 #[cfg(test)]
 mod quotes;
 mod sections;
+mod tokens;
 mod trees;
 
 use std::fs;
@@ -21,6 +22,7 @@ use anyhow::{Context, Result, ensure};
 
 use data::{fill, opening, read};
 use paper::Paper;
+use tokens::Tokens;
 use trees::Comparison;
 
 /// A block's name, and what it has to hold.
@@ -53,6 +55,7 @@ fn pages() -> Result<Vec<(&'static str, String)>> {
     blocks.push(("bars", pictures::bars(&comparison)));
     blocks.push(("roofline", pictures::roofline(&comparison)));
     blocks.extend(sections::blocks(&comparison, &paper)?);
+    blocks.extend(Tokens::read()?.blocks()?);
     let page = |name| Ok((name, fill(&read(name)?, &blocks).context(name)?));
     let pages: Vec<(&str, String)> = PAGES.into_iter().map(page).collect::<Result<_>>()?;
     for (name, _) in &blocks {

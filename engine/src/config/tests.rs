@@ -163,3 +163,10 @@ fn yarn_keeps_short_wavelengths_and_stretches_long_ones() {
     assert!((family::yarn_scale(4.0, None) - (0.1 * 4_f64.ln() + 1.0).powi(2)).abs() < 1e-12);
     assert_eq!((family::yarn_scale(1.0, None), family::yarn_scale(4.0, Some(1.0))), (1.0, 1.0));
 }
+
+#[test]
+fn a_context_larger_than_all_pages_asks_for_no_larger_tables() {
+    let pool = deft::cache::PagePool::new(100).unwrap();
+    let of = |context| LlamaConfig { context, ..LlamaConfig::smollm2_135m() }.positions(&pool);
+    assert_eq!([of(1 << 24), of(2048)], [6400, 2048]);
+}

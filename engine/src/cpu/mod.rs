@@ -12,7 +12,6 @@ mod timing;
 mod tree;
 
 use deft::RotaryTable;
-use deft::abi::PAGE_TOKENS;
 use deft::cache::DType;
 use deft::{Batch, CacheError, Device, Grouping, KvFormat, TreeCache};
 
@@ -110,9 +109,7 @@ impl CpuModel {
             cache = cache.soft_cap(cap);
         }
         let cache = cache.build()?;
-        // No path is longer than what all pages hold.
-        let held = cache.forest().pool().capacity().saturating_mul(PAGE_TOKENS);
-        let positions = config.context.min(held);
+        let positions = config.positions(cache.forest().pool());
         let turns_itself = config.variant.turns.contains(&Turn::Local);
         Ok(Self {
             rotary: config.rotary_table(positions)?,

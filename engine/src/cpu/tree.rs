@@ -1,10 +1,11 @@
 //! Trees: what search asks for.
 
+use deft::abi::PAGE_TOKENS;
 use deft::tree::TokenForest;
 use deft::{Batch, CacheError, DraftNode, NodeKey, Opened, PrefixStats};
 
+use super::CpuModel;
 use super::forward::Wanted;
-use super::{CpuModel, PAGE_TOKENS};
 use crate::traffic::{path_bytes, plan_bytes};
 use crate::tree_model::{DraftToken, ModelError, Traffic, TreeModel};
 

@@ -1,7 +1,6 @@
 //! Everything a pass reads and writes besides weights and pages, at addresses that never change.
 
 use deft::RotaryTable;
-use deft::abi::{NONE, TokenMove};
 use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Stream};
 
 use super::decode::HISTORY;
@@ -16,17 +15,16 @@ pub const MAX_RANKED: u32 = kernels_gpu::model::limits::MAX_K;
 pub(super) enum Input {
     Tokens,
     Positions,
-    Targets,
     Streams,
 }
 
-const INPUTS: usize = 4;
+const INPUTS: usize = 3;
 
 /// A pass's inputs, with the host's copy.
 #[derive(Debug)]
 pub(super) struct Inputs {
     rows: usize,
-    /// `[tokens, positions, targets, streams][rows]`.
+    /// `[tokens, positions, streams][rows]`.
     host: Vec<u32>,
     device: DeviceBuffer<u32>,
 }
@@ -35,7 +33,6 @@ impl Inputs {
     fn new(device: &CudaDevice, rows: u32) -> Result<Self, CudaError> {
         let rows = rows as usize;
         let mut host = vec![0; INPUTS * rows];
-        host[Input::Targets as usize * rows..][..rows].fill(NONE);
         // A row draws from the stream of its own number, whatever pass it is of.
         let streams = &mut host[Input::Streams as usize * rows..][..rows];
         (0..).zip(streams).for_each(|(row, stream)| *stream = row);
@@ -46,21 +43,18 @@ impl Inputs {
         self.device.pointer().offset((4 * input as usize * self.rows) as u64)
     }
 
-    /// The rows of `input` as the device will have them after [`Inputs::upload`].
-    pub(super) fn rows_mut(&mut self, input: Input) -> &mut [u32] {
-        &mut self.host[input as usize * self.rows..][..self.rows]
-    }
-
-    /// Makes rows from `rows` on inert: token 0 at position 0, which goes nowhere.
-    pub(super) fn pad(&mut self, rows: usize) {
-        for input in [Input::Tokens, Input::Positions] {
-            self.rows_mut(input)[rows..].fill(0);
+    /// Enqueues tokens and positions to the device, token 0 at position 0 in the rows after them.
+    pub(super) fn set(
+        &mut self,
+        tokens: &[u32],
+        positions: &[u32],
+        stream: &Stream,
+    ) -> Result<(), CudaError> {
+        for (input, values) in [(Input::Tokens, tokens), (Input::Positions, positions)] {
+            let rows = &mut self.host[input as usize * self.rows..][..self.rows];
+            rows[..values.len()].copy_from_slice(values);
+            rows[values.len()..].fill(0);
         }
-        self.rows_mut(Input::Targets)[rows..].fill(NONE);
-    }
-
-    /// Enqueues the copy to the device.
-    pub(super) fn upload(&self, stream: &Stream) -> Result<(), CudaError> {
         self.device.upload(0, &self.host, stream)
     }
 }
@@ -98,7 +92,6 @@ pub(super) struct Buffers {
     /// `[context, head_dim / 2]` each.
     pub(super) cos: DeviceBuffer<f32>,
     pub(super) sin: DeviceBuffer<f32>,
-    pub(super) moves: DeviceBuffer<TokenMove>,
 }
 
 impl Buffers {
@@ -117,7 +110,6 @@ impl Buffers {
             buffer.fill_bytes(0, &Stream::legacy(device))?;
             Ok::<_, CudaError>(buffer)
         };
-        let moves = deft::tree::TokenForest::MAX_DRAFT_TOKENS as usize;
         let buffers = Self {
             inputs: Inputs::new(device, rows)?,
             pick: DeviceBuffer::from_slice(device, "pick", &[0])?,
@@ -143,7 +135,6 @@ impl Buffers {
             history: DeviceBuffer::uninitialized(device, "chosen tokens", of(logit_rows, HISTORY))?,
             cos: DeviceBuffer::from_slice(device, "rotary cosines", table.cos())?,
             sin: DeviceBuffer::from_slice(device, "rotary sines", table.sin())?,
-            moves: DeviceBuffer::uninitialized(device, "token moves", moves)?,
         };
         // Other streams do not wait for the legacy one.
         Stream::legacy(device).synchronize()?;
@@ -155,8 +146,7 @@ impl Buffers {
             + self.pick.len()
             + self.sampling.len()
             + self.ids.len()
-            + self.history.len()
-            + 2 * self.moves.len();
+            + self.history.len();
         let floats = [&self.x, &self.logits, &self.log_probs, &self.cos, &self.sin];
         let halves = [&self.normed, &self.qkv, &self.q, &self.attended, &self.gate_up, &self.gated];
         let floats: usize = floats.map(DeviceBuffer::len).iter().sum();

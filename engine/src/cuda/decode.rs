@@ -121,7 +121,7 @@ impl Decode<'_> {
         self.model.grow(&self.leaves)?;
         let pass = Pass { tail: Tail::Choose(self.choice.ranked), attention: timed.attention };
         let first = self.first.as_deref();
-        let run = self.model.run_grown(&self.leaves, first, pass, timed.events);
+        let run = self.model.run(first, pass, timed.events);
         self.model.or_shrink(&self.leaves, run)?;
         self.first = None;
         self.unread += 1;

@@ -2,14 +2,15 @@
 //! captured.
 
 use super::ops::{Embed, Feed, ModelOps, RmsNorm, RotateAppend, Sampling, SiluMul, TopK};
-use deft::attention::AttentionParams;
-use deft::cuda::{AttendBuffers, CudaCache, CudaPlan, DeviceBuffer, DevicePtr, RawStream, Rotary};
+use deft::cuda::{DeviceBuffer, DevicePtr, DeviceRows, RawStream, Rotary};
+use deft::{DType, KvElement, Step, StepGpu, bf16, f16};
 
 use super::buffers::{Buffers, Input};
 use super::cublas::{Cublas, Product, Sums};
 use super::decode::HISTORY;
 use super::probe::{Observer, Seen, Stage};
 use super::{CudaModelError, CudaWeights};
+use crate::Turn;
 
 /// What is done with the last layer's output.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,44 +41,57 @@ pub(super) struct Forward {
     pub(super) buffers: Buffers,
 }
 
-/// One pass about to be enqueued.
-pub(super) struct Run<'a> {
-    pub(super) forward: &'a Forward,
-    pub(super) cache: &'a CudaCache,
-    pub(super) plan: &'a CudaPlan,
-    pub(super) rows: u32,
-    pub(super) stream: RawStream,
+/// One pass about to be enqueued, as a step of the cache.
+pub(super) struct Run<'r, 's> {
+    step: &'r mut Step<'s>,
+    rows: Rows<'r>,
 }
 
-impl Run<'_> {
+/// Launches over so many rows.
+#[derive(Clone, Copy)]
+struct Rows<'r> {
+    forward: &'r Forward,
+    count: u32,
+    stream: RawStream,
+}
+
+impl<'r, 's> Run<'r, 's> {
+    /// A pass of `count` rows, those of the step.
+    pub(super) fn new(
+        forward: &'r Forward,
+        step: &'r mut Step<'s>,
+        count: u32,
+    ) -> Result<Self, CudaModelError> {
+        let stream = on_gpu(step)?.stream;
+        Ok(Self { step, rows: Rows { forward, count, stream } })
+    }
+
     /// Enqueues the pass; `observer` sees each stage's output on its way.
     ///
     /// # Safety
-    /// The buffers have room for `rows` rows and the tail's, inputs are those of the plan (inert rows beyond its
-    /// queries), tokens and positions below the model's vocabulary and context; nothing else that uses them runs
-    /// at the same time on another stream.
+    /// The buffers have room for the rows and the tail's, inputs are those of the step's batch, tokens and positions
+    /// below the model's vocabulary and context; nothing else that uses them runs at the same time on another stream.
     pub(super) unsafe fn enqueue(
-        &self,
+        &mut self,
         pass: Pass,
         observer: &mut dyn Observer,
     ) -> Result<(), CudaModelError> {
-        let Forward { weights, ops, .. } = self.forward;
+        let Rows { forward, count, stream } = self.rows;
+        let Forward { weights, ops, buffers, .. } = forward;
         let config = weights.config();
-        let inputs = &self.forward.buffers.inputs;
-        let x = &self.forward.buffers.x;
+        let x = &buffers.x;
         let embed = Embed {
-            tokens: inputs.pointer(Input::Tokens),
+            tokens: buffers.inputs.pointer(Input::Tokens),
             table: weights.embedding.pointer(),
             x: x.pointer(),
-            rows: self.rows,
+            rows: count,
             hidden: config.hidden,
         };
         // SAFETY: the caller's, for this and all below: buffers have room for the rows and their documented shapes,
         // which follow from the model's, and live as long as the model does.
         unsafe {
-            self.cache.advance(inputs.pointer(Input::Targets), self.rows, self.stream)?;
-            ops.embed(&embed, self.stream)?;
-            observer.saw(0, Stage::Embedded, self.floats(x, config.hidden))?;
+            ops.embed(&embed, stream)?;
+            observer.saw(0, Stage::Embedded, self.rows.floats(x, config.hidden))?;
             for layer in 0..config.layers {
                 self.attention(layer, pass.attention, observer)?;
                 self.feed_forward(layer, observer)?;
@@ -89,66 +103,92 @@ impl Run<'_> {
     /// # Safety
     /// As [`Run::enqueue`].
     unsafe fn attention(
-        &self,
+        &mut self,
         layer: u32,
         attend: bool,
         observer: &mut dyn Observer,
     ) -> Result<(), CudaModelError> {
-        let Forward { weights, ops, buffers, .. } = self.forward;
+        let Rows { forward, count, stream } = self.rows;
+        let Forward { weights, ops, buffers, .. } = forward;
         let config = weights.config();
         let w = weights.layer(layer);
         let (q, kv) = (config.q_width(), config.kv_width());
-        let append = RotateAppend {
-            qkv: buffers.qkv.pointer(),
-            q: buffers.q.pointer(),
-            targets: buffers.inputs.pointer(Input::Targets),
-            count: self.rows,
-            q_heads: config.q_heads,
+        let pointer = |some: &Option<DeviceBuffer<f32>>| {
+            some.as_ref().map_or(DevicePtr::NULL, DeviceBuffer::pointer)
         };
-        let rotary = Rotary {
-            positions: buffers.inputs.pointer(Input::Positions),
-            cos: buffers.cos.pointer(),
-            sin: buffers.sin.pointer(),
+        let [cos, sin] = match config.variant.turn(layer) {
+            Turn::Not => [DevicePtr::NULL; 2],
+            _ => [buffers.cos.pointer(), buffers.sin.pointer()],
         };
-        let attention = AttendBuffers {
-            q: buffers.q.pointer(),
-            out: buffers.attended.pointer(),
-            lse: DevicePtr::NULL,
-        };
-        let params = AttentionParams::new(config.head_dim);
+        let rotary = Rotary { positions: buffers.inputs.pointer(Input::Positions), cos, sin };
         // SAFETY: as in `enqueue`.
         unsafe {
-            self.norm(&w.attention_norm, None)?;
-            observer.saw(
-                layer,
-                Stage::AttentionInput,
-                self.halves(&buffers.normed, config.hidden),
-            )?;
-            let normed = buffers.normed.pointer();
-            self.multiply(
-                normed,
-                &w.qkv,
-                buffers.qkv.pointer(),
-                [q + 2 * kv, config.hidden],
-                Sums::Half,
-            )?;
-            observer.saw(layer, Stage::Projected, self.halves(&buffers.qkv, q + 2 * kv))?;
-            ops.rotate_append(self.cache, layer, &append, &rotary, self.stream)?;
-            observer.saw(layer, Stage::Queries, self.halves(&buffers.q, q))?;
+            self.rows.norm(&w.attention_norm, None)?;
+            let (normed, qkv) = (&buffers.normed, &buffers.qkv);
+            observer.saw(layer, Stage::AttentionInput, self.rows.halves(normed, config.hidden))?;
+            let shape = [q + 2 * kv, config.hidden];
+            self.rows.multiply(normed.pointer(), &w.qkv, qkv.pointer(), shape, Sums::Half)?;
+            observer.saw(layer, Stage::Projected, self.rows.halves(qkv, q + 2 * kv))?;
+            let gpu = on_gpu(self.step)?;
+            let append = RotateAppend {
+                qkv: qkv.pointer(),
+                bias: pointer(&w.qkv_bias),
+                norms: pointer(&w.head_norms),
+                q: buffers.q.pointer(),
+                targets: gpu.targets,
+                count,
+                q_heads: config.q_heads,
+                eps: config.rms_eps,
+            };
+            ops.rotate_append(gpu.cache, layer, &append, &rotary, stream)?;
+            observer.saw(layer, Stage::Queries, self.rows.halves(&buffers.q, q))?;
             if attend {
-                self.cache.attend(layer, self.plan, &attention, &params, self.stream)?;
+                self.attend(layer)?;
             }
-            observer.saw(layer, Stage::Attended, self.halves(&buffers.attended, q))?;
-            let attended = buffers.attended.pointer();
-            self.multiply(
-                attended,
-                &w.output,
-                buffers.x.pointer(),
-                [config.hidden, q],
-                Sums::Added,
-            )?;
-            observer.saw(layer, Stage::AfterAttention, self.floats(&buffers.x, config.hidden))
+            observer.saw(layer, Stage::Attended, self.rows.halves(&buffers.attended, q))?;
+            let (attended, x) = (buffers.attended.pointer(), &buffers.x);
+            let shape = [config.hidden, q];
+            self.rows.multiply(attended, &w.output, x.pointer(), shape, Sums::Added)?;
+            observer.saw(layer, Stage::AfterAttention, self.rows.floats(x, config.hidden))
         }
+    }
+
+    /// # Safety
+    /// As [`Run::enqueue`].
+    unsafe fn attend(&mut self, layer: u32) -> Result<(), CudaModelError> {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.rows.forward.weights.dtype() {
+                DType::F16 => self.attend_as::<f16>(layer),
+                _ => self.attend_as::<bf16>(layer),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Run::enqueue`]; `T` is the model's type.
+    unsafe fn attend_as<T: KvElement>(&mut self, layer: u32) -> Result<(), CudaModelError> {
+        let Rows { forward, stream, .. } = self.rows;
+        let width = forward.weights.config().q_width() as usize;
+        let elements = self.step.batch().rows() * width;
+        // SAFETY: the buffers have room for the rows, live as long as the model's graphs, and are used on this stream.
+        let rows = |buffer: &DeviceBuffer<u16>| unsafe {
+            DeviceRows::<T>::new(buffer.pointer(), elements, stream)
+        };
+        let (q, out) = (rows(&forward.buffers.q), rows(&forward.buffers.attended));
+        Ok(self.step.attend::<T>(layer, q, out)?)
+    }
+
+    /// Enqueues attention of all layers, and nothing else.
+    ///
+    /// # Safety
+    /// As [`Run::enqueue`].
+    pub(super) unsafe fn attend_only(&mut self) -> Result<(), CudaModelError> {
+        for layer in 0..self.rows.forward.weights.config().layers {
+            // SAFETY: the caller's.
+            unsafe { self.attend(layer) }?;
+        }
+        Ok(())
     }
 
     /// # Safety
@@ -158,49 +198,59 @@ impl Run<'_> {
         layer: u32,
         observer: &mut dyn Observer,
     ) -> Result<(), CudaModelError> {
-        let Forward { weights, ops, buffers, .. } = self.forward;
+        let Rows { forward, count, stream } = self.rows;
+        let Forward { weights, ops, buffers, .. } = forward;
         let config = weights.config();
         let (hidden, ffn) = (config.hidden, config.ffn);
         let w = weights.layer(layer);
         let silu = SiluMul {
             gate_up: buffers.gate_up.pointer(),
             out: buffers.gated.pointer(),
-            rows: self.rows,
+            rows: count,
             ffn,
         };
         // SAFETY: as in `enqueue`.
         unsafe {
-            self.norm(&w.ffn_norm, None)?;
-            observer.saw(layer, Stage::FfnInput, self.halves(&buffers.normed, hidden))?;
+            self.rows.norm(&w.ffn_norm, None)?;
+            observer.saw(layer, Stage::FfnInput, self.rows.halves(&buffers.normed, hidden))?;
             let normed = buffers.normed.pointer();
-            self.multiply(normed, &w.gate_up, silu.gate_up, [2 * ffn, hidden], Sums::Half)?;
-            observer.saw(layer, Stage::GateUp, self.halves(&buffers.gate_up, 2 * ffn))?;
-            ops.silu_mul(&silu, self.stream)?;
-            observer.saw(layer, Stage::Gated, self.halves(&buffers.gated, ffn))?;
-            self.multiply(silu.out, &w.down, buffers.x.pointer(), [hidden, ffn], Sums::Added)?;
-            observer.saw(layer, Stage::AfterFfn, self.floats(&buffers.x, hidden))
+            self.rows.multiply(normed, &w.gate_up, silu.gate_up, [2 * ffn, hidden], Sums::Half)?;
+            observer.saw(layer, Stage::GateUp, self.rows.halves(&buffers.gate_up, 2 * ffn))?;
+            ops.silu_mul(&silu, stream)?;
+            observer.saw(layer, Stage::Gated, self.rows.halves(&buffers.gated, ffn))?;
+            self.rows.multiply(
+                silu.out,
+                &w.down,
+                buffers.x.pointer(),
+                [hidden, ffn],
+                Sums::Added,
+            )?;
+            observer.saw(layer, Stage::AfterFfn, self.rows.floats(&buffers.x, hidden))
         }
     }
 
     /// # Safety
     /// As [`Run::enqueue`].
-    unsafe fn tail(&self, tail: Tail, observer: &mut dyn Observer) -> Result<(), CudaModelError> {
-        let Forward { weights, buffers, .. } = self.forward;
+    unsafe fn tail(
+        &mut self,
+        tail: Tail,
+        observer: &mut dyn Observer,
+    ) -> Result<(), CudaModelError> {
+        let Forward { weights, buffers, .. } = self.rows.forward;
         let config = weights.config();
         let last = config.layers - 1;
-        let one = Run { rows: 1, ..*self };
-        let (picks, run) = match tail {
-            Tail::LogitsOfOne => (Some(&buffers.pick), &one),
-            Tail::Logits | Tail::Choose(_) => (None, self),
+        let (picks, rows) = match tail {
+            Tail::LogitsOfOne => (Some(&buffers.pick), Rows { count: 1, ..self.rows }),
+            Tail::Logits | Tail::Choose(_) => (None, self.rows),
         };
         let (normed, logits) = (buffers.normed.pointer(), buffers.logits.pointer());
         let shape = [config.vocabulary, config.hidden];
         // SAFETY: as in `enqueue`.
         unsafe {
-            run.norm(&weights.final_norm, picks)?;
-            observer.saw(last, Stage::HeadInput, run.halves(&buffers.normed, config.hidden))?;
-            run.multiply(normed, weights.head(), logits, shape, Sums::F32)?;
-            observer.saw(last, Stage::Logits, run.floats(&buffers.logits, config.vocabulary))?;
+            rows.norm(&weights.final_norm, picks)?;
+            observer.saw(last, Stage::HeadInput, rows.halves(&buffers.normed, config.hidden))?;
+            rows.multiply(normed, weights.head(), logits, shape, Sums::F32)?;
+            observer.saw(last, Stage::Logits, rows.floats(&buffers.logits, config.vocabulary))?;
             match tail {
                 Tail::Choose(ranked) => self.choose(ranked),
                 Tail::Logits | Tail::LogitsOfOne => Ok(()),
@@ -212,14 +262,15 @@ impl Run<'_> {
     ///
     /// # Safety
     /// As [`Run::enqueue`].
-    unsafe fn choose(&self, ranked: u32) -> Result<(), CudaModelError> {
-        let Forward { weights, ops, buffers, .. } = self.forward;
+    unsafe fn choose(&mut self, ranked: u32) -> Result<(), CudaModelError> {
+        let Rows { forward, count, stream } = self.rows;
+        let Forward { weights, ops, buffers, .. } = forward;
         let inputs = &buffers.inputs;
         let ranking = TopK {
             logits: buffers.logits.pointer(),
             ids: buffers.ids.pointer(),
             log_probs: buffers.log_probs.pointer(),
-            rows: self.rows,
+            rows: count,
             vocab: weights.config().vocabulary,
             k: ranked,
         };
@@ -230,22 +281,29 @@ impl Run<'_> {
         };
         let feed = Feed {
             next: ranking.ids,
-            targets: inputs.pointer(Input::Targets),
+            targets: on_gpu(self.step)?.targets,
             tokens: inputs.pointer(Input::Tokens),
             positions: inputs.pointer(Input::Positions),
             history: buffers.history.pointer(),
             history_len: HISTORY,
             next_stride: ranked,
-            count: self.rows,
+            count,
         };
         // SAFETY: as in `enqueue`.
         unsafe {
-            ops.sample_top_k(&ranking, &sampling, self.stream)?;
-            ops.feed(&feed, self.stream)?;
+            ops.sample_top_k(&ranking, &sampling, stream)?;
+            ops.feed(&feed, stream)?;
         }
         Ok(())
     }
+}
 
+/// The step's side of the GPU.
+fn on_gpu<'a>(step: &'a mut Step<'_>) -> Result<StepGpu<'a>, CudaModelError> {
+    Ok(step.gpu()?.expect("the cache was built for a GPU"))
+}
+
+impl Rows<'_> {
     /// # Safety
     /// As [`Run::enqueue`].
     unsafe fn norm(
@@ -260,7 +318,7 @@ impl Run<'_> {
             picks: picks.map_or(DevicePtr::NULL, DeviceBuffer::pointer),
             weight: weight.pointer(),
             out: buffers.normed.pointer(),
-            rows: self.rows,
+            rows: self.count,
             hidden: config.hidden,
             eps: config.rms_eps,
         };
@@ -282,7 +340,7 @@ impl Run<'_> {
     ) -> Result<(), CudaModelError> {
         debug_assert_eq!(w.len(), outputs as usize * inner as usize);
         let product = Product {
-            rows: self.rows,
+            rows: self.count,
             outputs,
             inner,
             x,
@@ -296,10 +354,10 @@ impl Run<'_> {
     }
 
     fn floats<'b>(&self, buffer: &'b DeviceBuffer<f32>, width: u32) -> Seen<'b> {
-        Seen::F32(buffer, [self.rows, width])
+        Seen::F32(buffer, [self.count, width])
     }
 
     fn halves<'b>(&self, buffer: &'b DeviceBuffer<u16>, width: u32) -> Seen<'b> {
-        Seen::Half(buffer, [self.rows, width])
+        Seen::Half(buffer, [self.count, width])
     }
 }

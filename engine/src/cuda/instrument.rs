@@ -53,7 +53,31 @@ pub fn verify(
 /// # Errors
 /// [`ModelError::Cache`].
 pub fn assume_prompt(model: &mut CudaModel, tokens: u32) -> Result<NodeKey, ModelError> {
-    Ok(model.forest.insert_root(tokens)?)
+    let root = model.cache.insert_root()?;
+    let grown = assume_tokens(model, root, tokens);
+    if grown.is_err() {
+        model.cache.prune(root)?;
+    }
+    grown.map(|()| root)
+}
+
+/// As [`TreeModel::insert_prompt`](crate::TreeModel::insert_prompt), without the logits and without waiting.
+///
+/// # Errors
+/// As [`TreeModel::insert_prompt`](crate::TreeModel::insert_prompt).
+pub fn prompt(
+    model: &mut CudaModel,
+    tokens: &[u32],
+    timed: Timed<'_>,
+) -> Result<NodeKey, ModelError> {
+    let pass = Pass { tail: Tail::LogitsOfOne, attention: timed.attention };
+    let stream = |model: &CudaModel, event: Option<&Event>| {
+        event.map_or(Ok(()), |event| event.record(model.stream()))
+    };
+    stream(model, timed.events.map(|(begin, _)| begin))?;
+    let root = model.run_prompt(tokens, pass)?;
+    stream(model, timed.events.map(|(_, end)| end))?;
+    Ok(root)
 }
 
 /// Adds `tokens` tokens to `leaf`, without running them.
@@ -61,7 +85,7 @@ pub fn assume_prompt(model: &mut CudaModel, tokens: u32) -> Result<NodeKey, Mode
 /// # Errors
 /// [`ModelError::Cache`].
 pub fn assume_tokens(model: &mut CudaModel, leaf: NodeKey, tokens: u32) -> Result<(), ModelError> {
-    Ok(model.forest.append(leaf, tokens).map(drop)?)
+    Ok(model.cache.extend(&[leaf], tokens)?)
 }
 
 /// Fills all pages with random values, for prompts that are assumed.
@@ -69,15 +93,11 @@ pub fn assume_tokens(model: &mut CudaModel, leaf: NodeKey, tokens: u32) -> Resul
 /// # Errors
 /// [`ModelError`]: a failed device.
 pub fn randomize_pages(model: &mut CudaModel, seed: u64) -> Result<(), ModelError> {
-    let fill = FillRandom {
-        out: model.cache.pool().pointer(),
-        count: model.cache.pool().len() as u64,
-        seed,
-        scale: 1.0,
-    };
+    let (pool, stream) = (model.gpu().cache().pool(), model.stream());
+    let fill = FillRandom { out: pool.pointer(), count: pool.len() as u64, seed, scale: 1.0 };
     // SAFETY: the pool has `count` elements, and all that reads them is enqueued on the same stream.
-    unsafe { model.forward.ops.fill_random(&fill, model.stream.raw()) }?;
-    Ok(model.stream.synchronize()?)
+    unsafe { model.forward.ops.fill_random(&fill, stream.raw()) }?;
+    Ok(stream.synchronize()?)
 }
 
 /// Runs `tokens` as a tree of their own, at most `prefill_rows` of them, and gives every stage's output on the way.
@@ -92,13 +112,13 @@ pub fn probe(model: &mut CudaModel, tokens: &[u32]) -> Result<Vec<Probe>, ModelE
         let (rows, max_rows) = (tokens.len(), most);
         return Err(CudaModelError::Rows { rows, max_rows }.into());
     }
-    let root = model.forest.insert_root(0)?;
+    let root = model.cache.insert_root()?;
     // SAFETY: the stream is the model's and outlives the value.
     let stream = unsafe { Stream::borrow_raw(model.stream().device(), model.stream().raw()) };
     let mut recorder = Recorder { stream: &stream, dtype: model.dtype(), probes: Vec::new() };
     let logits = Pass { tail: Tail::Logits, attention: true };
     let outcome = model.run_part(root, tokens, logits, &mut recorder);
     let probes = recorder.probes;
-    model.forest.remove_tree(root)?;
+    model.cache.prune(root)?;
     outcome.map(|_| probes)
 }

@@ -39,10 +39,9 @@
 //! | `weights` | a model's weights on the device |
 //! | `buffers` | everything else a pass reads and writes |
 //! | `forward` | the forward pass as enqueued work |
-//! | `schedule` | which token is in which row, and the plan; no device |
-//! | `rows`, `lane` | how many rows a pass has; its graph, and room for its plans |
-//! | `options`, `model` | how a model is made; its forest and pages |
-//! | `pass` | how a pass gets to the device, and its results back |
+//! | `rows` | how many rows a pass has |
+//! | `options`, `model` | how a model is made; its cache |
+//! | `pass` | a pass as a step of the cache, and its results back |
 //! | `tree` | the model as a [`TreeModel`](crate::TreeModel) |
 //! | `decode` | steps whose tokens stay on the device |
 //! | `timing` | attention by itself |
@@ -55,14 +54,12 @@ mod decode;
 mod error;
 mod forward;
 pub mod instrument;
-mod lane;
 mod model;
 pub mod ops;
 mod options;
 mod pass;
 mod probe;
 mod rows;
-mod schedule;
 mod timing;
 mod tree;
 mod weights;

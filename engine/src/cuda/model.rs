@@ -1,24 +1,18 @@
 //! The model on a device: its forest and pages, and how a pass gets there.
 
-use deft::cache::{DType, PagePool};
-use deft::cuda::{CudaCache, CudaDevice, Stream};
-use deft::plan::{Grouping, PlanConfig};
-use deft::tree::TokenForest;
-use deft::{CacheError, NodeKey};
+use deft::cache::DType;
+use deft::cuda::{CudaBackend, CudaDevice, Stream};
+use deft::plan::Grouping;
+use deft::{Batch, NodeKey, StepGraph, TreeCache};
 
 use super::buffers::Buffers;
 use super::cublas::Cublas;
-use super::forward::Forward;
-use super::lane::Lane;
+use super::forward::{Forward, Pass};
 use super::ops::ModelOps;
-use super::options::cache_shape;
+use super::options::check_pages;
 use super::rows::bucket;
-use super::schedule::Schedule;
 use super::{CudaMemory, CudaModelError, CudaOptions, CudaWeights};
 use crate::{LlamaConfig, ModelError, Traffic};
-
-/// Length counters at first: more are set aside when a forest has more nodes.
-const SLOTS: u32 = 1 << 14;
 
 /// A language model on a GPU.
 ///
@@ -27,20 +21,15 @@ const SLOTS: u32 = 1 << 14;
 /// and is captured as a CUDA graph when it runs a second time.
 #[derive(Debug)]
 pub struct CudaModel {
-    pub(super) forest: TokenForest,
-    pub(super) cache: CudaCache,
     pub(super) forward: Forward,
-    pub(super) decode: Schedule,
-    pub(super) prefill: Schedule,
-    pub(super) lanes: Vec<Lane>,
-    pub(super) prefill_lane: Option<Lane>,
+    /// The last step's or draft's.
+    pub(super) batch: Option<Batch>,
+    /// The graphs of each kind of pass; the kind that ran last at the end.
+    pub(super) graphs: Vec<(Pass, StepGraph)>,
     pub(super) options: CudaOptions,
     pub(super) traffic: Traffic,
-    /// Lengths before the step's tokens: what the device counts from.
-    pub(super) before: Vec<u32>,
-    pub(super) positions: Vec<u32>,
-    /// The last field: what enqueues on it goes first.
-    pub(super) stream: Stream,
+    /// The last field: what enqueues on its stream goes first.
+    pub(super) cache: TreeCache,
 }
 
 impl CudaModel {
@@ -55,40 +44,42 @@ impl CudaModel {
     ) -> Result<Self, CudaModelError> {
         options.check()?;
         let config = weights.config();
-        let stream = Stream::new(device)?;
-        // SAFETY: the stream is the model's and its last field, so it outlives the handle.
-        let blas = unsafe { Cublas::new(device, options.cublas.as_deref(), stream.raw()) }?;
-        let shape = cache_shape(config, weights.dtype(), options.kv_bytes)?;
-        let cache = CudaCache::new(device, shape, SLOTS)?;
-        let table = config.rotary_table(config.context)?;
+        check_pages(config, weights.dtype(), options.kv_bytes)?;
+        let cache = TreeCache::builder(&device.clone().into())
+            .layers(config.layers)
+            .heads(config.q_heads, config.kv_heads, config.head_dim)
+            .dtype(weights.dtype())
+            .capacity_bytes(options.kv_bytes)
+            .grouping(options.grouping)
+            .build()?;
+        let stream = on_gpu(&cache).stream().raw();
+        // SAFETY: the stream is that of the cache, the model's last field, so it outlives the handle.
+        let blas = unsafe { Cublas::new(device, options.cublas.as_deref(), stream) }?;
+        let table = config.rotary_table(config.positions(cache.forest().pool()))?;
         let rows = options.max_rows.max(options.prefill_rows);
         let buffers = Buffers::new(device, config, &table, bucket(rows), bucket(options.max_rows))?;
-        let group = config.q_heads / config.kv_heads;
-        let plan = |grouping| cache.plan_config(grouping, group);
         Ok(Self {
-            forest: TokenForest::new(PagePool::new(shape.pages).map_err(CacheError::from)?),
-            decode: schedule(plan(options.grouping))?,
-            prefill: schedule(plan(Grouping::Flatten))?,
             forward: Forward {
                 ops: ModelOps::new(device, weights.dtype(), config.head_dim)?,
                 weights,
                 blas,
                 buffers,
             },
-            cache,
-            lanes: Vec::new(),
-            prefill_lane: None,
+            batch: None,
+            graphs: Vec::new(),
             options,
             traffic: Traffic::default(),
-            before: Vec::new(),
-            positions: Vec::new(),
-            stream,
+            cache,
         })
     }
 
     /// The model's shape.
     pub fn config(&self) -> &LlamaConfig {
         self.forward.weights.config()
+    }
+    /// Its weights.
+    pub fn weights(&self) -> &CudaWeights {
+        &self.forward.weights
     }
     /// The type of weights, activations, K and V.
     pub fn dtype(&self) -> DType {
@@ -100,7 +91,11 @@ impl CudaModel {
     }
     /// The stream that all work is enqueued on.
     pub fn stream(&self) -> &Stream {
-        &self.stream
+        self.gpu().stream()
+    }
+    /// The cache's side of the device.
+    pub(super) fn gpu(&self) -> &CudaBackend {
+        on_gpu(&self.cache)
     }
     /// cuBLAS's version and file.
     pub fn cublas(&self) -> String {
@@ -108,35 +103,31 @@ impl CudaModel {
     }
     /// CUDA graphs that were captured so far and are in use.
     pub fn graphs(&self) -> usize {
-        self.lanes.iter().map(Lane::graphs).sum()
+        self.graphs.iter().map(|(_, graph)| graph.graphs()).sum()
     }
 
     /// Groups queries and KV in another way from now on.
-    ///
-    /// # Errors
-    /// [`CacheError::Plan`](deft::CacheError::Plan).
-    pub fn set_grouping(&mut self, grouping: Grouping) -> Result<(), ModelError> {
-        let group = self.config().q_heads / self.config().kv_heads;
-        self.decode = Schedule::new(self.cache.plan_config(grouping, group))?;
+    pub fn set_grouping(&mut self, grouping: Grouping) {
+        self.batch = None;
         self.options.grouping = grouping;
-        Ok(())
     }
 
     /// Device memory that the model takes now.
     pub fn memory(&self) -> CudaMemory {
-        let lanes = self.lanes.iter().chain(&self.prefill_lane);
+        let cache = self.gpu().cache();
+        let plans: usize = self.graphs.iter().map(|(_, graph)| graph.bytes()).sum();
         CudaMemory {
             weights: self.forward.weights.memory_bytes(),
-            pages: 2 * self.cache.pool().len() as u64,
-            buffers: self.forward.buffers.memory_bytes() + 8 * u64::from(self.cache.slots()),
-            plans: lanes.map(|lane| lane.memory_bytes()).sum(),
+            pages: 2 * cache.pool().len() as u64,
+            buffers: self.forward.buffers.memory_bytes() + 8 * u64::from(cache.slots()),
+            plans: plans as u64,
             cublas: self.forward.blas.memory_bytes(),
         }
     }
 
     /// Tokens from the root to the end of `node`.
     pub(super) fn tokens_of(&self, node: NodeKey) -> Result<u64, ModelError> {
-        Ok(self.forest.context_length(node)?)
+        Ok(self.cache.forest().context_length(node)?)
     }
 
     /// Checks a pass of a token at each of `leaves` nodes.
@@ -174,6 +165,6 @@ impl CudaModel {
     }
 }
 
-fn schedule(config: PlanConfig) -> Result<Schedule, CudaModelError> {
-    Ok(Schedule::new(config).map_err(CacheError::from)?)
+pub(super) fn on_gpu(cache: &TreeCache) -> &CudaBackend {
+    cache.cuda().expect("it was built for a GPU")
 }

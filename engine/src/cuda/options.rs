@@ -78,13 +78,13 @@ impl CudaMemory {
     }
 }
 
-/// As many pages as `bytes` hold.
-pub(super) fn cache_shape(
+/// Whether `bytes` hold a page at least, and no more pages than there may be.
+pub(super) fn check_pages(
     config: &LlamaConfig,
     dtype: DType,
     bytes: u64,
-) -> Result<CacheShape, CudaModelError> {
-    let mut shape = CacheShape {
+) -> Result<(), CudaModelError> {
+    let shape = CacheShape {
         layers: config.layers,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
@@ -103,8 +103,7 @@ pub(super) fn cache_shape(
             ),
         });
     }
-    shape.pages = pages as u32;
-    Ok(shape)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -112,13 +111,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_fill_the_bytes_they_are_given() {
+    fn too_few_bytes_for_a_page_are_named() {
         let config = LlamaConfig::llama3_8b();
         // 64 tokens of 32 layers, 8 heads of 128, K and V, 2 bytes.
         let page = 64 * 32 * 8 * 128 * 2 * 2;
-        let shape = cache_shape(&config, DType::F16, 10 * page + 5).unwrap();
-        assert_eq!((shape.dtype, shape.pages), (DType::F16, 10));
-        let error = cache_shape(&config, DType::Bf16, page - 1).unwrap_err().to_string();
+        assert!(check_pages(&config, DType::F16, page).is_ok());
+        let error = check_pages(&config, DType::Bf16, page - 1).unwrap_err().to_string();
         assert!(error.starts_with("kv_bytes is 8388607; it must be between 1 and"), "{error}");
     }
 

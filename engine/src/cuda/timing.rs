@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use deft::attention::AttentionParams;
-use deft::cuda::{AttendBuffers, CudaError, DevicePtr, Event, PlanCapacity};
-use deft::plan::{Grouping, Planner};
-use deft::{CacheError, NodeKey};
+use deft::cuda::Event;
+use deft::plan::Grouping;
+use deft::{NodeKey, StepGraph, StepOptions};
 
+use super::forward::Run;
 use super::{CudaModel, CudaModelError};
 use crate::ModelError;
 
@@ -25,36 +25,19 @@ impl CudaModel {
         if rows > max_rows as usize {
             return Err(CudaModelError::Rows { rows, max_rows }.into());
         }
-        let group = self.config().q_heads / self.config().kv_heads;
-        let view = self.forest.view(leaves)?;
-        let mut planner = Planner::new(self.cache.plan_config(grouping, group))?;
-        let plan = planner.plan(&view).map_err(CacheError::from)?;
-        self.reserve_slots()?;
-        let mut room = self.cache.reserve(PlanCapacity::of(&plan), group)?;
-        room.update(&plan, &self.stream)?;
-        let forest = &self.forest;
-        self.cache.set_counters(forest.lengths(), forest.tail_pages(), &self.stream)?;
-        let buffers = AttendBuffers {
-            q: self.forward.buffers.q.pointer(),
-            out: self.forward.buffers.attended.pointer(),
-            lse: DevicePtr::NULL,
-        };
-        let params = AttentionParams::new(self.config().head_dim);
-        let mut graph = self.stream.capture(|stream| {
-            for layer in 0..self.config().layers {
-                // SAFETY: the buffers have room for `max_rows` queries, the plan's pages and counters are the cache's,
-                // and all work is on one stream.
-                unsafe { self.cache.attend(layer, &room, &buffers, &params, stream.raw()) }?;
-            }
-            Ok::<_, CudaError>(())
-        })?;
-        let device = self.stream.device();
+        let nodes: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
+        self.cache.set_grouping(grouping);
+        let batch = self.cache.batch_held(&nodes)?;
+        let device = self.stream().device();
         let (begin, end) = (Event::new(device)?, Event::new(device)?);
-        for _ in 0..2 {
-            begin.record(&self.stream)?;
-            // SAFETY: buffers, pages and plan are there until the events were waited for below.
-            unsafe { graph.launch(&self.stream) }?;
-            end.record(&self.stream)?;
+        let options = StepOptions { rows, events: Some((&begin, &end)) };
+        let (mut graph, forward) = (StepGraph::new(), &self.forward);
+        // Called, captured, replayed.
+        for _ in 0..3 {
+            // SAFETY: the buffers have room for `max_rows` queries, and live as long as the graph.
+            self.cache.capture_with(&mut graph, &batch, options, |step| unsafe {
+                Run::new(forward, step, rows as u32)?.attend_only()
+            })?;
         }
         let microseconds = end.microseconds_since(&begin)?;
         Ok(Duration::from_secs_f64(microseconds.max(0.0) / 1e6))

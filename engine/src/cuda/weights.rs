@@ -5,7 +5,7 @@ use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, Stream};
 use deft::{DType, KvElement, bf16, f16};
 
 use super::CudaModelError;
-use crate::{ConfigError, LayerTensor, LlamaConfig, Tensor, Weights, WeightsError};
+use crate::{ConfigError, LayerTensor, LlamaConfig, Tensor, Turn, Variant, Weights, WeightsError};
 
 /// Elements that are read from the source at a time.
 const BLOCK_ELEMENTS: usize = 16 << 20;
@@ -31,6 +31,10 @@ pub(super) struct LayerWeights {
     pub(super) attention_norm: DeviceBuffer<f32>,
     /// Queries, keys and values: `[(q_heads + 2 kv_heads) head_dim, hidden]`.
     pub(super) qkv: DeviceBuffer<u16>,
+    /// `[q_heads + 2 kv_heads, head_dim]`, where queries, keys and values have biases.
+    pub(super) qkv_bias: Option<DeviceBuffer<f32>>,
+    /// `[2, head_dim]`: gains of queries and of keys, where these are normed.
+    pub(super) head_norms: Option<DeviceBuffer<f32>>,
     /// `[hidden, q_heads head_dim]`.
     pub(super) output: DeviceBuffer<u16>,
     /// `[hidden]`.
@@ -66,7 +70,7 @@ impl CudaWeights {
         Ok(Self {
             layers: layers.collect::<Result<_, _>>()?,
             embedding: reader.matrix("embedding", &[Tensor::Embedding])?,
-            final_norm: reader.norm("final norm", Tensor::FinalNorm)?,
+            final_norm: reader.vector("final norm", &[Tensor::FinalNorm])?,
             head: match config.tied_embeddings {
                 true => None,
                 false => Some(reader.matrix("head", &[Tensor::Head])?),
@@ -76,7 +80,7 @@ impl CudaWeights {
         })
     }
 
-    /// Random weights of `config`'s shape, made on the device: uniform with variance `1 / inputs`, norms 1.
+    /// Random weights of `config`'s shape, made on the device: uniform with variance `1 / inputs`, norms 1, biases 0.
     /// Only `distinct_layers` layers are kept; layer `l` has the weights of layer `l % distinct_layers`, so
     /// that timings of a model that is larger than the device's memory can be taken.
     ///
@@ -109,10 +113,16 @@ impl CudaWeights {
         let mut layers = Vec::new();
         for _ in 0..distinct_layers {
             layers.push(LayerWeights {
-                attention_norm: maker.norm(hidden)?,
+                attention_norm: maker.vector("attention norm", hidden, 1.0)?,
                 qkv: maker.matrix("QKV weights", q + 2 * kv, hidden)?,
+                qkv_bias: some(config.variant.qkv_bias, || {
+                    maker.vector("QKV biases", q + 2 * kv, 0.0)
+                })?,
+                head_norms: some(config.variant.qk_norm, || {
+                    maker.vector("query and key norms", 2 * config.head_dim, 1.0)
+                })?,
                 output: maker.matrix("output weights", hidden, q)?,
-                ffn_norm: maker.norm(hidden)?,
+                ffn_norm: maker.vector("FFN norm", hidden, 1.0)?,
                 gate_up: maker.matrix("gate and up weights", 2 * ffn, hidden)?,
                 down: maker.matrix("down weights", hidden, ffn)?,
             });
@@ -120,7 +130,7 @@ impl CudaWeights {
         let random = Self {
             layers,
             embedding: maker.matrix("embedding", config.vocabulary, hidden)?,
-            final_norm: maker.norm(hidden)?,
+            final_norm: maker.vector("final norm", hidden, 1.0)?,
             head: match config.tied_embeddings {
                 true => None,
                 false => Some(maker.matrix("head", config.vocabulary, hidden)?),
@@ -150,13 +160,24 @@ impl CudaWeights {
     /// Bytes of device memory.
     pub fn memory_bytes(&self) -> u64 {
         let of_layer = |layer: &LayerWeights| {
-            let norms = layer.attention_norm.len() + layer.ffn_norm.len();
+            let some = [&layer.qkv_bias, &layer.head_norms].into_iter().flatten();
+            let vectors = some.chain([&layer.attention_norm, &layer.ffn_norm]);
+            let vectors: usize = vectors.map(DeviceBuffer::len).sum();
             let matrices = [&layer.qkv, &layer.output, &layer.gate_up, &layer.down];
-            4 * norms + 2 * matrices.map(DeviceBuffer::len).iter().sum::<usize>()
+            4 * vectors + 2 * matrices.map(DeviceBuffer::len).iter().sum::<usize>()
         };
         let layers: usize = self.layers.iter().map(of_layer).sum();
         let head = self.head.as_ref().map_or(0, DeviceBuffer::len);
         (layers + 2 * (self.embedding.len() + head) + 4 * self.final_norm.len()) as u64
+    }
+
+    /// Bytes that a pass reads: every layer's once, and the head's.
+    pub fn pass_bytes(&self) -> u64 {
+        let (all, kept) = (u64::from(self.config.layers), self.layers.len() as u64);
+        let ends = 2 * self.embedding.len() + 4 * self.final_norm.len();
+        let ends = ends + self.head.as_ref().map_or(0, |head| 2 * head.len());
+        let layers = (self.memory_bytes() - ends as u64) / kept * all;
+        layers + 2 * self.head().len() as u64
     }
 
     pub(super) fn layer(&self, layer: u32) -> &LayerWeights {
@@ -179,25 +200,37 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn layer(&self, layer: u32) -> Result<LayerWeights, CudaModelError> {
         use LayerTensor::{AttentionNorm, Down, FfnNorm, Gate, Key, Output, Query, Up, Value};
+        use LayerTensor::{KeyBias, KeyNorm, QueryBias, QueryNorm, ValueBias};
         let of = |tensor| Tensor::Layer(layer, tensor);
+        let variant = &self.weights.config().variant;
         Ok(LayerWeights {
-            attention_norm: self.norm("attention norm", of(AttentionNorm))?,
+            attention_norm: self.vector("attention norm", &[of(AttentionNorm)])?,
             qkv: self.matrix("QKV weights", &[of(Query), of(Key), of(Value)])?,
+            qkv_bias: some(variant.qkv_bias, || {
+                self.vector("QKV biases", &[QueryBias, KeyBias, ValueBias].map(of))
+            })?,
+            head_norms: some(variant.qk_norm, || {
+                self.vector("query and key norms", &[QueryNorm, KeyNorm].map(of))
+            })?,
             output: self.matrix("output weights", &[of(Output)])?,
-            ffn_norm: self.norm("FFN norm", of(FfnNorm))?,
+            ffn_norm: self.vector("FFN norm", &[of(FfnNorm)])?,
             gate_up: self.matrix("gate and up weights", &[of(Gate), of(Up)])?,
             down: self.matrix("down weights", &[of(Down)])?,
         })
     }
 
-    fn norm(
+    /// `tensors` of one row each, one after the other.
+    fn vector(
         &self,
         what: &'static str,
-        tensor: Tensor,
+        tensors: &[Tensor],
     ) -> Result<DeviceBuffer<f32>, CudaModelError> {
-        let [rows, columns] = self.weights.shape(tensor);
-        let mut values = vec![0.0; rows * columns];
-        self.weights.read_f32(tensor, 0..rows, &mut values)?;
+        let mut values = Vec::new();
+        for &tensor in tensors {
+            let begin = values.len();
+            values.resize(begin + self.weights.shape(tensor)[1], 0.0);
+            self.weights.read_f32(tensor, 0..1, &mut values[begin..])?;
+        }
         Ok(DeviceBuffer::from_slice(self.device, what, &values)?)
     }
 
@@ -247,8 +280,13 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    fn norm(&self, hidden: u32) -> Result<DeviceBuffer<f32>, CudaError> {
-        DeviceBuffer::from_slice(self.device, "norm", &vec![1.0; hidden as usize])
+    fn vector(
+        &self,
+        what: &'static str,
+        count: u32,
+        value: f32,
+    ) -> Result<DeviceBuffer<f32>, CudaError> {
+        DeviceBuffer::from_slice(self.device, what, &vec![value; count as usize])
     }
 
     fn matrix(
@@ -274,33 +312,52 @@ impl Maker<'_> {
     }
 }
 
-/// The kernels between the products are Llama's.
+/// What only some models have.
+fn some<T, E>(is_there: bool, make: impl FnOnce() -> Result<T, E>) -> Result<Option<T>, E> {
+    is_there.then(make).transpose()
+}
+
+/// Of what families do otherwise than Llama the kernels between the products know biases, norms of queries and keys, and
+/// layers that do not turn.
 fn refuse_variants(config: &LlamaConfig) -> Result<(), WeightsError> {
-    let differences = config.variant.differences();
+    let mut rest = Variant { qkv_bias: false, qk_norm: false, ..config.variant.clone() };
+    rest.turns.retain(|&turn| turn != Turn::Not);
+    let differences = rest.differences();
     if differences.is_empty() {
         return Ok(());
     }
     Err(WeightsError::Config(ConfigError {
         field: "variant",
         value: differences.join(", "),
-        expected: "Llama's on a GPU, which cannot do that yet; the CPU can".to_owned(),
+        expected: "without these on a GPU, which cannot do them yet; the CPU can".to_owned(),
     }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Variant;
 
     #[test]
-    fn what_is_not_llama_s_is_refused_by_name() {
+    fn what_no_kernel_does_is_refused_by_name_and_nothing_else() {
         let mut config = LlamaConfig::smollm2_135m();
         assert!(refuse_variants(&config).is_ok());
-        config.variant = Variant { qkv_bias: true, logit_cap: Some(30.0), ..Variant::LLAMA };
+        let qwen_and_smollm3 = Variant {
+            qkv_bias: true,
+            qk_norm: true,
+            turns: vec![Turn::Model, Turn::Not],
+            ..Variant::LLAMA
+        };
+        config.variant = qwen_and_smollm3.clone();
+        assert!(refuse_variants(&config).is_ok());
+        config.variant = Variant {
+            logit_cap: Some(30.0),
+            turns: vec![Turn::Not, Turn::Local],
+            ..qwen_and_smollm3
+        };
         assert_eq!(
             refuse_variants(&config).unwrap_err().to_string(),
-            "variant is biases of queries, keys and values, capped logits; it must be Llama's on a GPU, which cannot do \
-             that yet; the CPU can"
+            "variant is capped logits, layers that turn otherwise or not; it must be without these on a GPU, which \
+             cannot do them yet; the CPU can"
         );
     }
 }

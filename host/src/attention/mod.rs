@@ -13,5 +13,5 @@ pub(crate) use check::{check_length, check_params};
 #[cfg(feature = "cuda")]
 pub(crate) use check::{check_plan, on_host};
 pub use error::BackendError;
-pub use paged::{check_export, check_import};
+pub use paged::{PagedAttend, PagedTensor, check_export, check_import, check_paged_attend};
 pub use rotary::{RotaryTable, Rotation};

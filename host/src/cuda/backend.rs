@@ -230,19 +230,26 @@ impl CudaBackend {
         };
         let mut room = match room {
             Some(room) => room,
-            None => self.room(plan, None)?,
+            None => self.room(plan, None, None)?,
         };
         room.update(plan, &self.stream)?;
         self.plans.push(room);
         Ok(())
     }
 
-    /// Room for `plan` and for others that are larger, and for those that had room `before`.
-    fn room(&self, plan: &Plan, before: Option<PlanCapacity>) -> Result<CudaPlan, CudaError> {
+    /// Room for `plan` and for others that are larger, of as many `rows` at most, and for those that had room `before`.
+    fn room(
+        &self,
+        plan: &Plan,
+        before: Option<PlanCapacity>,
+        rows: Option<usize>,
+    ) -> Result<CudaPlan, CudaError> {
         let mut capacity = PlanCapacity::of(plan).scaled(PLAN_HEADROOM);
-        if let Some(before) = before.filter(|before| before.shares == capacity.shares) {
+        if let Some(before) = before {
             capacity = capacity.max(before);
         }
+        // A query has at most one merge row, and each costs the merge's launch a warp a head.
+        capacity.merge_rows = rows.unwrap_or(capacity.merge_rows);
         self.cache.reserve(capacity, plan.group_size())
     }
 

@@ -24,6 +24,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod block_tables;
 mod check;
 mod choose;
 mod config;
@@ -43,12 +44,13 @@ mod score;
 mod sequence;
 mod tiles;
 
+pub use block_tables::{BlockTables, BlockTablesError, PagedPlan};
 pub(crate) use config::MAX_ROWS;
 pub use config::{PlanConfig, shares_for};
 pub use cost::CostModel;
 pub use error::PlanError;
 pub use io::{HeadShape, IssuedIo, unique_kv_bytes};
-pub use patch::Patch;
+pub use patch::{Patch, PlanUpdate};
 pub use planner::Planner;
 pub use program::{Item, Plan, Share};
 

@@ -18,6 +18,17 @@ pub enum Patch {
     Stale,
 }
 
+/// What [`TreeCache::advance`](crate::TreeCache::advance) or [`PagedPlan::update`](super::PagedPlan::update) had to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlanUpdate {
+    /// Nothing: no page was added.
+    Unchanged,
+    /// New pages were entered into the plan.
+    Patched,
+    /// The plan was made anew.
+    Replanned,
+}
+
 /// Word of a [`Segment`] that holds its `page_count`.
 const PAGE_COUNT_WORD: u32 = (std::mem::offset_of!(Segment, page_count) / 4) as u32;
 

@@ -44,6 +44,12 @@ pub struct Plan {
     pub(super) identity: Identity,
 }
 
+impl Default for Plan {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
 /// How many pages and length slots a plan takes for granted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bounds {

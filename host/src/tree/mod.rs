@@ -23,6 +23,8 @@ pub use draft::DraftNode;
 pub use error::ForestError;
 pub use forest::TokenForest;
 pub use nodes::NodeKey;
+pub(crate) use own_pages::{OwnPages, run};
 pub(crate) use seal::{Recoding, Span};
 pub use view::{Run, TreeView};
 pub use view_build::ViewScratch;
+pub(crate) use view_build::close_query_ranges;

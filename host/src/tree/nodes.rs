@@ -26,6 +26,16 @@ pub struct NodeKey(
 );
 
 impl NodeKey {
+    /// The key as a number, for callers in other languages.
+    pub const fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The key of [`NodeKey::to_bits`]; any other number is a key of no node, or of the one that it names.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     fn new(place: Place, tag: u64) -> Self {
         Self(place.data().as_ffi() | tag << INDEX_BITS)
     }

@@ -9,17 +9,17 @@ use crate::cache::PageId;
 use crate::format::KvFormat;
 
 /// The pages of a node that is no draft.
-pub(super) struct OwnPages<'a> {
-    pub(super) pages: &'a [PageId],
+pub(crate) struct OwnPages<'a> {
+    pub(crate) pages: &'a [PageId],
     /// How many of the first are of `format`; the others are native.
-    pub(super) coded: usize,
-    pub(super) format: KvFormat,
-    pub(super) length: u32,
+    pub(crate) coded: usize,
+    pub(crate) format: KvFormat,
+    pub(crate) length: u32,
 }
 
 impl OwnPages<'_> {
     /// The node's run; two, where its first pages are of another format.
-    pub(super) fn push_whole(
+    pub(crate) fn push_whole(
         &self,
         view: &mut TreeView,
         mut parent: Option<u32>,
@@ -48,7 +48,7 @@ impl OwnPages<'_> {
 
     /// The runs of a node of whose last tokens each has one of `queries`: one run of each format for the pages before
     /// those tokens, then one for each page that holds some.
-    pub(super) fn push_chunk(
+    pub(crate) fn push_chunk(
         &self,
         view: &mut TreeView,
         mut parent: Option<u32>,
@@ -87,7 +87,7 @@ impl OwnPages<'_> {
 }
 
 /// A run of native pages that does not grow and that all its queries see.
-pub(super) fn run(parent: Option<u32>, queries: Range<u32>, tokens: u32, pages: Range<u32>) -> Run {
+pub(crate) fn run(parent: Option<u32>, queries: Range<u32>, tokens: u32, pages: Range<u32>) -> Run {
     Run {
         parent,
         queries,

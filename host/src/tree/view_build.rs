@@ -357,7 +357,7 @@ fn check_tokens(forest: &TokenForest, node: NodeKey, tokens: u32) -> Result<(), 
 }
 
 /// Spreads every run's queries, its own so far, over those of its descendants.
-fn close_query_ranges(runs: &mut [Run]) {
+pub(crate) fn close_query_ranges(runs: &mut [Run]) {
     for index in (0..runs.len()).rev() {
         let end = runs[index].queries.end;
         if let Some(parent) = runs[index].parent {

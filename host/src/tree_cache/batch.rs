@@ -3,7 +3,7 @@
 use kernels_gpu::abi::{APPEND_LIVE, AppendTarget};
 
 use super::{CacheError, TreeCache};
-use crate::plan::{Grouping, Patch, Plan, Planner};
+use crate::plan::{Grouping, Patch, Plan, PlanUpdate, Planner};
 use crate::tree::{ForestError, GrowthCursor, NodeKey, TokenForest};
 
 /// Tokens of some nodes that go through a model together: a prompt or a part of one, the newest tokens of decoding
@@ -24,17 +24,6 @@ pub struct Batch {
     targets: Vec<AppendTarget>,
     /// Each row's position: tokens before it on its path.
     positions: Vec<u32>,
-}
-
-/// What [`TreeCache::advance`] had to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PlanUpdate {
-    /// Nothing: no page was added.
-    Unchanged,
-    /// New pages were entered into the plan.
-    Patched,
-    /// The plan was made anew.
-    Replanned,
 }
 
 impl Batch {

@@ -5,7 +5,10 @@ use crate::cache::KvElement;
 #[cfg(feature = "cuda")]
 use crate::{
     attention::{Backend, BackendError},
-    cuda::{CudaBackend, CudaError, PlanCapacity, RawStream, RecordedStep, Seen, StepCall},
+    cuda::{
+        CudaBackend, CudaCache, CudaError, DevicePtr, Event, PlanCapacity, RawStream, RecordedStep,
+        Seen, StepCall,
+    },
 };
 
 /// Most numbers of rows that a [`StepGraph`] holds graphs of.
@@ -48,6 +51,32 @@ pub enum StepRun {
 pub struct Step<'a> {
     cache: &'a mut TreeCache,
     batch: &'a Batch,
+    /// Of the graph: those of the batch, or more.
+    rows: usize,
+}
+
+/// How [`TreeCache::capture_with`] runs a step.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StepOptions<'e> {
+    /// Rows of the graph, where these are more than the batch has, so that one graph serves batches of several sizes.
+    /// Rows without a token have the append target [`NONE`](crate::abi::NONE), and attention passes them over.
+    pub rows: usize,
+    /// Recorded on the cache's stream right before and right after the step's launches.
+    pub events: Option<(&'e Event, &'e Event)>,
+}
+
+/// The GPU's side of a step, for launches of your own in the place of [`Step::append`].
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy, Debug)]
+pub struct StepGpu<'a> {
+    /// Pages and counters.
+    pub cache: &'a CudaCache,
+    /// Where each row's K and V go: `[rows]` [`AppendTarget`](crate::abi::AppendTarget)s, with
+    /// [`StepOptions::rows`].
+    pub targets: DevicePtr,
+    /// The cache's stream: what is enqueued there is part of the graph.
+    pub stream: RawStream,
 }
 
 impl StepGraph {
@@ -61,6 +90,26 @@ impl StepGraph {
     fn take(&mut self, rows: usize) -> Option<Size> {
         let at = self.sizes.iter().position(|&(size, _)| size == rows)?;
         Some(self.sizes.remove(at).1)
+    }
+
+    /// Graphs that were captured and are kept.
+    #[cfg(feature = "cuda")]
+    pub fn graphs(&self) -> usize {
+        self.captured().count()
+    }
+
+    /// Bytes of device memory that they take: room for plans, and partial results.
+    #[cfg(feature = "cuda")]
+    pub fn bytes(&self) -> usize {
+        self.captured().map(RecordedStep::bytes).sum()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn captured(&self) -> impl Iterator<Item = &RecordedStep> {
+        self.sizes.iter().filter_map(|(_, size)| match size {
+            Size::Captured(step) => Some(&**step),
+            Size::Run(_) => None,
+        })
     }
 
     #[cfg(feature = "cuda")]
@@ -82,8 +131,11 @@ impl Step<'_> {
     ///
     /// # Errors
     /// Those of [`TreeCache::append`]; [`BackendError::NotOnDevice`](crate::attention::BackendError::NotOnDevice) for
-    /// rows of the host in a step that is captured.
+    /// rows of the host in a step that is captured; [`CacheError::PaddedStep`].
     pub fn append<T: KvElement>(&mut self, layer: u32, kv: Kv<'_, T>) -> Result<(), CacheError> {
+        if self.rows != self.batch.rows() {
+            return Err(CacheError::PaddedStep { rows: self.rows, tokens: self.batch.rows() });
+        }
         self.cache.append(layer, self.batch, kv)
     }
 
@@ -98,6 +150,22 @@ impl Step<'_> {
         out: impl Into<Out<'a, T>>,
     ) -> Result<(), CacheError> {
         self.cache.attend(layer, self.batch, q, out)
+    }
+
+    /// What launches of your own need that write K and V in the place of [`Step::append`]; counters and targets are
+    /// right once the stream is there. `None` on the CPU.
+    ///
+    /// # Errors
+    /// The device's.
+    #[cfg(feature = "cuda")]
+    pub fn gpu(&mut self) -> Result<Option<StepGpu<'_>>, CacheError> {
+        let call = step_call(&self.cache.forest, self.batch, self.rows);
+        let Some(backend) = gpu(&mut *self.cache.backend) else {
+            return Ok(None);
+        };
+        let targets = backend.step_targets(&call)?;
+        let (cache, stream) = (backend.cache(), backend.stream().raw());
+        Ok(Some(StepGpu { cache, targets, stream }))
     }
 
     /// The cache's stream, for launches of your own: what they enqueue there is part of the graph. `None` on the CPU.
@@ -154,16 +222,21 @@ impl TreeCache {
         batch: &Batch,
         work: impl FnOnce(&mut Step<'_>) -> Result<(), E>,
     ) -> Result<StepRun, E> {
-        self.check_fresh(batch)?;
-        if *graph.cache.get_or_insert(self.id) != self.id {
-            return Err(CacheError::ForeignGraph.into());
-        }
         #[cfg(feature = "cuda")]
         if gpu(&mut *self.backend).is_some() {
-            return self.capture_on_gpu(graph, batch, work);
+            return self.capture_with(graph, batch, StepOptions::default(), work);
         }
-        work(&mut Step { cache: self, batch })?;
+        self.check_capture(graph, batch)?;
+        work(&mut Step { cache: self, batch, rows: batch.rows() })?;
         Ok(StepRun::Called)
+    }
+
+    fn check_capture(&self, graph: &mut StepGraph, batch: &Batch) -> Result<(), CacheError> {
+        self.check_fresh(batch)?;
+        if *graph.cache.get_or_insert(self.id) != self.id {
+            return Err(CacheError::ForeignGraph);
+        }
+        Ok(())
     }
 }
 
@@ -202,17 +275,28 @@ impl TreeCache {
         gpu(&mut *self.backend).expect("the backend is one of a GPU")
     }
 
-    fn capture_on_gpu<E: From<CacheError>>(
+    /// As [`TreeCache::capture`] on a GPU, with more rows than the batch has, or between events.
+    ///
+    /// # Errors
+    /// As [`TreeCache::capture`].
+    ///
+    /// # Panics
+    /// If the cache is not on a GPU.
+    pub fn capture_with<E: From<CacheError>>(
         &mut self,
         graph: &mut StepGraph,
         batch: &Batch,
+        StepOptions { rows, events }: StepOptions<'_>,
         work: impl FnOnce(&mut Step<'_>) -> Result<(), E>,
     ) -> Result<StepRun, E> {
-        let rows = batch.rows();
+        self.check_capture(graph, batch)?;
+        let rows = rows.max(batch.rows());
         let (seen, before) = match graph.take(rows) {
             None => {
                 self.gpu().look();
-                work(&mut Step { cache: self, batch })?;
+                self.gpu().record(events.map(|(begin, _)| begin)).map_err(CacheError::from)?;
+                work(&mut Step { cache: self, batch, rows })?;
+                self.gpu().record(events.map(|(_, end)| end)).map_err(CacheError::from)?;
                 let seen = self.gpu().seen().clone();
                 if seen.on_device() {
                     graph.put(rows, Size::Run(seen));
@@ -220,7 +304,7 @@ impl TreeCache {
                 return Ok(StepRun::Called);
             }
             Some(Size::Captured(mut step)) => {
-                let replayed = self.replay(&mut step, batch);
+                let replayed = self.replay(&mut step, batch, rows, events);
                 let (seen, room) = (step.seen().clone(), step.capacity());
                 if let Ok(false) = replayed {
                     // Its room goes before another is made.
@@ -233,7 +317,7 @@ impl TreeCache {
             }
             Some(Size::Run(seen)) => (seen, None),
         };
-        let captured = self.record(batch, &seen, before, work);
+        let captured = self.record(batch, rows, &seen, before, work);
         let step = match captured {
             Ok(step) => step,
             Err(error) => {
@@ -242,7 +326,7 @@ impl TreeCache {
             }
         };
         let mut step = Box::new(step);
-        let replayed = self.replay(&mut step, batch);
+        let replayed = self.replay(&mut step, batch, rows, events);
         graph.put(rows, Size::Captured(step));
         replayed?;
         Ok(StepRun::Captured)
@@ -252,11 +336,12 @@ impl TreeCache {
     fn record<E: From<CacheError>>(
         &mut self,
         batch: &Batch,
+        rows: usize,
         seen: &Seen,
         before: Option<PlanCapacity>,
         work: impl FnOnce(&mut Step<'_>) -> Result<(), E>,
     ) -> Result<RecordedStep, E> {
-        let call = step_call(&self.forest, batch);
+        let call = step_call(&self.forest, batch, rows);
         let backend = gpu(&mut *self.backend).expect("the backend is one of a GPU");
         let stream = backend.shared_stream();
         backend.prepare(&call, before).map_err(CacheError::from)?;
@@ -264,7 +349,7 @@ impl TreeCache {
         let graph = stream.capture(|_| {
             let cache = &mut *capturing.0;
             cache.gpu().fork(seen)?;
-            work(&mut Step { cache, batch }).map_err(Raised)?;
+            work(&mut Step { cache, batch, rows }).map_err(Raised)?;
             Ok(cache.gpu().join(seen)?)
         });
         let graph = graph.map_err(|Raised(error)| error)?;
@@ -273,20 +358,31 @@ impl TreeCache {
     }
 
     /// Runs a captured step, unless it must be captured anew.
-    fn replay(&mut self, step: &mut RecordedStep, batch: &Batch) -> Result<bool, CacheError> {
-        let call = step_call(&self.forest, batch);
+    fn replay(
+        &mut self,
+        step: &mut RecordedStep,
+        batch: &Batch,
+        rows: usize,
+        events: Option<(&Event, &Event)>,
+    ) -> Result<bool, CacheError> {
+        let call = step_call(&self.forest, batch, rows);
         let backend = gpu(&mut *self.backend).expect("the backend is one of a GPU");
         if !backend.can_replay(step, &call).map_err(BackendError::from)? {
             return Ok(false);
         }
-        backend.replay(step, &call)?;
+        backend.replay(step, &call, events)?;
         Ok(true)
     }
 }
 
 #[cfg(feature = "cuda")]
-fn step_call<'a>(forest: &'a crate::tree::TokenForest, batch: &'a Batch) -> StepCall<'a> {
+fn step_call<'a>(
+    forest: &'a crate::tree::TokenForest,
+    batch: &'a Batch,
+    rows: usize,
+) -> StepCall<'a> {
     StepCall {
+        rows,
         plan: batch.plan(),
         counters: super::counters(forest),
         targets: batch.targets(),

@@ -96,6 +96,16 @@ pub enum CacheError {
     /// The graph holds steps of another cache.
     #[error("the graph is of another cache; each cache has graphs of its own")]
     ForeignGraph,
+    /// A step has more rows than tokens, and there are no keys and values for those.
+    #[error(
+        "append in a step of {rows} rows for {tokens} tokens: such rows are for launches of your own"
+    )]
+    PaddedStep {
+        /// Rows of the step.
+        rows: usize,
+        /// Rows of its batch.
+        tokens: usize,
+    },
     /// A builder was not told what it has to know.
     #[error("the cache cannot be built without .{call}")]
     Missing {

@@ -17,9 +17,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels_gpu::abi::AppendTarget;
 
-pub use self::batch::{Batch, PlanUpdate};
+pub use self::batch::Batch;
 pub use self::builder::CacheBuilder;
 pub use self::capture::{Step, StepGraph, StepRun};
+#[cfg(feature = "cuda")]
+pub use self::capture::{StepGpu, StepOptions};
 pub use self::config::{CacheConfig, Device};
 pub use self::error::CacheError;
 pub use self::restore::Restored;
@@ -98,8 +100,9 @@ impl TreeCache {
     }
     /// The GPU's side: its stream and its pages; `None` on the CPU.
     #[cfg(feature = "cuda")]
-    pub fn cuda(&mut self) -> Option<&crate::cuda::CudaBackend> {
-        capture::gpu(&mut *self.backend).map(|backend| &*backend)
+    pub fn cuda(&self) -> Option<&crate::cuda::CudaBackend> {
+        let backend: &dyn std::any::Any = &*self.backend;
+        backend.downcast_ref()
     }
 
     /// Starts a tree: an empty root, to which [`TreeCache::batch`] adds a prompt.

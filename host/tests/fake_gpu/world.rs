@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use deft::cuda::{CudaDevice, DeviceBuffer, DeviceRows, RawStream, Stream};
+use deft::attention::BackendError;
+use deft::cuda::{Append, CudaDevice, DeviceBuffer, DeviceRows, RawStream, Stream};
 use deft::{
-    Batch, CacheError, DType, DraftNode, Kv, NodeKey, Out, RotaryTable, Step, StepGraph, StepRun,
-    TreeCache, bf16,
+    Batch, CacheError, DType, DraftNode, Kv, NodeKey, Out, RotaryTable, Step, StepGraph,
+    StepOptions, StepRun, TreeCache, bf16,
 };
 
 pub(crate) const LAYERS: u32 = 2;
@@ -303,6 +304,26 @@ impl World {
         run
     }
 
+    /// A whole step of more rows than the batch has, whose keys and values are written by launches of its own.
+    pub(crate) fn padded_step(
+        &mut self,
+        graph: &mut StepGraph,
+        batch: &Batch,
+        rows: usize,
+        context: &str,
+    ) -> StepRun {
+        let inputs = self.inputs(batch);
+        self.upload(&inputs);
+        // The launches are on the cache's stream.
+        self.stream.synchronize().unwrap();
+        let (layers, stream) = (&self.layers, self.stream.raw());
+        let options = StepOptions { rows, events: None };
+        let work = |step: &mut Step<'_>| run_padded(step, layers, rows, stream);
+        let run = self.cache.capture_with(graph, batch, options, work).unwrap();
+        self.check(batch, &inputs, context);
+        run
+    }
+
     /// A loop of decoding leaves, four at a time, that fork and are pruned, with drafts, chunks of prompts and growth over
     /// pages in between, all by one graph; how its steps of four rows ran.
     pub(crate) fn mixed_loop(&mut self, steps: u32, name: &str) -> Vec<StepRun> {
@@ -382,11 +403,43 @@ fn run(
             Kv::new(at(&tensors.k, rows * width, stream), at(&tensors.v, rows * width, stream));
         kv.rope = table;
         step.append(layer, kv)?;
-        let lse = at(&tensors.lse, rows * KV_HEADS * GROUP, stream);
-        let out = Out::with_lse(at(&tensors.out, rows * width * GROUP, stream), lse);
-        step.attend(layer, at(&tensors.q, rows * width * GROUP, stream), out)?;
+        attend(step, layer, tensors, stream)?;
     }
     Ok(())
+}
+
+fn run_padded(
+    step: &mut Step<'_>,
+    layers: &[Tensors],
+    rows: usize,
+    stream: RawStream,
+) -> Result<(), CacheError> {
+    for (layer, tensors) in (0..).zip(layers) {
+        let gpu = step.gpu()?.expect("a GPU");
+        let append = Append {
+            targets: gpu.targets,
+            count: rows as u32,
+            k: tensors.k.pointer(),
+            v: tensors.v.pointer(),
+        };
+        // SAFETY: the tensors have more rows, and live as long as the world and its graphs.
+        let appended = unsafe { gpu.cache.append(layer, &append, gpu.stream) };
+        appended.map_err(BackendError::from)?;
+        attend(step, layer, tensors, stream)?;
+    }
+    Ok(())
+}
+
+fn attend(
+    step: &mut Step<'_>,
+    layer: u32,
+    tensors: &Tensors,
+    stream: RawStream,
+) -> Result<(), CacheError> {
+    let (rows, width) = (step.batch().rows(), tensors.q.len() / ROWS);
+    let lse = at(&tensors.lse, rows * KV_HEADS * GROUP, stream);
+    let out = Out::with_lse(at(&tensors.out, rows * width, stream), lse);
+    step.attend(layer, at(&tensors.q, rows * width, stream), out)
 }
 
 fn at<T: deft::KvElement>(

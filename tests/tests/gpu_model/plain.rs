@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use deft::{DType, bf16, f16};
 use deft_engine::cuda::instrument::{Probe, Stage};
-use deft_engine::{LayerTensor, LlamaConfig, Tensor, Weights};
+use deft_engine::{LayerTensor, LlamaConfig, Tensor, Turn, Weights};
 
 /// The weights as a GPU has them: matrices rounded to its type.
 pub(crate) struct Plain {
@@ -113,9 +113,10 @@ impl Plain {
             }
             Stage::Queries => {
                 let rows = self.rows(&before.projected, tokens.len());
-                rows.enumerate().flat_map(|(at, row)| self.rotated(&row[..q], at)).collect()
+                let rows = rows.map(|row| self.heads(layer, row));
+                rows.enumerate().flat_map(|(at, row)| self.rotated(layer, &row[..q], at)).collect()
             }
-            Stage::Attended => self.attend(before, tokens.len()),
+            Stage::Attended => self.attend(layer, before, tokens.len()),
             Stage::AfterAttention => {
                 let added = self.apply(of(LayerTensor::Output), &before.attended);
                 sum(&before.x, &added)
@@ -175,9 +176,29 @@ impl Plain {
         rows.flat_map(row).collect()
     }
 
+    /// A projected row with its biases, queries and keys normed head by head, where the model does that.
+    fn heads(&self, layer: u32, row: &[f64]) -> Vec<f64> {
+        use LayerTensor::{KeyBias, KeyNorm, QueryBias, QueryNorm, ValueBias};
+        let of = |tensor| Tensor::Layer(layer, tensor);
+        let biases = [QueryBias, KeyBias, ValueBias].into_iter();
+        let biases: Vec<f64> =
+            biases.filter_map(|bias| self.tensors.get(&of(bias))).flatten().copied().collect();
+        let mut row = if biases.is_empty() { row.to_vec() } else { sum(row, &biases) };
+        if self.config.variant.qk_norm {
+            let (q, kv) = (self.config.q_width() as usize, self.config.kv_width() as usize);
+            let mut normed = self.norm(&row[..q], of(QueryNorm));
+            normed.extend(self.norm(&row[q..q + kv], of(KeyNorm)));
+            row[..q + kv].copy_from_slice(&normed);
+        }
+        row
+    }
+
     /// Heads of one row at a position: dim `d` turns with dim `d + head_dim / 2`.
-    fn rotated(&self, heads: &[f64], position: usize) -> Vec<f64> {
+    fn rotated(&self, layer: u32, heads: &[f64], position: usize) -> Vec<f64> {
         let mut out = heads.to_vec();
+        if self.config.variant.turn(layer) == Turn::Not {
+            return out;
+        }
         let half = self.config.head_dim as usize / 2;
         for head in out.chunks_mut(2 * half) {
             for (pair, frequency) in self.frequencies.iter().enumerate() {
@@ -191,15 +212,16 @@ impl Plain {
     }
 
     /// Causal attention; keys are rounded in the cache.
-    fn attend(&self, before: &States, rows: usize) -> Vec<f64> {
+    fn attend(&self, layer: u32, before: &States, rows: usize) -> Vec<f64> {
         let config = &self.config;
         let (q, kv) = (config.q_width() as usize, config.kv_width() as usize);
         let (dim, group) = (config.head_dim as usize, (config.q_heads / config.kv_heads) as usize);
-        let projected: Vec<&[f64]> = self.rows(&before.projected, rows).collect();
+        let projected = self.rows(&before.projected, rows);
+        let projected: Vec<Vec<f64>> = projected.map(|row| self.heads(layer, row)).collect();
         let keys: Vec<Vec<f64>> = projected
             .iter()
             .enumerate()
-            .map(|(at, row)| round(self.dtype, self.rotated(&row[q..q + kv], at)))
+            .map(|(at, row)| round(self.dtype, self.rotated(layer, &row[q..q + kv], at)))
             .collect();
         let mut out = Vec::with_capacity(rows * q);
         for (at, query) in before.queries.chunks(q).enumerate() {

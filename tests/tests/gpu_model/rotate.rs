@@ -94,6 +94,7 @@ fn run<T: KvElement>(
         targets: targets_at.pointer(),
         count: count as u32,
         q_heads,
+        ..RotateAppend::default()
     };
     let separate = Append {
         targets: targets_at.pointer(),

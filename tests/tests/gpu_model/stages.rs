@@ -3,7 +3,7 @@
 use deft::{DType, NodeKey};
 use deft_engine::cuda::instrument::{self, Probe, Stage};
 use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights};
-use deft_engine::{CpuModel, CpuOptions, LlamaConfig, TreeModel, Weights};
+use deft_engine::{CpuModel, CpuOptions, LlamaConfig, TreeModel, Turn, Variant, Weights};
 use deft_tests::gpu::{Gpu, say};
 use deft_tests::oracle::relative_l2;
 use deft_tests::watchdog::Watchdog;
@@ -37,8 +37,8 @@ impl Limits {
     }
 }
 
-/// Small shapes: SmolLM2's heads, and Llama 3's with a head of its own.
-fn shapes() -> [(&'static str, LlamaConfig); 2] {
+/// Small shapes: SmolLM2's heads, Llama 3's with a head of its own, and what Qwen3, Qwen2 and SmolLM3 do otherwise.
+fn shapes() -> [(&'static str, LlamaConfig); 4] {
     let small = LlamaConfig {
         layers: 3,
         hidden: 576,
@@ -57,7 +57,22 @@ fn shapes() -> [(&'static str, LlamaConfig); 2] {
         context: 1024,
         ..LlamaConfig::llama3_8b()
     };
-    [("9 heads of 64 over 3", small), ("8 heads of 128 over 2", llama)]
+    let normed =
+        LlamaConfig { variant: Variant { qk_norm: true, ..Variant::LLAMA }, ..llama.clone() };
+    let biased = LlamaConfig {
+        variant: Variant {
+            qkv_bias: true,
+            turns: vec![Turn::Model, Turn::Not, Turn::Model],
+            ..Variant::LLAMA
+        },
+        ..small.clone()
+    };
+    [
+        ("9 heads of 64 over 3", small),
+        ("8 heads of 128 over 2", llama),
+        ("8 normed heads of 128 over 2", normed),
+        ("9 heads of 64 over 3 with biases, one layer that does not turn", biased),
+    ]
 }
 
 #[test]
@@ -237,6 +252,16 @@ mod tests {
 
     const DTYPES: [DType; 2] = [DType::Bf16, DType::F16];
 
+    /// With all that a GPU does otherwise than Llama.
+    fn variant() -> Variant {
+        Variant {
+            qkv_bias: true,
+            qk_norm: true,
+            turns: vec![Turn::Model, Turn::Not],
+            ..Variant::LLAMA
+        }
+    }
+
     fn tiny(dtype: DType) -> (Plain, Vec<u32>, Vec<Probe>) {
         let config = LlamaConfig {
             layers: 2,
@@ -286,25 +311,28 @@ mod tests {
 
     #[test]
     fn the_stages_end_in_the_cpu_model_s_logits() {
-        let config = LlamaConfig {
-            layers: 2,
-            hidden: 64,
-            ffn: 96,
-            vocabulary: 97,
-            context: 100,
-            ..LlamaConfig::smollm2_135m()
-        };
-        let weights = Weights::synthetic(config, 3).unwrap();
-        let path = tokens(1, 9, 97);
-        let mut cpu = CpuModel::load(&weights, CpuOptions::default(), |_, _| {}).unwrap();
-        let mut logits = Vec::new();
-        cpu.insert_prompt(&path, &mut logits).unwrap();
-        let right: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
-        for (dtype, limit) in [(DType::Bf16, 0.03), (DType::F16, 0.03 / 8.0)] {
-            let probes = Plain::new(&weights, dtype).run(&path);
-            let last = &probes.last().unwrap().values[8 * 97..];
-            let error = relative_l2(last, &right);
-            assert!(error < limit, "{dtype}: {error}");
+        for variant in [Variant::LLAMA, variant()] {
+            let config = LlamaConfig {
+                layers: 2,
+                hidden: 64,
+                ffn: 96,
+                vocabulary: 97,
+                context: 100,
+                variant,
+                ..LlamaConfig::smollm2_135m()
+            };
+            let weights = Weights::synthetic(config, 3).unwrap();
+            let path = tokens(1, 9, 97);
+            let mut cpu = CpuModel::load(&weights, CpuOptions::default(), |_, _| {}).unwrap();
+            let mut logits = Vec::new();
+            cpu.insert_prompt(&path, &mut logits).unwrap();
+            let right: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+            for (dtype, limit) in [(DType::Bf16, 0.03), (DType::F16, 0.03 / 8.0)] {
+                let probes = Plain::new(&weights, dtype).run(&path);
+                let last = &probes.last().unwrap().values[8 * 97..];
+                let error = relative_l2(last, &right);
+                assert!(error < limit, "{dtype}: {error}");
+            }
         }
     }
 }

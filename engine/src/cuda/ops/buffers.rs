@@ -69,6 +69,11 @@ pub struct RotateAppend {
     /// `[count, q_heads + 2 * kv_heads, head_dim]`, 16 bits: queries, then keys, then values, as one product gives
     /// them.
     pub qkv: DevicePtr,
+    /// `[q_heads + 2 * kv_heads, head_dim]` f32, added to each row; null for nothing.
+    pub bias: DevicePtr,
+    /// `[2, head_dim]` f32: gains of the norms that every head's query and key go through before they turn; null for
+    /// no norms.
+    pub norms: DevicePtr,
     /// `[count, q_heads, head_dim]`, 16 bits, written.
     pub q: DevicePtr,
     /// `[count]` [`AppendTarget`](deft::abi::AppendTarget)s; rows of [`NONE`](deft::abi::NONE) are
@@ -78,6 +83,8 @@ pub struct RotateAppend {
     pub count: u32,
     /// Query heads.
     pub q_heads: u32,
+    /// Added to the mean of squares of a head that is normed.
+    pub eps: f32,
 }
 
 impl RotateAppend {
@@ -89,6 +96,8 @@ impl RotateAppend {
     ) -> ptx::RotateAppend {
         ptx::RotateAppend {
             qkv: self.qkv.0,
+            bias: self.bias.0,
+            norms: self.norms.0,
             q: self.q.0,
             pool: at.pool.0,
             targets: self.targets.0,
@@ -100,6 +109,7 @@ impl RotateAppend {
             count: self.count,
             q_heads: self.q_heads,
             kv_heads,
+            eps: self.eps,
         }
     }
 }

@@ -98,9 +98,9 @@ impl ModelOps {
         unsafe { self.rms_norm.launch(blocks(norm.rows), norm.arguments(), stream) }
     }
 
-    /// Enqueues what lies between the fused projection and attention, in one launch: queries and keys are rotated by
-    /// their positions ([`RotaryTable`](deft::RotaryTable) says how), queries go to `q`, keys and values
-    /// into the pages of `layer`.
+    /// Enqueues what lies between the fused projection and attention, in one launch: the bias is added, queries and keys
+    /// are normed and rotated by their positions ([`RotaryTable`](deft::RotaryTable) says how; null tables turn
+    /// nothing), queries go to `q`, keys and values into the pages of `layer`.
     ///
     /// # Safety
     /// As [`ModelOps`] says, and as [`CudaCache::append_rotated`]. `cache` is of the device that the kernels were

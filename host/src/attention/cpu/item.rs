@@ -9,6 +9,7 @@ use kernels_gpu::softmax::{Math, Partial};
 use pulp::Arch;
 
 use super::formats;
+use super::in_place::Blocks;
 use super::non_finite::NonFinite;
 use super::tile::{MAX_LANES, PageMask, PageStep, SCORES, Tile};
 use crate::attention::AttentionParams;
@@ -33,13 +34,23 @@ impl Math for StdMath {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call<'a, T> {
     pub(super) arch: Arch,
-    pub(super) pages: &'a HostPages<T>,
+    pub(super) source: Source<'a, T>,
+    pub(super) kv_heads: u32,
+    pub(super) head_dim: u32,
     pub(super) plan: &'a Plan,
     pub(super) lengths: &'a [u32],
     /// `[queries, q_heads, head_dim]`.
     pub(super) q: &'a [T],
-    pub(super) layer: u32,
     pub(super) params: AttentionParams,
+}
+
+/// Where K and V of a plan's pages are.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Source<'a, T> {
+    /// In pages of this cache, of one layer.
+    Own(&'a HostPages<T>, u32),
+    /// In a foreign cache.
+    InPlace(Blocks<'a, T>),
 }
 
 /// A thread's memory, kept from item to item.
@@ -66,7 +77,7 @@ impl<T: KvElement> Call<'_, T> {
     }
 
     pub(super) fn head_dim(&self) -> usize {
-        self.pages.shape().head_dim as usize
+        self.head_dim as usize
     }
 
     /// The partial results of `item` for one KV head: normalised `o` as `[query_count, group, head_dim]`
@@ -112,7 +123,7 @@ impl<T: KvElement> Call<'_, T> {
     /// `q[dim][row]`, scaled.
     fn gather(&self, item: &Item<'_>, kv_head: u32, target: &mut [f32], stride: usize) {
         let (group, head_dim) = (self.group(), self.head_dim());
-        let kv_heads = self.pages.shape().kv_heads as usize;
+        let kv_heads = self.kv_heads as usize;
         let factor = match self.params.soft_cap {
             Some(cap) => self.params.scale / cap,
             None => self.params.scale * std::f32::consts::LOG2_E,
@@ -138,15 +149,25 @@ impl<T: KvElement> Call<'_, T> {
         elements: usize,
         room: &'a mut Vec<f32>,
     ) -> (&'a [f32], &'a [f32]) {
-        let half = half_page_elements(self.head_dim() as u32) as usize;
+        let half = half_page_elements(self.head_dim) as usize;
+        let (pages, layer) = match &self.source {
+            Source::Own(pages, layer) => (*pages, *layer),
+            Source::InPlace(blocks) => {
+                room.resize(2 * half, 0.0);
+                let (k, v) = room.split_at_mut(half);
+                let place = (seen.page, seen.tokens, kv_head);
+                self.arch.dispatch(|| blocks.widen(place, self.head_dim, [&mut *k, &mut *v]));
+                return (k, v);
+            }
+        };
         if seen.format != KvFormat::Native {
             room.resize(2 * half, 0.0);
             let (k, v) = room.split_at_mut(half);
-            let at = (self.layer, seen.page, kv_head);
-            formats::decode_page(self.pages, seen.format, at, [&mut *k, &mut *v]);
+            let at = (layer, seen.page, kv_head);
+            formats::decode_page(pages, seen.format, at, [&mut *k, &mut *v]);
             return (k, v);
         }
-        let page = self.pages.page(self.layer, seen.page, kv_head);
+        let page = pages.page(layer, seen.page, kv_head);
         if T::DTYPE == DType::F32 {
             return (bytemuck::cast_slice(page.k), bytemuck::cast_slice(page.v));
         }

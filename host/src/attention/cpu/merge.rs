@@ -9,7 +9,7 @@ use crate::cache::KvElement;
 use crate::plan::Plan;
 
 /// Largest head dimension: what a row's accumulator takes on the stack.
-const MAX_HEAD_DIM: usize = 256;
+pub(super) const MAX_HEAD_DIM: usize = 256;
 
 /// Where the partial results of every query are, in queries from the start of a KV head's part.
 #[derive(Debug, Default)]
@@ -86,7 +86,7 @@ pub(super) fn merge<T: KvElement>(
     lse: &mut [f32],
 ) {
     let (group, head_dim) = (call.group(), call.head_dim());
-    let q_heads = group * call.pages.shape().kv_heads as usize;
+    let q_heads = group * call.kv_heads as usize;
     let queries = out.par_chunks_exact_mut(q_heads * head_dim);
     let queries = queries.zip(lse.par_chunks_exact_mut(q_heads)).enumerate();
     queries.with_min_len(8).for_each(|(query, (out, lse))| {

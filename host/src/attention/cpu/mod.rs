@@ -6,6 +6,7 @@
 //! page is widened once for all rows that see it.
 
 mod formats;
+mod in_place;
 mod item;
 mod merge;
 mod non_finite;
@@ -19,8 +20,9 @@ use kernels_gpu::abi::{AppendTarget, TokenMove};
 use pulp::Arch;
 use rayon::prelude::*;
 
-use self::item::Call;
-use self::merge::Sources;
+pub use self::in_place::InPlace;
+use self::item::{Call, Source};
+use self::merge::{MAX_HEAD_DIM, Sources};
 use super::check::{check_append, check_attend, check_moves, check_plan, on_host, resolve};
 use super::{
     Attend, Backend, BackendError, Channels, Counters, PagedTokens, check_export, check_import,
@@ -98,16 +100,12 @@ impl<T: KvElement> Backend for CpuBackend<T> {
     }
 
     fn shares(&self) -> u32 {
-        TASKS.div_ceil(self.shape().kv_heads)
+        shares(self.shape().kv_heads)
     }
 
     fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
-        let shape = self.shape();
-        let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, self.shares());
-        config.element_bytes = shape.dtype.bytes() as u32;
-        config.cost = CostModel::CPU_CORE;
-        config.alternatives = false;
-        config
+        let CacheShape { kv_heads, head_dim, dtype, .. } = *self.shape();
+        plan_config(grouping, [group_size * kv_heads, kv_heads, head_dim], dtype)
     }
 
     fn append(
@@ -203,28 +201,50 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         check_attend(self.shape(), &call)?;
         check_plan(self.shape(), call.plan, call.counters.lengths.len())?;
         let out = on_host("out", call.out.into_typed::<T>())?;
-        let rows = call.plan.queries() * call.plan.group_size() * self.shape().kv_heads;
-        let Workspace { sources, o, lse, unused } = &mut self.workspace;
-        let wanted = match call.lse {
-            Some(lse) => on_host("lse", lse.into_typed())?,
-            None => {
-                unused.resize(rows as usize, 0.0);
-                unused
-            }
-        };
+        let lse = call.lse.map(|lse| on_host("lse", lse.into_typed())).transpose()?;
         let call = Call {
             arch: self.arch,
-            pages: &self.pages,
+            source: Source::Own(&self.pages, call.layer),
+            kv_heads: self.shape().kv_heads,
+            head_dim: self.shape().head_dim,
             plan: call.plan,
             lengths: call.counters.lengths,
             q: on_host("q", call.q.typed())?,
-            layer: call.layer,
             params: call.params,
         };
-        sources.index(call.plan);
-        run_shares(&call, sources.queries_per_share(), o, lse);
-        merge::merge(&call, sources, o, lse, out, wanted);
+        self.workspace.run(&call, out, lse);
         Ok(())
+    }
+}
+
+/// Programs a KV head that keep threads busy.
+fn shares(kv_heads: u32) -> u32 {
+    TASKS.div_ceil(kv_heads.max(1))
+}
+
+/// How to plan for the CPU's threads: query heads, KV heads, head dimension.
+fn plan_config(grouping: Grouping, heads: [u32; 3], dtype: DType) -> PlanConfig {
+    let [q_heads, kv_heads, head_dim] = heads;
+    let group_size = q_heads / kv_heads.max(1);
+    let mut config = PlanConfig::new(grouping, group_size, head_dim, shares(kv_heads));
+    config.element_bytes = dtype.bytes() as u32;
+    config.cost = CostModel::CPU_CORE;
+    config.alternatives = false;
+    config
+}
+
+impl Workspace {
+    /// Runs a call whose arguments were checked.
+    fn run<T: KvElement>(&mut self, call: &Call<'_, T>, out: &mut [T], lse: Option<&mut [f32]>) {
+        let Self { sources, o, lse: partial_lse, unused } = self;
+        let lse = lse.unwrap_or_else(|| {
+            let rows = call.plan.queries() * call.plan.group_size() * call.kv_heads;
+            unused.resize(rows as usize, 0.0);
+            unused
+        });
+        sources.index(call.plan);
+        run_shares(call, sources.queries_per_share(), o, partial_lse);
+        merge::merge(call, sources, o, partial_lse, out, lse);
     }
 }
 
@@ -236,7 +256,7 @@ fn run_shares<T: KvElement>(
     lse: &mut Vec<f32>,
 ) {
     let rows = queries_per_share * call.group();
-    let tasks = call.pages.shape().kv_heads as usize * call.plan.shares() as usize;
+    let tasks = call.kv_heads as usize * call.plan.shares() as usize;
     let width = rows * call.head_dim();
     grow(o, tasks * width);
     grow(lse, tasks * rows);

@@ -1,11 +1,15 @@
 //! Steps as CUDA graphs.
 
+use std::borrow::Cow;
 use std::sync::Arc;
+
+use kernels_gpu::abi::NONE;
 
 use super::{CudaBackend, Mirror, Table};
 use crate::attention::{BackendError, Counters, check_plan};
 use crate::cuda::{
-    CachePointers, CudaError, CudaPlan, DeviceElements, Graph, PlanCapacity, RawStream, Stream,
+    CachePointers, CudaError, CudaPlan, DeviceElements, DevicePtr, Event, Graph, PlanCapacity,
+    RawStream, Stream,
 };
 use crate::plan::Plan;
 
@@ -16,6 +20,19 @@ pub(crate) struct StepCall<'a> {
     pub(crate) counters: Counters<'a>,
     pub(crate) targets: &'a [u32],
     pub(crate) positions: &'a [u32],
+    /// Rows of the step: as many as targets, or more.
+    pub(crate) rows: usize,
+}
+
+impl StepCall<'_> {
+    /// A target for each row.
+    fn padded(&self) -> Cow<'_, [u32]> {
+        let mut targets = Cow::Borrowed(self.targets);
+        if self.rows > targets.len() {
+            targets.to_mut().resize(self.rows, NONE);
+        }
+        targets
+    }
 }
 
 /// What the launches of a captured step read besides the caller's rows, at addresses that stay.
@@ -71,6 +88,20 @@ impl Drop for RecordedStep {
 }
 
 impl CudaBackend {
+    /// Records an event on the cache's stream, if there is one.
+    pub(crate) fn record(&self, event: Option<&Event>) -> Result<(), BackendError> {
+        Ok(event.map_or(Ok(()), |event| event.record(&self.stream))?)
+    }
+
+    /// Where a step's append targets are. Unless it is being captured they are brought there, and counters too.
+    pub(crate) fn step_targets(&mut self, call: &StepCall<'_>) -> Result<DevicePtr, BackendError> {
+        if let Some(inputs) = &self.capturing {
+            return Ok(inputs.targets.pointer_of(&call.padded()));
+        }
+        self.set_counters(call.counters)?;
+        Ok(self.targets.fill(&self.stream, &call.padded())?.pointer())
+    }
+
     /// Begins to look where rows are.
     pub(crate) fn look(&mut self) {
         self.seen = Seen::default();
@@ -113,7 +144,7 @@ impl CudaBackend {
         before: Option<PlanCapacity>,
     ) -> Result<(), BackendError> {
         let mut inputs = StepInputs {
-            plan: self.room(call.plan, before)?,
+            plan: self.room(call.plan, before, Some(call.rows))?,
             targets: Mirror::new("a step's append targets"),
             positions: Mirror::new("a step's positions"),
             tables: Vec::new(),
@@ -156,7 +187,7 @@ impl CudaBackend {
         self.cache.reserve_slots(slots)?;
         let (now, then) = (self.counters_at(), step.counters);
         let moved = (now.lengths, now.tail_pages) != (then.lengths, then.tail_pages);
-        Ok(!moved && step.inputs.plan.has_room_for(call.plan))
+        Ok(!moved && step.inputs.plan.could_hold(call.plan))
     }
 
     /// Launches a captured step, for which nothing but what differs from the step before is copied.
@@ -164,13 +195,16 @@ impl CudaBackend {
         &mut self,
         step: &mut RecordedStep,
         call: &StepCall<'_>,
+        events: Option<(&Event, &Event)>,
     ) -> Result<(), BackendError> {
         let rotated = !step.inputs.tables.is_empty();
         self.bring(&mut step.inputs, call, rotated)?;
         self.enter_from(step.seen.streams.iter().copied())?;
+        self.record(events.map(|(begin, _)| begin))?;
         // SAFETY: what is ours of the memory that the launches use is held by the step and by this backend, whose
         // counters have not moved; the caller's is kept by the promise made for its rows.
         unsafe { step.graph.launch(&self.stream) }?;
+        self.record(events.map(|(_, end)| end))?;
         Ok(self.leave_to(step.seen.streams.iter().copied())?)
     }
 
@@ -184,7 +218,7 @@ impl CudaBackend {
         check_plan(self.cache.shape(), call.plan, call.counters.lengths.len())?;
         self.set_counters(call.counters)?;
         inputs.plan.update(call.plan, &self.stream)?;
-        inputs.targets.fill(&self.stream, call.targets)?;
+        inputs.targets.fill(&self.stream, &call.padded())?;
         if rotated {
             inputs.positions.fill(&self.stream, call.positions)?;
         }
@@ -202,6 +236,10 @@ impl RecordedStep {
     pub(crate) fn capacity(&self) -> PlanCapacity {
         *self.inputs.plan.capacity()
     }
+    /// Bytes of device memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.inputs.plan.bytes()
+    }
     /// Streams that it was captured from.
     pub(crate) fn seen(&self) -> &Seen {
         &self.seen
@@ -209,11 +247,14 @@ impl RecordedStep {
 }
 
 impl CudaPlan {
-    /// Whether `plan` can be put there.
-    pub(super) fn has_room_for(&self, plan: &Plan) -> bool {
-        let needed = PlanCapacity::of(plan);
-        self.capacity().holds(&needed).is_ok()
-            && self.capacity().shares == needed.shares
+    /// Whether `plan` can be put there; blocks of shares that it lacks do nothing.
+    fn could_hold(&self, plan: &Plan) -> bool {
+        self.capacity().holds(&PlanCapacity::of(plan)).is_ok()
             && self.group_size() == plan.group_size()
+    }
+
+    /// Whether `plan` can be put there, and no block is launched in vain.
+    pub(super) fn has_room_for(&self, plan: &Plan) -> bool {
+        self.could_hold(plan) && self.capacity().shares == plan.shares()
     }
 }

@@ -51,6 +51,8 @@ unsafe fn rms_norm<E: Element>(
 #[inline(always)]
 unsafe fn rotate_append<E: Element, const D: u32>(
     qkv: *const u16,
+    bias: *const f32,
+    norms: *const f32,
     q: *mut u16,
     pool: *mut u16,
     targets: *const AppendTarget,
@@ -62,11 +64,14 @@ unsafe fn rotate_append<E: Element, const D: u32>(
     count: u32,
     q_heads: u32,
     kv_heads: u32,
+    eps: f32,
 ) {
     // SAFETY: the caller's.
     unsafe {
         super::rotate_append::<E, D>(Qkv {
             qkv,
+            bias,
+            norms,
             q,
             pool,
             targets,
@@ -78,6 +83,7 @@ unsafe fn rotate_append<E: Element, const D: u32>(
             count,
             q_heads,
             kv_heads,
+            eps,
         })
     }
 }
