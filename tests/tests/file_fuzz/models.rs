@@ -10,7 +10,7 @@ use crate::edits::{edited, edits, swapped, swaps};
 use crate::files::{
     Folder, safetensors as file_of, tiny_config, tiny_gguf, tiny_halves, tiny_index, tiny_tensors,
 };
-use crate::fuzz;
+use crate::{PER_BYTE, fuzz};
 
 /// Reads a row of every tensor.
 fn read(weights: &Weights) -> Result<(), WeightsError> {
@@ -58,7 +58,7 @@ fn gguf() {
             [edited(file[..head].to_vec(), edits), file[head..].to_vec()].concat()
         }
     };
-    fuzz(1.0, &cases, make, |bytes| {
+    fuzz(1.0, PER_BYTE, &cases, make, |bytes| {
         let path = folder.write("model.gguf", bytes);
         let gguf = named("model.gguf", Gguf::open(&path))?;
         named("model.gguf", read(gguf.weights()))?;
@@ -94,7 +94,7 @@ fn json_of_a_folder(name: &str, of: &str) {
         true => edited(valid.clone(), edits),
         false => swapped(json.clone(), swaps).to_string().into_bytes(),
     };
-    fuzz(1.0, &cases, make, |bytes| {
+    fuzz(1.0, PER_BYTE, &cases, make, |bytes| {
         folder.write(name, bytes);
         named(of, safetensors::open(&folder.0)).and_then(|weights| named(of, read(&weights)))
     });
@@ -127,7 +127,7 @@ fn tensors() {
             [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &valid[8 + length..]].concat()
         }
     };
-    fuzz(1.0, &(swaps(), edits()), make, |bytes| {
+    fuzz(1.0, PER_BYTE, &(swaps(), edits()), make, |bytes| {
         folder.write("model.safetensors", bytes);
         let of = "fuzz-config.json";
         named(of, safetensors::open(&folder.0)).and_then(|weights| named(of, read(&weights)))

@@ -6,7 +6,7 @@ use deft::{DType, Device, Kv, TreeCache, f16};
 use proptest::prelude::*;
 
 use crate::edits::{edited, edits};
-use crate::fuzz;
+use crate::{PER_BYTE, fuzz};
 
 const ROW: usize = 64;
 /// Words before ids: the header's numbers and one layer's source.
@@ -52,7 +52,7 @@ fn saved_prefix() {
         let file = [&edited(begin.to_vec(), edits), rest].concat();
         if *sums { summed(file, 100) } else { file }
     };
-    fuzz(1.0, &(edits(), any::<bool>(), any::<bool>()), make, |bytes| {
+    fuzz(1.0, PER_BYTE, &(edits(), any::<bool>(), any::<bool>()), make, |bytes| {
         let mut cache = second.borrow_mut();
         cache.clear_prefixes().unwrap();
         let before = (cache.forest().node_count(), cache.forest().pool().live());

@@ -4,7 +4,7 @@ use deft_engine::{Control, Tokenizer};
 use serde_json::{Value, json};
 
 use crate::edits::{edited, edits, swapped, swaps};
-use crate::fuzz;
+use crate::{PER_BYTE_OF_REGEX, fuzz};
 
 /// Text to tokens and back, whatever comes of it.
 pub(crate) fn used(tokenizer: &Tokenizer) {
@@ -56,7 +56,7 @@ fn tokenizer() {
         true => edited(valid[*kind].to_string().into_bytes(), edits),
         false => swapped(valid[*kind].clone(), swaps).to_string().into_bytes(),
     };
-    fuzz(1.0, &(0usize..3, swaps(), edits()), make, |bytes| {
+    fuzz(1.0, PER_BYTE_OF_REGEX, &(0usize..3, swaps(), edits()), make, |bytes| {
         let tokenizer = Tokenizer::from_json(&String::from_utf8_lossy(bytes))?;
         used(&tokenizer);
         Ok::<_, deft_engine::TokenizerError>(())

@@ -6,7 +6,7 @@ use deft_workloads::{MedusaRun, ReasoningRun, StepWorkload, WorkloadError};
 use serde_json::{Value, json};
 
 use crate::edits::{edited, edits, swapped, swaps};
-use crate::fuzz;
+use crate::{PER_BYTE, fuzz};
 
 /// Tokens of forests that are made here.
 const MANY: u64 = 1 << 20;
@@ -20,7 +20,7 @@ fn json(valid: &Value, read: impl Fn(&str) -> Result<(), WorkloadError>) {
     let read = |bytes: &Vec<u8>| {
         read(&String::from_utf8_lossy(bytes)).map_err(|e| Box::new(e) as Box<dyn Display>)
     };
-    fuzz(1.0 / 3.0, &(swaps(), edits()), make, read);
+    fuzz(1.0 / 3.0, PER_BYTE, &(swaps(), edits()), make, read);
 }
 
 #[test]
