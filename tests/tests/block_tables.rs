@@ -53,7 +53,8 @@ impl Sequences {
             };
             for query in 0..queries {
                 let parent = query.checked_sub(rng.random_range(1..4)).filter(|_| length > 1);
-                let mut seen = parent.map_or(Vec::new(), |parent| all.seen[sequence][parent].clone());
+                let mut seen =
+                    parent.map_or(Vec::new(), |parent| all.seen[sequence][parent].clone());
                 seen.push(query);
                 all.seen[sequence].push(seen);
             }
@@ -109,9 +110,11 @@ impl Sequences {
         for ((table, &len), seen) in self.tables.iter().zip(&self.lens).zip(&self.seen) {
             if left < seen.len() {
                 let before = len.saturating_sub(seen.len());
-                let own = seen[left].iter().map(|token| before + token).filter(|&token| token < len);
+                let own =
+                    seen[left].iter().map(|token| before + token).filter(|&token| token < len);
                 let tokens = (0..before).chain(own);
-                let place = |token| (table[token / self.page_size] as usize, token % self.page_size);
+                let place =
+                    |token| (table[token / self.page_size] as usize, token % self.page_size);
                 return tokens.map(place).collect();
             }
             left -= seen.len();

@@ -8,6 +8,7 @@ mod kernels;
 mod model;
 mod process;
 mod progress;
+mod python;
 mod report;
 mod test;
 mod workspace;

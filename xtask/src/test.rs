@@ -8,9 +8,9 @@ use clap::ValueEnum;
 
 use crate::console::{Outcome, Steps};
 use crate::process::{self, cargo};
-use crate::{bundle, kernels};
+use crate::{bundle, kernels, python};
 
-/// Checks everything: formatting, lints, documentation, kernels, tests, miri.
+/// Checks everything: formatting, lints, documentation, kernels, tests, the Python package, miri.
 ///
 /// All steps run even if one fails; the summary names those that did. Kernels are compiled and
 /// assembled anew and compared with the PTX in the repository. Nothing needs a GPU: kernels run on
@@ -40,6 +40,8 @@ enum Step {
     Kernels,
     /// cargo test of all crates, examples in the documentation included
     Test,
+    /// the Python package: its wheel, and pytest
+    Python,
     /// the token forest and the planner under miri
     Miri,
 }
@@ -85,6 +87,7 @@ impl Step {
                 command.args(["test", "--workspace", "--no-fail-fast"]).args(features());
                 finish(&mut command)
             }),
+            Self::Python => steps.run("python", "a wheel by maturin, and pytest", python::test),
             Self::Miri => steps.run("miri", "token forest and planner", miri),
         }
     }

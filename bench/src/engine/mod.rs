@@ -111,6 +111,7 @@ fn shapes(quick: bool) -> Vec<Shape> {
     let mut shapes = vec![of("llama3-8b", LlamaConfig::llama3_8b(), 32)];
     if !quick {
         shapes.push(of("qwen3-8b", LlamaConfig::qwen3_8b(), 36));
+        shapes.push(of("smollm2-135m", LlamaConfig::smollm2_135m(), 30));
         shapes.push(of("codellama-34b", LlamaConfig::codellama_34b(), 8));
     }
     shapes

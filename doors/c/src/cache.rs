@@ -2,7 +2,7 @@
 
 use deft::{Batch, DType, DraftNode, Kv, NodeKey, Out, TreeCache};
 
-use crate::error::{Error, Status, check_slice, given, given_mut, guard, refuse, slice};
+use crate::error::{Error, Status, check_slice, free, given, given_mut, guard, refuse, slice};
 use crate::plan::update_code;
 use crate::tensor::{Tensor, dtype, typed};
 
@@ -179,10 +179,8 @@ pub unsafe extern "C" fn deft_cache_new(shape: *const Shape, cache: *mut *mut Ca
 /// The cache is null or of [`deft_cache_new`], and used no more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn deft_cache_free(cache: *mut Cache) {
-    if !cache.is_null() {
-        // SAFETY: the caller's.
-        guard(|| Ok(drop(unsafe { Box::from_raw(cache) })));
-    }
+    // SAFETY: the caller's.
+    unsafe { free(cache) }
 }
 
 /// See the header.
@@ -324,10 +322,8 @@ pub unsafe extern "C" fn deft_batch_advance(
 /// The batch is null or of [`deft_batch_new`], and used no more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn deft_batch_free(batch: *mut Batch) {
-    if !batch.is_null() {
-        // SAFETY: the caller's.
-        guard(|| Ok(drop(unsafe { Box::from_raw(batch) })));
-    }
+    // SAFETY: the caller's.
+    unsafe { free(batch) }
 }
 
 /// See the header.

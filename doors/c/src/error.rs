@@ -73,6 +73,20 @@ pub(crate) unsafe fn given_mut<'a, T>(name: &str, pointer: *mut T) -> Result<&'a
     unsafe { pointer.as_mut() }.ok_or_else(|| Error(format!("{name} is NULL")))
 }
 
+/// Frees a handle.
+///
+/// # Safety
+/// It is null, or of a box and used no more.
+pub(crate) unsafe fn free<T>(handle: *mut T) {
+    guard(|| {
+        if !handle.is_null() {
+            // SAFETY: the caller's.
+            drop(unsafe { Box::from_raw(handle) });
+        }
+        Ok(())
+    });
+}
+
 /// `len` elements of the caller's; none where the pointer is null and `len` is 0.
 ///
 /// # Safety

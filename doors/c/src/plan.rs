@@ -5,7 +5,7 @@ use deft::attention::{AttentionParams, PagedAttend, PagedTensor};
 use deft::plan::{BlockTables, Grouping, PagedPlan};
 use deft::{DType, PlanUpdate};
 
-use crate::error::{Error, Status, given, given_mut, guard, refuse, slice};
+use crate::error::{Error, Status, free, given, given_mut, guard, refuse, slice};
 use crate::tensor::{Tensor, dtype};
 
 /// `deft_block_tables`: sequences as an engine with a paged cache has them.
@@ -84,7 +84,7 @@ impl Plan {
     /// [`Error`], naming the argument.
     pub unsafe fn new(heads: [u32; 3], dtype: DType, tables: &Tables) -> Result<Self, Error> {
         let [q_heads, kv_heads, _] = heads;
-        if kv_heads == 0 || q_heads == 0 || q_heads % kv_heads != 0 {
+        if q_heads == 0 || !q_heads.is_multiple_of(kv_heads) {
             return refuse!(
                 "q_heads is {q_heads}; it must be a positive multiple of kv_heads, {kv_heads}"
             );
@@ -261,10 +261,8 @@ pub unsafe extern "C" fn deft_plan_tokens(plan: *const Plan, tokens: *mut [u64; 
 /// The plan is null or of [`deft_plan_new`], and used no more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn deft_plan_free(plan: *mut Plan) {
-    if !plan.is_null() {
-        // SAFETY: the caller's.
-        guard(|| Ok(drop(unsafe { Box::from_raw(plan) })));
-    }
+    // SAFETY: the caller's.
+    unsafe { free(plan) }
 }
 
 /// See the header.

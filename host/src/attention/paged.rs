@@ -56,7 +56,7 @@ impl<'a> PagedTensor<'a> {
 /// [`BackendError`], naming the argument.
 pub fn check_paged_attend(plan: &PagedPlan, call: &PagedAttend<'_>) -> Result<(), BackendError> {
     let PagedAttend { kv_heads, head_dim, .. } = *call;
-    let multiple = head_dim > 0 && head_dim <= 256 && head_dim % 8 == 0;
+    let multiple = head_dim > 0 && head_dim <= 256 && head_dim.is_multiple_of(8);
     for (name, value, fits, expected) in [
         ("head_dim", head_dim, multiple, "a multiple of 8, up to 256"),
         ("kv_heads", kv_heads, (1..=4096).contains(&kv_heads), "between 1 and 4096"),

@@ -88,7 +88,7 @@ impl BlockTables<'_> {
     }
 
     pub(super) fn mask_words(&self, rows: usize) -> usize {
-        if rows == 0 { 0 } else { self.masks.len() / rows }
+        self.masks.len().checked_div(rows).unwrap_or(0)
     }
 
     pub(super) fn rows(&self) -> usize {
@@ -105,7 +105,7 @@ impl BlockTables<'_> {
         use BlockTablesError::{Length, PageSize, Range};
         changed.clear();
         let page_size = self.page_size;
-        if page_size == 0 || PAGE_TOKENS % page_size != 0 {
+        if !PAGE_TOKENS.is_multiple_of(page_size) {
             return Err(PageSize { page_size });
         }
         let (sequences, found) = (self.lens.len(), self.ids.len());
