@@ -1,8 +1,8 @@
-//! The CPU's model against a plain one in f64, path by path.
+//! The CPU's model against its definition in f64, path by path.
 
 mod common;
 
-use common::{Reference, assert_rows, tiny, tokens};
+use common::{Definition, assert_rows, definition, tiny, tokens};
 use deft::{Grouping, NodeKey};
 use deft_engine::{CpuModel, CpuOptions, DraftToken, Traffic, TreeModel, Weights};
 
@@ -12,12 +12,12 @@ const GROUPINGS: [Grouping; 4] =
 /// Bytes of a page of the tiny model: K and V of 64 tokens, 2 layers, 2 KV heads of 64 in f32.
 const PAGE: u64 = 2 * 64 * 2 * 2 * 64 * 4;
 
-fn model(pages: u64) -> (CpuModel, Reference) {
+fn model(pages: u64) -> (CpuModel, Definition) {
     model_that_keeps(0, pages)
 }
 
 /// A model of whose `pages` pages prompts of the past may hold `kept`.
-fn model_that_keeps(kept: u64, pages: u64) -> (CpuModel, Reference) {
+fn model_that_keeps(kept: u64, pages: u64) -> (CpuModel, Definition) {
     let weights = Weights::synthetic(tiny(false), 11).unwrap();
     let options = CpuOptions {
         capacity_bytes: pages * PAGE,
@@ -25,10 +25,10 @@ fn model_that_keeps(kept: u64, pages: u64) -> (CpuModel, Reference) {
         ..CpuOptions::default()
     };
     let model = CpuModel::load(&weights, options, |_, _| {}).unwrap();
-    (model, Reference::new(&weights))
+    (model, definition(&weights))
 }
 
-fn last(reference: &Reference, path: &[u32]) -> Vec<f64> {
+fn last(reference: &Definition, path: &[u32]) -> Vec<f64> {
     reference.logits(path).pop().unwrap()
 }
 
@@ -64,7 +64,7 @@ fn a_tied_head_is_the_embedding() {
     let mut logits = Vec::new();
     let prompt = tokens(2, 5);
     model.insert_prompt(&prompt, &mut logits).unwrap();
-    assert_rows(&logits, [&last(&Reference::new(&weights), &prompt)]);
+    assert_rows(&logits, [&last(&definition(&weights), &prompt)]);
 }
 
 #[test]

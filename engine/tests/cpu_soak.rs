@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Reference, assert_rows, tiny, tokens};
+use common::{Definition, assert_rows, definition, tiny, tokens};
 use deft::NodeKey;
 use deft_engine::{CpuModel, CpuOptions, DraftToken, ModelError, TreeModel, Weights};
 
@@ -29,7 +29,7 @@ impl Numbers {
 /// The model, its leaves with their paths, and what happened.
 struct Soak {
     model: CpuModel,
-    reference: Reference,
+    reference: Definition,
     leaves: Vec<(NodeKey, Vec<u32>)>,
     numbers: Numbers,
     logits: Vec<f32>,
@@ -43,7 +43,7 @@ impl Soak {
         let options = CpuOptions { capacity_bytes: PAGES * PAGE_BYTES, ..CpuOptions::default() };
         Self {
             model: CpuModel::load(&weights, options, |_, _| {}).unwrap(),
-            reference: Reference::new(&weights),
+            reference: definition(&weights),
             leaves: Vec::new(),
             numbers: Numbers(seed),
             logits: Vec::new(),

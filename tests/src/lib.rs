@@ -4,6 +4,7 @@ pub mod coded;
 pub mod coverage;
 pub mod emulated;
 pub mod forests;
+pub mod fuzz;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod inputs;

@@ -4,14 +4,14 @@
 
 #![allow(non_snake_case, clippy::missing_safety_doc, clippy::not_unsafe_ptr_arg_deref)]
 
+mod state;
 mod streams;
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{CStr, CString, c_char, c_void};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_char, c_void};
 
-use streams::{Capture, Kernels, Place, Queue, Work};
+use state::{Kind, State, state};
+use streams::{Capture, Kernels, Place, Work};
 
 const SUCCESS: i32 = 0;
 const INVALID_VALUE: i32 = 1;
@@ -21,120 +21,6 @@ const CAPTURE_UNJOINED: i32 = 904;
 const CAPTURE_ISOLATION: i32 = 905;
 const CONTEXT: usize = 0xc0;
 const DEVICE: i32 = 0;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    Module,
-    Stream,
-    Event,
-    Graph,
-    Executable,
-    Memory,
-    Pinned,
-}
-
-#[derive(Default)]
-struct State {
-    /// Calls since the last order, in all and by name.
-    calls: u64,
-    calls_of: BTreeMap<&'static str, u64>,
-    /// Which call fails; 0 for none, `u64::MAX` for all.
-    fail_at: u64,
-    code: i32,
-    failed: &'static str,
-    next: usize,
-    objects: BTreeSet<(Kind, usize)>,
-    /// Bytes at each address, of both kinds of memory.
-    memory: BTreeMap<usize, usize>,
-    functions: BTreeMap<usize, CString>,
-    kernels: Option<Kernels>,
-    queues: BTreeMap<usize, Queue>,
-    /// The capture that a stream is part of.
-    capturing: BTreeMap<usize, usize>,
-    captures: BTreeMap<usize, Capture>,
-    /// Work of graphs and of executable graphs.
-    graphs: BTreeMap<usize, Vec<Work>>,
-    /// Bytes copied in either direction.
-    bytes: u64,
-    events: BTreeMap<usize, Place>,
-    contexts: usize,
-    current: usize,
-    misuse: u64,
-}
-
-static STATE: LazyLock<Mutex<State>> = LazyLock::new(|| {
-    Mutex::new(State {
-        next: 0x1000,
-        ..State::default()
-    })
-});
-
-fn state() -> MutexGuard<'static, State> {
-    STATE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl State {
-    /// Counts a call; its code if it is to fail.
-    fn call(&mut self, name: &'static str) -> Result<(), i32> {
-        self.calls += 1;
-        *self.calls_of.entry(name).or_default() += 1;
-        if self.fail_at == u64::MAX || self.calls == self.fail_at {
-            self.failed = name;
-            return Err(self.code);
-        }
-        Ok(())
-    }
-    fn make(&mut self, kind: Kind) -> usize {
-        self.next += 16;
-        self.objects.insert((kind, self.next));
-        self.next
-    }
-    fn expect(&mut self, kind: Kind, handle: usize) {
-        // 0, 1 and 2 are the default streams.
-        if !(kind == Kind::Stream && handle <= 2) && !self.objects.contains(&(kind, handle)) {
-            self.misuse += 1;
-        }
-    }
-    /// Objects are gone even if the driver says that it failed: what it means is that the context is lost.
-    fn destroy(&mut self, name: &'static str, kind: Kind, handle: usize) -> i32 {
-        let failed = self.call(name);
-        if !self.objects.remove(&(kind, handle)) {
-            self.misuse += 1;
-        }
-        failed.err().unwrap_or(SUCCESS)
-    }
-    fn allocate(&mut self, kind: Kind, bytes: usize) -> usize {
-        let layout = Layout::from_size_align(bytes, 256).unwrap();
-        // SAFETY: the callers here ask for at least one byte.
-        let address = unsafe { alloc_zeroed(layout) } as usize;
-        self.objects.insert((kind, address));
-        self.memory.insert(address, bytes);
-        address
-    }
-    fn free(&mut self, name: &'static str, kind: Kind, address: usize) -> i32 {
-        // Device memory is freed behind the work that uses it; who frees host memory must have waited.
-        if kind == Kind::Memory {
-            self.finish(0);
-        }
-        let mut waiting = self.queues.values().flat_map(|queue| &queue.waiting);
-        let read_still = |work: &Work| matches!(work, Work::Copy { from, .. } if *from == address);
-        let read = waiting.any(read_still);
-        self.misuse += u64::from(read || !self.capturing.is_empty());
-        let code = self.destroy(name, kind, address);
-        if let Some(bytes) = self.memory.remove(&address) {
-            // SAFETY: allocated above with this layout, and removed from the list.
-            unsafe { dealloc(address as *mut u8, Layout::from_size_align(bytes, 256).unwrap()) };
-        }
-        code
-    }
-    /// Whether device memory has these bytes.
-    fn holds(&mut self, address: usize, bytes: usize) -> bool {
-        let held = self.memory.range(..=address).next_back();
-        let held = held.is_some_and(|(&begin, &len)| address + bytes <= begin + len);
-        self.misuse += u64::from(!held);
-        held
-    }
-}
 
 /// Has call number `call` from now on fail with `code`: 0 for none, `u64::MAX` for all. With 0 no context is current
 /// either, as in a new thread: where a context could not be given back it stayed, and the next run would make fewer

@@ -9,7 +9,7 @@ use minijinja::value::{Kwargs, Tuple, Value};
 use minijinja::{Environment, Error, ErrorKind, Output, State, escape_formatter};
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use super::percent;
+use super::{bounds, percent};
 
 /// Most bytes of a template; those that models come with have some 30,000.
 pub(super) const MAX_SOURCE: usize = 1 << 16;
@@ -18,7 +18,7 @@ pub(super) const MAX_SOURCE: usize = 1 << 16;
 const MAX_OPERATORS: usize = 2_000;
 /// Instructions of a run, and 64 bytes of what it makes each; beside these, one for each byte of contents.
 const FUEL: u64 = 1_000_000;
-/// Most bytes of a list or a dictionary as text or JSON.
+/// Most bytes of a list or a dictionary as text or JSON, and of all that is in one, beside contents.
 const MAX_WRITTEN: usize = 1 << 20;
 /// Stack for templates: parser, compiler and values nest once a byte in the worst case.
 const STACK: usize = 256 << 20;
@@ -39,7 +39,7 @@ impl Program {
             let what = format!("it has {operators} operators; the limit is {MAX_OPERATORS}");
             return Err(Error::new(ErrorKind::SyntaxError, what));
         }
-        let source = percent::to_filters(&without_generation_marks(source));
+        let source = bounds::measured(&percent::to_filters(&without_generation_marks(source)));
         on_a_deep_stack(|| {
             let mut environment = environment()?;
             environment.add_template_owned(NAME, source)?;
@@ -56,6 +56,13 @@ impl Program {
         on_a_deep_stack(|| {
             let mut environment = self.0.clone();
             environment.set_fuel(Some(FUEL + bytes as u64));
+            environment.add_filter(
+                bounds::FILTER,
+                move |state: &mut State<'_, '_>, value: Value, of_namespace: Option<bool>| {
+                    let most = MAX_WRITTEN + 2 * bytes;
+                    bounds::bounded(state, value, of_namespace == Some(true), most)
+                },
+            );
             environment.get_template(NAME)?.render(context())
         })
     }

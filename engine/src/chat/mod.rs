@@ -1,5 +1,6 @@
 //! Conversations as a model was trained to see them: its own chat template.
 
+mod bounds;
 mod guard;
 mod jinja;
 mod percent;
@@ -12,6 +13,9 @@ use minijinja::value::Value;
 use self::guard::Guard;
 use self::jinja::Program;
 use crate::tokenizer::{Tokenizer, TokenizerError, json_of, read_of};
+
+/// What a message counts beside its content, where a template's values are measured.
+const MESSAGE_BYTES: usize = 512;
 
 /// The chat template in a model's folder: `chat_template.jinja`, or that of `tokenizer_config.json`, of several the one
 /// called `default`.
@@ -143,7 +147,7 @@ impl ChatTemplate {
                 ("documents", Value::from(())),
             ])
         };
-        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        let bytes = messages.iter().map(|message| MESSAGE_BYTES + message.content.len()).sum();
         let pieces = guard.pieces(&self.program.run(context, bytes)?);
         let pieces: Vec<_> = pieces.iter().map(|(text, control)| (&**text, *control)).collect();
         Ok(tokenizer.encode_pieces(&pieces)?)

@@ -30,7 +30,7 @@ pub(super) fn to_filters(source: &str) -> String {
 }
 
 /// Bytes of a quoted text, or of a character.
-fn item(text: &str) -> usize {
+pub(super) fn item(text: &str) -> usize {
     let first = text.chars().next().map_or(0, char::len_utf8);
     let Some(quote @ ('\'' | '"')) = text.chars().next() else {
         return first;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use deft::abi::{AppendTarget, TokenMove};
 use deft::attention::cpu;
-use deft::attention::{Attend, Backend, BackendError, Counters, PagedTokens, Rotation};
+use deft::attention::{Attend, Backend, BackendError, Counters, PagedTokens};
 use deft::cache::{CacheShape, Elements, ElementsMut};
 use deft::{DType, Device, TreeCache};
 
@@ -54,19 +54,6 @@ impl Backend for Failing {
     ) -> Result<(), BackendError> {
         self.count()?;
         self.inner.append(layer, targets, counters, k, v)
-    }
-
-    fn append_rotated(
-        &mut self,
-        layer: u32,
-        targets: &[AppendTarget],
-        counters: Counters<'_>,
-        k: Elements<'_>,
-        v: Elements<'_>,
-        rotation: Rotation<'_>,
-    ) -> Result<(), BackendError> {
-        self.count()?;
-        self.inner.append_rotated(layer, targets, counters, k, v, rotation)
     }
 
     fn copy(&mut self, moves: &[TokenMove]) -> Result<(), BackendError> {

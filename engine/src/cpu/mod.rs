@@ -101,7 +101,7 @@ impl CpuModel {
             .prefix_bytes(options.prefix_bytes)
             .identity(saved::identity(&config, &params))
             .grouping(options.grouping)
-            .seal(options.kv);
+            .sealed_format(options.kv);
         if let Some(scale) = config.variant.query_scale {
             cache = cache.scale(scale);
         }

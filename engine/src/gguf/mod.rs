@@ -136,6 +136,3 @@ fn read(path: &Path) -> Result<Opened, WeightsError> {
     let header = header.map_err(|error| WeightsError::file(path, error))?;
     Ok((header, Box::new(reader.into_inner())))
 }
-
-#[cfg(test)]
-mod tests;

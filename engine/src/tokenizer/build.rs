@@ -163,6 +163,7 @@ pub(super) fn from_json(json: &str, config: &Value) -> Result<Tokenizer, Tokeniz
 }
 
 fn json_parts(json: &str, config: &Value) -> Result<Parts, TokenizerError> {
+    pieces::check_json(json)?;
     let mut inner: tokenizers::Tokenizer = json.parse().map_err(TokenizerError::Tokenizers)?;
     let names = names(&inner)?;
     // These are for training and for batches: a text is all its tokens, and always the same.

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence};
 
@@ -10,7 +12,7 @@ use crate::gguf::{Metadata, required};
 
 /// In a piece it is a space.
 pub(super) const SPACE: char = '\u{2581}';
-/// Most bytes of a piece that others are merged to; those of models have 48 at most.
+/// Most bytes of a piece; those of models have 48 at most.
 const MAX_PIECE: usize = 256;
 
 /// BPE by the scores of a GGUF file's tokens.
@@ -39,15 +41,54 @@ pub(super) fn bpe(
     builder.build().map_err(TokenizerError::Tokenizers)
 }
 
+/// Whether the pieces of a `tokenizer.json`'s Unigram are short enough: they become a tree with a table for each byte,
+/// so this is asked before the file is taken.
+pub(super) fn check_json(json: &str) -> Result<(), TokenizerError> {
+    #[derive(Deserialize)]
+    struct File {
+        model: Option<Model>,
+    }
+    #[derive(Deserialize)]
+    struct Model {
+        vocab: Option<Vocabulary>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Vocabulary {
+        Pieces(Vec<(String, IgnoredAny)>),
+        Other(IgnoredAny),
+    }
+    let model = match serde_json::from_str::<File>(json) {
+        Ok(file) => file.model,
+        // Of two models, or vocabularies, both would be made.
+        Err(error) if error.to_string().contains("duplicate field") => {
+            return Err(TokenizerError::Tokenizers(error.into()));
+        }
+        // No JSON, or none of a tokenizer: that is said when it is taken.
+        Err(_) => None,
+    };
+    match model.and_then(|model| model.vocab) {
+        Some(Vocabulary::Pieces(pieces)) => {
+            pieces.iter().enumerate().try_for_each(|(id, (piece, _))| check_length(id, piece))
+        }
+        Some(Vocabulary::Other(_)) | None => Ok(()),
+    }
+}
+
+fn check_length(id: usize, piece: &str) -> Result<(), TokenizerError> {
+    if piece.len() > MAX_PIECE {
+        let what = format!("token {id} has {} bytes; the limit is {MAX_PIECE}", piece.len());
+        return Err(TokenizerError::Inconsistent { what });
+    }
+    Ok(())
+}
+
 /// Every way to put a token together out of two: of the best token first, as SentencePiece merges.
 fn merges(tokens: &[String], scores: &[f64]) -> Result<Merges, TokenizerError> {
     let ids: HashMap<&str, usize> = tokens.iter().map(|token| &**token).zip(0..).collect();
     let mut all = Vec::new();
     for (id, token) in tokens.iter().enumerate() {
-        if token.len() > MAX_PIECE {
-            let what = format!("token {id} has {} bytes; the limit is {MAX_PIECE}", token.len());
-            return Err(TokenizerError::Inconsistent { what });
-        }
+        check_length(id, token)?;
         for (at, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(at);
             if let (Some(&l), Some(&r)) = (ids.get(left), ids.get(right)) {

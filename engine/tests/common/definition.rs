@@ -1,20 +1,24 @@
 //! Models by their definition in f64: transformers' names and fields, one path at a time, no cache.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
-use crate::files::{Tensors, Written};
+use super::files::{Tensors, Written};
 
 /// A model as transformers defines it: fields of its `config.json` with all defaults written out.
 pub(crate) struct Definition {
     pub(crate) config: Value,
     pub(crate) tensors: Tensors,
+    exact: HashMap<String, Vec<f64>>,
     /// Name of the architecture in GGUF files.
     pub(crate) gguf: &'static str,
 }
 
 impl Definition {
     pub(crate) fn new(gguf: &'static str, config: Value) -> Self {
-        let mut this = Self { config, tensors: Tensors::new(), gguf };
+        let (tensors, exact) = (Tensors::new(), HashMap::new());
+        let mut this = Self { config, tensors, exact, gguf };
         let [hidden, ffn, vocabulary] =
             ["hidden_size", "intermediate_size", "vocab_size"].map(|key| this.size(key));
         let q = this.size("num_attention_heads") * this.size("head_dim");
@@ -89,12 +93,17 @@ impl Definition {
         };
         let values = (0..shape.iter().product()).map(|_| value(uniform())).collect();
         let shape = shape.to_vec();
-        self.tensors.insert(name, Written { shape, values });
+        self.insert(name, Written { shape, values });
     }
 
-    fn tensor(&self, name: &str) -> Vec<f64> {
-        let found = &self.tensors.get(name).unwrap_or_else(|| panic!("{name}"));
-        found.values.iter().map(|&x| f64::from(x)).collect()
+    pub(crate) fn insert(&mut self, name: String, tensor: Written) {
+        let exact = tensor.values.iter().map(|&x| f64::from(x)).collect();
+        self.exact.insert(name.clone(), exact);
+        self.tensors.insert(name, tensor);
+    }
+
+    fn tensor(&self, name: &str) -> &[f64] {
+        self.exact.get(name).unwrap_or_else(|| panic!("{name}"))
     }
 }
 
@@ -111,34 +120,34 @@ impl Definition {
         for layer in 0..self.size("num_hidden_layers") {
             let of = |name: &str| self.tensor(&format!("model.layers.{layer}.{name}.weight"));
             let normed: Vec<_> =
-                states.iter().map(|x| self.norm(x, &of("input_layernorm"))).collect();
+                states.iter().map(|x| self.norm(x, of("input_layernorm"))).collect();
             let attended = self.attention(layer, &normed);
             let two = self.kind() == "gemma2" || self.kind() == "gemma3_text";
             for (state, mut attended) in states.iter_mut().zip(attended) {
                 if two {
-                    attended = self.norm(&attended, &of("post_attention_layernorm"));
+                    attended = self.norm(&attended, of("post_attention_layernorm"));
                 }
                 add(state, &attended);
                 let before =
                     if two { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
-                let normed = self.norm(state, &of(before));
-                let gate = apply(&of("mlp.gate_proj"), &normed);
-                let up = apply(&of("mlp.up_proj"), &normed);
+                let normed = self.norm(state, of(before));
+                let gate = apply(of("mlp.gate_proj"), &normed);
+                let up = apply(of("mlp.up_proj"), &normed);
                 let inner: Vec<f64> = gate.iter().zip(up).map(|(&g, u)| self.act(g) * u).collect();
-                let mut out = apply(&of("mlp.down_proj"), &inner);
+                let mut out = apply(of("mlp.down_proj"), &inner);
                 if two {
-                    out = self.norm(&out, &of("post_feedforward_layernorm"));
+                    out = self.norm(&out, of("post_feedforward_layernorm"));
                 }
                 add(state, &out);
             }
         }
         let head = match self.config["tie_word_embeddings"] == true {
-            true => embedding.clone(),
+            true => embedding,
             false => self.tensor("lm_head.weight"),
         };
         let cap = self.config["final_logit_softcapping"].as_f64();
         let logits = |x: &Vec<f64>| {
-            let logits = apply(&head, &self.norm(x, &self.tensor("model.norm.weight")));
+            let logits = apply(head, &self.norm(x, self.tensor("model.norm.weight")));
             let capped = logits.into_iter().map(|x| cap.map_or(x, |cap| cap * (x / cap).tanh()));
             capped.collect::<Vec<_>>()
         };
@@ -152,16 +161,16 @@ impl Definition {
             let begin = format!("model.layers.{layer}.self_attn.{name}");
             let matrix = self.tensor(&format!("{begin}_proj.weight"));
             let rows = normed.iter().enumerate().map(|(position, x)| {
-                let mut y = apply(&matrix, x);
+                let mut y = apply(matrix, x);
                 if self.kind() == "qwen2" {
-                    add(&mut y, &self.tensor(&format!("{begin}_proj.bias")));
+                    add(&mut y, self.tensor(&format!("{begin}_proj.bias")));
                 }
                 if name == "v" {
                     return y;
                 }
                 if self.tensors.contains_key(&format!("{begin}_norm.weight")) {
                     let gain = self.tensor(&format!("{begin}_norm.weight"));
-                    y = y.chunks(dim).flat_map(|head| self.norm(head, &gain)).collect();
+                    y = y.chunks(dim).flat_map(|head| self.norm(head, gain)).collect();
                 }
                 y.chunks(dim).flat_map(|head| self.turn(layer, position, head)).collect()
             });
@@ -173,19 +182,19 @@ impl Definition {
         let cap = self.config["attn_logit_softcapping"].as_f64();
         let rows = (0..normed.len()).map(|at| {
             let heads = q[at].chunks(dim).enumerate().flat_map(|(head, q)| {
-                let of = |row: &[f64]| row[head / group * dim..][..dim].to_vec();
+                let of = head / group * dim..(head / group + 1) * dim;
                 let scores = (0..=at).map(|other| {
-                    let score = dot(q, &of(&k[other])) / scalar.sqrt();
+                    let score = dot(q, &k[other][of.clone()]) / scalar.sqrt();
                     cap.map_or(score, |cap| cap * (score / cap).tanh()).exp()
                 });
                 let scores: Vec<f64> = scores.collect();
                 let sum: f64 = scores.iter().sum();
                 let value = |d: usize| {
-                    (0..=at).map(|other| scores[other] * of(&v[other])[d]).sum::<f64>() / sum
+                    (0..=at).map(|other| scores[other] * v[other][of.start + d]).sum::<f64>() / sum
                 };
                 (0..dim).map(value).collect::<Vec<_>>()
             });
-            apply(&output, &heads.collect::<Vec<_>>())
+            apply(output, &heads.collect::<Vec<_>>())
         });
         rows.collect()
     }
@@ -207,6 +216,15 @@ impl Definition {
             let plain = theta.powf(-(pair as f64) / half as f64);
             let frequency = match scaling["rope_type"].as_str() {
                 Some("linear") if !local => plain / factor,
+                Some("llama3") => {
+                    let [low, high, original] =
+                        ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+                            .map(|key| scaling[key].as_f64().unwrap());
+                    let wavelength = 2.0 * std::f64::consts::PI / plain;
+                    let smooth = (original / wavelength - low) / (high - low);
+                    let smooth = smooth.clamp(0.0, 1.0);
+                    (1.0 - smooth) * plain / factor + smooth * plain
+                }
                 Some("yarn") => {
                     let original = scaling["original_max_position_embeddings"].as_f64().unwrap();
                     let at = |turns: f64| {

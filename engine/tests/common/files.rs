@@ -17,6 +17,12 @@ pub(crate) fn written(shape: &[usize]) -> Written {
     Written { shape: shape.to_vec(), values: vec![0.5; shape.iter().product()] }
 }
 
+/// A tensor whose element `i` is `first + i`.
+pub(crate) fn counted(shape: &[usize], first: f32) -> Written {
+    let values = (0..shape.iter().product()).map(|i: usize| first + i as f32).collect();
+    Written { shape: shape.to_vec(), values }
+}
+
 pub(crate) type Tensors = BTreeMap<String, Written>;
 
 /// A folder that goes away with its value.
@@ -105,6 +111,16 @@ impl GgufFile {
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = self.head(|_, offset| offset);
+        for (.., data) in &self.tensors {
+            bytes.resize(bytes.len().next_multiple_of(32), 0);
+            bytes.extend(data);
+        }
+        bytes
+    }
+
+    /// What is before the data; `offsets` says where it claims that a tensor is, of its number and its place.
+    pub(crate) fn head(&self, offsets: impl Fn(usize, u64) -> u64) -> Vec<u8> {
         let mut bytes = b"GGUF".to_vec();
         bytes.extend(3_u32.to_le_bytes());
         bytes.extend((self.tensors.len() as u64).to_le_bytes());
@@ -114,20 +130,100 @@ impl GgufFile {
             bytes.extend(value);
         }
         let mut offset = 0;
-        for (name, dims, kind, data) in &self.tensors {
+        for (index, (name, dims, kind, data)) in self.tensors.iter().enumerate() {
             bytes.extend(text(name));
             bytes.extend((dims.len() as u32).to_le_bytes());
             bytes.extend(dims.iter().flat_map(|dim| dim.to_le_bytes()));
             bytes.extend(kind.to_le_bytes());
-            bytes.extend((offset as u64).to_le_bytes());
-            offset += data.len().next_multiple_of(32);
-        }
-        for (.., data) in &self.tensors {
-            bytes.resize(bytes.len().next_multiple_of(32), 0);
-            bytes.extend(data);
+            bytes.extend(offsets(index, offset).to_le_bytes());
+            offset += data.len().next_multiple_of(32) as u64;
         }
         bytes
     }
+}
+
+/// Tensors of one layer of 8 hidden dims, 2 query heads and 1 KV head of 64.
+const SHAPES: [(&str, &[usize]); 11] = [
+    ("token_embd", &[5, 8]),
+    ("blk.0.attn_norm", &[8]),
+    ("blk.0.attn_q", &[128, 8]),
+    ("blk.0.attn_k", &[64, 8]),
+    ("blk.0.attn_v", &[64, 8]),
+    ("blk.0.attn_output", &[8, 128]),
+    ("blk.0.ffn_norm", &[8]),
+    ("blk.0.ffn_gate", &[16, 8]),
+    ("blk.0.ffn_up", &[16, 8]),
+    ("blk.0.ffn_down", &[8, 16]),
+    ("output_norm", &[8]),
+];
+
+/// A model of these.
+pub(crate) fn tiny_gguf() -> GgufFile {
+    let mut file = GgufFile::default();
+    file.set_text("general.architecture", "llama");
+    for (key, number) in [
+        ("block_count", 1),
+        ("embedding_length", 8),
+        ("feed_forward_length", 16),
+        ("attention.head_count", 2),
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", 64),
+        ("context_length", 100),
+    ] {
+        file.set_u32(&format!("llama.{key}"), number);
+    }
+    file.set_f32("llama.attention.layer_norm_rms_epsilon", 1e-5);
+    for (name, shape) in SHAPES {
+        file.add(&format!("{name}.weight"), &written(shape));
+    }
+    file
+}
+
+/// The same as transformers names them.
+pub(crate) fn tiny_tensors() -> Tensors {
+    let mut all = Tensors::new();
+    let mut add = |name: &str, shape: &[usize]| all.insert(name.to_owned(), written(shape));
+    add("model.embed_tokens.weight", &[5, 8]);
+    add("model.norm.weight", &[8]);
+    for (name, shape) in [
+        ("self_attn.q_proj", &[128, 8][..]),
+        ("self_attn.k_proj", &[64, 8]),
+        ("self_attn.v_proj", &[64, 8]),
+        ("self_attn.o_proj", &[8, 128]),
+        ("mlp.gate_proj", &[16, 8]),
+        ("mlp.up_proj", &[16, 8]),
+        ("mlp.down_proj", &[8, 16]),
+        ("input_layernorm", &[8]),
+        ("post_attention_layernorm", &[8]),
+    ] {
+        add(&format!("model.layers.0.{name}.weight"), shape);
+    }
+    all
+}
+
+/// Their `config.json`.
+pub(crate) fn tiny_config() -> serde_json::Value {
+    serde_json::json!({"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64,
+        "num_hidden_layers": 1, "intermediate_size": 16, "vocab_size": 5, "max_position_embeddings": 100,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "hidden_act": "silu"})
+}
+
+/// The tensors in two files.
+pub(crate) fn tiny_halves() -> [Vec<u8>; 2] {
+    let all = tiny_tensors().into_iter().enumerate();
+    let (first, second): (Vec<_>, Vec<_>) = all.partition(|(at, _)| at % 2 == 0);
+    [first, second].map(|half| safetensors(&half.into_iter().map(|(_, tensor)| tensor).collect()))
+}
+
+/// Which of the two has which.
+pub(crate) fn tiny_index() -> Vec<u8> {
+    let names = tiny_tensors().into_keys().enumerate();
+    let map: serde_json::Map<_, _> = names
+        .map(|(at, name)| {
+            (name, serde_json::json!(if at % 2 == 0 { "a.safetensors" } else { "b.safetensors" }))
+        })
+        .collect();
+    serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string().into_bytes()
 }
 
 /// Every file of a folder's, for messages.

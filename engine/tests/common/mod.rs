@@ -1,6 +1,15 @@
-//! A plain Llama in f64, one path at a time: dense causal attention, no cache, no pages.
+//! A small Llama, and the same by its definition.
+
+#[allow(dead_code, reason = "other suites use the rest")]
+pub(crate) mod definition;
+#[allow(dead_code, reason = "other suites use the rest")]
+mod files;
 
 use deft_engine::{LayerTensor, LlamaConfig, RopeScaling, Tensor, Weights};
+use serde_json::json;
+
+pub(crate) use self::definition::Definition;
+use self::files::Written;
 
 /// A small model with every feature: grouped queries, scaled rotary embedding, odd widths.
 pub(crate) fn tiny(tied_embeddings: bool) -> LlamaConfig {
@@ -36,132 +45,50 @@ pub(crate) fn tokens(seed: u32, count: usize) -> Vec<u32> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
-type Matrix = Vec<Vec<f64>>;
-
-/// The model in f64.
-pub(crate) struct Reference {
-    config: LlamaConfig,
-    embedding: Matrix,
-    head: Matrix,
-    final_norm: Vec<f64>,
-    layers: Vec<Vec<Matrix>>,
-}
-
-impl Reference {
-    pub(crate) fn new(weights: &Weights) -> Self {
-        let layer =
-            |layer| LayerTensor::ALL.map(|tensor| read(weights, Tensor::Layer(layer, tensor)));
-        Self {
-            config: weights.config().clone(),
-            embedding: read(weights, Tensor::Embedding),
-            head: read(weights, Tensor::Head),
-            final_norm: read(weights, Tensor::FinalNorm).remove(0),
-            layers: (0..weights.config().layers).map(|index| layer(index).to_vec()).collect(),
+/// The same model by its definition.
+pub(crate) fn definition(weights: &Weights) -> Definition {
+    let config = weights.config();
+    let RopeScaling::Llama3 { factor, low, high, original_context } = config.rope_scaling else {
+        panic!("the tiny model is scaled");
+    };
+    let mut definition = Definition::new(
+        "llama",
+        json!({
+            "model_type": "llama", "hidden_size": config.hidden, "intermediate_size": config.ffn,
+            "num_hidden_layers": config.layers, "num_attention_heads": config.q_heads,
+            "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "vocab_size": config.vocabulary,
+            "rms_norm_eps": config.rms_eps, "rope_theta": config.rope_theta, "hidden_act": "silu",
+            "tie_word_embeddings": config.tied_embeddings,
+            "rope_scaling": {"rope_type": "llama3", "factor": factor, "low_freq_factor": low,
+                "high_freq_factor": high, "original_max_position_embeddings": original_context}
+        }),
+    );
+    const NAMES: [&str; 9] = [
+        "input_layernorm",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "post_attention_layernorm",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ];
+    let mut read = |tensor, name: &str| {
+        let [rows, columns] = weights.shape(tensor);
+        let (shape, mut values) = (vec![rows, columns], vec![f32::NAN; rows * columns]);
+        weights.read_f32(tensor, 0..rows, &mut values).unwrap();
+        definition.insert(format!("{name}.weight"), Written { shape, values });
+    };
+    read(Tensor::Embedding, "model.embed_tokens");
+    read(Tensor::FinalNorm, "model.norm");
+    read(Tensor::Head, "lm_head");
+    for layer in 0..config.layers {
+        for (tensor, name) in LayerTensor::ALL.into_iter().zip(NAMES) {
+            read(Tensor::Layer(layer, tensor), &format!("model.layers.{layer}.{name}"));
         }
     }
-
-    /// Logits after each token of a path.
-    pub(crate) fn logits(&self, path: &[u32]) -> Matrix {
-        let mut states: Matrix =
-            path.iter().map(|&token| self.embedding[token as usize].clone()).collect();
-        for layer in &self.layers {
-            let [norm, query, key, value, output, ffn_norm, gate, up, down] = &layer[..] else {
-                unreachable!("nine tensors a layer");
-            };
-            let normed: Matrix = states.iter().map(|x| self.norm(x, &norm[0])).collect();
-            let project =
-                |matrix: &Matrix| normed.iter().map(|x| apply(matrix, x)).collect::<Matrix>();
-            let (mut q, mut k, v) = (project(query), project(key), project(value));
-            for (position, (q, k)) in q.iter_mut().zip(&mut k).enumerate() {
-                self.rotate(q, position);
-                self.rotate(k, position);
-            }
-            for at in 0..states.len() {
-                let attended = self.attend(&q[at], &k[..=at], &v[..=at]);
-                add(&mut states[at], &apply(output, &attended));
-                let normed = self.norm(&states[at], &ffn_norm[0]);
-                let gates = apply(gate, &normed).into_iter().zip(apply(up, &normed));
-                let inner: Vec<f64> = gates.map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-                add(&mut states[at], &apply(down, &inner));
-            }
-        }
-        let normed = states.iter().map(|x| self.norm(x, &self.final_norm));
-        normed.map(|x| apply(&self.head, &x)).collect()
-    }
-
-    fn norm(&self, x: &[f64], gain: &[f64]) -> Vec<f64> {
-        let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
-        let root = (mean + f64::from(self.config.rms_eps)).sqrt();
-        x.iter().zip(gain).map(|(x, gain)| x / root * gain).collect()
-    }
-
-    /// As transformers' `rotate_half`, with Llama 3.1's scaling by wavelength.
-    fn rotate(&self, heads: &mut [f64], position: usize) {
-        let width = self.config.head_dim as usize;
-        let RopeScaling::Llama3 { factor, low, high, original_context } = self.config.rope_scaling
-        else {
-            panic!("the tiny model is scaled");
-        };
-        for head in heads.chunks_mut(width) {
-            let before = head.to_vec();
-            for dim in 0..width {
-                let pair = dim % (width / 2);
-                let plain = self.config.rope_theta.powf(-2.0 * pair as f64 / width as f64);
-                let wavelength = 2.0 * std::f64::consts::PI / plain;
-                let original = f64::from(original_context);
-                let frequency = if wavelength > original / low {
-                    plain / factor
-                } else if wavelength < original / high {
-                    plain
-                } else {
-                    let smooth = (original / wavelength - low) / (high - low);
-                    (1.0 - smooth) * plain / factor + smooth * plain
-                };
-                let angle = position as f64 * frequency;
-                let half = width / 2;
-                let turned = if dim < half { -before[dim + half] } else { before[dim - half] };
-                head[dim] = before[dim] * angle.cos() + turned * angle.sin();
-            }
-        }
-    }
-
-    fn attend(&self, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
-        let width = self.config.head_dim as usize;
-        let group = (self.config.q_heads / self.config.kv_heads) as usize;
-        let mut out = Vec::new();
-        for (head, q) in q.chunks(width).enumerate() {
-            let begin = head / group * width;
-            let of_head = begin..begin + width;
-            let scores = keys.iter().map(|k| dot(q, &k[of_head.clone()]) / (width as f64).sqrt());
-            let weights: Vec<f64> = scores.map(f64::exp).collect();
-            let sum: f64 = weights.iter().sum();
-            out.extend(of_head.map(|dim| {
-                let products = weights.iter().zip(values).map(|(weight, v)| weight * v[dim]);
-                products.sum::<f64>() / sum
-            }));
-        }
-        out
-    }
-}
-
-fn read(weights: &Weights, tensor: Tensor) -> Matrix {
-    let [rows, columns] = weights.shape(tensor);
-    let mut values = vec![f32::NAN; rows * columns];
-    weights.read_f32(tensor, 0..rows, &mut values).unwrap();
-    let rows = values.chunks(columns);
-    rows.map(|row| row.iter().map(|&x| f64::from(x)).collect()).collect()
-}
-
-fn apply(matrix: &Matrix, x: &[f64]) -> Vec<f64> {
-    matrix.iter().map(|row| dot(row, x)).collect()
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn add(x: &mut [f64], y: &[f64]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+    definition
 }
 
 /// Asserts that rows of logits are those expected, each within 2e-5 of its largest entry.

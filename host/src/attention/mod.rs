@@ -3,15 +3,15 @@
 mod backend;
 mod check;
 pub mod cpu;
+mod error;
 mod paged;
 mod rotary;
 
 pub use backend::{Attend, AttentionParams, Backend, Channels, Counters, PagedTokens};
-#[cfg(feature = "cuda")]
-pub(crate) use check::check_plan;
-#[cfg(feature = "cuda")]
-pub(crate) use check::on_host;
-pub use check::{BackendError, check_append, check_attend, check_moves};
+pub use check::{check_append, check_attend, check_moves};
 pub(crate) use check::{check_length, check_params};
+#[cfg(feature = "cuda")]
+pub(crate) use check::{check_plan, on_host};
+pub use error::BackendError;
 pub use paged::{PagedAttend, PagedTensor, check_export, check_import, check_paged_attend};
 pub use rotary::{RotaryTable, Rotation};

@@ -89,11 +89,6 @@ impl PrefixIndex {
         PrefixStats { nodes: self.records.len(), ..self.stats }
     }
 
-    /// Most pages that its nodes may hold.
-    pub fn budget_pages(&self) -> u32 {
-        self.budget_pages
-    }
-
     /// Whether `node` is in the index.
     pub fn contains(&self, node: NodeKey) -> bool {
         self.records.get(node).is_some()
@@ -108,7 +103,7 @@ impl PrefixIndex {
     ///
     /// # Errors
     /// [`PrefixError::NotIndexed`].
-    pub fn path_tokens(&self, node: NodeKey) -> Result<Vec<u32>, PrefixError> {
+    pub(crate) fn path_tokens(&self, node: NodeKey) -> Result<Vec<u32>, PrefixError> {
         let mut path = Vec::new();
         let mut next = Some(node);
         while let Some(node) = next {

@@ -40,7 +40,7 @@ pub struct CacheBuilder {
     identity: u64,
     grouping: Grouping,
     settings: Settings,
-    seal: KvFormat,
+    sealed_format: KvFormat,
     backend: MakeBackend,
 }
 
@@ -70,7 +70,7 @@ impl CacheBuilder {
             identity: 0,
             grouping: Grouping::Flatten,
             settings: Box::new(|_| {}),
-            seal: KvFormat::Native,
+            sealed_format: KvFormat::Native,
             backend: Box::new(move |shape| device.backend(shape)),
         }
     }
@@ -145,9 +145,10 @@ impl CacheBuilder {
     }
 
     /// The format that full pages of nodes go into once they are forked or sealed as prefixes, as by
-    /// [`TreeCache::seal_as`]; native if it is not given. ([`TreeCache::seal`] itself is about token ids.) A node stays native if there is no room for its new pages or if it holds a NaN or an infinity.
-    pub fn seal(mut self, format: KvFormat) -> Self {
-        self.seal = format;
+    /// [`TreeCache::seal_as`]; native if it is not given. A node stays native if there is no room for its new pages or
+    /// if it holds a NaN or an infinity.
+    pub fn sealed_format(mut self, format: KvFormat) -> Self {
+        self.sealed_format = format;
         self
     }
 
@@ -188,7 +189,7 @@ impl CacheBuilder {
             let expected = shape;
             return Err(CacheError::BackendShape { found, expected });
         }
-        backend.check_format(self.seal)?;
+        backend.check_format(self.sealed_format)?;
         if config.group_size() > backend.max_group_size() {
             return Err(CacheError::TooManyHeads {
                 q_heads: config.q_heads,
@@ -204,7 +205,7 @@ impl CacheBuilder {
             identity: self.identity,
             grouping: self.grouping,
             settings: self.settings,
-            seal: self.seal,
+            sealed_format: self.sealed_format,
             forest: TokenForest::new(pool),
             prefix,
             backend,

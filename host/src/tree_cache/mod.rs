@@ -57,7 +57,7 @@ pub struct TreeCache {
     grouping: Grouping,
     settings: Settings,
     /// What nodes become that are forked.
-    seal: KvFormat,
+    sealed_format: KvFormat,
     params: AttentionParams,
     forest: TokenForest,
     prefix: PrefixIndex,

@@ -52,7 +52,7 @@ impl TreeCache {
     /// keep it (see [`CacheBuilder::prefix_bytes`](crate::CacheBuilder::prefix_bytes)) that is `leaf` itself.
     ///
     /// This is about token ids; how K and V are stored is [`TreeCache::seal_as`]'s. With
-    /// [`CacheBuilder::seal`](crate::CacheBuilder::seal) the sealed node goes into that format, as a forked one does.
+    /// [`CacheBuilder::sealed_format`](crate::CacheBuilder::sealed_format) the sealed node goes into that format, as a forked one does.
     ///
     /// # Errors
     /// Those of [`PrefixIndex::seal`](crate::prefix::PrefixIndex::seal), or the device's.

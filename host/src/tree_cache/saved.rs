@@ -54,7 +54,7 @@ impl TreeCache {
 
     /// Reads the file at `path` that [`TreeCache::save`] wrote for a cache like this one, seals its prefix under `salt`,
     /// and returns an empty leaf below it, as [`TreeCache::seal`] does. What the cache holds of it already is not
-    /// written again. The pages are native, unless [`CacheBuilder::seal`](crate::CacheBuilder::seal) says otherwise.
+    /// written again. The pages are native, unless [`CacheBuilder::sealed_format`](crate::CacheBuilder::sealed_format) says otherwise.
     ///
     /// All bytes are checked before anybody can find what it is of. A file that is torn, changed or of another cache is
     /// refused by name; then the cache holds what it held, and the prompt has to be computed.

@@ -95,10 +95,10 @@ impl TreeCache {
     /// Seals a node that was forked, as the builder was told. Where that cannot be, the node stays native: for want of
     /// pages, or for a number that the format cannot store.
     pub(super) fn seal_forked(&mut self, node: NodeKey) -> Result<(), CacheError> {
-        if self.seal == KvFormat::Native {
+        if self.sealed_format == KvFormat::Native {
             return Ok(());
         }
-        match self.seal_as(node, self.seal) {
+        match self.seal_as(node, self.sealed_format) {
             Ok(_)
             | Err(CacheError::Backend(BackendError::Unstorable { .. }))
             | Err(CacheError::Forest(

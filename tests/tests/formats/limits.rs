@@ -44,7 +44,7 @@ fn a_nan_refuses_the_seal_and_nothing_changes() {
         .heads(2, 2, 64)
         .dtype(DType::F32)
         .capacity_bytes(16 << 20)
-        .seal("kivi4".parse().unwrap())
+        .sealed_format("kivi4".parse().unwrap())
         .build()
         .unwrap();
     let root = cache.insert_root().unwrap();
@@ -130,7 +130,7 @@ fn a_backend_without_formats_refuses_them_by_name() {
     };
     let format: KvFormat = "int4-g64".parse().unwrap();
     let message = "KV format int4-g64 is not available on GPU kernels for sm_80, emulated yet; seal as native";
-    let error = builder().seal(format).build().unwrap_err();
+    let error = builder().sealed_format(format).build().unwrap_err();
     assert_eq!(error.to_string(), message);
     let mut cache = builder().build().unwrap();
     let root = cache.insert_root().unwrap();
@@ -144,7 +144,7 @@ fn a_backend_without_formats_refuses_them_by_name() {
         .heads(2, 1, 64)
         .dtype(DType::Bf16)
         .capacity_bytes(2 << 20)
-        .seal(group)
+        .sealed_format(group)
         .build()
         .unwrap_err();
     assert!(error.to_string().starts_with("group is 96; it must be"), "{error}");

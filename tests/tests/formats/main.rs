@@ -266,7 +266,7 @@ fn bits(format: Option<KvFormat>, policy: bool) -> (Vec<u16>, Vec<u32>) {
         .capacity_bytes(4 << 20)
         .grouping(Grouping::Node);
     if let (Some(format), true) = (format, policy) {
-        builder = builder.seal(format);
+        builder = builder.sealed_format(format);
     }
     let mut cache = builder.build().unwrap();
     let rows = |n: usize, width: usize, seed: usize| -> Vec<bf16> {

@@ -153,7 +153,7 @@ fn open_cuts_a_node_in_a_format_and_copies_none_of_its_coded_tokens() {
 #[test]
 fn a_saved_prompt_in_a_format_comes_back_as_attention_read_it() {
     let format: KvFormat = "int4-g64".parse().unwrap();
-    let mut cache = builder(100).seal(format).build().unwrap();
+    let mut cache = builder(100).sealed_format(format).build().unwrap();
     let ids: Vec<u32> = (0..300).collect();
     prompt(&mut cache, &ids[..200]);
     let (matched, leaf) = prompt(&mut cache, &ids);
@@ -177,7 +177,7 @@ fn a_saved_prompt_in_a_format_comes_back_as_attention_read_it() {
     let expected = attend(&mut cache, leaf);
     assert_near(&attend(&mut second, loaded), &expected, "loaded");
     // A cache that seals puts what it loads into its format.
-    let mut third = builder(100).seal(format).build().unwrap();
+    let mut third = builder(100).sealed_format(format).build().unwrap();
     let loaded = third.load_from(&mut &file[..], 0).unwrap();
     let node = third.forest().parent(loaded).unwrap().unwrap();
     assert_eq!(third.forest().format(node).unwrap(), (format, 256));
@@ -209,7 +209,7 @@ fn whatever_is_opened_sealed_and_evicted_the_tokens_are_their_own() {
     // Its scales are a token's own, so it matters not which tokens were encoded together.
     let format: KvFormat = "fp8-token".parse().unwrap();
     let mut rng = SmallRng::seed_from_u64(3);
-    let mut cache = builder(64).seal(format).build().unwrap();
+    let mut cache = builder(64).sealed_format(format).build().unwrap();
     let (mut coded, mut shared) = (0, 0);
     let mut asked: Vec<Vec<u32>> = vec![Vec::new()];
     for round in 0..120 {

@@ -6,13 +6,10 @@
 mod ops;
 mod world;
 
-use std::time::{Duration, Instant};
-
 use deft::{KvElement, bf16, f16};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 use world::World;
 
 const LAYERS: u32 = 2;
@@ -96,44 +93,29 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Runs random worlds as long as there is time; operations that were done and that were refused.
-fn fuzz<T: KvElement>(kernels: bool, most_ops: usize, share: u32) -> [u32; 2] {
-    let seconds = deft_tests::setting("DEFT_FUZZ_SECONDS", 4);
-    let end = Instant::now() + Duration::from_secs(seconds) / share;
+/// Runs random worlds for a share of the time; operations that were done and that were refused.
+fn fuzz<T: KvElement>(kernels: bool, most_ops: usize, share: f64) -> [u32; 2] {
     let done = std::cell::Cell::new([0; 2]);
     let worlds = (any::<u64>(), vec(op(), 1..most_ops));
-    loop {
-        let mut runner = TestRunner::new(Config {
-            cases: 4,
-            source_file: Some(file!()),
-            failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
-            max_shrink_time: 60_000,
-            ..Config::default()
-        });
-        let run = runner.run(&worlds, |(seed, ops)| {
-            let mut world = World::<T>::new(kernels, seed);
-            world.run(&Op::Root);
-            ops.iter().for_each(|op| world.run(op));
-            let [ok, refused] = done.get();
-            done.set([ok + world.done[0], refused + world.done[1]]);
-            Ok(())
-        });
-        run.unwrap_or_else(|error| panic!("{error}"));
-        if Instant::now() > end {
-            return done.get();
-        }
-    }
+    deft_tests::fuzz::run(file!(), 4, share, &worlds, |(seed, ops)| {
+        let mut world = World::<T>::new(kernels, seed);
+        world.run(&Op::Root);
+        ops.iter().for_each(|op| world.run(op));
+        let [ok, refused] = done.get();
+        done.set([ok + world.done[0], refused + world.done[1]]);
+    });
+    done.get()
 }
 
 #[test]
 fn hostile_operations_on_the_cpu_change_nothing_and_the_rest_agrees_with_f64() {
-    for [ok, refused] in [fuzz::<f32>(false, 120, 2), fuzz::<f16>(false, 120, 2)] {
+    for [ok, refused] in [fuzz::<f32>(false, 120, 0.5), fuzz::<f16>(false, 120, 0.5)] {
         assert!(ok > 4 * 20 && refused > 20, "{ok} done, {refused} refused");
     }
 }
 
 #[test]
 fn hostile_operations_on_the_kernels_change_nothing_and_the_rest_agrees_with_f64() {
-    let [ok, refused] = fuzz::<bf16>(true, 16, 1);
+    let [ok, refused] = fuzz::<bf16>(true, 16, 1.0);
     assert!(ok > 10 && refused > 0, "{ok} done, {refused} refused");
 }

@@ -205,4 +205,7 @@ fn sentencepiece_as_json_is_the_same_tokens() {
     assert_eq!(tokens("first", "hi hi<s>hi"), [2, 2, 0, 3], "a space before the first word alone");
     assert_eq!(tokens("never", "hi hi<s>hi"), [3, 2, 0, 3]);
     assert_eq!(unigram("first").decode(&[2, 2]), "hi hi");
+    let long = serde_json::json!({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["x".repeat(257), 0.0]]}});
+    let error = Tokenizer::from_json(&json_with(long)).unwrap_err().to_string();
+    assert_eq!(error, "the tokenizer's token 0 has 257 bytes; the limit is 256");
 }

@@ -1,44 +1,20 @@
-//! Folders of safetensors that lie or have strays in them, and the error that each must get.
+//! Folders of safetensors: what comes back of them, and the error that each that lies must get.
 
 #[path = "common/files.rs"]
 #[allow(dead_code, reason = "other suites use the rest")]
 mod files;
 
-use deft_engine::safetensors;
-use files::{Folder, Tensors, safetensors as safetensors_bytes, written};
+use deft_engine::{Tensor, safetensors};
+use files::{
+    Folder, counted, safetensors as safetensors_bytes, tiny_config, tiny_halves, tiny_index,
+    tiny_tensors, written,
+};
 use serde_json::json;
-
-fn tensors() -> Tensors {
-    let mut all = Tensors::new();
-    let mut add = |name: &str, shape: &[usize]| all.insert(name.to_owned(), written(shape));
-    add("model.embed_tokens.weight", &[5, 8]);
-    add("model.norm.weight", &[8]);
-    for (name, shape) in [
-        ("self_attn.q_proj", &[128, 8][..]),
-        ("self_attn.k_proj", &[64, 8]),
-        ("self_attn.v_proj", &[64, 8]),
-        ("self_attn.o_proj", &[8, 128]),
-        ("mlp.gate_proj", &[16, 8]),
-        ("mlp.up_proj", &[16, 8]),
-        ("mlp.down_proj", &[8, 16]),
-        ("input_layernorm", &[8]),
-        ("post_attention_layernorm", &[8]),
-    ] {
-        add(&format!("model.layers.0.{name}.weight"), shape);
-    }
-    all
-}
-
-fn config() -> serde_json::Value {
-    json!({"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64,
-        "num_hidden_layers": 1, "intermediate_size": 16, "vocab_size": 5, "max_position_embeddings": 100,
-        "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "hidden_act": "silu"})
-}
 
 /// A folder with this beside a good `config.json` and what it holds.
 fn refused(files: &[(&str, Vec<u8>)]) -> String {
     let folder = Folder::new("hostile-folder");
-    folder.write("config.json", config().to_string());
+    folder.write("config.json", tiny_config().to_string());
     for (name, bytes) in files {
         folder.write(name, bytes);
     }
@@ -50,14 +26,14 @@ fn refused(files: &[(&str, Vec<u8>)]) -> String {
 
 #[test]
 fn safetensors_that_lie_are_refused_by_name() {
-    let whole = safetensors_bytes(&tensors());
+    let whole = safetensors_bytes(&tiny_tensors());
     let headed =
         |length: u64, header: &str| [&length.to_le_bytes()[..], header.as_bytes()].concat();
     let one = |info: &str| {
         let header = format!("{{\"model.norm.weight\":{info}}}");
         headed(header.len() as u64, &header)
     };
-    let mut more = tensors();
+    let mut more = tiny_tensors();
     more.insert("model.layers.0.self_attn.q_proj.bias".to_owned(), written(&[128]));
     for (name, bytes, expected) in [
         ("empty", Vec::new(), "model.safetensors"),
@@ -99,9 +75,9 @@ fn safetensors_that_lie_are_refused_by_name() {
 #[test]
 fn every_field_of_a_config_counts_or_is_refused_by_name() {
     let folder = Folder::new("hostile-config");
-    folder.write("model.safetensors", safetensors_bytes(&tensors()));
+    folder.write("model.safetensors", safetensors_bytes(&tiny_tensors()));
     let open = |field: &str, value: serde_json::Value| {
-        let mut config = config();
+        let mut config = tiny_config();
         config[field] = value;
         folder.write("config.json", config.to_string());
         safetensors::open(&folder.0).map(|_| ()).map_err(|error| error.to_string())
@@ -144,30 +120,43 @@ fn every_field_of_a_config_counts_or_is_refused_by_name() {
     }
 }
 
-/// The tensors in two files.
-fn halves() -> [Vec<u8>; 2] {
-    let all = tensors().into_iter().enumerate();
-    let (first, second): (Vec<_>, Vec<_>) = all.partition(|(at, _)| at % 2 == 0);
-    [first, second]
-        .map(|half| safetensors_bytes(&half.into_iter().map(|(_, tensor)| tensor).collect()))
-}
-
-fn index() -> Vec<u8> {
-    let names = tensors().into_keys().enumerate();
-    let map: serde_json::Map<_, _> = names
-        .map(|(at, name)| {
-            (name, json!(if at % 2 == 0 { "a.safetensors" } else { "b.safetensors" }))
-        })
-        .collect();
-    json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string().into_bytes()
+#[test]
+fn a_model_in_two_files_comes_back_rows_in_order() {
+    let folder = Folder::new("two-files");
+    folder.write("config.json", tiny_config().to_string());
+    let mut all = tiny_tensors();
+    all.values_mut().for_each(|tensor| *tensor = counted(&tensor.shape, 0.0));
+    let second = all.split_off("model.layers.0.post_attention_layernorm.weight");
+    folder.write("a.safetensors", safetensors_bytes(&all));
+    folder.write("b.safetensors", safetensors_bytes(&second));
+    let weights = safetensors::open(&folder.0).unwrap();
+    for tensor in Tensor::all(weights.config()) {
+        let [rows, columns] = weights.shape(tensor);
+        let mut out = vec![f32::NAN; rows * columns];
+        weights.read_f32(tensor, 0..rows, &mut out).unwrap();
+        assert_eq!(out, counted(&[rows, columns], 0.0).values, "{tensor:?}");
+    }
+    let path = folder.0.join("b.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    for length in [0, 7, 8, 100, whole.len() - 1] {
+        folder.write("b.safetensors", &whole[..length]);
+        let error = safetensors::open(&folder.0).unwrap_err().to_string();
+        assert!(error.contains("b.safetensors"), "{length}: {error}");
+    }
+    std::fs::remove_file(path).unwrap();
+    let error = safetensors::open(&folder.0).unwrap_err().to_string();
+    assert!(error.contains("is missing"), "{error}");
+    std::fs::remove_file(folder.0.join("config.json")).unwrap();
+    let error = safetensors::open(&folder.0).unwrap_err().to_string();
+    assert!(error.contains("config.json"), "{error}");
 }
 
 #[test]
 fn the_index_decides_which_files_are_the_model() {
-    let [a, b] = halves();
+    let [a, b] = tiny_halves();
     let folder = Folder::new("index");
-    folder.write("config.json", config().to_string());
-    folder.write("model.safetensors.index.json", index());
+    folder.write("config.json", tiny_config().to_string());
+    folder.write("model.safetensors.index.json", tiny_index());
     folder.write("a.safetensors", &a);
     folder.write("b.safetensors", &b);
     // What computers and people leave beside.
@@ -177,7 +166,7 @@ fn the_index_decides_which_files_are_the_model() {
     folder.write("model.safetensors", b"junk");
     let weights = safetensors::open(&folder.0).unwrap();
     let mut out = [0.0; 8];
-    weights.read_f32(deft_engine::Tensor::FinalNorm, 0..1, &mut out).unwrap();
+    weights.read_f32(Tensor::FinalNorm, 0..1, &mut out).unwrap();
     assert_eq!(out, [0.5; 8]);
 
     std::fs::remove_file(folder.0.join("b.safetensors")).unwrap();
@@ -199,9 +188,9 @@ fn the_index_decides_which_files_are_the_model() {
 
 #[test]
 fn without_an_index_strays_and_adapters_are_left_out() {
-    let [a, b] = halves();
+    let [a, b] = tiny_halves();
     let folder = Folder::new("strays");
-    folder.write("config.json", config().to_string());
+    folder.write("config.json", tiny_config().to_string());
     let error = safetensors::open(&folder.0).unwrap_err().to_string();
     assert!(error.contains("there is no model.safetensors.index.json"), "{error}");
     folder.write("a.safetensors", &a);
@@ -212,6 +201,6 @@ fn without_an_index_strays_and_adapters_are_left_out() {
     folder.write("c.safetensors", &a);
     let error = safetensors::open(&folder.0).unwrap_err().to_string();
     assert!(error.contains("is in another file too"), "{error}");
-    folder.write("model.safetensors", safetensors_bytes(&tensors()));
+    folder.write("model.safetensors", safetensors_bytes(&tiny_tensors()));
     safetensors::open(&folder.0).unwrap();
 }

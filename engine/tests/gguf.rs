@@ -1,52 +1,16 @@
-//! A folder of files that lie, and the error that each must get: by name, at once, without memory for what the file
-//! does not hold.
+//! GGUF files written here: what comes back of good ones, and the error that each that lies must get: by name, at once,
+//! without memory for what the file does not hold.
 
 #[path = "common/files.rs"]
 #[allow(dead_code, reason = "other suites use the rest")]
 mod files;
 
-use deft_engine::Gguf;
-use files::{Folder, GgufFile, text, written};
-
-/// One layer of 8 hidden dims, 2 query heads and 1 KV head of 64.
-const SHAPES: [(&str, &[usize]); 11] = [
-    ("token_embd", &[5, 8]),
-    ("blk.0.attn_norm", &[8]),
-    ("blk.0.attn_q", &[128, 8]),
-    ("blk.0.attn_k", &[64, 8]),
-    ("blk.0.attn_v", &[64, 8]),
-    ("blk.0.attn_output", &[8, 128]),
-    ("blk.0.ffn_norm", &[8]),
-    ("blk.0.ffn_gate", &[16, 8]),
-    ("blk.0.ffn_up", &[16, 8]),
-    ("blk.0.ffn_down", &[8, 16]),
-    ("output_norm", &[8]),
-];
-
-fn good() -> GgufFile {
-    let mut file = GgufFile::default();
-    file.set_text("general.architecture", "llama");
-    for (key, number) in [
-        ("block_count", 1),
-        ("embedding_length", 8),
-        ("feed_forward_length", 16),
-        ("attention.head_count", 2),
-        ("attention.head_count_kv", 1),
-        ("attention.key_length", 64),
-        ("context_length", 100),
-    ] {
-        file.set_u32(&format!("llama.{key}"), number);
-    }
-    file.set_f32("llama.attention.layer_norm_rms_epsilon", 1e-5);
-    for (name, shape) in SHAPES {
-        file.add(&format!("{name}.weight"), &written(shape));
-    }
-    file
-}
+use deft_engine::{Gguf, LayerTensor, RopeScaling, Tensor, WeightsError};
+use files::{Folder, GgufFile, counted, text, tiny_gguf, written};
 
 /// A good file with one thing changed.
 fn changed(change: impl FnOnce(&mut GgufFile)) -> Vec<u8> {
-    let mut file = good();
+    let mut file = tiny_gguf();
     change(&mut file);
     file.bytes()
 }
@@ -67,8 +31,13 @@ fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let text_of =
         |key: &'static str, value: &'static str| changed(move |file| file.set_text(key, value));
     let number = |key: &'static str, value: u32| changed(move |file| file.set_u32(key, value));
+    let version = |version: [u8; 4]| {
+        let mut bytes = tiny_gguf().bytes();
+        bytes[4..8].copy_from_slice(&version);
+        bytes
+    };
     let counts = |tensors: u64, entries: u64| {
-        let mut bytes = good().bytes();
+        let mut bytes = tiny_gguf().bytes();
         bytes[8..16].copy_from_slice(&tensors.to_le_bytes());
         bytes[16..24].copy_from_slice(&entries.to_le_bytes());
         bytes
@@ -76,12 +45,13 @@ fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     vec![
         ("empty", Vec::new(), "the magic number at byte 0 takes 4 bytes, 0 are left"),
         ("zip", b"PK\x03\x04more".to_vec(), "it starts with [80, 75, 3, 4] rather than \"GGUF\""),
-        ("old", [b"GGUF".as_slice(), &1_u32.to_le_bytes()].concat(), "its version is 1"),
+        ("big-endian", version([0, 0, 0, 3]), "its version is 50331648"),
+        ("old", version([1, 0, 0, 0]), "its version is 1"),
         ("tensors-without-end", counts(u64::MAX, 9), "a tensor's number of dimensions"),
         ("entries-without-end", counts(11, u64::MAX), "are left"),
         ("gigabytes-of-bytes", array_of(0, 8 << 30), "an array at byte"),
         ("gigabytes-of-texts", array_of(8, 1 << 30), "an array at byte"),
-        ("gigabytes-of-doubles", array_of(12, u64::MAX), "an array at byte"),
+        ("gigabytes-of-doubles", array_of(12, u64::MAX), "takes 18446744073709551615 bytes"),
         ("array-of-arrays", array_of(9, 1), "a metadata type at byte"),
         ("unknown-kind", changed(|file| file.set("a", 77, &[])), "a metadata type at byte"),
         (
@@ -92,7 +62,7 @@ fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         (
             "long-name",
             {
-                let mut file = good().bytes();
+                let mut file = tiny_gguf().bytes();
                 let at = file.windows(10).position(|bytes| bytes == b"token_embd").unwrap();
                 file[at - 8..at].copy_from_slice(&(1_u64 << 40).to_le_bytes());
                 file
@@ -136,13 +106,34 @@ fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         (
             "unknown-type",
             tensor(2, &[8, 128], 10),
-            "tensor \"blk.0.attn_q.weight\" of the \"llama\" model is of type Q2_K",
+            "tensor \"blk.0.attn_q.weight\" of the \"llama\" model is of type Q2_K; F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, \
+             Q4_K, Q5_K, Q6_K, BF16 can be read",
+        ),
+        (
+            "another-shape",
+            tensor(3, &[8, 65], 0),
+            "tensor \"blk.0.attn_k.weight\" is [8, 65], columns first; it must be [8, 64]",
+        ),
+        (
+            "tensor-of-another-model",
+            changed(|file| file.add("blk.0.attn_q.bias", &written(&[128]))),
+            "tensor \"blk.0.attn_q.bias\" is not of a model",
+        ),
+        (
+            "far-away",
+            tiny_gguf().head(|index, offset| if index == 3 { u64::MAX } else { offset }),
+            "do not end within the file's",
+        ),
+        (
+            "tensors-that-share-bytes",
+            [tiny_gguf().head(|_, _| 0), vec![0; 4128]].concat(),
+            "bytes together or more, the file has",
         ),
         ("type-of-the-future", tensor(2, &[8, 128], 900), "is of type number 900"),
         ("broken-blocks", tensor(2, &[8, 128], 8), "tensor \"blk.0.attn_q.weight\" is [8, 128]"),
         ("alignment", number("general.alignment", 24), "it must be a power of two"),
         ("huge-alignment", number("general.alignment", 1 << 31), "do not end within the file's"),
-        ("no-layers", number("llama.block_count", 0), "layers is 0"),
+        ("no-layers", number("llama.block_count", 0), "layers is 0; it must be between 1 and 4096"),
         ("many-layers", number("llama.block_count", u32::MAX), "layers is 4294967295"),
         (
             "layers-that-are-not",
@@ -170,6 +161,26 @@ fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "rms_eps is NaN",
         ),
         (
+            "half-rotated",
+            number("llama.rope.dimension_count", 32),
+            "metadata \"llama.rope.dimension_count\" is 32; it must be 64",
+        ),
+        (
+            "architecture-of-numbers",
+            number("general.architecture", 1),
+            "metadata \"general.architecture\" is 1; it must be a string",
+        ),
+        (
+            "no-context",
+            changed(|file| file.entries.retain(|(key, _)| key != "llama.context_length")),
+            "metadata \"llama.context_length\" is missing",
+        ),
+        (
+            "no-divisors",
+            changed(|file| file.add("rope_freqs.weight", &counted(&[32], 0.0))),
+            "rope_scaling is 0",
+        ),
+        (
             "negative-base",
             changed(|file| file.set_f32("llama.rope.freq_base", -1.0)),
             "rope_theta is -1",
@@ -192,7 +203,8 @@ fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         (
             "mamba",
             text_of("general.architecture", "mamba"),
-            "metadata \"general.architecture\" is \"mamba\"; it must be one of [\"llama\"",
+            "metadata \"general.architecture\" is \"mamba\"; it must be one of [\"llama\", \"qwen2\", \"qwen3\", \
+             \"smollm3\", \"gemma\", \"gemma2\", \"gemma3\"]",
         ),
         (
             "of-another-family",
@@ -211,7 +223,7 @@ fn gguf_files() -> Vec<(&'static str, Vec<u8>, &'static str)> {
 #[test]
 fn gguf_files_that_lie_are_refused_by_name() {
     let folder = Folder::new("hostile-gguf");
-    let whole = folder.write("good.gguf", good().bytes());
+    let whole = folder.write("good.gguf", tiny_gguf().bytes());
     Gguf::open(&whole).unwrap();
     let mut wrong = Vec::new();
     for (name, bytes, expected) in gguf_files() {
@@ -225,10 +237,122 @@ fn gguf_files_that_lie_are_refused_by_name() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+fn opened(folder: &Folder, bytes: impl AsRef<[u8]>) -> Result<Gguf, WeightsError> {
+    Gguf::open(&folder.write("model.gguf", bytes))
+}
+
+#[test]
+fn every_prefix_of_a_file_is_refused() {
+    let folder = Folder::new("prefixes");
+    let file = tiny_gguf().bytes();
+    let head = tiny_gguf().head(|_, offset| offset).len();
+    for length in (0..head).chain((head..file.len()).step_by(101)) {
+        assert!(opened(&folder, &file[..length]).is_err(), "{length}");
+    }
+}
+
+#[test]
+fn any_changed_byte_of_a_header_is_an_error_or_another_model() {
+    let folder = Folder::new("changed-bytes");
+    let file = tiny_gguf().bytes();
+    for at in 0..tiny_gguf().head(|_, offset| offset).len() {
+        for change in [0x01, 0x80, 0xff] {
+            let mut changed = file.clone();
+            changed[at] ^= change;
+            // Neither panics nor takes memory for what the file does not hold.
+            if let Ok(model) = opened(&folder, changed) {
+                model.weights().config().validate().unwrap();
+            }
+        }
+    }
+}
+
+fn rows(model: &Gguf, tensor: Tensor) -> Vec<f32> {
+    let [rows, columns] = model.weights().shape(tensor);
+    let mut out = vec![f32::NAN; rows * columns];
+    model.weights().read_f32(tensor, 0..rows, &mut out).unwrap();
+    out
+}
+
+#[test]
+fn a_model_s_shape_and_weights_come_back() {
+    let folder = Folder::new("shape");
+    let mut file = tiny_gguf();
+    let down = counted(&[8, 16], 0.0);
+    file.tensors.retain(|tensor| tensor.0 != "blk.0.ffn_down.weight");
+    file.add("blk.0.ffn_down.weight", &down);
+    let model = opened(&folder, file.bytes()).unwrap();
+    let config = model.weights().config();
+    assert_eq!((config.layers, config.hidden, config.ffn), (1, 8, 16));
+    assert_eq!((config.q_heads, config.kv_heads, config.head_dim), (2, 1, 64));
+    assert_eq!((config.vocabulary, config.context), (5, 100));
+    assert_eq!((config.rope_theta, config.tied_embeddings), (10_000.0, true));
+    assert_eq!(rows(&model, Tensor::Layer(0, LayerTensor::Down)), down.values);
+    file.add("output.weight", &counted(&[5, 8], 100.0));
+    let model = opened(&folder, file.bytes()).unwrap();
+    assert!(!model.weights().config().tied_embeddings);
+    assert_eq!(rows(&model, Tensor::Head)[8], 108.0);
+}
+
+/// How the format's writers reorder a head's rows: `[2, half]` becomes `[half, 2]`.
+fn paired(rows: &[Vec<f32>], head_dim: usize) -> Vec<Vec<f32>> {
+    let half = head_dim / 2;
+    let heads = rows.chunks(head_dim);
+    heads
+        .flat_map(|head| (0..half).flat_map(move |i| [head[i].clone(), head[half + i].clone()]))
+        .collect()
+}
+
+#[test]
+fn queries_and_keys_come_back_in_halves() {
+    let mut file = tiny_gguf();
+    let written: Vec<Vec<f32>> = (0..128).map(|row| vec![row as f32; 8]).collect();
+    for (name, height) in [("blk.0.attn_q.weight", 128), ("blk.0.attn_k.weight", 64)] {
+        let of_name = |tensor: &&mut (String, Vec<u64>, u32, Vec<u8>)| tensor.0 == name;
+        let tensor = file.tensors.iter_mut().find(of_name).unwrap();
+        let values = paired(&written[..height], 64).into_iter().flatten();
+        tensor.3 = values.flat_map(f32::to_le_bytes).collect();
+    }
+    let model = opened(&Folder::new("halves"), file.bytes()).unwrap();
+    assert_eq!(rows(&model, Tensor::Layer(0, LayerTensor::Query)), written.concat());
+    assert_eq!(rows(&model, Tensor::Layer(0, LayerTensor::Key)), written[..64].concat());
+}
+
+#[test]
+fn rotary_divisors_and_factors_become_the_scaling() {
+    let folder = Folder::new("scaling");
+    let scaling = |file: &GgufFile| {
+        let model = opened(&folder, file.bytes()).unwrap();
+        model.weights().config().rope_scaling.clone()
+    };
+    let divisors = |times: f32| (0..32).map(|i| times * (1.0 + i as f32)).collect();
+    let mut file = tiny_gguf();
+    file.add("rope_freqs.weight", &counted(&[32], 1.0));
+    assert_eq!(scaling(&file), RopeScaling::Divisors(divisors(1.0)));
+    // Both count where both are there.
+    file.set_f32("llama.rope.scaling.factor", 4.0);
+    assert_eq!(scaling(&file), RopeScaling::Divisors(divisors(4.0)));
+    // A factor without a type is linear.
+    for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+        let mut file = tiny_gguf();
+        file.set_f32(key, 4.0);
+        assert_eq!(scaling(&file), RopeScaling::Divisors(vec![4.0; 32]), "{key}");
+        file.set_text("llama.rope.scaling.type", "linear");
+        assert_eq!(scaling(&file), RopeScaling::Divisors(vec![4.0; 32]), "{key}");
+        // It takes no memory for heads that cannot be.
+        let mut wide = file.clone();
+        wide.set_u32("llama.attention.key_length", u32::MAX);
+        let error = opened(&folder, wide.bytes()).unwrap_err().to_string();
+        assert_eq!(error, "head_dim is 4294967295; it must be 64, 128 or 256");
+        file.set_text("llama.rope.scaling.type", "none");
+        assert_eq!(scaling(&file), RopeScaling::None);
+    }
+}
+
 #[test]
 fn a_model_in_several_gguf_files_is_read_from_any_of_them() {
     let folder = Folder::new("split");
-    let mut parts = [good(), GgufFile::default(), GgufFile::default()];
+    let mut parts = [tiny_gguf(), GgufFile::default(), GgufFile::default()];
     let tensors: Vec<_> = parts[0].tensors.drain(..).collect();
     for (at, tensor) in tensors.into_iter().enumerate() {
         parts[at % 3].tensors.push(tensor);
@@ -244,7 +368,7 @@ fn a_model_in_several_gguf_files_is_read_from_any_of_them() {
         assert_eq!(gguf.metadata().text("general.architecture").unwrap(), Some("llama"));
         let mut out = [0.0; 8];
         let weights = gguf.weights();
-        weights.read_f32(deft_engine::Tensor::FinalNorm, 0..1, &mut out).unwrap();
+        weights.read_f32(Tensor::FinalNorm, 0..1, &mut out).unwrap();
         assert_eq!(out, [0.5; 8]);
     }
     std::fs::remove_file(path(2)).unwrap();
