@@ -195,7 +195,7 @@ fn read<T: for<'a> Deserialize<'a>>(
 impl Row {
     fn of(peer: String, answer: Answer) -> Result<Self> {
         let positive = |us: f64| us > 0.0 && us.is_finite();
-        let wrong = answer.max_rel_l2.filter(|error| !(error.abs() <= MOST_REL_L2));
+        let wrong = answer.max_rel_l2.filter(|error| error.is_nan() || error.abs() > MOST_REL_L2);
         ensure!(
             answer.skipped.is_some() || answer.median_us.is_some_and(positive),
             "workload {}: neither `median_us`, a time, nor `skipped`",

@@ -4,7 +4,7 @@ use bytemuck::Pod;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 #[cfg(feature = "cuda")]
-use crate::cuda::DeviceElements;
+use super::device_rows::DeviceElements;
 
 /// Element type of a cache: of K and V as stored, of queries, and of outputs.
 #[non_exhaustive]

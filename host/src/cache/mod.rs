@@ -1,5 +1,7 @@
 //! The KV cache: pages, who owns them, and where they lie.
 
+#[cfg(feature = "cuda")]
+pub(crate) mod device_rows;
 mod dtype;
 mod layer_search;
 mod layers;

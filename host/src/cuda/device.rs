@@ -3,32 +3,11 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use super::CudaError;
 use super::error::{check, reason, version};
 use super::module::ModuleTable;
 use super::pinned::Staging;
 use super::sys;
-
-/// An address in device memory (`CUdeviceptr`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[repr(transparent)]
-pub struct DevicePtr(pub u64);
-
-impl DevicePtr {
-    /// No address.
-    pub const NULL: Self = Self(0);
-
-    /// The address `bytes` further on.
-    pub const fn offset(self, bytes: u64) -> Self {
-        Self(self.0 + bytes)
-    }
-}
-
-/// A stream (`CUstream`) of any owner. 0 is the legacy default stream, 1 the same by name, 2 the
-/// per-thread one; all are passed on as they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(transparent)]
-pub struct RawStream(pub usize);
+use super::{CudaError, RawStream};
 
 impl RawStream {
     pub(super) fn handle(self) -> sys::Handle {

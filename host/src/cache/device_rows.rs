@@ -1,9 +1,29 @@
-//! Rows that are on the device already, in tensors of the caller's.
+//! Rows that are on the device already, in tensors of the caller's. Public as items of `deft::cuda`.
 
 use std::marker::PhantomData;
 
-use super::{DevicePtr, RawStream};
-use crate::cache::{DType, KvElement};
+use super::{DType, KvElement};
+
+/// An address in device memory (`CUdeviceptr`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct DevicePtr(pub u64);
+
+impl DevicePtr {
+    /// No address.
+    pub const NULL: Self = Self(0);
+
+    /// The address `bytes` further on.
+    pub const fn offset(self, bytes: u64) -> Self {
+        Self(self.0 + bytes)
+    }
+}
+
+/// A stream (`CUstream`) of any owner. 0 is the legacy default stream, 1 the same by name, 2 the
+/// per-thread one; all are passed on as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct RawStream(pub usize);
 
 /// Rows of a tensor on the device: an address, a number of elements, and the stream on which the tensor is made and
 /// used. Of candle, cudarc, cust or PyTorch: whoever has a pointer can make one.
