@@ -24,6 +24,7 @@ mod report;
 mod scaling;
 mod search;
 mod session;
+mod side_by_side;
 mod stats;
 mod trees;
 
@@ -55,7 +56,7 @@ enum Command {
     Cpu(ratios::Args),
     Draw(draw::Args),
     Fit(fit::Args),
-    Peers(peers::door::Args),
+    Peers(side_by_side::Args),
     Engine(engine::Args),
     Search(search::Args),
     Quality(quality::Args),
@@ -184,7 +185,7 @@ fn main() -> ExitCode {
         Command::Cpu(args) => ratios::run(&args),
         Command::Draw(args) => draw::run(&args),
         Command::Fit(args) => fit::run(&args),
-        Command::Peers(args) => peers::door::run(&args),
+        Command::Peers(args) => side_by_side::run(&args),
         Command::Engine(args) => engine::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Quality(args) => quality::run(&args),

@@ -56,10 +56,10 @@ fn cc() -> Option<PathBuf> {
     found
 }
 
-/// Where cargo put the library beside this test.
+/// Where cargo puts the library, built for this test or not: beside it.
 fn library() -> PathBuf {
     let test = env::current_exe().unwrap();
-    test.parent().and_then(Path::parent).expect("tests are in target/*/deps").to_owned()
+    test.parent().expect("tests are in a folder").to_owned()
 }
 
 fn compile(cc: &Path, source: &Path, name: &str) -> PathBuf {

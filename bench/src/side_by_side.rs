@@ -21,6 +21,7 @@ const MOST_REL_L2: f64 = 5e-3;
 /// bench/peers/trees has examples. A peer may skip a workload. What it got wrong is not shown as a time, one that does not
 /// keep to the protocol is left out, and the program then ends with status 1.
 #[derive(Debug, clap::Args)]
+#[group(id = "peers")]
 pub(crate) struct Args {
     /// The folder with the peers.
     #[arg(value_name = "DIR")]

@@ -1,7 +1,5 @@
 //! What the existing kernels take on the same workloads.
 
-pub(crate) mod door;
-
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
@@ -24,7 +22,7 @@ pub(crate) struct Peer {
 impl Peers {
     /// The run that comes with the program.
     pub(crate) fn embedded() -> Result<Self> {
-        let text = include_str!("../../../docs/benchmarks/peers-h100.json");
+        let text = include_str!("../../docs/benchmarks/peers-h100.json");
         serde_json::from_str(text).context("docs/benchmarks/peers-h100.json")
     }
 
