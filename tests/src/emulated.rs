@@ -3,15 +3,13 @@
 mod attend;
 mod cache;
 
-use std::ops::Range;
-
 use deft::KvFormat;
-use deft::attention::staged::{self, PageMemory};
+use deft::attention::staged::PageMemory;
 use deft::attention::{
-    Attend, Backend, BackendError, Channels, Counters, PagedTokens, Rotation, check_append,
-    check_attend, check_export, check_import, check_moves,
+    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append, check_attend,
+    check_export, check_import, check_moves,
 };
-use deft::cache::{CacheShape, Elements, ElementsMut, KvElement, PageId};
+use deft::cache::{CacheShape, Elements, ElementsMut, KvElement};
 use deft::plan::{Grouping, Plan, PlanConfig};
 use device::emulator::{Launch, Report};
 use kernels_gpu::Arch;
@@ -230,36 +228,8 @@ impl Backend for Emulated {
         }
     }
 
-    fn encode(
-        &mut self,
-        format: KvFormat,
-        from: &[PageId],
-        to: &[PageId],
-        channels: Channels<'_>,
-    ) -> Result<(), BackendError> {
-        self.check_format(format)?;
-        staged::encode(self, format, from, to, channels)
-    }
-
-    fn decode(
-        &mut self,
-        format: KvFormat,
-        from: &[PageId],
-        to: &[PageId],
-    ) -> Result<(), BackendError> {
-        self.check_format(format)?;
-        staged::decode(self, format, from, to)
-    }
-
-    fn export_part(
-        &mut self,
-        format: KvFormat,
-        tokens: Range<usize>,
-        paged: PagedTokens<'_>,
-        foreign: [ElementsMut<'_>; 2],
-    ) -> Result<(), BackendError> {
-        self.check_format(format)?;
-        staged::export(self, format, tokens, paged, foreign)
+    fn page_memory(&mut self) -> Option<&mut dyn PageMemory> {
+        Some(self)
     }
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {

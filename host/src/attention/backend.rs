@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use kernels_gpu::abi::{AppendTarget, TokenMove};
 
+use super::staged::{self, PageMemory};
 use super::{BackendError, Rotation, rotary};
 use crate::cache::{CacheShape, Elements, ElementsMut, PageId, PagedTable};
 use crate::format::KvFormat;
@@ -114,6 +115,12 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
         }
     }
 
+    /// The memory of pages, of a backend that has pages of formats and leaves their coding to the host
+    /// ([`staged`]).
+    fn page_memory(&mut self) -> Option<&mut dyn PageMemory> {
+        None
+    }
+
     /// Rewrites pages of all layers and KV heads: of native pages `from[i]` are made pages `to[i]` of another format.
     /// Both exist, and are as many.
     ///
@@ -127,8 +134,11 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
         to: &[PageId],
         channels: Channels<'_>,
     ) -> Result<(), BackendError> {
-        let _ = (from, to, channels);
-        self.check_format(format)
+        self.check_format(format)?;
+        match self.page_memory() {
+            Some(memory) => staged::encode(memory, format, from, to, channels),
+            None => Err(BackendError::Format { format, backend: self.name() }),
+        }
     }
 
     /// Writes pages of all layers and KV heads: native pages `to[i]` get what pages `from[i]` of another format say.
@@ -141,8 +151,11 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
         from: &[PageId],
         to: &[PageId],
     ) -> Result<(), BackendError> {
-        let _ = (from, to);
-        self.check_format(format)
+        self.check_format(format)?;
+        match self.page_memory() {
+            Some(memory) => staged::decode(memory, format, from, to),
+            None => Err(BackendError::Format { format, backend: self.name() }),
+        }
     }
 
     /// As [`Backend::export`] for tokens `tokens` of the foreign sequence only, which lie in pages of `format`: token
@@ -157,8 +170,11 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
         paged: PagedTokens<'_>,
         foreign: [ElementsMut<'_>; 2],
     ) -> Result<(), BackendError> {
-        let _ = (tokens, paged, foreign);
-        Err(BackendError::Format { format, backend: self.name() })
+        self.check_format(format)?;
+        match self.page_memory() {
+            Some(memory) => staged::export(memory, format, tokens, paged, foreign),
+            None => Err(BackendError::Format { format, backend: self.name() }),
+        }
     }
 
     /// Attention of one layer.

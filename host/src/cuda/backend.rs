@@ -8,7 +8,6 @@ mod graph;
 mod mirror;
 mod transfer;
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use self::graph::StepInputs;
@@ -18,10 +17,10 @@ use super::{
     DeviceElements, DevicePtr, Event, PlanCapacity, RawStream, Rotary, Stream,
 };
 use crate::attention::{
-    Attend, Backend, BackendError, Channels, Counters, PagedTokens, Rotation, check_append,
-    check_attend, check_export, check_import, check_moves, check_plan, on_host, staged,
+    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append, check_attend,
+    check_export, check_import, check_moves, check_plan, on_host, staged,
 };
-use crate::cache::{CacheShape, Elements, ElementsMut, PageId};
+use crate::cache::{CacheShape, Elements, ElementsMut};
 use crate::format::KvFormat;
 use crate::plan::{Grouping, Plan, PlanConfig, shares_for};
 use kernels_gpu::abi::{AppendTarget, TokenMove};
@@ -315,36 +314,8 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn encode(
-        &mut self,
-        format: KvFormat,
-        from: &[PageId],
-        to: &[PageId],
-        channels: Channels<'_>,
-    ) -> Result<(), BackendError> {
-        self.check_format(format)?;
-        staged::encode(self, format, from, to, channels)
-    }
-
-    fn decode(
-        &mut self,
-        format: KvFormat,
-        from: &[PageId],
-        to: &[PageId],
-    ) -> Result<(), BackendError> {
-        self.check_format(format)?;
-        staged::decode(self, format, from, to)
-    }
-
-    fn export_part(
-        &mut self,
-        format: KvFormat,
-        tokens: Range<usize>,
-        paged: PagedTokens<'_>,
-        foreign: [ElementsMut<'_>; 2],
-    ) -> Result<(), BackendError> {
-        self.check_format(format)?;
-        staged::export(self, format, tokens, paged, foreign)
+    fn page_memory(&mut self) -> Option<&mut dyn staged::PageMemory> {
+        Some(self)
     }
 
     fn max_group_size(&self) -> u32 {
