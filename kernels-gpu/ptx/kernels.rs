@@ -151,7 +151,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "10d48898a4bc5e023f3b8ca5b3816dbaa95b948bd2592f7d5fac59b481bc3583",
+        sha256: "b8c82bc69ed30860e5e34cb3ba816630540c1c4eb53d601e0cb14d12b8e4b518",
         ptx: include_str!("sm_90a/attend_coded_d128.ptx"),
     },
     Image {
@@ -161,7 +161,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "06821e4239ee33cf499e6676deabdc3823c8384a6a5425621cc9d1f826dc191e",
+        sha256: "973fa103b7ff3789a2ea86a62a55fb1fa92889aad2b8704d2ff8b12bc34d8fd8",
         ptx: include_str!("sm_90a/attend_coded_d256.ptx"),
     },
     Image {
@@ -171,7 +171,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d41de4249cf7531edf1dbce1cdd93c22da5e4910b76d8b6238f136d50a8e4363",
+        sha256: "ea8ccdf9d9d9c989c28e8ffefd195f9e9c4749cc92a2bacccc22dcb987d1ba04",
         ptx: include_str!("sm_90a/attend_coded_d64.ptx"),
     },
     Image {
@@ -181,7 +181,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "0f463dd0abd076704a72915c399877f562e8b97ade6c9cd69c5990765b4ccd30",
+        sha256: "b7704504d82fe3a05efc43b6e7483984b0524a16eb83ef6efd12263d822cdf1f",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
@@ -191,7 +191,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "0350c1507be07ae51f93e5effd8065da39041eaefe8c23ae407852c465f14974",
+        sha256: "09a674f6ef78ac07e12687c06cce1fe80aac4431e0dc3b58a3d32e10567428ab",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
@@ -201,7 +201,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "9ce53f357d725cfe3e0787e0459abccaec4e97ad5e7aa7ae044e3a9b33b04729",
+        sha256: "051723ca681bfc36f7ba4f2f99d6b34e50c675f5e6f3f669ec40a7779cb80864",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {

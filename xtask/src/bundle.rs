@@ -61,6 +61,7 @@ const PROGRAMS: &[Program] = &[
     },
     gpu_suite("gpu_instructions"),
     gpu_suite("gpu_attention"),
+    gpu_suite("gpu_documentation"),
     gpu_suite("gpu_formats"),
     gpu_suite("gpu_decode"),
     gpu_suite("gpu_capture"),

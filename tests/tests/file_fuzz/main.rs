@@ -14,11 +14,12 @@ mod tokenizers;
 mod workloads;
 
 use std::fmt::{Debug, Display};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use peak_alloc::PeakAlloc;
 use proptest::strategy::Strategy;
+use rayon::ThreadPoolBuilder;
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -42,6 +43,10 @@ fn fuzz<T: Debug, F: AsRef<[u8]>, E: Display>(
     // One at a time, for all share one count of memory.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // What each thread of the pool takes is no file's.
+    static POOL: Once = Once::new();
+    POOL.call_once(|| ThreadPoolBuilder::new().num_threads(1).build_global().unwrap());
+    rayon::broadcast(|_| ());
     deft_tests::fuzz::run(file!(), 1, share, cases, |case| {
         let file = make(&case);
         let bytes = file.as_ref().len();

@@ -76,13 +76,13 @@ unsafe fn step<E: Element, const D: usize, const KS: usize, const NT: usize, con
                 lane,
                 32,
             );
-            // The copy that fills the stage next is of the other proxy.
-            bulk::fence_proxy_async_shared();
             warp::sync_warp(FULL_MASK);
         }
         let factor = tile.rows.update(&mut s, work.block.logits);
         tile.rescale(factor);
         tile.weigh::<E, D, 8>(&s, ring.value().offset(own));
+        // The copy that fills the stage next is of the other proxy.
+        bulk::fence_proxy_async_shared();
         ring.release();
     }
     ring.advance();
