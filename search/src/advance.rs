@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use deft::NodeKey;
 use deft_engine::{Select, Selected};
 
-use super::branch::{BranchId, Row};
+use super::branch::{Asked, BranchId, Row};
 use super::error::is_out_of_pages;
 use super::{Event, SearchError, SearchTree};
 
@@ -140,7 +140,7 @@ impl SearchTree<'_> {
     }
 
     /// Takes over what the model says after a growth.
-    fn record(&mut self, one: &Placed, row: (Select, Selected)) -> Result<(), SearchError> {
+    fn record(&mut self, one: &Placed, row: Asked) -> Result<(), SearchError> {
         let &Placed { branch, token, log_prob, score, .. } = one;
         let row = Row::after(branch, row)?;
         let record = self.branch_mut(branch)?;

@@ -64,6 +64,9 @@ impl Branch {
     }
 }
 
+/// A request, and what the model answered.
+pub(super) type Asked = (Select, Selected);
+
 /// What the model says of the token after a branch: all of its logits, or what was asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
@@ -89,7 +92,7 @@ impl Row {
     /// The row after `branch`.
     pub(super) fn after(
         branch: BranchId,
-        (select, selected): (Select, Selected),
+        (select, selected): Asked,
     ) -> Result<Rc<Self>, SearchError> {
         let row = Self::new(select, selected);
         row.map(Rc::new).ok_or(SearchError::Logits { branch })

@@ -1,10 +1,10 @@
 //! A drafted tree in one pass.
 
 use super::advance::check_select;
-use super::branch::Row;
+use super::branch::{Asked, Row};
 use super::error::is_out_of_pages;
 use super::{BranchId, Event, Growth, SearchError, SearchTree};
-use deft_engine::{DraftToken, Select, Selected};
+use deft_engine::{DraftToken, Select};
 
 impl SearchTree<'_> {
     /// As [`SearchTree::follow_select`], with all logits of each token.
@@ -95,7 +95,7 @@ impl SearchTree<'_> {
         &mut self,
         branch: BranchId,
         draft: &[DraftToken],
-        (keys, mut rows): (&[deft::NodeKey], Vec<Option<(Select, Selected)>>),
+        (keys, mut rows): (&[deft::NodeKey], Vec<Option<Asked>>),
         choose: &mut dyn FnMut(&Row) -> Option<u32>,
     ) -> Result<Option<u32>, SearchError> {
         self.stepped(draft.len());
