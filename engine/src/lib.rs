@@ -9,6 +9,7 @@ pub mod cuda;
 pub mod gguf;
 mod quiet;
 pub mod safetensors;
+pub mod select;
 pub mod tokenizer;
 mod traffic;
 pub mod tree_model;
@@ -21,6 +22,7 @@ pub use cpu::{CpuModel, CpuOptions, LoadError};
 pub use gguf::Gguf;
 /// Random numbers by counter: weights, and the noise of samples that a device draws.
 pub use kernels_gpu::random;
+pub use select::{Select, Selected};
 pub use tokenizer::{Control, TextStream, Tokenizer, TokenizerError};
 pub use tree_model::{DraftToken, ModelError, Traffic, TreeModel};
 pub use weights::{LayerTensor, Tensor, Weights, WeightsError};

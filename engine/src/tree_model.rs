@@ -3,6 +3,8 @@
 use deft::tree::TokenForest;
 use deft::{CacheError, NodeKey, PrefixStats};
 
+use crate::select::{self, Select, Selected};
+
 /// One token of a draft, to be verified together with the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DraftToken {
@@ -83,6 +85,24 @@ pub trait TreeModel {
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError>;
 
+    /// As [`TreeModel::step`], but of each leaf only what `select` asks comes back: one request a leaf.
+    ///
+    /// The answers' definition is [`Select::answer`]; a model on a GPU chooses there, in f32.
+    ///
+    /// # Errors
+    /// [`ModelError`]; then no leaf has grown.
+    fn step_select(
+        &mut self,
+        leaves: &[NodeKey],
+        tokens: &[u32],
+        select: &[Select],
+    ) -> Result<Vec<Selected>, ModelError> {
+        select::check(select, leaves.len(), self.vocabulary())?;
+        let mut logits = Vec::new();
+        self.step(leaves, tokens, &mut logits)?;
+        Ok(select::answers(select, &logits, self.vocabulary()))
+    }
+
     /// Puts a draft tree below `trunk` and runs all of it in one pass; `logits` becomes
     /// `[draft, vocabulary]`. [`TreeModel::accept`] ends the draft.
     ///
@@ -94,6 +114,22 @@ pub trait TreeModel {
         draft: &[DraftToken],
         logits: &mut Vec<f32>,
     ) -> Result<Vec<NodeKey>, ModelError>;
+
+    /// As [`TreeModel::verify`], but of each token of the draft only what `select` asks comes back: one request a token.
+    ///
+    /// # Errors
+    /// [`ModelError`]; then there is no draft.
+    fn verify_select(
+        &mut self,
+        trunk: NodeKey,
+        draft: &[DraftToken],
+        select: &[Select],
+    ) -> Result<(Vec<NodeKey>, Vec<Selected>), ModelError> {
+        select::check(select, draft.len(), self.vocabulary())?;
+        let mut logits = Vec::new();
+        let keys = self.verify(trunk, draft, &mut logits)?;
+        Ok((keys, select::answers(select, &logits, self.vocabulary())))
+    }
 
     /// Ends the draft of `trunk`: tokens along `path` join the trunk, the rest is dropped. `path` starts
     /// at a child of the trunk, each entry is the parent of the next; it may be empty.
@@ -179,5 +215,13 @@ pub enum ModelError {
         leaves: usize,
         /// Tokens given.
         tokens: usize,
+    },
+    /// There is not one [`Select`] for each row of a pass.
+    #[error("{selects} requests for {rows} rows: one a row is needed")]
+    Selects {
+        /// Rows of the pass.
+        rows: usize,
+        /// Requests given.
+        selects: usize,
     },
 }

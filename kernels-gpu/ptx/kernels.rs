@@ -134,6 +134,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4] },
             Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4, 8, 8, 8] },
+            Entry { name: "pick_tokens", threads: 1024, shared_bytes: 384, parameters: &[8, 8, 8, 8, 8, 4] },
             Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4] },
             Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
             Entry { name: "fill_random_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
@@ -141,7 +142,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "26f93e91db9ac168822a0902b41dddeed8438d9ce53eafaabb499856251aec80",
+        sha256: "4ffa083079fd6ff0b8f846c01da82863fe711a859e0db055855e7e8950ea1de5",
         ptx: include_str!("sm_80/model.ptx"),
     },
     Image {
@@ -276,6 +277,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4] },
             Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4, 8, 8, 8] },
+            Entry { name: "pick_tokens", threads: 1024, shared_bytes: 384, parameters: &[8, 8, 8, 8, 8, 4] },
             Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4] },
             Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
             Entry { name: "fill_random_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
@@ -283,7 +285,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "77fe04f3285363dbadbbb56c3f9cb8f673fe9ab787bed04ba4adee5186784472",
+        sha256: "44c60246b62dfe5651689c59acccc8e3d0143e8a2fd28056598dfddbd4ed3dee",
         ptx: include_str!("sm_90a/model.ptx"),
     },
     Image {
@@ -496,6 +498,16 @@ Merge {
     partial_slots: u32 = "`u32`",
     kv_heads: u32 = "`u32`",
     group: u32 = "`u32`",
+} }
+
+arguments! { "Arguments of `pick_tokens`."
+PickTokens {
+    logits: u64 = "`*const f32`",
+    rows: u64 = "`*const u32`",
+    asks: u64 = "`*const u32`",
+    ids: u64 = "`*mut u32`",
+    log_probs: u64 = "`*mut f32`",
+    vocab: u32 = "`u32`",
 } }
 
 arguments! { "Arguments of `read_flush`."

@@ -1,11 +1,11 @@
 //! One more token for many branches at once.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
 use deft::NodeKey;
+use deft_engine::{Select, Selected};
 
-use super::branch::{BranchId, Row};
+use super::branch::{Asked, BranchId, Row};
 use super::error::is_out_of_pages;
 use super::{Event, SearchError, SearchTree};
 
@@ -20,6 +20,15 @@ pub struct Growth {
     pub score: f64,
 }
 
+/// Whether there is a request for each of `rows`.
+pub(super) fn check_select(rows: usize, select: &[Select]) -> Result<(), SearchError> {
+    if select.len() != rows {
+        let value = format!("{} requests for {rows} tokens", select.len());
+        return Err(SearchError::Argument { name: "select", value, limit: "a request for each" });
+    }
+    Ok(())
+}
+
 /// A growth that has its leaf.
 struct Placed {
     /// Which of the growths asked for.
@@ -31,7 +40,15 @@ struct Placed {
 }
 
 impl SearchTree<'_> {
-    /// Runs all of `growth` in one pass; the branch that each ended in, or `None` where it did not happen.
+    /// As [`SearchTree::advance_select`], with all logits of each.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn advance(&mut self, growth: &[Growth]) -> Result<Vec<Option<BranchId>>, SearchError> {
+        self.advance_select(growth, &vec![Select::Logits; growth.len()])
+    }
+
+    /// Runs all of `growth` in one pass and asks the model `select`, a request for each; the branch that each ended in, or `None` where it did not happen.
     ///
     /// A branch that is listed once grows, one that is listed more often is replaced by children, and a held
     /// one stays and gets children. If tokens or nodes are short the best growths happen, the others leave
@@ -39,12 +56,18 @@ impl SearchTree<'_> {
     /// not, until the rest fits: a branch of which nothing grows then is pruned. Nothing happens once [`SearchTree::stop`] says why.
     ///
     /// # Errors
-    /// [`SearchError::UnknownBranch`]; [`SearchError::OutOfPages`] if the last leaf does not fit;
-    /// [`SearchError::Logits`]; or the model's.
-    pub fn advance(&mut self, growth: &[Growth]) -> Result<Vec<Option<BranchId>>, SearchError> {
+    /// [`SearchError::UnknownBranch`]; [`SearchError::Argument`] for a token that the branch's [`Row`] does not
+    /// have, or other than a request for each;
+    /// [`SearchError::OutOfPages`] if the last leaf does not fit; [`SearchError::Logits`]; or the model's.
+    pub fn advance_select(
+        &mut self,
+        growth: &[Growth],
+        select: &[Select],
+    ) -> Result<Vec<Option<BranchId>>, SearchError> {
+        check_select(growth.len(), select)?;
         let mut grown = vec![None; growth.len()];
         for one in growth {
-            self.branch(one.branch)?;
+            self.branch(one.branch)?.row.check(one.token)?;
         }
         if growth.is_empty() || self.is_over() {
             return Ok(grown);
@@ -54,9 +77,10 @@ impl SearchTree<'_> {
             return Ok(grown);
         }
         let placed = self.place(growth, &chosen)?;
-        self.step(&placed)?;
-        for (row, one) in placed.iter().enumerate() {
-            self.record(row, one)?;
+        let select: Vec<Select> = placed.iter().map(|one| select[one.index].clone()).collect();
+        let selected = self.step(&placed, &select)?;
+        for (one, row) in placed.iter().zip(select.into_iter().zip(selected)) {
+            self.record(one, row)?;
             grown[one.index] = Some(one.branch);
         }
         self.stepped(placed.len());
@@ -104,21 +128,21 @@ impl SearchTree<'_> {
         Ok(children)
     }
 
-    fn step(&mut self, placed: &[Placed]) -> Result<(), SearchError> {
+    fn step(&mut self, placed: &[Placed], select: &[Select]) -> Result<Vec<Selected>, SearchError> {
         let leaf = |one: &Placed| self.branches[&one.branch].node;
         let leaves: Vec<NodeKey> = placed.iter().map(leaf).collect();
         let tokens: Vec<u32> = placed.iter().map(|one| one.token).collect();
-        let run = self.model.step(&leaves, &tokens, &mut self.logits);
+        let run = self.model.step_select(&leaves, &tokens, select);
         run.map_err(|source| match is_out_of_pages(&source) {
             true => SearchError::OutOfPages { source },
             false => source.into(),
         })
     }
 
-    /// Takes over row `row` of the logits.
-    fn record(&mut self, row: usize, one: &Placed) -> Result<(), SearchError> {
+    /// Takes over what the model says after a growth.
+    fn record(&mut self, one: &Placed, row: Asked) -> Result<(), SearchError> {
         let &Placed { branch, token, log_prob, score, .. } = one;
-        let row = self.row(branch, row)?;
+        let row = Row::after(branch, row)?;
         let record = self.branch_mut(branch)?;
         record.tokens.push(token);
         record.log_prob += log_prob;
@@ -126,13 +150,6 @@ impl SearchTree<'_> {
         record.row = row;
         self.emit(&Event::Token { branch, token, log_prob });
         Ok(())
-    }
-
-    pub(super) fn row(&self, branch: BranchId, row: usize) -> Result<Rc<Row>, SearchError> {
-        let vocabulary = self.model.vocabulary();
-        let logits = &self.logits[row * vocabulary..(row + 1) * vocabulary];
-        let row = Row::new(logits).ok_or(SearchError::Logits { branch })?;
-        Ok(Rc::new(row))
     }
 
     /// Counts a pass over `tokens` new tokens.

@@ -1,10 +1,10 @@
 //! Beam search.
 
 use super::answer::rank;
-use super::sampler::most_likely;
 use super::{
     Answer, BranchId, Ending, Finish, Growth, PruneReason, SearchError, SearchMethod, SearchTree,
 };
+use deft_engine::Select;
 
 /// Keeps the `width` most likely continuations at every token.
 ///
@@ -41,6 +41,7 @@ impl SearchMethod for BeamSearch {
                 limit: "0 or more, and finite",
             });
         }
+        let select = Select::Top { k: self.looked_at().min(tree.model().vocabulary()) };
         let mut beams = vec![tree.root()];
         let mut answers = Vec::<Answer>::new();
         while !beams.is_empty() {
@@ -53,7 +54,7 @@ impl SearchMethod for BeamSearch {
             if growth.is_empty() || self.is_decided(tree, &growth, &answers)? {
                 break;
             }
-            let grown = tree.advance(&growth)?;
+            let grown = tree.advance_select(&growth, &vec![select.clone(); growth.len()])?;
             beams = grown.into_iter().flatten().collect();
             if tree.stop().is_some() {
                 self.interrupt(tree, &mut answers);
@@ -66,6 +67,11 @@ impl SearchMethod for BeamSearch {
 }
 
 impl BeamSearch {
+    /// Continuations of all beams that are looked at.
+    fn looked_at(&self) -> usize {
+        self.width.saturating_mul(2)
+    }
+
     /// What goes on, best first; what is complete goes to `answers`.
     fn select(
         &self,
@@ -100,12 +106,12 @@ impl BeamSearch {
         tree: &SearchTree<'_>,
         beams: &[BranchId],
     ) -> Result<Vec<Candidate>, SearchError> {
-        let count = self.width.saturating_mul(2);
+        let count = self.looked_at();
         let mut candidates = Vec::new();
         for (beam, &id) in beams.iter().enumerate() {
             let branch = tree.branch(id)?;
-            for token in most_likely(branch.row().logits(), count) {
-                let log_prob = branch.log_prob() + branch.row().log_prob(token);
+            for (token, log_prob) in branch.row().top(count) {
+                let log_prob = branch.log_prob() + log_prob;
                 candidates.push(Candidate { beam, token, log_prob });
             }
         }

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::rc::Rc;
 
+use super::SearchError;
 use deft::NodeKey;
+use deft_engine::select::{log_sum_exp, most_likely};
+use deft_engine::{Select, Selected};
 
 /// Names a branch of one search; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,7 +53,7 @@ impl Branch {
         self.score
     }
 
-    /// The model's logits for the next token.
+    /// What the model says of the next token.
     pub fn row(&self) -> &Rc<Row> {
         &self.row
     }
@@ -61,28 +64,111 @@ impl Branch {
     }
 }
 
-/// Logits of one token.
+/// A request, and what the model answered.
+pub(super) type Asked = (Select, Selected);
+
+/// What the model says of the token after a branch: all of its logits, or what was asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    logits: Vec<f32>,
+    select: Select,
+    selected: Selected,
+    /// Of the logits, where they are there.
     log_sum: f64,
 }
 
 impl Row {
-    /// `None` if `logits` hold NaN or no finite value.
-    pub(super) fn new(logits: &[f32]) -> Option<Self> {
-        let log_sum = super::sampler::log_sum_exp(logits);
-        log_sum.is_finite().then(|| Self { logits: logits.to_vec(), log_sum })
+    /// `None` if the logits hold NaN or no finite value.
+    pub(super) fn new(select: Select, selected: Selected) -> Option<Self> {
+        let (log_sum, defined) = match &selected {
+            Selected::Logits(logits) => {
+                let log_sum = log_sum_exp(logits);
+                (log_sum, log_sum.is_finite())
+            }
+            Selected::Tokens { log_probs, .. } => (0.0, !log_probs.iter().any(|x| x.is_nan())),
+        };
+        defined.then_some(Self { select, selected, log_sum })
     }
 
-    /// `[vocabulary]`.
+    /// The row after `branch`.
+    pub(super) fn after(
+        branch: BranchId,
+        (select, selected): Asked,
+    ) -> Result<Rc<Self>, SearchError> {
+        let row = Self::new(select, selected);
+        row.map(Rc::new).ok_or(SearchError::Logits { branch })
+    }
+
+    /// Whether it says how likely `token` is.
+    pub(super) fn check(&self, token: u32) -> Result<(), SearchError> {
+        if self.log_prob(token).is_nan() {
+            let (name, value) = ("token", token.to_string());
+            return Err(SearchError::Argument { name, value, limit: "one that was asked for" });
+        }
+        Ok(())
+    }
+
+    /// `[vocabulary]`; empty where something else was asked for.
     pub fn logits(&self) -> &[f32] {
-        &self.logits
+        match &self.selected {
+            Selected::Logits(logits) => logits,
+            Selected::Tokens { .. } => &[],
+        }
     }
 
-    /// The natural logarithm of `token`'s probability; -inf for a token beyond the vocabulary.
+    /// The natural logarithm of `token`'s probability; -inf for a token beyond the vocabulary, and NaN for one that was
+    /// not asked for.
     pub fn log_prob(&self, token: u32) -> f64 {
-        let logit = self.logits.get(token as usize);
-        logit.map_or(f64::NEG_INFINITY, |&logit| f64::from(logit) - self.log_sum)
+        match &self.selected {
+            Selected::Logits(logits) => {
+                let logit = logits.get(token as usize);
+                logit.map_or(f64::NEG_INFINITY, |&logit| f64::from(logit) - self.log_sum)
+            }
+            Selected::Tokens { ids, log_probs } => {
+                let place = ids.iter().position(|&id| id == token);
+                place.map_or(f64::NAN, |place| log_probs[place])
+            }
+        }
+    }
+
+    /// The `k` most likely tokens with their log-probabilities, most likely first: all where `k` is 0. A row of the most
+    /// likely has no more than were asked for.
+    pub(super) fn top(&self, k: usize) -> Vec<(u32, f64)> {
+        match &self.selected {
+            Selected::Logits(logits) => {
+                let tokens = match k {
+                    0 => (0..logits.len() as u32).collect(),
+                    _ => most_likely(logits, k),
+                };
+                tokens.into_iter().map(|token| (token, self.log_prob(token))).collect()
+            }
+            Selected::Tokens { ids, log_probs } => {
+                let entries = ids.iter().copied().zip(log_probs.iter().copied());
+                entries.take(k).collect()
+            }
+        }
+    }
+
+    /// The token that `at` draws, if the model was asked to draw it.
+    pub(super) fn drawn(&self, at: f64) -> Option<u32> {
+        match (&self.select, &self.selected) {
+            (Select::Draw { at: asked, .. }, Selected::Tokens { ids, .. }) => {
+                asked.iter().position(|&one| one == at).map(|place| ids[place])
+            }
+            _ => None,
+        }
+    }
+}
+
+/// One request whose answer has those of both.
+pub(super) fn join(a: Select, b: Select) -> Select {
+    match (a, b) {
+        (Select::Top { k: a }, Select::Top { k: b }) => Select::Top { k: a.max(b) },
+        (Select::Draw { temperature, mut at }, Select::Draw { temperature: other, at: more })
+            if temperature == other =>
+        {
+            at.extend(more);
+            Select::Draw { temperature, at }
+        }
+        _ => Select::Logits,
     }
 }

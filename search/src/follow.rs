@@ -1,27 +1,45 @@
 //! A drafted tree in one pass.
 
-use super::branch::Row;
+use super::advance::check_select;
+use super::branch::{Asked, Row};
 use super::error::is_out_of_pages;
 use super::{BranchId, Event, Growth, SearchError, SearchTree};
-use deft_engine::DraftToken;
+use deft_engine::{DraftToken, Select};
 
 impl SearchTree<'_> {
-    /// Runs `draft` below `branch` in one pass and keeps the path that `choose` takes through it.
-    ///
-    /// `draft[0]` is the token that comes next in any case; it is the parent of the rest. `choose` gets the
-    /// logits after it and says which token follows, or `None` to end; while the draft has that token as a
-    /// child the path goes on. Returns the first choice that was not drafted, which was not run. Without
-    /// room for the draft `draft[0]` is run alone. `None` also once [`SearchTree::stop`] says why.
+    /// As [`SearchTree::follow_select`], with all logits of each token.
     ///
     /// # Errors
-    /// [`SearchError::Argument`] if a token but the first has no parent; else as [`SearchTree::advance`].
+    /// As there.
     pub fn follow(
         &mut self,
         branch: BranchId,
         draft: &[DraftToken],
         choose: &mut dyn FnMut(&Row) -> Option<u32>,
     ) -> Result<Option<u32>, SearchError> {
+        self.follow_select(branch, draft, &vec![Select::Logits; draft.len()], choose)
+    }
+
+    /// Runs `draft` below `branch` in one pass, asks the model `select`, a request for each of its tokens, and keeps
+    /// the path that `choose` takes through it.
+    ///
+    /// `draft[0]` is the token that comes next in any case; it is the parent of the rest. `choose` gets the
+    /// answer after it and says which token follows, or `None` to end; while the draft has that token as a
+    /// child the path goes on. Returns the first choice that was not drafted, which was not run. Without
+    /// room for the draft `draft[0]` is run alone. `None` also once [`SearchTree::stop`] says why.
+    ///
+    /// # Errors
+    /// [`SearchError::Argument`] if a token but the first has no parent, or other than a request for each; else
+    /// as [`SearchTree::advance`].
+    pub fn follow_select(
+        &mut self,
+        branch: BranchId,
+        draft: &[DraftToken],
+        select: &[Select],
+        choose: &mut dyn FnMut(&Row) -> Option<u32>,
+    ) -> Result<Option<u32>, SearchError> {
         SearchError::at_least_one("draft tokens", draft.len())?;
+        check_select(draft.len(), select)?;
         if let Some(index) = (1..draft.len()).find(|&index| draft[index].parent.is_none()) {
             return Err(SearchError::Argument {
                 name: "draft's parent",
@@ -40,27 +58,32 @@ impl SearchTree<'_> {
             return Ok(None);
         }
         let left = usize::try_from(self.tokens_left()).unwrap_or(usize::MAX);
-        let draft = &draft[..draft.len().min(left)];
+        let run = draft.len().min(left);
+        let (draft, select) = (&draft[..run], &select[..run]);
         let nodes_left = self.limits.nodes.saturating_sub(self.nodes());
         if draft.len() > 1 && draft.len() <= nodes_left {
             let node = self.branch(branch)?.node;
-            match self.model.verify(node, draft, &mut self.logits) {
-                Ok(keys) => return self.keep_path(branch, draft, &keys, choose),
+            match self.model.verify_select(node, draft, select) {
+                Ok((keys, selected)) => {
+                    let rows = select.iter().cloned().zip(selected).map(Some).collect();
+                    return self.keep_path(branch, draft, (&keys, rows), choose);
+                }
                 Err(error) if is_out_of_pages(&error) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        self.follow_one(branch, draft[0].token, choose)
+        self.follow_one(branch, draft[0].token, &select[..1], choose)
     }
 
     fn follow_one(
         &mut self,
         branch: BranchId,
         token: u32,
+        select: &[Select],
         choose: &mut dyn FnMut(&Row) -> Option<u32>,
     ) -> Result<Option<u32>, SearchError> {
         let score = self.branch(branch)?.score;
-        let grown = self.advance(&[Growth { branch, token, score }])?;
+        let grown = self.advance_select(&[Growth { branch, token, score }], select)?;
         match grown[0] {
             Some(branch) => Ok(choose(&self.branch(branch)?.row)),
             None => Ok(None),
@@ -72,7 +95,7 @@ impl SearchTree<'_> {
         &mut self,
         branch: BranchId,
         draft: &[DraftToken],
-        keys: &[deft::NodeKey],
+        (keys, mut rows): (&[deft::NodeKey], Vec<Option<Asked>>),
         choose: &mut dyn FnMut(&Row) -> Option<u32>,
     ) -> Result<Option<u32>, SearchError> {
         self.stepped(draft.len());
@@ -80,9 +103,11 @@ impl SearchTree<'_> {
         let mut next;
         loop {
             let last = path[path.len() - 1];
-            let row = self.row(branch, last)?;
+            let row = rows[last].take().expect("a path has a token once");
+            let row = Row::after(branch, row)?;
             let record = self.branch_mut(branch)?;
             let token = draft[last].token;
+            record.row.check(token)?;
             let log_prob = record.row.log_prob(token);
             record.tokens.push(token);
             record.log_prob += log_prob;

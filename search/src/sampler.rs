@@ -1,10 +1,13 @@
 //! From logits to a token.
 
+use deft_engine::Select;
 use deft_engine::random::word;
+use deft_engine::select::{draw, running};
+pub use deft_engine::select::{log_sum_exp, most_likely};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
-use super::SearchError;
+use super::{Row, SearchError};
 
 /// How a token is drawn.
 ///
@@ -56,38 +59,43 @@ impl Sampler {
     /// [`SearchError::Argument`] for no logits, a NaN or no finite value among them, and as [`Sampler::check`].
     pub fn choices(&self, logits: &[f32]) -> Result<Choices, SearchError> {
         self.check()?;
-        let choices = self.weigh(logits);
-        // The largest weighs 1, if there is a largest.
-        if choices.cumulative.last().is_some_and(|sum| sum.is_finite()) {
-            return Ok(choices);
-        }
-        Err(SearchError::Argument {
+        let row = Row::new(Select::Logits, deft_engine::Selected::Logits(logits.to_vec()));
+        row.map(|row| self.weigh(&row)).ok_or_else(|| SearchError::Argument {
             name: "logits",
             value: format!("{} values without a largest one", logits.len()),
             limit: "numbers, at least one of them finite",
         })
     }
 
-    /// As [`Sampler::choices`], of a row and a sampler that were checked.
-    pub(crate) fn weigh(&self, logits: &[f32]) -> Choices {
-        let k = if self.temperature == 0.0 { 1 } else { self.top_k };
-        let mut tokens =
-            if k > 0 { most_likely(logits, k) } else { (0..logits.len() as u32).collect() };
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let scale = if self.temperature == 0.0 { 1.0 } else { f64::from(self.temperature) };
-        let weight = |token: u32| {
-            let below = f64::from(logits[token as usize]) - f64::from(largest);
-            (below / scale).exp()
-        };
-        if self.top_p < 1.0 {
-            tokens = nucleus(tokens, logits, f64::from(self.top_p), weight);
+    /// Tokens to choose from, but for `top_p`; 0 for all.
+    fn most(&self) -> usize {
+        if self.temperature == 0.0 { 1 } else { self.top_k }
+    }
+
+    /// What a model of `vocabulary` tokens is to be asked for a draw at `at`.
+    pub(crate) fn select(&self, at: f64, vocabulary: usize) -> Select {
+        match self.most() {
+            0 if self.top_p < 1.0 => Select::Logits,
+            0 => Select::Draw { temperature: self.temperature, at: vec![at] },
+            k => Select::Top { k: k.min(vocabulary) },
         }
-        let mut sum = 0.0;
-        let cumulative = tokens.iter().map(|&token| {
-            sum += weight(token);
-            sum
-        });
-        Choices { cumulative: cumulative.collect(), tokens }
+    }
+
+    /// As [`Sampler::choices`], of a sampler that was checked; the row has logits or as many of the most likely tokens
+    /// as it takes.
+    pub(crate) fn weigh(&self, row: &Row) -> Choices {
+        let mut entries = row.top(self.most());
+        let log_probs = entries.iter().map(|&(_, log_prob)| log_prob);
+        let largest = log_probs.fold(f64::NEG_INFINITY, f64::max);
+        let scale = if self.temperature == 0.0 { 1.0 } else { f64::from(self.temperature) };
+        for (_, log_prob) in &mut entries {
+            *log_prob = ((*log_prob - largest) / scale).exp();
+        }
+        if self.top_p < 1.0 {
+            nucleus(&mut entries, f64::from(self.top_p));
+        }
+        let cumulative = running(entries.iter().map(|&(_, weight)| weight));
+        Choices { tokens: entries.into_iter().map(|(token, _)| token).collect(), cumulative }
     }
 }
 
@@ -102,12 +110,12 @@ pub struct Choices {
 impl Choices {
     /// A token; takes one number from `rng`.
     pub fn draw(&self, rng: &mut impl rand::Rng) -> u32 {
-        let total = *self.cumulative.last().expect("a vocabulary has a token");
-        let at = rng.random::<f64>() * total;
-        let index = self.cumulative.partition_point(|&sum| sum <= at);
-        // The product may round up to the total: then the last token with any weight.
-        let last = self.cumulative.partition_point(|&sum| sum < total);
-        self.tokens[index.min(last)]
+        self.at(rng.random())
+    }
+
+    /// The token at `at`, from 0 to below 1.
+    pub(crate) fn at(&self, at: f64) -> u32 {
+        self.tokens[draw(&self.cumulative, at)]
     }
 
     /// Every token with its probability, in no particular order.
@@ -122,59 +130,22 @@ impl Choices {
     }
 }
 
-/// The `k` most likely tokens, most likely first; the lower of equal ones first.
-pub fn most_likely(logits: &[f32], k: usize) -> Vec<u32> {
-    let order = |a: &u32, b: &u32| {
-        let (x, y) = (logits[*a as usize], logits[*b as usize]);
-        y.total_cmp(&x).then(a.cmp(b))
-    };
-    if k == 1 {
-        let best = (0..logits.len() as u32).min_by(order);
-        return best.into_iter().collect();
-    }
-    let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
-    if k < tokens.len() {
-        tokens.select_nth_unstable_by(k, order);
-        tokens.truncate(k);
-    }
-    tokens.sort_unstable_by(order);
-    tokens
-}
-
-/// The fewest of `tokens`, most likely first, that have `share` of their weight.
-fn nucleus(
-    mut tokens: Vec<u32>,
-    logits: &[f32],
-    share: f64,
-    weight: impl Fn(u32) -> f64,
-) -> Vec<u32> {
-    let total: f64 = tokens.iter().map(|&token| weight(token)).sum();
+/// Leaves the fewest of tokens with their weights, most likely first, that have `share` of the weight.
+fn nucleus(entries: &mut Vec<(u32, f64)>, share: f64) {
+    let total: f64 = entries.iter().map(|&(_, weight)| weight).sum();
     // Tokens below this weight have less than `1 - share` together, so the rest holds the nucleus; sorting
     // it is much less work than sorting a vocabulary.
-    let floor = total * (1.0 - share) / tokens.len() as f64;
-    tokens.retain(|&token| weight(token) >= floor);
-    tokens.sort_unstable_by(|a, b| {
-        let (x, y) = (logits[*a as usize], logits[*b as usize]);
-        y.total_cmp(&x).then(a.cmp(b))
-    });
+    let floor = total * (1.0 - share) / entries.len() as f64;
+    entries.retain(|&(_, weight)| weight >= floor);
+    entries.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     let mut sum = 0.0;
-    let count = tokens.iter().take_while(|&&token| {
+    let count = entries.iter().take_while(|&&(_, weight)| {
         let open = sum < share * total;
-        sum += weight(token);
+        sum += weight;
         open
     });
     let count = count.count().max(1);
-    tokens.truncate(count);
-    tokens
-}
-
-/// `ln(sum(exp(logits)))`, in f64 and without overflow; not finite if the logits hold NaN or no finite
-/// value. `log_softmax(x)[i] = x[i] - log_sum_exp(x)`.
-pub fn log_sum_exp(logits: &[f32]) -> f64 {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let largest = f64::from(largest);
-    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - largest).exp()).sum();
-    largest + sum.ln()
+    entries.truncate(count);
 }
 
 /// The random numbers of the leaf at `path`: they depend on nothing else, so the order of leaves in a batch

@@ -1,10 +1,15 @@
 //! Speculative decoding with draft trees.
 
+use std::collections::VecDeque;
+
+use rand::RngExt;
+use rand::rngs::ChaCha8Rng;
+
 use super::sampler::leaf_stream;
 use super::{
     Answer, BranchId, Drafter, Ending, Finish, Sampler, SearchError, SearchMethod, SearchTree,
 };
-use deft_engine::DraftToken;
+use deft_engine::{DraftToken, Select};
 
 /// One answer, of which several tokens may come out of a pass: a drafted tree is run at once and the path
 /// that the sampler would have taken is kept.
@@ -34,18 +39,34 @@ struct Chosen {
     tokens: Vec<u32>,
     log_prob: f64,
     finish: Option<Finish>,
+    rng: ChaCha8Rng,
+    /// Its numbers that are next.
+    ahead: VecDeque<f64>,
+}
+
+impl Chosen {
+    /// The numbers of the next `count` draws.
+    fn look_ahead(&mut self, count: usize) -> &VecDeque<f64> {
+        while self.ahead.len() < count {
+            self.ahead.push_back(self.rng.random());
+        }
+        &self.ahead
+    }
 }
 
 impl SearchMethod for Speculative<'_> {
     fn search(&mut self, tree: &mut SearchTree<'_>) -> Result<Vec<Answer>, SearchError> {
         SearchError::at_least_one("ending.tokens", self.ending.tokens)?;
         self.sampler.check()?;
-        let mut rng = leaf_stream(self.seed, &[0]);
         let (sampler, ending) = (self.sampler, self.ending.clone());
         let (codec, longest, root) = (tree.codec(), tree.longest_answer(), tree.root());
-        let mut chosen = Chosen { tokens: Vec::new(), log_prob: 0.0, finish: None };
-        let mut choose = |chosen: &mut Chosen, row: &super::Row| {
-            let token = sampler.weigh(row.logits()).draw(&mut rng);
+        let rng = leaf_stream(self.seed, &[0]);
+        let mut chosen =
+            Chosen { tokens: Vec::new(), log_prob: 0.0, finish: None, rng, ahead: VecDeque::new() };
+        let choose = |chosen: &mut Chosen, row: &super::Row| {
+            let at = chosen.look_ahead(1)[0];
+            chosen.ahead.pop_front();
+            let token = row.drawn(at).unwrap_or_else(|| sampler.weigh(row).at(at));
             chosen.log_prob += row.log_prob(token);
             if codec.is_end(token) {
                 chosen.finish = Some(Finish::EndToken);
@@ -63,7 +84,9 @@ impl SearchMethod for Speculative<'_> {
         while let Some(token) = next {
             let left = self.ending.tokens.min(longest) - chosen.tokens.len();
             let draft = self.draft(tree, root, token, left)?;
-            next = tree.follow(root, &draft, &mut |row| choose(&mut chosen, row))?;
+            let select = self.select(&draft, &mut chosen, tree.model().vocabulary());
+            next =
+                tree.follow_select(root, &draft, &select, &mut |row| choose(&mut chosen, row))?;
         }
         let answer = self.answer(tree, chosen)?;
         tree.announce(root, &answer);
@@ -72,6 +95,17 @@ impl SearchMethod for Speculative<'_> {
 }
 
 impl Speculative<'_> {
+    /// What is asked of each drafted token: those of one depth are drawn with the same number.
+    fn select(&self, draft: &[DraftToken], chosen: &mut Chosen, vocabulary: usize) -> Vec<Select> {
+        let mut depths = Vec::with_capacity(draft.len());
+        for one in draft {
+            depths.push(one.parent.map_or(0, |parent| depths[parent as usize] + 1));
+        }
+        let deepest = depths.iter().copied().max().unwrap_or(0);
+        let ahead = chosen.look_ahead(deepest + 1);
+        depths.iter().map(|&depth: &usize| self.sampler.select(ahead[depth], vocabulary)).collect()
+    }
+
     /// `token` and what may follow it. Of the `left` tokens that the answer may still get the last is not
     /// run, so one less is drafted in depth.
     fn draft(

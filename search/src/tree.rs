@@ -1,7 +1,6 @@
 //! The tree that a search grows, and its nodes in the model.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::time::Instant;
 
 use deft::NodeKey;
@@ -10,7 +9,7 @@ use super::branch::{Branch, BranchId, Row};
 use super::{
     Answer, Cancel, Event, Limits, Observer, PruneReason, SearchError, Stats, Stop, TextCodec,
 };
-use deft_engine::{Traffic, TreeModel};
+use deft_engine::{Select, Selected, Traffic, TreeModel};
 
 /// A tree below one prompt: its branches, what they hold in the model, and what may still be spent.
 ///
@@ -28,7 +27,6 @@ pub struct SearchTree<'a> {
     next_branch: u64,
     pub(super) stats: Stats,
     pub(super) stop: Option<Stop>,
-    pub(super) logits: Vec<f32>,
     before: Before,
 }
 
@@ -75,21 +73,13 @@ impl<'a> SearchTree<'a> {
             next_branch: 1,
             stats: Stats::default(),
             stop: None,
-            logits,
             before,
         };
         let branch = root_branch;
-        let row = Row::new(&tree.logits).ok_or(SearchError::Logits { branch })?;
+        let row = Row::after(branch, (Select::Logits, Selected::Logits(logits)))?;
         tree.branches.insert(
             branch,
-            Branch {
-                node: root,
-                tokens: Vec::new(),
-                log_prob: 0.0,
-                score: 0.0,
-                held: false,
-                row: Rc::new(row),
-            },
+            Branch { node: root, tokens: Vec::new(), log_prob: 0.0, score: 0.0, held: false, row },
         );
         tree.stats.prompt_tokens = prompt.len() as u64;
         tree.stats.prompt_tokens_saved = tree.model.prefix_stats().tokens_saved - tree.before.saved;

@@ -1,13 +1,17 @@
 //! Sampled continuations, which share a branch for as long as they agree.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use rand::RngExt;
 use rand::rngs::ChaCha8Rng;
 
+use super::branch::join;
 use super::sampler::{Choices, leaf_stream};
 use super::{
     Answer, BranchId, Ending, Finish, Growth, PruneReason, Sampler, Scorer, SearchError, SearchTree,
 };
+use deft_engine::Select;
 
 /// One continuation that is being sampled.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ pub(super) struct Walker {
     finish: Option<Finish>,
     sampler: Sampler,
     rng: ChaCha8Rng,
+    /// The number that its next token is drawn with: known early, so that the model can be asked to draw.
+    at: f64,
     /// Tokens before this one are of earlier walks.
     begin: usize,
     log_prob: f64,
@@ -37,10 +43,12 @@ impl Walker {
         (seed, path): (u64, Vec<u32>),
     ) -> Result<Self, SearchError> {
         let record = tree.branch(branch)?;
+        let mut rng = leaf_stream(seed, &path);
         Ok(Self {
             branch,
             sampler,
-            rng: leaf_stream(seed, &path),
+            at: rng.random(),
+            rng,
             path,
             begin: record.tokens().len(),
             tokens: record.tokens().to_vec(),
@@ -54,12 +62,20 @@ impl Walker {
     fn draw(
         &mut self,
         tree: &SearchTree<'_>,
-        choices: &Choices,
+        choices: &mut BTreeMap<BranchId, (Sampler, Choices)>,
         ending: &Ending,
     ) -> Result<u32, SearchError> {
-        let token = choices.draw(&mut self.rng);
+        let row = tree.branch(self.branch)?.row();
+        let token = row.drawn(self.at).unwrap_or_else(|| {
+            let known = choices.remove(&self.branch).filter(|(of, _)| *of == self.sampler);
+            let (_, weighed) = known.unwrap_or_else(|| (self.sampler, self.sampler.weigh(row)));
+            let token = weighed.at(self.at);
+            choices.insert(self.branch, (self.sampler, weighed));
+            token
+        });
+        self.at = self.rng.random();
         self.log_prob_before = self.log_prob;
-        self.log_prob += tree.branch(self.branch)?.row().log_prob(token);
+        self.log_prob += row.log_prob(token);
         if tree.codec().is_end(token) {
             self.finish = Some(Finish::EndToken);
             return Ok(token);
@@ -85,6 +101,15 @@ impl Walker {
             && self.tokens.len() < tree.longest_answer()
     }
 
+    /// What the model is to be asked once the last token is run.
+    fn select(&self, tree: &SearchTree<'_>) -> Select {
+        match self.sampler.select(self.at, tree.model().vocabulary()) {
+            // Whoever goes on from here draws with other numbers.
+            Select::Draw { .. } if self.finish.is_some() => Select::Logits,
+            select => select,
+        }
+    }
+
     fn score(&self) -> f64 {
         self.log_prob / self.tokens.len().max(1) as f64
     }
@@ -100,6 +125,15 @@ pub(super) struct Walkers<'a> {
     pub(super) scorer: Option<&'a dyn Scorer>,
 }
 
+/// What walkers ask of the tree.
+struct Drawn {
+    growth: Vec<Growth>,
+    /// Of each growth.
+    select: Vec<Select>,
+    /// The growth that each walker needs.
+    targets: Vec<Option<usize>>,
+}
+
 impl Walkers<'_> {
     /// One token more for every walker. Those that are through, in order, with what they have so far.
     ///
@@ -110,7 +144,7 @@ impl Walkers<'_> {
         tree: &mut SearchTree<'_>,
     ) -> Result<Vec<(Walker, Answer)>, SearchError> {
         let before: BTreeSet<BranchId> = self.active.iter().map(|walker| walker.branch).collect();
-        let (growth, targets) = self.draw(tree)?;
+        let Drawn { growth, select, targets } = self.draw(tree)?;
         let mut through = Vec::new();
         let mut going = Vec::new();
         for (walker, target) in std::mem::take(&mut self.active).into_iter().zip(targets) {
@@ -123,7 +157,7 @@ impl Walkers<'_> {
         for &branch in before.difference(&needed) {
             release_idle(tree, branch)?;
         }
-        let grown = tree.advance(&growth)?;
+        let grown = tree.advance_select(&growth, &select)?;
         for (mut walker, target) in going {
             match grown[target] {
                 Some(branch) => walker.branch = branch,
@@ -143,32 +177,33 @@ impl Walkers<'_> {
         Ok(through)
     }
 
-    /// Every walker draws; what that asks of the tree, and which of it each walker needs.
-    fn draw(
-        &mut self,
-        tree: &SearchTree<'_>,
-    ) -> Result<(Vec<Growth>, Vec<Option<usize>>), SearchError> {
-        let mut choices = BTreeMap::<BranchId, (Sampler, Choices)>::new();
+    /// Every walker draws.
+    fn draw(&mut self, tree: &SearchTree<'_>) -> Result<Drawn, SearchError> {
+        let mut choices = BTreeMap::new();
         let mut meeting = BTreeMap::<(BranchId, u32), usize>::new();
-        let mut growth = Vec::<Growth>::new();
-        let mut targets = Vec::new();
+        let mut drawn = Drawn { growth: Vec::new(), select: Vec::new(), targets: Vec::new() };
         for walker in &mut self.active {
-            let (branch, sampler) = (walker.branch, walker.sampler);
-            if choices.get(&branch).is_none_or(|(of, _)| *of != sampler) {
-                let logits = tree.branch(branch)?.row().logits();
-                choices.insert(branch, (sampler, sampler.weigh(logits)));
-            }
-            let token = walker.draw(tree, &choices[&branch].1, &self.ending)?;
+            let branch = walker.branch;
+            let token = walker.draw(tree, &mut choices, &self.ending)?;
             let runs = walker.finish.is_none() || self.run_last && walker.may_go_on(tree);
-            let score = walker.score();
-            targets.push(runs.then(|| {
-                *meeting.entry((branch, token)).or_insert_with(|| {
-                    growth.push(Growth { branch, token, score });
-                    growth.len() - 1
-                })
+            drawn.targets.push(runs.then(|| {
+                let select = walker.select(tree);
+                match meeting.entry((branch, token)) {
+                    Entry::Occupied(met) => {
+                        let met = *met.get();
+                        let both = std::mem::replace(&mut drawn.select[met], Select::Logits);
+                        drawn.select[met] = join(both, select);
+                        met
+                    }
+                    Entry::Vacant(place) => {
+                        drawn.growth.push(Growth { branch, token, score: walker.score() });
+                        drawn.select.push(select);
+                        *place.insert(drawn.growth.len() - 1)
+                    }
+                }
             }));
         }
-        Ok((growth, targets))
+        Ok(drawn)
     }
 
     /// A walker that is through, with its answer; the observer hears of it unless it may go on.

@@ -98,6 +98,16 @@ pub(super) fn time(model: &mut CudaModel, task: &Task, watchdog: &Watchdog) -> R
             model.prune(trunk)?;
             Ok(timing)
         }
+        Work::Search(search, moment) => {
+            watchdog.now(&task.name);
+            let (root, leaves) = moment.build(model)?;
+            let pass = steps(model, &leaves, true, TIMED)?;
+            let without = steps(model, &leaves, false, TIMED_WITHOUT)?;
+            model.prune(root)?;
+            let (step_ms, kv_bytes) = search.time(model, task.prompt_tokens)?;
+            let without_attention_ms = without.pass_ms;
+            Ok(Timing { step_ms, kv_bytes, without_attention_ms, ..pass })
+        }
         Work::Prompt => {
             watchdog.now("a prompt");
             let mut timing = prompts(model, task.prompt_tokens, true)?;

@@ -3,6 +3,7 @@
 mod measure;
 mod real;
 mod report;
+mod searches;
 mod tasks;
 
 use std::path::PathBuf;

@@ -9,6 +9,7 @@ use deft_workloads::{MedusaRun, ReasoningRun};
 
 use deft_tests::recorded;
 
+use super::searches::{SEARCHES, Search};
 use crate::random::Random;
 
 const MEDUSA: &str = include_str!("../../../workloads/medusa.json");
@@ -54,6 +55,8 @@ pub(super) enum Work {
     Steps(Vec<Moment>),
     /// Drafts below a prompt.
     Drafts(Draft),
+    /// A search below a prompt, beside steps of as many leaves.
+    Search(Search, Moment),
     /// The prompt itself.
     Prompt,
 }
@@ -65,8 +68,8 @@ pub(super) struct Task {
     pub(super) work: Work,
 }
 
-/// The paper's tasks at each of its prompt lengths, then one token and drafts at each context, and prompts; a few of
-/// them if `quick`.
+/// The paper's tasks at each of its prompt lengths, then one token and drafts at each context, searches and prompts; a
+/// few of them if `quick`.
 pub(super) fn all(quick: bool) -> Result<Vec<Task>> {
     let (prompts, widths, sizes): (&[u32], &[usize], &[u32]) = match quick {
         true => (&[1000, 20_000], &[50], &[64]),
@@ -92,6 +95,7 @@ pub(super) fn all(quick: bool) -> Result<Vec<Task>> {
         let runs = medusa.iter().filter(|run| [64, 128, 256].contains(&run.size()));
         tasks.extend(runs.map(|run| speculative(run, prompt_tokens)));
     }
+    tasks.extend(SEARCHES.map(searched));
     tasks.extend(PROMPTS.map(|prompt_tokens| Task {
         name: "prompt".to_owned(),
         prompt_tokens,
@@ -104,6 +108,15 @@ pub(super) fn all(quick: bool) -> Result<Vec<Task>> {
 fn one_token(prompt_tokens: u32) -> Task {
     let moment = Moment { parents: vec![None], tokens: vec![prompt_tokens], leaves: vec![0] };
     Task { name: "one-token".to_owned(), prompt_tokens, work: Work::Steps(vec![moment]) }
+}
+
+fn searched(search: Search) -> Task {
+    let prompt_tokens = CONTEXTS[0];
+    let Work::Steps(mut moments) = few_shot(prompt_tokens, search.width()).work else {
+        unreachable!("few-shot tasks are steps");
+    };
+    let work = Work::Search(search, moments.swap_remove(0));
+    Task { name: search.name(), prompt_tokens, work }
 }
 
 fn few_shot(prompt_tokens: u32, width: usize) -> Task {
@@ -240,6 +253,8 @@ impl Task {
                 let tokens = self.prompt_tokens + nodes as u32 + 100 * 8;
                 tokens.div_ceil(PAGE_TOKENS) + 2
             }
+            // Nodes of a search are not filled before it merges them.
+            Work::Search(_, moment) => 4 * moment.pages(),
             Work::Prompt => self.prompt_tokens.div_ceil(PAGE_TOKENS),
         }
     }
@@ -253,7 +268,7 @@ impl Task {
 
     /// Whether it is timed with every grouping.
     pub(super) fn is_grouped(&self) -> bool {
-        !matches!(self.work, Work::Prompt)
+        !matches!(self.work, Work::Prompt | Work::Search(..))
     }
 }
 
@@ -264,7 +279,7 @@ mod tests {
     #[test]
     fn every_task_is_there_at_every_prompt_length() {
         let full = all(false).unwrap();
-        assert_eq!(full.len(), 4 * (3 + 2 + 4) + 5 * 4 + 3);
+        assert_eq!(full.len(), 4 * (3 + 2 + 4) + 5 * 4 + 5 + 3);
         let quick: Vec<String> = all(true).unwrap().into_iter().map(|task| task.name).collect();
         let expected = ["few-shot-50", "sorting", "document", "speculative-64"];
         assert_eq!(quick, [expected, expected].concat());
@@ -324,6 +339,6 @@ mod tests {
         let tasks = all(false).unwrap();
         let count = |model| tasks.iter().filter(|task| task.is_for(model)).count();
         let counts = ["llama3-8b", "qwen3-8b", "smollm2-135m", "codellama-34b"].map(count);
-        assert_eq!(counts, [59, 23, 23, 36]);
+        assert_eq!(counts, [64, 28, 28, 36]);
     }
 }

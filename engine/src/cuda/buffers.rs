@@ -83,15 +83,20 @@ pub(super) struct Buffers {
     pub(super) gated: DeviceBuffer<u16>,
     /// `[logit_rows, vocabulary]`.
     pub(super) logits: DeviceBuffer<f32>,
-    /// `[logit_rows, MAX_RANKED]` at most.
-    pub(super) ids: DeviceBuffer<u32>,
-    /// As `ids`.
-    pub(super) log_probs: DeviceBuffer<f32>,
+    /// Ids and after them their log-probabilities, [`chosen_at`]: of `[logit_rows, MAX_RANKED]` at most.
+    pub(super) chosen: DeviceBuffer<u32>,
+    /// What is asked of rows besides a ranking; made when it is first needed.
+    pub(super) asked: Option<DeviceBuffer<u32>>,
     /// `[logit_rows, HISTORY]`.
     pub(super) history: DeviceBuffer<u32>,
     /// `[context, head_dim / 2]` each.
     pub(super) cos: DeviceBuffer<f32>,
     pub(super) sin: DeviceBuffer<f32>,
+}
+
+/// Where so many ids begin in a buffer, and where their log-probabilities: right after them, so that both are one copy.
+pub(super) fn chosen_at(buffer: &DeviceBuffer<u32>, count: u32) -> (DevicePtr, DevicePtr) {
+    (buffer.pointer(), buffer.pointer().offset(4 * u64::from(count)))
 }
 
 impl Buffers {
@@ -126,12 +131,12 @@ impl Buffers {
                 "logits",
                 of(logit_rows, config.vocabulary),
             )?,
-            ids: DeviceBuffer::uninitialized(device, "ranked ids", of(logit_rows, MAX_RANKED))?,
-            log_probs: DeviceBuffer::uninitialized(
+            chosen: DeviceBuffer::uninitialized(
                 device,
-                "ranked log-probabilities",
-                of(logit_rows, MAX_RANKED),
+                "chosen tokens and their log-probabilities",
+                2 * of(logit_rows, MAX_RANKED),
             )?,
+            asked: None,
             history: DeviceBuffer::uninitialized(device, "chosen tokens", of(logit_rows, HISTORY))?,
             cos: DeviceBuffer::from_slice(device, "rotary cosines", table.cos())?,
             sin: DeviceBuffer::from_slice(device, "rotary sines", table.sin())?,
@@ -145,9 +150,10 @@ impl Buffers {
         let words = self.inputs.host.len()
             + self.pick.len()
             + self.sampling.len()
-            + self.ids.len()
+            + self.chosen.len()
+            + self.asked.as_ref().map_or(0, DeviceBuffer::len)
             + self.history.len();
-        let floats = [&self.x, &self.logits, &self.log_probs, &self.cos, &self.sin];
+        let floats = [&self.x, &self.logits, &self.cos, &self.sin];
         let halves = [&self.normed, &self.qkv, &self.q, &self.attended, &self.gate_up, &self.gated];
         let floats: usize = floats.map(DeviceBuffer::len).iter().sum();
         let halves: usize = halves.map(DeviceBuffer::len).iter().sum();

@@ -5,7 +5,7 @@ use super::ops::{Embed, Feed, ModelOps, RmsNorm, RotateAppend, Sampling, SiluMul
 use deft::cuda::{DeviceBuffer, DevicePtr, DeviceRows, RawStream, Rotary};
 use deft::{DType, KvElement, Step, StepGpu, bf16, f16};
 
-use super::buffers::{Buffers, Input};
+use super::buffers::{Buffers, Input, chosen_at};
 use super::cublas::{Cublas, Product, Sums};
 use super::decode::HISTORY;
 use super::probe::{Observer, Seen, Stage};
@@ -22,6 +22,8 @@ pub(super) enum Tail {
     /// Logits of all rows, of which so many are ranked or drawn by [`Buffers::sampling`]; the first is the token that
     /// is fed to the next pass.
     Choose(u32),
+    /// Logits of all rows, of which so many are ranked; nothing is fed.
+    Ranked(u32),
 }
 
 /// What a pass does: a captured graph serves equal ones.
@@ -241,7 +243,7 @@ impl<'r, 's> Run<'r, 's> {
         let last = config.layers - 1;
         let (picks, rows) = match tail {
             Tail::LogitsOfOne => (Some(&buffers.pick), Rows { count: 1, ..self.rows }),
-            Tail::Logits | Tail::Choose(_) => (None, self.rows),
+            Tail::Logits | Tail::Choose(_) | Tail::Ranked(_) => (None, self.rows),
         };
         let (normed, logits) = (buffers.normed.pointer(), buffers.logits.pointer());
         let shape = [config.vocabulary, config.hidden];
@@ -253,6 +255,10 @@ impl<'r, 's> Run<'r, 's> {
             observer.saw(last, Stage::Logits, rows.floats(&buffers.logits, config.vocabulary))?;
             match tail {
                 Tail::Choose(ranked) => self.choose(ranked),
+                Tail::Ranked(ranked) => {
+                    let ranking = self.rows.ranking(ranked);
+                    Ok(rows.forward.ops.log_softmax_top_k(&ranking, rows.stream)?)
+                }
                 Tail::Logits | Tail::LogitsOfOne => Ok(()),
             }
         }
@@ -264,16 +270,9 @@ impl<'r, 's> Run<'r, 's> {
     /// As [`Run::enqueue`].
     unsafe fn choose(&mut self, ranked: u32) -> Result<(), CudaModelError> {
         let Rows { forward, count, stream } = self.rows;
-        let Forward { weights, ops, buffers, .. } = forward;
+        let Forward { ops, buffers, .. } = forward;
         let inputs = &buffers.inputs;
-        let ranking = TopK {
-            logits: buffers.logits.pointer(),
-            ids: buffers.ids.pointer(),
-            log_probs: buffers.log_probs.pointer(),
-            rows: count,
-            vocab: weights.config().vocabulary,
-            k: ranked,
-        };
+        let ranking = self.rows.ranking(ranked);
         let sampling = Sampling {
             streams: inputs.pointer(Input::Streams),
             steps: inputs.pointer(Input::Positions),
@@ -351,6 +350,14 @@ impl Rows<'_> {
         };
         // SAFETY: as in `enqueue`.
         Ok(unsafe { self.forward.blas.multiply(&product) }?)
+    }
+
+    /// Where the `k` highest of each row's logits go.
+    fn ranking(&self, k: u32) -> TopK {
+        let Buffers { logits, chosen, .. } = &self.forward.buffers;
+        let vocab = self.forward.weights.config().vocabulary;
+        let (ids, log_probs) = chosen_at(chosen, self.count * k);
+        TopK { logits: logits.pointer(), ids, log_probs, rows: self.count, vocab, k }
     }
 
     fn floats<'b>(&self, buffer: &'b DeviceBuffer<f32>, width: u32) -> Seen<'b> {

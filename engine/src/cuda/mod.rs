@@ -42,6 +42,7 @@
 //! | `rows` | how many rows a pass has |
 //! | `options`, `model` | how a model is made; its cache |
 //! | `pass` | a pass as a step of the cache, and its results back |
+//! | `select` | what is asked of a pass, chosen on the device |
 //! | `tree` | the model as a [`TreeModel`](crate::TreeModel) |
 //! | `decode` | steps whose tokens stay on the device |
 //! | `timing` | attention by itself |
@@ -60,6 +61,7 @@ mod options;
 mod pass;
 mod probe;
 mod rows;
+mod select;
 mod timing;
 mod tree;
 mod weights;

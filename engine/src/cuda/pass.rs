@@ -42,11 +42,11 @@ impl CudaModel {
     }
 
     /// `outcome` of a pass over `leaves`; where that failed they lose the token that [`CudaModel::grow`] gave them.
-    pub(super) fn or_shrink(
+    pub(super) fn or_shrink<T>(
         &mut self,
         leaves: &[NodeKey],
-        outcome: Result<(), ModelError>,
-    ) -> Result<(), ModelError> {
+        outcome: Result<T, ModelError>,
+    ) -> Result<T, ModelError> {
         if outcome.is_err() {
             self.cache.shrink(leaves, 1)?;
         }
@@ -78,7 +78,7 @@ impl CudaModel {
     }
 
     /// Rows of the last step or draft.
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.batch.as_ref().map_or(0, Batch::rows)
     }
 
@@ -115,16 +115,19 @@ impl CudaModel {
 
     /// Waits, and writes the last pass's ranking in the order of its nodes: `[nodes, ranked]`.
     pub(super) fn read_ranking(
-        &mut self,
+        &self,
         ranked: u32,
         ids: &mut Vec<u32>,
         log_probs: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
-        let (entries, buffers) = (self.rows() * ranked as usize, &self.forward.buffers);
-        ids.resize(entries, 0);
-        log_probs.resize(entries, 0.0);
-        buffers.ids.read(0, ids, self.stream())?;
-        buffers.log_probs.read(0, log_probs, self.stream())?;
+        // The pass ranked its inert rows too.
+        let (rows, passed) = (self.rows(), bucket(self.rows() as u32) as usize);
+        let [entries, all] = [rows, passed].map(|rows| rows * ranked as usize);
+        let mut words = vec![0; 2 * all];
+        self.forward.buffers.chosen.read(0, &mut words, self.stream())?;
+        *log_probs = words[all..][..entries].iter().copied().map(f32::from_bits).collect();
+        words.truncate(entries);
+        *ids = words;
         Ok(())
     }
 }

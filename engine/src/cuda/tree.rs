@@ -11,6 +11,8 @@ use super::CudaModel;
 use super::forward::{Pass, Run, Tail};
 use super::model::on_gpu;
 use super::probe::{Nobody, Observer};
+use super::select::ranking;
+use crate::select::{self, Select, Selected};
 use crate::{DraftToken, ModelError, Traffic, TreeModel};
 
 const LOGITS: Pass = Pass { tail: Tail::Logits, attention: true };
@@ -78,6 +80,37 @@ impl TreeModel for CudaModel {
             return Err(error);
         }
         Ok(nodes)
+    }
+
+    fn step_select(
+        &mut self,
+        leaves: &[NodeKey],
+        tokens: &[u32],
+        select: &[Select],
+    ) -> Result<Vec<Selected>, ModelError> {
+        self.check_pass(leaves.len(), tokens)?;
+        select::check(select, leaves.len(), self.vocabulary())?;
+        self.grow(leaves)?;
+        let run = self.run(Some(tokens), ranking(select), None);
+        let run = run.and_then(|()| self.answers(select));
+        self.or_shrink(leaves, run)
+    }
+
+    fn verify_select(
+        &mut self,
+        trunk: NodeKey,
+        draft: &[DraftToken],
+        select: &[Select],
+    ) -> Result<(Vec<NodeKey>, Vec<Selected>), ModelError> {
+        select::check(select, draft.len(), self.vocabulary())?;
+        let nodes = self.run_verify(trunk, draft, ranking(select), None)?;
+        match self.answers(select) {
+            Ok(selected) => Ok((nodes, selected)),
+            Err(error) => {
+                self.cache.accept(trunk, &[])?;
+                Err(error)
+            }
+        }
     }
 
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {

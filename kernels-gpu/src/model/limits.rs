@@ -29,5 +29,8 @@ pub const MAX_K: u32 = 64;
 /// Shared memory of the block that ranks a row, in bytes: a partial sum and a key a warp, and the winners' keys.
 pub const TOP_K_SHARED_BYTES: u32 = TOP_K_THREADS / 32 * 16 + MAX_K * 8;
 
+/// Shared memory of the block that picks tokens of a row, in bytes: a partial sum and a sum of weights a warp.
+pub const PICK_SHARED_BYTES: u32 = TOP_K_THREADS / 32 * 12;
+
 /// Blocks of the kernel that fills a buffer, at most; each walks.
 pub const FILL_BLOCKS: u32 = 1056;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::mock::{AsciiCodec, HashModel};
-use super::{Custom, beam, log_softmax, model, prompt, run, run_within, thoughts, with};
+use super::{Custom, beam, log_softmax, model, prompt, run, run_within, samples, thoughts, with};
 use deft_search::sampler::leaf_stream;
 use deft_search::{
     BeamSearch, BestOfN, Candidate, Choice, DiverseBatch, Ending, Finish, Limits, MeanLogProb,
@@ -110,14 +110,7 @@ fn samples_are_those_of_sampling_alone_whatever_else_is_in_the_batch() {
     let sampler = Sampler { temperature: 0.5, top_k: 10, top_p: 0.9 };
     for width in [1, 3, 8] {
         let mut model = model(11).with_bias(|_, logits| logits[0] += 1.0);
-        let mut method = BestOfN {
-            samples: 8,
-            width,
-            sampler,
-            ending: Ending::at(20),
-            seed: 3,
-            choice: Choice::LogProb,
-        };
+        let mut method = BestOfN { width, sampler, seed: 3, ..samples(8, 20) };
         let mut got: Vec<Vec<u32>> =
             run(&mut model, &mut method).unwrap().answers.into_iter().map(|a| a.tokens).collect();
         let mut want: Vec<Vec<u32>> =
@@ -130,14 +123,8 @@ fn samples_are_those_of_sampling_alone_whatever_else_is_in_the_batch() {
 
 #[test]
 fn samples_that_agree_are_run_once() {
-    let method = |n: usize, temperature| BestOfN {
-        samples: n,
-        width: n,
-        sampler: Sampler::at(temperature),
-        ending: Ending::at(30),
-        seed: 1,
-        choice: Choice::LogProb,
-    };
+    let method =
+        |n, temperature| BestOfN { sampler: Sampler::at(temperature), seed: 1, ..samples(n, 30) };
     let mut model = model(2).with_bias(|_, logits| logits[0] = -100.0);
     let one = run(&mut model, &mut method(1, 0.0)).unwrap();
     let ten = run(&mut model, &mut method(10, 0.0)).unwrap();
@@ -181,14 +168,8 @@ fn voter() -> HashModel {
 #[test]
 fn self_consistency_takes_the_answer_most_often_given() {
     let extract = |text: &str| Some(text.trim().to_owned()).filter(|text| text != "3");
-    let mut method = BestOfN {
-        samples: 50,
-        width: 20,
-        sampler: Sampler::at(1.0),
-        ending: Ending::at(5).or_text("\n"),
-        seed: 9,
-        choice: Choice::Majority(&extract),
-    };
+    let (ending, choice) = (Ending::at(5).or_text("\n"), Choice::Majority(&extract));
+    let mut method = BestOfN { width: 20, ending, seed: 9, choice, ..samples(50, 5) };
     let answers = run(&mut voter(), &mut method).unwrap().answers;
     assert_eq!(answers.len(), 50);
     let mut counts = BTreeMap::<&str, usize>::new();
@@ -210,14 +191,8 @@ fn best_of_n_ends_with_the_first_answer_that_is_right() {
         (true, "3") => Verdict::Solved,
         _ => Verdict::Dead,
     };
-    let mut method = BestOfN {
-        samples: 1000,
-        width: 2,
-        sampler: Sampler::at(1.0),
-        ending: Ending::at(5).or_text("\n"),
-        seed: 1,
-        choice: Choice::Scorer(&is_three),
-    };
+    let (ending, choice) = (Ending::at(5).or_text("\n"), Choice::Scorer(&is_three));
+    let mut method = BestOfN { width: 2, ending, seed: 1, choice, ..samples(1000, 5) };
     let outcome = run(&mut voter(), &mut method).unwrap();
     assert_eq!(outcome.answers[0].text, "3");
     assert!(outcome.answers[0].solved && outcome.answers.len() < 100);
@@ -227,14 +202,7 @@ fn best_of_n_ends_with_the_first_answer_that_is_right() {
 #[test]
 fn the_same_seed_gives_the_same_outcome_and_another_another() {
     let with_seed = |seed: u64, model_seed: u64| {
-        let mut best = BestOfN {
-            samples: 6,
-            width: 4,
-            sampler: Sampler::at(1.0),
-            ending: Ending::at(12),
-            seed,
-            choice: Choice::LogProb,
-        };
+        let mut best = BestOfN { width: 4, seed, ..samples(6, 12) };
         let mut tree = TreeOfThoughts { seed, ..thoughts(&MeanLogProb) };
         let methods: [&mut dyn SearchMethod; 2] = [&mut best, &mut tree];
         methods.map(|method| run(&mut model(model_seed), method).unwrap().answers)

@@ -1,8 +1,8 @@
 //! Trees that searches grow: growth, pages, limits, and ending in any way.
 
 use super::mock::AsciiCodec;
-use super::{Custom, assert_empty, model, prompt, run, samples, with};
-use deft_engine::TreeModel;
+use super::{Custom, assert_empty, log_softmax, model, prompt, run, samples, with};
+use deft_engine::{Select, Selected, TreeModel};
 use deft_search::{
     BranchId, Event, Growth, PruneReason, SearchError, SearchMethod, SearchTree, TreeSearch,
 };
@@ -194,6 +194,38 @@ fn when_pages_run_out_the_lowest_scored_leaf_goes_and_the_rest_is_unharmed() {
         assert_eq!(alive, [true, false, true, false, true]);
         assert_eq!(tree.stats().pruned_for_pages, 2);
         assert_paths_are_whole(tree);
+        Ok(())
+    });
+    run(&mut model, &mut method).unwrap();
+}
+
+#[test]
+fn a_branch_says_what_was_asked_for_and_grows_by_nothing_else() {
+    let mut model = model(3);
+    let mut method = Custom(|tree: &mut SearchTree<'_>| {
+        let growth = [1, 2, 3].map(|token| growth_of(tree.root(), token, 0.0));
+        let draw = Select::Draw { temperature: 0.7, at: vec![0.2, 0.9] };
+        let select = [Select::Top { k: 2 }, draw, Select::Of(vec![5])];
+        let error = tree.advance_select(&growth, &select[..2]).unwrap_err().to_string();
+        assert_eq!(error, "select is 2 requests for 3 tokens; it must be a request for each");
+        let grown = tree.advance_select(&growth, &select)?;
+        for (place, (id, select)) in grown.into_iter().flatten().zip(&select).enumerate() {
+            let branch = tree.branch(id)?;
+            let path: Vec<u32> = tree.prompt().iter().chain(branch.tokens()).copied().collect();
+            let logits = self::model(3).logits_after(&path);
+            let Selected::Tokens { ids, log_probs } = select.answer(&logits) else {
+                unreachable!("tokens were asked for");
+            };
+            assert!(branch.row().logits().is_empty());
+            for (&token, log_prob) in ids.iter().zip(log_probs) {
+                assert_eq!(branch.row().log_prob(token), log_prob, "{place}");
+                assert!((log_softmax(&logits)[token as usize] - log_prob).abs() < 1e-12);
+            }
+            let other = (0..97).find(|token| !ids.contains(token)).unwrap();
+            let error = tree.advance(&[growth_of(id, other, 0.0)]).unwrap_err().to_string();
+            assert_eq!(error, format!("token is {other}; it must be one that was asked for"));
+            tree.advance(&[growth_of(id, ids[0], 0.0)])?;
+        }
         Ok(())
     });
     run(&mut model, &mut method).unwrap();

@@ -47,3 +47,40 @@ pub fn with_noise(row: &[f32], temperature: f32, seed: u64, stream: u32, step: u
     });
     scores.collect()
 }
+
+/// Where each entry of a row lies on the way from 0 to 1 that draws walk: the running sums of the softmax of
+/// `row / temperature`.
+#[derive(Debug)]
+pub struct Drawn {
+    running: Vec<f64>,
+    temperature: f64,
+}
+
+impl Drawn {
+    /// Those of `row`.
+    pub fn new(row: &[f32], temperature: f32) -> Self {
+        let temperature = f64::from(temperature);
+        let max = row.iter().copied().map(f64::from).fold(f64::MIN, f64::max);
+        let mut sum = 0.0;
+        let sums = row.iter().map(|x| {
+            sum += ((f64::from(*x) - max) / temperature).exp();
+            sum
+        });
+        let mut running: Vec<f64> = sums.collect();
+        running.iter_mut().for_each(|to| *to /= sum);
+        Self { running, temperature }
+    }
+
+    /// How far from what entry `id` has of the way `at` is, in units of what f32 leaves open; infinite for an entry of no
+    /// probability.
+    pub fn distance(&self, id: usize, at: f64) -> f64 {
+        let before = if id == 0 { 0.0 } else { self.running[id - 1] };
+        let to = self.running.get(id).copied().unwrap_or(before);
+        if to <= before {
+            return f64::INFINITY;
+        }
+        // Logits are rounded before they are divided by the temperature.
+        let unit = 4e-6 * (1.0 / self.temperature).max(1.0);
+        (before - at).max(at - to).max(0.0) / unit
+    }
+}

@@ -9,5 +9,6 @@ mod rank;
 mod real;
 mod rotate;
 mod rows;
+mod select;
 mod stages;
 mod walk;

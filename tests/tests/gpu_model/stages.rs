@@ -9,6 +9,7 @@ use deft_tests::oracle::relative_l2;
 use deft_tests::watchdog::Watchdog;
 
 use super::plain::{Plain, States, is_half, stages};
+use super::select;
 use super::walk::{argmax, tokens, walk};
 
 /// What rounding and the order of sums leave, relative to a row's length.
@@ -96,6 +97,7 @@ fn check_model(gpu: &Gpu, name: &str, config: LlamaConfig, dtype: DType) -> usiz
     let mut wrong = check_stages(&mut model, &weights, &gpu.watchdog);
     wrong += check_walk(&mut model, &weights, &gpu.watchdog);
     wrong += check_decode(&mut model, &gpu.watchdog);
+    wrong += select::check(&mut model, &gpu.watchdog);
     let left = model.forest().pool().live();
     assert_eq!(left, 0, "pages are in use after all trees are gone");
     wrong

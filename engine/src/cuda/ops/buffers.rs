@@ -162,6 +162,39 @@ impl TopK {
     }
 }
 
+/// Device pointers of tokens that rows of logits are asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pick {
+    /// `[_, vocab]` f32.
+    pub logits: DevicePtr,
+    /// `[blocks, 4]` u32: a row, the first of its asks and how many, and the bits of `1 / temperature` as f32, or 0 for
+    /// asks that are tokens.
+    pub rows: DevicePtr,
+    /// u32: a token, or the bits of an f32 from 0 to below 1 that draws one.
+    pub asks: DevicePtr,
+    /// u32, as many as asks, written.
+    pub ids: DevicePtr,
+    /// f32, as many, natural logarithm, written.
+    pub log_probs: DevicePtr,
+    /// Rows that are asked.
+    pub blocks: u32,
+    /// Entries of a row.
+    pub vocab: u32,
+}
+
+impl Pick {
+    pub(super) fn arguments(&self) -> ptx::PickTokens {
+        ptx::PickTokens {
+            logits: self.logits.0,
+            rows: self.rows.0,
+            asks: self.asks.0,
+            ids: self.ids.0,
+            log_probs: self.log_probs.0,
+            vocab: self.vocab,
+        }
+    }
+}
+
 /// How rows are sampled. The noise of an entry is a function of seed, stream, step and entry alone.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sampling {

@@ -12,7 +12,7 @@ use deft::cuda::{CudaCache, CudaDevice, CudaError, Kernel, Launch, RawStream, Ro
 use kernels_gpu::model::limits::FILL_BLOCKS;
 use kernels_gpu::ptx::{self, Arguments as _};
 
-pub use buffers::{Embed, Feed, FillRandom, RmsNorm, RotateAppend, Sampling, SiluMul, TopK};
+pub use buffers::{Embed, Feed, FillRandom, Pick, RmsNorm, RotateAppend, Sampling, SiluMul, TopK};
 
 /// The operations' kernels for one 16-bit type and head dimension, compiled.
 ///
@@ -31,6 +31,7 @@ pub struct ModelOps {
     silu_mul: Kernel,
     log_softmax_top_k: Kernel,
     sample_top_k: Kernel,
+    pick_tokens: Kernel,
     feed: Kernel,
     fill: Kernel,
     fill_f32: Kernel,
@@ -60,6 +61,7 @@ impl ModelOps {
             silu_mul: typed("silu_mul", ptx::SiluMul::BYTES)?,
             log_softmax_top_k: device.kernel("log_softmax_top_k", ptx::LogSoftmaxTopK::BYTES)?,
             sample_top_k: device.kernel("sample_top_k", ptx::SampleTopK::BYTES)?,
+            pick_tokens: device.kernel("pick_tokens", ptx::PickTokens::BYTES)?,
             feed: device.kernel("feed_tokens", ptx::Feed::BYTES)?,
             fill: typed("fill_random", ptx::Fill::BYTES)?,
             fill_f32: device.kernel("fill_random_f32", ptx::Fill::BYTES)?,
@@ -185,6 +187,20 @@ impl ModelOps {
         let arguments = sampling.arguments(top_k);
         // SAFETY: as in `embed`.
         unsafe { self.sample_top_k.launch(blocks(top_k.rows), arguments, stream) }
+    }
+
+    /// Enqueues tokens that rows are asked for: given ones, or draws from the softmax of `logits / temperature`. A number
+    /// `u` draws the first token at which the probabilities of it and all lower ids are more than `u` together.
+    /// Log-probabilities are the model's, of temperature 1; NaN for a row without a softmax.
+    ///
+    /// # Safety
+    /// As [`ModelOps`] says; rows exist, tokens are below `vocab`.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`], [`CudaError::Launch`].
+    pub unsafe fn pick_tokens(&self, pick: &Pick, stream: RawStream) -> Result<(), CudaError> {
+        // SAFETY: as in `embed`.
+        unsafe { self.pick_tokens.launch(blocks(pick.blocks), pick.arguments(), stream) }
     }
 
     /// Enqueues the step to the next input: each row's choice becomes its token, its position is one further.

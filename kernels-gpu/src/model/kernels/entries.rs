@@ -4,11 +4,11 @@
 
 use crate::abi::AppendTarget;
 use crate::model::limits::{
-    NORM_SHARED_BYTES, NORM_THREADS, THREADS, TOP_K_SHARED_BYTES, TOP_K_THREADS,
+    NORM_SHARED_BYTES, NORM_THREADS, PICK_SHARED_BYTES, THREADS, TOP_K_SHARED_BYTES, TOP_K_THREADS,
 };
 use device::{Bf16, Element, F16};
 
-use super::{Feed, Norm, Qkv, Sampling, TopK};
+use super::{Feed, Norm, Pick, Qkv, Sampling, TopK};
 use kernel_macros::kernel;
 
 /// One block of [`rms_norm`](super::rms_norm).
@@ -130,6 +130,25 @@ unsafe fn sample_top_k(
             Sampling { streams, steps, settings },
         )
     }
+}
+
+/// One block of [`pick_tokens`](super::pick_tokens).
+#[kernel(
+    threads = TOP_K_THREADS,
+    shared = PICK_SHARED_BYTES,
+    group = "model"
+)]
+#[inline(always)]
+unsafe fn pick_tokens(
+    logits: *const f32,
+    rows: *const u32,
+    asks: *const u32,
+    ids: *mut u32,
+    log_probs: *mut f32,
+    vocab: u32,
+) {
+    // SAFETY: the caller's.
+    unsafe { super::pick_tokens(Pick { logits, rows, asks, ids, log_probs, vocab }) }
 }
 
 /// One block of [`feed`](super::feed).

@@ -55,10 +55,10 @@ pub unsafe fn sample_top_k(t: TopK, s: Sampling) {
 }
 
 /// Chunks that a thread asks for at a time.
-const BATCH: usize = 4;
+pub(super) const BATCH: usize = 4;
 /// Entries of a chunk.
-const WIDTH: u32 = 4;
-const WARPS: u32 = THREADS / warp::LANES;
+pub(super) const WIDTH: u32 = 4;
+pub(super) const WARPS: u32 = THREADS / warp::LANES;
 const _: () = assert!(WARPS == warp::LANES && THREADS >= MAX_K);
 
 /// Where warps leave things for each other, in shared memory.
@@ -123,22 +123,28 @@ unsafe fn rank<const NOISE: bool>(t: TopK, noise: Noise<NOISE>) {
         let total = warp_merge(Partial { max, sum });
         if index < t.k {
             let id = id_of(scratch.winners.at(index).load());
-            let s2 = global::load_f32(entries.logits.add(id as usize)) * core::f32::consts::LOG2_E;
-            // Not `lse2`, which is for rows that may be empty and takes NaN for that.
-            let log2_prob = s2 - total.max - math::log2(total.sum);
+            let logit = global::load_f32(entries.logits.add(id as usize));
             let to = row * t.k as usize + index as usize;
             global::store_u32(t.ids.add(to), id);
-            global::store_f32(t.log_probs.add(to), log2_prob * core::f32::consts::LN_2);
+            global::store_f32(t.log_probs.add(to), log_prob(logit, total));
         }
     }
 }
 
+/// The logarithm of a logit's part of the softmax `total`.
+#[inline(always)]
+pub(super) fn log_prob(logit: f32, total: Partial) -> f32 {
+    let s2 = logit * core::f32::consts::LOG2_E;
+    // Not `lse2`, which is for rows that may be empty and takes NaN for that.
+    (s2 - total.max - math::log2(total.sum)) * core::f32::consts::LN_2
+}
+
 /// A row, and the order of its entries.
 #[derive(Clone, Copy)]
-struct Entries<const NOISE: bool> {
-    logits: *const f32,
-    vocab: u32,
-    noise: Noise<NOISE>,
+pub(super) struct Entries<const NOISE: bool> {
+    pub(super) logits: *const f32,
+    pub(super) vocab: u32,
+    pub(super) noise: Noise<NOISE>,
 }
 
 impl<const NOISE: bool> Entries<NOISE> {
@@ -203,7 +209,7 @@ impl<const NOISE: bool> Entries<NOISE> {
     /// # Safety
     /// The row is valid.
     #[inline(always)]
-    unsafe fn load(&self, chunk: u32) -> [f32; WIDTH as usize] {
+    pub(super) unsafe fn load(&self, chunk: u32) -> [f32; WIDTH as usize] {
         let first = chunk * WIDTH;
         // SAFETY: entries below `vocab`; rows of whole chunks begin on multiples of 16 bytes.
         unsafe {
@@ -250,7 +256,7 @@ fn larger(a: u64, b: u64) -> u64 {
 
 /// What a batch of logits adds to the softmax; a sum of NaN for one that softmax is not defined for.
 #[inline(always)]
-fn partial_of(batch: &[[f32; WIDTH as usize]; BATCH]) -> Partial {
+pub(super) fn partial_of(batch: &[[f32; WIDTH as usize]; BATCH]) -> Partial {
     let s2 = batch.map(|x| x.map(|x| x * core::f32::consts::LOG2_E));
     let mut max = f32::NEG_INFINITY;
     for value in s2.as_flattened() {
@@ -283,7 +289,7 @@ unsafe fn warp_max(mut key: u64) -> u64 {
 /// # Safety
 /// The warp is whole.
 #[inline(always)]
-unsafe fn warp_merge(mut partial: Partial) -> Partial {
+pub(super) unsafe fn warp_merge(mut partial: Partial) -> Partial {
     for step in [16, 8, 4, 2, 1] {
         // SAFETY: the caller's.
         let other = unsafe {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use deft::tree::TokenForest;
 use deft::{Grouping, NodeKey, PrefixStats};
-use deft_engine::{CpuModel, DraftToken, ModelError, Traffic, TreeModel};
+use deft_engine::{CpuModel, DraftToken, ModelError, Select, Selected, Traffic, TreeModel};
 
 /// Of so many passes one is measured.
 const EVERY: u64 = 2;
@@ -136,6 +136,28 @@ impl TreeModel for Measured<'_> {
         let nodes = self.model.verify(trunk, draft, logits)?;
         self.measure(&nodes)?;
         Ok(nodes)
+    }
+
+    fn step_select(
+        &mut self,
+        leaves: &[NodeKey],
+        tokens: &[u32],
+        select: &[Select],
+    ) -> Result<Vec<Selected>, ModelError> {
+        let selected = self.model.step_select(leaves, tokens, select)?;
+        self.measure(leaves)?;
+        Ok(selected)
+    }
+
+    fn verify_select(
+        &mut self,
+        trunk: NodeKey,
+        draft: &[DraftToken],
+        select: &[Select],
+    ) -> Result<(Vec<NodeKey>, Vec<Selected>), ModelError> {
+        let (nodes, selected) = self.model.verify_select(trunk, draft, select)?;
+        self.measure(&nodes)?;
+        Ok((nodes, selected))
     }
 
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {

@@ -22,6 +22,7 @@ mod mock;
 
 use mock::{AsciiCodec, HashModel, HashModelConfig};
 
+const BEAM: &str = "--task digit-sort --search beam";
 const METHODS: [&str; 5] = ["tot", "beam", "best-of-n", "few-shot", "speculative"];
 
 /// Its attention takes a millisecond a leaf with shared prefixes, and two without.
@@ -50,23 +51,33 @@ fn model() -> HashModel {
     HashModel::new(HashModelConfig::default()).unwrap()
 }
 
-/// Runs the search that `words` ask for; what it printed, and what it found.
-fn searched(words: &str) -> (String, Found) {
+/// Runs the search that `words` ask for; what it found, and the bytes that it read.
+fn ended(
+    words: &str,
+    out: &mut dyn std::io::Write,
+    cancel: Cancel,
+) -> (anyhow::Result<Found>, u64) {
     let args = args(words);
     let question = Question::new(&args);
     let mut model = model();
-    let mut printed = Vec::new();
     let search = Search {
         model: &mut model,
         codec: &AsciiCodec,
         prompt: &AsciiCodec.encode(&question.text()),
         question: &question,
         args: &args,
-        cancel: Cancel::new(),
+        cancel,
     };
-    let found = search.run(&mut printed, None).unwrap();
+    let found = search.run(out, None);
     assert_eq!(model.forest().node_count(), 0, "a search frees its nodes");
-    (String::from_utf8(printed).unwrap(), found)
+    (found, model.traffic().read)
+}
+
+/// What such a search printed, and what it found.
+fn searched(words: &str) -> (String, Found) {
+    let mut printed = Vec::new();
+    let (found, _) = ended(words, &mut printed, Cancel::new());
+    (String::from_utf8(printed).unwrap(), found.unwrap())
 }
 
 fn report(words: &str, found: &Found) -> Report {
@@ -270,27 +281,11 @@ impl std::io::Write for ClosedPipe {
     }
 }
 
-fn ended(out: &mut dyn std::io::Write, cancel: Cancel) -> (anyhow::Result<Found>, u64) {
-    let args = args("--task digit-sort --search beam");
-    let question = Question::new(&args);
-    let mut model = model();
-    let search = Search {
-        model: &mut model,
-        codec: &AsciiCodec,
-        prompt: &AsciiCodec.encode(&question.text()),
-        question: &question,
-        args: &args,
-        cancel,
-    };
-    let found = search.run(out, None);
-    (found, model.traffic().read)
-}
-
 #[test]
 fn a_closed_pipe_ends_the_search_at_once() {
-    let (whole, all) = ended(&mut Vec::new(), Cancel::new());
+    let (whole, all) = ended(BEAM, &mut Vec::new(), Cancel::new());
     assert_eq!(whole.unwrap().outcome.stop, Stop::Finished);
-    let (failed, read) = ended(&mut ClosedPipe(2), Cancel::new());
+    let (failed, read) = ended(BEAM, &mut ClosedPipe(2), Cancel::new());
     let error = failed.err().expect("the third line was not written");
     assert!(crate::is_closed_pipe(&error), "{error:#}");
     assert!(read < all / 2, "{read} bytes read of {all}");
@@ -300,11 +295,11 @@ fn a_closed_pipe_ends_the_search_at_once() {
 fn a_cancelled_search_is_reported_as_such() {
     let cancel = Cancel::new();
     cancel.cancel();
-    let (found, _) = ended(&mut Vec::new(), cancel);
+    let (found, _) = ended(BEAM, &mut Vec::new(), cancel);
     let found = found.unwrap();
     assert!(found.greedy.is_none(), "nor is anything else run");
     let mut json = Vec::new();
-    write_json(&report("--task digit-sort --search beam", &found), &mut json).unwrap();
+    write_json(&report(BEAM, &found), &mut json).unwrap();
     let json = String::from_utf8(json).unwrap();
     assert!(json.contains("\"stop\": \"cancelled\""), "{json}");
 }
