@@ -34,8 +34,8 @@ impl InPlace {
     /// Compiles the kernels for query heads, KV heads and a head dimension of 64 or 128.
     ///
     /// # Errors
-    /// [`CudaError::Argument`] for query heads that are no positive multiple of the KV heads and for other head dimensions, [`CudaError::Shape`],
-    /// [`CudaError::DType`] for f32, those of [`CudaDevice::kernel`], [`CudaError::OutOfMemory`].
+    /// [`CudaError::Argument`] for query heads that are no positive multiple of the KV heads, and for other head dimensions;
+    /// [`CudaError::Shape`], [`CudaError::DType`] for f32, those of [`CudaDevice::kernel`], [`CudaError::OutOfMemory`].
     pub fn new(
         device: &CudaDevice,
         [q_heads, kv_heads, head_dim]: [u32; 3],
