@@ -11,6 +11,7 @@ mod draw;
 mod engine;
 mod fit;
 mod gpu;
+mod in_place;
 mod paper;
 mod peers;
 mod planning;
@@ -50,6 +51,7 @@ struct Cli {
 enum Command {
     Trees(trees::Args),
     Paper(paper::Args),
+    InPlace(in_place::Args),
     Scaling(scaling::Args),
     Plan(planning::Args),
     Prefill(prefill::Args),
@@ -179,6 +181,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Trees(args) => trees::run(&args),
         Command::Paper(args) => paper::run(&args),
+        Command::InPlace(args) => in_place::run(&args),
         Command::Scaling(args) => scaling::run(&args),
         Command::Plan(args) => planning::run(&args),
         Command::Prefill(args) => prefill::run(&args),

@@ -39,7 +39,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "187b909d533fb418703064c16d9bc204bd72ebcdc5c349eb4b6c02ac480ba46a",
+        sha256: "ce483e29985246c3cdcba782969e211b12f37379f1626806b4a282fd03671ba9",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
@@ -49,7 +49,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "df885f6641737ae9cc2eaddf84b17bf70ea0555cb3a859909254e0c7501583bd",
+        sha256: "1179768d068b094d4e1cba54c9e0f061172b69e00ba8ed4b09e3fef23e677094",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
@@ -59,8 +59,28 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "1dcb1bf0c955323b69cbb8668e95c82f4823a75598272c52c97282c1499a438d",
+        sha256: "a441a74aa45103b52ae5f706fecaa7747bf49de1d71ea641af79d07cdadf6906",
         ptx: include_str!("sm_80/attend_d64.ptx"),
+    },
+    Image {
+        arch: "sm_80",
+        group: "attend_in_place_d128",
+        entries: &[
+            Entry { name: "attend_in_place_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_in_place_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "d7eca7d485c0e122edb074b3ac48422a3075501fd3b64086575d6e266c6dcc3e",
+        ptx: include_str!("sm_80/attend_in_place_d128.ptx"),
+    },
+    Image {
+        arch: "sm_80",
+        group: "attend_in_place_d64",
+        entries: &[
+            Entry { name: "attend_in_place_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_in_place_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "60504ce94bfc3876f5fbe7fff0e6266a655dc1fa2dec7c06b1e38e930d99d949",
+        ptx: include_str!("sm_80/attend_in_place_d64.ptx"),
     },
     Image {
         arch: "sm_80",
@@ -204,6 +224,26 @@ pub const IMAGES: &[Image] = &[
         ],
         sha256: "051723ca681bfc36f7ba4f2f99d6b34e50c675f5e6f3f669ec40a7779cb80864",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "attend_in_place_d128",
+        entries: &[
+            Entry { name: "attend_in_place_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_in_place_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "8b0ebe99ca58ee3458ccee07243248cf2417e6a3b837384aa4fce92f02d21c86",
+        ptx: include_str!("sm_90a/attend_in_place_d128.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "attend_in_place_d64",
+        entries: &[
+            Entry { name: "attend_in_place_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_in_place_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "48973a983c6495ba582f66f3379282b7ad6256c62f9f0832fc812266c1d78f1e",
+        ptx: include_str!("sm_90a/attend_in_place_d64.ptx"),
     },
     Image {
         arch: "sm_90a",
@@ -398,6 +438,34 @@ AttendCoded {
     half_bytes: u32 = "`u32`",
     per_slab: u32 = "`u32`",
     detail: u32 = "`u32`",
+} }
+
+arguments! { "Arguments of `attend_in_place_bf16_d128`, `attend_in_place_bf16_d64`, `attend_in_place_f16_d128`, `attend_in_place_f16_d64`."
+AttendInPlace {
+    q: u64 = "`*const u16`",
+    k: u64 = "`*const u16`",
+    v: u64 = "`*const u16`",
+    table: u64 = "`*const u32`",
+    programs: u64 = "`*const u32`",
+    masks: u64 = "`*const u64`",
+    lengths: u64 = "`*const u32`",
+    out: u64 = "`*mut u16`",
+    lse: u64 = "`*mut f32`",
+    partial_o: u64 = "`*mut f32`",
+    partial_lse: u64 = "`*mut f32`",
+    stride: u32 = "`u32`",
+    kv_heads: u32 = "`u32`",
+    group: u32 = "`u32`",
+    partial_slots: u32 = "`u32`",
+    scale_log2: f32 = "`f32`",
+    soft_cap: f32 = "`f32`",
+    k_block: u32 = "`u32`",
+    k_token: u32 = "`u32`",
+    k_head: u32 = "`u32`",
+    v_block: u32 = "`u32`",
+    v_token: u32 = "`u32`",
+    v_head: u32 = "`u32`",
+    shift: u32 = "`u32`",
 } }
 
 arguments! { "Arguments of `copy_d128`, `copy_d256`, `copy_d64`."

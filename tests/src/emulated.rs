@@ -3,6 +3,8 @@
 mod attend;
 mod cache;
 
+pub use attend::attend_in_place;
+
 use deft::KvFormat;
 use deft::attention::staged::PageMemory;
 use deft::attention::{

@@ -8,10 +8,12 @@ use std::fmt;
 use std::io::Write;
 
 use bytemuck::Pod;
-use deft::attention::AttentionParams;
-use deft::cache::DType;
-use deft::cuda::{Arch, CudaBackend, CudaDevice, CudaError, DeviceBuffer, Stream};
-use deft::plan::HeadShape;
+use deft::attention::{AttentionParams, BackendError, PagedAttend, PagedTensor};
+use deft::cache::{DType, Elements, KvElement};
+use deft::cuda::{
+    Arch, CudaBackend, CudaDevice, CudaError, DeviceBuffer, DeviceRows, InPlace, Stream,
+};
+use deft::plan::{HeadShape, PagedPlan};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
@@ -112,6 +114,54 @@ impl Gpu {
         let mut data = vec![T::zeroed(); buffer.len()];
         buffer.read(0, &mut data, &self.stream).unwrap();
         data
+    }
+}
+
+impl Gpu {
+    /// Attention in place over copies of a call's K, V and queries on the device, into its outputs.
+    ///
+    /// # Panics
+    /// If a kernel failed.
+    pub fn attend_in_place<T: KvElement>(
+        &self,
+        in_place: &mut InPlace,
+        plan: &PagedPlan,
+        call: PagedAttend<'_>,
+    ) -> Result<(), BackendError> {
+        let copy = |elements: Elements<'_>| {
+            self.upload::<u16>(bytemuck::cast_slice(
+                elements.bytes().expect("rows are on the host"),
+            ))
+        };
+        let [k, v, q] = [call.k.elements, call.v.elements, call.q].map(copy);
+        let out = self.unwritten::<u16>(call.out.len());
+        let lse = call.lse.as_ref().map(|lse| self.unwritten::<f32>(lse.len()));
+        // SAFETY: the buffers are on the device, and outlive the wait below.
+        let rows = |buffer: &DeviceBuffer<u16>| unsafe {
+            DeviceRows::<T>::new(buffer.pointer(), buffer.len(), self.stream.raw())
+        };
+        let lse_rows = lse.as_ref().map(|lse| {
+            // SAFETY: as above.
+            let rows =
+                unsafe { DeviceRows::<f32>::new(lse.pointer(), lse.len(), self.stream.raw()) };
+            rows.elements_mut()
+        });
+        let on_device = PagedAttend {
+            k: PagedTensor { elements: rows(&k).elements(), ..call.k },
+            v: PagedTensor { elements: rows(&v).elements(), ..call.v },
+            q: rows(&q).elements(),
+            out: rows(&out).elements_mut(),
+            lse: lse_rows,
+            ..call
+        };
+        let result = in_place.attend(plan, on_device);
+        let bytes = call.out.into_bytes().expect("rows are on the host");
+        bytes.copy_from_slice(bytemuck::cast_slice(&self.download(&out)));
+        if let (Some(to), Some(lse)) = (call.lse, lse) {
+            let to = to.into_typed::<f32>().expect("an LSE is f32 on the host");
+            to.copy_from_slice(&self.download(&lse));
+        }
+        result
     }
 }
 

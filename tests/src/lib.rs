@@ -3,6 +3,7 @@
 pub mod coded;
 pub mod coverage;
 pub mod emulated;
+pub mod foreign;
 pub mod forests;
 pub mod fuzz;
 #[cfg(feature = "cuda")]

@@ -27,8 +27,10 @@ pub enum BackendError {
         /// The argument's name.
         argument: &'static str,
     },
-    /// Rows in the host's memory came to a step that is captured as a CUDA graph.
-    #[error("{argument} is in the host's memory; rows of a captured step are on the GPU")]
+    /// Rows in the host's memory came to a step that is captured as a CUDA graph, or to attention in place on a GPU.
+    #[error(
+        "{argument} is in the host's memory; rows of a captured step, and of attention in place, are on the GPU"
+    )]
     NotOnDevice {
         /// The argument's name.
         argument: &'static str,

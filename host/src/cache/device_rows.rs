@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::{DType, KvElement};
+use super::{DType, Elements, ElementsMut, KvElement};
 
 /// An address in device memory (`CUdeviceptr`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -65,6 +65,16 @@ impl<T: KvElement> DeviceRows<T> {
     pub const unsafe fn new(pointer: DevicePtr, len: usize, stream: RawStream) -> Self {
         let dtype = T::DTYPE;
         Self { elements: DeviceElements { dtype, pointer, len, stream }, of: PhantomData }
+    }
+
+    /// The rows to be read, as backends take them.
+    pub const fn elements(self) -> Elements<'static> {
+        Elements::Device(self.elements)
+    }
+
+    /// The rows to be written.
+    pub const fn elements_mut(self) -> ElementsMut<'static> {
+        ElementsMut::Device(self.elements)
     }
 
     pub(crate) const fn erased(self) -> DeviceElements {

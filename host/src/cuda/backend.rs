@@ -26,6 +26,7 @@ use crate::plan::{Grouping, Plan, PlanConfig, shares_for};
 use kernels_gpu::abi::{AppendTarget, TokenMove};
 
 pub(crate) use self::graph::{RecordedStep, Seen, StepCall};
+pub(super) use self::mirror::aligned;
 
 /// Room for plans that grow: a plan that outgrows its room takes this many times what it needs.
 const PLAN_HEADROOM: u32 = 2;

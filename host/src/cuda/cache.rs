@@ -243,13 +243,7 @@ impl CudaCache {
 
     /// How to plan for this cache: as many shares as fill the device, items that the kernels have room for.
     pub fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
-        let shape = &self.shape;
-        let shares = shares_for(self.device.multiprocessors(), shape.kv_heads);
-        let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, shares);
-        config.max_rows = max_rows(shape.head_dim);
-        config.element_bytes = shape.dtype.bytes() as u32;
-        config.cost = CostModel::of_gpu(self.device.name());
-        config
+        plan_config(&self.device, &self.shape, grouping, group_size)
     }
 
     /// Room on the device for plans within `capacity` whose queries have `group_size` heads a KV head.
@@ -342,4 +336,19 @@ impl CudaCache {
         self.shape.check_layer(layer)?;
         Ok(self.pool.at(layer as usize * self.shape.plane_elements() as usize))
     }
+}
+
+/// How to plan for a cache of `shape` on `device`.
+pub(super) fn plan_config(
+    device: &CudaDevice,
+    shape: &CacheShape,
+    grouping: Grouping,
+    group_size: u32,
+) -> PlanConfig {
+    let shares = shares_for(device.multiprocessors(), shape.kv_heads);
+    let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, shares);
+    config.max_rows = max_rows(shape.head_dim);
+    config.element_bytes = shape.dtype.bytes() as u32;
+    config.cost = CostModel::of_gpu(device.name());
+    config
 }

@@ -73,6 +73,51 @@ impl Reader {
     }
 }
 
+/// Where a foreign cache is, as the kernel takes it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ForeignPointers {
+    pub(super) k: DevicePtr,
+    pub(super) v: DevicePtr,
+    /// Ids of blocks, `64 >> shift` a page.
+    pub(super) table: DevicePtr,
+    /// Of K and V, from one block, token and KV head to the next, in pieces of eight elements.
+    pub(super) strides: [[u32; 3]; 2],
+    pub(super) shift: u32,
+}
+
+impl ForeignPointers {
+    /// The arguments of a launch that is otherwise as the one of native pages.
+    fn arguments(&self, native: ptx::Attend) -> ptx::AttendInPlace {
+        let [[k_block, k_token, k_head], [v_block, v_token, v_head]] = self.strides;
+        ptx::AttendInPlace {
+            q: native.q,
+            k: self.k.0,
+            v: self.v.0,
+            table: self.table.0,
+            programs: native.programs,
+            masks: native.masks,
+            lengths: native.lengths,
+            out: native.out,
+            lse: native.lse,
+            partial_o: native.partial_o,
+            partial_lse: native.partial_lse,
+            stride: native.stride,
+            kv_heads: native.kv_heads,
+            group: native.group,
+            partial_slots: native.partial_slots,
+            scale_log2: native.scale_log2,
+            soft_cap: native.soft_cap,
+            k_block,
+            k_token,
+            k_head,
+            v_block,
+            v_token,
+            v_head,
+            shift: self.shift,
+        }
+    }
+}
+
 /// The kernels of one shape, compiled.
 #[derive(Clone, Debug)]
 pub(super) struct AttentionKernels {
@@ -89,6 +134,15 @@ impl AttentionKernels {
             attend: device.kernel(&format!("attend_{dtype}_d{head_dim}"), ptx::Attend::BYTES)?,
             merge: device.kernel(&format!("merge_{dtype}_d{head_dim}"), ptx::Merge::BYTES)?,
         })
+    }
+
+    /// Those that read K and V where another engine keeps them.
+    pub(super) fn in_place(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
+        let name = format!("attend_in_place_{}_d{}", shape.dtype, shape.head_dim);
+        let attend = device.kernel(&name, ptx::AttendInPlace::BYTES)?;
+        let name = format!("merge_{}_d{}", shape.dtype, shape.head_dim);
+        let merge = device.kernel(&name, ptx::Merge::BYTES)?;
+        Ok(Self { kv_heads: shape.kv_heads, attend, merge })
     }
 
     /// The kernels, to be asked for their resources.
@@ -109,9 +163,53 @@ impl AttentionKernels {
         params: &AttentionParams,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let (at, images) = (pointers, &plan.images);
+        let (images, arguments) = (&plan.images, self.arguments(plan, pointers, params));
         let capacity = images.capacity();
-        let arguments = ptx::Attend {
+        let grid = [capacity.shares, self.kv_heads, 1];
+        let launch = Launch { grid, overlaps_predecessor: false };
+        // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the caller
+        // vouches for the memory and the stream, the plan for its buffers.
+        unsafe { self.attend.launch(launch, arguments, stream) }?;
+        for (reader, of) in plan.readers.iter().zip(1..) {
+            // Blocks without items of one format make room for those of the next, which end after them.
+            let launch = Launch { grid, overlaps_predecessor: true };
+            let programs = images.words.at(of * capacity.words_of_one());
+            let arguments = reader.arguments(ptx::Attend { programs: programs.0, ..arguments });
+            // SAFETY: as above; the room has programs for each of its formats.
+            unsafe { reader.kernel.launch(launch, arguments, stream) }?;
+        }
+        Ok(())
+    }
+
+    /// Enqueues attention over the plan's native pages, which are blocks of a foreign cache.
+    ///
+    /// # Safety
+    /// As [`Self::attend`]; the kernels are those of [`Self::in_place`], and rows begin at multiples of 16 bytes.
+    pub(super) unsafe fn attend_in_place(
+        &self,
+        plan: &CudaPlan,
+        foreign: &ForeignPointers,
+        pointers: &AttendPointers,
+        params: &AttentionParams,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let arguments = foreign.arguments(self.arguments(plan, pointers, params));
+        let grid = [plan.images.capacity().shares, self.kv_heads, 1];
+        let launch = Launch { grid, overlaps_predecessor: false };
+        // SAFETY: as in `attend`.
+        unsafe { self.attend.launch(launch, arguments, stream) }
+    }
+
+    /// The arguments of the launch for native pages.
+    fn arguments(
+        &self,
+        plan: &CudaPlan,
+        at: &AttendPointers,
+        params: &AttentionParams,
+    ) -> ptx::Attend {
+        let images = &plan.images;
+        let capacity = images.capacity();
+        ptx::Attend {
             q: at.q.0,
             pool: at.pool.0,
             programs: images.words.pointer().0,
@@ -127,21 +225,7 @@ impl AttentionKernels {
             partial_slots: capacity.partial_slots,
             scale_log2: params.scale * std::f32::consts::LOG2_E,
             soft_cap: params.soft_cap.unwrap_or(0.0),
-        };
-        let grid = [capacity.shares, self.kv_heads, 1];
-        let launch = Launch { grid, overlaps_predecessor: false };
-        // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the caller
-        // vouches for the memory and the stream, the plan for its buffers.
-        unsafe { self.attend.launch(launch, arguments, stream) }?;
-        for (reader, of) in plan.readers.iter().zip(1..) {
-            // Blocks without items of one format make room for those of the next, which end after them.
-            let launch = Launch { grid, overlaps_predecessor: true };
-            let programs = images.words.at(of * capacity.words_of_one());
-            let arguments = reader.arguments(ptx::Attend { programs: programs.0, ..arguments });
-            // SAFETY: as above; the room has programs for each of its formats.
-            unsafe { reader.kernel.launch(launch, arguments, stream) }?;
         }
-        Ok(())
     }
 
     /// Enqueues the merge of what [`Self::attend`] left, if the plan may leave anything.

@@ -16,6 +16,7 @@
 //! | `paged` | the kernels between this cache and other engines' |
 //! | `cache` | pages and counters, and attention over them, by device pointers |
 //! | `backend` | the same for slices of the host |
+//! | `in_place` | attention over other engines' caches where they are |
 //! | `cust` (feature `cust`) | rust-cuda's contexts, streams and buffers as ours |
 //!
 //! A program built with this module starts without a driver too; then opening a device is
@@ -32,6 +33,7 @@ mod device;
 mod device_plan;
 mod error;
 mod images;
+mod in_place;
 mod kernels;
 mod launch;
 mod memory;
@@ -52,6 +54,7 @@ pub use capacity::PlanCapacity;
 pub use device::CudaDevice;
 pub use device_plan::CudaPlan;
 pub use error::CudaError;
+pub use in_place::InPlace;
 pub use kernels_gpu::Arch;
 /// A kernel's arguments in its own order, as the `#[kernel]` macro makes them.
 pub use kernels_gpu::ptx::Arguments;

@@ -9,4 +9,6 @@ mod kernels;
 pub mod tile;
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
-pub use kernels::{Attend, Coded, Format, Fp8, Merge, Native, ampere, hopper, merge};
+pub use kernels::{
+    Attend, Cache, Coded, Foreign, Format, Fp8, Merge, Native, Pool, ampere, hopper, merge,
+};

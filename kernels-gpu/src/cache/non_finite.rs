@@ -9,7 +9,7 @@ use super::Chunk;
 use device::{Element, math};
 
 /// NaN in both element types.
-const NAN: Chunk = [0x7fff_7fff; 4];
+pub(crate) const NAN: Chunk = [0x7fff_7fff; 4];
 
 /// What is kept of K where V is `v`.
 #[inline(always)]
@@ -25,7 +25,7 @@ pub(crate) fn kept_value<E: Element>(v: Chunk) -> Chunk {
 
 /// Whether some bit of every element's exponent is not set.
 #[inline(always)]
-fn is_finite<E: Element>(chunk: Chunk) -> bool {
+pub(crate) fn is_finite<E: Element>(chunk: Chunk) -> bool {
     let exponents = math::pack::<E>(f32::INFINITY, f32::INFINITY);
     let mut finite = true;
     for word in chunk {

@@ -1,34 +1,127 @@
 //! Attention and merge, a launch each.
 
 use deft::KvFormat;
-use deft::attention::Attend;
-use deft::cache::DType;
-use device::emulator::{Memory, Report};
+use deft::attention::{Attend, AttentionParams, PagedAttend, check_paged_attend};
+use deft::cache::{CacheShape, DType, ElementsMut};
+use deft::plan::{PagedPlan, Plan};
+use device::emulator::{Launch, Memory, Report};
 use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
 use kernels_gpu::Arch;
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
-use kernels_gpu::attention::{self as kernels, Coded, Format, Fp8, Merge, Native, tile};
+use kernels_gpu::attention::{
+    self as kernels, Coded, Foreign, Format, Fp8, Merge, Native, Pool, tile,
+};
 
 use super::{Emulated, words, words_mut};
 
+/// What all of a call's launches have in common.
+struct Call<'a> {
+    arch: Arch,
+    seed: u64,
+    shape: CacheShape,
+    plan: &'a Plan,
+    lengths: &'a [u32],
+    kv: Kv<'a>,
+    q: &'a [u16],
+    out: &'a mut [u16],
+    lse: Option<&'a mut [f32]>,
+    params: AttentionParams,
+}
+
+/// Where K and V are.
+#[derive(Clone, Copy)]
+enum Kv<'a> {
+    Pool(&'a [u16]),
+    Foreign { kv: [&'a [u16]; 2], ids: &'a [u32], strides: [[u32; 3]; 2], shift: u32 },
+}
+
+/// Attention in place under the schedule of `seed`.
+///
+/// # Panics
+/// If the call is one that they do not take.
+///
+/// # Errors
+/// What the emulator found.
+pub fn attend_in_place(
+    seed: u64,
+    plan: &PagedPlan,
+    call: PagedAttend<'_>,
+) -> Result<(), Box<Report>> {
+    check_paged_attend(plan, &call).unwrap();
+    let PagedAttend { kv_heads, head_dim, params, .. } = call;
+    let dtype = match call.k.elements {
+        deft::cache::Elements::Bf16(_) => DType::Bf16,
+        _ => DType::F16,
+    };
+    let pieces = |stride: usize| {
+        assert!(stride.is_multiple_of(8), "rows are read 16 bytes at a time");
+        (stride / 8) as u32
+    };
+    let kv = Kv::Foreign {
+        kv: [words(call.k.elements), words(call.v.elements)],
+        ids: bytemuck::cast_slice(plan.ids()),
+        strides: [call.k.strides, call.v.strides].map(|strides| strides.map(pieces)),
+        shift: plan.page_size().trailing_zeros(),
+    };
+    Call {
+        arch: Arch::Sm80,
+        seed,
+        shape: CacheShape { layers: 1, kv_heads, head_dim, dtype, pages: 1 },
+        plan: plan.plan(),
+        lengths: plan.lengths(),
+        kv,
+        q: words(call.q),
+        out: words_mut(call.out),
+        lse: call.lse.map(floats),
+        params,
+    }
+    .run()
+}
+
+fn floats<'a>(lse: ElementsMut<'a>) -> &'a mut [f32] {
+    lse.into_typed().expect("an LSE is f32")
+}
+
 impl Emulated {
     pub(super) fn attend_any(&self, call: Attend<'_>) -> Result<(), Box<Report>> {
+        Call {
+            arch: self.arch,
+            seed: self.seed,
+            shape: self.shape,
+            plan: call.plan,
+            lengths: call.counters.lengths,
+            kv: Kv::Pool(&self.pool[self.plane(call.layer)]),
+            q: words(call.q),
+            out: words_mut(call.out),
+            lse: call.lse.map(floats),
+            params: call.params,
+        }
+        .run()
+    }
+}
+
+impl Call<'_> {
+    fn run(self) -> Result<(), Box<Report>> {
         match self.shape.dtype {
-            DType::Bf16 => self.attend_e::<Bf16>(call),
-            _ => self.attend_e::<F16>(call),
+            DType::Bf16 => self.run_e::<Bf16>(),
+            _ => self.run_e::<F16>(),
         }
     }
 
-    fn attend_e<E: Element>(&self, call: Attend<'_>) -> Result<(), Box<Report>> {
+    fn run_e<E: Element>(self) -> Result<(), Box<Report>> {
         match self.shape.head_dim {
-            64 => self.attend_d::<E, 64, 4, 8, 32, 2, 12, 8>(call),
-            128 => self.attend_d::<E, 128, 8, 16, 64, 4, 6, 4>(call),
-            _ => self.attend_d::<E, 256, 16, 32, 128, 8, 3, 2>(call),
+            64 => self.run_d::<E, 64, 4, 8, 32, 2, 12, 8>(),
+            128 => self.run_d::<E, 128, 8, 16, 64, 4, 6, 4>(),
+            _ => self.run_d::<E, 256, 16, 32, 128, 8, 3, 2>(),
         }
     }
 
-    fn attend_d<
+    fn launch(&self, blocks: [u32; 3], threads: u32) -> Launch {
+        Launch::new(blocks, threads).seed(self.seed)
+    }
+
+    fn run_d<
         E: Element,
         const D: usize,
         const KS: usize,
@@ -38,24 +131,32 @@ impl Emulated {
         const NATIVE: u32,
         const CODED: u32,
     >(
-        &self,
-        call: Attend<'_>,
+        self,
     ) -> Result<(), Box<Report>>
     where
         [f32; O]: Accumulators,
     {
-        let plan = call.plan;
+        let plan = self.plan;
         let (kv_heads, group) = (self.shape.kv_heads, plan.group_size());
         let partial_rows = (kv_heads * plan.partial_slots() * group) as usize;
         let mut memory = Memory::new();
-        let q = memory.constant("q", words(call.q));
-        let pool = memory.constant("pool", &self.pool[self.plane(call.layer)]);
+        let q = memory.constant("q", self.q);
+        let (mut pool, mut foreign) = (None, None);
+        match self.kv {
+            Kv::Pool(pages) => pool = Some(memory.constant("pool", pages)),
+            Kv::Foreign { kv: [k, v], ids, strides, shift } => {
+                let k = memory.constant("k", k);
+                let v = memory.constant("v", v);
+                let table = memory.constant("block tables", ids);
+                foreign = Some((k, v, table, strides, shift));
+            }
+        }
         let masks = memory.constant("masks", plan.masks());
-        let lengths = memory.constant("lengths", call.counters.lengths);
+        let lengths = memory.constant("lengths", self.lengths);
         let rows = memory.constant("merge rows", plan.merge_rows());
         let slots = memory.constant("merge slots", plan.merge_slots());
-        let out = memory.unwritten::<u16>("out", call.q.len());
-        let lse = call.lse.as_ref().map(|lse| memory.unwritten::<f32>("lse", lse.len()));
+        let out = memory.unwritten::<u16>("out", self.q.len());
+        let lse = self.lse.as_ref().map(|lse| memory.unwritten::<f32>("lse", lse.len()));
         let partial_o = memory.unwritten::<f32>("partial o", partial_rows * D);
         let partial_lse = memory.unwritten::<f32>("partial lse", partial_rows);
         let lse_pointer = || lse.map_or(std::ptr::null_mut(), |lse| lse.as_mut_ptr());
@@ -87,7 +188,7 @@ impl Emulated {
             launch.run(&mut memory, || {
                 let arguments = kernels::Attend {
                     q: q.as_ptr(),
-                    pool: pool.as_ptr(),
+                    pool: pool.map_or(std::ptr::null(), |pool| pool.as_ptr()),
                     programs: programs.as_ptr(),
                     masks: masks.as_ptr(),
                     lengths: lengths.as_ptr(),
@@ -99,19 +200,29 @@ impl Emulated {
                     kv_heads,
                     group,
                     partial_slots: plan.partial_slots(),
-                    scale_log2: call.params.scale * std::f32::consts::LOG2_E,
-                    soft_cap: call.params.soft_cap.unwrap_or(0.0),
+                    scale_log2: self.params.scale * std::f32::consts::LOG2_E,
+                    soft_cap: self.params.soft_cap.unwrap_or(0.0),
                 };
+                let foreign = foreign.map(|(k, v, table, strides, shift)| Foreign {
+                    k: k.as_ptr(),
+                    v: v.as_ptr(),
+                    table: table.as_ptr(),
+                    strides,
+                    shift,
+                });
                 // SAFETY: the emulator checks every access.
                 unsafe {
-                    match kernel.map(|kernel| kernel.family) {
-                        None => {
-                            self.attend_block::<E, Native, D, KS, NT, O, NATIVE>(arguments, coded)
+                    match (kernel.map(|kernel| kernel.family), foreign) {
+                        (None, None) => {
+                            block::<E, Native, D, KS, NT, O, NATIVE>(self.arch, arguments, coded)
                         }
-                        Some("fp8") => {
-                            self.attend_block::<E, Fp8, D, KS, NT, O, CODED>(arguments, coded)
+                        (None, Some(cache)) => kernels::ampere::attend::<E, Native, _, D, KS, NT>(
+                            arguments, cache, coded,
+                        ),
+                        (Some("fp8"), None) => {
+                            block::<E, Fp8, D, KS, NT, O, CODED>(self.arch, arguments, coded)
                         }
-                        Some(family) => panic!("there is no kernel for {family}"),
+                        (family, _) => panic!("there is no kernel for {family:?}"),
                     }
                 }
             })?;
@@ -138,36 +249,34 @@ impl Emulated {
                 },
             )?;
         }
-        let result = memory.read(out).map_err(Box::new)?;
-        words_mut(call.out).copy_from_slice(&result);
-        if let (Some(values), Some(lse)) = (call.lse, lse) {
-            let values = values.into_typed::<f32>().expect("an LSE is f32");
+        self.out.copy_from_slice(&memory.read(out).map_err(Box::new)?);
+        if let (Some(values), Some(lse)) = (self.lse, lse) {
             values.copy_from_slice(&memory.read(lse).map_err(Box::new)?);
         }
         Ok(())
     }
+}
 
-    unsafe fn attend_block<
-        E: Element,
-        F: Format,
-        const D: usize,
-        const KS: usize,
-        const NT: usize,
-        const O: usize,
-        const S: u32,
-    >(
-        &self,
-        arguments: kernels::Attend,
-        coded: Coded,
-    ) where
-        [f32; O]: Accumulators,
-    {
-        // SAFETY: the caller's.
-        unsafe {
-            match self.arch {
-                Arch::Sm80 => kernels::ampere::attend::<E, F, D, KS, NT>(arguments, coded),
-                Arch::Sm90a => kernels::hopper::attend::<E, F, D, KS, NT, O, S>(arguments, coded),
-            }
+unsafe fn block<
+    E: Element,
+    F: Format,
+    const D: usize,
+    const KS: usize,
+    const NT: usize,
+    const O: usize,
+    const S: u32,
+>(
+    arch: Arch,
+    arguments: kernels::Attend,
+    coded: Coded,
+) where
+    [f32; O]: Accumulators,
+{
+    // SAFETY: the caller's.
+    unsafe {
+        match arch {
+            Arch::Sm80 => kernels::ampere::attend::<E, F, _, D, KS, NT>(arguments, Pool, coded),
+            Arch::Sm90a => kernels::hopper::attend::<E, F, D, KS, NT, O, S>(arguments, coded),
         }
     }
 }

@@ -116,7 +116,11 @@ impl<T: Pod + PartialEq> Mirror<T> {
     }
 }
 
-fn aligned(argument: &'static str, rows: DeviceElements) -> Result<DevicePtr, BackendError> {
+/// Where rows begin, if kernels can read 16 bytes there.
+pub(in crate::cuda) fn aligned(
+    argument: &'static str,
+    rows: DeviceElements,
+) -> Result<DevicePtr, BackendError> {
     let address = rows.pointer.0;
     if !address.is_multiple_of(16) {
         return Err(BackendError::Misaligned { argument, address });

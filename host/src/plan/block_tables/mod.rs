@@ -8,6 +8,7 @@ mod shared;
 mod tables;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels_gpu::abi::PAGE_TOKENS;
 
@@ -33,6 +34,7 @@ pub struct PagedPlan {
     changed: Vec<usize>,
     growth: Vec<Growth>,
     dirty: Vec<Range<u32>>,
+    number: u64,
 }
 
 /// What a plan is of.
@@ -71,6 +73,7 @@ impl PagedPlan {
             changed: Vec::new(),
             growth: Vec::new(),
             dirty: Vec::new(),
+            number: 0,
         };
         plan.update(tables)?;
         Ok(plan)
@@ -86,7 +89,10 @@ impl PagedPlan {
         let alike = held.is_like(tables);
         let known = |sequence| if alike { held.used(sequence) } else { &[] };
         let blocks = tables.check(known, &mut self.changed)?;
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         if alike && let Some(update) = self.grow(tables) {
+            self.number = number;
             self.held.blocks = blocks.max(self.held.blocks);
             return Ok(update);
         }
@@ -95,6 +101,7 @@ impl PagedPlan {
         self.next.blocks = if alike { blocks.max(self.held.blocks) } else { blocks };
         self.planner.plan_into(&self.next.view, &mut self.next.plan)?;
         std::mem::swap(&mut self.held, &mut self.next);
+        self.number = number;
         Ok(PlanUpdate::Replanned)
     }
 
@@ -155,6 +162,11 @@ impl PagedPlan {
         let held = &self.held;
         let rows = (0..held.own.len()).map(move |at| (at * held.stride..).zip(held.used(at)));
         rows.flatten()
+    }
+    /// Another one after every update, in the whole process: who keeps a copy need not compare.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only devices ask"))]
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
     /// Tokens of a block.
     pub fn page_size(&self) -> u32 {

@@ -8,7 +8,7 @@ use crate::attention::tile::{self, MERGE_THREADS};
 use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
 
-use super::{Attend, Coded, Format, Fp8, Merge, Native, ampere, hopper};
+use super::{Attend, Coded, Foreign, Format, Fp8, Merge, Native, Pool, ampere, hopper};
 use kernel_macros::kernel;
 
 /// Threads of an `attend` block on what is compiled for.
@@ -153,6 +153,68 @@ unsafe fn attend_coded<
     unsafe { run::<E, F, D, KS, NT, O, S>(a, Coded { half_bytes, per_slab, detail }) }
 }
 
+/// [`attend`] over K and V where another engine keeps them ([`Foreign`]); on Hopper too as on Ampere.
+#[kernel(
+    threads = tile::ampere::THREADS,
+    shared = tile::ampere::Tile::<D>::SHARED_BYTES,
+    group = "attend_in_place_d{D}",
+    instances(
+        attend_in_place_bf16_d64: <Bf16, 64, 4, 8>,
+        attend_in_place_bf16_d128: <Bf16, 128, 8, 16>,
+        attend_in_place_f16_d64: <F16, 64, 4, 8>,
+        attend_in_place_f16_d128: <F16, 128, 8, 16>
+    )
+)]
+#[inline(always)]
+unsafe fn attend_in_place<E: Element, const D: usize, const KS: usize, const NT: usize>(
+    q: *const u16,
+    k: *const u16,
+    v: *const u16,
+    table: *const u32,
+    programs: *const u32,
+    masks: *const u64,
+    lengths: *const u32,
+    out: *mut u16,
+    lse: *mut f32,
+    partial_o: *mut f32,
+    partial_lse: *mut f32,
+    stride: u32,
+    kv_heads: u32,
+    group: u32,
+    partial_slots: u32,
+    scale_log2: f32,
+    soft_cap: f32,
+    k_block: u32,
+    k_token: u32,
+    k_head: u32,
+    v_block: u32,
+    v_token: u32,
+    v_head: u32,
+    shift: u32,
+) {
+    let a = Attend {
+        q,
+        pool: core::ptr::null(),
+        programs,
+        masks,
+        lengths,
+        out,
+        lse,
+        partial_o,
+        partial_lse,
+        stride,
+        kv_heads,
+        group,
+        partial_slots,
+        scale_log2,
+        soft_cap,
+    };
+    let strides = [[k_block, k_token, k_head], [v_block, v_token, v_head]];
+    let cache = Foreign { k, v, table, strides, shift };
+    // SAFETY: the caller's.
+    unsafe { ampere::attend::<E, Native, _, D, KS, NT>(a, cache, Coded::default()) }
+}
+
 #[inline(always)]
 unsafe fn run<
     E: Element,
@@ -171,7 +233,7 @@ unsafe fn run<
     // SAFETY: the caller's.
     unsafe {
         match device::ARCH {
-            Arch::Sm80 => ampere::attend::<E, F, D, KS, NT>(a, coded),
+            Arch::Sm80 => ampere::attend::<E, F, Pool, D, KS, NT>(a, Pool, coded),
             Arch::Sm90a => hopper::attend::<E, F, D, KS, NT, O, S>(a, coded),
         }
     }

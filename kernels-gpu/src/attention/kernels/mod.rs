@@ -7,6 +7,7 @@
 
 pub mod ampere;
 mod block;
+mod cache;
 mod entries;
 mod finish;
 mod format;
@@ -19,9 +20,7 @@ mod rows;
 mod sink;
 mod warp_tile;
 
-use crate::layout;
-use device::matrix::Row;
-
+pub use cache::{Cache, Foreign, Pool};
 pub use format::{Coded, Format, Fp8, Native};
 pub use merge::{Merge, merge};
 
@@ -30,7 +29,7 @@ pub use merge::{Merge, merge};
 pub struct Attend {
     /// `[queries, q_heads, head_dim]`, 16 bit.
     pub q: *const u16,
-    /// The layer's pages, `[page][kv_head][page elements]`, 16 bit (see [`crate::layout`]).
+    /// The layer's pages, `[page][kv_head][page elements]`, 16 bit (see [`crate::layout`]); null where there are none.
     pub pool: *const u16,
     /// The plan's programs, `[shares][stride]` words.
     pub programs: *const u32,
@@ -61,16 +60,6 @@ pub struct Attend {
 }
 
 impl Attend {
-    /// The KV head's first page, and bytes from a page to the next.
-    #[inline(always)]
-    unsafe fn pages<const D: usize>(&self, kv_head: u32) -> (*const Row, u64) {
-        let page_bytes = 2 * layout::page_elements(D as u32) as u64;
-        let offset = (u64::from(kv_head) * page_bytes) as usize;
-        // SAFETY: the pool holds pages of every KV head.
-        let first = unsafe { self.pool.cast::<Row>().byte_add(offset) };
-        (first, page_bytes * u64::from(self.kv_heads))
-    }
-
     /// A share's program.
     #[inline(always)]
     unsafe fn program(&self, share: u32) -> *const u32 {

@@ -9,6 +9,7 @@ mod pages;
 
 use super::Attend;
 use super::block::{Block, Work};
+use super::cache::{self, Cache};
 use super::finish::{Exchange, join, store_rows};
 use super::format::{Coded, CodedPages, Format};
 use super::program::Program;
@@ -22,7 +23,8 @@ use device::shared::{Shared, dynamic_shared_mem};
 use device::{Element, global, register, thread, warp};
 use pages::Pages;
 
-/// One block of `attend` over pages of format `F`, of which `coded` says more. `KS = D / 16`, `NT = D / 8` for head dimension `D`.
+/// One block of `attend` over pages of `cache`, or of format `F`, of which `coded` says more. `KS = D / 16`, `NT = D / 8` for
+/// head dimension `D`.
 ///
 /// # Safety
 /// Blocks have [`THREADS`](crate::attention::tile::ampere::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic
@@ -30,8 +32,16 @@ use pages::Pages;
 /// within pool, lengths and partials, and its segments lie in program order, each in one work item. Items are of the
 /// format, and their pages are full where it is not the native one.
 #[inline(always)]
-pub unsafe fn attend<E: Element, F: Format, const D: usize, const KS: usize, const NT: usize>(
+pub unsafe fn attend<
+    E: Element,
+    F: Format,
+    C: Cache,
+    const D: usize,
+    const KS: usize,
+    const NT: usize,
+>(
     a: Attend,
+    cache: C,
     coded: Coded,
 ) {
     let base = dynamic_shared_mem::<u8>();
@@ -53,8 +63,8 @@ pub unsafe fn attend<E: Element, F: Format, const D: usize, const KS: usize, con
         program.keep_count(&header, thread_index, tokens);
         thread::sync_threads();
         let block = Block::new(&a, base, thread_index, warp::warp_id(), kv_head);
-        let (pool, page_stride) = a.pages::<D>(kv_head);
-        let mut pages = Pages::<D>::new(base, thread_index, program, header, pool, page_stride);
+        let of_head = cache.pages::<D>(&a, kv_head);
+        let mut pages = Pages::<E, _, D>::new(base, thread_index, program, header, of_head);
         let of_format = CodedPages::new::<D>(&a, kv_head, coded);
         let mut codes = Codes::<F, E, D>::new(base, thread_index, program, header, of_format);
         if F::CODED {
@@ -83,11 +93,11 @@ pub unsafe fn attend<E: Element, F: Format, const D: usize, const KS: usize, con
                 pages: program.pages(header.items, &item),
             };
             if map.rows <= 32 {
-                run::<E, F, D, KS, NT, 8, 4>(&work, &mut pages, &mut codes, map.rows);
+                run::<E, F, _, D, KS, NT, 8, 4>(&work, &mut pages, &mut codes, map.rows);
             } else if map.rows <= 64 {
-                run::<E, F, D, KS, NT, 16, 2>(&work, &mut pages, &mut codes, map.rows);
+                run::<E, F, _, D, KS, NT, 16, 2>(&work, &mut pages, &mut codes, map.rows);
             } else if Tile::<D>::MAX_ROWS > 64 {
-                run::<E, F, D, KS, NT, 32, 1>(&work, &mut pages, &mut codes, map.rows);
+                run::<E, F, _, D, KS, NT, 32, 1>(&work, &mut pages, &mut codes, map.rows);
             }
             index += 1;
         }
@@ -112,6 +122,7 @@ unsafe fn load_program(cached: Shared<[u32; 4]>, words: *const u32, stride: u32,
 unsafe fn run<
     E: Element,
     F: Format,
+    P: cache::Pages,
     const D: usize,
     const KS: usize,
     const NT: usize,
@@ -119,7 +130,7 @@ unsafe fn run<
     const PARTS: usize,
 >(
     work: &Work,
-    pages: &mut Pages<D>,
+    pages: &mut Pages<E, P, D>,
     codes: &mut Codes<F, E, D>,
     rows: u32,
 ) {

@@ -10,28 +10,36 @@
 //! in place of V(i - 1)               K(i)                   V(i)
 //! ```
 
+use core::marker::PhantomData;
+
 use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment};
+use crate::attention::kernels::cache;
+use crate::attention::kernels::format::token_of;
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::{CONSUMERS, ampere::Tile};
+use crate::cache::{NAN, is_finite};
 use device::matrix::Row;
 use device::shared::Shared;
-use device::{async_copy, thread};
+use device::{Element, async_copy, thread};
+
+/// Pieces of which a thread asks for the blocks together.
+const BATCH: usize = 4;
 
 /// The stages, and where the program's pages come from.
-pub(super) struct Pages<const D: usize> {
+pub(super) struct Pages<E, P, const D: usize> {
     shared: Shared<u8>,
     thread: u32,
-    /// The KV head's first page; pages lie `page_stride` bytes apart.
-    pool: *const Row,
-    page_stride: u64,
+    /// The KV head's pages.
+    pages: P,
     /// Stage of the page that is next to be read.
     stage: u32,
     /// The page that was asked for last.
     last: Cursor,
+    kind: PhantomData<E>,
 }
 
-impl<const D: usize> Pages<D> {
+impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
     /// Nothing is asked for yet.
     #[inline(always)]
     pub(super) fn new(
@@ -39,10 +47,10 @@ impl<const D: usize> Pages<D> {
         thread: u32,
         program: Program,
         header: ProgramHeader,
-        pool: *const Row,
-        page_stride: u64,
+        pages: P,
     ) -> Self {
-        Self { shared, thread, pool, page_stride, stage: 0, last: Cursor::new(program, header) }
+        let last = Cursor::new(program, header);
+        Self { shared, thread, pages, stage: 0, last, kind: PhantomData }
     }
 
     /// Asks for the program's first pages. Called by all threads once program and token counts are there.
@@ -66,6 +74,10 @@ impl<const D: usize> Pages<D> {
         let freed = if self.stage == 0 { Tile::<D>::STAGES - 1 } else { self.stage - 1 };
         // SAFETY: after the barrier nobody reads the V before; the record was written before it.
         unsafe {
+            if !P::NATIVE && self.record(self.stage).load() != 0 {
+                self.await_page();
+                self.keep_finite(self.stage);
+            }
             self.await_half();
             self.load_value(freed);
             let record = self.record(self.stage);
@@ -114,6 +126,32 @@ impl<const D: usize> Pages<D> {
         unsafe { thread::sync_threads() };
     }
 
+    /// Waits until this thread's pieces of the next page have landed, K and V: of several stages, so that its V was asked for.
+    #[inline(always)]
+    fn await_page(&self) {
+        match Tile::<D>::STAGES {
+            4 => async_copy::wait_group::<5>(),
+            _ => async_copy::wait_group::<1>(),
+        }
+    }
+
+    /// Where eight dims of V are not finite, keeps zeros, and NaN in K, as in a cache of ours (`cache::non_finite`): of a
+    /// page that not every query sees.
+    #[inline(always)]
+    unsafe fn keep_finite(&self, stage: u32) {
+        for i in 0..Tile::<D>::HALF_BYTES / (16 * CONSUMERS) {
+            let key = self.key(stage).at(self.thread + i * CONSUMERS).cast::<[u32; 4]>();
+            let value = key.offset(Tile::<D>::HALF_BYTES);
+            // SAFETY: the pieces are this thread's, and have landed; nobody else reads them before the barrier.
+            unsafe {
+                if !is_finite::<E>(value.load()) {
+                    value.store([0; 4]);
+                    key.store(NAN);
+                }
+            }
+        }
+    }
+
     /// Moves to the program's next page and asks for its K.
     #[inline(always)]
     unsafe fn load_key(&mut self, stage: u32) {
@@ -125,38 +163,51 @@ impl<const D: usize> Pages<D> {
                 self.record(stage).store(page.tokens);
                 self.record(stage).at(1).store(page.place);
             }
-            self.load_half(self.key(stage), 0);
+            self.load_half::<0>(self.key(stage));
         }
     }
 
     /// Asks for the V of the page whose K was asked for last.
     #[inline(always)]
     unsafe fn load_value(&self, stage: u32) {
-        let half = Tile::<D>::HALF_BYTES;
         // SAFETY: nobody reads the stage's V.
-        unsafe { self.load_half(self.key(stage).offset(half), half) };
+        unsafe { self.load_half::<1>(self.key(stage).offset(Tile::<D>::HALF_BYTES)) };
     }
 
-    /// Asks for the half `offset` bytes into the page; tokens past its last are zeros, for 0 x NaN is NaN.
+    /// Asks for K (half 0) or V (half 1) of the page; tokens past its last are zeros, for 0 x NaN is NaN.
     #[inline(always)]
-    unsafe fn load_half(&self, destination: Shared<Row>, offset: u32) {
+    unsafe fn load_half<const HALF: usize>(&self, destination: Shared<Row>) {
         let tokens = self.last.page_tokens();
         if tokens > 0 {
-            let page = self.last.id as u64 * self.page_stride + u64::from(offset);
-            for i in 0..Tile::<D>::HALF_BYTES / (16 * CONSUMERS) {
-                // A piece is 8 dims of a token; 8 tokens' pieces of all chunks make a row group.
-                let piece = self.thread + i * CONSUMERS;
-                let token = piece / D as u32 * 8 + piece % 8;
-                let place = destination.at(piece);
-                // SAFETY: the piece lies within the stage and the page, which lies in the pool.
-                unsafe {
-                    if token < tokens {
-                        let source = self.pool.byte_add(page as usize + piece as usize * 16);
-                        async_copy::copy_16(place, source);
-                    } else {
-                        place.cast().store([0u32; 4]);
+            let piece = |i: usize| self.thread + i as u32 * CONSUMERS;
+            let token = |i: usize| token_of::<D>(piece(i));
+            // A thread's pieces: 2, 4 or 8.
+            let count = (Tile::<D>::HALF_BYTES / (16 * CONSUMERS)) as usize;
+            let mut first = 0;
+            while first < count {
+                let batch = count.min(BATCH);
+                let mut blocks = [0; BATCH];
+                for i in 0..batch {
+                    if !P::NATIVE && token(first + i) < tokens {
+                        // SAFETY: the page has the token.
+                        blocks[i] = unsafe { self.pages.block(self.last.id, token(first + i)) };
                     }
                 }
+                for i in 0..batch {
+                    let (piece, token) = (piece(first + i), token(first + i));
+                    let place = destination.at(piece);
+                    // SAFETY: the piece lies within the stage and the page, which lies in the cache.
+                    unsafe {
+                        if token < tokens {
+                            let at = (blocks[i], token);
+                            let source = self.pages.piece::<D>(HALF, self.last.id, at, piece);
+                            async_copy::copy_16(place, source);
+                        } else {
+                            place.cast().store([0u32; 4]);
+                        }
+                    }
+                }
+                first += batch;
             }
         }
         // Without copies too: steps count groups.

@@ -133,6 +133,6 @@ pub(super) unsafe fn decode<F: Format, E: Element, const D: usize, const BATCH: 
 
 /// The token of a piece.
 #[inline(always)]
-const fn token_of<const D: usize>(piece: u32) -> u32 {
+pub(super) const fn token_of<const D: usize>(piece: u32) -> u32 {
     piece / D as u32 * 8 + piece % 8
 }

@@ -13,6 +13,7 @@ mod wide;
 
 use super::Attend;
 use super::block::{Block, Work};
+use super::cache::{Cache, Pool, PoolPages};
 use super::format::{Coded, CodedPages, Format};
 use super::program::Program;
 use super::query;
@@ -76,9 +77,9 @@ pub unsafe fn attend<
             register::set_max_dec::<40>();
             if warp_index == CONSUMER_WARPS {
                 mbarrier::wait_parity(program_barrier::<D>(base), 0);
-                let (pages, page_stride) = a.pages::<D>(kv_head);
+                let PoolPages { first, stride } = Pool.pages::<D>(&a, kv_head);
                 let codes = CodedPages::new::<D>(&a, kv_head, coded);
-                producer::produce::<F, D, S>(base, program, pages, page_stride, codes);
+                producer::produce::<F, D, S>(base, program, first, stride, codes);
                 if F::CODED {
                     // The launch before is of the same call and another format: who waits for this one waits for both.
                     grid::wait_dependencies();
