@@ -21,6 +21,7 @@ mod progress;
 mod quality;
 mod random;
 mod ratios;
+mod refit;
 mod report;
 mod scaling;
 mod search;

@@ -34,6 +34,8 @@ mod display;
 mod draft;
 mod encode;
 mod error;
+mod fill;
+mod floors;
 mod io;
 mod merge;
 mod node;

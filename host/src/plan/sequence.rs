@@ -44,6 +44,7 @@ pub(super) struct Piece {
 }
 
 impl Piece {
+    #[inline]
     fn whole(index: usize, run: &Run, queries: Range<u32>, shared: bool, costs: &Costs) -> Self {
         let weight = costs.weight(run.format);
         let rates = costs.rates_in(queries.end - queries.start, weight);
@@ -111,6 +112,8 @@ pub(super) struct Sequence {
     widths: Vec<(u32, f64)>,
     /// Row tiles of the tree at hand: first query of each, and an end.
     edges: Vec<u32>,
+    /// What each row tile sees of the tree at hand.
+    parts: Vec<Part>,
     /// Pieces of each tile, then where its next piece goes; or by number of queries, where its width is.
     places: Vec<u32>,
     /// Runs on the path of the query at hand.
@@ -259,23 +262,27 @@ impl Sequence {
         let tiles = self.edges.len() - 1;
         self.places.clear();
         self.places.resize(tiles + 1, 0);
-        for_each_part(tree, &self.edges, |part| self.places[part.tile + 1] += 1);
+        self.parts.clear();
+        for_each_part(tree, &self.edges, |part| {
+            self.places[part.tile + 1] += 1;
+            self.parts.push(part);
+        });
         for tile in 0..tiles {
             self.places[tile + 1] += self.places[tile];
         }
         let first = self.pieces.len();
         let blank = Piece::whole(range.start, &tree[0], 0..0, false, costs);
         self.pieces.resize(first + self.places[tiles] as usize, blank);
-        let (pieces, places) = (&mut self.pieces[first..], &mut self.places);
-        for_each_part(tree, &self.edges, |Part { runs, tile, queries }| {
+        let pieces = &mut self.pieces[first..];
+        for Part { runs, tile, queries } in self.parts.drain(..) {
             let run = &tree[runs.start];
             let shared = queries != run.queries;
-            let place = &mut places[tile];
+            let place = &mut self.places[tile];
             let piece = &mut pieces[*place as usize];
             *piece = Piece::whole(range.start + runs.start, run, queries, shared, costs);
             piece.join(&tree[runs]);
             *place += 1;
-        });
+        }
         let mut begin = first;
         for tile in 0..tiles {
             let end = first + self.places[tile] as usize;
