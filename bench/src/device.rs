@@ -96,18 +96,15 @@ impl<T: KvElement> Runner<'_, T> {
             .collect()
     }
 
-    /// Brings a forest's lengths to the device; nothing grows here, so that tail pages do not matter.
+    /// Brings a forest's lengths to the device.
     pub(crate) fn set_lengths(&mut self, lengths: &[u32]) -> Result<()> {
         match self {
-            Self::Gpu(session) => {
-                session.cache.reserve_slots(lengths.len())?;
-                let stream = &session.gpu.stream;
-                let tail_pages = vec![0; lengths.len()];
-                session.cache.set_counters(lengths, &tail_pages, stream)?;
+            Self::Gpu(session) => session.set_lengths(lengths),
+            Self::Cpu(session) => {
+                session.lengths = lengths.to_vec();
+                Ok(())
             }
-            Self::Cpu(session) => session.lengths = lengths.to_vec(),
         }
-        Ok(())
     }
 
     /// Brings `plan` to the device.

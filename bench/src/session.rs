@@ -69,6 +69,12 @@ impl<'g, T: KvElement> Session<'g, T> {
         Ok(session)
     }
 
+    /// Brings a forest's lengths to the device; nothing grows here, so that tail pages do not matter.
+    pub(crate) fn set_lengths(&mut self, lengths: &[u32]) -> Result<()> {
+        self.cache.reserve_slots(lengths.len())?;
+        Ok(self.cache.set_counters(lengths, &vec![0; lengths.len()], &self.gpu.stream)?)
+    }
+
     /// Brings `plan` to the device.
     pub(crate) fn load(&mut self, plan: &Plan) -> Result<()> {
         let capacity = PlanCapacity::of(plan);
