@@ -72,7 +72,8 @@ impl<'g, T: KvElement> Session<'g, T> {
     /// Brings a forest's lengths to the device; nothing grows here, so that tail pages do not matter.
     pub(crate) fn set_lengths(&mut self, lengths: &[u32]) -> Result<()> {
         self.cache.reserve_slots(lengths.len())?;
-        Ok(self.cache.set_counters(lengths, &vec![0; lengths.len()], &self.gpu.stream)?)
+        self.cache.set_counters(lengths, &vec![0; lengths.len()], &self.gpu.stream)?;
+        Ok(())
     }
 
     /// Brings `plan` to the device.
