@@ -150,7 +150,7 @@ impl<T: KvElement> Sequence<T> {
             page_size,
             pages,
             places,
-            foreign: [2 * seed, 2 * seed + 1].map(|seed| normals(seed, elements, 1.0)),
+            foreign: [seed, !seed].map(|seed| normals(seed, elements, 1.0)),
         }
     }
 

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import torch
+from torch import library
 
 import deft
 import deft.torch
@@ -40,7 +41,7 @@ def check_types():
 def check_operator():
     q, k, v = problem(torch.float32)
     arguments = (q, k, v, TABLES, LENS)
-    torch.library.opcheck(torch.ops.deft.paged_tree_attention, arguments)
+    library.opcheck(torch.ops.deft.paged_tree_attention, arguments)
     plain = torch.ops.deft.paged_tree_attention(*arguments)
     compiled = torch.compile(lambda *all: torch.ops.deft.paged_tree_attention(*all)[0] * 2, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*arguments), plain[0] * 2)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import List, Optional, Tuple
 
 import torch
+from torch import library
 
 import deft
 
 
-@torch.library.custom_op("deft::paged_tree_attention", mutates_args=())
+@library.custom_op("deft::paged_tree_attention", mutates_args=())
 def paged_tree_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
