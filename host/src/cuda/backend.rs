@@ -28,9 +28,6 @@ use kernels_gpu::abi::{AppendTarget, TokenMove};
 pub(crate) use self::graph::{RecordedStep, Seen, StepCall};
 pub(super) use self::mirror::aligned;
 
-/// Room for plans that grow: a plan that outgrows its room takes this many times what it needs.
-const PLAN_HEADROOM: u32 = 2;
-
 /// Plans that are on the device at a time.
 const PLANS: usize = 4;
 
@@ -245,10 +242,7 @@ impl CudaBackend {
         before: Option<PlanCapacity>,
         rows: Option<usize>,
     ) -> Result<CudaPlan, CudaError> {
-        let mut capacity = PlanCapacity::of(plan).scaled(PLAN_HEADROOM);
-        if let Some(before) = before {
-            capacity = capacity.max(before);
-        }
+        let mut capacity = PlanCapacity::with_headroom(plan, before);
         // A query has at most one merge row, and each costs the merge's launch a warp a head.
         capacity.merge_rows = rows.unwrap_or(capacity.merge_rows);
         self.cache.reserve(capacity, plan.group_size())

@@ -4,6 +4,9 @@ use super::CudaError;
 use crate::format::KvFormat;
 use crate::plan::Plan;
 
+/// A plan that outgrows its room takes this many times what it needs.
+const HEADROOM: u32 = 2;
+
 /// Room for plans.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -36,6 +39,11 @@ impl PlanCapacity {
             partial_slots: plan.partial_slots(),
             formats: plan.formats(),
         }
+    }
+
+    /// Room for `plan`, for others that are larger, and for those that had room `before`.
+    pub(super) fn with_headroom(plan: &Plan, before: Option<Self>) -> Self {
+        before.into_iter().fold(Self::of(plan).scaled(HEADROOM), Self::max)
     }
 
     /// Room for either.

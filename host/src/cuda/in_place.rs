@@ -9,9 +9,6 @@ use crate::attention::{BackendError, PagedAttend, PagedTensor, check_paged_atten
 use crate::cache::{CacheShape, DType};
 use crate::plan::{Grouping, PagedPlan, PlanConfig};
 
-/// Room for plans that grow: one that outgrows its room takes this many times what it needs.
-const HEADROOM: u32 = 2;
-
 /// Attends over foreign caches on a GPU: K and V are read where they are, and nothing is written but `out` and `lse`. As
 /// [`cpu::InPlace`](crate::attention::cpu::InPlace) does in the host's memory.
 ///
@@ -103,8 +100,7 @@ impl InPlace {
             Some(on) => on,
             None => {
                 let before = self.plan.take().map(|on| on.capacity().clone());
-                let room = needed.clone().scaled(HEADROOM);
-                let room = before.into_iter().fold(room, PlanCapacity::max);
+                let room = PlanCapacity::with_headroom(plan.plan(), before);
                 moved = true;
                 self.plan.insert(CudaPlan::new(&self.device, &self.shape, room, self.group_size)?)
             }

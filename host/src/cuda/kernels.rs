@@ -29,6 +29,29 @@ pub(super) struct AttendPointers {
     pub(super) partial_lse: DevicePtr,
 }
 
+/// Arguments of a launch that has those of `native` pages, but for the pool, and others.
+macro_rules! beside_native {
+    ($arguments:ident of $native:ident { $($others:tt)* }) => {
+        ptx::$arguments {
+            q: $native.q,
+            programs: $native.programs,
+            masks: $native.masks,
+            lengths: $native.lengths,
+            out: $native.out,
+            lse: $native.lse,
+            partial_o: $native.partial_o,
+            partial_lse: $native.partial_lse,
+            stride: $native.stride,
+            kv_heads: $native.kv_heads,
+            group: $native.group,
+            partial_slots: $native.partial_slots,
+            scale_log2: $native.scale_log2,
+            soft_cap: $native.soft_cap,
+            $($others)*
+        }
+    };
+}
+
 /// The kernel that reads pages of a format.
 #[derive(Clone, Debug)]
 pub(super) struct Reader {
@@ -50,26 +73,7 @@ impl Reader {
     /// The arguments of a launch that is otherwise as the one of native pages.
     fn arguments(&self, native: ptx::Attend) -> ptx::AttendCoded {
         let FormatKernel { half_bytes, per_slab, detail, .. } = self.pages;
-        ptx::AttendCoded {
-            q: native.q,
-            pool: native.pool,
-            programs: native.programs,
-            masks: native.masks,
-            lengths: native.lengths,
-            out: native.out,
-            lse: native.lse,
-            partial_o: native.partial_o,
-            partial_lse: native.partial_lse,
-            stride: native.stride,
-            kv_heads: native.kv_heads,
-            group: native.group,
-            partial_slots: native.partial_slots,
-            scale_log2: native.scale_log2,
-            soft_cap: native.soft_cap,
-            half_bytes,
-            per_slab,
-            detail,
-        }
+        beside_native!(AttendCoded of native { pool: native.pool, half_bytes, per_slab, detail })
     }
 }
 
@@ -89,24 +93,10 @@ impl ForeignPointers {
     /// The arguments of a launch that is otherwise as the one of native pages.
     fn arguments(&self, native: ptx::Attend) -> ptx::AttendInPlace {
         let [[k_block, k_token, k_head], [v_block, v_token, v_head]] = self.strides;
-        ptx::AttendInPlace {
-            q: native.q,
+        beside_native!(AttendInPlace of native {
             k: self.k.0,
             v: self.v.0,
             table: self.table.0,
-            programs: native.programs,
-            masks: native.masks,
-            lengths: native.lengths,
-            out: native.out,
-            lse: native.lse,
-            partial_o: native.partial_o,
-            partial_lse: native.partial_lse,
-            stride: native.stride,
-            kv_heads: native.kv_heads,
-            group: native.group,
-            partial_slots: native.partial_slots,
-            scale_log2: native.scale_log2,
-            soft_cap: native.soft_cap,
             k_block,
             k_token,
             k_head,
@@ -114,7 +104,7 @@ impl ForeignPointers {
             v_token,
             v_head,
             shift: self.shift,
-        }
+        })
     }
 }
 
@@ -128,21 +118,24 @@ pub(super) struct AttentionKernels {
 
 impl AttentionKernels {
     pub(super) fn new(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
-        let (dtype, head_dim) = (shape.dtype, shape.head_dim);
-        Ok(Self {
-            kv_heads: shape.kv_heads,
-            attend: device.kernel(&format!("attend_{dtype}_d{head_dim}"), ptx::Attend::BYTES)?,
-            merge: device.kernel(&format!("merge_{dtype}_d{head_dim}"), ptx::Merge::BYTES)?,
-        })
+        Self::of(device, shape, "attend", ptx::Attend::BYTES)
     }
 
     /// Those that read K and V where another engine keeps them.
     pub(super) fn in_place(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
-        let name = format!("attend_in_place_{}_d{}", shape.dtype, shape.head_dim);
-        let attend = device.kernel(&name, ptx::AttendInPlace::BYTES)?;
-        let name = format!("merge_{}_d{}", shape.dtype, shape.head_dim);
-        let merge = device.kernel(&name, ptx::Merge::BYTES)?;
-        Ok(Self { kv_heads: shape.kv_heads, attend, merge })
+        Self::of(device, shape, "attend_in_place", ptx::AttendInPlace::BYTES)
+    }
+
+    fn of(
+        device: &CudaDevice,
+        shape: &CacheShape,
+        attend: &str,
+        parameters: &[u32],
+    ) -> Result<Self, CudaError> {
+        let CacheShape { kv_heads, dtype, head_dim, .. } = shape;
+        let attend = device.kernel(&format!("{attend}_{dtype}_d{head_dim}"), parameters)?;
+        let merge = device.kernel(&format!("merge_{dtype}_d{head_dim}"), ptx::Merge::BYTES)?;
+        Ok(Self { kv_heads: *kv_heads, attend, merge })
     }
 
     /// The kernels, to be asked for their resources.

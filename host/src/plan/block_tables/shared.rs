@@ -1,7 +1,6 @@
 //! The radix tree of the blocks that sequences share.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 
 use kernels_gpu::abi::NONE;
@@ -14,29 +13,9 @@ pub(super) struct Tree {
     /// `nodes[0]` stands above the roots.
     nodes: Vec<Node>,
     /// A node by its parent and its first block.
-    by_block: HashMap<(u32, i32), u32, BuildHasherDefault<Mix>>,
+    by_block: HashMap<(u32, i32), u32, foldhash::fast::RandomState>,
     /// First of each sequence's rows.
     pub(super) rows: Vec<u32>,
-}
-
-/// Hashes a node and a block, numbers that nobody chooses so that they collide.
-#[derive(Default)]
-struct Mix(u64);
-
-impl Hasher for Mix {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u32(byte.into()));
-    }
-    fn write_u32(&mut self, value: u32) {
-        // 2^64 over the golden ratio.
-        self.0 = (self.0.rotate_left(32) ^ u64::from(value)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-    fn write_i32(&mut self, value: i32) {
-        self.write_u32(value as u32);
-    }
-    fn finish(&self) -> u64 {
-        self.0 ^ self.0 >> 32
-    }
 }
 
 /// Blocks `begin..end` of `sequence`; of a leaf, all from `begin` on.
