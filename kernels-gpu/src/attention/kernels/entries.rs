@@ -25,194 +25,125 @@ const fn attend_shared_bytes<const D: usize>() -> u32 {
     }
 }
 
-/// One block of `attend`. `KS = D / 16`, `NT = D / 8`, `O = D / 2` for head dimension `D`; `S` pages are in Hopper's ring.
-#[kernel(
-    threads = ATTEND_THREADS,
-    shared = attend_shared_bytes::<D>(),
-    group = "attend_d{D}",
-    instances(
-        attend_bf16_d64: <Bf16, 64, 4, 8, 32, 12>,
-        attend_bf16_d128: <Bf16, 128, 8, 16, 64, 6>,
-        attend_bf16_d256: <Bf16, 256, 16, 32, 128, 3>,
-        attend_f16_d64: <F16, 64, 4, 8, 32, 12>,
-        attend_f16_d128: <F16, 128, 8, 16, 64, 6>,
-        attend_f16_d256: <F16, 256, 16, 32, 128, 3>
-    )
-)]
-#[inline(always)]
-unsafe fn attend<
-    E: Element,
-    const D: usize,
-    const KS: usize,
-    const NT: usize,
-    const O: usize,
-    const S: u32,
->(
-    q: *const u16,
-    pool: *const u16,
-    programs: *const u32,
-    masks: *const u64,
-    lengths: *const u32,
-    out: *mut u16,
-    lse: *mut f32,
-    partial_o: *mut f32,
-    partial_lse: *mut f32,
-    stride: u32,
-    kv_heads: u32,
-    group: u32,
-    partial_slots: u32,
-    scale_log2: f32,
-    soft_cap: f32,
-) where
-    [f32; O]: Accumulators,
-{
-    let a = Attend {
-        q,
-        pool,
-        programs,
-        masks,
-        lengths,
-        out,
-        lse,
-        partial_o,
-        partial_lse,
-        stride,
-        kv_heads,
-        group,
-        partial_slots,
-        scale_log2,
-        soft_cap,
+/// An entry point of `attend`, with the parameters that all of them have. Others stand where the pool does, `reads(..)`,
+/// and at the end, `more(..)`. Its body has them as one [`Attend`].
+macro_rules! attend_entry {
+    (
+        $(#[$($attribute:tt)*])*
+        $name:ident[$($generics:tt)*] reads($($read:ident: $reads:tt $of:tt $element:ty),*)
+            more($($more:ident: $number:ty),*) where[$($bounds:tt)*]
+        pool($pool:expr) |$a:ident| $run:expr
+    ) => {
+        $(#[$($attribute)*])*
+        #[inline(always)]
+        unsafe fn $name<$($generics)*>(
+            q: *const u16,
+            $($read: $reads $of $element,)*
+            programs: *const u32,
+            masks: *const u64,
+            lengths: *const u32,
+            out: *mut u16,
+            lse: *mut f32,
+            partial_o: *mut f32,
+            partial_lse: *mut f32,
+            stride: u32,
+            kv_heads: u32,
+            group: u32,
+            partial_slots: u32,
+            scale_log2: f32,
+            soft_cap: f32,
+            $($more: $number),*
+        ) where $($bounds)* {
+            let $a = Attend {
+                q,
+                pool: $pool,
+                programs,
+                masks,
+                lengths,
+                out,
+                lse,
+                partial_o,
+                partial_lse,
+                stride,
+                kv_heads,
+                group,
+                partial_slots,
+                scale_log2,
+                soft_cap,
+            };
+            // SAFETY: the caller's.
+            unsafe { $run }
+        }
     };
-    // SAFETY: the caller's.
-    unsafe { run::<E, Native, D, KS, NT, O, S>(a, Coded::default()) }
 }
 
-/// [`attend`] over pages of format `F`.
-#[kernel(
-    threads = ATTEND_THREADS,
-    shared = attend_shared_bytes::<D>(),
-    group = "attend_coded_d{D}",
-    instances(
-        attend_fp8_bf16_d64: <Bf16, Fp8, 64, 4, 8, 32, 8>,
-        attend_fp8_bf16_d128: <Bf16, Fp8, 128, 8, 16, 64, 4>,
-        attend_fp8_bf16_d256: <Bf16, Fp8, 256, 16, 32, 128, 2>,
-        attend_fp8_f16_d64: <F16, Fp8, 64, 4, 8, 32, 8>,
-        attend_fp8_f16_d128: <F16, Fp8, 128, 8, 16, 64, 4>,
-        attend_fp8_f16_d256: <F16, Fp8, 256, 16, 32, 128, 2>
-    )
-)]
-#[inline(always)]
-unsafe fn attend_coded<
-    E: Element,
-    F: Format,
-    const D: usize,
-    const KS: usize,
-    const NT: usize,
-    const O: usize,
-    const S: u32,
->(
-    q: *const u16,
-    pool: *const u16,
-    programs: *const u32,
-    masks: *const u64,
-    lengths: *const u32,
-    out: *mut u16,
-    lse: *mut f32,
-    partial_o: *mut f32,
-    partial_lse: *mut f32,
-    stride: u32,
-    kv_heads: u32,
-    group: u32,
-    partial_slots: u32,
-    scale_log2: f32,
-    soft_cap: f32,
-    half_bytes: u32,
-    per_slab: u32,
-    detail: u32,
-) where
-    [f32; O]: Accumulators,
-{
-    let a = Attend {
-        q,
-        pool,
-        programs,
-        masks,
-        lengths,
-        out,
-        lse,
-        partial_o,
-        partial_lse,
-        stride,
-        kv_heads,
-        group,
-        partial_slots,
-        scale_log2,
-        soft_cap,
-    };
-    // SAFETY: the caller's.
-    unsafe { run::<E, F, D, KS, NT, O, S>(a, Coded { half_bytes, per_slab, detail }) }
+attend_entry! {
+    /// One block of `attend`. `KS = D / 16`, `NT = D / 8`, `O = D / 2` for head dimension `D`; `S` pages are in Hopper's
+    /// ring.
+    #[kernel(
+        threads = ATTEND_THREADS,
+        shared = attend_shared_bytes::<D>(),
+        group = "attend_d{D}",
+        instances(
+            attend_bf16_d64: <Bf16, 64, 4, 8, 32, 12>,
+            attend_bf16_d128: <Bf16, 128, 8, 16, 64, 6>,
+            attend_bf16_d256: <Bf16, 256, 16, 32, 128, 3>,
+            attend_f16_d64: <F16, 64, 4, 8, 32, 12>,
+            attend_f16_d128: <F16, 128, 8, 16, 64, 6>,
+            attend_f16_d256: <F16, 256, 16, 32, 128, 3>
+        )
+    )]
+    attend[E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize, const S: u32]
+    reads(pool: *const u16) more() where[[f32; O]: Accumulators,]
+    pool(pool) |a| run::<E, Native, D, KS, NT, O, S>(a, Coded::default())
 }
 
-/// [`attend`] over K and V where another engine keeps them ([`Foreign`]); on Hopper too as on Ampere.
-#[kernel(
-    threads = tile::ampere::THREADS,
-    shared = tile::ampere::Tile::<D>::SHARED_BYTES,
-    group = "attend_in_place_d{D}",
-    instances(
-        attend_in_place_bf16_d64: <Bf16, 64, 4, 8>,
-        attend_in_place_bf16_d128: <Bf16, 128, 8, 16>,
-        attend_in_place_f16_d64: <F16, 64, 4, 8>,
-        attend_in_place_f16_d128: <F16, 128, 8, 16>
-    )
-)]
-#[inline(always)]
-unsafe fn attend_in_place<E: Element, const D: usize, const KS: usize, const NT: usize>(
-    q: *const u16,
-    k: *const u16,
-    v: *const u16,
-    table: *const u32,
-    programs: *const u32,
-    masks: *const u64,
-    lengths: *const u32,
-    out: *mut u16,
-    lse: *mut f32,
-    partial_o: *mut f32,
-    partial_lse: *mut f32,
-    stride: u32,
-    kv_heads: u32,
-    group: u32,
-    partial_slots: u32,
-    scale_log2: f32,
-    soft_cap: f32,
-    k_block: u32,
-    k_token: u32,
-    k_head: u32,
-    v_block: u32,
-    v_token: u32,
-    v_head: u32,
-    shift: u32,
-) {
-    let a = Attend {
-        q,
-        pool: core::ptr::null(),
-        programs,
-        masks,
-        lengths,
-        out,
-        lse,
-        partial_o,
-        partial_lse,
-        stride,
-        kv_heads,
-        group,
-        partial_slots,
-        scale_log2,
-        soft_cap,
-    };
-    let strides = [[k_block, k_token, k_head], [v_block, v_token, v_head]];
-    let cache = Foreign { k, v, table, strides, shift };
-    // SAFETY: the caller's.
-    unsafe { ampere::attend::<E, Native, _, D, KS, NT>(a, cache, Coded::default()) }
+attend_entry! {
+    /// [`attend`] over pages of format `F`.
+    #[kernel(
+        threads = ATTEND_THREADS,
+        shared = attend_shared_bytes::<D>(),
+        group = "attend_coded_d{D}",
+        instances(
+            attend_fp8_bf16_d64: <Bf16, Fp8, 64, 4, 8, 32, 8>,
+            attend_fp8_bf16_d128: <Bf16, Fp8, 128, 8, 16, 64, 4>,
+            attend_fp8_bf16_d256: <Bf16, Fp8, 256, 16, 32, 128, 2>,
+            attend_fp8_f16_d64: <F16, Fp8, 64, 4, 8, 32, 8>,
+            attend_fp8_f16_d128: <F16, Fp8, 128, 8, 16, 64, 4>,
+            attend_fp8_f16_d256: <F16, Fp8, 256, 16, 32, 128, 2>
+        )
+    )]
+    attend_coded[
+        E: Element, F: Format, const D: usize, const KS: usize, const NT: usize, const O: usize, const S: u32
+    ]
+    reads(pool: *const u16) more(half_bytes: u32, per_slab: u32, detail: u32)
+    where[[f32; O]: Accumulators,]
+    pool(pool) |a| run::<E, F, D, KS, NT, O, S>(a, Coded { half_bytes, per_slab, detail })
+}
+
+attend_entry! {
+    /// [`attend`] over K and V where another engine keeps them ([`Foreign`]); on Hopper too as on Ampere.
+    #[kernel(
+        threads = tile::ampere::THREADS,
+        shared = tile::ampere::Tile::<D>::SHARED_BYTES,
+        group = "attend_in_place_d{D}",
+        instances(
+            attend_in_place_bf16_d64: <Bf16, 64, 4, 8>,
+            attend_in_place_bf16_d128: <Bf16, 128, 8, 16>,
+            attend_in_place_f16_d64: <F16, 64, 4, 8>,
+            attend_in_place_f16_d128: <F16, 128, 8, 16>
+        )
+    )]
+    attend_in_place[E: Element, const D: usize, const KS: usize, const NT: usize]
+    reads(k: *const u16, v: *const u16, table: *const u32)
+    more(
+        k_block: u32, k_token: u32, k_head: u32, v_block: u32, v_token: u32, v_head: u32, shift: u32
+    ) where[]
+    pool(core::ptr::null()) |a| {
+        let strides = [[k_block, k_token, k_head], [v_block, v_token, v_head]];
+        let cache = Foreign { k, v, table, strides, shift };
+        ampere::attend::<E, Native, _, D, KS, NT>(a, cache, Coded::default())
+    }
 }
 
 #[inline(always)]
