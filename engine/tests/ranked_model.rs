@@ -193,6 +193,10 @@ impl Communicator for Faulty {
         self.inner.exchange(own, limit)
     }
 
+    fn watch(&mut self) -> Result<(), RankError> {
+        self.inner.watch()
+    }
+
     fn abort(&mut self, reason: &str) {
         self.inner.abort(reason);
     }

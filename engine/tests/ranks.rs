@@ -234,6 +234,27 @@ fn who_waits_without_a_limit_is_woken_by_the_end_of_another() {
 }
 
 #[test]
+fn who_looks_sees_that_rank_0_has_ended_and_nothing_else() {
+    for over in BOTH {
+        let seen = run(over, 2, LONG, |mut at| {
+            at.barrier(LONG).unwrap();
+            assert_eq!(at.watch(), Ok(()));
+            at.barrier(LONG).unwrap();
+            if at.rank() == 0 {
+                return None;
+            }
+            loop {
+                match at.watch() {
+                    Ok(()) => std::thread::sleep(Duration::from_millis(5)),
+                    Err(error) => return Some(error),
+                }
+            }
+        });
+        assert!(matches!(seen[1], Some(RankError::Gone { rank: 0, .. })), "{over:?}: {seen:?}");
+    }
+}
+
+#[test]
 fn ranks_that_do_not_fit_together_do_not_meet() {
     assert_eq!(Memory::new(0, LONG).unwrap_err().to_string(), "ranks is 0; it must be at least 1");
     let meet = |at: (u32, u32), address: &str, patience| {

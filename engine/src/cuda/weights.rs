@@ -1,10 +1,13 @@
 //! A model's weights in device memory, f16 or bf16; projections that share their input lie together.
 
+use std::ops::Range;
+
 use super::ops::{FillRandom, ModelOps};
-use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, Stream};
+use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Stream};
 use deft::{DType, KvElement, bf16, f16};
 
 use super::CudaModelError;
+use crate::ranks::Shard;
 use crate::{ConfigError, LayerTensor, LlamaConfig, Tensor, Turn, Variant, Weights, WeightsError};
 
 /// Elements that are read from the source at a time.
@@ -13,13 +16,15 @@ const BLOCK_ELEMENTS: usize = 16 << 20;
 /// A model's weights on a device.
 #[derive(Debug)]
 pub struct CudaWeights {
-    config: LlamaConfig,
+    /// The shape of what the rank computes.
+    part: LlamaConfig,
+    shard: Shard,
     dtype: DType,
     /// `[vocabulary, hidden]`.
     pub(super) embedding: DeviceBuffer<u16>,
     /// `[hidden]`.
     pub(super) final_norm: DeviceBuffer<f32>,
-    /// `[vocabulary, hidden]`; none where it is the embedding.
+    /// `[the rank's entries of the vocabulary, hidden]`; none where they are rows of the embedding.
     head: Option<DeviceBuffer<u16>>,
     layers: Vec<LayerWeights>,
 }
@@ -59,9 +64,24 @@ impl CudaWeights {
         weights: &Weights,
         dtype: DType,
     ) -> Result<Self, CudaModelError> {
+        let shard = Shard::all(weights.config());
+        Self::read_shard(device, weights, dtype, shard)
+    }
+
+    /// One rank's part of `weights`, read in the same way: whole columns and rows of matrices, the embedding all.
+    ///
+    /// # Errors
+    /// As [`CudaWeights::read`].
+    pub fn read_shard(
+        device: &CudaDevice,
+        weights: &Weights,
+        dtype: DType,
+        shard: Shard,
+    ) -> Result<Self, CudaModelError> {
         if !matches!(dtype, DType::F16 | DType::Bf16) {
             return Err(CudaError::DType { dtype }.into());
         }
+        let weights = &shard.weights(weights);
         let config = weights.config().clone();
         refuse_variants(&config)?;
         let stream = Stream::new(device)?;
@@ -73,9 +93,10 @@ impl CudaWeights {
             final_norm: reader.vector("final norm", &[Tensor::FinalNorm])?,
             head: match config.tied_embeddings {
                 true => None,
-                false => Some(reader.matrix("head", &[Tensor::Head])?),
+                false => Some(reader.rows("head", &[Tensor::Head], shard.vocabulary())?),
             },
-            config,
+            part: config,
+            shard,
             dtype,
         })
     }
@@ -94,6 +115,22 @@ impl CudaWeights {
         seed: u64,
     ) -> Result<Self, CudaModelError> {
         config.validate()?;
+        Self::random_shard(device, Shard::all(&config), dtype, distinct_layers, seed)
+    }
+
+    /// The same of one rank's part. Ranks have weights of their own: together they are no model that one rank could have
+    /// made.
+    ///
+    /// # Errors
+    /// As [`CudaWeights::random`].
+    pub fn random_shard(
+        device: &CudaDevice,
+        shard: Shard,
+        dtype: DType,
+        distinct_layers: u32,
+        seed: u64,
+    ) -> Result<Self, CudaModelError> {
+        let config = shard.config();
         refuse_variants(&config)?;
         if distinct_layers == 0 || distinct_layers > config.layers {
             return Err(CudaModelError::Option {
@@ -109,6 +146,7 @@ impl CudaWeights {
             stream: &stream,
             seed,
         };
+        let head_rows = shard.vocabulary().len() as u32;
         let [hidden, ffn, q, kv] = [config.hidden, config.ffn, config.q_width(), config.kv_width()];
         let mut layers = Vec::new();
         for _ in 0..distinct_layers {
@@ -133,18 +171,29 @@ impl CudaWeights {
             final_norm: maker.vector("final norm", hidden, 1.0)?,
             head: match config.tied_embeddings {
                 true => None,
-                false => Some(maker.matrix("head", config.vocabulary, hidden)?),
+                false => Some(maker.matrix("head", head_rows, hidden)?),
             },
-            config,
+            part: config,
+            shard,
             dtype,
         };
         stream.synchronize()?;
         Ok(random)
     }
 
-    /// The model's shape.
+    /// The model's shape, of all ranks.
     pub fn config(&self) -> &LlamaConfig {
-        &self.config
+        self.shard.whole()
+    }
+
+    /// Which part of the model they are.
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// The shape of that part; the vocabulary is the model's.
+    pub(super) fn part(&self) -> &LlamaConfig {
+        &self.part
     }
 
     /// The type of matrices; norms are f32.
@@ -173,19 +222,27 @@ impl CudaWeights {
 
     /// Bytes that a pass reads: every layer's once, and the head's.
     pub fn pass_bytes(&self) -> u64 {
-        let (all, kept) = (u64::from(self.config.layers), self.layers.len() as u64);
+        let (all, kept) = (u64::from(self.part.layers), self.layers.len() as u64);
         let ends = 2 * self.embedding.len() + 4 * self.final_norm.len();
         let ends = ends + self.head.as_ref().map_or(0, |head| 2 * head.len());
         let layers = (self.memory_bytes() - ends as u64) / kept * all;
-        layers + 2 * self.head().len() as u64
+        let [rows, hidden] = self.head_shape().map(u64::from);
+        layers + 2 * rows * hidden
     }
 
     pub(super) fn layer(&self, layer: u32) -> &LayerWeights {
         &self.layers[layer as usize % self.layers.len()]
     }
 
-    pub(super) fn head(&self) -> &DeviceBuffer<u16> {
-        self.head.as_ref().unwrap_or(&self.embedding)
+    /// The rank's rows of the head, of [`CudaWeights::head_shape`].
+    pub(super) fn head(&self) -> DevicePtr {
+        let skipped = u64::from(self.shard.vocabulary().start) * u64::from(self.part.hidden);
+        let tied = || self.embedding.pointer().offset(2 * skipped);
+        self.head.as_ref().map_or_else(tied, DeviceBuffer::pointer)
+    }
+
+    pub(super) fn head_shape(&self) -> [u32; 2] {
+        [self.shard.vocabulary().len() as u32, self.part.hidden]
     }
 }
 
@@ -240,27 +297,40 @@ impl Reader<'_> {
         what: &'static str,
         tensors: &[Tensor],
     ) -> Result<DeviceBuffer<u16>, CudaModelError> {
-        match self.dtype {
-            DType::F16 => self.matrix_of::<f16>(what, tensors),
-            _ => self.matrix_of::<bf16>(what, tensors),
-        }
+        self.rows(what, tensors, 0..u32::MAX)
     }
 
-    fn matrix_of<T: KvElement>(
+    /// The same of these rows of each, as far as there are so many.
+    fn rows(
         &self,
         what: &'static str,
         tensors: &[Tensor],
+        rows: Range<u32>,
     ) -> Result<DeviceBuffer<u16>, CudaModelError> {
-        let shapes = tensors.iter().map(|&tensor| self.weights.shape(tensor));
-        let elements = shapes.map(|[rows, columns]| rows * columns).sum();
+        match self.dtype {
+            DType::F16 => self.rows_of::<f16>(what, tensors, rows),
+            _ => self.rows_of::<bf16>(what, tensors, rows),
+        }
+    }
+
+    fn rows_of<T: KvElement>(
+        &self,
+        what: &'static str,
+        tensors: &[Tensor],
+        of: Range<u32>,
+    ) -> Result<DeviceBuffer<u16>, CudaModelError> {
+        let rows = |tensor| of.start as usize..self.weights.shape(tensor)[0].min(of.end as usize);
+        let sizes =
+            tensors.iter().map(|&tensor| rows(tensor).len() * self.weights.shape(tensor)[1]);
+        let elements = sizes.sum();
         let buffer = DeviceBuffer::uninitialized(self.device, what, elements)?;
         let mut staged = Vec::new();
         let mut first = 0;
         for &tensor in tensors {
-            let [rows, columns] = self.weights.shape(tensor);
+            let [_, columns] = self.weights.shape(tensor);
             let block = (BLOCK_ELEMENTS / columns).max(1);
-            for begin in (0..rows).step_by(block) {
-                let end = (begin + block).min(rows);
+            for begin in rows(tensor).step_by(block) {
+                let end = (begin + block).min(rows(tensor).end);
                 staged.resize((end - begin) * columns, T::default());
                 self.weights.read_as(tensor, begin..end, &mut staged)?;
                 buffer.write(first, bytemuck::cast_slice(&staged), self.stream)?;

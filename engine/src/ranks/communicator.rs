@@ -81,6 +81,12 @@ pub trait Communicator: fmt::Debug + Send {
         limit: Option<Duration>,
     ) -> Result<Vec<Message>, RankError>;
 
+    /// Whether the others are there as far as can be told without them.
+    ///
+    /// # Errors
+    /// What has ended the run.
+    fn watch(&mut self) -> Result<(), RankError>;
+
     /// Ends the run: the others' calls fail with `reason`.
     fn abort(&mut self, reason: &str);
 

@@ -39,6 +39,20 @@ impl Launch {
         Self::from(|name| std::env::var(name).ok())
     }
 
+    /// Where ranks meet for one more communicator: so many ports further.
+    ///
+    /// # Errors
+    /// [`RankError::Argument`]: there is no such port.
+    pub fn address_of(&self, channel: u16) -> Result<String, RankError> {
+        let wrong = || RankError::argument("address", &self.address, "host:port");
+        let (host, port) = self.address.rsplit_once(':').ok_or_else(wrong)?;
+        let port: u16 = port.parse().map_err(|_| wrong())?;
+        let port = port.checked_add(channel).ok_or_else(|| {
+            RankError::argument("address", &self.address, format!("{channel} below the last port"))
+        })?;
+        Ok(format!("{host}:{port}"))
+    }
+
     fn from(variable: impl Fn(&str) -> Option<String>) -> Result<Self, RankError> {
         let there = LAUNCHERS.iter().find(|names| variable(names[0]).is_some());
         let [rank, ranks, local] = *there.ok_or_else(|| {
@@ -135,6 +149,15 @@ mod tests {
             launch(&[("PMI_RANK", "0"), ("PMI_SIZE", "1")]),
             expected(0, 1, 0, "127.0.0.1:29511")
         );
+    }
+
+    #[test]
+    fn communicators_have_ports_of_their_own() {
+        let at =
+            |address: &str| Launch { rank: 0, ranks: 2, local: 0, address: address.to_owned() };
+        assert_eq!(at("here:7000").address_of(1).unwrap(), "here:7001");
+        assert_eq!(at("[::1]:7000").address_of(0).unwrap(), "[::1]:7000");
+        assert!(at("here:65535").address_of(1).is_err() && at("here").address_of(0).is_err());
     }
 
     #[test]

@@ -167,6 +167,19 @@ impl Communicator for Memory {
         Ok(all)
     }
 
+    fn watch(&mut self) -> Result<(), RankError> {
+        let state = self.room.lock();
+        if let Some(error) = &state.over {
+            return Err(error.clone());
+        }
+        let mut gone = (0..).zip(&state.gone);
+        let gone = gone.find_map(|(rank, reason)| Some((rank, reason.clone()?)));
+        match gone {
+            None => Ok(()),
+            Some((rank, reason)) => Err(self.room.end(state, RankError::Gone { rank, reason })),
+        }
+    }
+
     fn abort(&mut self, reason: &str) {
         let error = RankError::Aborted { rank: self.rank, reason: reason.to_owned() };
         self.room.end(self.room.lock(), error);

@@ -143,6 +143,12 @@ impl Shard {
         self.vocabulary.clone()
     }
 
+    /// Where each rank's entries of the vocabulary begin, and the end of the last one's.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn vocabulary_ends(&self) -> Vec<u32> {
+        (0..=self.ranks).map(|rank| self.vocabulary_of(rank).start).collect()
+    }
+
     /// Bytes of this rank's pages where no rank's take more than `budget`: there are as many pages on all.
     pub(crate) fn page_budget(&self, budget: u64, dtype: DType) -> u64 {
         let shape = |kv_heads| {

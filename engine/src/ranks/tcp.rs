@@ -170,6 +170,17 @@ impl Communicator for Tcp {
         all.map_err(|error| self.end(error))
     }
 
+    fn watch(&mut self) -> Result<(), RankError> {
+        if let Some(error) = &self.over {
+            return Err(error.clone());
+        }
+        let closed = (0..self.peers.len()).find_map(|index| {
+            let error = is_closed(&self.peers[index])?;
+            Some(gone(self.peer(index), &error))
+        });
+        closed.map_or(Ok(()), |error| Err(self.end(error)))
+    }
+
     fn abort(&mut self, reason: &str) {
         let error = RankError::Aborted { rank: self.rank, reason: reason.to_owned() };
         self.end(error);
@@ -214,6 +225,17 @@ fn decode_over(bytes: &[u8]) -> RankError {
         0 => RankError::Gone { rank, reason: text },
         1 => RankError::Stalled { rank, what: text, after },
         _ => RankError::Aborted { rank, reason: text },
+    }
+}
+
+/// How a connection has ended, if it has.
+fn is_closed(stream: &TcpStream) -> Option<std::io::Error> {
+    let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+    match stream.set_nonblocking(false).and(peeked) {
+        Ok(0) => Some(ErrorKind::UnexpectedEof.into()),
+        Ok(_) => None,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+        Err(error) => Some(error),
     }
 }
 
