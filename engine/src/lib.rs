@@ -35,3 +35,8 @@ pub use weights::{LayerTensor, Tensor, Weights, WeightsError};
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/engine.md")]
 struct Guide;
+
+/// The examples in the page on several GPUs.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/several-gpus.md")]
+struct SeveralGpus;

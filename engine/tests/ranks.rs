@@ -255,6 +255,25 @@ fn who_looks_sees_that_rank_0_has_ended_and_nothing_else() {
 }
 
 #[test]
+fn who_looks_hears_that_another_has_ended_the_run() {
+    for over in BOTH {
+        let seen = run(over, 3, LONG, |mut at| {
+            at.barrier(LONG).unwrap();
+            if at.rank() == 2 {
+                at.abort("its disk is full");
+            }
+            loop {
+                match at.watch() {
+                    Ok(()) => std::thread::sleep(Duration::from_millis(5)),
+                    Err(error) => return error.to_string(),
+                }
+            }
+        });
+        assert_eq!(seen, vec!["rank 2 ended the run: its disk is full"; 3], "{over:?}");
+    }
+}
+
+#[test]
 fn ranks_that_do_not_fit_together_do_not_meet() {
     assert_eq!(Memory::new(0, LONG).unwrap_err().to_string(), "ranks is 0; it must be at least 1");
     let meet = |at: (u32, u32), address: &str, patience| {

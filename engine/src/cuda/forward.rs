@@ -1,14 +1,15 @@
 //! The forward pass, as work enqueued on a stream: nothing is allocated, copied or waited for, so it can be
 //! captured.
 
-use super::ops::{Embed, Feed, ModelOps, RmsNorm, RotateAppend, Sampling, SiluMul, TopK};
-use deft::cuda::{DeviceBuffer, DevicePtr, DeviceRows, RawStream, Rotary, Stream};
+use super::ops::{Embed, Feed, ModelOps, RotateAppend, Sampling, SiluMul};
+use deft::cuda::{DeviceBuffer, DevicePtr, DeviceRows, Rotary, Stream};
 use deft::{DType, KvElement, Step, StepGpu, bf16, f16};
 
-use super::buffers::{Buffers, Input, chosen_at};
-use super::cublas::{Cublas, Product, Sums};
+use super::buffers::{Buffers, Input};
+use super::cublas::{Cublas, Sums};
 use super::decode::HISTORY;
-use super::probe::{Observer, Seen, Stage};
+use super::launches::Rows;
+use super::probe::{Observer, Stage};
 use super::ranks::DeviceRanks;
 use super::{CudaModelError, CudaWeights};
 use crate::Turn;
@@ -77,16 +78,6 @@ impl Forward {
 pub(super) struct Run<'r, 's> {
     step: &'r mut Step<'s>,
     rows: Rows<'r>,
-}
-
-/// Launches over so many rows.
-#[derive(Clone, Copy)]
-struct Rows<'r> {
-    forward: &'r Forward,
-    count: u32,
-    stream: RawStream,
-    /// The others, where they take part.
-    ranks: Option<&'r DeviceRanks>,
 }
 
 impl<'r, 's> Run<'r, 's> {
@@ -331,108 +322,4 @@ impl<'r, 's> Run<'r, 's> {
 /// The step's side of the GPU.
 fn on_gpu<'a>(step: &'a mut Step<'_>) -> Result<StepGpu<'a>, CudaModelError> {
     Ok(step.gpu()?.expect("the cache was built for a GPU"))
-}
-
-impl Rows<'_> {
-    /// # Safety
-    /// As [`Run::enqueue`].
-    unsafe fn norm(
-        &self,
-        weight: &DeviceBuffer<f32>,
-        picks: Option<&DeviceBuffer<u32>>,
-    ) -> Result<(), CudaModelError> {
-        let config = self.forward.weights.part();
-        let buffers = &self.forward.buffers;
-        let norm = RmsNorm {
-            x: buffers.x.pointer(),
-            picks: picks.map_or(DevicePtr::NULL, DeviceBuffer::pointer),
-            weight: weight.pointer(),
-            out: buffers.normed.pointer(),
-            rows: self.count,
-            hidden: config.hidden,
-            eps: config.rms_eps,
-        };
-        // SAFETY: as in `enqueue`.
-        Ok(unsafe { self.forward.ops.rms_norm(&norm, self.stream) }?)
-    }
-
-    /// `y = x w^T` with `w` of `[outputs, inner]`, rows of `y` being `stride` apart.
-    ///
-    /// # Safety
-    /// As [`Run::enqueue`].
-    unsafe fn multiply(
-        &self,
-        x: DevicePtr,
-        w: DevicePtr,
-        y: DevicePtr,
-        ([outputs, inner], stride): ([u32; 2], u32),
-        into: Sums,
-    ) -> Result<(), CudaModelError> {
-        let product = Product {
-            rows: self.count,
-            outputs,
-            inner,
-            stride,
-            x,
-            w,
-            y,
-            dtype: self.forward.weights.dtype(),
-            into,
-        };
-        // SAFETY: as in `enqueue`.
-        Ok(unsafe { self.forward.blas.multiply(&product) }?)
-    }
-
-    /// Adds the sum over ranks of `source w^T`, with `w` of `[hidden, inner]`, to the residual stream.
-    ///
-    /// # Safety
-    /// As [`Run::enqueue`].
-    unsafe fn add(
-        &self,
-        source: DevicePtr,
-        w: &DeviceBuffer<u16>,
-        inner: u32,
-    ) -> Result<(), CudaModelError> {
-        let hidden = self.forward.weights.part().hidden;
-        debug_assert_eq!(w.len(), hidden as usize * inner as usize);
-        let x = self.forward.buffers.x.pointer();
-        // All ranks have the stream, and one brings it to the sum.
-        let into = match self.ranks.is_none_or(|ranks| ranks.rank() == 0) {
-            true => Sums::Added,
-            false => Sums::F32,
-        };
-        // SAFETY: as in `enqueue`.
-        unsafe {
-            self.multiply(source, w.pointer(), x, ([hidden, inner], hidden), into)?;
-            let Some(ranks) = self.ranks else { return Ok(()) };
-            ranks.all_reduce(x, self.count as usize * hidden as usize, self.stream)
-        }
-    }
-
-    /// Brings every rank's logits to all.
-    ///
-    /// # Safety
-    /// As [`Run::enqueue`].
-    unsafe fn gather(&self, logits: DevicePtr) -> Result<(), CudaModelError> {
-        let Some(ranks) = self.ranks else { return Ok(()) };
-        let ends = self.forward.weights.shard().vocabulary_ends();
-        // SAFETY: as in `enqueue`.
-        unsafe { ranks.gather_logits(logits, (self.count, &ends), self.stream) }
-    }
-
-    /// Where the `k` highest of each row's logits go.
-    fn ranking(&self, k: u32) -> TopK {
-        let Buffers { logits, chosen, .. } = &self.forward.buffers;
-        let vocab = self.forward.weights.part().vocabulary;
-        let (ids, log_probs) = chosen_at(chosen, self.count * k);
-        TopK { logits: logits.pointer(), ids, log_probs, rows: self.count, vocab, k }
-    }
-
-    fn floats<'b>(&self, buffer: &'b DeviceBuffer<f32>, width: u32) -> Seen<'b> {
-        Seen::F32(buffer, [self.count, width])
-    }
-
-    fn halves<'b>(&self, buffer: &'b DeviceBuffer<u16>, width: u32) -> Seen<'b> {
-        Seen::Half(buffer, [self.count, width])
-    }
 }

@@ -41,7 +41,7 @@
 //! | `ops` | what a model does between its matrix products, attention apart: kernels and their launches |
 //! | `weights` | a model's weights on the device |
 //! | `buffers` | everything else a pass reads and writes |
-//! | `forward` | the forward pass as enqueued work |
+//! | `forward`, `launches` | the forward pass as enqueued work |
 //! | `rows` | how many rows a pass has |
 //! | `options`, `model` | how a model is made; its cache |
 //! | `pass` | a pass as a step of the cache, and its results back |
@@ -58,6 +58,7 @@ mod decode;
 mod error;
 mod forward;
 pub mod instrument;
+mod launches;
 mod library;
 mod model;
 mod nccl;

@@ -26,8 +26,19 @@ const ROLL_CALL: Duration = Duration::from_secs(2);
 /// A rank of several.
 #[derive(Debug)]
 pub(super) struct DeviceRanks {
-    comm: Comm,
+    /// Goes first: who waits for this rank hears of its end.
     host: Mutex<Host>,
+    comm: Comm,
+}
+
+impl Drop for DeviceRanks {
+    /// A communicator that others have ended is not taken down with them.
+    fn drop(&mut self) {
+        let watched = self.host().ranks.watch();
+        if !matches!(watched, Ok(()) | Err(RankError::Gone { .. })) {
+            self.comm.abort();
+        }
+    }
 }
 
 /// The host's side.

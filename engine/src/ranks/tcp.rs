@@ -174,11 +174,22 @@ impl Communicator for Tcp {
         if let Some(error) = &self.over {
             return Err(error.clone());
         }
-        let closed = (0..self.peers.len()).find_map(|index| {
-            let error = is_closed(&self.peers[index])?;
-            Some(gone(self.peer(index), &error))
-        });
-        closed.map_or(Ok(()), |error| Err(self.end(error)))
+        for index in 0..self.peers.len() {
+            let error = match next_byte(&self.peers[index]) {
+                Ok(Some(ABORT)) => {
+                    let limit = self.timeout;
+                    let until = (Some(Instant::now() + limit), limit);
+                    self.read(index, Kind::Barrier, until).err()
+                }
+                // Another rank may be further.
+                Ok(_) => None,
+                Err(error) => Some(gone(self.peer(index), &error)),
+            };
+            if let Some(error) = error {
+                return Err(self.end(error));
+            }
+        }
+        Ok(())
     }
 
     fn abort(&mut self, reason: &str) {
@@ -228,14 +239,15 @@ fn decode_over(bytes: &[u8]) -> RankError {
     }
 }
 
-/// How a connection has ended, if it has.
-fn is_closed(stream: &TcpStream) -> Option<std::io::Error> {
-    let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+/// What comes next on a connection, if it is there; it stays.
+fn next_byte(stream: &TcpStream) -> Result<Option<u8>, std::io::Error> {
+    let mut next = [0];
+    let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut next));
     match stream.set_nonblocking(false).and(peeked) {
-        Ok(0) => Some(ErrorKind::UnexpectedEof.into()),
-        Ok(_) => None,
-        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-        Err(error) => Some(error),
+        Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+        Ok(_) => Ok(Some(next[0])),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,17 +1,15 @@
 //! A model's weights in device memory, f16 or bf16; projections that share their input lie together.
 
-use std::ops::Range;
+mod source;
 
-use super::ops::{FillRandom, ModelOps};
+use self::source::{Maker, Reader, some};
+use super::ops::ModelOps;
+use deft::DType;
 use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Stream};
-use deft::{DType, KvElement, bf16, f16};
 
 use super::CudaModelError;
 use crate::ranks::Shard;
-use crate::{ConfigError, LayerTensor, LlamaConfig, Tensor, Turn, Variant, Weights, WeightsError};
-
-/// Elements that are read from the source at a time.
-const BLOCK_ELEMENTS: usize = 16 << 20;
+use crate::{ConfigError, LlamaConfig, Tensor, Turn, Variant, Weights, WeightsError};
 
 /// A model's weights on a device.
 #[derive(Debug)]
@@ -244,147 +242,6 @@ impl CudaWeights {
     pub(super) fn head_shape(&self) -> [u32; 2] {
         [self.shard.vocabulary().len() as u32, self.part.hidden]
     }
-}
-
-/// Weights from the host to the device.
-struct Reader<'a> {
-    device: &'a CudaDevice,
-    weights: &'a Weights,
-    dtype: DType,
-    stream: &'a Stream,
-}
-
-impl Reader<'_> {
-    fn layer(&self, layer: u32) -> Result<LayerWeights, CudaModelError> {
-        use LayerTensor::{AttentionNorm, Down, FfnNorm, Gate, Key, Output, Query, Up, Value};
-        use LayerTensor::{KeyBias, KeyNorm, QueryBias, QueryNorm, ValueBias};
-        let of = |tensor| Tensor::Layer(layer, tensor);
-        let variant = &self.weights.config().variant;
-        Ok(LayerWeights {
-            attention_norm: self.vector("attention norm", &[of(AttentionNorm)])?,
-            qkv: self.matrix("QKV weights", &[of(Query), of(Key), of(Value)])?,
-            qkv_bias: some(variant.qkv_bias, || {
-                self.vector("QKV biases", &[QueryBias, KeyBias, ValueBias].map(of))
-            })?,
-            head_norms: some(variant.qk_norm, || {
-                self.vector("query and key norms", &[QueryNorm, KeyNorm].map(of))
-            })?,
-            output: self.matrix("output weights", &[of(Output)])?,
-            ffn_norm: self.vector("FFN norm", &[of(FfnNorm)])?,
-            gate_up: self.matrix("gate and up weights", &[of(Gate), of(Up)])?,
-            down: self.matrix("down weights", &[of(Down)])?,
-        })
-    }
-
-    /// `tensors` of one row each, one after the other.
-    fn vector(
-        &self,
-        what: &'static str,
-        tensors: &[Tensor],
-    ) -> Result<DeviceBuffer<f32>, CudaModelError> {
-        let mut values = Vec::new();
-        for &tensor in tensors {
-            let begin = values.len();
-            values.resize(begin + self.weights.shape(tensor)[1], 0.0);
-            self.weights.read_f32(tensor, 0..1, &mut values[begin..])?;
-        }
-        Ok(DeviceBuffer::from_slice(self.device, what, &values)?)
-    }
-
-    /// `tensors`, which have as many columns, one below the other.
-    fn matrix(
-        &self,
-        what: &'static str,
-        tensors: &[Tensor],
-    ) -> Result<DeviceBuffer<u16>, CudaModelError> {
-        self.rows(what, tensors, 0..u32::MAX)
-    }
-
-    /// The same of these rows of each, as far as there are so many.
-    fn rows(
-        &self,
-        what: &'static str,
-        tensors: &[Tensor],
-        rows: Range<u32>,
-    ) -> Result<DeviceBuffer<u16>, CudaModelError> {
-        match self.dtype {
-            DType::F16 => self.rows_of::<f16>(what, tensors, rows),
-            _ => self.rows_of::<bf16>(what, tensors, rows),
-        }
-    }
-
-    fn rows_of<T: KvElement>(
-        &self,
-        what: &'static str,
-        tensors: &[Tensor],
-        of: Range<u32>,
-    ) -> Result<DeviceBuffer<u16>, CudaModelError> {
-        let rows = |tensor| of.start as usize..self.weights.shape(tensor)[0].min(of.end as usize);
-        let sizes =
-            tensors.iter().map(|&tensor| rows(tensor).len() * self.weights.shape(tensor)[1]);
-        let elements = sizes.sum();
-        let buffer = DeviceBuffer::uninitialized(self.device, what, elements)?;
-        let mut staged = Vec::new();
-        let mut first = 0;
-        for &tensor in tensors {
-            let [_, columns] = self.weights.shape(tensor);
-            let block = (BLOCK_ELEMENTS / columns).max(1);
-            for begin in rows(tensor).step_by(block) {
-                let end = (begin + block).min(rows(tensor).end);
-                staged.resize((end - begin) * columns, T::default());
-                self.weights.read_as(tensor, begin..end, &mut staged)?;
-                buffer.write(first, bytemuck::cast_slice(&staged), self.stream)?;
-                first += staged.len();
-            }
-        }
-        Ok(buffer)
-    }
-}
-
-/// Weights made on the device.
-struct Maker<'a> {
-    device: &'a CudaDevice,
-    ops: ModelOps,
-    stream: &'a Stream,
-    seed: u64,
-}
-
-impl Maker<'_> {
-    fn vector(
-        &self,
-        what: &'static str,
-        count: u32,
-        value: f32,
-    ) -> Result<DeviceBuffer<f32>, CudaError> {
-        DeviceBuffer::from_slice(self.device, what, &vec![value; count as usize])
-    }
-
-    fn matrix(
-        &mut self,
-        what: &'static str,
-        rows: u32,
-        columns: u32,
-    ) -> Result<DeviceBuffer<u16>, CudaError> {
-        let count = u64::from(rows) * u64::from(columns);
-        let buffer = DeviceBuffer::uninitialized(self.device, what, count as usize)?;
-        self.seed = self.seed.wrapping_add(1);
-        let fill = FillRandom {
-            out: buffer.pointer(),
-            count,
-            seed: self.seed,
-            // A uniform variable on (-a, a) has variance a^2 / 3.
-            scale: (3.0 / columns as f32).sqrt(),
-        };
-        // SAFETY: the buffer has `count` elements and outlives the work, for which `random` waits: an error on the
-        // way frees it, and freeing waits too.
-        unsafe { self.ops.fill_random(&fill, self.stream.raw()) }?;
-        Ok(buffer)
-    }
-}
-
-/// What only some models have.
-fn some<T, E>(is_there: bool, make: impl FnOnce() -> Result<T, E>) -> Result<Option<T>, E> {
-    is_there.then(make).transpose()
 }
 
 /// Of what families do otherwise than Llama the kernels between the products know biases, norms of queries and keys, and
