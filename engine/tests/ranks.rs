@@ -164,7 +164,8 @@ fn a_rank_that_is_late_ends_the_others_in_time_with_its_name() {
                     let named = matches!(&error, RankError::Stalled { rank, what, .. }
                         if *rank == victim && what == "an all-reduce");
                     assert!(named, "{over:?} {ranks}: {error}");
-                    assert!(waited >= SHORT && waited < 6 * SHORT, "{waited:?}");
+                    // Whoever began to wait first ends the waiting of all.
+                    assert!(waited > SHORT / 2 && waited < 6 * SHORT, "{waited:?}");
                 }
             }
         }

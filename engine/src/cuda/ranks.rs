@@ -151,14 +151,23 @@ impl DeviceRanks {
                 fault = Err(host.who_is_late(waited));
             }
             if let Err(error) = fault {
-                // The kernels end before the others hear of it and their memory goes.
                 self.comm.abort();
                 host.ranks.abort(&error.to_string());
                 host.over = Some(error.clone());
+                wait_for_end(stream);
                 return Err(error.into());
             }
         }
         Ok(())
+    }
+}
+
+/// Waits until the kernels of collectives that were ended have ended, lest their memory goes before.
+fn wait_for_end(stream: &Stream) {
+    let begun = Instant::now();
+    // What fails, or takes longer, is beyond help.
+    while matches!(stream.is_idle(), Ok(false)) && begun.elapsed() < ROLL_CALL {
+        std::thread::sleep(PAUSE);
     }
 }
 

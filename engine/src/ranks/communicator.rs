@@ -74,7 +74,7 @@ pub trait Communicator: fmt::Debug + Send {
     /// in their order.
     ///
     /// # Errors
-    /// [`RankError`]; from then on the same at every call.
+    /// [`RankError`]: a rank died, hangs or ended the run; from then on the same at every call.
     fn exchange(
         &mut self,
         own: Message,

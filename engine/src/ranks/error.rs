@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Why ranks do not run together, or no longer.
 ///
-/// An error between ranks ends the run: all ranks get it, and every later call gives it again.
+/// All ranks get it. That a rank has died, hangs or has ended the run every later call says again.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RankError {

@@ -1,6 +1,7 @@
 //! A communicator, and the collectives that it enqueues.
 
 use std::ffi::{c_int, c_void};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -24,7 +25,7 @@ pub(crate) struct Comm {
     rank: u32,
     ranks: u32,
     aborted: AtomicBool,
-    nccl: Nccl,
+    nccl: Arc<Nccl>,
 }
 
 // SAFETY: any thread may use a communicator, one at a time (NCCL user guide, "Thread Safety"); `Comm` is not `Sync`.
@@ -32,6 +33,12 @@ unsafe impl Send for Comm {}
 
 /// A handle on its way between threads.
 struct Sent(Handle);
+
+impl Sent {
+    fn take(self) -> Handle {
+        self.0
+    }
+}
 
 // SAFETY: as for `Comm`.
 unsafe impl Send for Sent {}
@@ -69,6 +76,7 @@ impl Comm {
         };
         nccl.check("ncclCommInitRank", joined?)?;
         let aborted = AtomicBool::new(false);
+        let nccl = Arc::new(nccl);
         Ok(Self { device: device.clone(), handle, rank, ranks, aborted, nccl })
     }
 
@@ -169,12 +177,19 @@ impl Comm {
         }
     }
 
-    /// Ends all collectives of this rank, whether the others come or not. None can follow.
+    /// Ends all collectives of this rank, whether the others come or not: the kernels that wait, and those after them in
+    /// a graph. None can follow.
     pub(crate) fn abort(&self) {
-        if !self.aborted.swap(true, Ordering::Relaxed) {
-            // SAFETY: our own communicator, ended once. A failure leaves nothing to do.
-            let _ = self.device.scoped(|| unsafe { (self.nccl.abort)(self.handle) });
+        if self.aborted.swap(true, Ordering::Relaxed) {
+            return;
         }
+        let (device, nccl, handle) = (self.device.clone(), self.nccl.clone(), Sent(self.handle));
+        // The call tells the kernels at once and returns when there is no graph with them any more, so not here.
+        std::thread::spawn(move || {
+            let handle = handle.take();
+            // SAFETY: our own communicator, ended once; the library is held. A failure leaves nothing to do.
+            let _ = device.scoped(|| unsafe { (nccl.abort)(handle) });
+        });
     }
 
     /// Version and file.
