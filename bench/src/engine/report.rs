@@ -192,7 +192,13 @@ mod tests {
         };
         let shape = &crate::engine::shapes(true, (&[], 2))[0];
         let task = Task { name: "t".to_owned(), prompt_tokens: prompt, work: Work::Prompt };
-        Row::of((shape, "bf16", 3_088.0), &task, grouping, &timing, (3_000_000_000, 1_500_000_000, 2))
+        Row::of(
+            (shape, "bf16", 3_088.0),
+            &task,
+            grouping,
+            &timing,
+            (3_000_000_000, 1_500_000_000, 2),
+        )
     }
 
     #[test]
