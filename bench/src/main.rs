@@ -124,6 +124,11 @@ impl GpuArgs {
     fn open(&self) -> Result<gpu::Gpu> {
         gpu::Gpu::open(self.gpu, &self.ptx, self.arch)
     }
+
+    /// The same so many devices further.
+    fn next(&self, further: u32) -> Result<gpu::Gpu> {
+        gpu::Gpu::open(self.gpu + further, &self.ptx, self.arch)
+    }
 }
 
 /// [`Grouping`] on the command line.

@@ -9,7 +9,7 @@ use crate::peers::Peers;
 use crate::stats::{Spread, geometric_mean};
 
 /// GB/s at which randomly ordered 32 KiB pages stream on an H100.
-const STREAM_GB_PER_S: f64 = 3_088.0;
+pub(crate) const STREAM_GB_PER_S: f64 = 3_088.0;
 /// TFLOP/s of dense 16-bit products that a good kernel reaches on an H100.
 const TFLOP_PER_S: f64 = 660.0;
 /// The empty graph's microseconds in the bound that every row is held against.

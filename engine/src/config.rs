@@ -119,6 +119,11 @@ impl LlamaConfig {
         }
     }
 
+    /// Llama-3-70B's.
+    pub fn llama3_70b() -> Self {
+        Self { layers: 80, hidden: 8192, ffn: 28_672, q_heads: 64, ..Self::llama3_8b() }
+    }
+
     /// Qwen3-8B's.
     pub fn qwen3_8b() -> Self {
         Self {

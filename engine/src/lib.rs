@@ -8,6 +8,8 @@ pub mod cpu;
 pub mod cuda;
 pub mod gguf;
 mod quiet;
+pub mod ranked;
+pub mod ranks;
 pub mod safetensors;
 pub mod select;
 pub mod tokenizer;
@@ -22,6 +24,8 @@ pub use cpu::{CpuModel, CpuOptions, LoadError};
 pub use gguf::Gguf;
 /// Random numbers by counter: weights, and the noise of samples that a device draws.
 pub use kernels_gpu::random;
+pub use ranked::Ranked;
+pub use ranks::{Communicator, RankError};
 pub use select::{Select, Selected};
 pub use tokenizer::{Control, TextStream, Tokenizer, TokenizerError};
 pub use tree_model::{DraftToken, ModelError, Traffic, TreeModel};
@@ -31,3 +35,8 @@ pub use weights::{LayerTensor, Tensor, Weights, WeightsError};
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/engine.md")]
 struct Guide;
+
+/// The examples in the page on several GPUs.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/several-gpus.md")]
+struct SeveralGpus;

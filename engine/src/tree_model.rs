@@ -3,6 +3,7 @@
 use deft::tree::TokenForest;
 use deft::{CacheError, NodeKey, PrefixStats};
 
+use crate::ranks::RankError;
 use crate::select::{self, Select, Selected};
 
 /// One token of a draft, to be verified together with the others.
@@ -159,6 +160,9 @@ pub enum ModelError {
     /// The tree, its pages or attention.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The ranks that run the model together; it cannot be used any more.
+    #[error(transparent)]
+    Ranks(#[from] RankError),
     /// A token that the model does not have.
     #[error("token {token} is not below the vocabulary's size, {vocabulary}")]
     Token {

@@ -68,6 +68,7 @@ const PROGRAMS: &[Program] = &[
     gpu_suite("gpu_prefill"),
     gpu_suite("gpu_writes"),
     gpu_suite("gpu_model"),
+    gpu_suite("gpu_ranks"),
     BENCH,
     SEARCH,
     REPLAY,

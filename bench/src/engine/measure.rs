@@ -35,6 +35,10 @@ pub(super) struct Timing {
     pub(super) queries: f64,
     /// The same pass without attention.
     pub(super) without_attention_ms: f64,
+    /// The same pass of a rank that tells the others nothing and hears nothing.
+    pub(super) without_ranks_ms: f64,
+    /// A sum over ranks of a pass's states, by itself.
+    pub(super) all_reduce_us: f64,
 }
 
 impl Timing {
@@ -47,6 +51,8 @@ impl Timing {
             output_tokens: of(|t| t.output_tokens),
             queries: of(|t| t.queries),
             without_attention_ms: of(|t| t.without_attention_ms),
+            without_ranks_ms: of(|t| t.without_ranks_ms),
+            all_reduce_us: of(|t| t.all_reduce_us),
         }
     }
 }
@@ -82,8 +88,9 @@ pub(super) fn time(model: &mut CudaModel, task: &Task, watchdog: &Watchdog) -> R
             for (at, moment) in moments.iter().enumerate() {
                 watchdog.now(&format!("{}, moment {at}", task.name));
                 let (root, leaves) = moment.build(model)?;
-                let mut timing = steps(model, &leaves, true, TIMED)?;
-                timing.without_attention_ms = steps(model, &leaves, false, TIMED_WITHOUT)?.pass_ms;
+                let timing = whole_and_parts(model, |model, timed, passes| {
+                    steps(model, &leaves, timed, passes)
+                })?;
                 model.prune(root)?;
                 timings.push(timing);
             }
@@ -92,49 +99,64 @@ pub(super) fn time(model: &mut CudaModel, task: &Task, watchdog: &Watchdog) -> R
         Work::Drafts(draft) => {
             watchdog.now(&task.name);
             let trunk = instrument::assume_prompt(model, task.prompt_tokens)?;
-            let mut timing = drafts(model, trunk, draft, true, TIMED)?;
-            timing.without_attention_ms =
-                drafts(model, trunk, draft, false, TIMED_WITHOUT)?.pass_ms;
+            let timing = whole_and_parts(model, |model, timed, passes| {
+                drafts(model, trunk, draft, timed, passes)
+            })?;
             model.prune(trunk)?;
             Ok(timing)
         }
         Work::Search(search, moment) => {
             watchdog.now(&task.name);
             let (root, leaves) = moment.build(model)?;
-            let pass = steps(model, &leaves, true, TIMED)?;
-            let without = steps(model, &leaves, false, TIMED_WITHOUT)?;
+            let pass = whole_and_parts(model, |model, timed, passes| {
+                steps(model, &leaves, timed, passes)
+            })?;
             model.prune(root)?;
             let (step_ms, kv_bytes) = search.time(model, task.prompt_tokens)?;
-            let without_attention_ms = without.pass_ms;
-            Ok(Timing { step_ms, kv_bytes, without_attention_ms, ..pass })
+            Ok(Timing { step_ms, kv_bytes, ..pass })
         }
         Work::Prompt => {
             watchdog.now("a prompt");
-            let mut timing = prompts(model, task.prompt_tokens, true)?;
-            timing.without_attention_ms = prompts(model, task.prompt_tokens, false)?.pass_ms;
-            Ok(timing)
+            whole_and_parts(model, |model, timed, _| prompts(model, task.prompt_tokens, timed))
         }
     }
+}
+
+/// Times whole passes, and the same without attention and without other ranks. `run` runs so many passes.
+fn whole_and_parts(
+    model: &mut CudaModel,
+    mut run: impl FnMut(&mut CudaModel, Timed<'_>, usize) -> Result<Timing>,
+) -> Result<Timing> {
+    let mut timing = run(model, Timed::PLAIN, TIMED)?;
+    let without = Timed { attention: false, ..Timed::PLAIN };
+    timing.without_attention_ms = run(model, without, TIMED_WITHOUT)?.pass_ms;
+    timing.without_ranks_ms = timing.pass_ms;
+    if model.weights().shard().ranks() > 1 {
+        let without = Timed { ranks: false, ..Timed::PLAIN };
+        timing.without_ranks_ms = run(model, without, TIMED_WITHOUT)?.pass_ms;
+        let most = model.options().max_rows.max(1);
+        let rows = (timing.queries as u32).clamp(1, most);
+        timing.all_reduce_us = instrument::time_all_reduce(model, rows, 2 * model.config().layers)?;
+    }
+    Ok(timing)
 }
 
 fn steps(
     model: &mut CudaModel,
     leaves: &[NodeKey],
-    attention: bool,
+    how: Timed<'_>,
     timed: usize,
 ) -> Result<Timing> {
     let clock = Clock::new(model, timed)?;
     let mut decode = model.decode(leaves, &vec![1; leaves.len()], Choice::GREEDY)?;
-    let warmup = Timed { attention, events: None };
     for _ in 0..WARMUP {
-        instrument::step(&mut decode, warmup)?;
+        instrument::step(&mut decode, how)?;
         decode.synchronize()?;
     }
     let before = decode.traffic();
     let begin = Instant::now();
     for (first, last) in &clock.events {
-        let events = Some((first, last));
-        instrument::step(&mut decode, Timed { attention, events })?;
+        instrument::step(&mut decode, how.between(Some((first, last))))?;
     }
     decode.synchronize()?;
     let wall_ms = begin.elapsed().as_secs_f64() * 1e3;
@@ -144,7 +166,7 @@ fn steps(
         kv_bytes: (decode.traffic().read - before.read) as f64 / timed as f64,
         output_tokens: leaves.len() as f64,
         queries: leaves.len() as f64,
-        without_attention_ms: 0.0,
+        ..Timing::default()
     })
 }
 
@@ -152,7 +174,7 @@ fn drafts(
     model: &mut CudaModel,
     trunk: NodeKey,
     draft: &Draft,
-    attention: bool,
+    how: Timed<'_>,
     timed: usize,
 ) -> Result<Timing> {
     let clock = Clock::new(model, timed)?;
@@ -160,7 +182,7 @@ fn drafts(
     let mut steps = draft.steps.iter().cycle();
     let mut round = |model: &mut CudaModel, events| -> Result<usize> {
         let step = steps.next().context("there is no draft")?;
-        let timed = Timed { attention, events };
+        let timed = how.between(events);
         let keys = instrument::verify(model, trunk, &step.tokens, &mut ids, timed)?;
         let path: Vec<NodeKey> = step.accepted.iter().map(|&node| keys[node]).collect();
         model.accept(trunk, &path)?;
@@ -169,14 +191,14 @@ fn drafts(
     for _ in 0..WARMUP {
         round(model, None)?;
     }
-    model.stream().synchronize()?;
+    model.synchronize()?;
     let before = model.traffic();
     let begin = Instant::now();
     let mut tokens = 0;
     for (first, last) in &clock.events {
         tokens += round(model, Some((first, last)))?;
     }
-    model.stream().synchronize()?;
+    model.synchronize()?;
     let wall_ms = begin.elapsed().as_secs_f64() * 1e3;
     Ok(Timing {
         step_ms: wall_ms / timed as f64,
@@ -184,18 +206,18 @@ fn drafts(
         kv_bytes: (model.traffic().read - before.read) as f64 / timed as f64,
         output_tokens: tokens as f64 / timed as f64,
         queries: draft.steps[0].tokens.len() as f64,
-        without_attention_ms: 0.0,
+        ..Timing::default()
     })
 }
 
 /// Whole prompts one after the other, each part of one at a time.
-fn prompts(model: &mut CudaModel, tokens: u32, attention: bool) -> Result<Timing> {
+fn prompts(model: &mut CudaModel, tokens: u32, how: Timed<'_>) -> Result<Timing> {
     let vocabulary = model.vocabulary() as u32;
     let prompt: Vec<u32> = (0..tokens).map(|at| at * 7 % vocabulary).collect();
     let clock = Clock::new(model, TIMED_PROMPTS)?;
     let run = |model: &mut CudaModel, events| -> Result<()> {
-        let root = instrument::prompt(model, &prompt, Timed { attention, events })?;
-        model.stream().synchronize()?;
+        let root = instrument::prompt(model, &prompt, how.between(events))?;
+        model.synchronize()?;
         model.prune(root)?;
         Ok(())
     };
@@ -212,7 +234,7 @@ fn prompts(model: &mut CudaModel, tokens: u32, attention: bool) -> Result<Timing
         kv_bytes: (model.traffic().read - before.read) as f64 / TIMED_PROMPTS as f64,
         output_tokens: f64::from(tokens),
         queries: f64::from(tokens),
-        without_attention_ms: 0.0,
+        ..Timing::default()
     })
 }
 
@@ -229,6 +251,8 @@ mod tests {
             output_tokens: 4.0 * x,
             queries: 5.0 * x,
             without_attention_ms: 6.0 * x,
+            without_ranks_ms: 7.0 * x,
+            all_reduce_us: 8.0 * x,
         };
         assert_eq!(Timing::mean(&[of(1.0), of(3.0)]), of(2.0));
     }

@@ -1,26 +1,29 @@
 //! `deft-bench engine`: language models on a GPU, timed end to end.
 
 mod measure;
+mod ranks;
 mod real;
 mod report;
 mod searches;
 mod tasks;
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use deft::DType;
+use deft::cuda::CudaDevice;
 use deft_engine::LlamaConfig;
 use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights, instrument};
+use deft_engine::ranks::{Communicator as _, Memory, Shard};
 use deft_tests::watchdog::Watchdog;
 
 use self::report::{HEADER, Row, summary};
 use self::tasks::Task;
 use crate::device::Device;
 use crate::document::Document;
-use crate::gpu::Gpu;
 use crate::progress::Progress;
 use crate::{GpuArgs, GroupingArg, say};
 
@@ -36,8 +39,12 @@ pub(crate) struct Args {
     /// cuBLAS's file (libcublas.so.12, say) or the folder it is in.
     #[arg(long, value_name = "PATH")]
     cublas: Option<PathBuf>,
+    /// Run the model on so many GPUs, from --gpu on: a rank each, which share its heads. NCCL is looked for as cuBLAS is, and
+    /// DEFT_NCCL names its file or folder.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    gpus: u32,
     /// Time this GGUF file's model instead.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "gpus")]
     model: Option<PathBuf>,
     /// Only so many of the file's layers.
     #[arg(long, requires = "model")]
@@ -49,9 +56,10 @@ pub(crate) struct Args {
     /// A few tasks of one model: under a minute.
     #[arg(long)]
     quick: bool,
-    /// Tasks whose model and name contain this, such as `8b few-shot`.
-    #[arg(long, value_name = "WORDS")]
-    filter: Option<String>,
+    /// Tasks whose model, name and tokens of the prompt contain all of this, such as `8b few-shot 5000`; several may be
+    /// given, separated by commas. llama3-70b is timed where it is named.
+    #[arg(long, value_name = "WORDS", value_delimiter = ',')]
+    filter: Vec<String>,
     /// How queries and KV are grouped; several may be given, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "flatten,per-query")]
     grouping: Vec<GroupingArg>,
@@ -77,17 +85,24 @@ impl From<HalfArg> for DType {
 }
 
 /// What all parts need.
-struct Engine<'g> {
-    gpu: &'g Gpu,
-    cublas: Option<PathBuf>,
+struct Engine<'a> {
+    args: &'a Args,
+    /// The first one, if there are several.
+    device: CudaDevice,
     watchdog: Watchdog,
 }
 
 impl Engine<'_> {
-    /// A model with the command line's cuBLAS.
-    fn model(&self, weights: CudaWeights, mut options: CudaOptions) -> Result<CudaModel> {
-        options.cublas.clone_from(&self.cublas);
-        Ok(CudaModel::new(&self.gpu.device, weights, options)?)
+    /// A rank's model with the command line's cuBLAS.
+    fn model(
+        &self,
+        device: &CudaDevice,
+        weights: CudaWeights,
+        mut options: CudaOptions,
+        ranks: Memory,
+    ) -> Result<CudaModel> {
+        options.cublas.clone_from(&self.args.cublas);
+        Ok(CudaModel::new_rank(device, weights, options, Box::new(ranks))?)
     }
 }
 
@@ -102,8 +117,8 @@ struct Shape {
     distinct_layers: u32,
 }
 
-/// The models. Contexts are as long as the longest task needs.
-fn shapes(quick: bool) -> Vec<Shape> {
+/// The models, with the largest where it is named. Contexts are as long as the longest task needs.
+fn shapes(quick: bool, (filter, gpus): (&[String], u32)) -> Vec<Shape> {
     let of = |name, config: LlamaConfig, distinct_layers| Shape {
         name,
         config: LlamaConfig { context: 40_960, ..config },
@@ -115,6 +130,11 @@ fn shapes(quick: bool) -> Vec<Shape> {
         shapes.push(of("smollm2-135m", LlamaConfig::smollm2_135m(), 30));
         shapes.push(of("codellama-34b", LlamaConfig::codellama_34b(), 8));
     }
+    if filter.iter().any(|words| words.contains("70b")) {
+        // As many layers as memory has room for.
+        let layers = [16, 32, 64, 80][gpus.clamp(1, 4) as usize - 1];
+        shapes.push(of("llama3-70b", LlamaConfig::llama3_70b(), layers));
+    }
     shapes
 }
 
@@ -125,7 +145,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         unreachable!("it was just opened");
     };
     say(&device.describe());
-    let engine = Engine { gpu, cublas: args.cublas.clone(), watchdog: Watchdog::start() };
+    let engine = Engine { args, device: gpu.device.clone(), watchdog: Watchdog::start() };
     let outcome = match &args.model {
         Some(path) => real::run(&engine, path, args.dtype(), args.layers),
         None => time(args, &engine, &device),
@@ -137,9 +157,10 @@ fn time(args: &Args, engine: &Engine<'_>, device: &Device) -> Result<usize> {
     let mut document = Document::new("engine", device, None);
     let all = tasks::all(args.quick)?;
     let mut work = Vec::new();
-    for shape in shapes(args.quick) {
+    for shape in shapes(args.quick, (&args.filter, args.gpus)) {
         let wanted = |task: &&Task| {
-            task.is_for(shape.name) && args.wants(&format!("{} {}", shape.name, task.name))
+            let name = format!("{} {} {}", shape.name, task.name, task.prompt_tokens);
+            task.is_for(shape.name) && args.wants(&name)
         };
         let tasks: Vec<Task> = all.iter().filter(wanted).cloned().collect();
         work.push((shape, tasks));
@@ -165,58 +186,95 @@ fn time_model(
     progress: &Progress,
     document: &mut Document<Row>,
 ) -> Result<()> {
+    let told = Mutex::new((progress, document));
     engine.watchdog.now(&format!("{}: weights", shape.name));
     progress.doing(&format!("{}: weights", shape.name));
-    let begin = Instant::now();
-    let pages = tasks.iter().map(Task::pages).max().unwrap_or(1);
-    let mut model = open(engine, shape, args.dtype(), pages)?;
+    ranks::on_all(engine, args.gpus, |device, ranks| {
+        // One rank speaks for all.
+        let lead = ranks.rank() == 0;
+        let mut told = lead.then(|| told.lock().unwrap_or_else(PoisonError::into_inner));
+        let begin = Instant::now();
+        let pages = tasks.iter().map(Task::pages).max().unwrap_or(1);
+        let mut model = open(engine, shape, (device, ranks), pages)?;
+        if let Some(told) = &mut told {
+            let (progress, document) = &mut **told;
+            let ready = begin.elapsed().as_secs_f64();
+            progress.say(&format!("{}, ready in {ready:.1} s", describe(shape, &model)));
+            if document.kernels.is_empty() {
+                document.kernels.extend([Some(model.cublas()), model.nccl()].into_iter().flatten());
+            }
+            progress.say(HEADER);
+        }
+        for task in tasks {
+            for &grouping in &args.grouping {
+                let what = format!("{} {} {}", shape.name, task.name, grouping.name());
+                let is_timed = task.is_grouped() || grouping == GroupingArg::Flatten;
+                if let (Some(told), true) = (&told, is_timed) {
+                    told.0.doing(&what);
+                }
+                let row = match is_timed {
+                    true => {
+                        Some(time_task(engine, shape, (task, grouping), &mut model).context(what)?)
+                    }
+                    false => None,
+                };
+                if let Some(told) = &mut told {
+                    let (progress, document) = &mut **told;
+                    progress.step();
+                    if let Some(row) = row {
+                        progress.say(&row.line());
+                        document.rows.push(row);
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+fn describe(shape: &Shape, model: &CudaModel) -> String {
     let memory = model.memory();
-    progress.say(&format!(
-        "{}: synthetic weights in {}, {} distinct layers of {}, {:.1} GB, and {:.1} GB of random pages, ready in {:.1} s; {}",
+    let libraries = [Some(model.cublas()), model.nccl()].into_iter().flatten();
+    format!(
+        "{}: synthetic weights in {}, {} distinct layers of {}, {:.1} GB, and {:.1} GB of random pages on each of {} GPUs; {}",
         shape.name,
         model.dtype(),
         shape.distinct_layers,
         shape.config.layers,
         memory.weights as f64 / 1e9,
         memory.pages as f64 / 1e9,
-        begin.elapsed().as_secs_f64(),
-        model.cublas(),
-    ));
-    if document.kernels.is_empty() {
-        document.kernels.push(model.cublas());
-    }
-    progress.say(HEADER);
-    for task in tasks {
-        for &grouping in &args.grouping {
-            let what = format!("{} {} {}", shape.name, task.name, grouping.name());
-            progress.doing(&what);
-            if !task.is_grouped() && grouping != GroupingArg::Flatten {
-                progress.step();
-                continue;
-            }
-            model.set_grouping(grouping.into());
-            let timing = measure::time(&mut model, task, &engine.watchdog).context(what)?;
-            let sizes = (model.memory().total(), model.weights().pass_bytes());
-            let of = (shape, model.dtype());
-            let row = Row::new(of, task, grouping.name(), &timing, sizes);
-            progress.say(&row.line());
-            progress.step();
-            document.rows.push(row);
-        }
-    }
-    Ok(())
+        model.weights().shard().ranks(),
+        libraries.collect::<Vec<_>>().join(", "),
+    )
 }
 
-fn open(engine: &Engine<'_>, shape: &Shape, dtype: DType, pages: u32) -> Result<CudaModel> {
-    let config = shape.config.clone();
-    let token_bytes = 4 * u64::from(config.kv_width()) * u64::from(config.layers);
+fn time_task(
+    engine: &Engine<'_>,
+    shape: &Shape,
+    (task, grouping): (&Task, GroupingArg),
+    model: &mut CudaModel,
+) -> Result<Row> {
+    model.set_grouping(grouping.into());
+    let timing = measure::time(model, task, &engine.watchdog)?;
+    Ok(Row::new((shape, model), task, grouping.name(), &timing))
+}
+
+fn open(
+    engine: &Engine<'_>,
+    shape: &Shape,
+    (device, ranks): (&CudaDevice, Memory),
+    pages: u32,
+) -> Result<CudaModel> {
+    let shard = Shard::new(&shape.config, ranks.rank(), ranks.ranks())?;
+    let most_heads = u64::from(shape.config.kv_heads.div_ceil(ranks.ranks()));
+    let token_bytes = 4 * most_heads * u64::from(shape.config.head_dim * shape.config.layers);
     let mut options = CudaOptions::default();
     options.kv_bytes = 64 * token_bytes * u64::from(pages);
     options.prefill_rows = PREFILL_ROWS;
-    let device = &engine.gpu.device;
-    let weights = CudaWeights::random(device, config, dtype, shape.distinct_layers, 1)?;
-    let mut model = engine.model(weights, options)?;
-    instrument::randomize_pages(&mut model, 2)?;
+    let (dtype, seed) = (engine.args.dtype(), u64::from(ranks.rank()) << 32);
+    let weights = CudaWeights::random_shard(device, shard, dtype, shape.distinct_layers, seed + 1)?;
+    let mut model = engine.model(device, weights, options, ranks)?;
+    instrument::randomize_pages(&mut model, seed + 2)?;
     Ok(model)
 }
 
@@ -231,8 +289,8 @@ impl Args {
     }
 
     fn wants(&self, name: &str) -> bool {
-        let words = self.filter.as_deref().unwrap_or_default();
-        words.split_whitespace().all(|word| name.contains(word))
+        let has = |words: &String| words.split_whitespace().all(|word| name.contains(word));
+        self.filter.is_empty() || self.filter.iter().any(has)
     }
 }
 

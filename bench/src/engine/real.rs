@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use deft::DType;
 use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights};
+use deft_engine::ranks::Memory;
 use deft_engine::{Gguf, TreeModel};
 
 use super::{Engine, Watchdog};
@@ -38,8 +39,8 @@ pub(super) fn run(
     engine.watchdog.now("bringing weights to the GPU");
     let mut options = CudaOptions::default();
     options.kv_bytes = 1 << 30;
-    let weights = CudaWeights::read(&engine.gpu.device, weights, dtype)?;
-    let mut gpu = engine.model(weights, options)?;
+    let weights = CudaWeights::read(&engine.device, weights, dtype)?;
+    let mut gpu = engine.model(&engine.device, weights, options, Memory::alone())?;
     say(&format!("  {}", gpu.cublas()));
     speed(&mut gpu, &engine.watchdog)?;
     Ok(0)

@@ -1,11 +1,12 @@
 //! What was measured, as rows of the file and of the table.
 
-use deft::DType;
+use deft_engine::cuda::CudaModel;
 use serde::Serialize;
 
 use super::Shape;
 use super::measure::Timing;
 use super::tasks::Task;
+use crate::report::STREAM_GB_PER_S;
 use crate::stats::geometric_mean;
 
 /// A task with one grouping.
@@ -39,24 +40,49 @@ pub(super) struct Row {
     pub(super) kv_gb: f64,
     /// Device memory of the model, pages and buffers, in GB.
     pub(super) memory_gb: f64,
-    /// Weights that a pass reads, in GB.
+    /// Weights that a pass of a rank reads, in GB.
     pub(super) weights_gb: f64,
+    /// Ranks, each on a GPU of its own.
+    pub(super) gpus: u32,
+    /// What the pass takes longer than without the other ranks.
+    pub(super) ranks_ms: f64,
+    /// Of the pass.
+    pub(super) ranks_share: f64,
+    /// A sum over ranks of a pass's states, by itself.
+    pub(super) all_reduce_us: f64,
+    /// What a pass takes at least: the time to read a rank's weights, K and V, and two sums a layer.
+    pub(super) bound_ms: f64,
 }
 
 impl Row {
     pub(super) fn new(
-        (shape, dtype): (&Shape, DType),
+        (shape, model): (&Shape, &CudaModel),
         task: &Task,
         grouping: &'static str,
         timing: &Timing,
-        (memory, weights): (u64, u64),
     ) -> Self {
+        let (ranks, weights) = (model.weights().shard().ranks(), model.weights().pass_bytes());
+        let sizes = (model.memory().total(), weights, ranks);
+        let of = (shape, model.dtype().name(), stream_gb_per_s(model.stream().device().name()));
+        Self::of(of, task, grouping, timing, sizes)
+    }
+
+    fn of(
+        (shape, dtype, gb_per_s): (&Shape, &'static str, f64),
+        task: &Task,
+        grouping: &'static str,
+        timing: &Timing,
+        (memory, weights, gpus): (u64, u64, u32),
+    ) -> Self {
+        let ranks_ms = timing.pass_ms - timing.without_ranks_ms;
+        let bytes = weights as f64 + timing.kv_bytes / f64::from(gpus);
+        let sums = f64::from(2 * shape.config.layers) * timing.all_reduce_us;
         let attention_ms = timing.pass_ms - timing.without_attention_ms;
         Self {
             model: shape.name.to_owned(),
             layers: shape.config.layers,
             distinct_layers: shape.distinct_layers,
-            dtype: dtype.name(),
+            dtype,
             task: task.name.clone(),
             grouping,
             prompt_tokens: task.prompt_tokens,
@@ -72,12 +98,17 @@ impl Row {
             kv_gb: timing.kv_bytes / 1e9,
             memory_gb: memory as f64 / 1e9,
             weights_gb: weights as f64 / 1e9,
+            gpus,
+            ranks_ms,
+            ranks_share: ranks_ms / timing.pass_ms,
+            all_reduce_us: timing.all_reduce_us,
+            bound_ms: bytes / gb_per_s / 1e6 + sums / 1e3,
         }
     }
 
     pub(super) fn line(&self) -> String {
         format!(
-            "{:14} {:16} {:>6} {:10} {:7.1} {:8.3} {:8.3} {:8.3} {:5.1} % {:7.3} {:5.1} % {:9.1} {:8.2} {:7.1}",
+            "{:14} {:16} {:>6} {:10} {:7.1} {:8.3} {:8.3} {:8.3} {:5.1} % {:7.3} {:5.1} % {:9.1} {:8.2} {:7.1} {:4} {:8.3} {:7.1} {:8.3}",
             self.model,
             self.task,
             self.prompt_tokens,
@@ -92,12 +123,21 @@ impl Row {
             self.tokens_per_s,
             self.kv_gb,
             self.memory_gb,
+            self.gpus,
+            self.ranks_ms,
+            self.all_reduce_us,
+            self.bound_ms,
         )
     }
 }
 
+/// GB/s at which a device streams pages: measured on an H100, and that times the datasheets' 4.8 to 3.35 TB/s on an H200.
+fn stream_gb_per_s(device: &str) -> f64 {
+    if device.contains("H200") { STREAM_GB_PER_S * 4.8 / 3.35 } else { STREAM_GB_PER_S }
+}
+
 /// The table's head.
-pub(super) const HEADER: &str = "model          task             prompt grouping   queries  step ms  pass ms  attn ms of pass  gap ms of step  tokens/s    KV GB  mem GB";
+pub(super) const HEADER: &str = "model          task             prompt grouping   queries  step ms  pass ms  attn ms of pass  gap ms of step  tokens/s    KV GB  mem GB gpus ranks ms  sum us bound ms";
 
 /// Per-query's time of a step over Flatten's, by model and task: the prompts' speedups, and their mean.
 pub(super) fn summary(rows: &[Row]) -> String {
@@ -147,10 +187,18 @@ mod tests {
             output_tokens: 8.0,
             queries: 8.0,
             without_attention_ms: 0.6 * step_ms,
+            without_ranks_ms: 0.7 * step_ms,
+            all_reduce_us: 10.0,
         };
-        let shape = &crate::engine::shapes(true)[0];
+        let shape = &crate::engine::shapes(true, (&[], 2))[0];
         let task = Task { name: "t".to_owned(), prompt_tokens: prompt, work: Work::Prompt };
-        Row::new((shape, DType::Bf16), &task, grouping, &timing, (3_000_000_000, 1_500_000_000))
+        Row::of(
+            (shape, "bf16", 3_088.0),
+            &task,
+            grouping,
+            &timing,
+            (3_000_000_000, 1_500_000_000, 2),
+        )
     }
 
     #[test]
@@ -160,6 +208,9 @@ mod tests {
         assert!(near(row.attention_ms, 3.0) && near(row.host_gap_ms, 1.0));
         assert!(near(row.attention_share, 1.0 / 3.0) && near(row.tokens_per_s, 800.0));
         assert!(near(row.token_ms, 1.25) && near(row.memory_gb, 3.0));
+        assert!(near(row.ranks_ms, 2.0) && near(row.ranks_share, 2.0 / 9.0));
+        // 1.5 GB of weights and half of 2 GB of K and V; 64 sums of 10 us.
+        assert!(near(row.bound_ms, 2.5 / 3.088 + 0.64));
     }
 
     #[test]

@@ -23,7 +23,7 @@ const GROWTH_PAGES: u32 = 2;
 const DRAFTS: usize = 32;
 /// Contexts at which a draft is held against one token, and the models that are.
 const CONTEXTS: [u32; 5] = [1024, 4096, 8192, 16_384, 32_768];
-const COMPARED: [&str; 3] = ["llama3-8b", "qwen3-8b", "smollm2-135m"];
+const COMPARED: [&str; 4] = ["llama3-8b", "qwen3-8b", "smollm2-135m", "llama3-70b"];
 /// Prompts that are run whole.
 const PROMPTS: [u32; 3] = [2048, 8192, 32_768];
 
@@ -262,7 +262,7 @@ impl Task {
     /// Whether the task is timed with `model`: the paper's with its models, the others with [`COMPARED`].
     pub(super) fn is_for(&self, model: &str) -> bool {
         let papers = ![&CONTEXTS[..], &PROMPTS].concat().contains(&self.prompt_tokens);
-        let of_paper = ["llama3-8b", "codellama-34b"];
+        let of_paper = ["llama3-8b", "codellama-34b", "llama3-70b"];
         if papers { of_paper.contains(&model) } else { COMPARED.contains(&model) }
     }
 

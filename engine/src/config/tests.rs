@@ -7,6 +7,7 @@ fn presets_are_valid_and_as_large_as_their_names_say() {
     let sizes = [
         (LlamaConfig::smollm2_135m(), 134_515_008),
         (LlamaConfig::llama3_8b(), 8_030_261_248),
+        (LlamaConfig::llama3_70b(), 70_553_706_496),
         (LlamaConfig::codellama_7b(), 6_738_546_688),
         (LlamaConfig::codellama_34b(), 33_743_970_304),
     ];

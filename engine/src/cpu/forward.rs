@@ -7,6 +7,8 @@ use super::matmul::{Matrix, Onto, apply_all};
 use super::ops::{add_to_rows, gate_mul, rms_norm, rms_norm_in_place, soft_cap};
 use super::params::Layer;
 use crate::config::Turn;
+use crate::ranks::{Communicator, RankError};
+use crate::tree_model::ModelError;
 
 /// Which rows of logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,20 +45,30 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Adds `post_norm(matrix source)` to the residual stream.
-    fn add(&mut self, matrix: &Matrix, source: From, post_norm: Option<&Vec<f32>>, epsilon: f32) {
+    /// Adds `post_norm(matrix source)`, summed over ranks, to the residual stream.
+    fn add(
+        &mut self,
+        matrix: &Matrix,
+        source: From,
+        post_norm: Option<(&Vec<f32>, f32)>,
+        ranks: &mut dyn Communicator,
+    ) -> Result<(), RankError> {
         let source = match source {
             From::Attention => &self.attended,
             From::Gate => &self.gate,
         };
-        let Some(gain) = post_norm else {
-            matrix.apply(source, &mut self.x, Onto::Add);
-            return;
+        let Some((gain, epsilon)) = post_norm else {
+            // All have the stream, and one brings it to the sum.
+            let onto = if ranks.rank() == 0 { Onto::Add } else { Onto::Replace };
+            matrix.apply(source, &mut self.x, onto);
+            return ranks.all_reduce(&mut self.x);
         };
         // What was normed has been used.
         matrix.apply(source, &mut self.normed, Onto::Replace);
+        ranks.all_reduce(&mut self.normed)?;
         rms_norm_in_place(&mut self.normed, gain, epsilon);
         self.x.iter_mut().zip(&self.normed).for_each(|(x, y)| *x += y);
+        Ok(())
     }
 
     /// The last layer's queries, `[n, q_heads, head_dim]`.
@@ -73,17 +85,27 @@ impl CpuModel {
         batch: &Batch,
         wanted: Wanted,
         logits: &mut Vec<f32>,
-    ) -> Result<(), CacheError> {
+    ) -> Result<(), ModelError> {
         // On a thread of the pool: for any other each product would have to wake one.
-        rayon::scope(|_| {
-            self.start(tokens);
-            for layer in 0..self.config.layers {
-                self.attend(layer, batch)?;
-                self.feed_forward(layer);
-            }
-            self.finish(wanted, logits);
-            Ok(())
-        })
+        match self.pool.clone() {
+            None => rayon::scope(|_| self.pass(tokens, batch, wanted, logits)),
+            Some(pool) => pool.install(|| self.pass(tokens, batch, wanted, logits)),
+        }
+    }
+
+    fn pass(
+        &mut self,
+        tokens: &[u32],
+        batch: &Batch,
+        wanted: Wanted,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        self.start(tokens);
+        for layer in 0..self.config.layers {
+            self.attend(layer, batch)?;
+            self.feed_forward(layer)?;
+        }
+        Ok(self.finish(wanted, logits)?)
     }
 
     /// Embeds the tokens.
@@ -113,7 +135,7 @@ impl CpuModel {
 
     /// `x += post_norm(W_o attention(turn(norm(W_q h + b)), ...))`, where `h = norm(x)`; of bias, the heads' norms, turn
     /// and the norm after it what the model has.
-    fn attend(&mut self, index: u32, batch: &Batch) -> Result<(), CacheError> {
+    fn attend(&mut self, index: u32, batch: &Batch) -> Result<(), ModelError> {
         let scratch = &mut self.scratch;
         let layer: &Layer = &self.params.layers[index as usize];
         let (gain, epsilon) = (&layer.attention_norm, self.config.rms_eps);
@@ -140,19 +162,19 @@ impl CpuModel {
         };
         let mut kv = Kv::new(&scratch.k, &scratch.v);
         if let Some(table) = table {
-            table.rotate(batch.positions(), &mut scratch.q)?;
+            let turned = table.rotate(batch.positions(), &mut scratch.q);
+            turned.map_err(CacheError::from)?;
             kv = kv.rotated(table);
         }
         let cache = &mut self.cache;
         cache.append(index, batch, kv)?;
         cache.attend(index, batch, &scratch.q, &mut scratch.attended)?;
-        let post_norm = layer.post_norms.as_ref().map(|[attention, _]| attention);
-        scratch.add(&layer.output, From::Attention, post_norm, epsilon);
-        Ok(())
+        let post_norm = layer.post_norms.as_ref().map(|[attention, _]| (attention, epsilon));
+        Ok(scratch.add(&layer.output, From::Attention, post_norm, &mut *self.ranks)?)
     }
 
     /// `x += post_norm(W_down (f(W_gate h) * W_up h))`, where `h = norm(x)`.
-    fn feed_forward(&mut self, index: u32) {
+    fn feed_forward(&mut self, index: u32) -> Result<(), RankError> {
         let scratch = &mut self.scratch;
         let layer = &self.params.layers[index as usize];
         let (gain, epsilon) = (&layer.ffn_norm, self.config.rms_eps);
@@ -160,17 +182,17 @@ impl CpuModel {
         let products = [(&layer.gate, &mut scratch.gate[..]), (&layer.up, &mut scratch.up[..])];
         apply_all(products, &scratch.normed, Onto::Replace);
         gate_mul(self.config.variant.activation, &mut scratch.gate, &scratch.up);
-        let post_norm = layer.post_norms.as_ref().map(|[_, ffn]| ffn);
-        scratch.add(&layer.down, From::Gate, post_norm, epsilon);
+        let post_norm = layer.post_norms.as_ref().map(|[_, ffn]| (ffn, epsilon));
+        scratch.add(&layer.down, From::Gate, post_norm, &mut *self.ranks)
     }
 
-    fn finish(&mut self, wanted: Wanted, logits: &mut Vec<f32>) {
+    fn finish(&mut self, wanted: Wanted, logits: &mut Vec<f32>) -> Result<(), RankError> {
         let scratch = &mut self.scratch;
         let width = self.config.hidden as usize;
         let first = match wanted {
             Wanted::All => 0,
             Wanted::Last => scratch.x.len() - width,
-            Wanted::None => return,
+            Wanted::None => return Ok(()),
         };
         let (x, normed) = (&scratch.x[first..], &mut scratch.normed[first..]);
         let (gain, epsilon) = (&self.params.final_norm, self.config.rms_eps);
@@ -181,5 +203,16 @@ impl CpuModel {
         if let Some(cap) = self.config.variant.logit_cap {
             soft_cap(logits, cap);
         }
+        if self.ranks.ranks() > 1 {
+            let parts = self.ranks.all_gather(logits)?;
+            logits.clear();
+            for row in 0..x.len() / width {
+                for (rank, part) in (0..).zip(&parts) {
+                    let entries = self.shard.vocabulary_of(rank).len();
+                    logits.extend_from_slice(&part[row * entries..][..entries]);
+                }
+            }
+        }
+        Ok(())
     }
 }

@@ -11,6 +11,8 @@ mod tile;
 mod timing;
 mod tree;
 
+use std::sync::Arc;
+
 use deft::RotaryTable;
 use deft::cache::DType;
 use deft::{Batch, CacheError, Device, Grouping, KvFormat, TreeCache};
@@ -18,13 +20,14 @@ use deft::{Batch, CacheError, Device, Grouping, KvFormat, TreeCache};
 use self::forward::Scratch;
 use self::params::Params;
 use crate::config::{ConfigError, LlamaConfig, Turn};
+use crate::ranks::{Communicator, Memory, RankError, Shard};
 use crate::tree_model::Traffic;
 use crate::weights::{Weights, WeightsError};
 
 /// How a [`CpuModel`] is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuOptions {
-    /// Bytes for K and V.
+    /// Bytes for K and V; of the rank with the most KV heads, if there are several.
     pub capacity_bytes: u64,
     /// Most bytes of them that prompts of the past hold, for later ones that begin alike: see
     /// [`CacheBuilder::prefix_bytes`](deft::CacheBuilder::prefix_bytes). 0 keeps none.
@@ -60,6 +63,12 @@ pub enum LoadError {
     /// Its shape.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Its ranks.
+    #[error(transparent)]
+    Ranks(#[from] RankError),
+    /// The threads of one of several ranks.
+    #[error("there are no threads for this rank: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
 }
 
 /// A Llama-architecture model on the CPU, and the trees that it keeps K and V of.
@@ -68,6 +77,8 @@ pub enum LoadError {
 /// prompt's prefill counts alike in both numbers: no engine reads its K and V once a token.
 #[derive(Debug)]
 pub struct CpuModel {
+    shard: Shard,
+    /// The shape of what this rank computes.
     config: LlamaConfig,
     params: Params,
     rotary: RotaryTable,
@@ -78,6 +89,9 @@ pub struct CpuModel {
     step: Option<Batch>,
     traffic: Traffic,
     scratch: Scratch,
+    ranks: Box<dyn Communicator>,
+    /// Of one of several ranks: one that waits for the others in a pool that it shares with them would keep them waiting.
+    pool: Option<Arc<rayon::ThreadPool>>,
 }
 
 impl CpuModel {
@@ -89,17 +103,43 @@ impl CpuModel {
     pub fn load(
         weights: &Weights,
         options: CpuOptions,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Self, LoadError> {
+        let shard = Shard::all(weights.config());
+        Self::load_shard(weights, options, (shard, Box::new(Memory::alone())), progress)
+    }
+
+    /// Reads one rank's part of `weights`. All ranks run the same operations in the same order; [`Ranked`](crate::Ranked)
+    /// sees to it.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load_rank(
+        weights: &Weights,
+        options: CpuOptions,
+        ranks: Box<dyn Communicator>,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Self, LoadError> {
+        let shard = Shard::new(weights.config(), ranks.rank(), ranks.ranks())?;
+        Self::load_shard(&shard.weights(weights), options, (shard, ranks), progress)
+    }
+
+    fn load_shard(
+        weights: &Weights,
+        options: CpuOptions,
+        (shard, ranks): (Shard, Box<dyn Communicator>),
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
         let config = weights.config().clone();
-        let params = Params::load(weights, &mut progress)?;
+        let params = Params::load(weights, &shard, &mut progress)?;
+        let budget = |bytes| shard.page_budget(bytes, DType::F32);
         let mut cache = TreeCache::builder(&Device::cpu())
             .layers(config.layers)
             .heads(config.q_heads, config.kv_heads, config.head_dim)
             .dtype(DType::F32)
-            .capacity_bytes(options.capacity_bytes)
-            .prefix_bytes(options.prefix_bytes)
-            .identity(saved::identity(&config, &params))
+            .capacity_bytes(budget(options.capacity_bytes))
+            .prefix_bytes(budget(options.prefix_bytes))
+            .identity(saved::identity(&shard, &params))
             .grouping(options.grouping)
             .sealed_format(options.kv);
         if let Some(scale) = config.variant.query_scale {
@@ -120,12 +160,20 @@ impl CpuModel {
             step: None,
             traffic: Traffic::default(),
             scratch: Scratch::default(),
+            pool: own_pool(shard.ranks())?,
+            shard,
+            ranks,
         })
     }
 
-    /// The model's shape.
+    /// The model's shape, of all ranks.
     pub fn config(&self) -> &LlamaConfig {
-        &self.config
+        self.shard.whole()
+    }
+
+    /// This rank's part of it.
+    pub fn shard(&self) -> &Shard {
+        &self.shard
     }
 
     /// The trees' keys and values.
@@ -138,4 +186,14 @@ impl CpuModel {
         self.cache.set_grouping(grouping);
         self.step = None;
     }
+}
+
+/// Threads for one of `ranks` ranks of a machine.
+fn own_pool(ranks: u32) -> Result<Option<Arc<rayon::ThreadPool>>, LoadError> {
+    if ranks == 1 {
+        return Ok(None);
+    }
+    let threads = (rayon::current_num_threads() / ranks as usize).max(1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    Ok(Some(Arc::new(pool)))
 }

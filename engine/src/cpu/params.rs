@@ -1,7 +1,9 @@
 //! Weights as the CPU multiplies with them: matrices as they are stored, norms in f32.
 
+use std::ops::Range;
+
 use super::matmul::Matrix;
-use crate::config::LlamaConfig;
+use crate::ranks::Shard;
 use crate::weights::{LayerTensor, Tensor, Weights, WeightsError};
 
 /// All weights of a model.
@@ -10,7 +12,7 @@ pub(super) struct Params {
     pub(super) embedding: Matrix,
     pub(super) layers: Vec<Layer>,
     pub(super) final_norm: Vec<f32>,
-    /// `None`: the embedding's.
+    /// `[the rank's entries of the vocabulary, hidden]`; `None`: the embedding's.
     untied_head: Option<Matrix>,
 }
 
@@ -35,30 +37,27 @@ pub(super) struct Layer {
 }
 
 impl Params {
-    /// Reads all tensors; `progress` hears how many parameters of how many have been read.
+    /// Reads all tensors of a rank; `progress` hears how many parameters of how many have been read.
     pub(super) fn load(
         weights: &Weights,
+        shard: &Shard,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, WeightsError> {
-        let config = weights.config();
+        let layers = 0..weights.config().layers;
         let mut loader = Loader { weights, done: 0, progress };
         let embedding = loader.matrix(Tensor::Embedding)?;
-        let layers = (0..config.layers).map(|layer| loader.layer(layer));
+        let layers = layers.map(|layer| loader.layer(layer));
         Ok(Self {
             embedding,
             layers: layers.collect::<Result<_, _>>()?,
             final_norm: loader.values(Tensor::FinalNorm)?,
-            untied_head: untied(config).map(|head| loader.matrix(head)).transpose()?,
+            untied_head: loader.head(shard)?,
         })
     }
 
     pub(super) fn head(&self) -> &Matrix {
         self.untied_head.as_ref().unwrap_or(&self.embedding)
     }
-}
-
-fn untied(config: &LlamaConfig) -> Option<Tensor> {
-    (!config.tied_embeddings).then_some(Tensor::Head)
 }
 
 struct Loader<'a> {
@@ -82,14 +81,28 @@ impl Loader<'_> {
     }
 
     fn matrix(&mut self, tensor: Tensor) -> Result<Matrix, WeightsError> {
-        let shape = self.weights.shape(tensor);
+        let [rows, _] = self.weights.shape(tensor);
+        self.rows(tensor, 0..rows)
+    }
+
+    fn rows(&mut self, tensor: Tensor, rows: Range<usize>) -> Result<Matrix, WeightsError> {
+        let [_, columns] = self.weights.shape(tensor);
         let format = self.weights.format(tensor);
-        let [rows, columns] = shape;
         let row_bytes = columns / format.block_elements() * format.block_bytes();
-        let mut bytes = vec![0; rows * row_bytes];
-        self.weights.read_stored(tensor, 0..rows, &mut bytes)?;
-        self.count(rows * columns);
+        let shape = [rows.len(), columns];
+        let mut bytes = vec![0; rows.len() * row_bytes];
+        self.weights.read_stored(tensor, rows, &mut bytes)?;
+        self.count(bytes.len() / row_bytes * columns);
         Ok(Matrix::new(shape, format, bytes))
+    }
+
+    /// The rank's rows of the head; none where they are all of the embedding.
+    fn head(&mut self, shard: &Shard) -> Result<Option<Matrix>, WeightsError> {
+        if self.weights.config().tied_embeddings && shard.ranks() == 1 {
+            return Ok(None);
+        }
+        let Range { start, end } = shard.vocabulary();
+        self.rows(Tensor::Head, start as usize..end as usize).map(Some)
     }
 
     fn layer(&mut self, layer: u32) -> Result<Layer, WeightsError> {

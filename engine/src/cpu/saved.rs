@@ -6,7 +6,8 @@ use deft::NodeKey;
 
 use super::params::Params;
 use super::{CpuModel, tree::SALT};
-use crate::{LlamaConfig, ModelError};
+use crate::ModelError;
+use crate::ranks::Shard;
 
 impl CpuModel {
     /// Writes the prompt that gave `leaf` to the file at `path`: its ids, and K and V of all layers. The model has to keep
@@ -28,10 +29,14 @@ impl CpuModel {
     }
 }
 
-/// A number for a model's shape, its rotation and its weights, of which the first row of the embedding and the last norm
+/// A number for a model's shape, the rank that has this part of it, its rotation and its weights, of which the first row of the embedding and the last norm
 /// stand for all. FNV-1a.
-pub(super) fn identity(config: &LlamaConfig, params: &Params) -> u64 {
-    let shape = format!("{config:?}").into_bytes();
+pub(super) fn identity(shard: &Shard, params: &Params) -> u64 {
+    let rank = match shard.ranks() {
+        1 => String::new(),
+        ranks => format!("{} of {ranks}", shard.rank()),
+    };
+    let shape = format!("{:?}{rank}", shard.whole()).into_bytes();
     let mut weights = params.final_norm.clone();
     params.embedding.push_row(0, &mut weights);
     let weights = weights.into_iter();

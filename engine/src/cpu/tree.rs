@@ -86,9 +86,9 @@ impl TreeModel for CpuModel {
             None => self.cache.batch(&ones().collect::<Vec<_>>())?,
         };
         let run = self.forward(tokens, &batch, Wanted::All, logits);
-        if let Err(error) = run.and_then(|()| self.count(&batch)) {
+        if let Err(error) = run.and_then(|()| Ok(self.count(&batch)?)) {
             self.cache.shrink(leaves, 1)?;
-            return Err(error.into());
+            return Err(error);
         }
         self.step = Some(batch);
         Ok(())
@@ -219,7 +219,7 @@ impl CpuModel {
         self.traffic.read += self.bytes_read(batch);
         for &(leaf, _) in batch.nodes() {
             let forest = self.cache.forest();
-            self.traffic.per_query += path_bytes(forest, leaf, &self.config, ELEMENT_BYTES)?;
+            self.traffic.per_query += path_bytes(forest, leaf, self.config(), ELEMENT_BYTES)?;
         }
         Ok(())
     }
@@ -227,6 +227,6 @@ impl CpuModel {
     /// Bytes of K and V that a pass of `batch` reads, all layers.
     fn bytes_read(&self, batch: &Batch) -> u64 {
         let lengths = self.cache.forest().lengths();
-        plan_bytes(batch.plan(), &self.config, ELEMENT_BYTES, lengths)
+        plan_bytes(batch.plan(), self.config(), ELEMENT_BYTES, lengths)
     }
 }

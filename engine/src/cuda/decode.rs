@@ -4,7 +4,7 @@ use deft::NodeKey;
 use kernels_gpu::random::settings;
 
 use super::buffers::MAX_RANKED;
-use super::forward::{Pass, Tail};
+use super::forward::Tail;
 use super::instrument::Timed;
 use super::{CudaModel, CudaModelError};
 use crate::{ModelError, Traffic};
@@ -111,7 +111,7 @@ impl Decode<'_> {
     /// # Errors
     /// [`ModelError`]; then no leaf has grown.
     pub fn step(&mut self) -> Result<(), ModelError> {
-        self.step_timed(Timed { attention: true, events: None })
+        self.step_timed(Timed::PLAIN)
     }
 
     pub(super) fn step_timed(&mut self, timed: Timed<'_>) -> Result<(), ModelError> {
@@ -119,7 +119,7 @@ impl Decode<'_> {
             self.read()?;
         }
         self.model.grow(&self.leaves)?;
-        let pass = Pass { tail: Tail::Choose(self.choice.ranked), attention: timed.attention };
+        let pass = timed.pass(Tail::Choose(self.choice.ranked));
         let first = self.first.as_deref();
         let run = self.model.run(first, pass, timed.events);
         self.model.or_shrink(&self.leaves, run)?;
@@ -163,7 +163,7 @@ impl Decode<'_> {
     /// # Errors
     /// [`ModelError`]: a failed device.
     pub fn synchronize(&self) -> Result<(), ModelError> {
-        Ok(self.model.stream().synchronize()?)
+        Ok(self.model.synchronize()?)
     }
 
     fn read(&mut self) -> Result<(), ModelError> {

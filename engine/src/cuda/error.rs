@@ -6,8 +6,8 @@ use deft::cuda::CudaError;
 use deft::plan::PlanError;
 use deft::tree::ForestError;
 
-use super::CublasError;
-use crate::{ConfigError, ModelError, WeightsError};
+use super::{CublasError, NcclError};
+use crate::{ConfigError, ModelError, RankError, WeightsError};
 
 /// Why a model on a GPU was not made or did not run.
 #[non_exhaustive]
@@ -19,6 +19,12 @@ pub enum CudaModelError {
     /// Matrix products.
     #[error(transparent)]
     Cublas(#[from] CublasError),
+    /// Sums and gathers over ranks.
+    #[error(transparent)]
+    Nccl(#[from] NcclError),
+    /// The ranks that run the model together.
+    #[error(transparent)]
+    Ranks(#[from] RankError),
     /// The weights cannot be read.
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -58,6 +64,7 @@ impl From<CudaModelError> for ModelError {
     fn from(error: CudaModelError) -> Self {
         match error {
             CudaModelError::Cache(error) => Self::Cache(*error),
+            CudaModelError::Ranks(error) => Self::Ranks(error),
             CudaModelError::Rows { rows, max_rows } => Self::Rows { rows, max_rows },
             CudaModelError::Option { option, value, expected } => {
                 Self::Option { option, value, expected }

@@ -1,14 +1,16 @@
 //! The forward pass, as work enqueued on a stream: nothing is allocated, copied or waited for, so it can be
 //! captured.
 
-use super::ops::{Embed, Feed, ModelOps, RmsNorm, RotateAppend, Sampling, SiluMul, TopK};
-use deft::cuda::{DeviceBuffer, DevicePtr, DeviceRows, RawStream, Rotary};
+use super::ops::{Embed, Feed, ModelOps, RotateAppend, Sampling, SiluMul};
+use deft::cuda::{DeviceBuffer, DevicePtr, DeviceRows, Rotary, Stream};
 use deft::{DType, KvElement, Step, StepGpu, bf16, f16};
 
-use super::buffers::{Buffers, Input, chosen_at};
-use super::cublas::{Cublas, Product, Sums};
+use super::buffers::{Buffers, Input};
+use super::cublas::{Cublas, Sums};
 use super::decode::HISTORY;
-use super::probe::{Observer, Seen, Stage};
+use super::launches::Rows;
+use super::probe::{Observer, Stage};
+use super::ranks::DeviceRanks;
 use super::{CudaModelError, CudaWeights};
 use crate::Turn;
 
@@ -32,6 +34,15 @@ pub(super) struct Pass {
     pub(super) tail: Tail,
     /// Whether there is attention; without it a pass is timed that does all the rest.
     pub(super) attention: bool,
+    /// The same of what ranks tell each other.
+    pub(super) ranks: bool,
+}
+
+impl Pass {
+    /// All of a pass.
+    pub(super) const fn whole(tail: Tail) -> Self {
+        Self { tail, attention: true, ranks: true }
+    }
 }
 
 /// All that does not change from pass to pass.
@@ -41,20 +52,32 @@ pub(super) struct Forward {
     pub(super) ops: ModelOps,
     pub(super) blas: Cublas,
     pub(super) buffers: Buffers,
+    /// Where there are several.
+    pub(super) ranks: Option<DeviceRanks>,
+}
+
+impl Forward {
+    /// Whether there may be another pass.
+    ///
+    /// # Errors
+    /// [`CudaModelError::Ranks`]: what has ended the run.
+    pub(super) fn check(&self) -> Result<(), CudaModelError> {
+        self.ranks.as_ref().map_or(Ok(()), DeviceRanks::check)
+    }
+
+    /// Waits for what was enqueued on `stream`, where other ranks may keep it from ending.
+    ///
+    /// # Errors
+    /// [`CudaModelError::Ranks`].
+    pub(super) fn settle(&self, stream: &Stream) -> Result<(), CudaModelError> {
+        self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.settle(stream))
+    }
 }
 
 /// One pass about to be enqueued, as a step of the cache.
 pub(super) struct Run<'r, 's> {
     step: &'r mut Step<'s>,
     rows: Rows<'r>,
-}
-
-/// Launches over so many rows.
-#[derive(Clone, Copy)]
-struct Rows<'r> {
-    forward: &'r Forward,
-    count: u32,
-    stream: RawStream,
 }
 
 impl<'r, 's> Run<'r, 's> {
@@ -65,7 +88,7 @@ impl<'r, 's> Run<'r, 's> {
         count: u32,
     ) -> Result<Self, CudaModelError> {
         let stream = on_gpu(step)?.stream;
-        Ok(Self { step, rows: Rows { forward, count, stream } })
+        Ok(Self { step, rows: Rows { forward, count, stream, ranks: None } })
     }
 
     /// Enqueues the pass; `observer` sees each stage's output on its way.
@@ -78,9 +101,10 @@ impl<'r, 's> Run<'r, 's> {
         pass: Pass,
         observer: &mut dyn Observer,
     ) -> Result<(), CudaModelError> {
-        let Rows { forward, count, stream } = self.rows;
+        self.rows.ranks = self.rows.forward.ranks.as_ref().filter(|_| pass.ranks);
+        let Rows { forward, count, stream, .. } = self.rows;
         let Forward { weights, ops, buffers, .. } = forward;
-        let config = weights.config();
+        let config = weights.part();
         let x = &buffers.x;
         let embed = Embed {
             tokens: buffers.inputs.pointer(Input::Tokens),
@@ -110,9 +134,9 @@ impl<'r, 's> Run<'r, 's> {
         attend: bool,
         observer: &mut dyn Observer,
     ) -> Result<(), CudaModelError> {
-        let Rows { forward, count, stream } = self.rows;
+        let Rows { forward, count, stream, .. } = self.rows;
         let Forward { weights, ops, buffers, .. } = forward;
-        let config = weights.config();
+        let config = weights.part();
         let w = weights.layer(layer);
         let (q, kv) = (config.q_width(), config.kv_width());
         let pointer = |some: &Option<DeviceBuffer<f32>>| {
@@ -129,7 +153,8 @@ impl<'r, 's> Run<'r, 's> {
             let (normed, qkv) = (&buffers.normed, &buffers.qkv);
             observer.saw(layer, Stage::AttentionInput, self.rows.halves(normed, config.hidden))?;
             let shape = [q + 2 * kv, config.hidden];
-            self.rows.multiply(normed.pointer(), &w.qkv, qkv.pointer(), shape, Sums::Half)?;
+            let [x, y] = [normed, qkv].map(DeviceBuffer::pointer);
+            self.rows.multiply(x, w.qkv.pointer(), y, (shape, shape[0]), Sums::Half)?;
             observer.saw(layer, Stage::Projected, self.rows.halves(qkv, q + 2 * kv))?;
             let gpu = on_gpu(self.step)?;
             let append = RotateAppend {
@@ -148,10 +173,9 @@ impl<'r, 's> Run<'r, 's> {
                 self.attend(layer)?;
             }
             observer.saw(layer, Stage::Attended, self.rows.halves(&buffers.attended, q))?;
-            let (attended, x) = (buffers.attended.pointer(), &buffers.x);
-            let shape = [config.hidden, q];
-            self.rows.multiply(attended, &w.output, x.pointer(), shape, Sums::Added)?;
-            observer.saw(layer, Stage::AfterAttention, self.rows.floats(x, config.hidden))
+            self.rows.add(buffers.attended.pointer(), &w.output, q)?;
+            let x = self.rows.floats(&buffers.x, config.hidden);
+            observer.saw(layer, Stage::AfterAttention, x)
         }
     }
 
@@ -171,7 +195,7 @@ impl<'r, 's> Run<'r, 's> {
     /// As [`Run::enqueue`]; `T` is the model's type.
     unsafe fn attend_as<T: KvElement>(&mut self, layer: u32) -> Result<(), CudaModelError> {
         let Rows { forward, stream, .. } = self.rows;
-        let width = forward.weights.config().q_width() as usize;
+        let width = forward.weights.part().q_width() as usize;
         let elements = self.step.batch().rows() * width;
         // SAFETY: the buffers have room for the rows, live as long as the model's graphs, and are used on this stream.
         let rows = |buffer: &DeviceBuffer<u16>| unsafe {
@@ -186,7 +210,7 @@ impl<'r, 's> Run<'r, 's> {
     /// # Safety
     /// As [`Run::enqueue`].
     pub(super) unsafe fn attend_only(&mut self) -> Result<(), CudaModelError> {
-        for layer in 0..self.rows.forward.weights.config().layers {
+        for layer in 0..self.rows.forward.weights.part().layers {
             // SAFETY: the caller's.
             unsafe { self.attend(layer) }?;
         }
@@ -200,9 +224,9 @@ impl<'r, 's> Run<'r, 's> {
         layer: u32,
         observer: &mut dyn Observer,
     ) -> Result<(), CudaModelError> {
-        let Rows { forward, count, stream } = self.rows;
+        let Rows { forward, count, stream, .. } = self.rows;
         let Forward { weights, ops, buffers, .. } = forward;
-        let config = weights.config();
+        let config = weights.part();
         let (hidden, ffn) = (config.hidden, config.ffn);
         let w = weights.layer(layer);
         let silu = SiluMul {
@@ -216,17 +240,12 @@ impl<'r, 's> Run<'r, 's> {
             self.rows.norm(&w.ffn_norm, None)?;
             observer.saw(layer, Stage::FfnInput, self.rows.halves(&buffers.normed, hidden))?;
             let normed = buffers.normed.pointer();
-            self.rows.multiply(normed, &w.gate_up, silu.gate_up, [2 * ffn, hidden], Sums::Half)?;
+            let shape = ([2 * ffn, hidden], 2 * ffn);
+            self.rows.multiply(normed, w.gate_up.pointer(), silu.gate_up, shape, Sums::Half)?;
             observer.saw(layer, Stage::GateUp, self.rows.halves(&buffers.gate_up, 2 * ffn))?;
             ops.silu_mul(&silu, stream)?;
             observer.saw(layer, Stage::Gated, self.rows.halves(&buffers.gated, ffn))?;
-            self.rows.multiply(
-                silu.out,
-                &w.down,
-                buffers.x.pointer(),
-                [hidden, ffn],
-                Sums::Added,
-            )?;
+            self.rows.add(silu.out, &w.down, ffn)?;
             observer.saw(layer, Stage::AfterFfn, self.rows.floats(&buffers.x, hidden))
         }
     }
@@ -239,19 +258,22 @@ impl<'r, 's> Run<'r, 's> {
         observer: &mut dyn Observer,
     ) -> Result<(), CudaModelError> {
         let Forward { weights, buffers, .. } = self.rows.forward;
-        let config = weights.config();
+        let config = weights.part();
         let last = config.layers - 1;
         let (picks, rows) = match tail {
             Tail::LogitsOfOne => (Some(&buffers.pick), Rows { count: 1, ..self.rows }),
             Tail::Logits | Tail::Choose(_) | Tail::Ranked(_) => (None, self.rows),
         };
         let (normed, logits) = (buffers.normed.pointer(), buffers.logits.pointer());
-        let shape = [config.vocabulary, config.hidden];
+        let own = weights.shard().vocabulary();
+        let shape = (weights.head_shape(), config.vocabulary);
         // SAFETY: as in `enqueue`.
         unsafe {
             rows.norm(&weights.final_norm, picks)?;
             observer.saw(last, Stage::HeadInput, rows.halves(&buffers.normed, config.hidden))?;
-            rows.multiply(normed, weights.head(), logits, shape, Sums::F32)?;
+            let place = logits.offset(4 * u64::from(own.start));
+            rows.multiply(normed, weights.head(), place, shape, Sums::F32)?;
+            rows.gather(logits)?;
             observer.saw(last, Stage::Logits, rows.floats(&buffers.logits, config.vocabulary))?;
             match tail {
                 Tail::Choose(ranked) => self.choose(ranked),
@@ -269,7 +291,7 @@ impl<'r, 's> Run<'r, 's> {
     /// # Safety
     /// As [`Run::enqueue`].
     unsafe fn choose(&mut self, ranked: u32) -> Result<(), CudaModelError> {
-        let Rows { forward, count, stream } = self.rows;
+        let Rows { forward, count, stream, .. } = self.rows;
         let Forward { ops, buffers, .. } = forward;
         let inputs = &buffers.inputs;
         let ranking = self.rows.ranking(ranked);
@@ -300,71 +322,4 @@ impl<'r, 's> Run<'r, 's> {
 /// The step's side of the GPU.
 fn on_gpu<'a>(step: &'a mut Step<'_>) -> Result<StepGpu<'a>, CudaModelError> {
     Ok(step.gpu()?.expect("the cache was built for a GPU"))
-}
-
-impl Rows<'_> {
-    /// # Safety
-    /// As [`Run::enqueue`].
-    unsafe fn norm(
-        &self,
-        weight: &DeviceBuffer<f32>,
-        picks: Option<&DeviceBuffer<u32>>,
-    ) -> Result<(), CudaModelError> {
-        let config = self.forward.weights.config();
-        let buffers = &self.forward.buffers;
-        let norm = RmsNorm {
-            x: buffers.x.pointer(),
-            picks: picks.map_or(DevicePtr::NULL, DeviceBuffer::pointer),
-            weight: weight.pointer(),
-            out: buffers.normed.pointer(),
-            rows: self.count,
-            hidden: config.hidden,
-            eps: config.rms_eps,
-        };
-        // SAFETY: as in `enqueue`.
-        Ok(unsafe { self.forward.ops.rms_norm(&norm, self.stream) }?)
-    }
-
-    /// `y = x w^T` with `w` of `[outputs, inner]`.
-    ///
-    /// # Safety
-    /// As [`Run::enqueue`].
-    unsafe fn multiply(
-        &self,
-        x: DevicePtr,
-        w: &DeviceBuffer<u16>,
-        y: DevicePtr,
-        [outputs, inner]: [u32; 2],
-        into: Sums,
-    ) -> Result<(), CudaModelError> {
-        debug_assert_eq!(w.len(), outputs as usize * inner as usize);
-        let product = Product {
-            rows: self.count,
-            outputs,
-            inner,
-            x,
-            w: w.pointer(),
-            y,
-            dtype: self.forward.weights.dtype(),
-            into,
-        };
-        // SAFETY: as in `enqueue`.
-        Ok(unsafe { self.forward.blas.multiply(&product) }?)
-    }
-
-    /// Where the `k` highest of each row's logits go.
-    fn ranking(&self, k: u32) -> TopK {
-        let Buffers { logits, chosen, .. } = &self.forward.buffers;
-        let vocab = self.forward.weights.config().vocabulary;
-        let (ids, log_probs) = chosen_at(chosen, self.count * k);
-        TopK { logits: logits.pointer(), ids, log_probs, rows: self.count, vocab, k }
-    }
-
-    fn floats<'b>(&self, buffer: &'b DeviceBuffer<f32>, width: u32) -> Seen<'b> {
-        Seen::F32(buffer, [self.count, width])
-    }
-
-    fn halves<'b>(&self, buffer: &'b DeviceBuffer<u16>, width: u32) -> Seen<'b> {
-        Seen::Half(buffer, [self.count, width])
-    }
 }

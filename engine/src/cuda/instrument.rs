@@ -17,8 +17,25 @@ use crate::{DraftToken, ModelError};
 pub struct Timed<'e> {
     /// Whether there is attention; without it all the rest is timed.
     pub attention: bool,
+    /// Whether ranks tell each other anything; without it all the rest is timed.
+    pub ranks: bool,
     /// Events that are recorded right before and after the pass itself.
     pub events: Option<(&'e Event, &'e Event)>,
+}
+
+impl<'e> Timed<'e> {
+    /// All of a pass, without events.
+    pub const PLAIN: Self = Self { attention: true, ranks: true, events: None };
+
+    /// The same between events.
+    #[must_use]
+    pub fn between(self, events: Option<(&'e Event, &'e Event)>) -> Self {
+        Self { events, ..self }
+    }
+
+    pub(super) fn pass(&self, tail: Tail) -> Pass {
+        Pass { tail, attention: self.attention, ranks: self.ranks }
+    }
 }
 
 /// As [`Decode::step`].
@@ -42,7 +59,7 @@ pub fn verify(
     timed: Timed<'_>,
 ) -> Result<Vec<NodeKey>, ModelError> {
     model.set_sampling(Choice::GREEDY)?;
-    let pass = Pass { tail: Tail::Choose(Choice::GREEDY.ranked), attention: timed.attention };
+    let pass = timed.pass(Tail::Choose(Choice::GREEDY.ranked));
     let nodes = model.run_verify(trunk, draft, pass, timed.events)?;
     model.read_ranking(1, ids, &mut Vec::new())?;
     Ok(nodes)
@@ -70,7 +87,7 @@ pub fn prompt(
     tokens: &[u32],
     timed: Timed<'_>,
 ) -> Result<NodeKey, ModelError> {
-    let pass = Pass { tail: Tail::LogitsOfOne, attention: timed.attention };
+    let pass = timed.pass(Tail::LogitsOfOne);
     let stream = |model: &CudaModel, event: Option<&Event>| {
         event.map_or(Ok(()), |event| event.record(model.stream()))
     };
@@ -100,6 +117,49 @@ pub fn randomize_pages(model: &mut CudaModel, seed: u64) -> Result<(), ModelErro
     Ok(stream.synchronize()?)
 }
 
+/// Mean microseconds of the sum over ranks of the states of `rows` rows, `count` of them one after the other in a graph, as a
+/// pass has them; 0 where there is one rank.
+///
+/// # Errors
+/// [`ModelError`]: a failed device, more rows than the model was made for.
+pub fn time_all_reduce(model: &CudaModel, rows: u32, count: u32) -> Result<f64, ModelError> {
+    let max_rows = model.options().max_rows;
+    if rows > max_rows {
+        let rows = rows as usize;
+        return Err(CudaModelError::Rows { rows, max_rows }.into());
+    }
+    let (Some(ranks), x) = (&model.forward.ranks, &model.forward.buffers.x) else {
+        return Ok(0.0);
+    };
+    let stream = model.stream();
+    // Sums of nothing stay finite.
+    x.fill_bytes(0, stream)?;
+    let elements = rows as usize * model.config().hidden as usize;
+    let all = |stream: &Stream| -> Result<(), CudaModelError> {
+        for _ in 0..count {
+            // SAFETY: the buffer has room for the rows and lives as long as the model, whose stream this is.
+            unsafe { ranks.all_reduce(x.pointer(), elements, stream.raw()) }?;
+        }
+        Ok(())
+    };
+    all(stream)?;
+    model.settle()?;
+    let mut graph = stream.capture(all)?;
+    let (begin, end) = (Event::new(stream.device())?, Event::new(stream.device())?);
+    const REPLAYS: u32 = 5;
+    // The first replay brings ranks in step.
+    for replay in 0..=REPLAYS {
+        if replay == 1 {
+            begin.record(stream)?;
+        }
+        // SAFETY: as above.
+        unsafe { graph.launch(stream) }?;
+    }
+    end.record(stream)?;
+    model.settle()?;
+    Ok(end.microseconds_since(&begin)? / f64::from(REPLAYS * count))
+}
+
 /// Runs `tokens` as a tree of their own, at most `prefill_rows` of them, and gives every stage's output on the way.
 /// The tree is gone afterwards.
 ///
@@ -116,7 +176,7 @@ pub fn probe(model: &mut CudaModel, tokens: &[u32]) -> Result<Vec<Probe>, ModelE
     // SAFETY: the stream is the model's and outlives the value.
     let stream = unsafe { Stream::borrow_raw(model.stream().device(), model.stream().raw()) };
     let mut recorder = Recorder { stream: &stream, dtype: model.dtype(), probes: Vec::new() };
-    let logits = Pass { tail: Tail::Logits, attention: true };
+    let logits = Pass::whole(Tail::Logits);
     let outcome = model.run_part(root, tokens, logits, &mut recorder);
     let probes = recorder.probes;
     model.cache.prune(root)?;

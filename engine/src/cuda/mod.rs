@@ -34,11 +34,14 @@
 //!
 //! | file | what it adds |
 //! |---|---|
-//! | `cublas` | the library, found at run time, and row-major products by it |
+//! | `library` | libraries of NVIDIA's, found at run time |
+//! | `cublas` | row-major products by it |
+//! | `nccl` | sums and gathers over ranks by it |
+//! | `ranks` | a model's place among ranks, and a watch over those that do not come |
 //! | `ops` | what a model does between its matrix products, attention apart: kernels and their launches |
 //! | `weights` | a model's weights on the device |
 //! | `buffers` | everything else a pass reads and writes |
-//! | `forward` | the forward pass as enqueued work |
+//! | `forward`, `launches` | the forward pass as enqueued work |
 //! | `rows` | how many rows a pass has |
 //! | `options`, `model` | how a model is made; its cache |
 //! | `pass` | a pass as a step of the cache, and its results back |
@@ -55,11 +58,15 @@ mod decode;
 mod error;
 mod forward;
 pub mod instrument;
+mod launches;
+mod library;
 mod model;
+mod nccl;
 pub mod ops;
 mod options;
 mod pass;
 mod probe;
+mod ranks;
 mod rows;
 mod select;
 mod timing;
@@ -71,5 +78,6 @@ pub use cublas::{CublasError, VARIABLE as CUBLAS_VARIABLE};
 pub use decode::{Choice, Decode};
 pub use error::CudaModelError;
 pub use model::CudaModel;
+pub use nccl::{NcclError, VARIABLE as NCCL_VARIABLE};
 pub use options::{CudaMemory, CudaOptions};
 pub use weights::CudaWeights;

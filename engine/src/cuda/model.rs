@@ -10,9 +10,11 @@ use super::cublas::Cublas;
 use super::forward::{Forward, Pass};
 use super::ops::ModelOps;
 use super::options::check_pages;
+use super::ranks::DeviceRanks;
 use super::rows::bucket;
 use super::{CudaMemory, CudaModelError, CudaOptions, CudaWeights};
-use crate::{LlamaConfig, ModelError, Traffic};
+use crate::ranks::{Memory, Shard};
+use crate::{Communicator, LlamaConfig, ModelError, RankError, Traffic};
 
 /// A language model on a GPU.
 ///
@@ -21,11 +23,11 @@ use crate::{LlamaConfig, ModelError, Traffic};
 /// and is captured as a CUDA graph when it runs a second time.
 #[derive(Debug)]
 pub struct CudaModel {
+    /// The graphs of each kind of pass; the kind that ran last at the end. They go before what they launch.
+    pub(super) graphs: Vec<(Pass, StepGraph)>,
     pub(super) forward: Forward,
     /// The last step's or draft's.
     pub(super) batch: Option<Batch>,
-    /// The graphs of each kind of pass; the kind that ran last at the end.
-    pub(super) graphs: Vec<(Pass, StepGraph)>,
     pub(super) options: CudaOptions,
     pub(super) traffic: Traffic,
     /// The last field: what enqueues on its stream goes first.
@@ -42,14 +44,30 @@ impl CudaModel {
         weights: CudaWeights,
         options: CudaOptions,
     ) -> Result<Self, CudaModelError> {
+        Self::new_rank(device, weights, options, Box::new(Memory::alone()))
+    }
+
+    /// One rank's model with its part of the weights. `ranks` is how the hosts talk: of NCCL's communicator, and of a
+    /// device that hangs. All ranks run the same operations in the same order; [`Ranked`](crate::Ranked) sees to it.
+    ///
+    /// # Errors
+    /// As [`CudaModel::new`]; a missing NCCL; weights of another rank.
+    pub fn new_rank(
+        device: &CudaDevice,
+        weights: CudaWeights,
+        options: CudaOptions,
+        ranks: Box<dyn Communicator>,
+    ) -> Result<Self, CudaModelError> {
         options.check()?;
-        let config = weights.config();
-        check_pages(config, weights.dtype(), options.kv_bytes)?;
+        check_rank(weights.shard(), &*ranks)?;
+        let config = weights.part();
+        let kv_bytes = weights.shard().page_budget(options.kv_bytes, weights.dtype());
+        check_pages(config, weights.dtype(), kv_bytes)?;
         let cache = TreeCache::builder(&device.clone().into())
             .layers(config.layers)
             .heads(config.q_heads, config.kv_heads, config.head_dim)
             .dtype(weights.dtype())
-            .capacity_bytes(options.kv_bytes)
+            .capacity_bytes(kv_bytes)
             .grouping(options.grouping)
             .build()?;
         let stream = on_gpu(&cache).stream().raw();
@@ -58,12 +76,17 @@ impl CudaModel {
         let table = config.rotary_table(config.positions(cache.forest().pool()))?;
         let rows = options.max_rows.max(options.prefill_rows);
         let buffers = Buffers::new(device, config, &table, bucket(rows), bucket(options.max_rows))?;
+        let ranks = match ranks.ranks() {
+            1 => None,
+            _ => Some(DeviceRanks::join(device, ranks, &options)?),
+        };
         Ok(Self {
             forward: Forward {
                 ops: ModelOps::new(device, weights.dtype(), config.head_dim)?,
                 weights,
                 blas,
                 buffers,
+                ranks,
             },
             batch: None,
             graphs: Vec::new(),
@@ -73,7 +96,7 @@ impl CudaModel {
         })
     }
 
-    /// The model's shape.
+    /// The model's shape, of all ranks.
     pub fn config(&self) -> &LlamaConfig {
         self.forward.weights.config()
     }
@@ -93,6 +116,14 @@ impl CudaModel {
     pub fn stream(&self) -> &Stream {
         self.gpu().stream()
     }
+    /// Waits until the device is through, as long as the other ranks are there.
+    ///
+    /// # Errors
+    /// [`CudaModelError`]: a failed device, or a rank that has died or hangs.
+    pub fn synchronize(&self) -> Result<(), CudaModelError> {
+        self.settle()?;
+        Ok(self.stream().synchronize()?)
+    }
     /// The cache's side of the device.
     pub(super) fn gpu(&self) -> &CudaBackend {
         on_gpu(&self.cache)
@@ -100,6 +131,10 @@ impl CudaModel {
     /// cuBLAS's version and file.
     pub fn cublas(&self) -> String {
         self.forward.blas.describe()
+    }
+    /// NCCL's version and file, where there are several ranks.
+    pub fn nccl(&self) -> Option<String> {
+        self.forward.ranks.as_ref().map(DeviceRanks::describe)
     }
     /// CUDA graphs that were captured so far and are in use.
     pub fn graphs(&self) -> usize {
@@ -162,6 +197,16 @@ impl CudaModel {
             return Err(ModelError::Context { tokens, context });
         }
         Ok(())
+    }
+}
+
+/// Whether a rank has its own part of the weights.
+fn check_rank(shard: &Shard, ranks: &dyn Communicator) -> Result<(), CudaModelError> {
+    let [own, given] = [(ranks.rank(), ranks.ranks()), (shard.rank(), shard.ranks())]
+        .map(|(rank, ranks)| format!("rank {rank} of {ranks}"));
+    match own == given {
+        true => Ok(()),
+        false => Err(RankError::argument("weights", given, own).into()),
     }
 }
 

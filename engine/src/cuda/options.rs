@@ -15,7 +15,7 @@ const MAX_ROWS: u32 = 4096;
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq)]
 pub struct CudaOptions {
-    /// Bytes of device memory for KV pages.
+    /// Bytes of device memory for KV pages; of the rank with the most KV heads, if there are several.
     pub kv_bytes: u64,
     /// Most tokens of a step or a draft.
     pub max_rows: u32,
@@ -26,6 +26,9 @@ pub struct CudaOptions {
     /// cuBLAS's file or folder; left out, the environment variable [`CUBLAS_VARIABLE`](super::CUBLAS_VARIABLE) and
     /// the usual places are looked at.
     pub cublas: Option<PathBuf>,
+    /// NCCL's file or folder, for several ranks; left out, as for cuBLAS, with
+    /// [`NCCL_VARIABLE`](super::NCCL_VARIABLE).
+    pub nccl: Option<PathBuf>,
 }
 
 impl Default for CudaOptions {
@@ -37,6 +40,7 @@ impl Default for CudaOptions {
             prefill_rows: 512,
             grouping: Grouping::Flatten,
             cublas: None,
+            nccl: None,
         }
     }
 }

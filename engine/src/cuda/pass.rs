@@ -3,11 +3,11 @@
 use deft::cuda::Event;
 use deft::{Batch, NodeKey, StepGraph, StepOptions};
 
-use super::CudaModel;
 use super::forward::{Pass, Run};
 use super::model::on_gpu;
 use super::probe::Nobody;
 use super::rows::bucket;
+use super::{CudaModel, CudaModelError};
 use crate::ModelError;
 use crate::traffic::{path_bytes, plan_bytes};
 
@@ -60,6 +60,7 @@ impl CudaModel {
         pass: Pass,
         events: Option<(&Event, &Event)>,
     ) -> Result<(), ModelError> {
+        self.forward.check()?;
         let batch = self.batch.as_ref().expect("it was planned");
         let rows = bucket(batch.rows() as u32);
         if let Some(tokens) = tokens {
@@ -106,10 +107,17 @@ impl CudaModel {
         let vocabulary = self.config().vocabulary as usize;
         logits.clear();
         logits.resize(self.rows() * vocabulary, 0.0);
+        self.settle()?;
         Ok(self.forward.buffers.logits.read(0, logits, self.stream())?)
     }
 
+    /// Waits for what was enqueued, as long as the other ranks are there.
+    pub(super) fn settle(&self) -> Result<(), CudaModelError> {
+        self.forward.settle(self.stream())
+    }
+
     pub(super) fn read_history(&self, history: &mut [u32]) -> Result<(), ModelError> {
+        self.settle()?;
         Ok(self.forward.buffers.history.read(0, history, self.stream())?)
     }
 
@@ -124,6 +132,7 @@ impl CudaModel {
         let (rows, passed) = (self.rows(), bucket(self.rows() as u32) as usize);
         let [entries, all] = [rows, passed].map(|rows| rows * ranked as usize);
         let mut words = vec![0; 2 * all];
+        self.settle()?;
         self.forward.buffers.chosen.read(0, &mut words, self.stream())?;
         *log_probs = words[all..][..entries].iter().copied().map(f32::from_bits).collect();
         words.truncate(entries);
@@ -158,7 +167,7 @@ mod tests {
 
     #[test]
     fn graphs_of_the_kinds_that_ran_last_are_kept() {
-        let kind = |ranked| Pass { tail: Tail::Choose(ranked), attention: true };
+        let kind = |ranked| Pass::whole(Tail::Choose(ranked));
         let mut graphs = Vec::new();
         for ranked in 0..MAX_KINDS as u32 {
             graph_of(&mut graphs, kind(ranked));

@@ -12,7 +12,7 @@ use crate::select::{Select, Selected};
 /// The pass that ranks as many entries as any of `select` asks for.
 pub(super) fn ranking(select: &[Select]) -> Pass {
     let tail = select.iter().filter_map(ranked).max().map_or(Tail::Logits, Tail::Ranked);
-    Pass { tail, attention: true }
+    Pass::whole(tail)
 }
 
 /// Entries that the pass ranks for a request; longer rankings are made of the logits, on the host.
@@ -63,6 +63,7 @@ fn below_one(at: f64) -> f32 {
 impl CudaModel {
     /// Waits, and answers from what the last pass, [`ranking`]'s, left on the device.
     pub(super) fn answers(&mut self, select: &[Select]) -> Result<Vec<Selected>, ModelError> {
+        self.settle()?;
         let (mut ids, mut log_probs) = (Vec::new(), Vec::new());
         let Pass { tail, .. } = ranking(select);
         let stride = match tail {

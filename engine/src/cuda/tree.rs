@@ -15,8 +15,8 @@ use super::select::ranking;
 use crate::select::{self, Select, Selected};
 use crate::{DraftToken, ModelError, Traffic, TreeModel};
 
-const LOGITS: Pass = Pass { tail: Tail::Logits, attention: true };
-const LOGITS_OF_ONE: Pass = Pass { tail: Tail::LogitsOfOne, attention: true };
+const LOGITS: Pass = Pass::whole(Tail::Logits);
+const LOGITS_OF_ONE: Pass = Pass::whole(Tail::LogitsOfOne);
 
 impl TreeModel for CudaModel {
     fn vocabulary(&self) -> usize {
@@ -44,7 +44,8 @@ impl TreeModel for CudaModel {
         logits.clear();
         logits.resize(self.vocabulary(), 0.0);
         let buffer = &self.forward.buffers.logits;
-        if let Err(error) = buffer.read(0, logits, self.stream()) {
+        let read = self.settle().and_then(|()| Ok(buffer.read(0, logits, self.stream())?));
+        if let Err(error) = read {
             self.cache.prune(root)?;
             return Err(error.into());
         }
@@ -187,6 +188,7 @@ impl CudaModel {
         pass: Pass,
         observer: &mut dyn Observer,
     ) -> Result<(), ModelError> {
+        self.forward.check()?;
         let rows = tokens.len() as u32;
         self.cache.set_grouping(Grouping::Flatten);
         let batch = self.cache.batch(&[(root, rows)])?;

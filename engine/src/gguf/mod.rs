@@ -13,6 +13,7 @@ mod value;
 use std::collections::HashMap;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use self::error::GgufError;
 pub(crate) use self::value::required;
@@ -105,7 +106,7 @@ impl Gguf {
             head_dim: config.head_dim as usize,
             norm_offset: 0.0,
         };
-        Ok(Self { weights: Weights::of(config, Box::new(source)), metadata: header.metadata })
+        Ok(Self { weights: Weights::of(config, Arc::new(source)), metadata: header.metadata })
     }
 
     /// The model with its first `layers` layers alone.

@@ -6,6 +6,7 @@ mod files;
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -67,7 +68,7 @@ pub fn open(folder: &Path) -> Result<Weights, WeightsError> {
         head_dim: config.head_dim as usize,
         norm_offset: if family.norms_from_one { 1.0 } else { 0.0 },
     };
-    Ok(Weights::of(config, Box::new(source)))
+    Ok(Weights::of(config, Arc::new(source)))
 }
 
 /// A tensor that the model does not have. A tied head may be there again, and frequencies that follow from the

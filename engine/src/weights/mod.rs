@@ -8,6 +8,7 @@ pub(crate) mod stored;
 mod synthetic;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use deft::KvElement;
 use rayon::prelude::*;
@@ -176,6 +177,16 @@ pub(crate) trait Source: std::fmt::Debug + Send + Sync {
         rows: Range<usize>,
         out: &mut [u8],
     ) -> Result<(), WeightsError> {
+        self.read_as_f32(tensor, rows, out)
+    }
+
+    /// Writes rows of `tensor` as they are stored in [`Format::F32`].
+    fn read_as_f32(
+        &self,
+        tensor: Tensor,
+        rows: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<(), WeightsError> {
         let mut values = vec![0.0_f32; out.len() / size_of::<f32>()];
         self.read(tensor, rows, &mut values)?;
         for (out, value) in out.as_chunks_mut().0.iter_mut().zip(values) {
@@ -185,11 +196,11 @@ pub(crate) trait Source: std::fmt::Debug + Send + Sync {
     }
 }
 
-/// A model's weights: read row by row in the type that the reader wants, nothing is kept.
-#[derive(Debug)]
+/// A model's weights: read row by row in the type that the reader wants, nothing is kept. Cloning shares the source.
+#[derive(Clone, Debug)]
 pub struct Weights {
     config: LlamaConfig,
-    source: Box<dyn Source>,
+    source: Arc<dyn Source>,
 }
 
 impl Weights {
@@ -200,13 +211,18 @@ impl Weights {
     /// [`ConfigError`].
     pub fn synthetic(config: LlamaConfig, seed: u64) -> Result<Self, ConfigError> {
         config.validate()?;
-        let source = Box::new(synthetic::Synthetic::new(config.clone(), seed));
+        let source = Arc::new(synthetic::Synthetic::new(config.clone(), seed));
         Ok(Self::of(config, source))
     }
 
     /// Weights of a model of a valid shape.
-    pub(crate) fn of(config: LlamaConfig, source: Box<dyn Source>) -> Self {
+    pub(crate) fn of(config: LlamaConfig, source: Arc<dyn Source>) -> Self {
         Self { config, source }
+    }
+
+    /// Where they come from.
+    pub(crate) fn source(&self) -> Arc<dyn Source> {
+        self.source.clone()
     }
 
     /// The same with the first `layers` layers alone.

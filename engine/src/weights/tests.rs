@@ -125,7 +125,7 @@ impl Source for Constant {
 
 #[test]
 fn a_weight_beyond_a_type_s_range_is_named_and_not_made_infinite() {
-    let of = |value| Weights::of(tiny(), Box::new(Constant(value)));
+    let of = |value| Weights::of(tiny(), Arc::new(Constant(value)));
     let mut out = [f16::ZERO; 24];
     // The largest that is rounded down to f16's largest, and the least that is not.
     let (last, first) = (65_519.0, 65_520.0);

@@ -44,6 +44,11 @@ impl NodeKey {
         self.0 >> INDEX_BITS & (TAGS - 1)
     }
 
+    /// The same place and version in the forest of another tag.
+    fn with_tag(self, tag: u64) -> Self {
+        Self(self.0 & !((TAGS - 1) << INDEX_BITS) | tag << INDEX_BITS)
+    }
+
     fn place(self) -> Place {
         KeyData::from_ffi(self.0 & !((TAGS - 1) << INDEX_BITS)).into()
     }
@@ -106,6 +111,11 @@ impl Nodes {
     pub(super) fn iter(&self) -> impl Iterator<Item = (NodeKey, &Node)> {
         let key = |(place, node)| (NodeKey::new(place, self.tag), node);
         self.map.iter().map(key)
+    }
+
+    /// What names here the node that `key` names in another forest of the same history.
+    pub(super) fn same(&self, key: NodeKey) -> NodeKey {
+        key.with_tag(self.tag)
     }
 
     fn is_ours(&self, key: NodeKey) -> bool {

@@ -15,6 +15,12 @@ impl TokenForest {
         self.trees.values().map(|tree| tree.root)
     }
 
+    /// The key that names here the node that `key` names in another forest to which the same has been done: on another
+    /// device, say, that has the same trees. A forest's own keys stay as they are.
+    pub fn same_node(&self, key: NodeKey) -> NodeKey {
+        self.nodes.same(key)
+    }
+
     /// The node's own tokens.
     ///
     /// # Errors

@@ -3,7 +3,6 @@
 //! `cublasGemmEx` alone: its heuristics serve the skinny products of a decode step, and cublasLt would
 //! ask every caller for an algorithm. Names and signatures: cuBLAS library reference.
 
-mod library;
 mod product;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -13,10 +12,19 @@ use deft::DType;
 use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, RawStream};
 use libloading::os::unix::{Library, Symbol};
 
-pub use self::library::VARIABLE;
 pub(crate) use self::product::{Product, Sums};
 
-use self::library::Lookup;
+use super::library::{Lookup, Missing, Wanted};
+
+/// Environment variable that names the library's file, or the folder it is in.
+pub const VARIABLE: &str = "DEFT_CUBLAS";
+
+pub(super) static WANTED: Wanted = Wanted {
+    variable: VARIABLE,
+    file: "libcublas.so",
+    versions: &[13, 12, 11],
+    needs: Some("libcublasLt.so"),
+};
 
 /// Memory that cuBLAS may use: what it takes by itself on Hopper. Given by us, nothing is allocated while a
 /// graph is captured.
@@ -70,7 +78,7 @@ pub enum CublasError {
         "cuBLAS is not to be had: looked for {looked}. Install it (`pip install nvidia-cublas` for CUDA 13, \
          `nvidia-cublas-cu12` for CUDA 12, or the CUDA toolkit) and set {VARIABLE} to the file or its folder \
          if it is not found by itself{}",
-        because(reasons)
+        Missing::because(reasons)
     )]
     Missing {
         /// Where it was looked for.
@@ -101,10 +109,9 @@ pub enum CublasError {
     Cuda(#[from] CudaError),
 }
 
-fn because(reasons: &str) -> String {
-    match reasons {
-        "" => String::new(),
-        _ => format!(" ({reasons})"),
+impl From<Missing> for CublasError {
+    fn from(Missing { looked, reasons }: Missing) -> Self {
+        Self::Missing { looked, reasons }
     }
 }
 
@@ -146,7 +153,7 @@ impl Cublas {
         path: Option<&Path>,
         stream: RawStream,
     ) -> Result<Self, CublasError> {
-        let lookup = Lookup::new(path, |name| std::env::var_os(name));
+        let lookup = Lookup::new(&WANTED, path, |name| std::env::var_os(name));
         let (library, path) = lookup.open()?;
         let missing = |function| CublasError::Function { library: path.clone(), function };
         macro_rules! function {
@@ -292,7 +299,18 @@ fn split_version(version: i32) -> (i32, i32, i32) {
 
 #[cfg(test)]
 mod tests {
-    use super::split_version;
+    use super::*;
+
+    #[test]
+    fn a_library_that_is_missing_is_an_error_that_says_where_and_what_to_do() {
+        let path = Path::new("/nowhere/libcublas.so.12");
+        let missing = Lookup::new(&WANTED, Some(path), |_| None).open().unwrap_err();
+        let message = CublasError::from(missing).to_string();
+        assert!(message.starts_with("cuBLAS is not to be had"), "{message}");
+        for part in ["/nowhere/libcublas.so.12", "nvidia-cublas", VARIABLE] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
 
     #[test]
     fn versions_are_split_as_cublas_packs_them() {

@@ -9,6 +9,8 @@ pub(crate) struct Product {
     pub(crate) rows: u32,
     pub(crate) outputs: u32,
     pub(crate) inner: u32,
+    /// Elements from a row of `y` to the next; `outputs`, or more.
+    pub(crate) stride: u32,
     pub(crate) x: DevicePtr,
     pub(crate) w: DevicePtr,
     pub(crate) y: DevicePtr,
@@ -47,7 +49,8 @@ impl Product {
     /// With A = `w`, B = `x`, C = `y`: read by columns, a row-major matrix is its transpose, and
     /// `y^T = w x^T`.
     pub(super) fn column_major(&self) -> ColumnMajor {
-        let [rows, outputs, inner] = [self.rows, self.outputs, self.inner].map(|size| size as i32);
+        let sizes = [self.rows, self.outputs, self.inner, self.stride];
+        let [rows, outputs, inner, stride] = sizes.map(|size| size as i32);
         ColumnMajor {
             transpose_a: true,
             transpose_b: false,
@@ -56,7 +59,7 @@ impl Product {
             k: inner,
             lda: inner,
             ldb: inner,
-            ldc: outputs,
+            ldc: stride,
             beta: if self.into == Sums::Added { 1.0 } else { 0.0 },
         }
     }
@@ -92,12 +95,15 @@ mod tests {
             let value = |seed: usize, i: usize| ((i * 37 + seed * 11) % 19) as f64 - 9.0;
             let x: Vec<f64> = (0..rows * inner).map(|i| value(1, i)).collect();
             let w: Vec<f64> = (0..outputs * inner).map(|i| value(2, i)).collect();
-            let before: Vec<f64> = (0..rows * outputs).map(|i| value(3, i)).collect();
-            for into in [Sums::Half, Sums::F32, Sums::Added] {
+            // Rows lie close together, or with something between.
+            let cases = [(outputs, Sums::Half), (outputs + 2, Sums::F32), (outputs, Sums::Added)];
+            for (stride, into) in cases {
+                let before: Vec<f64> = (0..rows * stride).map(|i| value(3, i)).collect();
                 let product = Product {
                     rows: rows as u32,
                     outputs: outputs as u32,
                     inner: inner as u32,
+                    stride: stride as u32,
                     x: DevicePtr::NULL,
                     w: DevicePtr::NULL,
                     y: DevicePtr::NULL,
@@ -111,7 +117,7 @@ mod tests {
                 for row in 0..rows {
                     for output in 0..outputs {
                         let terms = (0..inner).map(|i| x[row * inner + i] * w[output * inner + i]);
-                        let at = row * outputs + output;
+                        let at = row * stride + output;
                         let added = if into == Sums::Added { kept[at] } else { 0.0 };
                         assert_eq!(y[at], terms.sum::<f64>() + added, "{rows} {outputs} {inner}");
                     }

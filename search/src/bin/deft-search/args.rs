@@ -53,6 +53,16 @@ pub(crate) struct Args {
     #[arg(long, default_value = "auto")]
     pub(crate) device: DeviceArg,
 
+    /// Run the model on so many GPUs of this machine, which share its heads; with --device cpu, by so many threads that
+    /// share them.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) gpus: u32,
+
+    /// This process is one of several that torchrun, mpirun or srun has started, on one machine or more, each for a GPU of
+    /// its own: docs/several-gpus.md. The first one searches.
+    #[arg(long, conflicts_with = "gpus")]
+    pub(crate) launched: bool,
+
     /// How keys and values above a fork are kept: in the model's type, or in fewer bits (on the CPU only so far).
     #[arg(long, default_value = "native")]
     pub(crate) kv: KvArg,
@@ -206,6 +216,8 @@ mod tests {
             ("--search dfs", "possible values: tot, beam"),
             ("--kv int8", "possible values: native, fp8, int4, kivi4, kivi2"),
             ("--device gpu", "possible values: auto, cpu, cuda"),
+            ("--gpus 0", "1..=64"),
+            ("--gpus 2 --launched", "cannot be used with"),
             ("--prompt=", "a prompt needs a word"),
             ("--prompt=x --task acrostic", "cannot be used with"),
             ("--then x", "--prompt"),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! args --> question (prompt, checker) --> method --[TreeSearch over a measured model]--> outcome --> report
-//!      \-> model (GGUF, CPU or GPU)                      \--> events --> tree --[draw]--> terminal, or lines
+//!      \-> model (GGUF, CPU or GPUs)                     \--> events --> tree --[draw]--> terminal, or lines
 //! ```
 
 mod args;
@@ -11,6 +11,7 @@ mod measure;
 mod method;
 mod model;
 mod question;
+mod ranks;
 mod report;
 mod run;
 mod screen;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use deft::tree::TokenForest;
 use deft::{Grouping, NodeKey, PrefixStats};
-use deft_engine::{CpuModel, DraftToken, ModelError, Select, Selected, Traffic, TreeModel};
+use deft_engine::{CpuModel, DraftToken, ModelError, Ranked, Select, Selected, Traffic, TreeModel};
 
 /// Of so many passes one is measured.
 const EVERY: u64 = 2;
@@ -26,6 +26,17 @@ impl Timed for CpuModel {
         grouping: Grouping,
     ) -> Result<Duration, ModelError> {
         Ok(self.time_attention(leaves, grouping)?)
+    }
+}
+
+/// Of rank 0: the others wait.
+impl<M: Timed> Timed for Ranked<M> {
+    fn time_attention(
+        &mut self,
+        leaves: &[NodeKey],
+        grouping: Grouping,
+    ) -> Result<Duration, ModelError> {
+        self.model_mut().time_attention(leaves, grouping)
     }
 }
 

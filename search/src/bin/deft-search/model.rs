@@ -8,8 +8,9 @@ use deft::format::Fp8Scale;
 use deft_engine::{CpuModel, CpuOptions, Gguf, LlamaConfig, Tokenizer, Weights, chat, safetensors};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::args::{DeviceArg, KvArg};
+use crate::args::{Args, DeviceArg, KvArg};
 use crate::measure::Timed;
+use crate::ranks::Ranks;
 
 /// A model that is ready to run.
 pub(crate) struct Loaded {
@@ -26,23 +27,23 @@ pub(crate) struct Loaded {
     pub(crate) fallback: Option<String>,
 }
 
-/// Reads the GGUF file, or the folder of safetensors, at `path`.
+/// Reads the GGUF file, or the folder of safetensors, at `path`. None where another process searches with the model.
 ///
 /// # Errors
 /// It is no model that runs here, or the device is missing.
-pub(crate) fn load(path: &Path, device: DeviceArg, kv: KvArg) -> Result<Loaded> {
+pub(crate) fn load(path: &Path, args: &Args) -> Result<Option<Loaded>> {
     let file = path.display();
     let cannot = || format!("cannot take the tokenizer of {file}");
     if path.is_dir() {
         let weights = safetensors::open(path)?;
         let tokenizer = Tokenizer::open(path).with_context(cannot)?;
         let template = chat::template_of(path)?;
-        return placed(path, &weights, tokenizer, template, (device, kv));
+        return placed(path, &weights, tokenizer, template, args);
     }
     let gguf = Gguf::open(path)?;
     let tokenizer = Tokenizer::from_gguf(gguf.metadata()).with_context(cannot)?;
     let template = gguf.metadata().text("tokenizer.chat_template")?;
-    placed(path, gguf.weights(), tokenizer, template.map(str::to_owned), (device, kv))
+    placed(path, gguf.weights(), tokenizer, template.map(str::to_owned), args)
 }
 
 fn placed(
@@ -50,11 +51,13 @@ fn placed(
     weights: &Weights,
     tokenizer: Tokenizer,
     template: Option<String>,
-    (device, kv): (DeviceArg, KvArg),
-) -> Result<Loaded> {
+    args: &Args,
+) -> Result<Option<Loaded>> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let (model, device, fallback) = on_device(weights, device, kv)?;
-    Ok(Loaded {
+    let Some((model, device, fallback)) = on_device(weights, args)? else {
+        return Ok(None);
+    };
+    Ok(Some(Loaded {
         name: name.into_owned(),
         config: weights.config().clone(),
         tokenizer,
@@ -62,23 +65,26 @@ fn placed(
         model,
         device,
         fallback,
-    })
+    }))
 }
 
 type Placed = (Box<dyn Timed>, String, Option<String>);
 
-fn on_device(weights: &Weights, device: DeviceArg, kv: KvArg) -> Result<Placed> {
-    let kv = format_of(kv);
+fn on_device(weights: &Weights, args: &Args) -> Result<Option<Placed>> {
+    let (kv, ranks) = (format_of(args.kv), Ranks::of(args)?);
     let on_gpu = || match kv {
-        KvFormat::Native => on_gpu(weights),
+        KvFormat::Native => on_gpu(weights, &ranks),
         format => anyhow::bail!("KV format {format} is not available on CUDA yet"),
     };
-    match device {
-        DeviceArg::Cpu => on_cpu(weights, kv, None),
+    match args.device {
+        DeviceArg::Cpu => on_cpu(weights, kv, &ranks, None),
         DeviceArg::Cuda => on_gpu(),
         DeviceArg::Auto => match on_gpu() {
-            Ok(placed) => Ok(placed),
-            Err(error) => on_cpu(weights, kv, Some(format!("{error:#}"))),
+            // Who asks for several GPUs does not mean the CPU.
+            Err(error) if ranks.count() == 1 => {
+                on_cpu(weights, kv, &ranks, Some(format!("{error:#}")))
+            }
+            placed => placed,
         },
     }
 }
@@ -93,38 +99,79 @@ fn format_of(kv: KvArg) -> KvFormat {
     }
 }
 
-fn on_cpu(weights: &Weights, kv: KvFormat, fallback: Option<String>) -> Result<Placed> {
+fn on_cpu(
+    weights: &Weights,
+    kv: KvFormat,
+    ranks: &Ranks,
+    fallback: Option<String>,
+) -> Result<Option<Placed>> {
     let bar = bar(weights.config().parameters());
-    let progress = |done, _| bar.set_position(done);
+    let (shown, weights) = (bar.clone(), weights.clone());
     let mut options = CpuOptions { kv, ..CpuOptions::default() };
     // Questions follow one another, and a puzzle is asked twice.
     options.prefix_bytes = options.capacity_bytes;
-    let model = CpuModel::load(weights, options, progress)?;
+    let model = ranks.model(move |ranks| {
+        let is_first = ranks.rank() == 0;
+        let progress = |done, _| {
+            if is_first {
+                shown.set_position(done);
+            }
+        };
+        Ok(CpuModel::load_rank(&weights, options, ranks, progress)?)
+    })?;
     bar.finish_and_clear();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let device = format!("CPU, {threads} threads");
-    Ok((Box::new(model), device, fallback))
+    let device = match ranks.count() {
+        1 => format!("CPU, {threads} threads"),
+        ranks => format!("CPU, {threads} threads, {ranks} ranks"),
+    };
+    Ok(model.map(|model| (model, device, fallback)))
 }
 
 #[cfg(feature = "cuda")]
-fn on_gpu(weights: &Weights) -> Result<Placed> {
+fn on_gpu(weights: &Weights, ranks: &Ranks) -> Result<Option<Placed>> {
+    use std::sync::{Arc, OnceLock};
+
     use deft::DType;
     use deft::cuda::CudaDevice;
     use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
+    use deft_engine::ranks::Shard;
 
-    let device = CudaDevice::new(0)?;
     // How far it is cannot be told.
     let spinner = ProgressBar::new_spinner().with_message("reading weights");
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
-    let weights = CudaWeights::read(&device, weights, DType::F16)?;
+    let (weights, at, name) = (weights.clone(), ranks.clone(), Arc::new(OnceLock::new()));
+    let told = name.clone();
+    let model = ranks.model(move |ranks| {
+        let (rank, count) = (ranks.rank(), ranks.ranks());
+        let device = CudaDevice::new(at.gpu(rank))?;
+        let shard = Shard::new(weights.config(), rank, count)?;
+        let weights = CudaWeights::read_shard(&device, &weights, DType::F16, shard)?;
+        let model = CudaModel::new_rank(&device, weights, CudaOptions::default(), ranks)?;
+        if rank == 0 {
+            let name = match model.nccl() {
+                None => format!("{}, {}, {}", device.name(), model.dtype(), model.cublas()),
+                Some(nccl) => {
+                    format!(
+                        "{count} x {}, {}, {}, {nccl}",
+                        device.name(),
+                        model.dtype(),
+                        model.cublas()
+                    )
+                }
+            };
+            // The first rank is made once.
+            let _ = told.set(name);
+        }
+        Ok(model)
+    })?;
     spinner.finish_and_clear();
-    let model = CudaModel::new(&device, weights, CudaOptions::default())?;
-    let name = format!("{}, {}, {}", device.name(), model.dtype(), model.cublas());
-    Ok((Box::new(model), name, None))
+    let name = name.get().cloned().unwrap_or_default();
+    Ok(model.map(|model| (model, name, None)))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn on_gpu(_: &Weights) -> Result<Placed> {
+fn on_gpu(_: &Weights, _: &Ranks) -> Result<Option<Placed>> {
     anyhow::bail!("this program was built without GPUs (feature `cuda`)")
 }
 

@@ -37,7 +37,10 @@ pub(crate) fn run(path: &Path, args: &Args, last: &LastWord) -> Result<Ended> {
     let questions = Question::all(args);
     let (cancel, searches) = (Cancel::new(), Arc::new(AtomicBool::new(false)));
     on_interrupt(cancel.clone(), searches.clone(), last.clone())?;
-    let mut loaded = load(path, args.device, args.kv)?;
+    let Some(mut loaded) = load(path, args)? else {
+        // Another process has searched, and this one has run its share.
+        return Ok(Ended::Itself);
+    };
     for (number, question) in questions.iter().enumerate() {
         let (report, stop) = ask(&mut loaded, question, args, (&cancel, &searches, last))?;
         let cancelled = matches!(stop, Stop::Cancelled);

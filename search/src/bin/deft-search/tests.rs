@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use deft::{Grouping, NodeKey};
+use deft_engine::ranks::{Communicator, Launch};
 use deft_engine::{ModelError, TreeModel};
 use deft_search::{Answer, Cancel, Event, Limits, Stop, TreeSearch};
 
@@ -12,6 +13,7 @@ use crate::draw::Draw;
 use crate::measure::{Measured, Timed};
 use crate::method::with_method;
 use crate::question::Question;
+use crate::ranks::Ranks;
 use crate::report::{Report, Run, write_json};
 use crate::run::{Found, Search};
 use crate::tree::Tree;
@@ -302,4 +304,41 @@ fn a_cancelled_search_is_reported_as_such() {
     write_json(&report(BEAM, &found), &mut json).unwrap();
     let json = String::from_utf8(json).unwrap();
     assert!(json.contains("\"stop\": \"cancelled\""), "{json}");
+}
+
+/// What a model of these ranks finds, by its answers.
+fn found_by(ranks: &Ranks) -> Option<Vec<String>> {
+    let make = |_: Box<dyn Communicator>| Ok(model());
+    let mut model = ranks.model(make).unwrap()?;
+    let args = args("--task digit-sort --search tot");
+    let question = Question::new(&args);
+    let prompt = AsciiCodec.encode(&question.text());
+    let search = Search {
+        model: &mut *model,
+        codec: &AsciiCodec,
+        prompt: &prompt,
+        question: &question,
+        args: &args,
+        cancel: Cancel::new(),
+    };
+    let found = search.run(&mut std::io::sink(), None).unwrap();
+    Some(found.outcome.answers.into_iter().map(|answer| answer.text).collect())
+}
+
+#[test]
+fn ranks_search_as_one_does_and_one_of_them_speaks() {
+    let one = found_by(&Ranks::Threads(1)).unwrap();
+    assert!(!one.is_empty());
+    assert_eq!(found_by(&Ranks::Threads(3)).as_ref(), Some(&one));
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let process = |rank| {
+        let address = free.to_string();
+        Ranks::Process(Launch { rank, ranks: 2, local: rank, address })
+    };
+    let [first, second] = std::thread::scope(|scope| {
+        [0, 1]
+            .map(|rank| scope.spawn(move || found_by(&process(rank))))
+            .map(|thread| thread.join().unwrap())
+    });
+    assert_eq!((first, second), (Some(one), None));
 }

@@ -1,17 +1,47 @@
-//! Finding cuBLAS on the machine.
+//! Finding NVIDIA's libraries on the machine.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-use super::CublasError;
+/// A library.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// Environment variable that names its file, or the folder it is in.
+    pub(super) variable: &'static str,
+    /// Its file's name before the version.
+    pub(super) file: &'static str,
+    /// Major versions whose entry points are the ones used here, newest first.
+    pub(super) versions: &'static [u32],
+    /// The same of one that it needs and that lies beside it.
+    pub(super) needs: Option<&'static str>,
+}
 
-/// Environment variable that names the library's file, or the folder it is in.
-pub const VARIABLE: &str = "DEFT_CUBLAS";
+impl Wanted {
+    fn names(&self) -> impl Iterator<Item = String> + '_ {
+        self.versions.iter().map(|version| format!("{}.{version}", self.file))
+    }
+}
 
-/// Major versions whose entry points are the ones used here, newest first.
-const VERSIONS: [u32; 3] = [13, 12, 11];
+/// A library that was not found.
+#[derive(Debug)]
+pub(super) struct Missing {
+    /// Where it was looked for.
+    pub(super) looked: String,
+    /// What the dynamic linker said of files that are there.
+    pub(super) reasons: String,
+}
+
+impl Missing {
+    /// What the linker said, in brackets.
+    pub(super) fn because(reasons: &str) -> String {
+        match reasons {
+            "" => String::new(),
+            _ => format!(" ({reasons})"),
+        }
+    }
+}
 
 /// Folders of the system that toolkits are installed to; `*` stands for any name.
 const SYSTEM: [&str; 4] = [
@@ -22,8 +52,9 @@ const SYSTEM: [&str; 4] = [
 ];
 
 /// Where to look.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Lookup {
+    wanted: &'static Wanted,
     /// A file or folder that was named by the caller or the environment: then only there.
     named: Option<PathBuf>,
     /// Folders of toolkits and Python environments.
@@ -32,9 +63,13 @@ pub(super) struct Lookup {
 
 impl Lookup {
     /// `path` if it is given, else what `variable` says of the environment.
-    pub(super) fn new(path: Option<&Path>, variable: impl Fn(&str) -> Option<OsString>) -> Self {
+    pub(super) fn new(
+        wanted: &'static Wanted,
+        path: Option<&Path>,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Self {
         let named = path.map(Path::to_owned);
-        let named = named.or_else(|| variable(VARIABLE).map(PathBuf::from));
+        let named = named.or_else(|| variable(wanted.variable).map(PathBuf::from));
         let mut patterns = Vec::new();
         for toolkit in ["CUDA_HOME", "CUDA_PATH"] {
             patterns.extend(variable(toolkit).map(|path| PathBuf::from(path).join("lib64")));
@@ -47,13 +82,14 @@ impl Lookup {
             patterns.push(path.join("lib"));
         }
         patterns.extend(SYSTEM.map(PathBuf::from));
-        Self { named, folders: patterns.iter().flat_map(|path| expand(path)).collect() }
+        Self { wanted, named, folders: patterns.iter().flat_map(|path| expand(path)).collect() }
     }
 
     /// Files to try, in order. A bare name is for the dynamic linker to find.
     fn candidates(&self) -> Vec<PathBuf> {
-        let names = VERSIONS.map(|version| PathBuf::from(format!("libcublas.so.{version}")));
-        let within = |folder: &PathBuf| names.clone().map(|name| folder.join(name)).to_vec();
+        let names: Vec<PathBuf> = self.wanted.names().map(PathBuf::from).collect();
+        let within =
+            |folder: &PathBuf| names.iter().map(|name| folder.join(name)).collect::<Vec<_>>();
         match &self.named {
             Some(folder) if folder.is_dir() => within(folder),
             Some(file) => vec![file.clone()],
@@ -69,7 +105,7 @@ impl Lookup {
         if let Some(path) = &self.named {
             return path.display().to_string();
         }
-        let names = VERSIONS.map(|version| format!("libcublas.so.{version}"));
+        let names: Vec<String> = self.wanted.names().collect();
         let folders = self.folders.iter().map(|path| path.display().to_string());
         let mut places = vec![format!("{} by name", names.join(", "))];
         places.extend(folders);
@@ -77,10 +113,10 @@ impl Lookup {
     }
 
     /// Opens the first that there is.
-    pub(super) fn open(&self) -> Result<(Library, PathBuf), CublasError> {
+    pub(super) fn open(&self) -> Result<(Library, PathBuf), Missing> {
         let mut reasons = Vec::new();
         for path in self.candidates() {
-            match open(&path) {
+            match open(&path, self.wanted) {
                 Ok(library) => return Ok((library, path)),
                 Err(error) if path.components().count() == 1 || path.exists() => {
                     reasons.push(in_full(&error));
@@ -88,15 +124,15 @@ impl Lookup {
                 Err(_) => {}
             }
         }
-        Err(CublasError::Missing { looked: self.describe(), reasons: reasons.join("; ") })
+        Err(Missing { looked: self.describe(), reasons: reasons.join("; ") })
     }
 }
 
-/// Opens the library at `path`, and before it the one beside it that it needs.
-fn open(path: &Path) -> Result<Library, libloading::Error> {
+/// Opens the library at `path`, and before it the one beside it that it needs, if there is one.
+fn open(path: &Path, wanted: &Wanted) -> Result<Library, libloading::Error> {
     // Without a run path in the library the linker would look for this one in its own folders alone.
     let beside = path.file_name().and_then(OsStr::to_str);
-    let beside = beside.map(|name| name.replace("libcublas.", "libcublasLt."));
+    let beside = beside.zip(wanted.needs).map(|(name, needs)| name.replace(wanted.file, needs));
     let beside = beside.map(|name| path.with_file_name(name));
     if let Some(beside) = beside.filter(|beside| beside != path && beside.exists()) {
         // SAFETY: loading NVIDIA's library runs only its own initialisers.
@@ -150,6 +186,7 @@ fn expand(pattern: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::cublas::WANTED;
 
     fn folder(name: &str) -> PathBuf {
         let folder =
@@ -160,7 +197,8 @@ mod tests {
 
     #[test]
     fn the_dynamic_linker_is_asked_first_then_the_toolkits_named_by_the_environment() {
-        let lookup = Lookup::new(None, |name| (name == "CUDA_HOME").then(|| "/opt/cuda".into()));
+        let lookup =
+            Lookup::new(&WANTED, None, |name| (name == "CUDA_HOME").then(|| "/opt/cuda".into()));
         let candidates = lookup.candidates();
         let names = ["libcublas.so.13", "libcublas.so.12", "libcublas.so.11"].map(PathBuf::from);
         assert_eq!(candidates[..3], names);
@@ -170,12 +208,14 @@ mod tests {
     #[test]
     fn a_path_that_is_named_is_the_only_one_tried() {
         let of = |path: Option<&Path>| {
-            Lookup::new(path, |name| (name == VARIABLE).then(|| "/there/libcublas.so.12".into()))
+            Lookup::new(&WANTED, path, |name| {
+                (name == WANTED.variable).then(|| "/there/libcublas.so.12".into())
+            })
         };
         assert_eq!(of(None).candidates(), [PathBuf::from("/there/libcublas.so.12")]);
         let here = folder("named");
         let candidates = of(Some(&here)).candidates();
-        assert_eq!(candidates.len(), VERSIONS.len());
+        assert_eq!(candidates.len(), WANTED.versions.len());
         assert_eq!(candidates[0], here.join("libcublas.so.13"));
         std::fs::remove_dir_all(here).unwrap();
     }
@@ -186,19 +226,10 @@ mod tests {
         let lib = environment.join("lib/python3.12/site-packages/nvidia/cu13/lib");
         std::fs::create_dir_all(&lib).unwrap();
         let root = environment.clone().into_os_string();
-        let lookup = Lookup::new(None, |name| (name == "VIRTUAL_ENV").then(|| root.clone()));
+        let lookup =
+            Lookup::new(&WANTED, None, |name| (name == "VIRTUAL_ENV").then(|| root.clone()));
         assert!(lookup.candidates().contains(&lib.join("libcublas.so.12")));
         std::fs::remove_dir_all(environment).unwrap();
-    }
-
-    #[test]
-    fn a_library_that_is_missing_is_an_error_that_says_where_and_what_to_do() {
-        let error = Lookup::new(Some(Path::new("/nowhere/libcublas.so.12")), |_| None);
-        let message = error.open().unwrap_err().to_string();
-        assert!(message.starts_with("cuBLAS is not to be had"), "{message}");
-        for part in ["/nowhere/libcublas.so.12", "nvidia-cublas", VARIABLE] {
-            assert!(message.contains(part), "{message}");
-        }
     }
 
     #[test]
@@ -206,8 +237,8 @@ mod tests {
         let here = folder("broken");
         let file = here.join("libcublas.so.12");
         std::fs::write(&file, "not a library").unwrap();
-        let message = Lookup::new(Some(&here), |_| None).open().unwrap_err().to_string();
-        assert!(message.contains(&*file.to_string_lossy()), "{message}");
+        let missing = Lookup::new(&WANTED, Some(&here), |_| None).open().unwrap_err();
+        assert!(missing.reasons.contains(&*file.to_string_lossy()), "{missing:?}");
         std::fs::remove_dir_all(here).unwrap();
     }
 }

@@ -1,25 +1,28 @@
 //! A model's weights in device memory, f16 or bf16; projections that share their input lie together.
 
-use super::ops::{FillRandom, ModelOps};
-use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, Stream};
-use deft::{DType, KvElement, bf16, f16};
+mod source;
+
+use self::source::{Maker, Reader, some};
+use super::ops::ModelOps;
+use deft::DType;
+use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Stream};
 
 use super::CudaModelError;
-use crate::{ConfigError, LayerTensor, LlamaConfig, Tensor, Turn, Variant, Weights, WeightsError};
-
-/// Elements that are read from the source at a time.
-const BLOCK_ELEMENTS: usize = 16 << 20;
+use crate::ranks::Shard;
+use crate::{ConfigError, LlamaConfig, Tensor, Turn, Variant, Weights, WeightsError};
 
 /// A model's weights on a device.
 #[derive(Debug)]
 pub struct CudaWeights {
-    config: LlamaConfig,
+    /// The shape of what the rank computes.
+    part: LlamaConfig,
+    shard: Shard,
     dtype: DType,
     /// `[vocabulary, hidden]`.
     pub(super) embedding: DeviceBuffer<u16>,
     /// `[hidden]`.
     pub(super) final_norm: DeviceBuffer<f32>,
-    /// `[vocabulary, hidden]`; none where it is the embedding.
+    /// `[the rank's entries of the vocabulary, hidden]`; none where they are rows of the embedding.
     head: Option<DeviceBuffer<u16>>,
     layers: Vec<LayerWeights>,
 }
@@ -59,9 +62,24 @@ impl CudaWeights {
         weights: &Weights,
         dtype: DType,
     ) -> Result<Self, CudaModelError> {
+        let shard = Shard::all(weights.config());
+        Self::read_shard(device, weights, dtype, shard)
+    }
+
+    /// One rank's part of `weights`, read in the same way: whole columns and rows of matrices, the embedding all.
+    ///
+    /// # Errors
+    /// As [`CudaWeights::read`].
+    pub fn read_shard(
+        device: &CudaDevice,
+        weights: &Weights,
+        dtype: DType,
+        shard: Shard,
+    ) -> Result<Self, CudaModelError> {
         if !matches!(dtype, DType::F16 | DType::Bf16) {
             return Err(CudaError::DType { dtype }.into());
         }
+        let weights = &shard.weights(weights);
         let config = weights.config().clone();
         refuse_variants(&config)?;
         let stream = Stream::new(device)?;
@@ -73,9 +91,10 @@ impl CudaWeights {
             final_norm: reader.vector("final norm", &[Tensor::FinalNorm])?,
             head: match config.tied_embeddings {
                 true => None,
-                false => Some(reader.matrix("head", &[Tensor::Head])?),
+                false => Some(reader.rows("head", &[Tensor::Head], shard.vocabulary())?),
             },
-            config,
+            part: config,
+            shard,
             dtype,
         })
     }
@@ -94,6 +113,22 @@ impl CudaWeights {
         seed: u64,
     ) -> Result<Self, CudaModelError> {
         config.validate()?;
+        Self::random_shard(device, Shard::all(&config), dtype, distinct_layers, seed)
+    }
+
+    /// The same of one rank's part. Ranks have weights of their own: together they are no model that one rank could have
+    /// made.
+    ///
+    /// # Errors
+    /// As [`CudaWeights::random`].
+    pub fn random_shard(
+        device: &CudaDevice,
+        shard: Shard,
+        dtype: DType,
+        distinct_layers: u32,
+        seed: u64,
+    ) -> Result<Self, CudaModelError> {
+        let config = shard.config();
         refuse_variants(&config)?;
         if distinct_layers == 0 || distinct_layers > config.layers {
             return Err(CudaModelError::Option {
@@ -109,6 +144,7 @@ impl CudaWeights {
             stream: &stream,
             seed,
         };
+        let head_rows = shard.vocabulary().len() as u32;
         let [hidden, ffn, q, kv] = [config.hidden, config.ffn, config.q_width(), config.kv_width()];
         let mut layers = Vec::new();
         for _ in 0..distinct_layers {
@@ -133,18 +169,29 @@ impl CudaWeights {
             final_norm: maker.vector("final norm", hidden, 1.0)?,
             head: match config.tied_embeddings {
                 true => None,
-                false => Some(maker.matrix("head", config.vocabulary, hidden)?),
+                false => Some(maker.matrix("head", head_rows, hidden)?),
             },
-            config,
+            part: config,
+            shard,
             dtype,
         };
         stream.synchronize()?;
         Ok(random)
     }
 
-    /// The model's shape.
+    /// The model's shape, of all ranks.
     pub fn config(&self) -> &LlamaConfig {
-        &self.config
+        self.shard.whole()
+    }
+
+    /// Which part of the model they are.
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// The shape of that part; the vocabulary is the model's.
+    pub(super) fn part(&self) -> &LlamaConfig {
+        &self.part
     }
 
     /// The type of matrices; norms are f32.
@@ -173,148 +220,28 @@ impl CudaWeights {
 
     /// Bytes that a pass reads: every layer's once, and the head's.
     pub fn pass_bytes(&self) -> u64 {
-        let (all, kept) = (u64::from(self.config.layers), self.layers.len() as u64);
+        let (all, kept) = (u64::from(self.part.layers), self.layers.len() as u64);
         let ends = 2 * self.embedding.len() + 4 * self.final_norm.len();
         let ends = ends + self.head.as_ref().map_or(0, |head| 2 * head.len());
         let layers = (self.memory_bytes() - ends as u64) / kept * all;
-        layers + 2 * self.head().len() as u64
+        let [rows, hidden] = self.head_shape().map(u64::from);
+        layers + 2 * rows * hidden
     }
 
     pub(super) fn layer(&self, layer: u32) -> &LayerWeights {
         &self.layers[layer as usize % self.layers.len()]
     }
 
-    pub(super) fn head(&self) -> &DeviceBuffer<u16> {
-        self.head.as_ref().unwrap_or(&self.embedding)
-    }
-}
-
-/// Weights from the host to the device.
-struct Reader<'a> {
-    device: &'a CudaDevice,
-    weights: &'a Weights,
-    dtype: DType,
-    stream: &'a Stream,
-}
-
-impl Reader<'_> {
-    fn layer(&self, layer: u32) -> Result<LayerWeights, CudaModelError> {
-        use LayerTensor::{AttentionNorm, Down, FfnNorm, Gate, Key, Output, Query, Up, Value};
-        use LayerTensor::{KeyBias, KeyNorm, QueryBias, QueryNorm, ValueBias};
-        let of = |tensor| Tensor::Layer(layer, tensor);
-        let variant = &self.weights.config().variant;
-        Ok(LayerWeights {
-            attention_norm: self.vector("attention norm", &[of(AttentionNorm)])?,
-            qkv: self.matrix("QKV weights", &[of(Query), of(Key), of(Value)])?,
-            qkv_bias: some(variant.qkv_bias, || {
-                self.vector("QKV biases", &[QueryBias, KeyBias, ValueBias].map(of))
-            })?,
-            head_norms: some(variant.qk_norm, || {
-                self.vector("query and key norms", &[QueryNorm, KeyNorm].map(of))
-            })?,
-            output: self.matrix("output weights", &[of(Output)])?,
-            ffn_norm: self.vector("FFN norm", &[of(FfnNorm)])?,
-            gate_up: self.matrix("gate and up weights", &[of(Gate), of(Up)])?,
-            down: self.matrix("down weights", &[of(Down)])?,
-        })
+    /// The rank's rows of the head, of [`CudaWeights::head_shape`].
+    pub(super) fn head(&self) -> DevicePtr {
+        let skipped = u64::from(self.shard.vocabulary().start) * u64::from(self.part.hidden);
+        let tied = || self.embedding.pointer().offset(2 * skipped);
+        self.head.as_ref().map_or_else(tied, DeviceBuffer::pointer)
     }
 
-    /// `tensors` of one row each, one after the other.
-    fn vector(
-        &self,
-        what: &'static str,
-        tensors: &[Tensor],
-    ) -> Result<DeviceBuffer<f32>, CudaModelError> {
-        let mut values = Vec::new();
-        for &tensor in tensors {
-            let begin = values.len();
-            values.resize(begin + self.weights.shape(tensor)[1], 0.0);
-            self.weights.read_f32(tensor, 0..1, &mut values[begin..])?;
-        }
-        Ok(DeviceBuffer::from_slice(self.device, what, &values)?)
+    pub(super) fn head_shape(&self) -> [u32; 2] {
+        [self.shard.vocabulary().len() as u32, self.part.hidden]
     }
-
-    /// `tensors`, which have as many columns, one below the other.
-    fn matrix(
-        &self,
-        what: &'static str,
-        tensors: &[Tensor],
-    ) -> Result<DeviceBuffer<u16>, CudaModelError> {
-        match self.dtype {
-            DType::F16 => self.matrix_of::<f16>(what, tensors),
-            _ => self.matrix_of::<bf16>(what, tensors),
-        }
-    }
-
-    fn matrix_of<T: KvElement>(
-        &self,
-        what: &'static str,
-        tensors: &[Tensor],
-    ) -> Result<DeviceBuffer<u16>, CudaModelError> {
-        let shapes = tensors.iter().map(|&tensor| self.weights.shape(tensor));
-        let elements = shapes.map(|[rows, columns]| rows * columns).sum();
-        let buffer = DeviceBuffer::uninitialized(self.device, what, elements)?;
-        let mut staged = Vec::new();
-        let mut first = 0;
-        for &tensor in tensors {
-            let [rows, columns] = self.weights.shape(tensor);
-            let block = (BLOCK_ELEMENTS / columns).max(1);
-            for begin in (0..rows).step_by(block) {
-                let end = (begin + block).min(rows);
-                staged.resize((end - begin) * columns, T::default());
-                self.weights.read_as(tensor, begin..end, &mut staged)?;
-                buffer.write(first, bytemuck::cast_slice(&staged), self.stream)?;
-                first += staged.len();
-            }
-        }
-        Ok(buffer)
-    }
-}
-
-/// Weights made on the device.
-struct Maker<'a> {
-    device: &'a CudaDevice,
-    ops: ModelOps,
-    stream: &'a Stream,
-    seed: u64,
-}
-
-impl Maker<'_> {
-    fn vector(
-        &self,
-        what: &'static str,
-        count: u32,
-        value: f32,
-    ) -> Result<DeviceBuffer<f32>, CudaError> {
-        DeviceBuffer::from_slice(self.device, what, &vec![value; count as usize])
-    }
-
-    fn matrix(
-        &mut self,
-        what: &'static str,
-        rows: u32,
-        columns: u32,
-    ) -> Result<DeviceBuffer<u16>, CudaError> {
-        let count = u64::from(rows) * u64::from(columns);
-        let buffer = DeviceBuffer::uninitialized(self.device, what, count as usize)?;
-        self.seed = self.seed.wrapping_add(1);
-        let fill = FillRandom {
-            out: buffer.pointer(),
-            count,
-            seed: self.seed,
-            // A uniform variable on (-a, a) has variance a^2 / 3.
-            scale: (3.0 / columns as f32).sqrt(),
-        };
-        // SAFETY: the buffer has `count` elements and outlives the work, for which `random` waits: an error on the
-        // way frees it, and freeing waits too.
-        unsafe { self.ops.fill_random(&fill, self.stream.raw()) }?;
-        Ok(buffer)
-    }
-}
-
-/// What only some models have.
-fn some<T, E>(is_there: bool, make: impl FnOnce() -> Result<T, E>) -> Result<Option<T>, E> {
-    is_there.then(make).transpose()
 }
 
 /// Of what families do otherwise than Llama the kernels between the products know biases, norms of queries and keys, and

@@ -1,0 +1,125 @@
+//! The launches of a pass that know nothing of its tree: norms, products, and what ranks tell each other.
+
+use deft::cuda::{DeviceBuffer, DevicePtr, RawStream};
+
+use super::CudaModelError;
+use super::buffers::{Buffers, chosen_at};
+use super::cublas::{Product, Sums};
+use super::forward::Forward;
+use super::ops::{RmsNorm, TopK};
+use super::probe::Seen;
+use super::ranks::DeviceRanks;
+
+/// Launches over so many rows.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'r> {
+    pub(super) forward: &'r Forward,
+    pub(super) count: u32,
+    pub(super) stream: RawStream,
+    /// The others, where they take part.
+    pub(super) ranks: Option<&'r DeviceRanks>,
+}
+
+impl Rows<'_> {
+    /// # Safety
+    /// As [`Run::enqueue`].
+    pub(super) unsafe fn norm(
+        &self,
+        weight: &DeviceBuffer<f32>,
+        picks: Option<&DeviceBuffer<u32>>,
+    ) -> Result<(), CudaModelError> {
+        let config = self.forward.weights.part();
+        let buffers = &self.forward.buffers;
+        let norm = RmsNorm {
+            x: buffers.x.pointer(),
+            picks: picks.map_or(DevicePtr::NULL, DeviceBuffer::pointer),
+            weight: weight.pointer(),
+            out: buffers.normed.pointer(),
+            rows: self.count,
+            hidden: config.hidden,
+            eps: config.rms_eps,
+        };
+        // SAFETY: as in `enqueue`.
+        Ok(unsafe { self.forward.ops.rms_norm(&norm, self.stream) }?)
+    }
+
+    /// `y = x w^T` with `w` of `[outputs, inner]`, rows of `y` being `stride` apart.
+    ///
+    /// # Safety
+    /// As [`Run::enqueue`].
+    pub(super) unsafe fn multiply(
+        &self,
+        x: DevicePtr,
+        w: DevicePtr,
+        y: DevicePtr,
+        ([outputs, inner], stride): ([u32; 2], u32),
+        into: Sums,
+    ) -> Result<(), CudaModelError> {
+        let product = Product {
+            rows: self.count,
+            outputs,
+            inner,
+            stride,
+            x,
+            w,
+            y,
+            dtype: self.forward.weights.dtype(),
+            into,
+        };
+        // SAFETY: as in `enqueue`.
+        Ok(unsafe { self.forward.blas.multiply(&product) }?)
+    }
+
+    /// Adds the sum over ranks of `source w^T`, with `w` of `[hidden, inner]`, to the residual stream.
+    ///
+    /// # Safety
+    /// As [`Run::enqueue`].
+    pub(super) unsafe fn add(
+        &self,
+        source: DevicePtr,
+        w: &DeviceBuffer<u16>,
+        inner: u32,
+    ) -> Result<(), CudaModelError> {
+        let hidden = self.forward.weights.part().hidden;
+        debug_assert_eq!(w.len(), hidden as usize * inner as usize);
+        let x = self.forward.buffers.x.pointer();
+        // All ranks have the stream, and one brings it to the sum.
+        let into = match self.ranks.is_none_or(|ranks| ranks.rank() == 0) {
+            true => Sums::Added,
+            false => Sums::F32,
+        };
+        // SAFETY: as in `enqueue`.
+        unsafe {
+            self.multiply(source, w.pointer(), x, ([hidden, inner], hidden), into)?;
+            let Some(ranks) = self.ranks else { return Ok(()) };
+            ranks.all_reduce(x, self.count as usize * hidden as usize, self.stream)
+        }
+    }
+
+    /// Brings every rank's logits to all.
+    ///
+    /// # Safety
+    /// As [`Run::enqueue`].
+    pub(super) unsafe fn gather(&self, logits: DevicePtr) -> Result<(), CudaModelError> {
+        let Some(ranks) = self.ranks else { return Ok(()) };
+        let ends = self.forward.weights.shard().vocabulary_ends();
+        // SAFETY: as in `enqueue`.
+        unsafe { ranks.gather_logits(logits, (self.count, &ends), self.stream) }
+    }
+
+    /// Where the `k` highest of each row's logits go.
+    pub(super) fn ranking(&self, k: u32) -> TopK {
+        let Buffers { logits, chosen, .. } = &self.forward.buffers;
+        let vocab = self.forward.weights.part().vocabulary;
+        let (ids, log_probs) = chosen_at(chosen, self.count * k);
+        TopK { logits: logits.pointer(), ids, log_probs, rows: self.count, vocab, k }
+    }
+
+    pub(super) fn floats<'b>(&self, buffer: &'b DeviceBuffer<f32>, width: u32) -> Seen<'b> {
+        Seen::F32(buffer, [self.count, width])
+    }
+
+    pub(super) fn halves<'b>(&self, buffer: &'b DeviceBuffer<u16>, width: u32) -> Seen<'b> {
+        Seen::Half(buffer, [self.count, width])
+    }
+}
