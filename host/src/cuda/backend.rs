@@ -4,21 +4,25 @@
 //! against the caller's stream by events; what is the same as in the call before (plan, counters, targets, positions,
 //! rotary tables) is not copied again.
 
+mod elastic;
 mod graph;
+mod loader;
 mod mirror;
 mod transfer;
 
 use std::sync::Arc;
 
 use self::graph::StepInputs;
+use self::loader::Loader;
 use self::mirror::{Mirror, Scratch};
+use super::pinned::PinnedBytes;
 use super::{
     Append, AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DeviceBuffer,
     DeviceElements, DevicePtr, Event, PlanCapacity, RawStream, Rotary, Stream,
 };
 use crate::attention::{
-    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append, check_attend,
-    check_export, check_import, check_moves, check_plan, on_host, staged,
+    Attend, Backend, BackendError, Counters, ElasticMemory, HostBytes, PageLoader, PagedTokens, Rotation, check_append,
+    check_attend, check_export, check_import, check_moves, check_plan, on_host, staged,
 };
 use crate::cache::{CacheShape, Elements, ElementsMut};
 use crate::format::KvFormat;
@@ -73,10 +77,25 @@ impl CudaBackend {
     /// # Errors
     /// Those of [`CudaCache::new`].
     pub fn new(device: &CudaDevice, shape: CacheShape) -> Result<Self, CudaError> {
+        Self::of(device, |slots| CudaCache::new(device, shape, slots))
+    }
+
+    /// The same for an elastic store.
+    ///
+    /// # Errors
+    /// Those of [`CudaCache::elastic`].
+    pub fn elastic(device: &CudaDevice, shape: CacheShape) -> Result<Self, CudaError> {
+        Self::of(device, |slots| CudaCache::elastic(device, shape, slots))
+    }
+
+    fn of(
+        device: &CudaDevice,
+        cache: impl FnOnce(u32) -> Result<CudaCache, CudaError>,
+    ) -> Result<Self, CudaError> {
         Ok(Self {
             stream: Arc::new(Stream::new(device)?),
             passed: Event::new(device)?,
-            cache: CudaCache::new(device, shape, 64)?,
+            cache: cache(64)?,
             plans: Vec::new(),
             q: Scratch::new("queries"),
             out: Scratch::new("outputs"),
@@ -307,6 +326,18 @@ impl Backend for CudaBackend {
             return Err(BackendError::Format { format, backend: "CUDA".to_owned() });
         }
         Ok(())
+    }
+
+    fn host_bytes(&self, bytes: usize) -> Result<Box<dyn HostBytes>, BackendError> {
+        Ok(Box::new(PinnedBytes::zeroed(self.cache.device(), bytes)?))
+    }
+
+    fn page_loader(&mut self) -> Result<Option<Box<dyn PageLoader>>, BackendError> {
+        Ok(Some(Box::new(Loader::new(self)?)))
+    }
+
+    fn elastic(&mut self) -> Option<&mut dyn ElasticMemory> {
+        self.cache.elastic_pages().is_some().then_some(self)
     }
 
     fn page_memory(&mut self) -> Option<&mut dyn staged::PageMemory> {

@@ -181,6 +181,18 @@ impl CudaDevice {
         Ok((free, total))
     }
 
+    /// The driver's number of the device.
+    pub(super) fn handle(&self) -> i32 {
+        self.inner.context.device
+    }
+
+    /// Waits for all work of the context.
+    pub(super) fn synchronize(&self) -> Result<(), CudaError> {
+        let _current = self.activate()?;
+        // SAFETY: a context is current.
+        check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
+    }
+
     pub(super) fn modules(&self) -> &ModuleTable {
         &self.inner.modules
     }
