@@ -132,11 +132,9 @@ fn fail_each_call(fake: &Fake, work: fn() -> Result<(), CudaError>) {
         match outcome {
             Err(error) => assert_eq!(code_of(&error), Some(code), "{what}: {error}"),
             // Nobody is told of failures in a `drop`, and a failed record can be made up for.
-            Ok(()) => assert!(
-                UNNOTICED.iter()
-                    .any(|part| failed.contains(part)),
-                "{what}: unnoticed"
-            ),
+            Ok(()) => {
+                assert!(UNNOTICED.iter().any(|part| failed.contains(part)), "{what}: unnoticed")
+            }
         }
         assert_eq!(fake.live_objects(), 0, "{what}: left behind");
         assert_eq!(fake.misused(), misused, "{what}: misuse");

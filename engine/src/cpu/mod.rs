@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod faults;
 mod forward;
+mod layers;
 mod matmul;
 mod ops;
 mod params;
@@ -12,7 +13,7 @@ mod timing;
 mod tree;
 
 use deft::RotaryTable;
-use deft::cache::DType;
+use deft::cache::{DType, LayerMap};
 use deft::{Batch, CacheError, Device, Grouping, KvFormat, TreeCache};
 
 use self::forward::Scratch;
@@ -70,6 +71,7 @@ pub enum LoadError {
 pub struct CpuModel {
     config: LlamaConfig,
     params: Params,
+    options: CpuOptions,
     rotary: RotaryTable,
     /// For layers that turn by themselves.
     local_rotary: Option<RotaryTable>,
@@ -93,28 +95,14 @@ impl CpuModel {
     ) -> Result<Self, LoadError> {
         let config = weights.config().clone();
         let params = Params::load(weights, &mut progress)?;
-        let mut cache = TreeCache::builder(&Device::cpu())
-            .layers(config.layers)
-            .heads(config.q_heads, config.kv_heads, config.head_dim)
-            .dtype(DType::F32)
-            .capacity_bytes(options.capacity_bytes)
-            .prefix_bytes(options.prefix_bytes)
-            .identity(saved::identity(&config, &params))
-            .grouping(options.grouping)
-            .sealed_format(options.kv);
-        if let Some(scale) = config.variant.query_scale {
-            cache = cache.scale(scale);
-        }
-        if let Some(cap) = config.variant.attention_cap {
-            cache = cache.soft_cap(cap);
-        }
-        let cache = cache.build()?;
+        let cache = build_cache(&config, &params, options, None)?;
         let positions = config.positions(cache.forest().pool());
         let turns_itself = config.variant.turns.contains(&Turn::Local);
         Ok(Self {
             rotary: config.rotary_table(positions)?,
             local_rotary: turns_itself.then(|| config.local_rotary_table(positions)).transpose()?,
             params,
+            options,
             config,
             cache,
             step: None,
@@ -138,4 +126,32 @@ impl CpuModel {
         self.cache.set_grouping(grouping);
         self.step = None;
     }
+}
+
+/// An empty cache for a model whose layers share as `map` says.
+fn build_cache(
+    config: &LlamaConfig,
+    params: &Params,
+    options: CpuOptions,
+    map: Option<LayerMap>,
+) -> Result<TreeCache, CacheError> {
+    let mut cache = TreeCache::builder(&Device::cpu()).layers(config.layers);
+    if let Some(map) = map {
+        cache = cache.layer_map(map);
+    }
+    cache = cache
+        .heads(config.q_heads, config.kv_heads, config.head_dim)
+        .dtype(DType::F32)
+        .capacity_bytes(options.capacity_bytes)
+        .prefix_bytes(options.prefix_bytes)
+        .identity(saved::identity(config, params))
+        .grouping(options.grouping)
+        .sealed_format(options.kv);
+    if let Some(scale) = config.variant.query_scale {
+        cache = cache.scale(scale);
+    }
+    if let Some(cap) = config.variant.attention_cap {
+        cache = cache.soft_cap(cap);
+    }
+    cache.build()
 }

@@ -152,7 +152,10 @@ mod tests {
             let open = self.mapped.iter().map(|&extent| (self.held_of(extent), extent));
             let open: Vec<_> = open.filter(|&(held, _)| held < PAGES).collect();
             let most = open.iter().map(|&(held, _)| held).max();
-            open.iter().filter(|&&(held, _)| Some(held) == most).map(|&(_, extent)| extent).collect()
+            open.iter()
+                .filter(|&&(held, _)| Some(held) == most)
+                .map(|&(_, extent)| extent)
+                .collect()
         }
     }
 
@@ -191,7 +194,9 @@ mod tests {
         let mut model = Model::default();
         let mut state = 7u64;
         let mut random = |below: u32| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as u32 % below
         };
         let (mut operations, mut full, mut compacted) = (0, 0, 0);
@@ -254,7 +259,9 @@ mod tests {
         let next = pool.next_pages(20);
         let taken = pool.allocate_many(20).unwrap();
         assert_eq!(next, taken);
-        taken.iter().rev().for_each(|&page| drop(pool.release(page)));
+        for &page in taken.iter().rev() {
+            pool.release(page);
+        }
         assert_eq!(pool.next_pages(20), next);
         pool.debug_assert_invariants();
     }
@@ -268,7 +275,9 @@ mod tests {
         let natives = pool.allocate_many(33).unwrap();
         let coded = pool.allocate_in_slabs(class, 31).unwrap();
         assert!(coded.iter().all(|page| page / 31 == 3), "beside the last native page: {coded:?}");
-        natives[..30].iter().for_each(|&page| drop(pool.release(page)));
+        for &page in &natives[..30] {
+            pool.release(page);
+        }
         let moves = pool.compaction();
         assert_eq!(moves.len(), 2, "{moves:?}");
         moves.iter().for_each(|&(from, to)| pool.relocate(from, to));

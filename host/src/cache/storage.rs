@@ -71,9 +71,8 @@ impl<T: KvElement> HostPages<T> {
     /// Gives an extent's memory back to the system; whoever reads it finds zeros.
     pub(crate) fn discard(&mut self, extent: u32) {
         let shape = self.shape;
-        let at = |extent| {
-            page_offset(shape.head_dim, shape.kv_heads, extent * SLAB_PAGES, 0) as usize
-        };
+        let at =
+            |extent| page_offset(shape.head_dim, shape.kv_heads, extent * SLAB_PAGES, 0) as usize;
         for plane in &mut self.planes {
             plane.discard(at(extent)..at(extent + 1));
         }

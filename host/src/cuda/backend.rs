@@ -21,8 +21,9 @@ use super::{
     DeviceElements, DevicePtr, Event, PlanCapacity, RawStream, Rotary, Stream,
 };
 use crate::attention::{
-    Attend, Backend, BackendError, Counters, ElasticMemory, HostBytes, PageLoader, PagedTokens, Rotation, check_append,
-    check_attend, check_export, check_import, check_moves, check_plan, on_host, staged,
+    Attend, Backend, BackendError, Counters, ElasticMemory, HostBytes, PageLoader, PagedTokens,
+    Rotation, check_append, check_attend, check_export, check_import, check_moves, check_plan,
+    on_host, staged,
 };
 use crate::cache::{CacheShape, Elements, ElementsMut};
 use crate::format::KvFormat;

@@ -173,7 +173,7 @@ impl CudaDevice {
     ///
     /// # Errors
     /// [`CudaError::Driver`].
-    pub(super) fn memory_info(&self) -> Result<(usize, usize), CudaError> {
+    pub fn memory_info(&self) -> Result<(usize, usize), CudaError> {
         let _current = self.activate()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: both are valid places for a size_t, and a context is current.

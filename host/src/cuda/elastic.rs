@@ -243,8 +243,7 @@ impl Addresses {
     /// Gives one piece memory that the device may read and write.
     fn map_piece(&self, address: u64) -> Result<(), CudaError> {
         let (bytes, device) = (self.piece_bytes, self.device.handle());
-        let (properties, access) =
-            (sys::AllocationProperties::of(device), sys::Access::of(device));
+        let (properties, access) = (sys::AllocationProperties::of(device), sys::Access::of(device));
         let mut memory = 0;
         // SAFETY: a valid place for one handle, and properties as the driver lays them out.
         let code = unsafe { sys::cuMemCreate(&mut memory, bytes, &properties, 0) };
@@ -262,9 +261,7 @@ impl Addresses {
         released
             .and_then(|()| {
                 // SAFETY: just mapped; the access is as the driver lays it out.
-                check("cuMemSetAccess", unsafe {
-                    sys::cuMemSetAccess(address, bytes, &access, 1)
-                })
+                check("cuMemSetAccess", unsafe { sys::cuMemSetAccess(address, bytes, &access, 1) })
             })
             .inspect_err(|_| self.unmap_piece(address))
     }

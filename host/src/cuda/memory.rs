@@ -75,6 +75,10 @@ impl<T: Pod> DeviceBuffer<T> {
         Ok(buffer)
     }
 
+    /// The device that the array is on.
+    pub fn device(&self) -> &CudaDevice {
+        &self.device
+    }
     /// Where the array begins.
     pub fn pointer(&self) -> DevicePtr {
         self.pointer

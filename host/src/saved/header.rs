@@ -255,7 +255,11 @@ impl Checked<&mut dyn Read> {
     }
 }
 
-pub(super) fn fill(stream: &mut dyn Read, bytes: &mut [u8], part: &'static str) -> Result<(), SavedError> {
+pub(super) fn fill(
+    stream: &mut dyn Read,
+    bytes: &mut [u8],
+    part: &'static str,
+) -> Result<(), SavedError> {
     stream.read_exact(bytes).map_err(|source| match source.kind() {
         ErrorKind::UnexpectedEof => SavedError::Torn { part },
         _ => SavedError::io("read")(source),

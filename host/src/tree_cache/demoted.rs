@@ -43,15 +43,19 @@ impl TreeCache {
         Ok(Demoted { bytes, header })
     }
 
-    /// Brings a demoted prefix back without computing any of it, into a cache like that which it is of, under `salt`. A
-    /// copy stays in the host's memory.
+    /// Brings a demoted prefix back without computing any of it, into a cache like that which it is of, under `salt`; or a
+    /// saved one, by larger reads than [`TreeCache::load`]'s. What was demoted stays in the host's memory.
     ///
     /// # Errors
-    /// [`CacheError::Saved`] for one of another cache, those of [`TreeCache::open`] and [`TreeCache::extend`] (too few
-    /// pages), or the device's.
-    pub fn promote(&mut self, demoted: &Demoted, salt: u64) -> Result<Restored, CacheError> {
-        let nobody = |_: &mut Self, _, _: &[u32]| Ok(());
-        Self::bring::<_, CacheError>(self, |cache| cache, demoted.into(), salt, None, &mut { nobody })
+    /// [`CacheError::Saved`] for one of another cache or a read that fails, those of [`TreeCache::open`] and
+    /// [`TreeCache::extend`] (too few pages), or the device's.
+    pub fn promote<'a>(
+        &mut self,
+        from: impl Into<RestoreFrom<'a>>,
+        salt: u64,
+    ) -> Result<Restored, CacheError> {
+        let mut nobody = |_: &mut Self, _: NodeKey, _: &[u32]| Ok::<(), CacheError>(());
+        Self::bring(self, |cache| cache, from.into(), salt, None, &mut nobody)
     }
 }
 

@@ -282,8 +282,8 @@ impl Meeting {
             let new = tokens.start.max(self.opened.matched)..tokens.end;
             let ids = &self.header.tokens[new.start as usize..new.end as usize];
             let computed = compute(owner, self.opened.node, ids);
-            let checked = computed
-                .and_then(|()| Ok(cache(owner).check_computed(self.opened.node, new.end)?));
+            let checked =
+                computed.and_then(|()| Ok(cache(owner).check_computed(self.opened.node, new.end)?));
             if checked.is_err() {
                 // So that the reader, too, comes to an end.
                 self.plan.close();
@@ -295,7 +295,11 @@ impl Meeting {
     }
 
     /// Reads what the plan gives, until all is claimed or a read fails; to the tail, if there is one.
-    fn read(&self, pages: &mut Pages<'_>, mut tail: Option<&mut Tail>) -> (Runs, Option<SavedError>) {
+    fn read(
+        &self,
+        pages: &mut Pages<'_>,
+        mut tail: Option<&mut Tail>,
+    ) -> (Runs, Option<SavedError>) {
         let mut runs = Vec::new();
         while let Some(claim) = self.plan.claim_load() {
             match self.read_claim(pages, tail.as_deref_mut(), &claim) {

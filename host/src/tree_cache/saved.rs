@@ -126,7 +126,8 @@ impl TreeCache {
             }
             for tokens in pages(group) {
                 let row = header.row_elements();
-                let rows = (tokens.start - begin) as usize * row..(tokens.end - begin) as usize * row;
+                let rows =
+                    (tokens.start - begin) as usize * row..(tokens.end - begin) as usize * row;
                 for part in layers.iter().flatten() {
                     out.write(bytemuck::cast_slice(&part[rows.clone()]))?;
                 }
