@@ -162,7 +162,10 @@ fn passes_and_loads_meet_with_nothing_missing() {
         for wait in [0, 1, 5, 20] {
             for of_file in [false, true] {
                 let restored = match of_file {
-                    true => meet(&mut cache, &mut file, wait),
+                    true => {
+                        file.set_position(0);
+                        meet(&mut cache, &mut file, wait)
+                    }
                     false => meet(&mut cache, &demoted, wait),
                 };
                 let restored = restored.unwrap();
@@ -217,7 +220,8 @@ fn fail_each_call(
         drop((demoted, cache));
         assert_eq!(fake.live_objects(), 0, "{what}: left behind");
         assert_eq!(fake.misused(), 0, "{what}: misuse");
-        call += 1;
+        // Of long rows of equal calls some are enough.
+        call += 1 + most / 100;
     }
 }
 

@@ -8,6 +8,8 @@ mod elastic;
 mod graph;
 mod loader;
 mod mirror;
+mod order;
+mod rotary;
 mod transfer;
 
 use std::sync::Arc;
@@ -15,10 +17,11 @@ use std::sync::Arc;
 use self::graph::StepInputs;
 use self::loader::Loader;
 use self::mirror::{Mirror, Scratch};
+use self::rotary::Table;
 use super::pinned::PinnedBytes;
 use super::{
-    Append, AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DeviceBuffer,
-    DeviceElements, DevicePtr, Event, PlanCapacity, RawStream, Rotary, Stream,
+    Append, AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DevicePtr, Event,
+    PlanCapacity, Stream,
 };
 use crate::attention::{
     Attend, Backend, BackendError, Counters, ElasticMemory, HostBytes, PageLoader, PagedTokens,
@@ -35,9 +38,6 @@ pub(super) use self::mirror::aligned;
 
 /// Plans that are on the device at a time.
 const PLANS: usize = 4;
-
-/// Rotary tables that are on the device at a time.
-const TABLES: usize = 4;
 
 /// A cache on a GPU.
 #[derive(Debug)]
@@ -62,14 +62,6 @@ pub struct CudaBackend {
     seen: Seen,
     /// What the launches of a step that is being captured read.
     capturing: Option<StepInputs>,
-}
-
-/// A rotary table on the device.
-#[derive(Debug)]
-struct Table {
-    id: u64,
-    cos: DeviceBuffer<f32>,
-    sin: DeviceBuffer<f32>,
 }
 
 impl CudaBackend {
@@ -180,54 +172,6 @@ impl CudaBackend {
         })
     }
 
-    /// Positions and table of a rotation on the device.
-    fn rotary(&mut self, rotation: Rotation<'_>) -> Result<Rotary, CudaError> {
-        let table = self.table(rotation)?;
-        let positions = match &mut self.capturing {
-            Some(inputs) => {
-                inputs.read_table(&table);
-                inputs.positions.pointer_of(rotation.positions)
-            }
-            None => {
-                let positions = self.positions.fill(&self.stream, rotation.positions)?;
-                positions.pointer()
-            }
-        };
-        Ok(Rotary { positions, cos: table.cos.pointer(), sin: table.sin.pointer() })
-    }
-
-    /// The rotation's table on the device.
-    fn table(&mut self, rotation: Rotation<'_>) -> Result<Arc<Table>, CudaError> {
-        let id = rotation.table.id();
-        match self.tables.iter().position(|table| table.id == id) {
-            Some(at) => self.tables[at..].rotate_left(1),
-            None if self.capturing.is_some() => {
-                return Err(CudaError::Argument {
-                    argument: "rope",
-                    value: "a table that is not on the device".to_owned(),
-                    expected: format!(
-                        "one of at most {TABLES} that the step used when it was run first"
-                    ),
-                });
-            }
-            None => {
-                let device = self.stream.device();
-                let copy = |what, values: &[f32]| DeviceBuffer::from_slice(device, what, values);
-                let table = Table {
-                    id,
-                    cos: copy("rotary cosines", rotation.table.cos())?,
-                    sin: copy("rotary sines", rotation.table.sin())?,
-                };
-                if self.tables.len() >= TABLES {
-                    // What reads it may be under way: freeing waits for it.
-                    self.tables.remove(0);
-                }
-                self.tables.push(Arc::new(table));
-            }
-        }
-        Ok(self.tables[self.tables.len() - 1].clone())
-    }
-
     /// Brings the plan to the device, unless it is there; it then is the last of `plans`.
     fn load(&mut self, plan: &Plan, slots: usize) -> Result<(), BackendError> {
         check_plan(self.cache.shape(), plan, slots)?;
@@ -266,48 +210,6 @@ impl CudaBackend {
         // A query has at most one merge row, and each costs the merge's launch a warp a head.
         capacity.merge_rows = rows.unwrap_or(capacity.merge_rows);
         self.cache.reserve(capacity, plan.group_size())
-    }
-
-    /// Lets the cache's stream come after what the rows' streams have by now.
-    fn enter(&self, rows: &[Option<DeviceElements>]) -> Result<(), CudaError> {
-        self.enter_from(rows.iter().flatten().map(|rows| rows.stream))
-    }
-
-    /// Lets the rows' streams come after what the cache's has by now.
-    fn leave(&self, rows: &[Option<DeviceElements>]) -> Result<(), CudaError> {
-        self.leave_to(rows.iter().flatten().map(|rows| rows.stream))
-    }
-
-    fn enter_from(&self, streams: impl Iterator<Item = RawStream>) -> Result<(), CudaError> {
-        self.each_stream(streams, |foreign| {
-            self.passed.record(foreign)?;
-            self.stream.wait(&self.passed)
-        })
-    }
-
-    fn leave_to(&self, streams: impl Iterator<Item = RawStream>) -> Result<(), CudaError> {
-        self.each_stream(streams, |foreign| {
-            self.passed.record(&self.stream)?;
-            foreign.wait(&self.passed)
-        })
-    }
-
-    fn each_stream(
-        &self,
-        streams: impl Iterator<Item = RawStream>,
-        mut act: impl FnMut(&Stream) -> Result<(), CudaError>,
-    ) -> Result<(), CudaError> {
-        let mut done: Vec<RawStream> = vec![self.stream.raw()];
-        for stream in streams {
-            if done.contains(&stream) {
-                continue;
-            }
-            done.push(stream);
-            // SAFETY: whoever made the rows vouched for their stream.
-            let foreign = unsafe { Stream::borrow_raw(self.cache.device(), stream) };
-            act(&foreign)?;
-        }
-        Ok(())
     }
 }
 
