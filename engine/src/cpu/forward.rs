@@ -59,7 +59,8 @@ impl Scratch {
         self.x.iter_mut().zip(&self.normed).for_each(|(x, y)| *x += y);
     }
 
-    /// What the head reads, of the rows whose logits were wanted last: `[rows, hidden]`.
+    /// What was normed last, `[rows, hidden]`: for the head in the end, of the rows whose logits were wanted, the last
+    /// ones.
     pub(super) fn normed(&self) -> &[f32] {
         &self.normed
     }

@@ -24,10 +24,10 @@ impl CpuModel {
         Ok(())
     }
 
-    /// The state that the last logits are of, as the head reads it: `[hidden]` after a prompt.
+    /// The state that the last row of logits is of, as the head reads it: `[hidden]`.
     pub fn final_state(&self) -> &[f32] {
-        let width = self.config.hidden as usize;
-        self.scratch.normed().get(..width).unwrap_or_default()
+        let (rows, width) = (self.scratch.normed(), self.config.hidden as usize);
+        &rows[rows.len().saturating_sub(width)..]
     }
 
     /// Of each layer the mean over the tokens of the path to `node`: K, then V, `[2, kv_heads, head_dim]`.

@@ -10,7 +10,7 @@ use deft_tests::gpu::{Gpu, say};
 use deft_tests::oracle::relative_l2;
 
 /// Logits after a prefix that was kept, against those of a prompt in one piece: passes of other sizes round otherwise.
-const LIMIT: f64 = 0.02;
+const LIMIT: f64 = 0.05;
 
 fn open(gpu: &Gpu, kept: bool, elastic: bool) -> CudaModel {
     let config = LlamaConfig { layers: 4, ..LlamaConfig::smollm2_135m() };
