@@ -26,7 +26,7 @@ fn one_graph_serves_a_loop_of_prompts_drafts_and_decoding() {
             let name =
                 format!("{} bf16_d{dim}, rotated: {rotated}, elastic: {elastic}", gpu.arch());
             gpu.watchdog.now(&name);
-            let store = |bytes| match elastic {
+            let store = |bytes: u64| match elastic {
                 true => Store::Elastic { reserve: bytes.max(1 << 30), initial: 0 },
                 false => Store::Fixed { bytes },
             };
