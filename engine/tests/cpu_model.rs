@@ -336,7 +336,7 @@ fn a_saved_prompt_survives_its_model_and_is_no_other_model_s() {
 #[test]
 fn a_demoted_prompt_comes_back_by_passes_and_loads() {
     let (mut model, reference) = model_that_keeps(64, 64);
-    let system = tokens(60, 700);
+    let system = tokens(60, 270);
     let mut logits = Vec::new();
     let leaf = model.insert_prompt(&system, &mut logits).unwrap();
     let demoted = model.demote_prompt(leaf).unwrap();
@@ -347,7 +347,7 @@ fn a_demoted_prompt_comes_back_by_passes_and_loads() {
             true => model.restore_prompt(&mut file).unwrap(),
             false => model.restore_prompt(&demoted).unwrap(),
         };
-        assert_eq!(restored.computed + restored.loaded, 700);
+        assert_eq!(restored.computed + restored.loaded, 270);
         let prompt = [&system[..], &tokens(61, 20)].concat();
         let leaf = model.insert_prompt(&prompt, &mut logits).unwrap();
         assert_rows(&logits, [&last(&reference, &prompt)]);
@@ -361,7 +361,7 @@ fn a_demoted_prompt_comes_back_by_passes_and_loads() {
     let (mut other, _) = model_that_keeps(0, 64);
     let leaf = other.insert_prompt(&system, &mut logits).unwrap();
     assert!(other.demote_prompt(leaf).is_err());
-    assert_eq!(other.forest().length(leaf), Ok(700));
+    assert_eq!(other.forest().length(leaf), Ok(270));
 }
 
 #[test]

@@ -14,6 +14,9 @@ pub trait Input: Read + Seek + Send {}
 
 impl<I: Read + Seek + Send> Input for I {}
 
+/// A page's tokens and rows.
+pub(crate) type Page<'s> = (Range<u32>, &'s [u8]);
+
 /// Pages of a saved prefix, by runs.
 pub(crate) enum Pages<'a> {
     /// Read into memory that copies to the device can be made from, and checked.
@@ -28,7 +31,7 @@ impl Pages<'_> {
         &'s mut self,
         header: &Header,
         tokens: Range<u32>,
-    ) -> Result<Vec<(Range<u32>, &'s [u8])>, SavedError> {
+    ) -> Result<Vec<Page<'s>>, SavedError> {
         let at = |token: u32| header.run_bytes(token);
         let (begin, end) = (at(tokens.start), at(tokens.end));
         let (run, checked) = match self {
