@@ -74,7 +74,7 @@ pub fn new(shape: CacheShape) -> Result<Box<dyn Backend>, ShapeError> {
 }
 
 /// As [`new`], of a cache whose pages have memory only where the system was given reason: it is an
-/// [`ElasticMemory`](super::ElasticMemory) with extents of 16 pages.
+/// [`ElasticMemory`] with extents of 16 pages.
 ///
 /// # Errors
 /// [`ShapeError`], naming the dimension; `pages` is a multiple of 16.
