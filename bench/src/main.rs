@@ -12,6 +12,7 @@ mod engine;
 mod fit;
 mod gpu;
 mod in_place;
+mod layers;
 mod paper;
 mod peers;
 mod planning;
@@ -28,6 +29,7 @@ mod search;
 mod session;
 mod side_by_side;
 mod stats;
+mod tiers;
 mod trees;
 
 use std::path::PathBuf;
@@ -63,6 +65,8 @@ enum Command {
     Engine(engine::Args),
     Search(search::Args),
     Quality(quality::Args),
+    Layers(layers::Args),
+    Tiers(tiers::Args),
 }
 
 /// Which device runs it, with which kernels.
@@ -198,6 +202,8 @@ fn main() -> ExitCode {
         Command::Engine(args) => engine::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Quality(args) => quality::run(&args),
+        Command::Layers(args) => layers::run(&args),
+        Command::Tiers(args) => tiers::run(&args),
     };
     match outcome {
         Ok(0) => ExitCode::SUCCESS,

@@ -7,6 +7,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod gguf;
+mod prompt;
 mod quiet;
 pub mod ranked;
 pub mod ranks;

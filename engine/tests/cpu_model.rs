@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Definition, assert_rows, definition, tiny, tokens};
+use deft::cache::LayerMap;
 use deft::{Grouping, NodeKey};
 use deft_engine::{CpuModel, CpuOptions, DraftToken, Traffic, TreeModel, Weights};
 
@@ -330,4 +331,60 @@ fn a_saved_prompt_survives_its_model_and_is_no_other_model_s() {
     std::fs::remove_file(&path).unwrap();
     assert!(error.contains("identity of the saved prefix"), "{error}");
     assert_eq!(other.forest().node_count(), 0);
+}
+
+#[test]
+fn a_demoted_prompt_comes_back_by_passes_and_loads() {
+    let (mut model, reference) = model_that_keeps(64, 64);
+    let system = tokens(60, 270);
+    let mut logits = Vec::new();
+    let leaf = model.insert_prompt(&system, &mut logits).unwrap();
+    let demoted = model.demote_prompt(leaf).unwrap();
+    assert_eq!(model.forest().pool().live(), 0);
+    let mut file = std::io::Cursor::new(demoted.bytes().to_vec());
+    for of_file in [false, true] {
+        let restored = match of_file {
+            true => model.restore_prompt(&mut file).unwrap(),
+            false => model.restore_prompt(&demoted).unwrap(),
+        };
+        assert_eq!(restored.computed + restored.loaded, 270);
+        let prompt = [&system[..], &tokens(61, 20)].concat();
+        let leaf = model.insert_prompt(&prompt, &mut logits).unwrap();
+        assert_rows(&logits, [&last(&reference, &prompt)]);
+        for leaf in [leaf, restored.node] {
+            model.prune(leaf).unwrap();
+        }
+        model.make_room(64).unwrap();
+        assert_eq!(model.forest().node_count(), 0);
+    }
+    // What was not kept cannot be demoted.
+    let (mut other, _) = model_that_keeps(0, 64);
+    let leaf = other.insert_prompt(&system, &mut logits).unwrap();
+    assert!(other.demote_prompt(leaf).is_err());
+    assert_eq!(other.forest().length(leaf), Ok(270));
+}
+
+#[test]
+fn layers_share_as_a_map_says_and_no_longer_when_it_goes() {
+    let (mut model, _) = model(64);
+    let prompt = tokens(70, 100);
+    let mut whole = Vec::new();
+    model.insert_prompt(&prompt, &mut whole).unwrap();
+    let state = model.final_state().to_vec();
+    let mut run = |sources: Option<&[u32]>| {
+        let map = sources.map(|sources| LayerMap::new(sources).unwrap());
+        model.set_layer_map(map).unwrap();
+        let mut logits = Vec::new();
+        let root = model.insert_prompt(&prompt, &mut logits).unwrap();
+        (logits, model.final_state().to_vec(), model.mean_kv(root).unwrap())
+    };
+    let (own, own_state, means) = run(Some(&[0, 1]));
+    assert_eq!((own, own_state), (whole.clone(), state.clone()));
+    assert!(means.len() == 2 && means[0] != means[1]);
+    let (shared, shared_state, means) = run(Some(&[0, 0]));
+    assert!(shared != whole && shared_state != state);
+    assert_eq!(means[0], means[1]);
+    assert_eq!(run(None).0, whole);
+    let refused = model.set_layer_map(Some(LayerMap::new(&[0]).unwrap())).unwrap_err();
+    assert_eq!(refused.to_string(), "the layer map is of 1 layers; it must be of 2");
 }

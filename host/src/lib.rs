@@ -64,8 +64,8 @@ pub use plan::{Grouping, PlanUpdate};
 pub use prefix::{Opened, PrefixStats};
 pub use tree::{DraftNode, NodeKey};
 pub use tree_cache::{
-    Batch, CacheBuilder, CacheConfig, CacheError, Device, FormatBytes, Kv, Out, Restored, Rows,
-    RowsMut, Step, StepGraph, StepRun, TreeCache,
+    Batch, CacheBuilder, CacheConfig, CacheError, Demoted, Device, FormatBytes, Kv, Out,
+    RestoreFrom, Restored, Rows, RowsMut, Step, StepGraph, StepRun, TreeCache,
 };
 
 #[cfg(feature = "cuda")]

@@ -91,6 +91,29 @@ fn use_the_cache() -> Result<(), CudaError> {
     stream.synchronize()
 }
 
+/// Parts of the names of calls whose failure nobody is told of.
+const UNNOTICED: [&str; 8] =
+    ["Destroy", "Free", "Release", "Unload", "cuCtx", "Record", "cuEventSynchronize", "Unmap"];
+
+/// Memory that comes for two of three extents and goes with the cache.
+fn use_elastic_pages() -> Result<(), CudaError> {
+    let device = CudaDevice::new(0)?;
+    let stream = Stream::new(&device)?;
+    let shape = CacheShape { layers: 3, pages: 48, ..SHAPE };
+    let mut cache = CudaCache::elastic(&device, shape, 2)?;
+    let pages = cache.elastic_pages().expect("it is elastic");
+    let extent = 16 * shape.page_bytes();
+    for (mapped, number) in [2, 0, 0].into_iter().enumerate() {
+        pages.map(number, &stream)?;
+        assert_eq!(pages.bytes(), extent * (mapped as u64 + 1).min(2));
+    }
+    stream.synchronize()?;
+    let mut row = [1; 64];
+    cache.pool().read(0, &mut row, &stream)?;
+    assert_eq!(row, [0; 64], "memory begins as zeros");
+    Ok(())
+}
+
 /// Runs `work` once for each of its driver calls, with that call failing.
 fn fail_each_call(fake: &Fake, work: fn() -> Result<(), CudaError>) {
     let misused = fake.misused();
@@ -109,12 +132,9 @@ fn fail_each_call(fake: &Fake, work: fn() -> Result<(), CudaError>) {
         match outcome {
             Err(error) => assert_eq!(code_of(&error), Some(code), "{what}: {error}"),
             // Nobody is told of failures in a `drop`, and a failed record can be made up for.
-            Ok(()) => assert!(
-                ["Destroy", "Free", "Release", "Unload", "cuCtx", "Record", "cuEventSynchronize"]
-                    .iter()
-                    .any(|part| failed.contains(part)),
-                "{what}: unnoticed"
-            ),
+            Ok(()) => {
+                assert!(UNNOTICED.iter().any(|part| failed.contains(part)), "{what}: unnoticed")
+            }
         }
         assert_eq!(fake.live_objects(), 0, "{what}: left behind");
         assert_eq!(fake.misused(), misused, "{what}: misuse");
@@ -131,6 +151,23 @@ fn one_failing_call_is_an_error_and_leaves_nothing_behind() {
 fn one_failing_call_of_the_cache_is_an_error_and_leaves_nothing_behind() {
     let fake = fake();
     fail_each_call(&fake, use_the_cache);
+}
+
+#[test]
+fn one_failing_call_of_elastic_pages_is_an_error_and_leaves_nothing_behind() {
+    let fake = fake();
+    fail_each_call(&fake, use_elastic_pages);
+}
+
+#[test]
+fn pages_that_are_not_whole_extents_are_refused() {
+    let _fake = fake();
+    let device = CudaDevice::new(0).unwrap();
+    let refused = CudaCache::elastic(&device, CacheShape { pages: 40, ..SHAPE }, 2).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "pages is 40; expected a multiple of 16, the pages of an extent"
+    );
 }
 
 #[test]

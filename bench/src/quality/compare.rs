@@ -5,18 +5,18 @@ use serde::{Deserialize, Serialize};
 
 /// How alike predictions are, means over the tokens of a text.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Likeness {
+pub(crate) struct Likeness {
     /// Kullback-Leibler divergence of the full model's distribution to the other's, in nats.
-    pub(super) kl: f64,
+    pub(crate) kl: f64,
     /// How often both have the same likeliest token.
-    pub(super) top1: f64,
+    pub(crate) top1: f64,
     /// By how much the text's tokens are less likely, in nats.
-    pub(super) nll: f64,
+    pub(crate) nll: f64,
 }
 
 impl Likeness {
     /// Compares `full` with `other`, both `[tokens, vocabulary]`; `next` are the tokens that came.
-    pub(super) fn of(full: &[f32], other: &[f32], vocabulary: usize, next: &[u32]) -> Self {
+    pub(crate) fn of(full: &[f32], other: &[f32], vocabulary: usize, next: &[u32]) -> Self {
         let rows = full.chunks_exact(vocabulary).zip(other.chunks_exact(vocabulary));
         let mut sum = Self::default();
         for ((full, other), &token) in rows.zip(next) {

@@ -1,6 +1,6 @@
 //! `deft-bench quality`: what a language model says with keys and values in fewer bits, against itself in full.
 
-mod compare;
+pub(crate) mod compare;
 
 use std::path::{Path, PathBuf};
 
@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
 }
 
 /// The first `count + 1` tokens of a text.
-fn tokens(path: &Path, tokenizer: &Tokenizer, count: usize) -> Result<Vec<u32>> {
+pub(crate) fn tokens(path: &Path, tokenizer: &Tokenizer, count: usize) -> Result<Vec<u32>> {
     let shown = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
     let mut tokens = tokenizer.encode(&text, Control::Text)?;
@@ -116,7 +116,7 @@ fn tokens(path: &Path, tokenizer: &Tokenizer, count: usize) -> Result<Vec<u32>> 
 }
 
 /// Logits after each token behind the first `prefix`, the last but one included: `[tokens, vocabulary]`.
-fn score(model: &mut CpuModel, text: &[u32], prefix: usize) -> Result<Vec<f32>> {
+pub(crate) fn score(model: &mut CpuModel, text: &[u32], prefix: usize) -> Result<Vec<f32>> {
     let mut logits = Vec::new();
     let root = model.insert_prompt(&text[..prefix], &mut logits)?;
     let leaf = model.fork(root, 1)?[0];
@@ -132,7 +132,7 @@ fn score(model: &mut CpuModel, text: &[u32], prefix: usize) -> Result<Vec<f32>> 
 }
 
 /// Takes all trees away.
-fn clear(model: &mut CpuModel) -> Result<()> {
+pub(crate) fn clear(model: &mut CpuModel) -> Result<()> {
     for root in model.forest().roots().collect::<Vec<_>>() {
         model.prune(root)?;
     }

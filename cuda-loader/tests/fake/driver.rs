@@ -4,6 +4,7 @@
 
 #![allow(non_snake_case, clippy::missing_safety_doc, clippy::not_unsafe_ptr_arg_deref)]
 
+mod space;
 mod state;
 mod streams;
 
@@ -259,6 +260,14 @@ pub extern "C" fn cuStreamSynchronize(stream: usize) -> i32 {
         return code;
     }
     state.call("cuStreamSynchronize").err().unwrap_or(SUCCESS)
+}
+
+/// As `cuStreamSynchronize`, of all streams.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuCtxSynchronize() -> i32 {
+    let mut state = state();
+    state.finish(0);
+    state.call("cuCtxSynchronize").err().unwrap_or(SUCCESS)
 }
 
 /// As `cuStreamSynchronize`.

@@ -22,6 +22,8 @@ pub(crate) struct Fake {
     /// Uses of what is not there.
     misuse: unsafe extern "C" fn() -> u64,
     failed: unsafe extern "C" fn(*mut u8, usize) -> usize,
+    limit: unsafe extern "C" fn(usize),
+    mapped: unsafe extern "C" fn() -> usize,
     /// The driver is one for all tests of a process.
     _alone: MutexGuard<'static, ()>,
 }
@@ -48,6 +50,8 @@ impl Fake {
                 bytes: *library.get("fake_bytes").unwrap(),
                 misuse: *library.get("fake_misuse").unwrap(),
                 failed: *library.get("fake_failed").unwrap(),
+                limit: *library.get("fake_limit").unwrap(),
+                mapped: *library.get("fake_mapped").unwrap(),
                 _alone: alone,
             };
             std::mem::forget(library);
@@ -81,6 +85,17 @@ impl Fake {
         let name = CString::new(name).unwrap();
         // SAFETY: a text.
         unsafe { (self.calls_of)(name.as_ptr()) }
+    }
+
+    /// As `limit`.
+    pub(crate) fn limit_memory(&self, bytes: usize) {
+        // SAFETY: takes any number.
+        unsafe { (self.limit)(bytes) };
+    }
+    /// As `mapped`.
+    pub(crate) fn mapped_bytes(&self) -> usize {
+        // SAFETY: takes nothing.
+        unsafe { (self.mapped)() }
     }
 
     /// The call that failed last.

@@ -17,6 +17,12 @@ pub(super) enum Kind {
     Executable,
     Memory,
     Pinned,
+    /// Addresses set aside.
+    Space,
+    /// Memory without an address, by handle.
+    Physical,
+    /// Memory at addresses of a space.
+    Mapping,
 }
 
 #[derive(Default)]
@@ -32,6 +38,10 @@ pub(super) struct State {
     pub(super) objects: BTreeSet<(Kind, usize)>,
     /// Bytes at each address, of both kinds of memory.
     pub(super) memory: BTreeMap<usize, usize>,
+    /// Bytes of each space, of physical memory, of each mapping.
+    pub(super) spaces: BTreeMap<usize, usize>,
+    pub(super) physical: BTreeMap<usize, usize>,
+    pub(super) mappings: BTreeMap<usize, usize>,
     pub(super) functions: BTreeMap<usize, CString>,
     pub(super) kernels: Option<Kernels>,
     pub(super) queues: BTreeMap<usize, Queue>,
@@ -115,9 +125,14 @@ impl State {
     }
     /// Whether device memory has these bytes.
     pub(super) fn holds(&mut self, address: usize, bytes: usize) -> bool {
-        let held = self.memory.range(..=address).next_back();
-        let held = held.is_some_and(|(&begin, &len)| address + bytes <= begin + len);
-        self.misuse += u64::from(!held);
-        held
+        let (mut at, end) = (address, address + bytes);
+        while at < end {
+            match self.memory.range(..=at).next_back() {
+                Some((&begin, &len)) if at < begin + len => at = begin + len,
+                _ => break,
+            }
+        }
+        self.misuse += u64::from(at < end);
+        at >= end
     }
 }

@@ -71,6 +71,12 @@ impl Scratch {
         Ok(())
     }
 
+    /// What was normed last, `[rows, hidden]`: for the head in the end, of the rows whose logits were wanted, the last
+    /// ones.
+    pub(super) fn normed(&self) -> &[f32] {
+        &self.normed
+    }
+
     /// The last layer's queries, `[n, q_heads, head_dim]`.
     pub(super) fn queries(&self) -> &[f32] {
         &self.q
@@ -167,7 +173,10 @@ impl CpuModel {
             kv = kv.rotated(table);
         }
         let cache = &mut self.cache;
-        cache.append(index, batch, kv)?;
+        // A layer that reads another's has none of its own.
+        if cache.layer_map().is_none_or(|map| map.is_own(index)) {
+            cache.append(index, batch, kv)?;
+        }
         cache.attend(index, batch, &scratch.q, &mut scratch.attended)?;
         let post_norm = layer.post_norms.as_ref().map(|[attention, _]| (attention, epsilon));
         Ok(scratch.add(&layer.output, From::Attention, post_norm, &mut *self.ranks)?)

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod faults;
 mod forward;
+mod layers;
 mod matmul;
 mod ops;
 mod params;
@@ -14,7 +15,7 @@ mod tree;
 use std::sync::Arc;
 
 use deft::RotaryTable;
-use deft::cache::DType;
+use deft::cache::{DType, LayerMap};
 use deft::{Batch, CacheError, Device, Grouping, KvFormat, TreeCache};
 
 use self::forward::Scratch;
@@ -81,6 +82,7 @@ pub struct CpuModel {
     /// The shape of what this rank computes.
     config: LlamaConfig,
     params: Params,
+    options: CpuOptions,
     rotary: RotaryTable,
     /// For layers that turn by themselves.
     local_rotary: Option<RotaryTable>,
@@ -132,29 +134,14 @@ impl CpuModel {
     ) -> Result<Self, LoadError> {
         let config = weights.config().clone();
         let params = Params::load(weights, &shard, &mut progress)?;
-        let budget = |bytes| shard.page_budget(bytes, DType::F32);
-        let mut cache = TreeCache::builder(&Device::cpu())
-            .layers(config.layers)
-            .heads(config.q_heads, config.kv_heads, config.head_dim)
-            .dtype(DType::F32)
-            .capacity_bytes(budget(options.capacity_bytes))
-            .prefix_bytes(budget(options.prefix_bytes))
-            .identity(saved::identity(&shard, &params))
-            .grouping(options.grouping)
-            .sealed_format(options.kv);
-        if let Some(scale) = config.variant.query_scale {
-            cache = cache.scale(scale);
-        }
-        if let Some(cap) = config.variant.attention_cap {
-            cache = cache.soft_cap(cap);
-        }
-        let cache = cache.build()?;
+        let cache = build_cache(&shard, &config, &params, options, None)?;
         let positions = config.positions(cache.forest().pool());
         let turns_itself = config.variant.turns.contains(&Turn::Local);
         Ok(Self {
             rotary: config.rotary_table(positions)?,
             local_rotary: turns_itself.then(|| config.local_rotary_table(positions)).transpose()?,
             params,
+            options,
             config,
             cache,
             step: None,
@@ -196,4 +183,34 @@ fn own_pool(ranks: u32) -> Result<Option<Arc<rayon::ThreadPool>>, LoadError> {
     let threads = (rayon::current_num_threads() / ranks as usize).max(1);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     Ok(Some(Arc::new(pool)))
+}
+
+/// An empty cache for a rank's part `config` of a model whose layers share as `map` says.
+fn build_cache(
+    shard: &Shard,
+    config: &LlamaConfig,
+    params: &Params,
+    options: CpuOptions,
+    map: Option<LayerMap>,
+) -> Result<TreeCache, CacheError> {
+    let budget = |bytes| shard.page_budget(bytes, DType::F32);
+    let mut cache = TreeCache::builder(&Device::cpu()).layers(config.layers);
+    if let Some(map) = map {
+        cache = cache.layer_map(map);
+    }
+    cache = cache
+        .heads(config.q_heads, config.kv_heads, config.head_dim)
+        .dtype(DType::F32)
+        .capacity_bytes(budget(options.capacity_bytes))
+        .prefix_bytes(budget(options.prefix_bytes))
+        .identity(saved::identity(shard, params))
+        .grouping(options.grouping)
+        .sealed_format(options.kv);
+    if let Some(scale) = config.variant.query_scale {
+        cache = cache.scale(scale);
+    }
+    if let Some(cap) = config.variant.attention_cap {
+        cache = cache.soft_cap(cap);
+    }
+    cache.build()
 }

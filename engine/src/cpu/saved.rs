@@ -2,11 +2,14 @@
 
 use std::path::Path;
 
-use deft::NodeKey;
+use deft::{Demoted, NodeKey, RestoreFrom, Restored, TreeCache};
 
+use super::CpuModel;
+use super::forward::Wanted;
 use super::params::Params;
-use super::{CpuModel, tree::SALT};
+use super::tree::CHUNK;
 use crate::ModelError;
+use crate::prompt::{self, SALT};
 use crate::ranks::Shard;
 
 impl CpuModel {
@@ -27,20 +30,44 @@ impl CpuModel {
     pub fn load_prompt(&mut self, path: &Path) -> Result<NodeKey, ModelError> {
         Ok(self.cache.load(path, SALT)?)
     }
+
+    /// Moves a prompt that was kept to the host's memory, or copies it where something is below it still: of `leaf`, which
+    /// [`TreeModel::insert_prompt`](crate::TreeModel::insert_prompt) gave and to which nothing was added; it is pruned.
+    ///
+    /// # Errors
+    /// Those of [`TreeCache::demote`](deft::TreeCache::demote), as for a leaf whose prompt was not kept.
+    pub fn demote_prompt(&mut self, leaf: NodeKey) -> Result<Demoted, ModelError> {
+        prompt::demote(&mut self.cache, leaf)
+    }
+
+    /// Brings a prompt back that was saved or demoted, in less time than loading or computing it alone: passes from its
+    /// front while the rest is loaded from its back ([`TreeCache::restore`](deft::TreeCache::restore)). What follows it runs only what
+    /// is new. Its leaf keeps it from being evicted until it is pruned.
+    ///
+    /// # Errors
+    /// Those of [`TreeCache::restore`](deft::TreeCache::restore).
+    pub fn restore_prompt<'a>(
+        &mut self,
+        from: impl Into<RestoreFrom<'a>>,
+    ) -> Result<Restored, ModelError> {
+        self.step = None;
+        TreeCache::restore_for(
+            self,
+            |model| &mut model.cache,
+            from,
+            SALT,
+            CHUNK as u32,
+            |model, leaf, ids| {
+                model.check_tokens("ids", ids)?;
+                model.fill(leaf, ids, Wanted::None, &mut Vec::new())
+            },
+        )
+    }
 }
 
-/// A number for a model's shape, the rank that has this part of it, its rotation and its weights, of which the first row of the embedding and the last norm
-/// stand for all. FNV-1a.
+/// A number for a rank's part of a model; of its weights the first row of the embedding and the last norm stand for all.
 pub(super) fn identity(shard: &Shard, params: &Params) -> u64 {
-    let rank = match shard.ranks() {
-        1 => String::new(),
-        ranks => format!("{} of {ranks}", shard.rank()),
-    };
-    let shape = format!("{:?}{rank}", shard.whole()).into_bytes();
-    let mut weights = params.final_norm.clone();
-    params.embedding.push_row(0, &mut weights);
-    let weights = weights.into_iter();
-    let weights = weights.flat_map(|weight| weight.to_bits().to_le_bytes());
-    let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-    shape.into_iter().chain(weights).fold(0xcbf2_9ce4_8422_2325, mix)
+    let mut sample = params.final_norm.clone();
+    params.embedding.push_row(0, &mut sample);
+    prompt::identity(shard, sample.into_iter())
 }

@@ -1,18 +1,16 @@
 //! Trees: what search asks for.
 
-use deft::abi::PAGE_TOKENS;
 use deft::tree::TokenForest;
 use deft::{Batch, CacheError, DraftNode, NodeKey, Opened, PrefixStats};
 
 use super::CpuModel;
 use super::forward::Wanted;
+use crate::prompt::{self, SALT};
 use crate::traffic::{path_bytes, plan_bytes};
 use crate::tree_model::{DraftToken, ModelError, Traffic, TreeModel};
 
 /// Tokens of a prompt that go through the model at once.
-const CHUNK: usize = 128;
-/// A model has a cache of its own, so prompts need nothing to keep them apart.
-pub(super) const SALT: u64 = 0;
+pub(super) const CHUNK: usize = 128;
 /// Bytes of an element of K or V.
 const ELEMENT_BYTES: u32 = size_of::<f32>() as u32;
 
@@ -49,8 +47,8 @@ impl TreeModel for CpuModel {
     ) -> Result<NodeKey, ModelError> {
         self.check_tokens("tokens", tokens)?;
         self.check_context(tokens.len() as u64)?;
-        let Opened { node, matched } = self.open(tokens)?;
-        let run = self.fill(node, &tokens[matched as usize..], logits);
+        let Opened { node, matched } = prompt::open(&mut self.cache, tokens)?;
+        let run = self.fill(node, &tokens[matched as usize..], Wanted::Last, logits);
         let sealed = run.and_then(|()| Ok(self.cache.seal(node, tokens, SALT)?));
         if sealed.is_err() {
             self.cache.prune(node)?;
@@ -129,7 +127,11 @@ fn node(parent: Option<u32>) -> DraftNode {
 }
 
 impl CpuModel {
-    fn check_tokens(&self, argument: &'static str, tokens: &[u32]) -> Result<(), ModelError> {
+    pub(super) fn check_tokens(
+        &self,
+        argument: &'static str,
+        tokens: &[u32],
+    ) -> Result<(), ModelError> {
         if tokens.is_empty() {
             return Err(ModelError::Empty { argument });
         }
@@ -151,46 +153,23 @@ impl CpuModel {
         })
     }
 
-    fn path_length(&self, node: NodeKey) -> Result<u64, CacheError> {
+    pub(super) fn path_length(&self, node: NodeKey) -> Result<u64, CacheError> {
         Ok(self.cache.forest().context_length(node)?)
     }
 
-    /// A leaf below what is held of `tokens`, all but the last: that one is run for its logits.
-    fn open(&mut self, tokens: &[u32]) -> Result<Opened, ModelError> {
-        let opened = match &tokens[..tokens.len() - 1] {
-            [] => Opened { node: self.cache.insert_root()?, matched: 0 },
-            before => self.cache.open(before, SALT)?,
-        };
-        let room = self.room_for(opened, tokens.len() as u32);
-        if room.is_err() {
-            self.cache.prune(opened.node)?;
-        }
-        Ok(room.map(|()| opened)?)
-    }
-
-    /// Whether a prompt of `tokens` tokens fits where it was opened, before any of it is run.
-    fn room_for(&mut self, opened: Opened, tokens: u32) -> Result<(), CacheError> {
-        let copied = self.cache.forest().length(opened.node)?;
-        let own = copied + tokens - opened.matched;
-        let pages = own.div_ceil(PAGE_TOKENS) - copied.div_ceil(PAGE_TOKENS);
-        self.cache.make_room(pages)?;
-        let pool = self.cache.forest().pool();
-        let fits = pool.check_free(u64::from(pages));
-        fits.map_err(|error| CacheError::Forest(error.into()))
-    }
-
-    /// Puts the rest of a prompt into a leaf, chunk by chunk.
-    fn fill(
+    /// Puts the rest of a prompt into a leaf, chunk by chunk; of the last chunk logits as they are wanted.
+    pub(super) fn fill(
         &mut self,
         leaf: NodeKey,
         tokens: &[u32],
+        of_last: Wanted,
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
         let mut chunks = tokens.chunks(CHUNK).peekable();
         while let Some(chunk) = chunks.next() {
             let batch = self.cache.batch(&[(leaf, chunk.len() as u32)])?;
             let last = chunks.peek().is_none();
-            let wanted = if last { Wanted::Last } else { Wanted::None };
+            let wanted = if last { of_last } else { Wanted::None };
             self.forward(chunk, &batch, wanted, logits)?;
             let read = self.bytes_read(&batch);
             self.traffic.read += read;

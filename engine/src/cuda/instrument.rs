@@ -108,8 +108,16 @@ pub fn assume_tokens(model: &mut CudaModel, leaf: NodeKey, tokens: u32) -> Resul
 /// Fills all pages with random values, for prompts that are assumed.
 ///
 /// # Errors
-/// [`ModelError`]: a failed device.
+/// [`ModelError`]: a failed device; [`ModelError::Option`] where not all pages have memory.
 pub fn randomize_pages(model: &mut CudaModel, seed: u64) -> Result<(), ModelError> {
+    if let Some(initial) = model.options.kv_initial {
+        return Err(CudaModelError::Option {
+            option: "kv_initial",
+            value: initial.to_string(),
+            expected: "left out: random pages need memory".to_owned(),
+        }
+        .into());
+    }
     let (pool, stream) = (model.gpu().cache().pool(), model.stream());
     let fill = FillRandom { out: pool.pointer(), count: pool.len() as u64, seed, scale: 1.0 };
     // SAFETY: the pool has `count` elements, and all that reads them is enqueued on the same stream.

@@ -47,6 +47,7 @@
 //! | `pass` | a pass as a step of the cache, and its results back |
 //! | `select` | what is asked of a pass, chosen on the device |
 //! | `tree` | the model as a [`TreeModel`](crate::TreeModel) |
+//! | `prompt` | prompts of the past: kept, demoted, brought back |
 //! | `decode` | steps whose tokens stay on the device |
 //! | `timing` | attention by itself |
 //! | `probe` | every stage's output, to find the first that is wrong |
@@ -66,6 +67,7 @@ pub mod ops;
 mod options;
 mod pass;
 mod probe;
+mod prompt;
 mod ranks;
 mod rows;
 mod select;

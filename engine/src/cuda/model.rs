@@ -1,6 +1,6 @@
 //! The model on a device: its forest and pages, and how a pass gets there.
 
-use deft::cache::DType;
+use deft::cache::{DType, StoreBytes};
 use deft::cuda::{CudaBackend, CudaDevice, Stream};
 use deft::plan::Grouping;
 use deft::{Batch, NodeKey, StepGraph, TreeCache};
@@ -67,7 +67,9 @@ impl CudaModel {
             .layers(config.layers)
             .heads(config.q_heads, config.kv_heads, config.head_dim)
             .dtype(weights.dtype())
-            .capacity_bytes(kv_bytes)
+            .store(options.store(|bytes| weights.shard().page_budget(bytes, weights.dtype())))
+            .prefix_bytes(weights.shard().page_budget(options.prefix_bytes, weights.dtype()))
+            .identity(weights.identity()?)
             .grouping(options.grouping)
             .build()?;
         let stream = on_gpu(&cache).stream().raw();
@@ -139,6 +141,11 @@ impl CudaModel {
     /// CUDA graphs that were captured so far and are in use.
     pub fn graphs(&self) -> usize {
         self.graphs.iter().map(|(_, graph)| graph.graphs()).sum()
+    }
+
+    /// What the pages take.
+    pub fn store_bytes(&mut self) -> StoreBytes {
+        self.cache.store_bytes()
     }
 
     /// Groups queries and KV in another way from now on.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use deft::cache::{CacheShape, DType, PagePool};
+use deft::cache::{CacheShape, DType, PagePool, Store};
 use deft::plan::Grouping;
 
 use super::CudaModelError;
@@ -17,6 +17,12 @@ const MAX_ROWS: u32 = 4096;
 pub struct CudaOptions {
     /// Bytes of device memory for KV pages; of the rank with the most KV heads, if there are several.
     pub kv_bytes: u64,
+    /// With `Some(initial)` pages get their memory as they are taken, `kv_bytes` at most, and so many bytes at once:
+    /// [`Store::Elastic`](deft::cache::Store::Elastic).
+    pub kv_initial: Option<u64>,
+    /// Most bytes of pages that prompts of the past hold, for later ones that begin alike: see
+    /// [`CacheBuilder::prefix_bytes`](deft::CacheBuilder::prefix_bytes). 0 keeps none.
+    pub prefix_bytes: u64,
     /// Most tokens of a step or a draft.
     pub max_rows: u32,
     /// Tokens of a prompt that are run at a time.
@@ -32,10 +38,12 @@ pub struct CudaOptions {
 }
 
 impl Default for CudaOptions {
-    /// 4 GiB of pages, 256 rows, 512 tokens of a prompt at a time, `Flatten`.
+    /// 4 GiB of pages at once, nothing kept of prompts of the past, 256 rows, 512 tokens of a prompt at a time, `Flatten`.
     fn default() -> Self {
         Self {
             kv_bytes: 4 << 30,
+            kv_initial: None,
+            prefix_bytes: 0,
             max_rows: 256,
             prefill_rows: 512,
             grouping: Grouping::Flatten,
@@ -46,6 +54,16 @@ impl Default for CudaOptions {
 }
 
 impl CudaOptions {
+    /// Where pages get their memory, of which `budget` is a rank's part.
+    pub(super) fn store(&self, budget: impl Fn(u64) -> u64) -> Store {
+        match self.kv_initial {
+            None => Store::Fixed { bytes: budget(self.kv_bytes) },
+            Some(initial) => {
+                Store::Elastic { reserve: budget(self.kv_bytes), initial: budget(initial) }
+            }
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), CudaModelError> {
         for (option, value) in [("max_rows", self.max_rows), ("prefill_rows", self.prefill_rows)] {
             if value == 0 || value > MAX_ROWS {
@@ -65,7 +83,7 @@ impl CudaOptions {
 pub struct CudaMemory {
     /// Weights.
     pub weights: u64,
-    /// KV pages, used or not.
+    /// KV pages, used or not; those of an elastic store with memory or without.
     pub pages: u64,
     /// What passes read and write besides.
     pub buffers: u64,

@@ -1,22 +1,22 @@
 //! [`TreeModel`] for a model on a device.
 
 use deft::NodeKey;
-use deft::abi::PAGE_TOKENS;
 use deft::cuda::Event;
 use deft::plan::Grouping;
-use deft::tree::{DraftNode, ForestError, TokenForest};
-use deft::{StepGraph, StepOptions};
+use deft::tree::{DraftNode, TokenForest};
+use deft::{Opened, PrefixStats, StepGraph, StepOptions};
 
 use super::CudaModel;
 use super::forward::{Pass, Run, Tail};
 use super::model::on_gpu;
 use super::probe::{Nobody, Observer};
 use super::select::ranking;
+use crate::prompt::{self, SALT};
 use crate::select::{self, Select, Selected};
 use crate::{DraftToken, ModelError, Traffic, TreeModel};
 
 const LOGITS: Pass = Pass::whole(Tail::Logits);
-const LOGITS_OF_ONE: Pass = Pass::whole(Tail::LogitsOfOne);
+pub(super) const LOGITS_OF_ONE: Pass = Pass::whole(Tail::LogitsOfOne);
 
 impl TreeModel for CudaModel {
     fn vocabulary(&self) -> usize {
@@ -35,6 +35,14 @@ impl TreeModel for CudaModel {
         self.traffic
     }
 
+    fn prefix_stats(&self) -> PrefixStats {
+        self.cache.prefix_stats()
+    }
+
+    fn make_room(&mut self, pages: u32) -> Result<u32, ModelError> {
+        Ok(self.cache.make_room(pages)?)
+    }
+
     fn insert_prompt(
         &mut self,
         tokens: &[u32],
@@ -45,11 +53,12 @@ impl TreeModel for CudaModel {
         logits.resize(self.vocabulary(), 0.0);
         let buffer = &self.forward.buffers.logits;
         let read = self.settle().and_then(|()| Ok(buffer.read(0, logits, self.stream())?));
-        if let Err(error) = read {
+        let sealed = read.map_err(ModelError::from);
+        let sealed = sealed.and_then(|()| Ok(self.cache.seal(root, tokens, SALT)?));
+        if sealed.is_err() {
             self.cache.prune(root)?;
-            return Err(error.into());
         }
-        Ok(root)
+        sealed
     }
 
     fn fork(&mut self, node: NodeKey, n: usize) -> Result<Vec<NodeKey>, ModelError> {
@@ -160,18 +169,16 @@ impl CudaModel {
         nodes.try_for_each(|&node| self.check_context(self.tokens_of(node)?))
     }
 
-    /// Puts a prompt into the forest and runs it part by part; on an error there is none.
+    /// Puts a prompt into the forest, below what is held of it, and runs the rest part by part; on an error there is
+    /// none.
     pub(super) fn run_prompt(&mut self, tokens: &[u32], pass: Pass) -> Result<NodeKey, ModelError> {
         if tokens.is_empty() {
             return Err(ModelError::Empty { argument: "tokens" });
         }
         self.check_tokens(tokens)?;
         self.check_context(tokens.len() as u64)?;
-        let pages = tokens.len().div_ceil(PAGE_TOKENS as usize) as u64;
-        let room = self.cache.forest().pool().check_free(pages);
-        room.map_err(ForestError::from)?;
-        let root = self.cache.insert_root()?;
-        for part in tokens.chunks(self.options().prefill_rows as usize) {
+        let Opened { node: root, matched } = prompt::open(&mut self.cache, tokens)?;
+        for part in tokens[matched as usize..].chunks(self.options().prefill_rows as usize) {
             if let Err(error) = self.run_part(root, part, pass, &mut Nobody) {
                 self.cache.prune(root)?;
                 return Err(error);

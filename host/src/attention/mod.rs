@@ -8,7 +8,10 @@ mod paged;
 mod rotary;
 pub mod staged;
 
-pub use backend::{Attend, AttentionParams, Backend, Channels, Counters, PagedTokens};
+pub use backend::{
+    Attend, AttentionParams, Backend, Channels, Counters, ElasticMemory, HostBytes, LoadedPage,
+    PageLoader, PagedTokens,
+};
 #[cfg(feature = "cuda")]
 pub(crate) use check::check_plan;
 pub use check::{check_append, check_attend, check_moves};

@@ -3,15 +3,20 @@
 #[cfg(feature = "cuda")]
 pub(crate) mod device_rows;
 mod dtype;
+mod elastic;
+mod extents;
 mod layer_search;
 mod layers;
 mod paged;
+mod plane;
 mod pool;
 mod shape;
 mod slabs;
 mod storage;
 
 pub use dtype::{DType, Elements, ElementsMut, KvElement};
+pub(crate) use elastic::elastic_pool;
+pub use elastic::{Store, StoreBytes};
 pub use layer_search::{LayerSearch, LayerTrial, PairOrder};
 pub use layers::LayerMap;
 pub use paged::{PagedOrder, PagedTable};

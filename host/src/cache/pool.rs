@@ -3,6 +3,7 @@
 use kernels_gpu::abi::{APPEND_LIVE, PAGE_TOKENS};
 
 use super::PageId;
+use super::extents::Extents;
 use super::slabs::{SLAB_PAGES, Slabs};
 
 /// Why a [`PagePool`] refused.
@@ -46,6 +47,22 @@ pub enum PoolError {
         /// Bytes of a page, of all layers and KV heads.
         page_bytes: u64,
     },
+    /// The address space of an elastic store holds none of the pieces in which its memory comes.
+    #[error("reserve is {reserve} bytes, but memory comes {extent_bytes} bytes at a time")]
+    ReserveBelowExtent {
+        /// Address space asked for.
+        reserve: u64,
+        /// Bytes of memory that come and go together.
+        extent_bytes: u64,
+    },
+    /// An elastic store would begin with more memory than it may have.
+    #[error("initial is {initial} bytes; it must be at most reserve, {reserve}")]
+    InitialAboveReserve {
+        /// Memory to begin with.
+        initial: u64,
+        /// Address space.
+        reserve: u64,
+    },
 }
 
 /// A fixed number of pages, each free or held by the nodes of a [`TokenForest`](crate::tree::TokenForest) that have a
@@ -53,13 +70,20 @@ pub enum PoolError {
 ///
 /// `free + live = capacity` at all times. A page that came back last is the next to be taken. Pages of formats lie in
 /// slabs, each of 16 native pages in a row: those are live as long as the slab holds a page.
+///
+/// In an elastic store free pages may lack memory; those that have it are [`PagePool::ready`], and only they are taken,
+/// first of the extent with the fewest free pages.
 #[derive(Clone, Debug)]
 pub struct PagePool {
     capacity: u32,
-    /// References of every page that was ever in use; pages from `references.len()` on are untouched.
+    live: u32,
+    /// References of every page that was ever in use; pages from `references.len()` on are untouched. Of an elastic
+    /// store it has all pages.
     references: Vec<u32>,
-    /// Pages that were in use and came back, the last one on top.
+    /// Pages that were in use and came back, the last one on top; none of an elastic store.
     returned: Vec<PageId>,
+    /// Where memory comes and goes.
+    pub(super) extents: Option<Extents>,
     /// Pages in use of each run of [`SLAB_PAGES`], as far as [`Self::references`] go.
     pub(super) held_by_slab: Vec<u8>,
     pub(super) slabs: Slabs,
@@ -83,8 +107,10 @@ impl PagePool {
         }
         Ok(Self {
             capacity: pages as u32,
+            live: 0,
             references: Vec::new(),
             returned: Vec::new(),
+            extents: None,
             held_by_slab: Vec::new(),
             slabs: Slabs::default(),
         })
@@ -104,6 +130,19 @@ impl PagePool {
         }
     }
 
+    /// A pool of `extents` times `pages` pages, none of which has memory; the first `kept` extents keep theirs once they
+    /// have it.
+    ///
+    /// # Errors
+    /// [`PoolError::Pages`].
+    pub(crate) fn elastic(pages: u32, extents: u32, kept: u32) -> Result<Self, PoolError> {
+        let mut pool = Self::with_pages(u64::from(pages) * u64::from(extents))?;
+        pool.references = vec![0; pool.capacity as usize];
+        pool.held_by_slab = vec![0; pool.capacity.div_ceil(SLAB_PAGES) as usize];
+        pool.extents = Some(Extents::new(pages, extents, kept));
+        Ok(pool)
+    }
+
     /// Pages of the pool.
     pub fn capacity(&self) -> u32 {
         self.capacity
@@ -116,7 +155,12 @@ impl PagePool {
 
     /// Pages that somebody holds.
     pub fn live(&self) -> u32 {
-        (self.references.len() - self.returned.len()) as u32
+        self.live
+    }
+
+    /// Free pages that can be taken as things are: all of them, but in an elastic store, where some lack memory.
+    pub fn ready(&self) -> u32 {
+        self.extents.as_ref().map_or(self.free(), Extents::ready)
     }
 
     /// References to `page`; 0 for a free page and for one beyond the pool.
@@ -124,15 +168,15 @@ impl PagePool {
         self.references.get(page as usize).copied().unwrap_or(0)
     }
 
-    /// Whether `pages` pages are free.
+    /// Whether `pages` pages are ready.
     ///
     /// # Errors
     /// [`PoolError::OutOfPages`] if not.
     pub fn check_free(&self, pages: u64) -> Result<(), PoolError> {
-        if pages > u64::from(self.free()) {
+        if pages > u64::from(self.ready()) {
             return Err(PoolError::OutOfPages {
                 wanted: pages,
-                free: self.free(),
+                free: self.ready(),
                 capacity: self.capacity,
             });
         }
@@ -145,10 +189,30 @@ impl PagePool {
     /// [`PoolError::OutOfPages`].
     pub(crate) fn allocate(&mut self) -> Result<PageId, PoolError> {
         self.check_free(1)?;
-        let page = self.returned.pop().unwrap_or_else(|| self.touch());
-        self.references[page as usize] = 1;
-        self.held_by_slab[(page / SLAB_PAGES) as usize] += 1;
+        let page = match &mut self.extents {
+            Some(extents) => extents.take(),
+            None => self.returned.pop().unwrap_or_else(|| self.touch()),
+        };
+        self.hold(page, 1);
         Ok(page)
+    }
+
+    /// Counts a page that was taken.
+    fn hold(&mut self, page: PageId, references: u32) {
+        self.live += 1;
+        self.references[page as usize] = references;
+        self.held_by_slab[(page / SLAB_PAGES) as usize] += 1;
+    }
+
+    /// Takes the count of a page back; its references.
+    fn drop_hold(&mut self, page: PageId) -> u32 {
+        self.live -= 1;
+        self.held_by_slab[(page / SLAB_PAGES) as usize] -= 1;
+        match &mut self.extents {
+            Some(extents) => extents.put(page),
+            None => self.returned.push(page),
+        }
+        std::mem::take(&mut self.references[page as usize])
     }
 
     /// The next page that was never in use.
@@ -167,8 +231,10 @@ impl PagePool {
         }
         self.returned.retain(|page| !pages.contains(page));
         for page in pages {
-            self.references[page as usize] = 1;
-            self.held_by_slab[(page / SLAB_PAGES) as usize] += 1;
+            if let Some(extents) = &mut self.extents {
+                extents.take_page(page);
+            }
+            self.hold(page, 1);
         }
     }
 
@@ -181,8 +247,11 @@ impl PagePool {
         (0..count).map(|_| self.allocate()).collect()
     }
 
-    /// The pages that [`Self::allocate_many`] takes next: at most `count`, as many as are free.
+    /// The pages that [`Self::allocate_many`] takes next: at most `count`, as many as are ready.
     pub(crate) fn next_pages(&self, count: u32) -> Vec<PageId> {
+        if let Some(extents) = &self.extents {
+            return extents.upcoming().take(count as usize).collect();
+        }
         let returned = self.returned.iter().rev().copied();
         let untouched = self.references.len() as PageId..self.capacity;
         returned.chain(untouched).take(count as usize).collect()
@@ -201,10 +270,17 @@ impl PagePool {
         *references -= 1;
         let last = *references == 0;
         if last {
-            self.returned.push(page);
-            self.held_by_slab[(page / SLAB_PAGES) as usize] -= 1;
+            self.drop_hold(page);
         }
         last
+    }
+
+    /// Gives the free page `to` what the held page `from` is: its references. `from` is free then.
+    pub(crate) fn relocate(&mut self, from: PageId, to: PageId) {
+        let references = self.drop_hold(from);
+        let extents = self.extents.as_mut().expect("pages move in elastic stores");
+        extents.take_page(to);
+        self.hold(to, references);
     }
 
     /// Checks every counter against a count from scratch, where debug assertions are on.
@@ -227,6 +303,9 @@ impl PagePool {
         let slabs = self.references.chunks(SLAB_PAGES as usize);
         let held = slabs.map(|slab| slab.iter().filter(|&&count| count > 0).count() as u8);
         assert!(held.eq(self.held_by_slab.iter().copied()));
+        if let Some(extents) = &self.extents {
+            extents.assert_invariants(|page| self.references(page));
+        }
     }
 }
 

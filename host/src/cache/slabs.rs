@@ -142,7 +142,22 @@ impl PagePool {
 
     fn is_free_slab(&self, slab: u32, per_slab: u32) -> bool {
         let held = self.held_by_slab.get(slab as usize).copied().unwrap_or(0);
-        held == 0 && self.is_slab(slab, per_slab)
+        held == 0 && self.is_slab(slab, per_slab) && self.held_beside(slab).is_some()
+    }
+
+    /// Pages held of the extent that a slab is in, `None` without memory; of a store that is not elastic 0.
+    fn held_beside(&self, slab: u32) -> Option<u32> {
+        match &self.extents {
+            Some(extents) => extents.held(extents.of(slab * SLAB_PAGES)),
+            None => Some(0),
+        }
+    }
+
+    /// Whether pages of `extent` lie in slabs.
+    pub(super) fn has_slabs(&self, extent: u32, pages: u32) -> bool {
+        let slabs = extent * pages / SLAB_PAGES..(extent + 1) * pages / SLAB_PAGES;
+        let mut classes = self.slabs.classes.iter();
+        classes.any(|(_, class)| class.held.range(slabs.clone()).next().is_some())
     }
 
     fn free_slabs(&self, per_slab: u32) -> u32 {
@@ -152,9 +167,10 @@ impl PagePool {
 
     /// Takes a slab's native pages; there is a free one.
     fn take_slab(&mut self, per_slab: u32) -> u32 {
-        let mut slabs = 0..self.capacity() / SLAB_PAGES;
-        let slab =
-            slabs.find(|&slab| self.is_free_slab(slab, per_slab)).expect("slabs were counted");
+        let slabs = 0..self.capacity() / SLAB_PAGES;
+        let free = slabs.filter(|&slab| self.is_free_slab(slab, per_slab));
+        let fullest = free.max_by_key(|&slab| (self.held_beside(slab), std::cmp::Reverse(slab)));
+        let slab = fullest.expect("slabs were counted");
         self.take_run(slab * SLAB_PAGES..(slab + 1) * SLAB_PAGES);
         slab
     }

@@ -3,6 +3,7 @@
 use kernels_gpu::abi::{PAGE_TOKENS, TokenMove};
 use kernels_gpu::layout::{CORE, element_offset, half_page_elements, page_elements, page_offset};
 
+use super::plane::Plane;
 use super::{CacheShape, KvElement, PageId, SLAB_PAGES, ShapeError, SlabClass};
 
 const CHUNK: usize = CORE as usize;
@@ -13,7 +14,9 @@ const CHUNK: usize = CORE as usize;
 #[derive(Debug)]
 pub(crate) struct HostPages<T> {
     shape: CacheShape,
-    planes: Vec<Box<[T]>>,
+    planes: Vec<Plane<T>>,
+    /// Of an elastic store: whether each extent has memory.
+    mapped: Option<Vec<bool>>,
 }
 
 /// K and V of a page, of one layer and KV head, as [`kernels_gpu::layout`] has them.
@@ -35,14 +38,44 @@ impl<T: KvElement> HostPages<T> {
         shape.validate()?;
         debug_assert_eq!(shape.dtype, T::DTYPE);
         let elements = shape.plane_elements() as usize;
-        let plane = |_| {
-            bytemuck::allocation::try_zeroed_slice_box(elements).map_err(|()| {
-                let bytes = shape.page_bytes() * u64::from(shape.pages);
-                ShapeError::OutOfMemory { bytes }
-            })
-        };
+        let plane = |_| Plane::zeroed(elements).ok_or(out_of_memory(&shape));
         let planes = (0..shape.layers).map(plane).collect::<Result<_, _>>()?;
-        Ok(Self { shape, planes })
+        Ok(Self { shape, planes, mapped: None })
+    }
+
+    /// The same, which can give memory back to the system by extents of 16 pages; so many pages are a multiple of that.
+    ///
+    /// # Errors
+    /// [`ShapeError`], [`ShapeError::OutOfMemory`] included.
+    pub(crate) fn elastic(shape: CacheShape) -> Result<Self, ShapeError> {
+        shape.validate()?;
+        debug_assert_eq!(shape.dtype, T::DTYPE);
+        debug_assert!(shape.pages.is_multiple_of(SLAB_PAGES));
+        let elements = shape.plane_elements() as usize;
+        let plane = |_| Plane::mapped(elements).ok_or(out_of_memory(&shape));
+        let planes = (0..shape.layers).map(plane).collect::<Result<_, _>>()?;
+        let mapped = Some(vec![false; (shape.pages / SLAB_PAGES) as usize]);
+        Ok(Self { shape, planes, mapped })
+    }
+
+    /// Whether memory comes and goes.
+    pub(crate) fn is_elastic(&self) -> bool {
+        self.mapped.is_some()
+    }
+
+    /// Whether each extent has memory; empty where the store is not elastic.
+    pub(crate) fn mapped(&mut self) -> &mut [bool] {
+        self.mapped.as_deref_mut().unwrap_or_default()
+    }
+
+    /// Gives an extent's memory back to the system; whoever reads it finds zeros.
+    pub(crate) fn discard(&mut self, extent: u32) {
+        let shape = self.shape;
+        let at =
+            |extent| page_offset(shape.head_dim, shape.kv_heads, extent * SLAB_PAGES, 0) as usize;
+        for plane in &mut self.planes {
+            plane.discard(at(extent)..at(extent + 1));
+        }
     }
 
     /// The cache's dimensions.
@@ -197,6 +230,10 @@ impl<T: KvElement> HostPages<T> {
         let begin = page_offset(shape.head_dim, shape.kv_heads, page, kv_head) as usize;
         begin..begin + page_elements(shape.head_dim) as usize
     }
+}
+
+fn out_of_memory(shape: &CacheShape) -> ShapeError {
+    ShapeError::OutOfMemory { bytes: shape.page_bytes() * u64::from(shape.pages) }
 }
 
 /// Chunks with their first dim.

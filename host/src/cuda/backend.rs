@@ -4,21 +4,29 @@
 //! against the caller's stream by events; what is the same as in the call before (plan, counters, targets, positions,
 //! rotary tables) is not copied again.
 
+mod elastic;
 mod graph;
+mod loader;
 mod mirror;
+mod order;
+mod rotary;
 mod transfer;
 
 use std::sync::Arc;
 
 use self::graph::StepInputs;
+use self::loader::Loader;
 use self::mirror::{Mirror, Scratch};
+use self::rotary::Table;
+use super::pinned::PinnedBytes;
 use super::{
-    Append, AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DeviceBuffer,
-    DeviceElements, DevicePtr, Event, PlanCapacity, RawStream, Rotary, Stream,
+    Append, AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DevicePtr, Event,
+    PlanCapacity, Stream,
 };
 use crate::attention::{
-    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append, check_attend,
-    check_export, check_import, check_moves, check_plan, on_host, staged,
+    Attend, Backend, BackendError, Counters, ElasticMemory, HostBytes, PageLoader, PagedTokens,
+    Rotation, check_append, check_attend, check_export, check_import, check_moves, check_plan,
+    on_host, staged,
 };
 use crate::cache::{CacheShape, Elements, ElementsMut};
 use crate::format::KvFormat;
@@ -30,9 +38,6 @@ pub(super) use self::mirror::aligned;
 
 /// Plans that are on the device at a time.
 const PLANS: usize = 4;
-
-/// Rotary tables that are on the device at a time.
-const TABLES: usize = 4;
 
 /// A cache on a GPU.
 #[derive(Debug)]
@@ -59,24 +64,31 @@ pub struct CudaBackend {
     capturing: Option<StepInputs>,
 }
 
-/// A rotary table on the device.
-#[derive(Debug)]
-struct Table {
-    id: u64,
-    cos: DeviceBuffer<f32>,
-    sin: DeviceBuffer<f32>,
-}
-
 impl CudaBackend {
     /// A zeroed cache of `shape` on `device`, with a stream of its own.
     ///
     /// # Errors
     /// Those of [`CudaCache::new`].
     pub fn new(device: &CudaDevice, shape: CacheShape) -> Result<Self, CudaError> {
+        Self::of(device, |slots| CudaCache::new(device, shape, slots))
+    }
+
+    /// The same for an elastic store.
+    ///
+    /// # Errors
+    /// Those of [`CudaCache::elastic`].
+    pub fn elastic(device: &CudaDevice, shape: CacheShape) -> Result<Self, CudaError> {
+        Self::of(device, |slots| CudaCache::elastic(device, shape, slots))
+    }
+
+    fn of(
+        device: &CudaDevice,
+        cache: impl FnOnce(u32) -> Result<CudaCache, CudaError>,
+    ) -> Result<Self, CudaError> {
         Ok(Self {
             stream: Arc::new(Stream::new(device)?),
             passed: Event::new(device)?,
-            cache: CudaCache::new(device, shape, 64)?,
+            cache: cache(64)?,
             plans: Vec::new(),
             q: Scratch::new("queries"),
             out: Scratch::new("outputs"),
@@ -160,54 +172,6 @@ impl CudaBackend {
         })
     }
 
-    /// Positions and table of a rotation on the device.
-    fn rotary(&mut self, rotation: Rotation<'_>) -> Result<Rotary, CudaError> {
-        let table = self.table(rotation)?;
-        let positions = match &mut self.capturing {
-            Some(inputs) => {
-                inputs.read_table(&table);
-                inputs.positions.pointer_of(rotation.positions)
-            }
-            None => {
-                let positions = self.positions.fill(&self.stream, rotation.positions)?;
-                positions.pointer()
-            }
-        };
-        Ok(Rotary { positions, cos: table.cos.pointer(), sin: table.sin.pointer() })
-    }
-
-    /// The rotation's table on the device.
-    fn table(&mut self, rotation: Rotation<'_>) -> Result<Arc<Table>, CudaError> {
-        let id = rotation.table.id();
-        match self.tables.iter().position(|table| table.id == id) {
-            Some(at) => self.tables[at..].rotate_left(1),
-            None if self.capturing.is_some() => {
-                return Err(CudaError::Argument {
-                    argument: "rope",
-                    value: "a table that is not on the device".to_owned(),
-                    expected: format!(
-                        "one of at most {TABLES} that the step used when it was run first"
-                    ),
-                });
-            }
-            None => {
-                let device = self.stream.device();
-                let copy = |what, values: &[f32]| DeviceBuffer::from_slice(device, what, values);
-                let table = Table {
-                    id,
-                    cos: copy("rotary cosines", rotation.table.cos())?,
-                    sin: copy("rotary sines", rotation.table.sin())?,
-                };
-                if self.tables.len() >= TABLES {
-                    // What reads it may be under way: freeing waits for it.
-                    self.tables.remove(0);
-                }
-                self.tables.push(Arc::new(table));
-            }
-        }
-        Ok(self.tables[self.tables.len() - 1].clone())
-    }
-
     /// Brings the plan to the device, unless it is there; it then is the last of `plans`.
     fn load(&mut self, plan: &Plan, slots: usize) -> Result<(), BackendError> {
         check_plan(self.cache.shape(), plan, slots)?;
@@ -247,48 +211,6 @@ impl CudaBackend {
         capacity.merge_rows = rows.unwrap_or(capacity.merge_rows);
         self.cache.reserve(capacity, plan.group_size())
     }
-
-    /// Lets the cache's stream come after what the rows' streams have by now.
-    fn enter(&self, rows: &[Option<DeviceElements>]) -> Result<(), CudaError> {
-        self.enter_from(rows.iter().flatten().map(|rows| rows.stream))
-    }
-
-    /// Lets the rows' streams come after what the cache's has by now.
-    fn leave(&self, rows: &[Option<DeviceElements>]) -> Result<(), CudaError> {
-        self.leave_to(rows.iter().flatten().map(|rows| rows.stream))
-    }
-
-    fn enter_from(&self, streams: impl Iterator<Item = RawStream>) -> Result<(), CudaError> {
-        self.each_stream(streams, |foreign| {
-            self.passed.record(foreign)?;
-            self.stream.wait(&self.passed)
-        })
-    }
-
-    fn leave_to(&self, streams: impl Iterator<Item = RawStream>) -> Result<(), CudaError> {
-        self.each_stream(streams, |foreign| {
-            self.passed.record(&self.stream)?;
-            foreign.wait(&self.passed)
-        })
-    }
-
-    fn each_stream(
-        &self,
-        streams: impl Iterator<Item = RawStream>,
-        mut act: impl FnMut(&Stream) -> Result<(), CudaError>,
-    ) -> Result<(), CudaError> {
-        let mut done: Vec<RawStream> = vec![self.stream.raw()];
-        for stream in streams {
-            if done.contains(&stream) {
-                continue;
-            }
-            done.push(stream);
-            // SAFETY: whoever made the rows vouched for their stream.
-            let foreign = unsafe { Stream::borrow_raw(self.cache.device(), stream) };
-            act(&foreign)?;
-        }
-        Ok(())
-    }
 }
 
 impl Backend for CudaBackend {
@@ -307,6 +229,18 @@ impl Backend for CudaBackend {
             return Err(BackendError::Format { format, backend: "CUDA".to_owned() });
         }
         Ok(())
+    }
+
+    fn host_bytes(&self, bytes: usize) -> Result<Box<dyn HostBytes>, BackendError> {
+        Ok(Box::new(PinnedBytes::zeroed(self.cache.device(), bytes)?))
+    }
+
+    fn page_loader(&mut self) -> Result<Option<Box<dyn PageLoader>>, BackendError> {
+        Ok(Some(Box::new(Loader::new(self)?)))
+    }
+
+    fn elastic(&mut self) -> Option<&mut dyn ElasticMemory> {
+        self.cache.elastic_pages().is_some().then_some(self)
     }
 
     fn page_memory(&mut self) -> Option<&mut dyn staged::PageMemory> {

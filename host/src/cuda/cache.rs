@@ -3,6 +3,7 @@
 use kernels_gpu::attention::tile::max_rows;
 
 use super::counters::Counters;
+use super::elastic::ElasticPages;
 use super::kernels::{AttendPointers, AttentionKernels};
 use super::paged::PagedKernels;
 use super::writers::{Append, CachePointers, Rotary, WriterKernels};
@@ -32,6 +33,8 @@ pub struct CudaCache {
     shape: CacheShape,
     /// `[layer][page][kv_head][page_elements]`.
     pool: DeviceBuffer<u16>,
+    /// Who gives the pool memory, if that comes and goes.
+    elastic: Option<ElasticPages>,
     lengths: Counters,
     tail_pages: Counters,
     kernels: AttentionKernels,
@@ -47,22 +50,47 @@ impl CudaCache {
     /// [`CudaError::Shape`], [`CudaError::DType`] for f32, [`CudaError::OutOfMemory`], and those of
     /// [`CudaDevice::kernel`].
     pub fn new(device: &CudaDevice, shape: CacheShape, slots: u32) -> Result<Self, CudaError> {
+        Self::with_pool(device, shape, slots, || {
+            let pool = DeviceBuffer::uninitialized(device, "KV pages", elements(&shape))?;
+            let legacy = Stream::legacy(device);
+            pool.fill_bytes(0, &legacy)?;
+            // Other streams do not wait for the legacy one: what they write must not be zeroed later.
+            legacy.synchronize()?;
+            Ok((pool, None))
+        })
+    }
+
+    /// The same, whose pages have addresses but no memory yet: [`CudaCache::elastic_pages`] gives it, by extents of
+    /// [`CudaDevice::extent_pages`], of which `shape.pages` is a multiple.
+    ///
+    /// # Errors
+    /// Those of [`CudaCache::new`], and [`CudaError::Argument`] for another number of pages.
+    pub fn elastic(device: &CudaDevice, shape: CacheShape, slots: u32) -> Result<Self, CudaError> {
+        Self::with_pool(device, shape, slots, || {
+            let pages = ElasticPages::reserve(device, &shape)?;
+            let pool = DeviceBuffer::borrowed(device, pages.pointer(), elements(&shape));
+            Ok((pool, Some(pages)))
+        })
+    }
+
+    fn with_pool(
+        device: &CudaDevice,
+        shape: CacheShape,
+        slots: u32,
+        pool: impl FnOnce() -> Result<(DeviceBuffer<u16>, Option<ElasticPages>), CudaError>,
+    ) -> Result<Self, CudaError> {
         shape.validate()?;
         if shape.dtype == DType::F32 {
             return Err(CudaError::DType { dtype: shape.dtype });
         }
         let kernels = AttentionKernels::new(device, &shape)?;
-        let elements = u64::from(shape.layers) * shape.plane_elements();
-        let pool = DeviceBuffer::uninitialized(device, "KV pages", elements as usize)?;
-        let legacy = Stream::legacy(device);
-        pool.fill_bytes(0, &legacy)?;
-        // Other streams do not wait for the legacy one: what they write must not be zeroed later.
-        legacy.synchronize()?;
+        let (pool, elastic) = pool()?;
         Ok(Self {
             kernels,
             writers: WriterKernels::new(device, &shape)?,
             paged: PagedKernels::new(device, &shape)?,
             pool,
+            elastic,
             lengths: Counters::new(device, "length counters", slots)?,
             tail_pages: Counters::new(device, "tail pages", slots)?,
             device: device.clone(),
@@ -85,6 +113,14 @@ impl CudaCache {
     /// All pages: `[layer][page][kv_head][page_elements]`, laid out as [`kernels_gpu::layout`] says.
     pub fn pool(&self) -> &DeviceBuffer<u16> {
         &self.pool
+    }
+    /// Pages whose memory comes and goes together; 0 where it stays.
+    pub(super) fn extent_pages(&self) -> u32 {
+        self.elastic.as_ref().map_or(0, ElasticPages::extent_pages)
+    }
+    /// Who gives the pool memory, if that comes and goes.
+    pub fn elastic_pages(&mut self) -> Option<&mut ElasticPages> {
+        self.elastic.as_mut()
     }
     /// The attention kernels this cache uses.
     pub fn kernels(&self) -> [&Kernel; 2] {
@@ -336,6 +372,11 @@ impl CudaCache {
         self.shape.check_layer(layer)?;
         Ok(self.pool.at(layer as usize * self.shape.plane_elements() as usize))
     }
+}
+
+/// Elements of all pages and layers.
+fn elements(shape: &CacheShape) -> usize {
+    (u64::from(shape.layers) * shape.plane_elements()) as usize
 }
 
 /// How to plan for a cache of `shape` on `device`.

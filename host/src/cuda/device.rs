@@ -173,12 +173,24 @@ impl CudaDevice {
     ///
     /// # Errors
     /// [`CudaError::Driver`].
-    pub(super) fn memory_info(&self) -> Result<(usize, usize), CudaError> {
+    pub fn memory_info(&self) -> Result<(usize, usize), CudaError> {
         let _current = self.activate()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: both are valid places for a size_t, and a context is current.
         check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
         Ok((free, total))
+    }
+
+    /// The driver's number of the device.
+    pub(super) fn handle(&self) -> i32 {
+        self.inner.context.device
+    }
+
+    /// Waits for all work of the context.
+    pub(super) fn synchronize(&self) -> Result<(), CudaError> {
+        let _current = self.activate()?;
+        // SAFETY: a context is current.
+        check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
     }
 
     pub(super) fn modules(&self) -> &ModuleTable {

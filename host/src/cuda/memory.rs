@@ -20,6 +20,8 @@ pub struct DeviceBuffer<T> {
     device: CudaDevice,
     pointer: DevicePtr,
     len: usize,
+    /// Whether the memory is somebody else's, who keeps it as long.
+    borrowed: bool,
     marker: PhantomData<T>,
 }
 
@@ -45,7 +47,18 @@ impl<T: Pod> DeviceBuffer<T> {
             }
             check("cuMemAlloc", code)?;
         }
-        Ok(Self { device: device.clone(), pointer: DevicePtr(pointer), len, marker: PhantomData })
+        Ok(Self {
+            device: device.clone(),
+            pointer: DevicePtr(pointer),
+            len,
+            borrowed: false,
+            marker: PhantomData,
+        })
+    }
+
+    /// An array at an address that somebody else keeps as long.
+    pub(super) fn borrowed(device: &CudaDevice, pointer: DevicePtr, len: usize) -> Self {
+        Self { device: device.clone(), pointer, len, borrowed: true, marker: PhantomData }
     }
 
     /// A copy of `data` on the device. Waits for the copy.
@@ -62,6 +75,10 @@ impl<T: Pod> DeviceBuffer<T> {
         Ok(buffer)
     }
 
+    /// The device that the array is on.
+    pub fn device(&self) -> &CudaDevice {
+        &self.device
+    }
     /// Where the array begins.
     pub fn pointer(&self) -> DevicePtr {
         self.pointer
@@ -84,12 +101,34 @@ impl<T: Pod> DeviceBuffer<T> {
     /// # Errors
     /// [`CudaError::Length`] if it does not fit, [`CudaError::Driver`].
     pub fn write(&self, first: usize, data: &[T], stream: &Stream) -> Result<(), CudaError> {
+        let _current = self.device.activate()?;
+        // SAFETY: the wait below keeps `data` alive over the copy.
+        unsafe { self.enqueue_write(first, data, stream) }?;
+        match data.is_empty() {
+            true => Ok(()),
+            false => stream.finish(),
+        }
+    }
+
+    /// Enqueues a copy of `data` to `first..`.
+    ///
+    /// # Safety
+    /// `data` stays as it is until the copy is done.
+    ///
+    /// # Errors
+    /// [`CudaError::Length`] if it does not fit, [`CudaError::Driver`].
+    pub(super) unsafe fn enqueue_write(
+        &self,
+        first: usize,
+        data: &[T],
+        stream: &Stream,
+    ) -> Result<(), CudaError> {
         self.check_range("data", first, data.len())?;
         let _current = self.device.activate()?;
         if data.is_empty() {
             return Ok(());
         }
-        // SAFETY: the range lies in the buffer, and the wait below keeps `data` alive over the copy.
+        // SAFETY: the range lies in the buffer; the caller keeps `data`.
         check("cuMemcpyHtoDAsync", unsafe {
             sys::cuMemcpyHtoDAsync_v2(
                 self.at(first).0,
@@ -97,8 +136,7 @@ impl<T: Pod> DeviceBuffer<T> {
                 size_of_val(data),
                 stream.raw().handle(),
             )
-        })?;
-        stream.finish()
+        })
     }
 
     /// Copies elements `first..` to `data` and waits for it.
@@ -217,7 +255,7 @@ impl<T: Pod> DeviceBuffer<T> {
 
 impl<T> Drop for DeviceBuffer<T> {
     fn drop(&mut self) {
-        if self.pointer == DevicePtr::NULL {
+        if self.borrowed || self.pointer == DevicePtr::NULL {
             return;
         }
         let _current = self.device.activate();

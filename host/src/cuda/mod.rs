@@ -6,6 +6,7 @@
 //! | `error` | one error enum, with the driver's codes and words |
 //! | `device` | a device on its primary context; raw pointers and streams |
 //! | `memory` | arrays in device memory |
+//! | `elastic` | addresses of pages whose memory comes and goes |
 //! | `pinned` | pinned host memory that copies are staged in |
 //! | `stream` | streams, events, graphs |
 //! | `ptx`, `images`, `module` | kernels by name, compiled when first used |
@@ -31,6 +32,7 @@ mod counters;
 mod cust;
 mod device;
 mod device_plan;
+mod elastic;
 mod error;
 mod images;
 mod in_place;
@@ -53,6 +55,7 @@ pub use cache::{AttendBuffers, CudaCache};
 pub use capacity::PlanCapacity;
 pub use device::CudaDevice;
 pub use device_plan::CudaPlan;
+pub use elastic::ElasticPages;
 pub use error::CudaError;
 pub use in_place::InPlace;
 pub use kernels_gpu::Arch;

@@ -92,6 +92,25 @@ impl PagedKernels {
     }
 }
 
+impl PagedKernels {
+    /// As [`CudaCache::import_pages`] to the layer at `at`.
+    ///
+    /// # Safety
+    /// As [`CudaCache::import_pages`].
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] for a page without tokens, [`CudaError::Launch`].
+    pub(super) unsafe fn import_rows(
+        &self,
+        paged: &PagedBuffers,
+        at: &CachePointers,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the caller's.
+        unsafe { self.run(Direction::Import, paged, at, stream) }
+    }
+}
+
 impl CudaCache {
     /// Enqueues a copy of a foreign sequence's first tokens of one layer into this cache.
     ///

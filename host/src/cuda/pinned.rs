@@ -14,7 +14,8 @@ use std::sync::{Mutex, PoisonError};
 use bytemuck::Pod;
 
 use super::error::check;
-use super::{CudaError, Stream, sys};
+use super::{CudaDevice, CudaError, Stream, sys};
+use crate::attention::HostBytes;
 
 /// Pinned memory of at least one byte; a context must be current. The driver aligns it to a page.
 fn allocate(bytes: usize) -> Result<NonNull<c_void>, CudaError> {
@@ -28,6 +29,49 @@ fn allocate(bytes: usize) -> Result<NonNull<c_void>, CudaError> {
         value: "null".to_owned(),
         expected: format!("{bytes} bytes"),
     })
+}
+
+/// Zeroed pinned memory of a device's, freed when dropped.
+#[derive(Debug)]
+pub(super) struct PinnedBytes {
+    device: CudaDevice,
+    memory: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: any thread may use pinned memory; it is written by `&mut self` only.
+unsafe impl Send for PinnedBytes {}
+// SAFETY: as above.
+unsafe impl Sync for PinnedBytes {}
+
+impl PinnedBytes {
+    pub(super) fn zeroed(device: &CudaDevice, bytes: usize) -> Result<Self, CudaError> {
+        let _current = device.activate()?;
+        let memory = allocate(bytes.max(1))?.cast::<u8>();
+        // SAFETY: just allocated, as large.
+        unsafe { memory.write_bytes(0, bytes) };
+        Ok(Self { device: device.clone(), memory, bytes })
+    }
+}
+
+impl HostBytes for PinnedBytes {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: our own memory, initialised and as large.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.bytes) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for PinnedBytes {
+    fn drop(&mut self) {
+        let _current = self.device.activate();
+        // SAFETY: allocated once, freed once; whoever copied from it has waited.
+        unsafe { sys::cuMemFreeHost(self.memory.as_ptr().cast()) };
+    }
 }
 
 /// Pieces, made at once by the first copy, so that none has to be made later; with more copies in flight the next one

@@ -233,6 +233,19 @@ impl Event {
         Ok(Self { device: device.clone(), handle })
     }
 
+    /// Whether `stream` has come to where the event was recorded.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`]; a fault of an earlier kernel is reported here.
+    pub(super) fn is_done(&self) -> Result<bool, CudaError> {
+        let _current = self.device.activate()?;
+        // SAFETY: a live event.
+        match unsafe { sys::cuEventQuery(self.handle) } {
+            sys::ERROR_NOT_READY => Ok(false),
+            code => check("cuEventQuery", code).map(|()| true),
+        }
+    }
+
     /// Takes the time once `stream` comes to here.
     ///
     /// # Errors

@@ -73,6 +73,50 @@ pub(super) struct LaunchConfig {
     pub(super) attribute_count: u32,
 }
 
+/// `CU_MEM_ALLOCATION_TYPE_PINNED`: physical memory of a device.
+const MEMORY_OF_DEVICE: i32 = 1;
+/// `CU_MEM_LOCATION_TYPE_DEVICE`.
+const AT_DEVICE: i32 = 1;
+/// `CU_MEM_ACCESS_FLAGS_PROT_READWRITE`.
+const READ_WRITE: i32 = 3;
+/// `CU_MEM_ALLOC_GRANULARITY_MINIMUM`.
+pub(super) const GRANULARITY_MINIMUM: u32 = 0;
+
+/// `CUmemAllocationProp`: a type, a kind of shareable handle, a location, a pointer for Windows, flags of 8 bytes.
+#[repr(C)]
+pub(super) struct AllocationProperties {
+    kind: i32,
+    handles: i32,
+    location: [i32; 2],
+    windows: *mut c_void,
+    flags: u64,
+}
+
+impl AllocationProperties {
+    /// Physical memory of a device that no other process shares.
+    pub(super) fn of(device: i32) -> Self {
+        let windows = std::ptr::null_mut();
+        let location = [AT_DEVICE, device];
+        Self { kind: MEMORY_OF_DEVICE, handles: 0, location, windows, flags: 0 }
+    }
+}
+
+/// `CUmemAccessDesc`.
+#[repr(C)]
+pub(super) struct Access {
+    location: [i32; 2],
+    flags: i32,
+}
+
+impl Access {
+    /// A device may read and write.
+    pub(super) fn of(device: i32) -> Self {
+        Self { location: [AT_DEVICE, device], flags: READ_WRITE }
+    }
+}
+
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<AllocationProperties>() == 32 && size_of::<Access>() == 12);
 const _: () = assert!(size_of::<LaunchAttribute>() == 72);
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<LaunchConfig>() == 56);
@@ -132,6 +176,7 @@ entry_points! {
     fn cuDevicePrimaryCtxRelease_v2(device: i32);
     fn cuCtxGetCurrent(context: *mut Handle);
     fn cuCtxSetCurrent(context: Handle);
+    fn cuCtxSynchronize();
     #[cfg(feature = "cust")]
     fn cuCtxGetDevice(device: *mut i32);
     fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
@@ -177,6 +222,29 @@ entry_points! {
 
     fn cuMemAlloc_v2(pointer: *mut DevicePointer, bytes: usize);
     fn cuMemFree_v2(pointer: DevicePointer);
+    fn cuMemAddressReserve(
+        pointer: *mut DevicePointer,
+        bytes: usize,
+        alignment: usize,
+        wanted: DevicePointer,
+        flags: u64,
+    );
+    fn cuMemAddressFree(pointer: DevicePointer, bytes: usize);
+    fn cuMemGetAllocationGranularity(
+        bytes: *mut usize,
+        properties: *const AllocationProperties,
+        option: u32,
+    );
+    fn cuMemCreate(
+        handle: *mut u64,
+        bytes: usize,
+        properties: *const AllocationProperties,
+        flags: u64,
+    );
+    fn cuMemMap(pointer: DevicePointer, bytes: usize, offset: usize, handle: u64, flags: u64);
+    fn cuMemSetAccess(pointer: DevicePointer, bytes: usize, access: *const Access, count: usize);
+    fn cuMemUnmap(pointer: DevicePointer, bytes: usize);
+    fn cuMemRelease(handle: u64);
     fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, flags: u32);
     fn cuMemFreeHost(pointer: *mut c_void);
     fn cuMemcpyHtoDAsync_v2(to: DevicePointer, from: *const c_void, bytes: usize, stream: Handle);

@@ -44,16 +44,38 @@ impl PrefixIndex {
         Ok(())
     }
 
-    /// Evicts nodes until the pool has `pages` free pages, or nothing is left to evict, or nothing at all for more pages
-    /// than there are; the pages that are free.
+    /// Evicts nodes until the pool has `pages` pages [ready](crate::cache::PagePool::ready), or nothing is left to evict, or nothing at all for more pages
+    /// than there are; the pages that are ready.
     ///
     /// # Errors
     /// None that a forest whose indexed nodes were left alone has.
     pub fn make_room(&mut self, forest: &mut TokenForest, pages: u32) -> Result<u32, PrefixError> {
         if pages <= forest.pool().capacity() {
-            self.evict(forest, |_, forest| forest.pool().free() >= pages)?;
+            self.evict(forest, |_, forest| forest.pool().ready() >= pages)?;
         }
-        Ok(forest.pool().free())
+        Ok(forest.pool().ready())
+    }
+
+    /// Evicts `node`, and what is above it, as far as nobody uses it: no pin, and nothing below.
+    ///
+    /// # Errors
+    /// As [`PrefixIndex::make_room`].
+    pub(crate) fn evict_path(
+        &mut self,
+        forest: &mut TokenForest,
+        node: NodeKey,
+    ) -> Result<(), PrefixError> {
+        let mut next = Some(node);
+        while let Some(node) = next {
+            if forest.children(node)?.next().is_some() || self.record(node)?.pins > 0 {
+                return Ok(());
+            }
+            next = forest.parent(node)?;
+            self.forget(forest, node)?;
+            forest.prune(node)?;
+            self.stats.evictions += 1;
+        }
+        Ok(())
     }
 
     /// Evicts every node that nobody uses.

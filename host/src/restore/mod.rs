@@ -78,6 +78,8 @@ struct State {
     open: usize,
     /// Pages that are not there yet.
     missing: usize,
+    /// Pages that were claimed so far, to compute and to load.
+    claimed: [usize; 2],
 }
 
 #[derive(Debug)]
@@ -119,7 +121,7 @@ impl RestorePlan {
         Ok(Self {
             compute_pages: (compute / PAGE_TOKENS) as usize,
             load_pages: (load / PAGE_TOKENS) as usize,
-            state: Mutex::new(State { closed: false, nodes, open, missing }),
+            state: Mutex::new(State { closed: false, nodes, open, missing, claimed: [0; 2] }),
         })
     }
 
@@ -135,10 +137,15 @@ impl RestorePlan {
         let first = nodes.filter(|node| ready(&node));
         let first = first.min_by_key(|(_, node)| node.position + 64 * node.front as u64);
         let (index, begin) = first.map(|(index, node)| (index, node.front))?;
-        let most = self.compute_pages.min((state.open / TAPER).max(1));
+        // Of what is open computing gets about the share that it has had so far. Half of that at a time is safe, and where
+        // loading is slow more than a taper: a pass of few tokens takes hardly less than one of some more.
+        let [computed, loaded] = state.claimed;
+        let fair = state.open * computed / (computed + loaded).max(1) / 2;
+        let most = self.compute_pages.min(fair.max(state.open / TAPER).max(1));
         let pages = &state.nodes[index].pages[begin..];
         let open = pages.iter().take_while(|&&page| page == Page::Open);
         let count = open.take(most).count();
+        state.claimed[0] += count;
         Some(state.claim(index, begin..begin + count))
     }
 
@@ -156,6 +163,7 @@ impl RestorePlan {
         let most = self.load_pages.min((state.open / TAPER).max(1));
         let before = state.nodes[index].pages[..=last].iter().rev();
         let count = before.take_while(|&&page| page == Page::Open).take(most).count();
+        state.claimed[1] += count;
         Some(state.claim(index, last + 1 - count..last + 1))
     }
 

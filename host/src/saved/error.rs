@@ -25,6 +25,12 @@ pub enum SavedError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The device refused what was read.
+    #[error("a saved prefix cannot be written to the device: {source}")]
+    Device {
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// It begins otherwise.
     #[error("this is no saved prefix: it begins with {found:02x?}")]
     Foreign {

@@ -43,6 +43,21 @@ impl Header {
         2 * self.row_elements() * self.own_layers().count()
     }
 
+    /// Bytes of K and V of a token, all layers of their own.
+    pub(crate) fn token_bytes(&self) -> usize {
+        self.token_elements() * self.dtype.bytes()
+    }
+
+    /// Bytes of so many tokens' pages in a file.
+    pub(crate) fn run_bytes(&self, tokens: u32) -> usize {
+        tokens as usize * self.token_bytes() + 4 * tokens.div_ceil(PAGE_TOKENS) as usize
+    }
+
+    /// Bytes of the file.
+    pub(crate) fn file_bytes(&self) -> usize {
+        self.bytes() as usize + self.run_bytes(self.all().end)
+    }
+
     /// Elements of K of a token in one layer.
     pub(crate) fn row_elements(&self) -> usize {
         self.kv_heads as usize * self.head_dim as usize
@@ -189,6 +204,12 @@ impl Checked<&mut dyn Read> {
         self.check_sum(PART)
     }
 
+    /// Compares the checksum that comes next with that of `bytes`.
+    pub(crate) fn compare(&mut self, bytes: &[u8], part: &'static str) -> Result<(), SavedError> {
+        self.sum.update(bytes);
+        self.check_sum(part)
+    }
+
     fn check_sum(&mut self, part: &'static str) -> Result<(), SavedError> {
         let expected = self.take_sum();
         let mut found = [0; 4];
@@ -234,7 +255,11 @@ impl Checked<&mut dyn Read> {
     }
 }
 
-fn fill(stream: &mut dyn Read, bytes: &mut [u8], part: &'static str) -> Result<(), SavedError> {
+pub(super) fn fill(
+    stream: &mut dyn Read,
+    bytes: &mut [u8],
+    part: &'static str,
+) -> Result<(), SavedError> {
     stream.read_exact(bytes).map_err(|source| match source.kind() {
         ErrorKind::UnexpectedEof => SavedError::Torn { part },
         _ => SavedError::io("read")(source),

@@ -23,7 +23,10 @@
 mod error;
 mod file;
 mod header;
+mod source;
 
 pub use error::SavedError;
 pub(crate) use file::Aside;
 pub(crate) use header::{Checked, Header, pages};
+pub use source::Input;
+pub(crate) use source::Pages;

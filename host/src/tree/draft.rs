@@ -196,7 +196,7 @@ impl TokenForest {
     /// Gives the trunk its pages of [`Self::pages_for_draft`].
     fn grow_into_draft(&mut self, trunk: NodeKey, block: BlockKey, count: u32) {
         let added = self.pages_for_draft(block, count);
-        let free = self.pool.free().min(count);
+        let free = self.pool.ready().min(count);
         let taken = self.pool.allocate_many(free);
         debug_assert_eq!(taken.as_deref(), Ok(&added[..free as usize]));
         for &page in &added[free as usize..] {

@@ -222,6 +222,10 @@ impl TokenForest {
     pub fn pool(&self) -> &PagePool {
         &self.pool
     }
+    /// The pool, to be told where memory comes and goes.
+    pub(crate) fn pool_mut(&mut self) -> &mut PagePool {
+        &mut self.pool
+    }
 
     /// Tokens of every node, by length slot: `[slots]`. What a device's counters have to hold.
     pub fn lengths(&self) -> &[u32] {

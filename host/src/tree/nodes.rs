@@ -108,6 +108,10 @@ impl Nodes {
         self.map.values()
     }
 
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut Node> {
+        self.map.values_mut()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (NodeKey, &Node)> {
         let key = |(place, node)| (NodeKey::new(place, self.tag), node);
         self.map.iter().map(key)

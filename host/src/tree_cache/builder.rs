@@ -2,7 +2,7 @@
 
 use super::{CacheConfig, CacheError, Device, TreeCache, next_id};
 use crate::attention::Backend;
-use crate::cache::{CacheShape, DType, LayerMap};
+use crate::cache::{CacheShape, DType, LayerMap, SLAB_PAGES, Store};
 use crate::format::KvFormat;
 use crate::plan::{Grouping, Plan, PlanConfig};
 use crate::prefix::{PrefixError, PrefixIndex};
@@ -12,6 +12,12 @@ use crate::tree::{TokenForest, TreeView, ViewScratch};
 pub(super) type Settings = Box<dyn Fn(&mut PlanConfig) + Send>;
 /// What makes a backend of a shape.
 type MakeBackend = Box<dyn FnOnce(CacheShape) -> Result<Box<dyn Backend>, CacheError>>;
+
+/// Where the backend is from.
+enum Source {
+    Device(Device),
+    Own(MakeBackend),
+}
 
 /// A [`TreeCache`] to be made. Layers, heads, element type and capacity have to be given: no value is right for most.
 ///
@@ -33,7 +39,7 @@ pub struct CacheBuilder {
     layer_map: Option<LayerMap>,
     heads: Option<[u32; 3]>,
     dtype: Option<DType>,
-    capacity_bytes: Option<u64>,
+    store: Option<Store>,
     scale: Option<f32>,
     soft_cap: Option<f32>,
     prefix_bytes: Option<u64>,
@@ -41,7 +47,7 @@ pub struct CacheBuilder {
     grouping: Grouping,
     settings: Settings,
     sealed_format: KvFormat,
-    backend: MakeBackend,
+    backend: Source,
 }
 
 impl std::fmt::Debug for CacheBuilder {
@@ -50,20 +56,19 @@ impl std::fmt::Debug for CacheBuilder {
         fields.field("layers", &self.layers);
         fields.field("heads", &self.heads);
         fields.field("dtype", &self.dtype);
-        fields.field("capacity_bytes", &self.capacity_bytes);
+        fields.field("store", &self.store);
         fields.finish_non_exhaustive()
     }
 }
 
 impl CacheBuilder {
     pub(super) fn new(device: &Device) -> Self {
-        let device = device.clone();
         Self {
             layers: None,
             layer_map: None,
             heads: None,
             dtype: None,
-            capacity_bytes: None,
+            store: None,
             scale: None,
             soft_cap: None,
             prefix_bytes: None,
@@ -71,7 +76,7 @@ impl CacheBuilder {
             grouping: Grouping::Flatten,
             settings: Box::new(|_| {}),
             sealed_format: KvFormat::Native,
-            backend: Box::new(move |shape| device.backend(shape)),
+            backend: Source::Device(device.clone()),
         }
     }
 
@@ -100,9 +105,30 @@ impl CacheBuilder {
         self
     }
 
-    /// Bytes for pages: as many as fit, each of 64 tokens of all layers and KV heads.
-    pub fn capacity_bytes(mut self, bytes: u64) -> Self {
-        self.capacity_bytes = Some(bytes);
+    /// Bytes for pages, taken at once: as many as fit, each of 64 tokens of all layers and KV heads.
+    pub fn capacity_bytes(self, bytes: u64) -> Self {
+        self.store(Store::Fixed { bytes })
+    }
+
+    /// Where pages get their memory, in the place of [`CacheBuilder::capacity_bytes`]: from an elastic store as they are
+    /// taken.
+    ///
+    /// ```
+    /// use deft::cache::Store;
+    /// use deft::{DType, Device, TreeCache};
+    ///
+    /// let store = Store::Elastic { reserve: 1 << 30, initial: 0 };
+    /// let mut cache = TreeCache::builder(&Device::cpu())
+    ///     .layers(32).heads(32, 8, 128).dtype(DType::Bf16).store(store).build()?;
+    /// let root = cache.insert_root()?;
+    /// cache.extend(&[root], 1000)?;
+    /// assert_eq!(cache.store_bytes().memory, 1 << 27); // 16 pages of 8 MiB
+    /// cache.extend(&[root], 1000)?;
+    /// assert_eq!(cache.store_bytes().memory, 1 << 28);
+    /// # Ok::<(), deft::CacheError>(())
+    /// ```
+    pub fn store(mut self, store: Store) -> Self {
+        self.store = Some(store);
         self
     }
 
@@ -152,12 +178,13 @@ impl CacheBuilder {
         self
     }
 
-    /// Takes a backend of your own in the place of the device's: what `make` makes of the cache's shape.
+    /// Takes a backend of your own in the place of the device's: what `make` makes of the cache's shape. For an elastic
+    /// store it has to have extents of 16 pages ([`Backend::elastic`]).
     pub fn backend(
         mut self,
         make: impl FnOnce(CacheShape) -> Result<Box<dyn Backend>, CacheError> + 'static,
     ) -> Self {
-        self.backend = Box::new(make);
+        self.backend = Source::Own(Box::new(make));
         self
     }
 
@@ -168,6 +195,7 @@ impl CacheBuilder {
     /// backend takes; the device's.
     pub fn build(self) -> Result<TreeCache, CacheError> {
         let missing = |call| CacheError::Missing { call };
+        let store = self.store.ok_or(missing("capacity_bytes(bytes)"))?;
         let [q_heads, kv_heads, head_dim] =
             self.heads.ok_or(missing("heads(q_heads, kv_heads, head_dim)"))?;
         let config = CacheConfig {
@@ -176,18 +204,31 @@ impl CacheBuilder {
             kv_heads,
             head_dim,
             dtype: self.dtype.ok_or(missing("dtype(type)"))?,
-            capacity_bytes: self.capacity_bytes.ok_or(missing("capacity_bytes(bytes)"))?,
+            capacity_bytes: store.bytes(),
             scale: self.scale,
             soft_cap: self.soft_cap,
         };
         let stored = self.layer_map.as_ref().map(LayerMap::stored);
-        let (shape, pool) = config.resolve(stored.unwrap_or(config.layers))?;
+        let elastic = matches!(store, Store::Elastic { .. });
+        let extent_pages = |shape: &CacheShape| match &self.backend {
+            Source::Device(device) => device.extent_pages(shape),
+            Source::Own(_) => Ok(SLAB_PAGES),
+        };
+        let stored = stored.unwrap_or(config.layers);
+        let (shape, pool) = config.resolve(stored, store, extent_pages)?;
         let prefix = prefix_index(self.prefix_bytes, &shape)?;
-        let backend = (self.backend)(shape)?;
+        let mut backend = match self.backend {
+            Source::Device(device) => device.backend(shape, elastic)?,
+            Source::Own(make) => make(shape)?,
+        };
         let found = *backend.shape();
         if found != shape {
             let expected = shape;
             return Err(CacheError::BackendShape { found, expected });
+        }
+        let extents = backend.elastic().map(|memory| memory.extent_pages());
+        if elastic && extents != pool.extent_pages() {
+            return Err(CacheError::NotElastic { backend: backend.name(), extents });
         }
         backend.check_format(self.sealed_format)?;
         if config.group_size() > backend.max_group_size() {
@@ -197,7 +238,7 @@ impl CacheBuilder {
                 most: u64::from(config.kv_heads) * u64::from(backend.max_group_size()),
             });
         }
-        Ok(TreeCache {
+        let mut cache = TreeCache {
             id: next_id(),
             params: config.params(),
             config,
@@ -215,7 +256,10 @@ impl CacheBuilder {
             spare: Plan::empty(),
             targets: Vec::new(),
             dirty: Vec::new(),
-        })
+            prepared: None,
+        };
+        cache.map_initial()?;
+        Ok(cache)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::CacheError;
 use crate::attention::{AttentionParams, Backend, check_params, cpu};
-use crate::cache::{CacheShape, DType, PagePool};
+use crate::cache::{CacheShape, DType, PagePool, SLAB_PAGES, Store, elastic_pool};
 
 /// Where K and V are kept and attention runs.
 #[derive(Clone, Debug)]
@@ -67,12 +67,36 @@ impl Device {
         }
     }
 
-    pub(super) fn backend(&self, shape: CacheShape) -> Result<Box<dyn Backend>, CacheError> {
+    pub(super) fn backend(
+        &self,
+        shape: CacheShape,
+        elastic: bool,
+    ) -> Result<Box<dyn Backend>, CacheError> {
         match &self.kind {
+            Kind::Cpu if elastic => Ok(cpu::new_elastic(shape)?),
             Kind::Cpu => Ok(cpu::new(shape)?),
             #[cfg(feature = "cuda")]
-            Kind::Cuda(device) => match crate::cuda::CudaBackend::new(device, shape) {
-                Ok(backend) => Ok(Box::new(backend)),
+            Kind::Cuda(device) => {
+                use crate::cuda::CudaBackend;
+                let made = match elastic {
+                    true => CudaBackend::elastic(device, shape),
+                    false => CudaBackend::new(device, shape),
+                };
+                match made {
+                    Ok(backend) => Ok(Box::new(backend)),
+                    Err(error) => Err(CacheError::Device(Box::new(error))),
+                }
+            }
+        }
+    }
+
+    /// Pages whose memory comes and goes together in an elastic store.
+    pub(super) fn extent_pages(&self, shape: &CacheShape) -> Result<u32, CacheError> {
+        match &self.kind {
+            Kind::Cpu => Ok(SLAB_PAGES),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(device) => match device.extent_pages(shape) {
+                Ok(pages) => Ok(pages),
                 Err(error) => Err(CacheError::Device(Box::new(error))),
             },
         }
@@ -122,8 +146,13 @@ impl CacheConfig {
         self.q_heads / self.kv_heads
     }
 
-    /// Checks every field; the shape and the page pool of a cache that stores so many layers.
-    pub(super) fn resolve(&self, stored: u32) -> Result<(CacheShape, PagePool), CacheError> {
+    /// Checks every field; the shape and the page pool of a cache that stores so many layers there.
+    pub(super) fn resolve(
+        &self,
+        stored: u32,
+        store: Store,
+        extent_pages: impl FnOnce(&CacheShape) -> Result<u32, CacheError>,
+    ) -> Result<(CacheShape, PagePool), CacheError> {
         let mut shape = CacheShape {
             layers: stored,
             kv_heads: self.kv_heads,
@@ -137,7 +166,12 @@ impl CacheConfig {
             return Err(CacheError::Heads { q_heads, kv_heads });
         }
         check_params(&self.params())?;
-        let pool = PagePool::with_capacity_bytes(self.capacity_bytes, shape.page_bytes())?;
+        let pool = match store {
+            Store::Fixed { bytes } => PagePool::with_capacity_bytes(bytes, shape.page_bytes())?,
+            Store::Elastic { reserve, initial } => {
+                elastic_pool(&shape, [reserve, initial], extent_pages(&shape)?)?
+            }
+        };
         shape.pages = pool.capacity();
         shape.validate()?;
         Ok((shape, pool))
@@ -148,8 +182,13 @@ impl CacheConfig {
 mod tests {
     use super::*;
 
+    fn resolve(config: CacheConfig) -> Result<(CacheShape, PagePool), CacheError> {
+        let store = Store::Fixed { bytes: config.capacity_bytes };
+        config.resolve(config.layers, store, |_| unreachable!("the store is fixed"))
+    }
+
     fn refuse(config: CacheConfig) -> String {
-        config.resolve(config.layers).unwrap_err().to_string()
+        resolve(config).unwrap_err().to_string()
     }
 
     const GOOD: CacheConfig = CacheConfig {
@@ -173,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_gibibyte_is_128_whole_pages_of_llama_3_8b() {
-        let (shape, pool) = GOOD.resolve(GOOD.layers).unwrap();
+        let (shape, pool) = resolve(GOOD).unwrap();
         assert_eq!((shape.pages, pool.free()), (128, 128));
     }
 

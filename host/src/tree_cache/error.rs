@@ -40,6 +40,16 @@ pub enum CacheError {
         /// What the configuration says.
         expected: CacheShape,
     },
+    /// An elastic store was asked for of a backend without one.
+    #[error(
+        "the store is elastic, but the backend {backend} has extents of {extents:?} pages; some of 16 are needed"
+    )]
+    NotElastic {
+        /// The backend's name.
+        backend: String,
+        /// Pages of its extents, if it has any.
+        extents: Option<u32>,
+    },
     /// A dimension of the cache is out of range.
     #[error(transparent)]
     Shape(#[from] ShapeError),

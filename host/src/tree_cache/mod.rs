@@ -4,6 +4,7 @@ mod batch;
 mod builder;
 mod capture;
 mod config;
+mod demoted;
 mod error;
 mod paged;
 mod prefix;
@@ -11,6 +12,7 @@ mod restore;
 mod rows;
 mod saved;
 mod seal;
+mod store;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +25,7 @@ pub use self::capture::{Step, StepGraph, StepRun};
 #[cfg(feature = "cuda")]
 pub use self::capture::{StepGpu, StepOptions};
 pub use self::config::{CacheConfig, Device};
+pub use self::demoted::{Demoted, RestoreFrom};
 pub use self::error::CacheError;
 pub use self::restore::Restored;
 pub use self::rows::{Kv, Out, Rows, RowsMut};
@@ -69,6 +72,8 @@ pub struct TreeCache {
     spare: Plan,
     targets: Vec<AppendTarget>,
     dirty: Vec<Range<u32>>,
+    /// The extent without memory that the backend was told to prepare.
+    prepared: Option<u32>,
 }
 
 impl std::fmt::Debug for TreeCache {
@@ -144,6 +149,7 @@ impl TreeCache {
     /// Those of [`TokenForest::shrink`].
     pub fn shrink(&mut self, leaves: &[NodeKey], k: u32) -> Result<(), CacheError> {
         self.forest.shrink(leaves, k)?;
+        self.settle();
         Ok(())
     }
 
@@ -168,6 +174,7 @@ impl TreeCache {
         let moves = self.forest.accept_moves(trunk, path)?;
         self.backend.copy(&moves)?;
         self.forest.accept_moved(trunk, path);
+        self.settle();
         Ok(())
     }
 
@@ -185,6 +192,7 @@ impl TreeCache {
         let chain = self.forest.chain_moves(node)?;
         self.backend.copy(&chain.moves)?;
         self.forest.chain_moved(node, chain);
+        self.settle();
         Ok(())
     }
 
@@ -193,7 +201,9 @@ impl TreeCache {
     /// # Errors
     /// Those of [`TokenForest::prune`]; [`PrefixError::Pinned`] for a sealed prefix that somebody has pinned.
     pub fn prune(&mut self, node: NodeKey) -> Result<u32, CacheError> {
-        Ok(self.prefix.prune(&mut self.forest, node)?)
+        let freed = self.prefix.prune(&mut self.forest, node)?;
+        self.settle();
+        Ok(freed)
     }
 
     /// Writes K and V of the batch's tokens of one layer, `[rows, kv_heads, head_dim]`; keys rotated, if the table is

@@ -1,9 +1,8 @@
 //! Prompts that begin alike: found by token ids, computed once.
 
 use super::{CacheError, TreeCache};
-use crate::cache::PoolError;
 use crate::prefix::{Opened, PrefixStats};
-use crate::tree::{ForestError, NodeKey, TokenForest};
+use crate::tree::NodeKey;
 
 impl TreeCache {
     /// A leaf for the sequence `tokens` below the longest beginning of it that was sealed under `salt`, with less than a
@@ -36,7 +35,10 @@ impl TreeCache {
     /// # Errors
     /// Those of [`PrefixIndex::open`](crate::prefix::PrefixIndex::open), or the device's.
     pub fn open(&mut self, tokens: &[u32], salt: u64) -> Result<Opened, CacheError> {
+        // For tokens that are copied; without a page none is.
+        let _ = self.map_for(1);
         let (opened, moves) = self.prefix.open(&mut self.forest, tokens, salt)?;
+        self.settle();
         if moves.is_empty() {
             return Ok(opened);
         }
@@ -63,6 +65,7 @@ impl TreeCache {
         salt: u64,
     ) -> Result<NodeKey, CacheError> {
         let below = self.prefix.seal(&mut self.forest, leaf, tokens, salt)?;
+        self.settle();
         match self.forest.parent(below)? {
             Some(sealed) if below != leaf => self.seal_forked(sealed)?,
             _ => {}
@@ -91,13 +94,14 @@ impl TreeCache {
         self.prefix.stats()
     }
 
-    /// Evicts sealed prefixes that nobody uses until `pages` pages are free, as far as there are such; the pages that
-    /// are free. Batches do so by themselves.
+    /// Has `pages` pages ready, as far as that can be: an elastic store gets memory, then sealed prefixes that nobody uses
+    /// are evicted. Returns the pages that are ready. Batches do so by themselves.
     ///
     /// # Errors
-    /// Those of [`PrefixIndex::make_room`](crate::prefix::PrefixIndex::make_room).
+    /// The device's, where memory was refused and nothing could be evicted for it.
     pub fn make_room(&mut self, pages: u32) -> Result<u32, CacheError> {
-        Ok(self.prefix.make_room(&mut self.forest, pages)?)
+        self.provide(u64::from(pages))?;
+        Ok(self.forest.pool().ready())
     }
 
     /// Evicts every sealed prefix that nobody uses.
@@ -105,20 +109,8 @@ impl TreeCache {
     /// # Errors
     /// Those of [`PrefixIndex::clear`](crate::prefix::PrefixIndex::clear).
     pub fn clear_prefixes(&mut self) -> Result<(), CacheError> {
-        Ok(self.prefix.clear(&mut self.forest)?)
-    }
-
-    /// Runs `grow`; once more if it lacks pages that sealed prefixes can give.
-    pub(super) fn with_room<T>(
-        &mut self,
-        grow: impl Fn(&mut TokenForest) -> Result<T, ForestError>,
-    ) -> Result<T, CacheError> {
-        match grow(&mut self.forest) {
-            Err(ForestError::Pool(PoolError::OutOfPages { wanted, .. })) => {
-                self.make_room(u32::try_from(wanted).unwrap_or(u32::MAX))?;
-                Ok(grow(&mut self.forest)?)
-            }
-            grown => Ok(grown?),
-        }
+        let cleared = self.prefix.clear(&mut self.forest);
+        self.settle();
+        Ok(cleared?)
     }
 }

@@ -13,6 +13,9 @@ use crate::prefix::Opened;
 use crate::saved::{Aside, Checked, Header, SavedError, pages};
 use crate::tree::NodeKey;
 
+/// Tokens of a layer that are copied from the device at a time, a multiple of a page's.
+const EXPORT_TOKENS: u32 = 256;
+
 /// Bytes of a read or a write.
 const BATCH_BYTES: usize = 2 << 20;
 
@@ -109,17 +112,27 @@ impl TreeCache {
         header: &Header,
         out: &mut Checked<&mut dyn Write>,
     ) -> Result<(), CacheError> {
-        for tokens in pages(header.all()) {
-            let elements = tokens.len() * header.row_elements();
-            let mut rows = [(); 2].map(|()| vec![T::default(); elements]);
+        let all = header.all();
+        for begin in all.clone().step_by(EXPORT_TOKENS as usize) {
+            // Several pages of a layer at a time, for a device is slow to begin.
+            let group = begin..all.end.min(begin + EXPORT_TOKENS);
+            let mut layers = Vec::new();
             for layer in header.own_layers() {
+                let elements = group.len() * header.row_elements();
+                let mut rows = [(); 2].map(|()| vec![T::default(); elements]);
                 let [k, v] = &mut rows;
-                self.export(layer, node, tokens.clone(), &whole(&tokens), k, v)?;
-                for rows in &rows {
-                    out.write(bytemuck::cast_slice(rows))?;
-                }
+                self.export(layer, node, group.clone(), &whole(&group), k, v)?;
+                layers.push(rows);
             }
-            out.write_sum()?;
+            for tokens in pages(group) {
+                let row = header.row_elements();
+                let rows =
+                    (tokens.start - begin) as usize * row..(tokens.end - begin) as usize * row;
+                for part in layers.iter().flatten() {
+                    out.write(bytemuck::cast_slice(&part[rows.clone()]))?;
+                }
+                out.write_sum()?;
+            }
         }
         Ok(())
     }

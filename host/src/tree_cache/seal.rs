@@ -1,5 +1,7 @@
 //! Nodes in other formats.
 
+use kernels_gpu::abi::PAGE_TOKENS;
+
 use super::{CacheError, TreeCache};
 use crate::attention::{BackendError, Channels};
 use crate::cache::PoolError;
@@ -62,7 +64,8 @@ impl TreeCache {
         }
         let class = format.slab_class(shape.page());
         let above = format.kept_channels().and_then(|_| self.forest.page_above(node, format));
-        let Some(recoding) = self.forest.begin_seal(node, format, class)? else {
+        let begun = self.with_slabs(|forest| forest.begin_seal(node, format, class))?;
+        let Some(recoding) = begun else {
             return Ok(0);
         };
         let channels = above.map_or(Channels::Scored(weights), Channels::Of);
@@ -71,7 +74,8 @@ impl TreeCache {
     }
 
     fn unseal(&mut self, node: NodeKey) -> Result<u32, CacheError> {
-        let (format, _) = self.forest.format(node)?;
+        let (format, tokens) = self.forest.format(node)?;
+        self.map_for(tokens / PAGE_TOKENS)?;
         let Some(recoding) = self.forest.begin_unseal(node)? else {
             return Ok(0);
         };
@@ -89,6 +93,7 @@ impl TreeCache {
             Ok(()) => self.forest.finish(recoding),
             Err(_) => self.forest.abandon(recoding),
         }
+        self.settle();
         Ok(written.map(|()| pages)?)
     }
 
@@ -111,6 +116,7 @@ impl TreeCache {
     /// Makes native what a merge of the chain below `node` moves.
     pub(super) fn unseal_below(&mut self, node: NodeKey) -> Result<(), CacheError> {
         let (nodes, pages) = self.forest.coded_below(node)?;
+        self.map_for(u32::try_from(pages).unwrap_or(u32::MAX))?;
         self.forest.pool().check_free(pages)?;
         for node in nodes {
             self.unseal(node)?;

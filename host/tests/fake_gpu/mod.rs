@@ -14,6 +14,7 @@ use deft::abi::{
     APPEND_LIVE, MergeRow, NONE, PAGE_TOKENS, ProgramHeader, Segment, TokenMove, WorkItem,
 };
 use deft::bf16;
+use deft::cache::Store;
 use deft::cuda::CudaDevice;
 use deft::format::e4m3_to_f32;
 use deft::layout::{SLAB_PAGES, element_offset, half_page_elements, page_offset};
@@ -28,6 +29,14 @@ const DIM: u32 = 64;
 pub(crate) fn world(seed: u64) -> World {
     let device = CudaDevice::new(0).unwrap();
     World::new(&device, DIM as usize, Some(3), seed)
+}
+
+/// The same whose pages get memory as they are taken, a MiB at a time.
+#[allow(dead_code, reason = "not every suite uses it")]
+pub(crate) fn elastic_world(seed: u64) -> World {
+    let device = CudaDevice::new(0).unwrap();
+    let store = |reserve| Store::Elastic { reserve, initial: 0 };
+    World::of_store(&device, DIM as usize, Some(3), seed, store)
 }
 
 /// The fake driver with these kernels.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use deft::attention::BackendError;
+use deft::cache::Store;
 use deft::cuda::{Append, CudaDevice, DeviceBuffer, DeviceRows, RawStream, Stream};
 use deft::{
     Batch, CacheError, DType, DraftNode, Kv, NodeKey, Out, RotaryTable, Step, StepGraph,
@@ -44,6 +45,17 @@ pub(crate) struct Inputs(Vec<[Vec<bf16>; 3]>);
 impl World {
     /// A cache of heads of `dim`, with as many shares as the device likes or `shares`.
     pub(crate) fn new(device: &CudaDevice, dim: usize, shares: Option<u32>, seed: u64) -> Self {
+        Self::of_store(device, dim, shares, seed, |bytes| Store::Fixed { bytes })
+    }
+
+    /// The same with what `store` makes of the bytes of all pages.
+    pub(crate) fn of_store(
+        device: &CudaDevice,
+        dim: usize,
+        shares: Option<u32>,
+        seed: u64,
+        store: impl Fn(u64) -> Store,
+    ) -> Self {
         let (kv, q) = (KV_HEADS * dim, KV_HEADS * GROUP * dim);
         let tensors = |_| {
             let halves = |len| DeviceBuffer::uninitialized(device, "rows", len).unwrap();
@@ -59,7 +71,7 @@ impl World {
             .layers(LAYERS)
             .heads((KV_HEADS * GROUP) as u32, KV_HEADS as u32, dim as u32)
             .dtype(DType::Bf16)
-            .capacity_bytes(PAGES * u64::from(LAYERS) * (2 * 64 * kv * 2) as u64)
+            .store(store(PAGES * u64::from(LAYERS) * (2 * 64 * kv * 2) as u64))
             .planner(move |config| config.shares = shares.unwrap_or(config.shares));
         Self {
             dim,
@@ -184,6 +196,18 @@ impl World {
     /// Runs a step call by call.
     pub(crate) fn call(&mut self, batch: &Batch) -> Result<StepRun, CacheError> {
         self.capture(&mut StepGraph::new(), batch)
+    }
+
+    /// Writes a batch's keys and values, and reads nothing.
+    pub(crate) fn append(&mut self, batch: &Batch) -> Result<(), CacheError> {
+        let (rows, width, stream) = (batch.rows(), self.kv(), self.stream.raw());
+        for (layer, tensors) in (0..).zip(&self.layers) {
+            let mut kv =
+                Kv::new(at(&tensors.k, rows * width, stream), at(&tensors.v, rows * width, stream));
+            kv.rope = self.table.as_ref();
+            self.cache.append(layer, batch, kv)?;
+        }
+        Ok(())
     }
 
     /// Waits for the caller's stream alone, and compares the results of the step with the definition.

@@ -5,6 +5,7 @@
 
 mod ops;
 mod plain;
+mod prompts;
 mod rank;
 mod real;
 mod rotate;

@@ -148,6 +148,33 @@ fn what_is_computed_and_what_is_loaded_meet_with_nothing_missing() {
 }
 
 #[test]
+fn a_prefix_comes_back_from_the_host_s_memory() {
+    let mut cache = cache();
+    let leaf = cache.open(&ids(), 0).unwrap().node;
+    compute(&mut cache, leaf, &ids()).unwrap();
+    let leaf = cache.seal(leaf, &ids(), 0).unwrap();
+    let sealed = cache.forest().parent(leaf).unwrap().unwrap();
+    // What is in use is copied and stays.
+    let copied = cache.demote(sealed).unwrap();
+    check(&mut cache, leaf);
+    cache.prune(leaf).unwrap();
+    let demoted = cache.demote(sealed).unwrap();
+    assert_eq!((cache.forest().pool().live(), demoted.bytes()), (0, copied.bytes()));
+    assert_eq!(demoted.bytes(), file());
+    for salt in [0, 1] {
+        let restored = cache.restore(&demoted, salt, 128, compute).unwrap();
+        assert_eq!((restored.held, restored.computed + restored.loaded), (0, TOKENS));
+        check(&mut cache, restored.node);
+        let promoted = cache.promote(&demoted, salt).unwrap();
+        assert_eq!((promoted.held, promoted.loaded), (TOKENS, 0));
+        cache.prune(cache.forest().parent(restored.node).unwrap().unwrap()).unwrap();
+        let promoted = cache.promote(&demoted, salt).unwrap();
+        assert_eq!((promoted.held, promoted.loaded), (0, TOKENS));
+        check(&mut cache, promoted.node);
+    }
+}
+
+#[test]
 fn tokens_that_the_cache_holds_are_neither_computed_nor_loaded() {
     let file = file();
     for held in [1, 64, 100, TOKENS - 1, TOKENS] {

@@ -5,6 +5,7 @@
 //! plan's order, so the same plan gives the same bits on any number of threads. Arithmetic is f32; a
 //! page is widened once for all rows that see it.
 
+mod elastic;
 pub(super) mod formats;
 mod in_place;
 mod item;
@@ -25,7 +26,8 @@ use self::item::{Call, Source};
 use self::merge::{MAX_HEAD_DIM, Sources};
 use super::check::{check_append, check_attend, check_moves, check_plan, on_host, resolve};
 use super::{
-    Attend, Backend, BackendError, Channels, Counters, PagedTokens, check_export, check_import,
+    Attend, Backend, BackendError, Channels, Counters, ElasticMemory, PagedTokens, check_export,
+    check_import,
 };
 use crate::cache::{
     CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, PageId, ShapeError,
@@ -65,19 +67,28 @@ struct Workspace {
 /// [`ShapeError`], naming the dimension.
 pub fn new(shape: CacheShape) -> Result<Box<dyn Backend>, ShapeError> {
     Ok(match shape.dtype {
-        DType::F16 => Box::new(CpuBackend::<f16>::new(shape)?),
-        DType::Bf16 => Box::new(CpuBackend::<bf16>::new(shape)?),
-        DType::F32 => Box::new(CpuBackend::<f32>::new(shape)?),
+        DType::F16 => Box::new(CpuBackend::<f16>::of(HostPages::new(shape)?)),
+        DType::Bf16 => Box::new(CpuBackend::<bf16>::of(HostPages::new(shape)?)),
+        DType::F32 => Box::new(CpuBackend::<f32>::of(HostPages::new(shape)?)),
+    })
+}
+
+/// As [`new`], of a cache whose pages have memory only where the system was given reason: it is an
+/// [`ElasticMemory`] with extents of 16 pages.
+///
+/// # Errors
+/// [`ShapeError`], naming the dimension; `pages` is a multiple of 16.
+pub fn new_elastic(shape: CacheShape) -> Result<Box<dyn Backend>, ShapeError> {
+    Ok(match shape.dtype {
+        DType::F16 => Box::new(CpuBackend::<f16>::of(HostPages::elastic(shape)?)),
+        DType::Bf16 => Box::new(CpuBackend::<bf16>::of(HostPages::elastic(shape)?)),
+        DType::F32 => Box::new(CpuBackend::<f32>::of(HostPages::elastic(shape)?)),
     })
 }
 
 impl<T: KvElement> CpuBackend<T> {
-    fn new(shape: CacheShape) -> Result<Self, ShapeError> {
-        Ok(Self {
-            pages: HostPages::new(shape)?,
-            arch: Arch::new(),
-            workspace: Workspace::default(),
-        })
+    fn of(pages: HostPages<T>) -> Self {
+        Self { pages, arch: Arch::new(), workspace: Workspace::default() }
     }
 }
 
@@ -155,6 +166,10 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         let (k, v) = (on_host("k", k.into_typed())?, on_host("v", v.into_typed())?);
         self.pages.export(paged.layer, paged.places, &paged.table, k, v);
         Ok(())
+    }
+
+    fn elastic(&mut self) -> Option<&mut dyn ElasticMemory> {
+        self.pages.is_elastic().then_some(&mut self.pages)
     }
 
     fn check_format(&self, format: KvFormat) -> Result<(), BackendError> {
