@@ -86,22 +86,27 @@ impl Chooser {
         );
         let mut best = best.expect("a candidate was made");
         self.best.join_pages(request.view);
-        if self.best.split_programs(MAX_PLACE) {
+        let split = self.best.split_programs(MAX_PLACE);
+        self.merge.fill(&mut self.best, &request.view.query_order)?;
+        if split {
             best = self.rescore(request.view, request.costs);
         }
-        self.merge.fill(&mut self.best, &request.view.query_order)?;
         Ok(best)
     }
 
     /// What the draft in `best`, of `view`, costs by `costs`.
     pub(super) fn rescore(&mut self, view: &TreeView, costs: &Costs) -> Score {
-        self.scorer.score(view, costs, &mut self.best)
+        self.scorer.score(view, costs, &mut self.best, &self.merge)
     }
 
     fn flatten(&mut self, request: Request<'_>, best: &mut Best) -> Result<(), PlanError> {
         let candidates = request.config.candidates;
         if candidates != Candidates::All {
             return self.only(candidates, request, best);
+        }
+        // Nothing is shared: an item of several queries would only hide pages from their rows.
+        if request.view.runs.iter().all(|run| run.queries.len() <= 1) {
+            return self.paths(request, request.config.shares, best);
         }
         let floors = Floors::of(request);
         let (most, widest) = (request.config.shares, request.config.max_queries());
@@ -324,7 +329,7 @@ impl Chooser {
         self.judge(request, best, 1.0).map(drop)
     }
 
-    /// Every query's path in even shares.
+    /// Every query's path, in even shares or whole.
     fn paths(
         &mut self,
         request: Request<'_>,
@@ -333,7 +338,12 @@ impl Chooser {
     ) -> Result<(), PlanError> {
         self.sequence.paths(request.view, request.costs);
         self.cut(request, shares, 1, Search::FULL);
-        self.judge(request, best, DRAW).map(drop)
+        self.judge(request, best, DRAW)?;
+        // Whole paths leave nothing to merge.
+        if !beaten(best, units_floor(&self.sequence, request.costs, shares)) {
+            self.units(request, shares, best)?;
+        }
+        Ok(())
     }
 
     /// Scores the candidate at hand and keeps it if it is the best so far, or not dearer by `favour`.
@@ -345,7 +355,7 @@ impl Chooser {
     ) -> Result<Score, PlanError> {
         let view = request.view;
         self.merge.fill(&mut self.trial, &view.query_order)?;
-        let score = self.scorer.score(view, request.costs, &mut self.trial);
+        let score = self.scorer.score(view, request.costs, &mut self.trial, &self.merge);
         if best.is_none_or(|best| score.ns < best.ns * favour) {
             *best = Some(score);
             std::mem::swap(&mut self.best, &mut self.trial);

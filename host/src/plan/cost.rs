@@ -18,16 +18,22 @@ use crate::format::{KvFormat, PageShape};
 /// | `memory_bytes_per_ns` | 23.4 | measured: 3,088 GB/s over 132 SMs |
 /// | `cache_bytes` | 198,000 | half of 50 MB over 132 SMs: an SM's reads go through its own half of the cache |
 /// | `launch_ns` | 4,800 | measured: a graph of one small kernel and its first trips to memory |
+/// | `merge_ns` | 1,800 | fitted to 449 timed plans of 40 drawn trees, as the next two |
+/// | `merge_slot_ns` | 90 | a warp asks for eight partial results of its row at a time, and waits 700 ns |
+/// | `tail_tokens` | 64 | a page takes as long if it holds 15 tokens as if it holds 64 |
 ///
 /// `deft-bench trees --cost NAME=VALUE` tries another; what was tried is in docs/notebook.md. An SM alone can read faster than its
 /// 1/132 of 3,088 GB/s, and does so beside others that read from the cache: hence 42 for a share by itself and
 /// 23.4 for the mean of all.
 ///
 /// A page of `n` tokens costs `max(bytes / bytes_per_ns, rows x n x head_dim x 4 / flops_per_ns)`, the
-/// rows rounded up to what the kernels' tiles hold (16, 64, 128, 256) and the tokens to whole groups of
-/// eight. Pages that several row tiles read while they are in the cache cost `bytes / cache_bytes_per_ns`
-/// instead. A partial slot costs its bytes once written and once read. The whole plan takes `launch_ns` and
-/// what its costliest share takes, or all that comes from memory at the shares' mean rate if that is more.
+/// rows rounded up to what the kernels' tiles hold (16, 64, 128, 256) and the tokens to `tail_tokens`. Where plans are
+/// compared, a product of 64 dims costs 1.5 times its part of one of 128, one of 256 dims 1.4 times, and a row 1.12 times
+/// as much in a tile of up to 64. Pages that several row tiles, or PerQuery's queries, read while they are in the cache
+/// cost `bytes / cache_bytes_per_ns` instead. A partial slot costs its bytes once written and once read. The whole plan takes `launch_ns`, what its costliest
+/// share takes and what all that comes from memory takes at the shares' mean rate, which delay each other by the cube
+/// root of the sum of their cubes; and `merge_ns`, where there are partial results, with a `merge_slot_ns` for each of the
+/// row that has most.
 ///
 /// Other GPUs have the H100's constants in the ratio of their datasheets, an SM against an SM:
 ///
@@ -59,6 +65,12 @@ pub struct CostModel {
     pub cache_bytes: f64,
     /// Fixed cost of a plan.
     pub launch_ns: f64,
+    /// Fixed cost of merging partial results.
+    pub merge_ns: f64,
+    /// What the merge waits for besides, for each partial result of the row that has most.
+    pub merge_slot_ns: f64,
+    /// Tokens to whose multiple those of a run's last page are rounded up: 64 where a page takes as long if it is not full.
+    pub tail_tokens: f64,
 }
 
 /// A GPU's datasheet: SMs, GB/s, dense 16-bit TFLOP/s, MB of L2, boost clock in MHz.
@@ -84,6 +96,9 @@ impl CostModel {
         memory_bytes_per_ns: 3_088.0 / 132.0,
         cache_bytes: 198_000.0,
         launch_ns: 4_800.0,
+        merge_ns: 1_800.0,
+        merge_slot_ns: 90.0,
+        tail_tokens: 64.0,
     };
     /// An H200, by its datasheet.
     const H200: Self = Self::scaled(Datasheet { gb_per_s: 4_800.0, ..H100_SHEET });
@@ -113,6 +128,9 @@ impl CostModel {
         memory_bytes_per_ns: 8.0,
         cache_bytes: 2_000_000.0,
         launch_ns: 5_000.0,
+        merge_ns: 1_000.0,
+        merge_slot_ns: 10.0,
+        tail_tokens: 8.0,
     };
 
     /// The model of the GPU that calls itself `name`, such as `NVIDIA H100 80GB HBM3`; the H100's if it is none
@@ -138,11 +156,14 @@ impl CostModel {
             cache_bytes: Self::H100.cache_bytes * (sheet.cache_mb / sheet.sms)
                 / (one.cache_mb / one.sms),
             launch_ns: Self::H100.launch_ns / clock,
+            merge_ns: Self::H100.merge_ns / clock,
+            merge_slot_ns: Self::H100.merge_slot_ns / clock,
+            tail_tokens: Self::H100.tail_tokens,
         }
     }
 
     /// Every constant by its field's name.
-    pub(super) const fn constants(&self) -> [(&'static str, f64); 8] {
+    pub(super) const fn constants(&self) -> [(&'static str, f64); 11] {
         [
             ("bytes_per_ns", self.bytes_per_ns),
             ("flops_per_ns", self.flops_per_ns),
@@ -152,6 +173,9 @@ impl CostModel {
             ("memory_bytes_per_ns", self.memory_bytes_per_ns),
             ("cache_bytes", self.cache_bytes),
             ("launch_ns", self.launch_ns),
+            ("merge_ns", self.merge_ns),
+            ("merge_slot_ns", self.merge_slot_ns),
+            ("tail_tokens", self.tail_tokens),
         ]
     }
 }
@@ -167,12 +191,18 @@ impl Default for CostModel {
 pub(super) struct Costs {
     group_size: u32,
     page: PageShape,
+    /// What the tokens of a run are rounded up to, in groups of eight.
+    step: u32,
+    merge_ns: f64,
+    merge_slot_ns: f64,
     /// Reading one group of eight tokens.
     group_ns: f64,
     /// The same, when other shares read it as well.
     shared_group_ns: f64,
     /// Computing one row against one group of eight tokens.
     row_ns: f64,
+    /// What products cost in a score over what they cost in a cut.
+    product_factor: f64,
     pub(super) item_ns: f64,
     /// One query's partial slot, written and read.
     pub(super) slot_ns: f64,
@@ -182,6 +212,9 @@ pub(super) struct Costs {
     pub(super) cache_groups: f64,
     pub(super) launch_ns: f64,
 }
+
+/// What a row costs in a tile of up to 64, over what it costs in a wider one.
+const NARROW_ROW: f64 = 1.12;
 
 /// Token groups of a full page.
 pub(super) const PAGE_GROUPS: u32 = PAGE_TOKENS / CORE;
@@ -202,6 +235,10 @@ impl Costs {
             group_ns: group_bytes / model.bytes_per_ns,
             shared_group_ns: group_bytes / model.cache_bytes_per_ns.max(model.bytes_per_ns),
             row_ns: 4.0 * group_elements / model.flops_per_ns,
+            product_factor: product_factor(head_dim),
+            step: ((model.tail_tokens / f64::from(CORE)) as u32).clamp(1, PAGE_GROUPS),
+            merge_ns: model.merge_ns,
+            merge_slot_ns: model.merge_slot_ns,
             item_ns: model.item_ns,
             slot_ns: 2.0 * slot_bytes / model.partial_bytes_per_ns,
             memory_group_ns: group_bytes / model.memory_bytes_per_ns,
@@ -219,7 +256,18 @@ impl Costs {
     /// The same for pages of `weight` times the bytes of native ones.
     #[inline]
     pub(super) fn rates_in(&self, queries: u32, weight: f64) -> Rates {
-        let compute_ns = self.row_ns * f64::from(tile_rows(queries * self.group_size));
+        self.rates_of(self.row_ns * f64::from(tile_rows(queries * self.group_size)), weight)
+    }
+
+    /// The same when plans are compared: what products cost besides says which tiles are best, and cuts no share better.
+    pub(super) fn scored_rates(&self, queries: u32, weight: f64) -> Rates {
+        let rows = tile_rows(queries * self.group_size);
+        let narrow = if rows <= 64 { NARROW_ROW } else { 1.0 };
+        self.rates_of(self.row_ns * f64::from(rows) * self.product_factor * narrow, weight)
+    }
+
+    #[inline]
+    fn rates_of(&self, compute_ns: f64, weight: f64) -> Rates {
         Rates {
             own: (self.group_ns * weight).max(compute_ns),
             shared: (self.shared_group_ns * weight).max(compute_ns),
@@ -232,6 +280,20 @@ impl Costs {
             return 1.0;
         }
         format.page_bytes(self.page) as f64 / self.page.native_bytes() as f64
+    }
+
+    /// Groups of eight tokens that `tokens` tokens of a run cost as much as.
+    #[inline]
+    pub(super) fn groups(&self, tokens: u32) -> u32 {
+        tokens.div_ceil(CORE).next_multiple_of(self.step)
+    }
+
+    /// Merging rows of at most `slots` partial results.
+    pub(super) fn merging_ns(&self, slots: u32) -> f64 {
+        match slots {
+            0 => 0.0,
+            _ => self.merge_ns + f64::from(slots) * self.merge_slot_ns,
+        }
     }
 
     /// The least that `groups` groups of tokens seen by `queries` queries cost, in whichever tiles.
@@ -296,6 +358,15 @@ impl Groups {
         } else {
             self.own += groups;
         }
+    }
+}
+
+/// What a product costs at `head_dim`, over what one costs at 128.
+fn product_factor(head_dim: u32) -> f64 {
+    match head_dim {
+        0..=64 => 1.5,
+        65..=128 => 1.0,
+        _ => 1.4,
     }
 }
 

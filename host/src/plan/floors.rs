@@ -24,23 +24,24 @@ impl<'a> Floors<'a> {
     pub(super) fn of(request: Request<'a>) -> Self {
         let Request { view, config, costs } = request;
         let mut floors = Self { costs, work: 0.0, memory: 0.0, nodes: 0.0, node: 0.0, paths: 0.0 };
-        let one = costs.rates(1).of(false);
+        let one = costs.rates(1);
         let max_queries = config.max_queries();
         for run in &view.runs {
             let queries = run.queries.end - run.queries.start;
             if queries == 0 || run.tokens == 0 {
                 continue;
             }
-            let groups = f64::from(run.tokens.div_ceil(CORE)) * costs.weight(run.format);
+            let bytes = f64::from(run.tokens.div_ceil(CORE)) * costs.weight(run.format);
+            let groups = f64::from(costs.groups(run.tokens)) * costs.weight(run.format);
             let tiles = queries.div_ceil(max_queries);
             let tile = costs.rates(queries.div_ceil(tiles)).of(tiles > 1);
-            floors.memory += groups * costs.memory_group_ns / f64::from(config.shares);
+            floors.memory += bytes * costs.memory_group_ns / f64::from(config.shares);
             floors.nodes += f64::from(tiles) * (groups * tile + costs.item_ns);
             floors.node = floors.node.max(groups * tile + costs.item_ns);
             // Paths leave out the masked pages that their query does not see.
             if run.mask.is_none() {
                 floors.work += costs.least_ns(groups, queries);
-                floors.paths += groups * f64::from(queries) * one;
+                floors.paths += groups * f64::from(queries) * one.of(queries > 1);
             }
         }
         floors

@@ -72,6 +72,11 @@ impl Merge {
         Ok(())
     }
 
+    /// The most partial results that a row has; 0 if none is merged.
+    pub(super) fn most_slots(&self) -> u32 {
+        self.rows.iter().map(|row| row.slot_count).max().unwrap_or(0)
+    }
+
     /// Sets `covered[q]` to the number of (item, query) pairs with a query before `q`.
     fn count(&mut self, draft: &Draft, queries: u32) {
         let len = queries as usize + 1;

@@ -12,7 +12,8 @@ use kernels_gpu::layout::CORE;
 use super::cost::{Costs, PAGE_GROUPS, Rates};
 use super::draft::Draft;
 use super::encode::item_format;
-use crate::tree::{Run, TreeView};
+use super::merge::Merge;
+use crate::tree::TreeView;
 
 /// Scratch of [`Scorer::score`].
 #[derive(Debug, Default)]
@@ -48,6 +49,8 @@ struct Read {
 struct Walk {
     pages: u32,
     ns: f64,
+    /// The same by the prices of cuts.
+    cut_ns: f64,
     /// What pages cost that were taken to be in the cache and are not.
     missed_ns: f64,
 }
@@ -65,7 +68,13 @@ pub(super) struct Score {
 
 impl Scorer {
     /// Scores `draft`, whose items know whether they leave partial results, and sets the cost of its shares.
-    pub(super) fn score(&mut self, view: &TreeView, costs: &Costs, draft: &mut Draft) -> Score {
+    pub(super) fn score(
+        &mut self,
+        view: &TreeView,
+        costs: &Costs,
+        draft: &mut Draft,
+        merge: &Merge,
+    ) -> Score {
         let asked = self.walk(view, costs, draft);
         let makespan = self.walks.iter().map(|walk| walk.ns).fold(0.0, f64::max);
         let seen = self.last.iter().zip(&view.runs);
@@ -87,7 +96,7 @@ impl Scorer {
             self.pass(run, view, draft, &mut passing);
         }
         for (ns, walk) in draft.share_ns.iter_mut().zip(&self.walks) {
-            *ns = walk.ns;
+            *ns = walk.cut_ns;
         }
         let costliest = self.walks.iter().map(|walk| walk.ns + walk.missed_ns);
         let costliest = costliest.fold(0.0, f64::max);
@@ -95,8 +104,9 @@ impl Scorer {
         let memory = read * costs.memory_group_ns / shares;
         // What comes from memory passes; of that, no more can be different than there are.
         let passed = read / f64::from(PAGE_GROUPS) * passing.longest_ns / makespan.max(1.0);
+        let work = (costliest.powi(3) + memory.powi(3)).cbrt();
         Score {
-            ns: costs.launch_ns + costliest.max(memory),
+            ns: costs.launch_ns + work + costs.merging_ns(merge.most_slots()),
             reuse_pages: passed.min(unique as f64),
             out_of_step: passing.out_of_step,
         }
@@ -114,17 +124,19 @@ impl Scorer {
         for item in &draft.items {
             let queries = item.queries.end - item.queries.start;
             let weight = costs.weight(item_format(view, draft, item));
-            let rates = costs.rates_in(queries, weight);
+            let (rates, cut) =
+                (costs.scored_rates(queries, weight), costs.rates_in(queries, weight));
             let walk = &mut self.walks[item.share as usize];
-            walk.ns += costs.item_ns;
-            if item.partial_slot != NONE {
-                walk.ns += f64::from(queries) * costs.slot_ns;
-            }
+            let slots = if item.partial_slot == NONE { 0 } else { queries };
+            let fixed_ns = costs.item_ns + f64::from(slots) * costs.slot_ns;
+            walk.ns += fixed_ns;
+            walk.cut_ns += fixed_ns;
             for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]
             {
                 let run = &view.runs[segment.run as usize];
-                let own = groups(run, &segment.pages);
-                let groups = own + f64::from(segment.joined.tokens.div_ceil(CORE));
+                let own = groups(run.tokens.div_ceil(CORE), &segment.pages);
+                let groups = groups(costs.groups(run.tokens), &segment.pages)
+                    + f64::from(costs.groups(segment.joined.tokens));
                 let shared = segment.shared;
                 let before = &mut self.last[segment.run as usize];
                 if *before != NONE && self.reads[*before as usize].before == NONE {
@@ -139,6 +151,7 @@ impl Scorer {
                 });
                 *before = self.reads.len() as u32 - 1;
                 walk.ns += groups * rates.of(shared);
+                walk.cut_ns += groups * cut.of(shared);
                 walk.pages += segment.pages.end - segment.pages.start + segment.joined.pages;
                 // Joined pages are read by many tiles, and come from the cache as the pages before them do.
                 asked += own * weight;
@@ -174,7 +187,7 @@ impl Scorer {
                 index = read.before;
             }
             self.times.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-            let groups = groups(&view.runs[run as usize], &pages);
+            let groups = groups(view.runs[run as usize].tokens.div_ceil(CORE), &pages);
             self.judge(groups, passing);
         }
     }
@@ -214,8 +227,7 @@ struct Passing {
     out_of_step: bool,
 }
 
-/// Token groups in `pages` of `run`.
-fn groups(run: &Run, pages: &Range<u32>) -> f64 {
-    let all = run.tokens.div_ceil(CORE);
+/// Token groups in `pages` of a run of `all` groups.
+fn groups(all: u32, pages: &Range<u32>) -> f64 {
     f64::from(all.min(pages.end * PAGE_GROUPS) - all.min(pages.start * PAGE_GROUPS))
 }

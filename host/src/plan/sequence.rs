@@ -15,7 +15,6 @@ use super::tiles::{Part, for_each_part, tile_edges, tile_queries, work_ns};
 use crate::format::KvFormat;
 use crate::tree::{Run, TreeView};
 use kernels_gpu::abi::PAGE_TOKENS;
-use kernels_gpu::layout::CORE;
 
 /// Some pages of a run, for some of its queries.
 #[derive(Clone, Debug)]
@@ -60,18 +59,18 @@ impl Piece {
             own_pages: run.pages.end - run.pages.start,
             last_page: run.pages.end - run.pages.start,
             missing: 0,
-            groups: run.tokens.div_ceil(CORE),
+            groups: costs.groups(run.tokens),
             shared,
         }
     }
 
     /// Adds the runs after the first of `runs`, which is the piece's; each is a page.
-    fn join(&mut self, runs: &[Run]) {
+    fn join(&mut self, runs: &[Run], costs: &Costs) {
         let [first, .., last] = runs else { return };
         self.pages.end = last.pages.end - first.pages.start;
         self.last_page = self.pages.end;
         self.missing = PAGE_TOKENS - last.tokens;
-        self.groups = (self.pages.end - 1) * PAGE_GROUPS + last.tokens.div_ceil(CORE);
+        self.groups = (self.pages.end - 1) * PAGE_GROUPS + costs.groups(last.tokens);
     }
 }
 
@@ -212,7 +211,7 @@ impl Sequence {
             let first = self.widths.len();
             for run in below[..len].iter().filter(|run| counts(run)) {
                 let queries = run.queries.end - run.queries.start;
-                let groups = f64::from(run.tokens.div_ceil(CORE)) * costs.weight(run.format);
+                let groups = f64::from(costs.groups(run.tokens)) * costs.weight(run.format);
                 let place = &mut self.places[queries as usize];
                 match self.widths.get_mut(*place as usize) {
                     Some(width) if *place as usize >= first => width.1 += groups,
@@ -280,7 +279,7 @@ impl Sequence {
             let place = &mut self.places[tile];
             let piece = &mut pieces[*place as usize];
             *piece = Piece::whole(range.start + runs.start, run, queries, shared, costs);
-            piece.join(&tree[runs]);
+            piece.join(&tree[runs], costs);
             *place += 1;
         }
         let mut begin = first;
@@ -312,7 +311,8 @@ impl Sequence {
             let first = self.pieces.len();
             for &index in &self.path {
                 let run = &view.runs[index as usize];
-                let piece = Piece::whole(index as usize, run, query..query + 1, false, costs);
+                let many = run.queries.end - run.queries.start > 1;
+                let piece = Piece::whole(index as usize, run, query..query + 1, many, costs);
                 match run.mask {
                     None => self.pieces.push(piece),
                     Some(mask) => push_seen_pages(&mut self.pieces, view, run, mask, piece),
