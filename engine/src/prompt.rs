@@ -46,6 +46,18 @@ pub(crate) fn demote(cache: &mut TreeCache, leaf: NodeKey) -> Result<Demoted, Mo
     }
 }
 
+/// Refuses to restore on one of several ranks: each would meet what it loads at another token.
+pub(crate) fn check_restore(shard: &Shard) -> Result<(), ModelError> {
+    if shard.ranks() == 1 {
+        return Ok(());
+    }
+    Err(ModelError::Option {
+        option: "restore_prompt",
+        value: format!("on one of {} ranks", shard.ranks()),
+        expected: "on a model of one rank".to_owned(),
+    })
+}
+
 /// A number for a model's shape, the rank that has this part of it, its rotation and its weights, of which `sample` stands
 /// for all. FNV-1a.
 pub(crate) fn identity(shard: &Shard, sample: impl Iterator<Item = f32>) -> u64 {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::{assert_rows, definition, tiny, tokens};
 use deft::NodeKey;
 use deft_engine::ranked::{Ranked, follow};
-use deft_engine::ranks::{Communicator, Message, RankError, Tcp};
+use deft_engine::ranks::{Communicator, Memory, Message, RankError, Tcp};
 use deft_engine::select::{Select, Selected, most_likely};
 use deft_engine::{
     CpuModel, CpuOptions, DraftToken, LlamaConfig, LoadError, ModelError, TreeModel, Variant,
@@ -278,6 +278,18 @@ fn a_rank_that_is_slow_but_in_time_changes_nothing() {
     };
     let found = search(&mut faulty(&weights, 3, LONG, slow));
     assert!(found.rows == search(&mut ranked(&weights, 3, LONG)).rows);
+}
+
+#[test]
+fn one_of_several_ranks_restores_no_prompt_by_itself() {
+    let weights = Weights::synthetic(shapes()[0].clone(), 11).unwrap();
+    let ranks = Box::new(Memory::new(2, LONG).unwrap().remove(0));
+    let mut model = CpuModel::load_rank(&weights, options(), ranks, |_, _| {}).unwrap();
+    let free = model.forest().pool().free();
+    let error = model.restore_prompt(&mut std::io::empty()).unwrap_err();
+    assert!(error.to_string().contains("restore_prompt"), "{error}");
+    assert!(error.to_string().contains("one of 2 ranks"), "{error}");
+    assert_eq!(model.forest().pool().free(), free);
 }
 
 #[test]

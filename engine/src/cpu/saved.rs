@@ -45,11 +45,12 @@ impl CpuModel {
     /// is new. Its leaf keeps it from being evicted until it is pruned.
     ///
     /// # Errors
-    /// Those of [`TreeCache::restore`](deft::TreeCache::restore).
+    /// Those of [`TreeCache::restore`](deft::TreeCache::restore); [`ModelError::Option`] on one of several ranks.
     pub fn restore_prompt<'a>(
         &mut self,
         from: impl Into<RestoreFrom<'a>>,
     ) -> Result<Restored, ModelError> {
+        prompt::check_restore(&self.shard)?;
         self.step = None;
         TreeCache::restore_for(
             self,

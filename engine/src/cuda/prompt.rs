@@ -57,6 +57,7 @@ impl CudaModel {
         &mut self,
         from: impl Into<RestoreFrom<'a>>,
     ) -> Result<Restored, ModelError> {
+        prompt::check_restore(self.forward.weights.shard())?;
         self.batch = None;
         let rows = self.options().prefill_rows;
         let part = (rows - rows % PAGE_TOKENS).max(PAGE_TOKENS);

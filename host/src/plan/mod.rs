@@ -36,6 +36,7 @@ mod encode;
 mod error;
 mod fill;
 mod floors;
+mod gpus;
 mod io;
 mod merge;
 mod node;
