@@ -33,13 +33,16 @@ fn one_graph_of_eight_rows_serves_steps_of_three_to_eight_tokens() {
     world.step(&mut StepGraph::new(), &prompt, "prompt");
     let leaves = world.fork(root, 8);
     let mut graph = StepGraph::new();
+    let mut captures = 0;
     for (step, count) in [5, 3, 8, 4, 5, 3, 7].into_iter().enumerate() {
         let batch = world.cache.batch(&ones(&leaves[..count])).unwrap();
         let run = world.padded_step(&mut graph, &batch, 8, &format!("step {step}"));
+        captures += u32::from(run == StepRun::Captured);
         let expected = [StepRun::Called, StepRun::Captured, StepRun::Replayed][step.min(2)];
-        // The eight leaves' plan may outgrow the room of three.
-        assert!(run == expected || step == 2 && run == StepRun::Captured, "step {step}: {run:?}");
+        // A plan may outgrow the room of those before it, as eight leaves' that of three.
+        assert!(run == expected || step > 1 && run == StepRun::Captured, "step {step}: {run:?}");
     }
+    assert!(captures <= 3, "{captures} captures");
     assert!(graph.graphs() == 1 && graph.bytes() > 0);
     let batch = world.cache.batch(&ones(&leaves[..3])).unwrap();
     let append = |step: &mut Step<'_>| {

@@ -111,7 +111,8 @@ fn a_plan_that_came_in_part_is_not_computed_and_comes_whole_the_next_time() {
     let whole = setting.on_device.update(&Plan::empty(), stream);
     assert!(whole.is_err(), "the empty plan is of other heads");
     let (forest, leaves) = forest(9);
-    let config = setting.cache.plan_config(Grouping::Flatten, GROUP);
+    // A plan with all parts, partial results to merge among them.
+    let config = setting.cache.plan_config(Grouping::NodeChunk, GROUP);
     let next = Planner::new(config).unwrap().plan(&forest.view(&leaves).unwrap()).unwrap();
     let capacity = PlanCapacity::of(&next).max(PlanCapacity::of(&setting.plan));
     // Of each call that the change of plans makes, one fails.
