@@ -195,9 +195,9 @@ impl CacheBuilder {
     /// backend takes; the device's.
     pub fn build(self) -> Result<TreeCache, CacheError> {
         let missing = |call| CacheError::Missing { call };
-        let store = self.store.ok_or(missing("capacity_bytes(bytes)"))?;
         let [q_heads, kv_heads, head_dim] =
             self.heads.ok_or(missing("heads(q_heads, kv_heads, head_dim)"))?;
+        let store = self.store.ok_or(missing("capacity_bytes(bytes)"))?;
         let config = CacheConfig {
             layers: self.layers.ok_or(missing("layers(n)"))?,
             q_heads,
