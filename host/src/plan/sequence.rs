@@ -311,8 +311,8 @@ impl Sequence {
             let first = self.pieces.len();
             for &index in &self.path {
                 let run = &view.runs[index as usize];
-                let many = run.queries.end - run.queries.start > 1;
-                let piece = Piece::whole(index as usize, run, query..query + 1, many, costs);
+                let shared = run.queries.end - run.queries.start > 1;
+                let piece = Piece::whole(index as usize, run, query..query + 1, shared, costs);
                 match run.mask {
                     None => self.pieces.push(piece),
                     Some(mask) => push_seen_pages(&mut self.pieces, view, run, mask, piece),

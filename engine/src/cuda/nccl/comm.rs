@@ -189,8 +189,6 @@ impl Comm {
             let handle = handle.take();
             // SAFETY: our own communicator, ended once; the library is held. A failure leaves nothing to do.
             let _ = device.scoped(|| unsafe { (nccl.abort)(handle) });
-            // The library's own threads may outlive the call, so it stays.
-            std::mem::forget(nccl);
         });
     }
 
