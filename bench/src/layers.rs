@@ -1,6 +1,5 @@
 //! `deft-bench layers`: which layers of a model stand reading the keys and values of others.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +8,7 @@ use deft::cache::{LayerMap, LayerSearch, PairOrder};
 use deft_engine::{CpuModel, CpuOptions, Gguf, Tokenizer, TreeModel};
 
 use crate::quality::compare::Likeness;
-use crate::quality::{clear, score, tokens};
+use crate::quality::{Reading, clear, score, tokens};
 use crate::say;
 
 /// Looks for layers of a model that may share keys and values, as KVSharer does, and says what it costs.
@@ -25,17 +24,8 @@ use crate::say;
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    /// The model, a GGUF file.
-    #[arg(long, value_name = "FILE", default_value = crate::search::DEFAULT_MODEL)]
-    model: PathBuf,
-    /// Texts; several may be given, separated by commas.
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "FILE",
-        default_value = "docs/architecture.md,docs/engine.md"
-    )]
-    text: Vec<PathBuf>,
+    #[command(flatten)]
+    read: Reading,
     /// Tokens of a text that the search sees.
     #[arg(long, default_value_t = 128)]
     seen: usize,
@@ -62,10 +52,10 @@ enum Order {
 /// Runs the command. Nothing it finds counts as wrong.
 pub(crate) fn run(args: &Args) -> Result<usize> {
     ensure!(args.seen > 0 && args.scored > 0, "--seen and --scored must be positive");
-    let gguf =
-        Gguf::open(&args.model).with_context(|| format!("cannot read {}", args.model.display()))?;
+    let gguf = Gguf::open(&args.read.model)
+        .with_context(|| format!("cannot read {}", args.read.model.display()))?;
     let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
-    let texts = args.text.iter().map(|path| tokens(path, &tokenizer, args.seen + args.scored));
+    let texts = args.read.text.iter().map(|path| tokens(path, &tokenizer, args.seen + args.scored));
     let texts = texts.collect::<Result<Vec<_>>>()?;
     let options = CpuOptions { capacity_bytes: 256 << 20, ..CpuOptions::default() };
     let mut model = CpuModel::load(gguf.weights(), options, |_, _| {})?;
@@ -80,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     let search = LayerSearch { shared: args.shared, least: args.least, order };
     say(&format!(
         "{}: {layers} layers, {} to share, cosine of {} at least, {:?} pairs first, {} texts of {} tokens",
-        args.model.file_name().unwrap_or_default().to_string_lossy(),
+        args.read.model.file_name().unwrap_or_default().to_string_lossy(),
         args.shared,
         args.least,
         args.order,
@@ -122,7 +112,7 @@ fn judge(model: &mut CpuModel, map: LayerMap, texts: &[Vec<u32>], args: &Args) -
         logits.push(of_texts);
     }
     say(&format!("{:<24} {:>8} {:>6} {:>8}", "text", "KL", "top-1", "dNLL"));
-    for (at, path) in args.text.iter().enumerate() {
+    for (at, path) in args.read.text.iter().enumerate() {
         let next = &texts[at][args.seen + 1..];
         let likeness = Likeness::of(&logits[0][at], &logits[1][at], model.vocabulary(), next);
         let (kl, top1, nll) = (likeness.kl, likeness.top1, likeness.nll);

@@ -18,6 +18,22 @@ const PASS: usize = 64;
 /// Most bytes of K and V.
 const CAPACITY: u64 = 1 << 30;
 
+/// A model and what it reads.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Reading {
+    /// The model, a GGUF file.
+    #[arg(long, value_name = "FILE", default_value = crate::search::DEFAULT_MODEL)]
+    pub(crate) model: PathBuf,
+    /// Texts; several may be given, separated by commas.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "FILE",
+        default_value = "docs/architecture.md,docs/engine.md"
+    )]
+    pub(crate) text: Vec<PathBuf>,
+}
+
 /// Compares a model's predictions with the prefix in fewer bits with those in full.
 ///
 /// The first tokens of a text are a prompt whose full pages are kept in the format; the tokens after it are run one
@@ -30,17 +46,8 @@ const CAPACITY: u64 = 1 << 30;
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Args {
-    /// The model, a GGUF file.
-    #[arg(long, value_name = "FILE", default_value = crate::search::DEFAULT_MODEL)]
-    model: PathBuf,
-    /// Texts; several may be given, separated by commas.
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "FILE",
-        default_value = "docs/architecture.md,docs/engine.md"
-    )]
-    text: Vec<PathBuf>,
+    #[command(flatten)]
+    read: Reading,
     /// Tokens of a text that are kept in the format.
     #[arg(long, default_value_t = 1536)]
     prefix: usize,
@@ -62,13 +69,14 @@ pub(crate) struct Args {
 /// Runs the command. Nothing it finds counts as wrong.
 pub(crate) fn run(args: &Args) -> Result<usize> {
     ensure!(args.prefix > 0 && args.scored > 0, "--prefix and --scored must be positive");
-    let gguf =
-        Gguf::open(&args.model).with_context(|| format!("cannot read {}", args.model.display()))?;
+    let gguf = Gguf::open(&args.read.model)
+        .with_context(|| format!("cannot read {}", args.read.model.display()))?;
     let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
-    let texts = args.text.iter().map(|path| tokens(path, &tokenizer, args.prefix + args.scored));
+    let texts =
+        args.read.text.iter().map(|path| tokens(path, &tokenizer, args.prefix + args.scored));
     let texts = texts.collect::<Result<Vec<_>>>()?;
     let mut document = Document::new("quality", &Device::Cpu, None);
-    let file = args.model.file_name().context("--model is no file")?;
+    let file = args.read.model.file_name().context("--model is no file")?;
     document.model = Some(file.to_string_lossy().into_owned());
     let progress = Progress::new(texts.len() * (1 + args.kv.len()));
     let mut full = Vec::new();
