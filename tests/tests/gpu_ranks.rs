@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use deft::cuda::CudaDevice;
 use deft::{DType, NodeKey};
 use deft_engine::cuda::{Choice, CudaModel, CudaModelError, CudaOptions, CudaWeights};
-use deft_engine::ranked::{Ranked, follow};
+use deft_engine::ranked::{Ranked, START, follow};
 use deft_engine::ranks::{Communicator, Launch, Memory, RankError, Shard, Tcp};
 use deft_engine::select::{Select, Selected};
 use deft_engine::{LlamaConfig, ModelError, TreeModel, Weights};
@@ -271,6 +271,51 @@ fn a_rank_that_dies_or_hangs_ends_the_others_in_time() {
                     _ => false,
                 };
                 assert!(named && waited < 2 * timeout + Duration::from_secs(3));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_connect_ends_the_others_in_time() {
+    let _turn = TURN.lock();
+    let watchdog = Watchdog::start();
+    let timeout = Duration::from_secs(3);
+    for ranks in several() {
+        for hangs in [false, true] {
+            watchdog.now("a rank that does not connect");
+            let weights = Weights::synthetic(shapes()[1].clone(), 5).unwrap();
+            let victim = ranks - 1;
+            let run = |mut room: Memory| {
+                if room.rank() == victim {
+                    // It has its weights and the name of the communicator, and goes no further.
+                    room.barrier(START).unwrap();
+                    room.broadcast(0, &[]).unwrap();
+                    std::thread::sleep(if hangs { 3 * timeout } else { Duration::ZERO });
+                    return None;
+                }
+                let begun = Instant::now();
+                let error = model(&weights, DType::F16, Box::new(room)).unwrap_err();
+                let CudaModelError::Ranks(error) = error else { panic!("{error}") };
+                Some((error, begun.elapsed()))
+            };
+            let run = &run;
+            let found: Vec<_> = std::thread::scope(|scope| {
+                let rooms = Memory::new(ranks, timeout).unwrap().into_iter();
+                let threads: Vec<_> = rooms.map(|room| scope.spawn(move || run(room))).collect();
+                threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(found.len(), victim as usize);
+            for (error, waited) in found {
+                say(&format!("{ranks} GPUs: \"{error}\" after {:.1} s", waited.as_secs_f64()));
+                let named = match &error {
+                    RankError::Gone { rank, .. } => !hangs && *rank == victim,
+                    RankError::Stalled { rank, what, .. } => {
+                        hangs && *rank == victim && what == "NCCL's first connection"
+                    }
+                    _ => false,
+                };
+                assert!(named && waited < 2 * timeout + Duration::from_secs(10));
             }
         }
     }

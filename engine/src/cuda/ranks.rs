@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use deft::cuda::{CudaDevice, DevicePtr, RawStream, Stream};
 
-use super::nccl::{Comm, Id, Nccl};
+use super::nccl::{Comm, Id, Joining, Nccl};
 use super::{CudaModelError, CudaOptions};
 use crate::ranked::START;
 use crate::ranks::{Communicator, RankError};
@@ -65,9 +65,10 @@ impl DeviceRanks {
         let own = if ranks.rank() == 0 { nccl.id()?.bytes().to_vec() } else { Vec::new() };
         let id = Id::from_bytes(&ranks.broadcast(0, &own)?);
         let id = id.ok_or_else(|| RankError::Gone { rank: 0, reason: "it gave no id".into() })?;
-        let limit = ranks.timeout();
-        let comm = Comm::new(nccl, device, (ranks.rank(), ranks.ranks()), id, limit)?;
-        Ok(Self { comm, host: Mutex::new(Host { ranks, over: None }) })
+        let place = (ranks.rank(), ranks.ranks());
+        let mut host = Host { ranks, over: None };
+        let comm = host.wait_for(Joining::begin(nccl, device, place, id))?;
+        Ok(Self { comm, host: Mutex::new(host) })
     }
 
     pub(super) fn describe(&self) -> String {
@@ -148,7 +149,7 @@ impl DeviceRanks {
                 fault = fault.and(Err(RankError::Aborted { rank: self.rank(), reason }));
             }
             if fault.is_ok() && waited >= host.ranks.timeout() {
-                fault = Err(host.who_is_late(waited));
+                fault = Err(host.who_is_late("a pass's collectives", waited));
             }
             if let Err(error) = fault {
                 self.comm.abort();
@@ -172,10 +173,28 @@ fn wait_for_end(stream: &Stream) {
 }
 
 impl Host {
-    /// The rank that does not answer, of those whose devices wait for each other.
-    fn who_is_late(&mut self, after: Duration) -> RankError {
-        let rank = self.ranks.rank();
-        let what = "a pass's collectives".to_owned();
+    /// Waits until all ranks have joined, or one has died, or it has taken too long.
+    fn wait_for(&mut self, joining: Joining) -> Result<Comm, CudaModelError> {
+        let begun = Instant::now();
+        loop {
+            let joined = joining.wait(LOOK);
+            if let Some(comm) = joined.inspect_err(|error| self.ranks.abort(&error.to_string()))? {
+                return Ok(comm);
+            }
+            let (waited, mut fault) = (begun.elapsed(), self.ranks.watch());
+            if fault.is_ok() && waited >= self.ranks.timeout() {
+                fault = Err(self.who_is_late("NCCL's first connection", waited));
+            }
+            if let Err(error) = fault {
+                self.ranks.abort(&error.to_string());
+                return Err(error.into());
+            }
+        }
+    }
+
+    /// The rank that does not answer, of those that wait for each other in `what`.
+    fn who_is_late(&mut self, what: &str, after: Duration) -> RankError {
+        let (rank, what) = (self.ranks.rank(), what.to_owned());
         match self.ranks.barrier(ROLL_CALL) {
             // All hosts are there, so it is a device, and this one's is as late as any.
             Ok(()) => RankError::Stalled { rank, what, after },

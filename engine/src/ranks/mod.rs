@@ -14,6 +14,7 @@
 //! | `shard` | a rank's part of a model |
 //! | `part` | its weights |
 //! | `sequence` | attention over tokens that lie on several ranks |
+//! | `threads` | ends threads before what they use |
 
 mod communicator;
 mod error;
@@ -23,6 +24,7 @@ mod part;
 mod sequence;
 mod shard;
 mod tcp;
+pub(crate) mod threads;
 
 pub use communicator::{Communicator, Kind, Message, TIMEOUT};
 pub use error::RankError;
