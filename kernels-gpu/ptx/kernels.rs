@@ -154,6 +154,9 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4] },
             Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4, 8, 8, 8] },
+            Entry { name: "top_k_part", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 4, 4, 4] },
+            Entry { name: "sample_part", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 4, 4, 4, 8, 8, 8] },
+            Entry { name: "merge_top_k", threads: 32, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4, 4] },
             Entry { name: "pick_tokens", threads: 1024, shared_bytes: 384, parameters: &[8, 8, 8, 8, 8, 4] },
             Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4] },
             Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
@@ -162,7 +165,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "4ffa083079fd6ff0b8f846c01da82863fe711a859e0db055855e7e8950ea1de5",
+        sha256: "9fdbab0d69311faa4fce57373518a6022af615422d1b96cd4550e15838d30c10",
         ptx: include_str!("sm_80/model.ptx"),
     },
     Image {
@@ -317,6 +320,9 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4] },
             Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4, 8, 8, 8] },
+            Entry { name: "top_k_part", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 4, 4, 4] },
+            Entry { name: "sample_part", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 4, 4, 4, 8, 8, 8] },
+            Entry { name: "merge_top_k", threads: 32, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4, 4] },
             Entry { name: "pick_tokens", threads: 1024, shared_bytes: 384, parameters: &[8, 8, 8, 8, 8, 4] },
             Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4] },
             Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
@@ -325,7 +331,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "44c60246b62dfe5651689c59acccc8e3d0143e8a2fd28056598dfddbd4ed3dee",
+        sha256: "d045cb09ca94e658a855c3a4ce31af4f0f8ea5aa6ecf67f2cbc5ad06ab0596bf",
         ptx: include_str!("sm_90a/model.ptx"),
     },
     Image {
@@ -568,6 +574,16 @@ Merge {
     group: u32 = "`u32`",
 } }
 
+arguments! { "Arguments of `merge_top_k`."
+MergeTopK {
+    found: u64 = "`*const u32`",
+    ids: u64 = "`*mut u32`",
+    log_probs: u64 = "`*mut f32`",
+    parts: u32 = "`u32`",
+    rows: u32 = "`u32`",
+    k: u32 = "`u32`",
+} }
+
 arguments! { "Arguments of `pick_tokens`."
 PickTokens {
     logits: u64 = "`*const f32`",
@@ -614,6 +630,18 @@ RotateAppend {
     eps: f32 = "`f32`",
 } }
 
+arguments! { "Arguments of `sample_part`."
+SamplePart {
+    logits: u64 = "`*const f32`",
+    found: u64 = "`*mut u32`",
+    entries: u32 = "`u32`",
+    first: u32 = "`u32`",
+    k: u32 = "`u32`",
+    streams: u64 = "`*const u32`",
+    steps: u64 = "`*const u32`",
+    settings: u64 = "`*const u32`",
+} }
+
 arguments! { "Arguments of `sample_top_k`."
 SampleTopK {
     logits: u64 = "`*const f32`",
@@ -632,4 +660,13 @@ SiluMul {
     out: u64 = "`*mut u16`",
     rows: u32 = "`u32`",
     ffn: u32 = "`u32`",
+} }
+
+arguments! { "Arguments of `top_k_part`."
+TopKPart {
+    logits: u64 = "`*const f32`",
+    found: u64 = "`*mut u32`",
+    entries: u32 = "`u32`",
+    first: u32 = "`u32`",
+    k: u32 = "`u32`",
 } }
