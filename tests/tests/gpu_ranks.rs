@@ -147,19 +147,22 @@ fn answers_chosen_on_several_gpus_are_one_gpu_s() {
     for ranks in several() {
         watchdog.now("answers");
         let weights = Weights::synthetic(shapes()[0].clone(), 5).unwrap();
-        let select = [
+        let mixed = [
             Select::Top { k: 5 },
             Select::Draw { temperature: 0.8, at: vec![0.2, 0.7] },
             Select::Of(vec![0, 500, 1000]),
             Select::Logits,
         ];
+        // These are ranked by each rank, and merged.
+        let merged = [5, 1, 64, 2].map(|k| Select::Top { k });
         let answers = |ranks| {
             let mut model = ranked(&weights, DType::F16, ranks);
             let mut logits = Vec::new();
             let root = model.insert_prompt(&tokens(9, 40, 1001), &mut logits).unwrap();
-            let leaves = model.fork(root, select.len()).unwrap();
-            (0..4)
-                .flat_map(|_| model.step_select(&leaves, &[1, 2, 3, 4], &select).unwrap())
+            let leaves = model.fork(root, mixed.len()).unwrap();
+            [&mixed, &merged, &merged, &merged, &mixed, &merged]
+                .into_iter()
+                .flat_map(|select| model.step_select(&leaves, &[1, 2, 3, 4], select).unwrap())
                 .collect::<Vec<_>>()
         };
         for (found, right) in answers(ranks).into_iter().zip(answers(1)) {

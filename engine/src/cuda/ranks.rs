@@ -4,12 +4,18 @@
 //! for a pass it looks, now and then, whether the pass is done, whether a rank has died, and for how long it has waited;
 //! and ends NCCL's communicator, which ends the kernels, before it says what has happened.
 
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use deft::cuda::{CudaDevice, DevicePtr, RawStream, Stream};
+use deft::DType;
+use deft::cuda::{CudaDevice, DeviceBuffer, DevicePtr, RawStream, Stream};
+use kernels_gpu::model::limits::part_words;
 
+use super::buffers::MAX_RANKED;
 use super::nccl::{Comm, Id, Joining, Nccl};
+use super::ops::{MergeTopK, TopK, TopKPart};
+use super::rows::bucket;
 use super::{CudaModelError, CudaOptions};
 use crate::ranked::START;
 use crate::ranks::{Communicator, RankError};
@@ -29,6 +35,11 @@ pub(super) struct DeviceRanks {
     /// Goes first: who waits for this rank hears of its end.
     host: Mutex<Host>,
     comm: Comm,
+    /// What ranks add to the residual stream, `[rows, hidden]`, of the model's type.
+    sums: DeviceBuffer<u16>,
+    dtype: DType,
+    /// What all ranks have found of each row: `[ranks, rows]` records.
+    found: DeviceBuffer<u32>,
 }
 
 impl Drop for DeviceRanks {
@@ -49,7 +60,8 @@ struct Host {
 }
 
 impl DeviceRanks {
-    /// Joins the others; `ranks` is how their hosts talk.
+    /// Joins the others for passes of as many rows as `options` say, with states of `hidden` elements of `dtype`; `ranks`
+    /// is how their hosts talk.
     ///
     /// # Errors
     /// [`CudaModelError::Nccl`], [`CudaModelError::Ranks`].
@@ -57,6 +69,7 @@ impl DeviceRanks {
         device: &CudaDevice,
         mut ranks: Box<dyn Communicator>,
         options: &CudaOptions,
+        (hidden, dtype): (u32, DType),
     ) -> Result<Self, CudaModelError> {
         let nccl = Nccl::open(options.nccl.as_deref())
             .inspect_err(|error| ranks.abort(&error.to_string()))?;
@@ -68,39 +81,46 @@ impl DeviceRanks {
         let place = (ranks.rank(), ranks.ranks());
         let mut host = Host { ranks, over: None };
         let comm = host.wait_for(Joining::begin(nccl, device, place, id))?;
-        Ok(Self { comm, host: Mutex::new(host) })
+        let records = comm.ranks() as usize * bucket(options.max_rows) as usize;
+        let words = records * part_words(MAX_RANKED) as usize;
+        let found = DeviceBuffer::uninitialized(device, "what ranks have found", words)?;
+        let rows = bucket(options.max_rows.max(options.prefill_rows)) as usize;
+        let sums = rows * hidden as usize;
+        let sums = DeviceBuffer::uninitialized(device, "what ranks add to the stream", sums)?;
+        Ok(Self { comm, sums, dtype, found, host: Mutex::new(host) })
     }
 
     pub(super) fn describe(&self) -> String {
         self.comm.describe()
     }
 
-    pub(super) fn rank(&self) -> u32 {
+    fn rank(&self) -> u32 {
         self.comm.rank()
+    }
+
+    /// What this rank adds to the residual stream, and after [`DeviceRanks::sum`] what all do: `[rows, hidden]`.
+    pub(super) fn sums(&self) -> DevicePtr {
+        self.sums.pointer()
     }
 
     fn host(&self) -> MutexGuard<'_, Host> {
         self.host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enqueues the sum over ranks of `x`, `count` f32, in its place.
+    /// Enqueues the sum over ranks of the first `count` elements of [`DeviceRanks::sums`].
     ///
     /// # Safety
-    /// `x` is valid until the work is done; `stream` is one of the device.
-    pub(super) unsafe fn all_reduce(
-        &self,
-        x: DevicePtr,
-        count: usize,
-        stream: RawStream,
-    ) -> Result<(), CudaModelError> {
-        // SAFETY: the caller's.
-        Ok(unsafe { self.comm.all_reduce(x, count, stream) }?)
+    /// There are as many; `stream` is one of the device.
+    pub(super) unsafe fn sum(&self, count: usize, stream: RawStream) -> Result<(), CudaModelError> {
+        debug_assert!(count <= self.sums.len());
+        // SAFETY: the caller's; the buffer lives as long as the model.
+        Ok(unsafe { self.comm.all_reduce(self.sums(), (count, self.dtype), stream) }?)
     }
 
     /// Enqueues the gather of `rows` rows of logits, `vocabulary` each, of which every rank has its even part.
     ///
     /// # Safety
-    /// As [`DeviceRanks::all_reduce`].
+    /// `logits` are valid until the work is done; `stream` is one of the device.
     pub(super) unsafe fn gather_logits(
         &self,
         logits: DevicePtr,
@@ -111,6 +131,38 @@ impl DeviceRanks {
         let vocabulary = ends[ends.len() - 1];
         // SAFETY: the caller's.
         Ok(unsafe { self.comm.gather_rows(logits, (rows, vocabulary), ends, stream) }?)
+    }
+
+    /// How this rank ranks its entries, of which `logits` has `[rows, own]`, and how `ranking` comes of what all find.
+    pub(super) fn top_k(
+        &self,
+        (logits, own): (DevicePtr, Range<u32>),
+        TopK { ids, log_probs, rows, k, .. }: TopK,
+    ) -> (TopKPart, MergeTopK) {
+        let found = self.found.pointer();
+        let merge = MergeTopK { found, ids, log_probs, parts: self.comm.ranks(), rows, k };
+        let before = u64::from(self.rank()) * found_words(&merge) as u64;
+        let found = found.offset(4 * before);
+        let entries = own.len() as u32;
+        (TopKPart { logits, found, rows, entries, first: own.start, k }, merge)
+    }
+
+    /// Enqueues the gather of what ranks have found, before it is merged.
+    ///
+    /// # Safety
+    /// As [`DeviceRanks::gather_logits`]; `merge` is of [`DeviceRanks::top_k`].
+    pub(super) unsafe fn gather_found(
+        &self,
+        merge: &MergeTopK,
+        stream: RawStream,
+    ) -> Result<(), CudaModelError> {
+        // SAFETY: the caller's.
+        Ok(unsafe { self.comm.gather(merge.found, found_words(merge), stream) }?)
+    }
+
+    /// Device memory of this.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        4 * self.found.len() as u64 + 2 * self.sums.len() as u64
     }
 
     /// Whether there may be another pass.
@@ -161,6 +213,11 @@ impl DeviceRanks {
         }
         Ok(())
     }
+}
+
+/// Words that a rank finds.
+fn found_words(merge: &MergeTopK) -> usize {
+    (merge.rows * part_words(merge.k)) as usize
 }
 
 /// Waits until the kernels of collectives that were ended have ended, lest their memory goes before.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use deft::DType;
 use deft::cuda::{CudaDevice, CudaError, DevicePtr, RawStream};
 
 use super::{Handle, Id, Nccl, NcclError, split_version};
@@ -13,6 +14,10 @@ use crate::ranks::threads::{END, join_within};
 
 /// `ncclFloat32`.
 const F32: c_int = 7;
+/// `ncclFloat16`.
+const F16: c_int = 6;
+/// `ncclBfloat16`.
+const BF16: c_int = 9;
 /// `ncclSum`.
 const SUM: c_int = 0;
 /// `ncclInProgress`.
@@ -99,7 +104,7 @@ impl Comm {
         self.ranks
     }
 
-    /// Enqueues `x[i] = sum over ranks of x[i]`, `count` f32.
+    /// Enqueues `x[i] = sum over ranks of x[i]`, `count` elements of `dtype`.
     ///
     /// # Safety
     /// `x` is valid until the work is done; `stream` is one of the device.
@@ -109,13 +114,40 @@ impl Comm {
     pub(crate) unsafe fn all_reduce(
         &self,
         x: DevicePtr,
-        count: usize,
+        (count, dtype): (usize, DType),
         stream: RawStream,
     ) -> Result<(), NcclError> {
         let (x, stream) = (x.0 as *mut c_void, stream.0 as *mut c_void);
+        let dtype = match dtype {
+            DType::F16 => F16,
+            DType::Bf16 => BF16,
+            _ => F32,
+        };
         // SAFETY: a live communicator; the rest is the caller's promise.
         self.call("ncclAllReduce", || unsafe {
-            (self.nccl.all_reduce)(x, x, count, F32, SUM, self.handle, stream)
+            (self.nccl.all_reduce)(x, x, count, dtype, SUM, self.handle, stream)
+        })
+    }
+
+    /// Enqueues a gather in place: of `count` words from every rank, one rank's after the other's at `x`, this one has its own
+    /// and gets the others'.
+    ///
+    /// # Safety
+    /// As [`Comm::all_reduce`].
+    ///
+    /// # Errors
+    /// [`NcclError::Call`].
+    pub(crate) unsafe fn gather(
+        &self,
+        x: DevicePtr,
+        count: usize,
+        stream: RawStream,
+    ) -> Result<(), NcclError> {
+        let own = x.offset(4 * u64::from(self.rank) * count as u64).0 as *mut c_void;
+        let (x, stream) = (x.0 as *mut c_void, stream.0 as *mut c_void);
+        // SAFETY: as for `all_reduce`; in place, as NCCL wants it.
+        self.call("ncclAllGather", || unsafe {
+            (self.nccl.all_gather)(own, x, count, F32, self.handle, stream)
         })
     }
 

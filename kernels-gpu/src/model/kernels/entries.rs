@@ -35,6 +35,30 @@ unsafe fn rms_norm<E: Element>(
     unsafe { super::rms_norm::<E>(Norm { x, picks, weight, out, hidden, eps }) }
 }
 
+/// One block of [`add_rms_norm`](super::add_rms_norm).
+#[kernel(
+    threads = NORM_THREADS,
+    shared = NORM_SHARED_BYTES,
+    group = "model",
+    instances(
+        add_rms_norm_bf16: <Bf16>,
+        add_rms_norm_f16: <F16>
+    )
+)]
+#[inline(always)]
+unsafe fn add_rms_norm<E: Element>(
+    x: *mut f32,
+    added: *const u16,
+    picks: *const u32,
+    weight: *const f32,
+    out: *mut u16,
+    hidden: u32,
+    eps: f32,
+) {
+    // SAFETY: the caller's.
+    unsafe { super::add_rms_norm::<E>(Norm { x, picks, weight, out, hidden, eps }, added) }
+}
+
 /// One block of [`rotate_append`](super::rotate_append).
 #[kernel(
     threads = THREADS,

@@ -21,7 +21,7 @@ pub use embed::embed;
 pub use feed::{Feed, feed};
 pub use fill::{fill, fill_f32};
 pub use noise::Sampling;
-pub use norm::{Norm, rms_norm};
+pub use norm::{Norm, add_rms_norm, rms_norm};
 pub use part::{MergeTopK, TopKPart, merge_top_k, sample_part, top_k_part};
 pub use pick::{Pick, pick_tokens};
 pub use rank::{TopK, log_softmax_top_k, sample_top_k};
