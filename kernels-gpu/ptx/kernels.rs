@@ -146,6 +146,8 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "embed_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4] },
             Entry { name: "rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
             Entry { name: "rms_norm_f16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
+            Entry { name: "add_rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "add_rms_norm_f16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 8, 4, 4] },
             Entry { name: "rotate_append_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "rotate_append_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "rotate_append_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
@@ -165,7 +167,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "9fdbab0d69311faa4fce57373518a6022af615422d1b96cd4550e15838d30c10",
+        sha256: "11290ffa43f99ee5157d415e9462542ef6f4b1dcb7a6a2c8e10ca91ac224fc74",
         ptx: include_str!("sm_80/model.ptx"),
     },
     Image {
@@ -312,6 +314,8 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "embed_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4] },
             Entry { name: "rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
             Entry { name: "rms_norm_f16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
+            Entry { name: "add_rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "add_rms_norm_f16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 8, 4, 4] },
             Entry { name: "rotate_append_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "rotate_append_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "rotate_append_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
@@ -331,7 +335,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "d045cb09ca94e658a855c3a4ce31af4f0f8ea5aa6ecf67f2cbc5ad06ab0596bf",
+        sha256: "d9c2e9d05f9e038363eb4261fc6282021572e583ef0a0913580fa8694e65c52b",
         ptx: include_str!("sm_90a/model.ptx"),
     },
     Image {
@@ -370,6 +374,17 @@ pub const IMAGES: &[Image] = &[
         ptx: include_str!("sm_90a/selftest.ptx"),
     },
 ];
+
+arguments! { "Arguments of `add_rms_norm_bf16`, `add_rms_norm_f16`."
+AddRmsNorm {
+    x: u64 = "`*mut f32`",
+    added: u64 = "`*const u16`",
+    picks: u64 = "`*const u32`",
+    weight: u64 = "`*const f32`",
+    out: u64 = "`*mut u16`",
+    hidden: u32 = "`u32`",
+    eps: f32 = "`f32`",
+} }
 
 arguments! { "Arguments of `advance_counters`."
 Advance {
