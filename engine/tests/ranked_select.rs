@@ -1,5 +1,6 @@
 //! What a model of several ranks is asked for besides logits, and how little of it goes between ranks.
 
+#[allow(dead_code, reason = "other suites use the rest")]
 mod common;
 
 use std::sync::Arc;
