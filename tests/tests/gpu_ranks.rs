@@ -15,7 +15,7 @@ use deft::{DType, NodeKey};
 use deft_engine::cuda::{Choice, CudaModel, CudaModelError, CudaOptions, CudaWeights};
 use deft_engine::ranked::{Ranked, START, follow};
 use deft_engine::ranks::{Communicator, Launch, Memory, RankError, Shard, Tcp};
-use deft_engine::select::{Select, Selected};
+use deft_engine::select::{Select, Selected, most_likely};
 use deft_engine::{LlamaConfig, ModelError, TreeModel, Weights};
 use deft_tests::gpu::say;
 use deft_tests::oracle::relative_l2;
@@ -155,29 +155,41 @@ fn answers_chosen_on_several_gpus_are_one_gpu_s() {
         ];
         // These are ranked by each rank, and merged.
         let merged = [5, 1, 64, 2].map(|k| Select::Top { k });
-        let answers = |ranks| {
+        let answers = |ranks, asked: &[&[Select; 4]]| {
             let mut model = ranked(&weights, DType::F16, ranks);
             let mut logits = Vec::new();
             let root = model.insert_prompt(&tokens(9, 40, 1001), &mut logits).unwrap();
             let leaves = model.fork(root, mixed.len()).unwrap();
-            [&mixed, &merged, &merged, &merged, &mixed, &merged]
-                .into_iter()
-                .flat_map(|select| model.step_select(&leaves, &[1, 2, 3, 4], select).unwrap())
-                .collect::<Vec<_>>()
+            let step = |select: &&[Select; 4]| {
+                model.step_select(&leaves, &[1, 2, 3, 4], &select[..]).unwrap()
+            };
+            asked.iter().flat_map(step).collect::<Vec<_>>()
         };
-        for (found, right) in answers(ranks).into_iter().zip(answers(1)) {
+        let asked = [&mixed, &merged, &merged, &merged, &mixed, &merged];
+        let logits = [const { Select::Logits }; 4];
+        let (found, gathered) = (answers(ranks, &asked), answers(ranks, &[&logits; 6]));
+        let select = asked.into_iter().flatten();
+        for (((found, right), gathered), select) in
+            found.iter().zip(answers(1, &asked)).zip(gathered).zip(select)
+        {
+            let Selected::Logits(gathered) = gathered else { panic!("logits were asked for") };
             match (found, right) {
                 (
                     Selected::Tokens { ids, log_probs },
                     Selected::Tokens { ids: right, log_probs: expected },
                 ) => {
-                    assert_eq!(ids, right, "{ranks} GPUs");
+                    // Of the same logits the same tokens; one GPU's differ a little.
+                    if matches!(select, Select::Top { .. }) {
+                        assert_eq!(*ids, most_likely(&gathered, ids.len()), "{ranks} GPUs");
+                    } else {
+                        assert_eq!(*ids, right, "{ranks} GPUs");
+                    }
                     let pairs = log_probs.iter().zip(&expected);
                     assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 0.02), "{pairs:?}");
                 }
                 (Selected::Logits(found), Selected::Logits(right)) => {
                     let right: Vec<f64> = right.iter().map(|&x| f64::from(x)).collect();
-                    assert!(relative_l2(&found, &right) < LIMITS[0].1);
+                    assert!(relative_l2(found, &right) < LIMITS[0].1);
                 }
                 (found, right) => panic!("{found:?} is not {right:?}"),
             }
