@@ -157,7 +157,7 @@ impl<'r, 's> Run<'r, 's> {
         let rotary = Rotary { positions: buffers.inputs.pointer(Input::Positions), cos, sin };
         // SAFETY: as in `enqueue`.
         unsafe {
-            self.rows.norm(&w.attention_norm, None, layer > 0)?;
+            self.rows.norm(&w.attention_norm, None, layer > 0 && self.rows.adds_later())?;
             let (normed, qkv) = (&buffers.normed, &buffers.qkv);
             observer.saw(layer, Stage::AttentionInput, self.rows.halves(normed, config.hidden))?;
             let shape = [q + 2 * kv, config.hidden];
@@ -245,7 +245,7 @@ impl<'r, 's> Run<'r, 's> {
         };
         // SAFETY: as in `enqueue`.
         unsafe {
-            self.rows.norm(&w.ffn_norm, None, true)?;
+            self.rows.norm(&w.ffn_norm, None, self.rows.adds_later())?;
             observer.saw(layer, Stage::FfnInput, self.rows.halves(&buffers.normed, hidden))?;
             let normed = buffers.normed.pointer();
             let shape = ([2 * ffn, hidden], 2 * ffn);

@@ -138,11 +138,11 @@ pub fn time_all_reduce(model: &CudaModel, rows: u32, count: u32) -> Result<f64, 
     }
     let Some(ranks) = &model.forward.ranks else { return Ok(0.0) };
     let stream = model.stream();
-    let elements = rows as usize * model.config().hidden as usize;
+    let (x, states) = (model.forward.buffers.x.pointer(), (rows, model.config().hidden));
     let all = |stream: &Stream| -> Result<(), CudaModelError> {
         for _ in 0..count {
             // SAFETY: there are so many rows; the stream is the model's. Whatever is there takes as long.
-            unsafe { ranks.sum(elements, stream.raw()) }?;
+            unsafe { ranks.sum(x, states, stream.raw()) }?;
         }
         Ok(())
     };

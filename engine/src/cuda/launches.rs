@@ -21,6 +21,11 @@ pub(super) struct Rows<'r> {
 }
 
 impl Rows<'_> {
+    /// Whether what ranks add to the residual stream of these rows comes with the norm that follows.
+    pub(super) fn adds_later(&self) -> bool {
+        self.ranks.is_some() && DeviceRanks::rounds(self.count)
+    }
+
     /// Normalises the residual stream, or the rows that `picks` names, once what ranks have `added` is in it.
     ///
     /// # Safety
@@ -81,8 +86,8 @@ impl Rows<'_> {
         Ok(unsafe { self.forward.blas.multiply(&product) }?)
     }
 
-    /// Adds `source w^T`, with `w` of `[hidden, inner]`, to the residual stream. The sum over ranks, rounded to 16 bits, is
-    /// added by the norm that follows.
+    /// Adds the sum over ranks of `source w^T`, with `w` of `[hidden, inner]`, to the residual stream; where
+    /// [`Rows::adds_later`], by the norm that follows.
     ///
     /// # Safety
     /// As [`Run::enqueue`].
@@ -101,8 +106,14 @@ impl Rows<'_> {
             let Some(ranks) = self.ranks else {
                 return self.multiply(source, w, x, shape, Sums::Added);
             };
-            self.multiply(source, w, ranks.sums(), shape, Sums::Half)?;
-            ranks.sum(self.count as usize * hidden as usize, self.stream)
+            // All ranks have the stream, and one brings it to a sum that is not rounded.
+            let (to, into) = match (self.adds_later(), ranks.rank()) {
+                (true, _) => (ranks.sums(), Sums::Half),
+                (false, 0) => (x, Sums::Added),
+                (false, _) => (x, Sums::F32),
+            };
+            self.multiply(source, w, to, shape, into)?;
+            ranks.sum(x, (self.count, hidden), self.stream)
         }
     }
 

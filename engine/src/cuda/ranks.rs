@@ -20,6 +20,9 @@ use super::{CudaModelError, CudaOptions};
 use crate::ranked::START;
 use crate::ranks::{Communicator, RankError};
 
+/// Rows up to which sums are f32: they take as long, and products that give f32 are the faster ones.
+const EXACT_ROWS: u32 = 8;
+
 /// How long is looked without a pause whether a pass is done.
 const SPIN: Duration = Duration::from_millis(20);
 /// Between looks after that.
@@ -94,11 +97,16 @@ impl DeviceRanks {
         self.comm.describe()
     }
 
-    fn rank(&self) -> u32 {
+    pub(super) fn rank(&self) -> u32 {
         self.comm.rank()
     }
 
-    /// What this rank adds to the residual stream, and after [`DeviceRanks::sum`] what all do: `[rows, hidden]`.
+    /// Whether what is added to so many rows is rounded to the model's 16 bits before it is summed.
+    pub(super) fn rounds(rows: u32) -> bool {
+        rows > EXACT_ROWS
+    }
+
+    /// Where it is: what this rank adds to the residual stream, and after [`DeviceRanks::sum`] what all do, `[rows, hidden]`.
     pub(super) fn sums(&self) -> DevicePtr {
         self.sums.pointer()
     }
@@ -107,14 +115,24 @@ impl DeviceRanks {
         self.host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enqueues the sum over ranks of the first `count` elements of [`DeviceRanks::sums`].
+    /// Enqueues the sum over ranks of [`DeviceRanks::sums`], or of `x` where it is not rounded, `[rows, hidden]` f32.
     ///
     /// # Safety
-    /// There are as many; `stream` is one of the device.
-    pub(super) unsafe fn sum(&self, count: usize, stream: RawStream) -> Result<(), CudaModelError> {
+    /// The model was made for as many rows; `x` is valid until the work is done; `stream` is one of the device.
+    pub(super) unsafe fn sum(
+        &self,
+        x: DevicePtr,
+        (rows, hidden): (u32, u32),
+        stream: RawStream,
+    ) -> Result<(), CudaModelError> {
+        let (x, dtype) = match Self::rounds(rows) {
+            true => (self.sums(), self.dtype),
+            false => (x, DType::F32),
+        };
+        let count = rows as usize * hidden as usize;
         debug_assert!(count <= self.sums.len());
         // SAFETY: the caller's; the buffer lives as long as the model.
-        Ok(unsafe { self.comm.all_reduce(self.sums(), (count, self.dtype), stream) }?)
+        Ok(unsafe { self.comm.all_reduce(x, (count, dtype), stream) }?)
     }
 
     /// Enqueues the gather of `rows` rows of logits, `vocabulary` each, of which every rank has its even part.

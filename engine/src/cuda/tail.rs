@@ -34,7 +34,7 @@ impl Run<'_, '_> {
         };
         // SAFETY: as in `enqueue`.
         unsafe {
-            rows.norm(&weights.final_norm, picks, true)?;
+            rows.norm(&weights.final_norm, picks, self.rows.adds_later())?;
             observer.saw(last, Stage::HeadInput, rows.halves(&buffers.normed, config.hidden))?;
             match rows.ranks.filter(|_| !gathers) {
                 Some(ranks) => rows.rank_own(ranks, k, sampling.as_ref())?,

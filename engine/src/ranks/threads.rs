@@ -49,7 +49,9 @@ mod tests {
         let sleeper = std::thread::spawn(|| std::thread::sleep(Duration::from_millis(50)));
         let panicker = std::thread::spawn(|| std::panic::resume_unwind(Box::new("on purpose")));
         assert!(join_within(Duration::from_secs(60), [sleeper, panicker]));
-        let stuck = std::thread::spawn(move || drop(wait.recv()));
+        let stuck = std::thread::spawn(move || {
+            let _ = wait.recv();
+        });
         let begun = Instant::now();
         assert!(!join_within(Duration::from_millis(30), [stuck]));
         assert!(begun.elapsed() < Duration::from_secs(30));
