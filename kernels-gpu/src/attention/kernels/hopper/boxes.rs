@@ -1,0 +1,190 @@
+//! Blocks of another engine on their way into the ring: copies of boxes of its K and V, eight tokens each.
+
+use super::Source;
+use super::ring::Ring;
+use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment};
+use crate::attention::kernels::Attend;
+use crate::attention::kernels::cursor::{Counts, Cursor};
+use crate::attention::kernels::format::{Coded, Format};
+use crate::attention::kernels::group_layout::Swizzled;
+use crate::attention::kernels::page::PartialPage;
+use crate::attention::kernels::program::Program;
+use crate::attention::tile::hopper::Tile;
+use device::bulk::Bytes;
+use device::shared::Shared;
+use device::tensor::{self, TensorMap};
+use device::warp::FULL_MASK;
+use device::{global, mbarrier, warp};
+
+/// K and V of one layer where another engine keeps them, whose rows are contiguous.
+///
+/// A map's dimensions are, innermost first: 64 dims, the tokens of a block, the row's parts of 64 dims, KV heads, blocks. A
+/// box is eight tokens of one head, in the 128-byte swizzle.
+#[derive(Clone, Copy, Debug)]
+pub struct Boxes {
+    /// Keys.
+    pub k: *const TensorMap,
+    /// As `k`.
+    pub v: *const TensorMap,
+    /// Ids of blocks. A page is `64 >> shift` of them, from the one on that the plan's page id names.
+    pub table: *const u32,
+    /// A block has `1 << shift` tokens, 8 to 64.
+    pub shift: u32,
+}
+
+/// Groups of eight tokens in a page.
+const GROUPS: u32 = PAGE_TOKENS / 8;
+/// Pages whose blocks are looked up together: a group a lane.
+const BATCH: u32 = 32 / GROUPS;
+
+impl Source for Boxes {
+    type Layout = Swizzled;
+    const FINITE: bool = false;
+
+    #[inline(always)]
+    unsafe fn produce<F: Format, const D: usize, const S: u32>(
+        self,
+        _a: &Attend,
+        kv_head: u32,
+        _coded: Coded,
+        shared: Shared<u8>,
+        program: Program,
+    ) {
+        let lane = warp::lane_id();
+        // SAFETY: the caller's; the warp is whole, and one lane copies.
+        unsafe {
+            if lane < 2 {
+                tensor::prefetch(if lane == 0 { self.k } else { self.v });
+            }
+            let header = program.header();
+            let asked = Asked { program, header, lane, tokens: 0 };
+            let mut cursor = Cursor::new(program, header, asked);
+            let mut ring = Ring::<D, S>::new(shared);
+            let mut next = self.take(&mut cursor, lane);
+            loop {
+                let batch = next;
+                // On its way while the batch before is copied.
+                next = self.take(&mut cursor, lane);
+                let mut page = 0;
+                while page < BATCH {
+                    let first = page * GROUPS;
+                    let tokens = warp::warp_shuffle_idx(FULL_MASK, batch.tokens, first);
+                    if tokens == 0 {
+                        return;
+                    }
+                    let place = warp::warp_shuffle_idx(FULL_MASK, batch.place, first);
+                    let blocks: [u32; GROUPS as usize] = core::array::from_fn(|group| {
+                        warp::warp_shuffle_idx(FULL_MASK, batch.block, first + group as u32)
+                    });
+                    if lane == 0 {
+                        let place = PartialPage { tokens, place };
+                        self.copy(&ring, place, kv_head, &blocks);
+                    }
+                    ring.advance();
+                    page += 1;
+                }
+            }
+        }
+    }
+}
+
+/// A batch of pages; a lane has a group of eight tokens of one.
+#[derive(Clone, Copy)]
+struct Batch {
+    /// Tokens of the lane's page, with [`WHOLE`]; 0 if there is none.
+    tokens: u32,
+    /// Its place in the program.
+    place: u32,
+    /// The block that has the group.
+    block: u32,
+}
+
+/// Every query of the item sees all 64 tokens of the page.
+const WHOLE: u32 = 1 << 31;
+
+impl Boxes {
+    /// Looks up the blocks of the next pages.
+    #[inline(always)]
+    unsafe fn take(&self, cursor: &mut Cursor<Asked>, lane: u32) -> Batch {
+        let mut batch = Batch { tokens: 0, place: 0, block: 0 };
+        let mut id = 0;
+        let mut page = 0;
+        while page < BATCH {
+            // SAFETY: the warp is whole.
+            unsafe { cursor.advance() };
+            if lane / GROUPS == page {
+                let PartialPage { tokens, place } = cursor.describe();
+                let whole = tokens == 0 && cursor.page_tokens() > 0;
+                batch.tokens = if whole { WHOLE | PAGE_TOKENS } else { tokens };
+                batch.place = place;
+                id = cursor.id();
+            }
+            page += 1;
+        }
+        let token = lane % GROUPS * 8;
+        if token < batch.tokens & !WHOLE {
+            // SAFETY: the tables have an entry for each of a sequence's tokens.
+            batch.block =
+                unsafe { global::load_u32(self.table.add((id + (token >> self.shift)) as usize)) };
+        }
+        batch
+    }
+
+    /// Copies a page into the ring's next stage; one lane.
+    #[inline(always)]
+    unsafe fn copy<const D: usize, const S: u32>(
+        &self,
+        ring: &Ring<D, S>,
+        page: PartialPage,
+        kv_head: u32,
+        blocks: &[u32; GROUPS as usize],
+    ) {
+        let tokens = page.tokens & !WHOLE;
+        let groups = tokens.div_ceil(8);
+        // SAFETY: a stage is written only when it is empty; the boxes lie within the tensors.
+        unsafe {
+            ring.wait_empty();
+            let whole = page.tokens & WHOLE != 0;
+            ring.describe(PartialPage { tokens: if whole { 0 } else { tokens }, ..page });
+            let bytes = Bytes::new(groups * Tile::<D>::GROUP_BYTES);
+            mbarrier::arrive_expect_tx(ring.full(), bytes * 2);
+            for group in 0..GROUPS {
+                if group < groups {
+                    let slot = group * 8 & ((1 << self.shift) - 1);
+                    let at = [0, slot, 0, kv_head, blocks[group as usize]];
+                    let to = group * Tile::<D>::GROUP_BYTES;
+                    tensor::copy_box_to_shared(ring.key().offset(to), self.k, at, ring.full());
+                    tensor::copy_box_to_shared(ring.value().offset(to), self.v, at, ring.full());
+                }
+            }
+        }
+    }
+}
+
+/// The counts of 32 segments at a time, asked for together: growing nodes cost one trip to memory, not one each.
+struct Asked {
+    program: Program,
+    header: ProgramHeader,
+    lane: u32,
+    tokens: u32,
+}
+
+impl Counts for Asked {
+    #[inline(always)]
+    unsafe fn tokens(&mut self, index: u32, segment: &Segment) -> u32 {
+        if index % 32 == 0 {
+            let own = index + self.lane;
+            self.tokens = if own < self.header.segments {
+                // SAFETY: a segment of the program's.
+                unsafe { self.program.tokens(&self.program.segment(self.header.items, own)) }
+            } else {
+                0
+            };
+        }
+        if segment.length_slot == NONE {
+            return segment.tokens;
+        }
+        // SAFETY: the warp is whole, the segment being the same for all lanes.
+        unsafe { warp::warp_shuffle_idx(FULL_MASK, self.tokens, index % 32) }
+    }
+}
