@@ -14,7 +14,7 @@ use device::bulk::Bytes;
 use device::shared::Shared;
 use device::tensor::{self, TensorMap};
 use device::warp::FULL_MASK;
-use device::{global, mbarrier, warp};
+use device::{global, mbarrier, register, warp};
 
 /// K and V of one layer where another engine keeps them, whose rows are contiguous.
 ///
@@ -53,8 +53,9 @@ impl Source for Boxes {
         let lane = warp::lane_id();
         // SAFETY: the caller's; the warp is whole, and one lane copies.
         unsafe {
-            if lane < 2 {
-                tensor::prefetch(if lane == 0 { self.k } else { self.v });
+            if lane == 0 {
+                tensor::prefetch(self.k);
+                tensor::prefetch(self.v);
             }
             let header = program.header();
             let asked = Asked { program, header, lane, tokens: 0 };
@@ -66,20 +67,13 @@ impl Source for Boxes {
                 // On its way while the batch before is copied.
                 next = self.take(&mut cursor, lane);
                 let mut page = 0;
-                while page < BATCH {
-                    let first = page * GROUPS;
-                    let tokens = warp::warp_shuffle_idx(FULL_MASK, batch.tokens, first);
+                // Not unrolled, as everything here: the producer has few registers.
+                while page < register::late(BATCH) {
+                    let tokens = batch.tokens_of(page);
                     if tokens == 0 {
                         return;
                     }
-                    let place = warp::warp_shuffle_idx(FULL_MASK, batch.place, first);
-                    let blocks: [u32; GROUPS as usize] = core::array::from_fn(|group| {
-                        warp::warp_shuffle_idx(FULL_MASK, batch.block, first + group as u32)
-                    });
-                    if lane == 0 {
-                        let place = PartialPage { tokens, place };
-                        self.copy(&ring, place, kv_head, &blocks);
-                    }
+                    batch.copy::<D, S>(&self, &ring, page, tokens, kv_head, lane);
                     ring.advance();
                     page += 1;
                 }
@@ -109,7 +103,7 @@ impl Boxes {
         let mut batch = Batch { tokens: 0, place: 0, block: 0 };
         let mut id = 0;
         let mut page = 0;
-        while page < BATCH {
+        while page < register::late(BATCH) {
             // SAFETY: the warp is whole.
             unsafe { cursor.advance() };
             if lane / GROUPS == page {
@@ -123,39 +117,58 @@ impl Boxes {
         }
         let token = lane % GROUPS * 8;
         if token < batch.tokens & !WHOLE {
+            let place = id + (token >> self.shift);
             // SAFETY: the tables have an entry for each of a sequence's tokens.
-            batch.block =
-                unsafe { global::load_u32(self.table.add((id + (token >> self.shift)) as usize)) };
+            batch.block = unsafe { global::load_u32(self.table.add(place as usize)) };
         }
         batch
     }
+}
 
-    /// Copies a page into the ring's next stage; one lane.
+impl Batch {
+    /// Tokens of a page.
+    #[inline(always)]
+    unsafe fn tokens_of(&self, page: u32) -> u32 {
+        // SAFETY: the warp is whole.
+        unsafe { warp::warp_shuffle_idx(FULL_MASK, self.tokens, page * GROUPS) }
+    }
+
+    /// Copies a page into the ring's next stage; one lane does, for all of the warp.
     #[inline(always)]
     unsafe fn copy<const D: usize, const S: u32>(
         &self,
+        boxes: &Boxes,
         ring: &Ring<D, S>,
-        page: PartialPage,
+        page: u32,
+        tokens: u32,
         kv_head: u32,
-        blocks: &[u32; GROUPS as usize],
+        lane: u32,
     ) {
-        let tokens = page.tokens & !WHOLE;
-        let groups = tokens.div_ceil(8);
-        // SAFETY: a stage is written only when it is empty; the boxes lie within the tensors.
+        let whole = tokens & WHOLE != 0;
+        let tokens = tokens & !WHOLE;
+        // SAFETY: the warp is whole; a stage is written only when it is empty; the boxes lie within the tensors.
         unsafe {
-            ring.wait_empty();
-            let whole = page.tokens & WHOLE != 0;
-            ring.describe(PartialPage { tokens: if whole { 0 } else { tokens }, ..page });
-            let bytes = Bytes::new(groups * Tile::<D>::GROUP_BYTES);
-            mbarrier::arrive_expect_tx(ring.full(), bytes * 2);
-            for group in 0..GROUPS {
-                if group < groups {
-                    let slot = group * 8 & ((1 << self.shift) - 1);
-                    let at = [0, slot, 0, kv_head, blocks[group as usize]];
-                    let to = group * Tile::<D>::GROUP_BYTES;
-                    tensor::copy_box_to_shared(ring.key().offset(to), self.k, at, ring.full());
-                    tensor::copy_box_to_shared(ring.value().offset(to), self.v, at, ring.full());
+            let place = warp::warp_shuffle_idx(FULL_MASK, self.place, page * GROUPS);
+            if lane == 0 {
+                ring.wait_empty();
+                ring.describe(PartialPage { tokens: if whole { 0 } else { tokens }, place });
+                let bytes = Bytes::new(tokens.div_ceil(8) * Tile::<D>::GROUP_BYTES);
+                mbarrier::arrive_expect_tx(ring.full(), bytes * 2);
+            }
+            let mut to = ring.key();
+            let mut token = 0;
+            while token < tokens {
+                let block =
+                    warp::warp_shuffle_idx(FULL_MASK, self.block, page * GROUPS + token / 8);
+                if lane == 0 {
+                    let slot = token & ((1 << boxes.shift) - 1);
+                    let at = [0, slot, 0, kv_head, block];
+                    tensor::copy_box_to_shared(to, boxes.k, at, ring.full());
+                    let value = to.offset(Tile::<D>::HALF_BYTES);
+                    tensor::copy_box_to_shared(value, boxes.v, at, ring.full());
                 }
+                to = to.offset(Tile::<D>::GROUP_BYTES);
+                token += 8;
             }
         }
     }
