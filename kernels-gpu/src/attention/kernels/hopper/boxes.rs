@@ -1,4 +1,6 @@
 //! Blocks of another engine on their way into the ring: copies of boxes of its K and V, eight tokens each.
+//!
+//! One warp has K, another V. A lane has eight tokens of one of four pages: it looks up their block and copies the box.
 
 use super::Source;
 use super::ring::Ring;
@@ -40,22 +42,24 @@ const BATCH: u32 = 32 / GROUPS;
 impl Source for Boxes {
     type Layout = Swizzled;
     const FINITE: bool = false;
+    const PRODUCERS: u32 = 2;
 
     #[inline(always)]
     unsafe fn produce<F: Format, const D: usize, const S: u32>(
         self,
         _a: &Attend,
+        producer: u32,
         kv_head: u32,
         _coded: Coded,
         shared: Shared<u8>,
         program: Program,
     ) {
         let lane = warp::lane_id();
-        // SAFETY: the caller's; the warp is whole, and one lane copies.
+        let half = if producer == 0 { self.k } else { self.v };
+        // SAFETY: the caller's; the warp is whole.
         unsafe {
             if lane == 0 {
-                tensor::prefetch(self.k);
-                tensor::prefetch(self.v);
+                tensor::prefetch(half);
             }
             let header = program.header();
             let asked = Asked { program, header, lane, tokens: 0 };
@@ -67,13 +71,25 @@ impl Source for Boxes {
                 // On its way while the batch before is copied.
                 next = self.take(&mut cursor, lane);
                 let mut page = 0;
-                // Not unrolled, as everything here: the producer has few registers.
+                // Not unrolled: the producers have few registers.
                 while page < register::late(BATCH) {
-                    let tokens = batch.tokens_of(page);
+                    let tokens = warp::warp_shuffle_idx(FULL_MASK, batch.tokens, page * GROUPS);
                     if tokens == 0 {
                         return;
                     }
-                    batch.copy::<D, S>(&self, &ring, page, tokens, kv_head, lane);
+                    ring.wait_empty();
+                    if lane == page * GROUPS {
+                        batch.announce(&ring, producer);
+                    }
+                    warp::sync_warp(FULL_MASK);
+                    let group = lane % GROUPS;
+                    if lane / GROUPS == page && group * 8 < tokens & !WHOLE {
+                        let to = ring.key().offset(producer * Tile::<D>::HALF_BYTES);
+                        let to = to.offset(group * Tile::<D>::GROUP_BYTES);
+                        let slot = group * 8 & ((1 << self.shift) - 1);
+                        let at = [0, slot, 0, kv_head, batch.block];
+                        tensor::copy_box_to_shared(to, half, at, ring.full());
+                    }
                     ring.advance();
                     page += 1;
                 }
@@ -126,50 +142,19 @@ impl Boxes {
 }
 
 impl Batch {
-    /// Tokens of a page.
+    /// Says what the lane's page is, which the ring's next stage is to have, and how many bytes of K or V it will get.
     #[inline(always)]
-    unsafe fn tokens_of(&self, page: u32) -> u32 {
-        // SAFETY: the warp is whole.
-        unsafe { warp::warp_shuffle_idx(FULL_MASK, self.tokens, page * GROUPS) }
-    }
-
-    /// Copies a page into the ring's next stage; one lane does, for all of the warp.
-    #[inline(always)]
-    unsafe fn copy<const D: usize, const S: u32>(
-        &self,
-        boxes: &Boxes,
-        ring: &Ring<D, S>,
-        page: u32,
-        tokens: u32,
-        kv_head: u32,
-        lane: u32,
-    ) {
-        let whole = tokens & WHOLE != 0;
-        let tokens = tokens & !WHOLE;
-        // SAFETY: the warp is whole; a stage is written only when it is empty; the boxes lie within the tensors.
+    unsafe fn announce<const D: usize, const S: u32>(&self, ring: &Ring<D, S>, producer: u32) {
+        let tokens = self.tokens & !WHOLE;
+        // SAFETY: the stage is empty; each producer arrives once.
         unsafe {
-            let place = warp::warp_shuffle_idx(FULL_MASK, self.place, page * GROUPS);
-            if lane == 0 {
-                ring.wait_empty();
+            if producer == 0 {
+                let whole = self.tokens & WHOLE != 0;
+                let place = self.place;
                 ring.describe(PartialPage { tokens: if whole { 0 } else { tokens }, place });
-                let bytes = Bytes::new(tokens.div_ceil(8) * Tile::<D>::GROUP_BYTES);
-                mbarrier::arrive_expect_tx(ring.full(), bytes * 2);
             }
-            let mut to = ring.key();
-            let mut token = 0;
-            while token < tokens {
-                let block =
-                    warp::warp_shuffle_idx(FULL_MASK, self.block, page * GROUPS + token / 8);
-                if lane == 0 {
-                    let slot = token & ((1 << boxes.shift) - 1);
-                    let at = [0, slot, 0, kv_head, block];
-                    tensor::copy_box_to_shared(to, boxes.k, at, ring.full());
-                    let value = to.offset(Tile::<D>::HALF_BYTES);
-                    tensor::copy_box_to_shared(value, boxes.v, at, ring.full());
-                }
-                to = to.offset(Tile::<D>::GROUP_BYTES);
-                token += 8;
-            }
+            let bytes = Bytes::new(tokens.div_ceil(8) * Tile::<D>::GROUP_BYTES);
+            mbarrier::arrive_expect_tx(ring.full(), bytes);
         }
     }
 }

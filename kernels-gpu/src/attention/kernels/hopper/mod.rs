@@ -38,13 +38,17 @@ pub trait Source: Copy {
     /// Whether V is finite. Otherwise it is looked through where not all queries of an item see a page.
     const FINITE: bool;
 
-    /// Producer warp: brings the program's pages into the ring, those of a format to where `coded` says.
+    /// Producer warps, each of which arrives where a page is full.
+    const PRODUCERS: u32;
+
+    /// Producer warp: brings its part of the program's pages into the ring, those of a format to where `coded` says.
     ///
     /// # Safety
     /// As [`attend`].
     unsafe fn produce<F: Format, const D: usize, const S: u32>(
         self,
         a: &Attend,
+        producer: u32,
         kv_head: u32,
         coded: Coded,
         shared: Shared<u8>,
@@ -85,7 +89,7 @@ pub unsafe fn attend<
         let warp_index = warp::warp_id();
         let words = a.program(thread::block_idx_x());
         if thread_index == CONSUMERS {
-            prologue::<D, S>(base, words, a.stride, if F::CODED { DECODERS } else { 1 });
+            prologue::<D, S>(base, words, a.stride, if F::CODED { DECODERS } else { C::PRODUCERS });
             if F::CODED {
                 Slots::<D, S>::new(base, coded).init();
                 mbarrier::fence_init();
@@ -103,9 +107,10 @@ pub unsafe fn attend<
         };
         if warp_index >= CONSUMER_WARPS {
             register::set_max_dec::<40>();
-            if warp_index == CONSUMER_WARPS {
+            if warp_index < CONSUMER_WARPS + C::PRODUCERS {
+                let producer = warp_index - CONSUMER_WARPS;
                 mbarrier::wait_parity(program_barrier::<D>(base), 0);
-                source.produce::<F, D, S>(&a, kv_head, coded, base, program);
+                source.produce::<F, D, S>(&a, producer, kv_head, coded, base, program);
                 if F::CODED {
                     // The launch before is of the same call and another format: who waits for this one waits for both.
                     grid::wait_dependencies();

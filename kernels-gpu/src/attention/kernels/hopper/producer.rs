@@ -23,11 +23,13 @@ const ANY: Coded = Coded { half_bytes: 1, per_slab: 1, detail: 0 };
 impl Source for Pool {
     type Layout = Cores;
     const FINITE: bool = true;
+    const PRODUCERS: u32 = 1;
 
     #[inline(always)]
     unsafe fn produce<F: Format, const D: usize, const S: u32>(
         self,
         a: &Attend,
+        _producer: u32,
         kv_head: u32,
         coded: Coded,
         shared: Shared<u8>,
