@@ -115,7 +115,7 @@ impl ForeignPointers {
 
     /// Those of Hopper's launch, by tensor maps.
     fn boxes(&self, native: ptx::Attend, heads: [u32; 2]) -> Result<ptx::AttendBoxes, CudaError> {
-        let map = |half| tensor_map(half, self.shift, heads);
+        let map = |half| tensor_map(device, half, self.shift, heads);
         let (k, v) = (map(&self.k)?, map(&self.v)?);
         let (table, shift) = (self.table.0, self.shift);
         Ok(beside_native!(AttendBoxes of native { k, v, table, shift }))
@@ -216,7 +216,8 @@ impl AttentionKernels {
         unsafe {
             match &self.boxes {
                 Some(kernel) if foreign.has_boxes() => {
-                    let arguments = foreign.boxes(native, [self.kv_heads, self.head_dim])?;
+                    let heads = [self.kv_heads, self.head_dim];
+                    let arguments = foreign.boxes(&kernel.device, native, heads)?;
                     kernel.launch(launch, arguments, stream)
                 }
                 _ => self.attend.launch(launch, foreign.arguments(native), stream),

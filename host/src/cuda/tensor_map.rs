@@ -2,7 +2,7 @@
 
 use super::error::check;
 use super::kernels::ForeignHalf;
-use super::{CudaError, sys};
+use super::{CudaDevice, CudaError, sys};
 
 /// Eight elements of 16 bits: what strides are counted in.
 const PIECE_BYTES: u64 = 16;
@@ -17,6 +17,7 @@ pub(super) const BOX_TOKENS: u32 = 8;
 /// # Errors
 /// [`CudaError::Driver`] for what it cannot describe: strides of 2^40 bytes and more.
 pub(super) fn tensor_map(
+    device: &CudaDevice,
     half: &ForeignHalf,
     shift: u32,
     [kv_heads, head_dim]: [u32; 2],
@@ -32,6 +33,7 @@ pub(super) fn tensor_map(
         }
     }
     let of_box = [ROW, BOX_TOKENS, parts, 1, 1];
+    let _current = device.activate()?;
     let mut map = sys::TensorMap([0; 16]);
     // SAFETY: a place for a map, as aligned as the driver asks for; arrays as long as the rank says.
     let code = unsafe {

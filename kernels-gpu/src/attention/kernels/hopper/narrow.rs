@@ -84,7 +84,7 @@ unsafe fn step<
         if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(&mut s, work, page, lane / 4, quarter * 16 + lane % 4 * 2);
             if C::FINITE {
-                page_tail::clear::<D>(ring.value(), page.tokens, tokens, lane, 32);
+                page_tail::clear::<C::Layout, D>(ring.value(), page.tokens, tokens, lane, 32);
                 warp::sync_warp(FULL_MASK);
             }
         }

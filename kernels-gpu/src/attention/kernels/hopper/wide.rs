@@ -226,7 +226,13 @@ unsafe fn softmax<C: Source, const D: usize, const S: u32>(
             if C::FINITE && page.tokens != PAGE_TOKENS {
                 let v = stage.key.offset(Tile::<D>::HALF_BYTES);
                 by_readers(work.block, shared_pages, |thread, threads| {
-                    page_tail::clear::<D>(v, page.tokens, 0..PAGE_TOKENS, thread, threads);
+                    page_tail::clear::<C::Layout, D>(
+                        v,
+                        page.tokens,
+                        0..PAGE_TOKENS,
+                        thread,
+                        threads,
+                    );
                 });
             }
         }
