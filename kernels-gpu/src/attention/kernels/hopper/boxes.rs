@@ -65,9 +65,9 @@ impl Source for Boxes {
             let asked = Asked { program, header, lane, tokens: 0 };
             let mut cursor = Cursor::new(program, header, asked);
             let mut ring = Ring::<D, S>::new(shared);
-            let mut batch = self.take(&mut cursor, lane);
             loop {
-                let mut next = batch;
+                // Waited for while the ring is full.
+                let batch = self.take(&mut cursor, lane);
                 let mut page = 0;
                 // Not unrolled: the producers have few registers.
                 while page < register::late(BATCH) {
@@ -88,14 +88,9 @@ impl Source for Boxes {
                         let at = [0, slot, 0, kv_head, batch.block];
                         tensor::copy_box_to_shared(to, half, at, ring.full());
                     }
-                    if page == 0 {
-                        // On its way while the others are copied.
-                        next = self.take(&mut cursor, lane);
-                    }
                     ring.advance();
                     page += 1;
                 }
-                batch = next;
             }
         }
     }
