@@ -114,7 +114,12 @@ impl ForeignPointers {
     }
 
     /// Those of Hopper's launch, by tensor maps.
-    fn boxes(&self, native: ptx::Attend, heads: [u32; 2]) -> Result<ptx::AttendBoxes, CudaError> {
+    fn boxes(
+        &self,
+        device: &CudaDevice,
+        native: ptx::Attend,
+        heads: [u32; 2],
+    ) -> Result<ptx::AttendBoxes, CudaError> {
         let map = |half| tensor_map(device, half, self.shift, heads);
         let (k, v) = (map(&self.k)?, map(&self.v)?);
         let (table, shift) = (self.table.0, self.shift);
