@@ -439,6 +439,28 @@ Attend {
     soft_cap: f32 = "`f32`",
 } }
 
+arguments! { "Arguments of `attend_boxes_bf16_d128`, `attend_boxes_bf16_d64`, `attend_boxes_f16_d128`, `attend_boxes_f16_d64`."
+AttendBoxes {
+    q: u64 = "`*const u16`",
+    k: [u64; 16] = "`*const TensorMap`",
+    v: [u64; 16] = "`*const TensorMap`",
+    table: u64 = "`*const u32`",
+    programs: u64 = "`*const u32`",
+    masks: u64 = "`*const u64`",
+    lengths: u64 = "`*const u32`",
+    out: u64 = "`*mut u16`",
+    lse: u64 = "`*mut f32`",
+    partial_o: u64 = "`*mut f32`",
+    partial_lse: u64 = "`*mut f32`",
+    stride: u32 = "`u32`",
+    kv_heads: u32 = "`u32`",
+    group: u32 = "`u32`",
+    partial_slots: u32 = "`u32`",
+    scale_log2: f32 = "`f32`",
+    soft_cap: f32 = "`f32`",
+    shift: u32 = "`u32`",
+} }
+
 arguments! { "Arguments of `attend_fp8_bf16_d128`, `attend_fp8_bf16_d256`, `attend_fp8_bf16_d64`, `attend_fp8_f16_d128`, `attend_fp8_f16_d256`, `attend_fp8_f16_d64`."
 AttendCoded {
     q: u64 = "`*const u16`",

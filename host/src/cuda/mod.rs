@@ -46,6 +46,7 @@ mod plan;
 mod ptx;
 mod stream;
 mod sys;
+mod tensor_map;
 mod writers;
 
 pub use crate::cache::device_rows::{DeviceElements, DevicePtr, DeviceRows, RawStream};

@@ -8,9 +8,11 @@
 pub mod ampere;
 mod block;
 mod cache;
+mod cursor;
 mod entries;
 mod finish;
 mod format;
+mod group_layout;
 pub mod hopper;
 mod merge;
 mod page;

@@ -12,6 +12,7 @@ use super::block::{Block, Work};
 use super::cache::{self, Cache};
 use super::finish::{Exchange, join, store_rows};
 use super::format::{Coded, CodedPages, Format};
+use super::group_layout::Cores;
 use super::program::Program;
 use super::query;
 use super::rows::{hide, soft_cap};
@@ -150,7 +151,7 @@ unsafe fn run<
             let mut p = [0.0f32; S];
             let (key, page) = if F::CODED { codes.next_key() } else { pages.next_key() };
             if active {
-                p = tile.logits::<E, D, S>(key.offset(own));
+                p = tile.logits::<E, Cores, D, S>(key.offset(own));
                 soft_cap(&mut p, block.logits);
                 if page.tokens != 0 {
                     let first = first_token + lane % 4 * 2;
@@ -161,7 +162,7 @@ unsafe fn run<
             }
             let value = if F::CODED { codes.next_value() } else { pages.next_value() };
             if active {
-                tile.weigh::<E, D, S>(&p, value.offset(own));
+                tile.weigh::<E, Cores, D, S>(&p, value.offset(own));
             }
             left -= 1;
         }
