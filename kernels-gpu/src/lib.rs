@@ -15,6 +15,7 @@ pub mod attention;
 pub mod cache;
 #[cfg(target_arch = "nvptx64")]
 pub mod flush;
+pub mod directory;
 pub mod layout;
 pub mod model;
 #[cfg(not(target_arch = "nvptx64"))]

@@ -3,12 +3,12 @@
 #![expect(clippy::too_many_arguments, reason = "a kernel's parameters are scalars and pointers")]
 
 use crate::Arch;
-use crate::abi::MergeRow;
+use crate::abi::{Cell, MergeRow};
 use crate::attention::tile::{self, MERGE_THREADS};
 use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
 
-use super::{Attend, Coded, Foreign, Format, Fp8, Merge, Native, Pool, ampere, hopper};
+use super::{Attend, Coded, Foreign, Format, Fp8, Merge, Native, Pool, ampere, hopper, score};
 use kernel_macros::kernel;
 
 /// Threads of an `attend` block on what is compiled for.
@@ -210,4 +210,66 @@ unsafe fn merge<E: Element, const D: usize, const V: usize>(
     };
     // SAFETY: the caller's.
     unsafe { super::merge::<E, D, V>(m) }
+}
+
+/// One block of `score`. `KS = D / 16` for head dimension `D`.
+#[kernel(
+    threads = tile::score::threads(device::ARCH),
+    shared = tile::score::shared_bytes::<D>(device::ARCH),
+    group = "score_d{D}",
+    instances(
+        score_bf16_d64: <Bf16, 64, 4>,
+        score_bf16_d128: <Bf16, 128, 8>,
+        score_bf16_d256: <Bf16, 256, 16>,
+        score_f16_d64: <F16, 64, 4>,
+        score_f16_d128: <F16, 128, 8>,
+        score_f16_d256: <F16, 256, 16>
+    )
+)]
+#[inline(always)]
+unsafe fn score<E: Element, const D: usize, const KS: usize>(
+    q: *const u16,
+    pool: *const u16,
+    cells: *const Cell,
+    biases: *const f32,
+    programs: *const u32,
+    masks: *const u64,
+    lengths: *const u32,
+    lse: *const f32,
+    visible: *const u32,
+    scores: *mut u32,
+    stride: u32,
+    cell_stride: u32,
+    kv_heads: u32,
+    group: u32,
+    scale_log2: f32,
+    soft_cap: f32,
+    reduce: u32,
+) {
+    let s = score::Score {
+        q,
+        pool,
+        cells,
+        biases,
+        programs,
+        masks,
+        lengths,
+        lse,
+        visible,
+        scores,
+        stride,
+        cell_stride,
+        kv_heads,
+        group,
+        scale_log2,
+        soft_cap,
+        reduce,
+    };
+    // SAFETY: the caller's.
+    unsafe {
+        match device::ARCH {
+            Arch::Sm80 => score::ampere::score::<E, D, KS>(s),
+            Arch::Sm90a => score::hopper::score::<E, D, KS>(s),
+        }
+    }
 }

@@ -8,6 +8,7 @@
 pub mod ampere;
 mod block;
 mod cache;
+mod cells;
 mod entries;
 mod finish;
 mod format;
@@ -17,6 +18,7 @@ mod page;
 mod program;
 mod query;
 mod rows;
+pub mod score;
 mod sink;
 mod warp_tile;
 

@@ -1,6 +1,7 @@
 //! A block's program: read from shared memory where it fits, else from global memory.
 
 use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment, WorkItem, words_of};
+use super::cells::Cells;
 use crate::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES};
 use device::shared::Shared;
 use device::warp::FULL_MASK;
@@ -17,6 +18,8 @@ pub(super) struct Program {
     pub(super) words: *const u32,
     /// Node lengths, by slot.
     pub(super) lengths: *const u32,
+    /// Of a program of compacted pages where the KV head's rows lie.
+    pub(super) cells: Cells,
 }
 
 impl Program {
@@ -104,9 +107,16 @@ impl Program {
         }
     }
 
-    /// Tokens that `segment` holds at present.
+    /// Tokens that `segment` holds at present; of compacted pages as many pages' as the KV head has cells.
     #[inline(always)]
     pub(super) unsafe fn tokens(&self, segment: &Segment) -> u32 {
+        if self.cells.are_there() {
+            // SAFETY: page ids of a program of compacted pages are those of cells.
+            return unsafe {
+                let first = self.cells.at(self.word(segment.page_word));
+                PAGE_TOKENS * first.following().min(segment.page_count)
+            };
+        }
         let length = if segment.length_slot == NONE {
             0
         } else {

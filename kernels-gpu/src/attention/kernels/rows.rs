@@ -4,7 +4,7 @@
 
 use super::block::Work;
 use super::page::PartialPage;
-use crate::abi::NONE;
+use crate::abi::{NONE, Segment};
 use crate::softmax::Partial;
 use device::warp::FULL_MASK;
 use device::{global, math, warp};
@@ -151,15 +151,8 @@ pub(super) unsafe fn hide<const N: usize>(
     let query_count = unsafe { work.item() }.query_count;
     for e in 0..2 {
         let query = work.block.group.query(row + 8 * e as u32);
-        let seen = if query < segment.visible_begin() || query >= segment.visible_end() {
-            0
-        } else if segment.mask != NONE {
-            let word = segment.mask + (page.place >> 16) * query_count + query;
-            // SAFETY: masks reach over all pages and queries of the segment.
-            unsafe { global::load_u64(work.block.masks.add(word as usize)) }
-        } else {
-            u64::MAX >> (64 - page.tokens)
-        };
+        // SAFETY: the item has the segment, and as many queries.
+        let seen = unsafe { seen(work.block.masks, &segment, page, query, query_count) };
         let seen = seen >> first;
         for j in 0..N / 4 {
             for c in 0..2 {
@@ -171,8 +164,31 @@ pub(super) unsafe fn hide<const N: usize>(
     }
 }
 
+/// Which tokens of a page query `query` of an item sees, a bit each.
+///
+/// # Safety
+/// The page is one of the segment's, in an item of `query_count` queries, and the masks are the plan's.
 #[inline(always)]
-unsafe fn quad_max(x: f32) -> f32 {
+pub(super) unsafe fn seen(
+    masks: *const u64,
+    segment: &Segment,
+    page: PartialPage,
+    query: u32,
+    query_count: u32,
+) -> u64 {
+    if query < segment.visible_begin() || query >= segment.visible_end() {
+        0
+    } else if segment.mask != NONE {
+        let word = segment.mask + (page.place >> 16) * query_count + query;
+        // SAFETY: masks reach over all pages and queries of the segment.
+        unsafe { global::load_u64(masks.add(word as usize)) }
+    } else {
+        u64::MAX >> (64 - page.tokens)
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn quad_max(x: f32) -> f32 {
     // SAFETY: the caller's warp is whole.
     unsafe {
         let x = math::max(x, warp::warp_shuffle_xor(FULL_MASK, x, 1));
@@ -181,7 +197,7 @@ unsafe fn quad_max(x: f32) -> f32 {
 }
 
 #[inline(always)]
-unsafe fn quad_sum(x: f32) -> f32 {
+pub(super) unsafe fn quad_sum(x: f32) -> f32 {
     // SAFETY: the caller's warp is whole.
     unsafe {
         let x = x + warp::warp_shuffle_xor(FULL_MASK, x, 1);

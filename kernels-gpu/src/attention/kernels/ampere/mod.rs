@@ -10,6 +10,7 @@ mod pages;
 use super::Attend;
 use super::block::{Block, Work};
 use super::cache::{self, Cache};
+use super::cells::Cells;
 use super::finish::{Exchange, join, store_rows};
 use super::format::{Coded, CodedPages, Format};
 use super::program::Program;
@@ -22,6 +23,7 @@ use coded::Codes;
 use device::shared::{Shared, dynamic_shared_mem};
 use device::{Element, global, register, thread, warp};
 use pages::Pages;
+pub(super) use pages::Cursor;
 
 /// One block of `attend` over pages of `cache`, or of format `F`, of which `coded` says more. `KS = D / 16`, `NT = D / 8` for
 /// head dimension `D`.
@@ -57,6 +59,7 @@ pub unsafe fn attend<
             counts: base.offset(Tile::<D>::COUNTS).cast(),
             words,
             lengths: a.lengths,
+            cells: Cells::NONE,
         };
         let header = program.header();
         let tokens = program.ask_count(&header, thread_index);
@@ -106,7 +109,7 @@ pub unsafe fn attend<
 
 /// Fetches the program's beginning.
 #[inline(always)]
-unsafe fn load_program(cached: Shared<[u32; 4]>, words: *const u32, stride: u32, thread: u32) {
+pub(super) unsafe fn load_program(cached: Shared<[u32; 4]>, words: *const u32, stride: u32, thread: u32) {
     let bytes = (stride * 4).min(PROGRAM_BYTES);
     if thread * 16 < bytes {
         // SAFETY: programs are `stride` words long, a multiple of 4, and 16-byte aligned.

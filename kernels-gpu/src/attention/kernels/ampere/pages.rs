@@ -216,7 +216,7 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
 }
 
 /// A place among the program's pages.
-pub(super) struct Cursor {
+pub(in crate::attention::kernels) struct Cursor {
     program: Program,
     header: ProgramHeader,
     /// Work items begun.
@@ -242,7 +242,7 @@ pub(super) struct Cursor {
 impl Cursor {
     /// Before the first page.
     #[inline(always)]
-    pub(super) fn new(program: Program, header: ProgramHeader) -> Self {
+    pub(in crate::attention::kernels) fn new(program: Program, header: ProgramHeader) -> Self {
         Self {
             program,
             header,
@@ -260,7 +260,7 @@ impl Cursor {
 
     /// Moves to the next page.
     #[inline(always)]
-    pub(super) unsafe fn advance(&mut self) {
+    pub(in crate::attention::kernels) unsafe fn advance(&mut self) {
         if self.left > PAGE_TOKENS {
             self.left -= PAGE_TOKENS;
             self.word += 1;
@@ -303,19 +303,19 @@ impl Cursor {
 
     /// The present page.
     #[inline(always)]
-    pub(super) fn id(&self) -> u32 {
+    pub(in crate::attention::kernels) fn id(&self) -> u32 {
         self.id
     }
 
     /// Tokens of the present page, 1 to 64; 0 if there is none.
     #[inline(always)]
-    pub(super) fn page_tokens(&self) -> u32 {
+    pub(in crate::attention::kernels) fn page_tokens(&self) -> u32 {
         if self.left < PAGE_TOKENS { self.left } else { PAGE_TOKENS }
     }
 
     /// What the block needs to know of the present page.
     #[inline(always)]
-    pub(super) fn describe(&self) -> PartialPage {
+    pub(in crate::attention::kernels) fn describe(&self) -> PartialPage {
         let tokens = self.page_tokens();
         PartialPage {
             tokens: if self.whole && tokens == PAGE_TOKENS { 0 } else { tokens },

@@ -14,6 +14,7 @@ mod wide;
 use super::Attend;
 use super::block::{Block, Work};
 use super::cache::{Cache, Pool, PoolPages};
+use super::cells::Cells;
 use super::format::{Coded, CodedPages, Format};
 use super::program::Program;
 use super::query;
@@ -72,6 +73,7 @@ pub unsafe fn attend<
             counts: base.offset(Tile::<D>::COUNTS).cast(),
             words,
             lengths: a.lengths,
+            cells: Cells::NONE,
         };
         if warp_index >= CONSUMER_WARPS {
             register::set_max_dec::<40>();
