@@ -34,10 +34,10 @@ impl LinkedCell {
     pub const fn following(self) -> u32 {
         (self.bits & !CELL_BIASED) >> 8
     }
-    /// Whether the cell's rows have biases.
+    /// [`CELL_BIASED`] if the cell's rows have biases, else 0.
     #[inline(always)]
-    pub const fn is_biased(self) -> bool {
-        self.bits & CELL_BIASED != 0
+    pub const fn bias_flag(self) -> u32 {
+        self.bits & CELL_BIASED
     }
 }
 
@@ -66,7 +66,7 @@ mod tests {
         link(&mut head);
         let linked = head.map(|Cell { cell, tokens }| {
             let linked = LinkedCell { cell, bits: tokens };
-            (linked.cell, linked.rows(), linked.following(), linked.is_biased())
+            (linked.cell, linked.rows(), linked.following(), linked.bias_flag() != 0)
         });
         let expected = [
             (7, 64, 2, false),

@@ -166,13 +166,7 @@ impl Call<'_> {
         };
         let formats = [&[KvFormat::Native][..], &plan.formats()].concat();
         for format in formats {
-            let mut words = vec![0; plan.words().len()];
-            for share in 0..plan.shares() {
-                let program = plan.share(share).of_format(format);
-                words[(share * plan.stride()) as usize..][..program.len()]
-                    .copy_from_slice(&program);
-            }
-            let programs = memory.constant("programs", &words);
+            let programs = memory.constant("programs", &super::programs(plan, format));
             let kernel = format.kernel(self.shape.page());
             let coded = kernel.map_or(Coded::default(), |kernel| Coded {
                 half_bytes: kernel.half_bytes,

@@ -67,6 +67,19 @@ impl Cache for Pool {
     }
 }
 
+/// The launch's pool, a cell a page.
+#[derive(Clone, Copy, Debug)]
+pub struct CellPool;
+
+impl Cache for CellPool {
+    type Pages = PoolPages;
+
+    #[inline(always)]
+    unsafe fn pages<const D: usize>(self, a: &Attend, _kv_head: u32) -> PoolPages {
+        PoolPages { first: a.pool.cast(), stride: 2 * layout::page_elements(D as u32) as u64 }
+    }
+}
+
 impl Pages for PoolPages {
     const NATIVE: bool = true;
 

@@ -1,5 +1,6 @@
 //! Where the rows of compacted nodes lie: page ids of a program of compacted pages are places in a directory.
 
+use super::format::{Coded, Format};
 use crate::abi::Cell;
 use crate::directory::LinkedCell;
 use crate::layout;
@@ -13,6 +14,20 @@ pub(super) struct Cells(*const Cell);
 impl Cells {
     /// None: page ids are those of pages.
     pub(super) const NONE: Self = Self(core::ptr::null());
+
+    /// Those of `kv_head` that a launch over pages of format `F` is told.
+    ///
+    /// # Safety
+    /// The directory has the KV head.
+    #[inline(always)]
+    pub(super) unsafe fn of<F: Format>(coded: &Coded, kv_head: u32) -> Self {
+        if F::COMPACTED {
+            // SAFETY: the caller's.
+            unsafe { Self::new(coded.cells, coded.cell_stride, kv_head) }
+        } else {
+            Self::NONE
+        }
+    }
 
     /// Of `kv_head`, whose cells are `stride` from those of the next, in the layer's `cells`.
     ///

@@ -22,8 +22,8 @@ pub mod score;
 mod sink;
 mod warp_tile;
 
-pub use cache::{Cache, Foreign, Pool};
-pub use format::{Coded, Format, Fp8, Native};
+pub use cache::{Cache, CellPool, Foreign, Pool};
+pub use format::{Coded, Compacted, Format, Fp8, Native};
 pub use merge::{Merge, merge};
 
 /// What an `attend` launch reads and writes. Grid: `[shares, kv_heads]`.

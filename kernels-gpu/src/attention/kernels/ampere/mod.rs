@@ -15,7 +15,7 @@ use super::finish::{Exchange, join, store_rows};
 use super::format::{Coded, CodedPages, Format};
 use super::program::Program;
 use super::query;
-use super::rows::{hide, soft_cap};
+use super::rows::{add_biases, hide, soft_cap};
 use super::sink::{Sink, inverse};
 use super::warp_tile::WarpTile;
 use crate::attention::tile::{PROGRAM_BYTES, ampere::Tile, group_bytes};
@@ -30,7 +30,7 @@ pub(super) use pages::Cursor;
 ///
 /// # Safety
 /// Blocks have [`THREADS`](crate::attention::tile::ampere::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic
-/// shared memory. The pointers are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie
+/// shared memory ([`Tile::COMPACTED_SHARED_BYTES`] for compacted nodes). The pointers are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie
 /// within pool, lengths and partials, and its segments lie in program order, each in one work item. Items are of the
 /// format, and their pages are full where it is not the native one.
 #[inline(always)]
@@ -59,13 +59,13 @@ pub unsafe fn attend<
             counts: base.offset(Tile::<D>::COUNTS).cast(),
             words,
             lengths: a.lengths,
-            cells: Cells::NONE,
+            cells: Cells::of::<F>(&coded, kv_head),
         };
         let header = program.header();
         let tokens = program.ask_count(&header, thread_index);
         program.keep_count(&header, thread_index, tokens);
         thread::sync_threads();
-        let block = Block::new(&a, base, thread_index, warp::warp_id(), kv_head);
+        let block = Block::new(&a, base, thread_index, warp::warp_id(), kv_head, coded.biases);
         let of_head = cache.pages::<D>(&a, kv_head);
         let mut pages = Pages::<E, _, D>::new(base, thread_index, program, header, of_head);
         let of_format = CodedPages::new::<D>(&a, kv_head, coded);
@@ -154,12 +154,17 @@ unsafe fn run<
             let (key, page) = if F::CODED { codes.next_key() } else { pages.next_key() };
             if active {
                 p = tile.logits::<E, D, S>(key.offset(own));
-                soft_cap(&mut p, block.logits);
+                let mut logits = block.logits;
+                soft_cap(&mut p, logits);
+                if F::COMPACTED {
+                    let first = first_token + lane % 4 * 2;
+                    logits = add_biases(&mut p, block, page, pages.cell(), first);
+                }
                 if page.tokens != 0 {
                     let first = first_token + lane % 4 * 2;
                     hide(&mut p, work, page, row_tile * 16 + lane / 4, first);
                 }
-                let factor = tile.rows.update(&mut p, block.logits);
+                let factor = tile.rows.update(&mut p, logits);
                 tile.rescale(factor);
             }
             let value = if F::CODED { codes.next_value() } else { pages.next_value() };

@@ -19,6 +19,7 @@ use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::{CONSUMERS, ampere::Tile};
 use crate::cache::{NAN, is_finite};
+use crate::directory::LinkedCell;
 use device::matrix::Row;
 use device::shared::Shared;
 use device::{Element, async_copy, thread};
@@ -114,6 +115,18 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
         records.offset(stage * Tile::<D>::RECORD_BYTES).cast()
     }
 
+    #[inline(always)]
+    fn cell_word(&self, stage: u32) -> Shared<u32> {
+        self.shared.offset(Tile::<D>::CELLS).cast().at(stage)
+    }
+
+    /// Of compacted nodes, the cell of the page whose K was waited for last; before its V is.
+    #[inline(always)]
+    pub(super) unsafe fn cell(&self) -> u32 {
+        // SAFETY: written with the page's record.
+        unsafe { self.cell_word(self.stage).load() }
+    }
+
     /// Waits until the next half has landed, for all threads. Of the halves asked for all but it may be under way.
     #[inline(always)]
     unsafe fn await_half(&self) {
@@ -162,6 +175,9 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
                 let page = self.last.describe();
                 self.record(stage).store(page.tokens);
                 self.record(stage).at(1).store(page.place);
+                if self.last.program.cells.are_there() {
+                    self.cell_word(stage).store(self.last.id);
+                }
             }
             self.load_half::<0>(self.key(stage));
         }
@@ -233,9 +249,11 @@ pub(in crate::attention::kernels) struct Cursor {
     left: u32,
     /// Word of the present page's id.
     word: u32,
-    /// The present page.
+    /// The present page; of compacted nodes its cell.
     id: u32,
-    /// Its segment, and its index within it in the upper half.
+    /// Rows of that cell, and whether it has biases.
+    cell: LinkedCell,
+    /// The page's segment, and its index within it in the upper half.
     place: u32,
 }
 
@@ -254,6 +272,7 @@ impl Cursor {
             left: 0,
             word: 0,
             id: 0,
+            cell: LinkedCell { cell: 0, bits: 0 },
             place: 0,
         }
     }
@@ -273,6 +292,11 @@ impl Cursor {
         if self.left > 0 {
             // SAFETY: the word is one of the segment's page ids.
             self.id = unsafe { self.program.word(self.word) };
+            if self.program.cells.are_there() {
+                // SAFETY: the id is one of the directory's.
+                self.cell = unsafe { self.program.cells.at(self.id) };
+                self.id = self.cell.cell;
+            }
         }
     }
 
@@ -310,7 +334,8 @@ impl Cursor {
     /// Tokens of the present page, 1 to 64; 0 if there is none.
     #[inline(always)]
     pub(in crate::attention::kernels) fn page_tokens(&self) -> u32 {
-        if self.left < PAGE_TOKENS { self.left } else { PAGE_TOKENS }
+        let tokens = if self.left < PAGE_TOKENS { self.left } else { PAGE_TOKENS };
+        if self.program.cells.are_there() && tokens > 0 { self.cell.rows() } else { tokens }
     }
 
     /// What the block needs to know of the present page.
@@ -319,7 +344,7 @@ impl Cursor {
         let tokens = self.page_tokens();
         PartialPage {
             tokens: if self.whole && tokens == PAGE_TOKENS { 0 } else { tokens },
-            place: self.place,
+            place: self.place | self.cell.bias_flag(),
         }
     }
 }

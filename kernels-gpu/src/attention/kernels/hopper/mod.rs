@@ -13,7 +13,7 @@ mod wide;
 
 use super::Attend;
 use super::block::{Block, Work};
-use super::cache::{Cache, Pool, PoolPages};
+use super::cache::{Cache, CellPool, Pool, PoolPages};
 use super::cells::Cells;
 use super::format::{Coded, CodedPages, Format};
 use super::program::Program;
@@ -31,7 +31,8 @@ use ring::Ring;
 /// for head dimension `D`; the ring has `S` pages, [`Tile::STAGES`] of native ones and fewer beside codes.
 ///
 /// # Safety
-/// Blocks have [`THREADS`](crate::attention::tile::hopper::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic shared memory. The pointers
+/// Blocks have [`THREADS`](crate::attention::tile::hopper::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic shared memory
+/// ([`Tile::COMPACTED_SHARED_BYTES`] for compacted nodes). The pointers
 /// are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie within pool, lengths and
 /// partials, and its segments lie in program order, each in one work item. Items are of the format, and their pages are
 /// full where it is not the native one.
@@ -73,16 +74,20 @@ pub unsafe fn attend<
             counts: base.offset(Tile::<D>::COUNTS).cast(),
             words,
             lengths: a.lengths,
-            cells: Cells::NONE,
+            cells: Cells::of::<F>(&coded, kv_head),
         };
         if warp_index >= CONSUMER_WARPS {
             register::set_max_dec::<40>();
             if warp_index == CONSUMER_WARPS {
                 mbarrier::wait_parity(program_barrier::<D>(base), 0);
-                let PoolPages { first, stride } = Pool.pages::<D>(&a, kv_head);
+                let PoolPages { first, stride } = if F::COMPACTED {
+                    CellPool.pages::<D>(&a, kv_head)
+                } else {
+                    Pool.pages::<D>(&a, kv_head)
+                };
                 let codes = CodedPages::new::<D>(&a, kv_head, coded);
                 producer::produce::<F, D, S>(base, program, first, stride, codes);
-                if F::CODED {
+                if F::CODED || F::COMPACTED {
                     // The launch before is of the same call and another format: who waits for this one waits for both.
                     grid::wait_dependencies();
                 }
@@ -93,8 +98,8 @@ pub unsafe fn attend<
         } else {
             register::set_max_inc::<232>();
             mbarrier::wait_parity(program_barrier::<D>(base), 0);
-            let block = Block::new(&a, base, thread_index, warp_index, kv_head);
-            consume::<E, D, KS, NT, O, S>(&block, program);
+            let block = Block::new(&a, base, thread_index, warp_index, kv_head, coded.biases);
+            consume::<E, F, D, KS, NT, O, S>(&block, program);
         }
     }
 }
@@ -138,6 +143,7 @@ fn program_barrier<const D: usize>(base: Shared<u8>) -> Barrier {
 #[inline(always)]
 unsafe fn consume<
     E: Element,
+    F: Format,
     const D: usize,
     const KS: usize,
     const NT: usize,
@@ -184,11 +190,11 @@ unsafe fn consume<
                 pages: program.pages(header.items, &item),
             };
             if narrow {
-                narrow::run::<E, D, KS, NT, S>(&work, &mut ring);
+                narrow::run::<E, F, D, KS, NT, S>(&work, &mut ring);
             } else if map.rows <= 64 {
-                wide::run::<E, D, KS, O, S>(&work, &mut ring, true);
+                wide::run::<E, F, D, KS, O, S>(&work, &mut ring, true);
             } else if Tile::<D>::MAX_ROWS > 64 {
-                wide::run::<E, D, KS, O, S>(&work, &mut ring, false);
+                wide::run::<E, F, D, KS, O, S>(&work, &mut ring, false);
             }
             index += 1;
         }

@@ -5,7 +5,8 @@ use super::page_tail;
 use super::ring::Ring;
 use crate::attention::kernels::block::Work;
 use crate::attention::kernels::finish::{Exchange, join};
-use crate::attention::kernels::rows::{hide, soft_cap};
+use crate::attention::kernels::format::Format;
+use crate::attention::kernels::rows::{add_biases, hide, soft_cap};
 use crate::attention::kernels::warp_tile::WarpTile;
 use crate::attention::tile::{CONSUMER_WARPS, hopper::Tile};
 use device::warp::FULL_MASK;
@@ -15,6 +16,7 @@ use device::{Element, bulk, warp};
 #[inline(always)]
 pub(super) unsafe fn run<
     E: Element,
+    F: Format,
     const D: usize,
     const KS: usize,
     const NT: usize,
@@ -33,7 +35,7 @@ pub(super) unsafe fn run<
         // SAFETY: a stage is read between its arrival and its release.
         unsafe {
             if mine {
-                step::<E, D, KS, NT, S>(&mut tile, work, ring);
+                step::<E, F, D, KS, NT, S>(&mut tile, work, ring);
             } else {
                 ring.skip();
             }
@@ -53,7 +55,14 @@ pub(super) unsafe fn run<
 
 /// One page: this warp's 16 tokens.
 #[inline(always)]
-unsafe fn step<E: Element, const D: usize, const KS: usize, const NT: usize, const S: u32>(
+unsafe fn step<
+    E: Element,
+    F: Format,
+    const D: usize,
+    const KS: usize,
+    const NT: usize,
+    const S: u32,
+>(
     tile: &mut WarpTile<KS, NT>,
     work: &Work,
     ring: &mut Ring<D, S>,
@@ -66,7 +75,12 @@ unsafe fn step<E: Element, const D: usize, const KS: usize, const NT: usize, con
         ring.wait_full();
         let page = ring.page();
         let mut s: [f32; 8] = tile.logits::<E, D, 8>(ring.key().offset(own));
-        soft_cap(&mut s, work.block.logits);
+        let mut logits = work.block.logits;
+        soft_cap(&mut s, logits);
+        if F::COMPACTED {
+            let first = quarter * 16 + lane % 4 * 2;
+            logits = add_biases(&mut s, work.block, page, ring.cell(), first);
+        }
         if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(&mut s, work, page, lane / 4, quarter * 16 + lane % 4 * 2);
             page_tail::clear::<D>(
@@ -78,7 +92,7 @@ unsafe fn step<E: Element, const D: usize, const KS: usize, const NT: usize, con
             );
             warp::sync_warp(FULL_MASK);
         }
-        let factor = tile.rows.update(&mut s, work.block.logits);
+        let factor = tile.rows.update(&mut s, logits);
         tile.rescale(factor);
         tile.weigh::<E, D, 8>(&s, ring.value().offset(own));
         // The copy that fills the stage next is of the other proxy.

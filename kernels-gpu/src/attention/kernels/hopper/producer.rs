@@ -53,7 +53,7 @@ pub(super) unsafe fn produce<F: Format, const D: usize, const S: u32>(
             // SAFETY: a segment of the program's.
             let segment = unsafe { program.segment(header.items, index) };
             // A node that has stopped growing is streamed while the others' lengths are on their way.
-            let tokens = if segment.length_slot == NONE {
+            let tokens = if segment.length_slot == NONE && !F::COMPACTED {
                 segment.tokens
             } else {
                 // SAFETY: the warp is whole, the segment being the same for all lanes.
@@ -73,7 +73,7 @@ pub(super) unsafe fn produce<F: Format, const D: usize, const S: u32>(
                             page += 1;
                         }
                     } else {
-                        stream(
+                        stream::<F, D, S>(
                             &mut ring,
                             &program,
                             segment.page_word,
@@ -99,7 +99,7 @@ pub(super) unsafe fn produce<F: Format, const D: usize, const S: u32>(
 /// Streams one segment.
 #[expect(clippy::too_many_arguments, reason = "a segment's figures, in registers")]
 #[inline(always)]
-unsafe fn stream<const D: usize, const S: u32>(
+unsafe fn stream<F: Format, const D: usize, const S: u32>(
     ring: &mut Ring<D, S>,
     program: &Program,
     first_word: u32,
@@ -112,17 +112,26 @@ unsafe fn stream<const D: usize, const S: u32>(
     let mut left = tokens;
     let mut page = 0;
     while left > 0 {
-        let here = if left < PAGE_TOKENS { left } else { PAGE_TOKENS };
-        let whole = whole && here == PAGE_TOKENS;
+        let mut here = if left < PAGE_TOKENS { left } else { PAGE_TOKENS };
+        left -= here;
+        let mut biased = 0;
         // SAFETY: the page lies in the pool, and a stage is written only when it is empty.
         unsafe {
-            let source =
-                pool.byte_add((program.word(first_word + page) as u64 * page_stride) as usize);
+            let mut id = program.word(first_word + page);
+            if F::COMPACTED {
+                let cell = program.cells.at(id);
+                (id, here, biased) = (cell.cell, cell.rows(), cell.bias_flag());
+            }
+            let whole = whole && here == PAGE_TOKENS;
+            let source = pool.byte_add((id as u64 * page_stride) as usize);
             ring.wait_empty();
             ring.describe(PartialPage {
                 tokens: if whole { 0 } else { here },
-                place: segment | page << 16,
+                place: segment | page << 16 | biased,
             });
+            if F::COMPACTED {
+                ring.describe_cell(id);
+            }
             if here > PAGE_TOKENS - 8 {
                 let bytes = Bytes::new(Tile::<D>::PAGE_BYTES);
                 mbarrier::arrive_expect_tx(ring.full(), bytes);
@@ -136,7 +145,6 @@ unsafe fn stream<const D: usize, const S: u32>(
             }
         }
         ring.advance();
-        left -= here;
         page += 1;
     }
 }

@@ -5,8 +5,9 @@ use super::ring::Ring;
 use crate::abi::PAGE_TOKENS;
 use crate::attention::kernels::block::{Block, Work};
 use crate::attention::kernels::finish::store_rows;
+use crate::attention::kernels::format::Format;
 use crate::attention::kernels::page::PartialPage;
-use crate::attention::kernels::rows::{Rows, hide, soft_cap};
+use crate::attention::kernels::rows::{Rows, add_biases, hide, soft_cap};
 use crate::attention::kernels::sink::{Sink, inverse};
 use crate::attention::tile::{CONSUMERS, hopper::Tile};
 use crate::softmax::Approximate;
@@ -35,6 +36,7 @@ struct Chunk<const O: usize> {
 #[inline(always)]
 pub(super) unsafe fn run<
     E: Element,
+    F: Format,
     const D: usize,
     const KS: usize,
     const O: usize,
@@ -61,7 +63,7 @@ pub(super) unsafe fn run<
             let mut now = start::<E, D, KS, S>(ring, turns.key, query, &mut s);
             turns.look_ahead(ring);
             wgmma::wait_group_settle::<0, _>(&mut s);
-            softmax(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
+            softmax::<F, D, S>(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
             let mut p = pack::<E>(&s);
             while turns.next(ring) {
                 if S == 2 {
@@ -72,7 +74,7 @@ pub(super) unsafe fn run<
                     now = start::<E, D, KS, S>(ring, turns.key, query, &mut s);
                     turns.look_ahead(ring);
                     wgmma::wait_group_settle::<0, _>(&mut s);
-                    let factor = softmax(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
+                    let factor = softmax::<F, D, S>(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
                     rescale(&mut chunk.o, factor);
                     p = pack::<E>(&s);
                     continue;
@@ -81,7 +83,7 @@ pub(super) unsafe fn run<
                 multiply::<E, D, O, S>(&mut chunk.o, &p, &now);
                 turns.look_ahead(ring);
                 wgmma::wait_group_settle::<1, _>(&mut s);
-                let factor = softmax(work, &next, &mut chunk.rows, &mut s, row, shared_pages);
+                let factor = softmax::<F, D, S>(work, &next, &mut chunk.rows, &mut s, row, shared_pages);
                 wgmma::wait_group_settle::<0, _>(&mut chunk.o);
                 now.ring.release();
                 rescale(&mut chunk.o, factor);
@@ -203,7 +205,7 @@ unsafe fn multiply<E: Element, const D: usize, const O: usize, const S: u32>(
 
 /// Turns a page's logits into probabilities; returns what the output must first be multiplied with.
 #[inline(always)]
-unsafe fn softmax<const D: usize, const S: u32>(
+unsafe fn softmax<F: Format, const D: usize, const S: u32>(
     work: &Work,
     stage: &Stage<D, S>,
     rows: &mut Rows,
@@ -211,10 +213,15 @@ unsafe fn softmax<const D: usize, const S: u32>(
     row: u32,
     shared_pages: bool,
 ) -> Option<[f32; 2]> {
-    soft_cap(s, work.block.logits);
+    let mut logits = work.block.logits;
+    soft_cap(s, logits);
     // SAFETY: the stage has landed and is not released yet.
     unsafe {
         let page = stage.page;
+        if F::COMPACTED {
+            let (cell, first) = (stage.ring.cell(), work.block.thread % 4 * 2);
+            logits = add_biases(s, work.block, page, cell, first);
+        }
         if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(s, work, page, row, work.block.thread % 4 * 2);
             clear_tail::<D>(
@@ -224,7 +231,7 @@ unsafe fn softmax<const D: usize, const S: u32>(
                 shared_pages,
             );
         }
-        rows.update(s, work.block.logits)
+        rows.update(s, logits)
     }
 }
 

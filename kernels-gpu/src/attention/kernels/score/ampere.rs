@@ -1,7 +1,7 @@
 //! `score` on Ampere and what follows it: all eight warps load and compute. Four share a page's tokens, and the other four
 //! have the other half of the rows.
 
-use super::{Block, Located, Score, Totals, hide};
+use super::{Block, Score, Totals, hide};
 use crate::abi::{PAGE_TOKENS, WorkItem};
 use crate::attention::kernels::ampere::{Cursor, load_program};
 use crate::attention::kernels::cells::{self, Cells};
@@ -174,10 +174,9 @@ impl<const D: usize> Keys<'_, D> {
         unsafe {
             self.last.advance();
             if self.last.page_tokens() > 0 {
-                let (id, described) = (self.last.id(), self.last.describe());
-                let Located { cell, tokens, page } =
-                    self.block.locate(id, described, self.last.page_tokens());
+                let (cell, tokens) = (self.block.cell(self.last.id()), self.last.page_tokens());
                 if thread == 0 {
+                    let page = self.last.describe();
                     let record = self.record(stage);
                     record.store(page.tokens);
                     record.at(1).store(page.place);

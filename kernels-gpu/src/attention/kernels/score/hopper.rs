@@ -1,6 +1,6 @@
 //! `score` on Hopper: a warp streams K of the program's pages into a ring, two warpgroups take turns at pages.
 
-use super::{Block, Located, Score, Totals, hide};
+use super::{Block, Score, Totals, hide};
 use crate::abi::{ProgramHeader, WorkItem};
 use crate::attention::kernels::ampere::{Cursor, load_program};
 use crate::attention::kernels::cells::{self, Cells};
@@ -73,12 +73,11 @@ unsafe fn produce<const D: usize>(block: &Block, header: ProgramHeader) {
         cursor.advance();
         while cursor.page_tokens() > 0 {
             if warp::lane_id() == 0 {
-                let located =
-                    block.locate(cursor.id(), cursor.describe(), cursor.page_tokens());
-                let source = cells::key::<D>(block.score.pool, located.cell);
-                let bytes = Bytes::new(located.tokens.div_ceil(8) * Tile::<D>::GROUP_BYTES);
+                let (cell, tokens) = (block.cell(cursor.id()), cursor.page_tokens());
+                let source = cells::key::<D>(block.score.pool, cell);
+                let bytes = Bytes::new(tokens.div_ceil(8) * Tile::<D>::GROUP_BYTES);
                 mbarrier::wait_parity(ring.empty(), ring.phase ^ 1);
-                ring.describe(&located);
+                ring.describe(cursor.describe(), cell);
                 mbarrier::arrive_expect_tx(ring.full(), bytes);
                 bulk::copy_global_to_shared(ring.key(), source, bytes, ring.full());
             }
@@ -230,13 +229,13 @@ impl<const D: usize> Ring<D> {
 
     /// Producer: says what the stage's page is.
     #[inline(always)]
-    unsafe fn describe(&self, of: &Located) {
+    unsafe fn describe(&self, page: PartialPage, cell: u32) {
         let words: Shared<u32> = self.record().offset(16).cast();
         // SAFETY: the stage is the producer's until it says that it is full.
         unsafe {
-            words.store(of.page.tokens);
-            words.at(1).store(of.page.place);
-            words.at(2).store(of.cell);
+            words.store(page.tokens);
+            words.at(1).store(page.place);
+            words.at(2).store(cell);
         }
     }
 

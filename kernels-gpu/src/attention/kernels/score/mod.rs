@@ -131,31 +131,11 @@ impl Block {
         }
     }
 
-    /// Where a page's rows lie: its cell, with what the loader says of it, and how many there are.
+    /// The cell of a program's page.
     #[inline(always)]
-    unsafe fn locate(&self, id: u32, described: PartialPage, tokens: u32) -> Located {
-        if !self.program.cells.are_there() {
-            let cell = id * self.score.kv_heads + self.kv_head;
-            return Located { cell, tokens, page: described };
-        }
-        // SAFETY: the id is a place in the directory.
-        let cell = unsafe { self.program.cells.at(id) };
-        let rows = cell.rows();
-        let whole = described.tokens == 0 && rows == PAGE_TOKENS;
-        let biased = if cell.is_biased() { CELL_BIASED } else { 0 };
-        let page =
-            PartialPage { tokens: if whole { 0 } else { rows }, place: described.place | biased };
-        Located { cell: cell.cell, tokens: rows, page }
+    fn cell(&self, id: u32) -> u32 {
+        if self.program.cells.are_there() { id } else { id * self.score.kv_heads + self.kv_head }
     }
-}
-
-/// The next page of a program.
-struct Located {
-    cell: u32,
-    /// Rows in it.
-    tokens: u32,
-    /// With [`CELL_BIASED`] in its place.
-    page: PartialPage,
 }
 
 /// What a thread has of its two tokens. Of its rows it is told two words each: what is added to the exponents of logits,
