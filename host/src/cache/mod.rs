@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cuda")]
 pub(crate) mod device_rows;
+mod directory;
 mod dtype;
 mod elastic;
 mod extents;
@@ -14,6 +15,7 @@ mod shape;
 mod slabs;
 mod storage;
 
+pub use directory::Directory;
 pub use dtype::{DType, Elements, ElementsMut, KvElement};
 pub(crate) use elastic::elastic_pool;
 pub use elastic::{Store, StoreBytes};

@@ -299,5 +299,9 @@ impl TreeCache {
 }
 
 fn counters(forest: &TokenForest) -> Counters<'_> {
-    Counters { lengths: forest.lengths(), tail_pages: forest.tail_pages() }
+    Counters {
+        lengths: forest.lengths(),
+        tail_pages: forest.tail_pages(),
+        directory: forest.directory(),
+    }
 }
