@@ -190,11 +190,8 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
     /// [`BackendError::Format`] of a backend that has no compacted pages; those of [`super::check_compact`], and the
     /// device's own. Nobody reads the targets then.
     fn compact(&mut self, call: Compact<'_>) -> Result<(), BackendError> {
-        self.check_format(KvFormat::Compacted)?;
-        match self.page_memory() {
-            Some(memory) => staged::compact(memory, call),
-            None => Err(BackendError::Format { format: KvFormat::Compacted, backend: self.name() }),
-        }
+        let _ = call;
+        Err(BackendError::Format { format: KvFormat::Compacted, backend: self.name() })
     }
 
     /// As [`Backend::export`] for tokens `tokens` of the foreign sequence only, which lie in pages of `format`: token

@@ -74,7 +74,7 @@ impl Directory {
         let range = &mut self.free[at];
         let taken = range.start..range.start + count;
         range.start = taken.end;
-        if range.is_empty() {
+        if range.start == range.end {
             self.free.remove(at);
         }
         taken

@@ -23,6 +23,7 @@ pub use layer_search::{LayerSearch, LayerTrial, PairOrder};
 pub use layers::LayerMap;
 pub use paged::{PagedOrder, PagedTable};
 pub use pool::{PagePool, PoolError};
+pub(crate) use shape::in_range;
 pub use shape::{CacheShape, HEAD_DIMS, MAX_HEADS, ShapeError};
 pub use slabs::SLAB_PAGES;
 pub(crate) use slabs::SlabClass;

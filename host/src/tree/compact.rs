@@ -183,9 +183,7 @@ impl TokenForest {
         rows: &[u32],
         biased: &[bool],
     ) -> Result<Compacting, ForestError> {
-        let cells = |rows: &[u32]| rows.iter().map(|rows| rows.div_ceil(PAGE_TOKENS)).sum::<u32>();
-        let most = rows.chunks_exact(kv_heads as usize).map(cells).max().unwrap_or(0);
-        let pages = self.pool.allocate_many(most.div_ceil(kv_heads))?;
+        let pages = self.pool.allocate_many(pages_for(rows, kv_heads))?;
         let mut cells = Vec::with_capacity(rows.len());
         for (layer, biased) in
             rows.chunks_exact(kv_heads as usize).zip(biased.chunks_exact(kv_heads as usize))
@@ -280,6 +278,14 @@ impl Compacted {
         }
         assert_eq!(most, self.pages.len(), "a page without rows");
     }
+}
+
+/// Native pages that hold `rows` rows of each head, `[layers, kv_heads]`: as many as the layer takes that has most
+/// cells.
+pub(crate) fn pages_for(rows: &[u32], kv_heads: u32) -> u32 {
+    let cells = |rows: &[u32]| rows.iter().map(|rows| rows.div_ceil(PAGE_TOKENS)).sum::<u32>();
+    let most = rows.chunks_exact(kv_heads as usize).map(cells).max().unwrap_or(0);
+    most.div_ceil(kv_heads)
 }
 
 fn release(pool: &mut PagePool, pages: &[PageId]) {

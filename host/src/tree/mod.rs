@@ -22,7 +22,7 @@ mod view;
 mod view_build;
 
 pub use change::{Growth, GrowthCursor};
-pub(crate) use compact::{Compacting, NodeRows};
+pub(crate) use compact::{Compacting, NodeRows, pages_for};
 pub use compact::HeadRows;
 pub use draft::DraftNode;
 pub use error::ForestError;

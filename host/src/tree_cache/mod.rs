@@ -3,6 +3,7 @@
 mod batch;
 mod builder;
 mod capture;
+mod compact;
 mod config;
 mod demoted;
 mod error;
