@@ -5,7 +5,7 @@ use std::ops::Range;
 use kernels_gpu::abi::{AppendTarget, RowSource, RowTarget, TokenMove};
 
 use super::staged::{self, PageMemory};
-use super::{BackendError, Rotation, rotary};
+use super::{BackendError, Rotation, Score, rotary};
 use crate::cache::{CacheShape, Directory, Elements, ElementsMut, PageId, PagedTable};
 use crate::format::KvFormat;
 use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
@@ -218,6 +218,49 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
     /// # Errors
     /// Those of [`super::check_attend`], and the device's own.
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError>;
+
+    /// Scores the tokens of one layer: its plane takes up what this call's queries made of them. Planes are made, of
+    /// zeros, when they are first written.
+    ///
+    /// # Errors
+    /// [`BackendError::Scores`] from a backend without scores, those of [`super::check_score`], and the device's own.
+    fn score(&mut self, _call: Score<'_>) -> Result<(), BackendError> {
+        Err(BackendError::Scores { backend: self.name() })
+    }
+
+    /// Makes the scores of native pages 0, of all layers and KV heads: others have used the pages before.
+    ///
+    /// # Errors
+    /// As [`Backend::score`]; [`BackendError::Page`].
+    fn clear_scores(&mut self, _pages: &[PageId]) -> Result<(), BackendError> {
+        Err(BackendError::Scores { backend: self.name() })
+    }
+
+    /// Reads scores of one layer: `[cells, 64]`, as bits; zeros if there is no plane yet.
+    ///
+    /// # Errors
+    /// As [`Backend::score`]; those of [`super::check_cells`].
+    fn read_scores(
+        &mut self,
+        _layer: u32,
+        _cells: &[u32],
+        _scores: &mut [u32],
+    ) -> Result<(), BackendError> {
+        Err(BackendError::Scores { backend: self.name() })
+    }
+
+    /// Writes scores of one layer: `[cells, 64]`, as bits.
+    ///
+    /// # Errors
+    /// As [`Backend::read_scores`].
+    fn write_scores(
+        &mut self,
+        _layer: u32,
+        _cells: &[u32],
+        _scores: &[u32],
+    ) -> Result<(), BackendError> {
+        Err(BackendError::Scores { backend: self.name() })
+    }
 }
 
 /// Bytes in the host's memory.

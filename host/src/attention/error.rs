@@ -147,6 +147,12 @@ pub enum BackendError {
         /// The backend's name.
         backend: String,
     },
+    /// The backend makes no scores of tokens.
+    #[error("scores of tokens are not available on {backend}")]
+    Scores {
+        /// The backend's name.
+        backend: String,
+    },
     /// A page holds what its format cannot store.
     #[error("from[{index}], layer {layer}, KV head {kv_head}: {source}")]
     Unstorable {

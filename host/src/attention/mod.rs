@@ -6,6 +6,7 @@ pub mod cpu;
 mod error;
 mod paged;
 mod rotary;
+mod score;
 pub mod staged;
 
 pub use backend::{
@@ -19,3 +20,4 @@ pub(crate) use check::{check_length, check_params, on_host};
 pub use error::BackendError;
 pub use paged::{PagedAttend, PagedTensor, check_export, check_import, check_paged_attend};
 pub use rotary::{RotaryTable, Rotation};
+pub use score::{Reduce, Score, check_cells, check_score};
