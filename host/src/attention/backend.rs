@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use kernels_gpu::abi::{AppendTarget, TokenMove};
+use kernels_gpu::abi::{AppendTarget, RowSource, RowTarget, TokenMove};
 
 use super::staged::{self, PageMemory};
 use super::{BackendError, Rotation, Score, rotary};
-use crate::cache::{CacheShape, Elements, ElementsMut, PageId, PagedTable};
+use crate::cache::{CacheShape, Directory, Elements, ElementsMut, PageId, PagedTable};
 use crate::format::KvFormat;
 use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
 
@@ -183,6 +183,17 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
         }
     }
 
+    /// Writes rows of one layer to cells that nobody reads yet, of rows in cells that nobody writes: what
+    /// [`TreeCache::compact_node`](crate::TreeCache::compact_node) has instead of all. Scores move with their rows.
+    ///
+    /// # Errors
+    /// [`BackendError::Format`] of a backend that has no compacted pages; those of [`super::check_compact`], and the
+    /// device's own. Nobody reads the targets then.
+    fn compact(&mut self, call: Compact<'_>) -> Result<(), BackendError> {
+        let _ = call;
+        Err(BackendError::Format { format: KvFormat::Compacted, backend: self.name() })
+    }
+
     /// As [`Backend::export`] for tokens `tokens` of the foreign sequence only, which lie in pages of `format`: token
     /// `i` at `paged.places[i]`.
     ///
@@ -344,6 +355,22 @@ pub struct Counters<'a> {
     pub lengths: &'a [u32],
     /// Page of each node's last token: `[slots]`.
     pub tail_pages: &'a [PageId],
+    /// Where the rows of compacted nodes lie; `None` where there never was such a node.
+    pub directory: Option<&'a Directory>,
+}
+
+/// Rows of one layer that compaction writes. Cells are counted as in [`Cell`](kernels_gpu::abi::Cell).
+#[derive(Clone, Copy, Debug)]
+pub struct Compact<'a> {
+    /// The layer.
+    pub layer: u32,
+    /// The rows, in the order of their sources. No row is named twice, nor is one also a source.
+    pub targets: &'a [RowTarget],
+    /// What they are made of.
+    pub sources: &'a [RowSource],
+    /// Whether a cell of the targets is [`CELL_BIASED`](kernels_gpu::abi::CELL_BIASED): then the biases of all targets
+    /// are written, otherwise none. Room for biases is made at the first such call.
+    pub biased: bool,
 }
 
 /// Numbers that belong to the model.

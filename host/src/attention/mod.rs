@@ -10,12 +10,12 @@ mod score;
 pub mod staged;
 
 pub use backend::{
-    Attend, AttentionParams, Backend, Channels, Counters, ElasticMemory, HostBytes, LoadedPage,
+    Attend, AttentionParams, Backend, Channels, Compact, Counters, ElasticMemory, HostBytes, LoadedPage,
     PageLoader, PagedTokens,
 };
 #[cfg(feature = "cuda")]
 pub(crate) use check::check_plan;
-pub use check::{check_append, check_attend, check_moves};
+pub use check::{check_append, check_attend, check_compact, check_moves};
 pub(crate) use check::{check_length, check_params, on_host};
 pub use error::BackendError;
 pub use paged::{PagedAttend, PagedTensor, check_export, check_import, check_paged_attend};

@@ -5,6 +5,7 @@
 //! plan's order, so the same plan gives the same bits on any number of threads. Arithmetic is f32; a
 //! page is widened once for all rows that see it.
 
+mod compact;
 mod elastic;
 pub(super) mod formats;
 mod in_place;
@@ -24,9 +25,9 @@ use rayon::prelude::*;
 pub use self::in_place::InPlace;
 use self::item::{Call, Source};
 use self::merge::{MAX_HEAD_DIM, Sources};
-use super::check::{check_append, check_attend, check_moves, check_plan, on_host, resolve};
+use super::check::{check_append, check_attend, check_compact, check_moves, check_plan, on_host, resolve};
 use super::{
-    Attend, Backend, BackendError, Channels, Counters, ElasticMemory, PagedTokens, check_export,
+    Attend, Backend, BackendError, Channels, Compact, Counters, ElasticMemory, PagedTokens, check_export,
     check_import,
 };
 use crate::cache::{
@@ -198,6 +199,11 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         Ok(())
     }
 
+    fn compact(&mut self, call: Compact<'_>) -> Result<(), BackendError> {
+        check_compact(self.shape(), &call)?;
+        compact::compact(&mut self.pages, &call)
+    }
+
     fn export_part(
         &mut self,
         format: KvFormat,
@@ -214,7 +220,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
         check_attend(self.shape(), &call)?;
-        check_plan(self.shape(), call.plan, call.counters.lengths.len())?;
+        check_plan(self.shape(), call.plan, call.counters)?;
         let out = on_host("out", call.out.into_typed::<T>())?;
         let lse = call.lse.map(|lse| on_host("lse", lse.into_typed())).transpose()?;
         let call = Call {
@@ -224,6 +230,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
             head_dim: self.shape().head_dim,
             plan: call.plan,
             lengths: call.counters.lengths,
+            directory: call.counters.directory,
             q: on_host("q", call.q.typed())?,
             params: call.params,
         };
