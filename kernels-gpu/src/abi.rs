@@ -170,6 +170,14 @@ pub struct RowSource {
     pub v: f32,
 }
 
+/// A score that is a number of tokens: it becomes the largest `t`, if it is less, of those rows that see `t` tokens and
+/// have `p >= 1 / t`.
+pub const SCORE_LAST: u32 = 0;
+/// A score that is an f32, to which all `p` are added. Several work items that read a page add in any order.
+pub const SCORE_SUM: u32 = 1;
+/// A score that is an f32, which becomes the largest `p` if it is less.
+pub const SCORE_MAX: u32 = 2;
+
 impl Cell {
     /// Rows in the cell.
     pub const fn rows(&self) -> u32 {

@@ -2,6 +2,7 @@
 
 mod attend;
 mod cache;
+mod rows;
 mod score;
 
 pub use attend::attend_in_place;
@@ -9,8 +10,8 @@ pub use attend::attend_in_place;
 use deft::KvFormat;
 use deft::attention::staged::PageMemory;
 use deft::attention::{
-    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, Score, check_append, check_attend,
-    check_cells, check_export, check_import, check_moves, check_score,
+    Attend, Backend, BackendError, Compact, Counters, PagedTokens, Rotation, Score, check_append, check_attend,
+    check_cells, check_compact, check_export, check_import, check_moves, check_score,
 };
 use deft::cache::{CacheShape, Elements, ElementsMut, KvElement, PageId};
 use deft::plan::{Grouping, Plan, PlanConfig};
@@ -50,6 +51,8 @@ pub struct Emulated {
     /// `[layers][pages][kv_heads][page elements]`.
     pool: Vec<u16>,
     scores: score::Planes,
+    /// `[cell][64]` of each layer that has some.
+    biases: Vec<Vec<f32>>,
     arch: Arch,
     seed: u64,
 }
@@ -63,7 +66,7 @@ impl Emulated {
         assert_eq!(shape.dtype.bytes(), 2, "the kernels have 16-bit elements");
         assert!(matches!(shape.head_dim, 64 | 128 | 256));
         let elements = shape.layers as usize * shape.plane_elements() as usize;
-        Self { shape, pool: vec![0; elements], scores: Vec::new(), arch: Arch::Sm90a, seed }
+        Self { shape, pool: vec![0; elements], scores: Vec::new(), biases: Vec::new(), arch: Arch::Sm90a, seed }
     }
 
     /// The same with the attention kernels of `arch`.
@@ -249,6 +252,11 @@ impl Backend for Emulated {
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
         check_attend(&self.shape, &call)?;
         self.attend_any(call).map_err(device_error)
+    }
+
+    fn compact(&mut self, call: Compact<'_>) -> Result<(), BackendError> {
+        check_compact(&self.shape, &call)?;
+        instance!(self.compact_d::<E, D>(&call)).map_err(device_error)
     }
 
     fn score(&mut self, call: Score<'_>) -> Result<(), BackendError> {

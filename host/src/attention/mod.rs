@@ -14,7 +14,7 @@ pub use backend::{
     PageLoader, PagedTokens,
 };
 #[cfg(feature = "cuda")]
-pub(crate) use check::check_plan;
+pub(crate) use check::{check_pages, check_plan};
 pub use check::{check_append, check_attend, check_compact, check_moves};
 pub(crate) use check::{check_length, check_params, on_host};
 pub use error::BackendError;

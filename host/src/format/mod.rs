@@ -133,6 +133,7 @@ impl KvFormat {
     pub fn kernel(self, shape: PageShape) -> Option<FormatKernel> {
         let (family, detail) = match self {
             Self::Fp8 { scale } => ("fp8", scale.scales() as u32),
+            Self::Compacted => ("compacted", 0),
             _ => return None,
         };
         let half_bytes = self.page_bytes(shape) as u32 / 2;

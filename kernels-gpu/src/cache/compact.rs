@@ -86,3 +86,30 @@ pub unsafe fn compact<E: Element, const D: u32>(
         }
     }
 }
+
+/// Moves words of a layer's plane `[cell][64]`, biases or scores, as [`copy`](super::copy) moves tokens; a thread a KV head.
+///
+/// # Safety
+/// `moves` is valid for `2 * count` words, and every place lies within the plane.
+#[kernel(threads = 32, group = "compact", instances(move_words: <>))]
+#[inline(always)]
+pub unsafe fn move_words(plane: *mut u32, moves: *const u32, count: u32, kv_heads: u32) {
+    let kv_head = thread::block_idx_x() * 32 + thread::thread_idx_x();
+    if kv_head >= kv_heads {
+        return;
+    }
+    let at = |place: u32| {
+        let cell = (place / PAGE_TOKENS) as usize * kv_heads as usize + kv_head as usize;
+        cell * PAGE_TOKENS as usize + (place % PAGE_TOKENS) as usize
+    };
+    let mut step = 0;
+    while step < count {
+        // SAFETY: `step` is below `count`; places lie within the plane.
+        unsafe {
+            let [from, to] = global::load_v2_u32(moves.add(2 * step as usize));
+            let word = global::load_u32(plane.add(at(from)));
+            global::store_u32(plane.add(at(to)), word);
+        }
+        step += 1;
+    }
+}

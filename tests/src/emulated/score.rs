@@ -7,10 +7,11 @@ use device::emulator::Memory;
 use device::emulator::Report;
 use device::{Bf16, Element, F16};
 use kernels_gpu::Arch;
-use kernels_gpu::abi::PAGE_TOKENS;
-use kernels_gpu::attention::score::{self, LAST, MAX, SUM};
+use kernels_gpu::abi::{PAGE_TOKENS, SCORE_LAST, SCORE_MAX, SCORE_SUM};
+use kernels_gpu::attention::score;
 use kernels_gpu::attention::tile;
 
+use super::rows::Directory;
 use super::{Emulated, words};
 
 /// A plane for each layer, `[cell][64]`; empty before the first score.
@@ -56,18 +57,25 @@ impl Emulated {
         let lse = memory.constant::<f32>("lse", bytemuck::cast_slice(lse));
         let visible = memory.constant("visible", call.visible);
         let scores = memory.buffer("scores", &before);
-        let programs = memory.constant("programs", &super::programs(plan, KvFormat::Native));
+        let directory =
+            Directory::new(&mut memory, &self.compacted_rows(call.layer, call.counters));
         let launch = self
             .launch([plan.shares(), kv_heads, 1], tile::score::threads(self.arch))
             .shared_bytes(tile::score::shared_bytes::<D>(self.arch))
             .poison_matrix_reads();
         let arch = self.arch;
-        launch.run(&mut memory, || {
+        for format in [KvFormat::Native, KvFormat::Compacted] {
+            let programs = memory.constant("programs", &super::programs(plan, format));
+            let compacted = format == KvFormat::Compacted;
+            if compacted && directory.cells().is_null() {
+                continue;
+            }
+            launch.run(&mut memory, || {
             let arguments = score::Score {
                 q: q.as_ptr(),
                 pool: pool.as_ptr(),
-                cells: std::ptr::null(),
-                biases: std::ptr::null(),
+                cells: if compacted { directory.cells() } else { std::ptr::null() },
+                biases: directory.biases(),
                 programs: programs.as_ptr(),
                 masks: masks.as_ptr(),
                 lengths: lengths.as_ptr(),
@@ -75,15 +83,15 @@ impl Emulated {
                 visible: visible.as_ptr(),
                 scores: scores.as_mut_ptr(),
                 stride: plan.stride(),
-                cell_stride: 0,
+                cell_stride: directory.stride,
                 kv_heads,
                 group: plan.group_size(),
                 scale_log2: call.params.scale * std::f32::consts::LOG2_E,
                 soft_cap: call.params.soft_cap.unwrap_or(0.0),
                 reduce: match call.reduce {
-                    Reduce::Last => LAST,
-                    Reduce::Sum => SUM,
-                    Reduce::Max => MAX,
+                    Reduce::Last => SCORE_LAST,
+                    Reduce::Sum => SCORE_SUM,
+                    Reduce::Max => SCORE_MAX,
                 },
             };
             // SAFETY: the emulator checks every access.
@@ -94,6 +102,7 @@ impl Emulated {
                 }
             }
         })?;
+        }
         *self.scores_of(call.layer) = memory.read(scores).map_err(Box::new)?;
         Ok(())
     }

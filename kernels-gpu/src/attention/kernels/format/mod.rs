@@ -76,11 +76,22 @@ pub struct Coded {
     pub biases: *const f32,
 }
 
+impl Coded {
+    /// Of native pages.
+    pub const NATIVE: Self = Self {
+        half_bytes: 0,
+        per_slab: 0,
+        detail: 0,
+        cells: core::ptr::null(),
+        cell_stride: 0,
+        biases: core::ptr::null(),
+    };
+}
+
 impl Default for Coded {
     #[inline(always)]
     fn default() -> Self {
-        let (cells, biases) = (core::ptr::null(), core::ptr::null());
-        Self { half_bytes: 0, per_slab: 0, detail: 0, cells, cell_stride: 0, biases }
+        Self::NATIVE
     }
 }
 

@@ -14,7 +14,7 @@ use device::warp::FULL_MASK;
 use device::{mbarrier, warp};
 
 /// Of a launch without codes nobody looks at the slots; a size has to be there.
-const ANY: Coded = Coded { half_bytes: 1, per_slab: 1, detail: 0 };
+const ANY: Coded = Coded { half_bytes: 1, per_slab: 1, ..Coded::NATIVE };
 
 /// Streams every page of the program, in program order.
 ///

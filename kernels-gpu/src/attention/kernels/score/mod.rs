@@ -10,7 +10,9 @@ use super::page::PartialPage;
 use super::program::Program;
 use super::query::{Group, RowMap};
 use super::rows::{Logits, quad_max, quad_sum, seen};
-use crate::abi::{CELL_BIASED, Cell, PAGE_TOKENS, WorkItem};
+use crate::abi::{
+    CELL_BIASED, Cell, PAGE_TOKENS, SCORE_LAST, SCORE_MAX, SCORE_SUM, WorkItem,
+};
 use device::atomic::{self, Order, Scope};
 use device::shared::Shared;
 use device::warp::FULL_MASK;
@@ -55,17 +57,9 @@ pub struct Score {
     pub scale_log2: f32,
     /// Logits `s` become `cap tanh(s / cap)`; 0 for none.
     pub soft_cap: f32,
-    /// [`LAST`], [`SUM`] or [`MAX`].
+    /// [`SCORE_LAST`], [`SCORE_SUM`] or [`SCORE_MAX`].
     pub reduce: u32,
 }
-
-/// The score is a number of tokens: it becomes the largest `t`, if it is less, of those rows that see `t` tokens and have
-/// `p >= 1 / t`.
-pub const LAST: u32 = 0;
-/// The score is an f32, to which all `p` are added. Several work items that read a page add in any order.
-pub const SUM: u32 = 1;
-/// The score is an f32, which becomes the largest `p` if it is less.
-pub const MAX: u32 = 2;
 
 impl Score {
     /// A share's program.
@@ -122,7 +116,7 @@ impl Block {
                 let visible = global::load_u32(visible);
                 // A NaN compares as false.
                 if visible > 0 && lse < f32::INFINITY && lse > f32::NEG_INFINITY {
-                    let last = self.score.reduce == LAST;
+                    let last = self.score.reduce == SCORE_LAST;
                     let threshold = if last { math::log2(visible as f32) } else { 0.0 };
                     kept = [math::fma(lse, -LOG2_E, threshold).to_bits(), visible];
                 }
@@ -139,13 +133,13 @@ impl Block {
 }
 
 /// What a thread has of its two tokens. Of its rows it is told two words each: what is added to the exponents of logits,
-/// minus infinity for a row that is left out, and `t`. For [`LAST`] a sum of at least 0 counts, of the others the power of
+/// minus infinity for a row that is left out, and `t`. For [`SCORE_LAST`] a sum of at least 0 counts, of the others the power of
 /// two is `p`.
 #[derive(Clone, Copy)]
 struct Totals {
     /// Base 2.
     bias: [f32; 2],
-    /// Numbers of tokens for [`LAST`], else floats: exponents for [`MAX`].
+    /// Numbers of tokens for [`SCORE_LAST`], else floats: exponents for [`SCORE_MAX`].
     bits: [u32; 2],
 }
 
@@ -164,7 +158,7 @@ impl Totals {
                 global::load_f32(block.score.biases.add(first + 8 * e)) * LOG2_E
             });
         }
-        let nothing = if block.score.reduce == MAX { f32::NEG_INFINITY.to_bits() } else { 0 };
+        let nothing = if block.score.reduce == SCORE_MAX { f32::NEG_INFINITY.to_bits() } else { 0 };
         Self { bias, bits: [nothing; 2] }
     }
 
@@ -180,7 +174,7 @@ impl Totals {
         let exponent =
             |i: usize, offset: u32| math::fma(s[i], block.logits.scale, f32::from_bits(offset));
         match block.score.reduce {
-            LAST => {
+            SCORE_LAST => {
                 for j in 0..N / 4 {
                     let [first, first_sees, second, second_sees] = pair(j);
                     for e in 0..2 {
@@ -192,7 +186,7 @@ impl Totals {
                     }
                 }
             }
-            SUM => {
+            SCORE_SUM => {
                 let mut sums = [0.0; 2];
                 for j in 0..N / 4 {
                     let [first, _, second, _] = pair(j);
@@ -231,8 +225,8 @@ impl Totals {
         // SAFETY: the caller's.
         let [first, second] = self.bits.map(|bits| unsafe {
             match reduce {
-                LAST => quad_max_u32(bits),
-                SUM => quad_sum(f32::from_bits(bits)).to_bits(),
+                SCORE_LAST => quad_max_u32(bits),
+                SCORE_SUM => quad_sum(f32::from_bits(bits)).to_bits(),
                 _ => quad_max(f32::from_bits(bits)).to_bits(),
             }
         });
@@ -246,7 +240,7 @@ impl Totals {
         }
         // Of numbers that are not negative the bits are in order too.
         let bits =
-            if reduce == MAX { math::exp2(f32::from_bits(bits) + bias).to_bits() } else { bits };
+            if reduce == SCORE_MAX { math::exp2(f32::from_bits(bits) + bias).to_bits() } else { bits };
         if bits == 0 {
             return;
         }
@@ -254,7 +248,7 @@ impl Totals {
         // SAFETY: the layer has scores of the cell, which are changed by atomics only.
         unsafe {
             let score = block.score.scores.add(place);
-            if reduce == SUM {
+            if reduce == SCORE_SUM {
                 let p = f32::from_bits(bits);
                 atomic::fetch_add_f32(score.cast(), p, Order::Relaxed, Scope::Device);
             } else {
