@@ -173,8 +173,8 @@ impl CudaBackend {
     }
 
     /// Brings the plan to the device, unless it is there; it then is the last of `plans`.
-    fn load(&mut self, plan: &Plan, slots: usize) -> Result<(), BackendError> {
-        check_plan(self.cache.shape(), plan, slots)?;
+    fn load(&mut self, plan: &Plan, counters: Counters<'_>) -> Result<(), BackendError> {
+        check_plan(self.cache.shape(), plan, counters)?;
         let held = |on: &CudaPlan| on.holds(plan) || on.precedes(plan);
         if let Some(at) = self.plans.iter().position(held) {
             self.plans[at..].rotate_left(1);
@@ -323,7 +323,7 @@ impl Backend for CudaBackend {
         }
         self.set_counters(call.counters)?;
         if self.capturing.is_none() {
-            self.load(call.plan, call.counters.lengths.len())?;
+            self.load(call.plan, call.counters)?;
         }
         let stream = &self.stream;
         let device = self.cache.device();

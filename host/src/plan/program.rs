@@ -50,17 +50,23 @@ impl Default for Plan {
     }
 }
 
-/// How many pages and length slots a plan takes for granted.
+/// How many pages, indices and length slots a plan takes for granted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) pages: u32,
     pub(crate) slots: u32,
+    /// Indices of a directory, which the pages of compacted runs are.
+    pub(crate) indices: u32,
 }
 
 impl Bounds {
-    pub(super) fn include(&mut self, pages: &[u32], length_slot: u32) {
+    pub(super) fn include(&mut self, format: KvFormat, pages: &[u32], length_slot: u32) {
         let last = pages.iter().copied().max();
-        self.pages = self.pages.max(last.map_or(0, |page| page.saturating_add(1)));
+        let bound = match format {
+            KvFormat::Compacted => &mut self.indices,
+            _ => &mut self.pages,
+        };
+        *bound = (*bound).max(last.map_or(0, |page| page.saturating_add(1)));
         if length_slot != NONE {
             self.slots = self.slots.max(length_slot + 1);
         }

@@ -1,6 +1,7 @@
 #![doc = include_str!("README.md")]
 
 mod change;
+mod compact;
 mod draft;
 mod error;
 mod forest;
@@ -21,6 +22,8 @@ mod view;
 mod view_build;
 
 pub use change::{Growth, GrowthCursor};
+pub use compact::HeadRows;
+pub(crate) use compact::{Compacting, NodeRows, pages_for};
 pub use draft::DraftNode;
 pub use error::ForestError;
 pub use forest::TokenForest;

@@ -3,6 +3,7 @@
 use kernels_gpu::abi::PAGE_TOKENS;
 
 use super::NodeKey;
+use super::compact::Compacted;
 use super::seal::Coded;
 use crate::cache::PageId;
 
@@ -24,6 +25,8 @@ pub(super) struct Node {
     pub(super) content: Content,
     /// The first of its own pages, if they are not native.
     pub(super) coded: Option<Coded>,
+    /// What they are, if they are compacted: then they are [`kernels_gpu::abi::NONE`] in the list of pages.
+    pub(super) compacted: Option<Box<Compacted>>,
 }
 
 impl Node {

@@ -85,7 +85,7 @@ impl TokenForest {
     }
 
     /// Pages that the node owns; token `t` is in page `t / 64`, at `t % 64`. Empty for a draft node, whose
-    /// pages are its block's.
+    /// pages are its block's; [`NONE`](kernels_gpu::abi::NONE) where tokens are compacted.
     ///
     /// # Errors
     /// [`ForestError::UnknownNode`].

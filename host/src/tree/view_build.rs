@@ -243,6 +243,7 @@ impl ViewScratch {
                         pages,
                         coded: record.coded_pages(),
                         format: record.coded.map_or(KvFormat::Native, |coded| coded.format),
+                        compacted: record.compacted.as_ref().map(|compacted| compacted.run()),
                         length,
                     };
                     if seen.rows > 1 {
@@ -352,6 +353,7 @@ fn check_tokens(forest: &TokenForest, node: NodeKey, tokens: u32) -> Result<(), 
         _ if tokens > length => {
             Err(ForestError::TokenRange { node, begin: 0, end: tokens, length })
         }
+        _ if length - tokens < forest.compacted_tokens(node)? => forest.check_whole(node),
         _ => Ok(()),
     }
 }

@@ -6,6 +6,7 @@ use crate::format::KvFormat;
 use crate::plan::PlanError;
 use crate::prefix::PrefixError;
 use crate::restore::RestoreError;
+use crate::retain::CompactionError;
 use crate::saved::SavedError;
 use crate::tree::ForestError;
 
@@ -56,6 +57,9 @@ pub enum CacheError {
     /// The page pool cannot be as large as asked for.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// A compaction is not of the node's rows.
+    #[error(transparent)]
+    Compaction(#[from] CompactionError),
     /// The forest refused.
     #[error(transparent)]
     Forest(#[from] ForestError),

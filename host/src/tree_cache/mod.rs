@@ -3,6 +3,7 @@
 mod batch;
 mod builder;
 mod capture;
+mod compact;
 mod config;
 mod demoted;
 mod error;
@@ -299,5 +300,9 @@ impl TreeCache {
 }
 
 fn counters(forest: &TokenForest) -> Counters<'_> {
-    Counters { lengths: forest.lengths(), tail_pages: forest.tail_pages() }
+    Counters {
+        lengths: forest.lengths(),
+        tail_pages: forest.tail_pages(),
+        directory: forest.directory(),
+    }
 }

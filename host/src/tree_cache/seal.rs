@@ -107,7 +107,9 @@ impl TreeCache {
             Ok(_)
             | Err(CacheError::Backend(BackendError::Unstorable { .. }))
             | Err(CacheError::Forest(
-                ForestError::OtherFormat { .. } | ForestError::Pool(PoolError::OutOfSlabs { .. }),
+                ForestError::OtherFormat { .. }
+                | ForestError::Compacted { .. }
+                | ForestError::Pool(PoolError::OutOfSlabs { .. }),
             )) => Ok(()),
             Err(error) => Err(error),
         }
@@ -124,13 +126,20 @@ impl TreeCache {
         Ok(())
     }
 
-    /// What pages take, by format: the native ones first, then every format that was used.
+    /// What pages take, by format: the native ones first, then every format that was used. Of compacted nodes it is the
+    /// pages that their rows lie in.
     pub fn bytes(&self) -> Vec<FormatBytes> {
         let (pool, shape) = (self.forest.pool(), self.backend.shape());
-        let native = pool.live() - pool.slab_pages();
-        let bytes = u64::from(native) * shape.page_bytes();
-        let mut all =
-            vec![FormatBytes { format: KvFormat::Native, pages: native, bytes, held_bytes: bytes }];
+        let compacted = self.forest.compacted_pages();
+        let native = pool.live() - pool.slab_pages() - compacted;
+        let of = |format, pages| {
+            let bytes = u64::from(pages) * shape.page_bytes();
+            FormatBytes { format, pages, bytes, held_bytes: bytes }
+        };
+        let mut all = vec![of(KvFormat::Native, native)];
+        if self.forest.directory().is_some() {
+            all.push(of(KvFormat::Compacted, compacted));
+        }
         let heads = u64::from(shape.layers) * u64::from(shape.kv_heads);
         all.extend(pool.slab_uses().filter_map(|(class, used)| {
             let format = KvFormat::from_code(class.key)?;

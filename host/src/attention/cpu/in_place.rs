@@ -72,6 +72,7 @@ impl InPlace {
             head_dim: call.head_dim,
             plan: plan.plan(),
             lengths: plan.lengths(),
+            directory: None,
             q: on_host("q", call.q.typed())?,
             params: call.params,
         };

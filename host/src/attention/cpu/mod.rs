@@ -5,6 +5,7 @@
 //! plan's order, so the same plan gives the same bits on any number of threads. Arithmetic is f32; a
 //! page is widened once for all rows that see it.
 
+mod compact;
 mod elastic;
 pub(super) mod formats;
 mod in_place;
@@ -26,10 +27,11 @@ pub use self::in_place::InPlace;
 use self::item::{Call, Source};
 use self::merge::{MAX_HEAD_DIM, Sources};
 use super::check::{
-    check_append, check_attend, check_moves, check_pages, check_plan, on_host, resolve,
+    check_append, check_attend, check_compact, check_moves, check_pages, check_plan, on_host,
+    resolve,
 };
 use super::{
-    Attend, Backend, BackendError, Channels, Counters, ElasticMemory, PagedTokens, Score,
+    Attend, Backend, BackendError, Channels, Compact, Counters, ElasticMemory, PagedTokens, Score,
     check_cells, check_export, check_import, check_score,
 };
 use crate::cache::{
@@ -207,6 +209,11 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         Ok(())
     }
 
+    fn compact(&mut self, call: Compact<'_>) -> Result<(), BackendError> {
+        check_compact(self.shape(), &call)?;
+        compact::compact(&mut self.pages, &call)
+    }
+
     fn export_part(
         &mut self,
         format: KvFormat,
@@ -223,7 +230,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
         check_attend(self.shape(), &call)?;
-        check_plan(self.shape(), call.plan, call.counters.lengths.len())?;
+        check_plan(self.shape(), call.plan, call.counters)?;
         let out = on_host("out", call.out.into_typed::<T>())?;
         let lse = call.lse.map(|lse| on_host("lse", lse.into_typed())).transpose()?;
         let call = Call {
@@ -233,6 +240,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
             head_dim: self.shape().head_dim,
             plan: call.plan,
             lengths: call.counters.lengths,
+            directory: call.counters.directory,
             q: on_host("q", call.q.typed())?,
             params: call.params,
         };
@@ -242,7 +250,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
 
     fn score(&mut self, call: Score<'_>) -> Result<(), BackendError> {
         check_score(self.shape(), &call)?;
-        check_plan(self.shape(), call.plan, call.counters.lengths.len())?;
+        check_plan(self.shape(), call.plan, call.counters)?;
         let pass = score::Pass {
             call: Call {
                 arch: self.arch,
@@ -251,6 +259,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
                 head_dim: self.shape().head_dim,
                 plan: call.plan,
                 lengths: call.counters.lengths,
+                directory: call.counters.directory,
                 q: on_host("q", call.q.typed())?,
                 params: call.params,
             },

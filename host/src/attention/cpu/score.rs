@@ -71,9 +71,9 @@ impl<T: KvElement> Pass<'_, T> {
         for item in self.call.plan.share(share).items() {
             SCRATCH.with_borrow_mut(|scratch| {
                 if self.gather(&item, kv_head, scratch) {
-                    self.call.pages(&item, |seen| {
-                        if let Some(cell) = self.cell(&seen, kv_head) {
-                            scores.push((cell, self.page(scratch, kv_head, seen)));
+                    self.call.pages(&item, kv_head, |seen| {
+                        if let Some(cell) = self.cell(&seen) {
+                            scores.push((cell, self.page(scratch, seen)));
                         }
                     });
                 }
@@ -83,8 +83,8 @@ impl<T: KvElement> Pass<'_, T> {
     }
 
     /// The cell of a page; `None` if it is of a format without scores.
-    fn cell(&self, seen: &Seen<'_>, kv_head: u32) -> Option<u32> {
-        (seen.format == KvFormat::Native).then(|| seen.page * self.call.kv_heads + kv_head)
+    fn cell(&self, seen: &Seen<'_>) -> Option<u32> {
+        (seen.format == KvFormat::Native).then(|| seen.page * self.call.kv_heads + seen.slot)
     }
 
     /// Queries, LSE and `t` of an item's rows; whether any of them counts.
@@ -116,11 +116,11 @@ impl<T: KvElement> Pass<'_, T> {
         true
     }
 
-    fn page(&self, scratch: &mut Scratch, kv_head: u32, seen: Seen<'_>) -> Cell {
+    fn page(&self, scratch: &mut Scratch, seen: Seen<'_>) -> Cell {
         let elements = prefix_elements(self.call.head_dim, seen.tokens) as usize;
         let Scratch { q, scores, page, lse, visible } = scratch;
         let stride = lse.len();
-        let k = self.call.keys(&seen, kv_head, elements, page);
+        let k = self.call.keys(&seen, elements, page);
         let mut sums = [[0.0; MAX_LANES]; TOKENS];
         let tokens = seen.tokens as usize;
         self.call.arch.dispatch(ScoreStep {
@@ -132,6 +132,7 @@ impl<T: KvElement> Pass<'_, T> {
                 tokens,
                 rows: seen.rows,
                 mask: seen.mask,
+                bias: seen.bias,
                 non_finite: None,
                 soft_cap: self.call.params.soft_cap.map(|cap| cap * std::f32::consts::LOG2_E),
             },
@@ -188,6 +189,7 @@ impl ScoreStep<'_> {
     fn block<S: Simd, const V: usize, const N: usize>(&mut self, simd: S, row: usize) {
         let width = V * S::F32_LANES;
         self.page.logits::<S, V, N>(simd, row);
+        self.page.add_biases(width);
         self.page.hide_masked(row, width);
         match self.reduce {
             Reduce::Last => self.reduce::<S, V>(simd, row, |p, t, sum| {
@@ -271,21 +273,15 @@ impl Planes {
 
 impl<T: KvElement> Call<'_, T> {
     /// As [`Call::widened`], of K alone where that is less work.
-    fn keys<'a>(
-        &'a self,
-        seen: &Seen<'_>,
-        kv_head: u32,
-        elements: usize,
-        room: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        match self.native_keys(seen, kv_head) {
+    fn keys<'a>(&'a self, seen: &Seen<'_>, elements: usize, room: &'a mut Vec<f32>) -> &'a [f32] {
+        match self.native_keys(seen) {
             Some(k) if T::DTYPE != crate::cache::DType::F32 => {
                 let half = half_page_elements(self.head_dim) as usize;
                 room.resize(2 * half, 0.0);
                 self.arch.dispatch(|| T::widen(&k[..elements], &mut room[..elements]));
                 &room[..half]
             }
-            _ => self.widened(seen, kv_head, elements, room).0,
+            _ => self.widened(seen, elements, room).0,
         }
     }
 }

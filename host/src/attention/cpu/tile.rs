@@ -66,6 +66,8 @@ pub(super) struct PageStep<'a> {
     /// The rows that see the page.
     pub(super) rows: Range<usize>,
     pub(super) mask: Option<PageMask<'a>>,
+    /// Added to the logits of each token, in natural-logarithm units: `[64]`.
+    pub(super) bias: Option<&'a [f32]>,
     pub(super) non_finite: Option<NonFinite<'a>>,
     /// The cap in base 2.
     pub(super) soft_cap: Option<f32>,
@@ -97,6 +99,7 @@ impl PageStep<'_> {
     #[inline(always)]
     fn block<S: Simd, const V: usize, const N: usize>(&mut self, simd: S, row: usize) {
         self.logits::<S, V, N>(simd, row);
+        self.add_biases(V * S::F32_LANES);
         self.hide_masked(row, V * S::F32_LANES);
         let decay = self.softmax::<S, V>(simd, row);
         self.values::<S, V, N>(simd, row, decay);
@@ -133,6 +136,15 @@ impl PageStep<'_> {
                 let at = (first + n) * width;
                 store::<S, V>(&mut self.scores[at..at + width], sums);
             }
+        }
+    }
+
+    /// Adds each token's bias to its logits.
+    pub(super) fn add_biases(&mut self, width: usize) {
+        let Some(biases) = self.bias else { return };
+        for (logits, bias) in self.scores.chunks_exact_mut(width).zip(&biases[..self.tokens]) {
+            let bias = bias * std::f32::consts::LOG2_E;
+            logits.iter_mut().for_each(|logit| *logit += bias);
         }
     }
 

@@ -215,7 +215,7 @@ impl CudaBackend {
         call: &StepCall<'_>,
         rotated: bool,
     ) -> Result<(), BackendError> {
-        check_plan(self.cache.shape(), call.plan, call.counters.lengths.len())?;
+        check_plan(self.cache.shape(), call.plan, call.counters)?;
         self.set_counters(call.counters)?;
         inputs.plan.update(call.plan, &self.stream)?;
         inputs.targets.fill(&self.stream, &call.padded())?;
