@@ -80,4 +80,16 @@ pub struct Maintained {
     pub rows_before: u64,
     /// Rows of those nodes afterwards.
     pub rows_after: u64,
+    /// Nodes left alone for want of free pages: the new ones are there before the old ones are free.
+    pub refused: u32,
+}
+
+impl std::ops::AddAssign for Maintained {
+    fn add_assign(&mut self, other: Self) {
+        self.nodes += other.nodes;
+        self.pages += other.pages;
+        self.rows_before += other.rows_before;
+        self.rows_after += other.rows_after;
+        self.refused += other.refused;
+    }
 }

@@ -126,15 +126,6 @@ impl TokenForest {
         Ok(compacted.map_or(&[], |compacted| &compacted.heads))
     }
 
-    /// Native pages that the rows of a compacted node lie in; 0 for any other.
-    ///
-    /// # Errors
-    /// [`ForestError::UnknownNode`].
-    pub(crate) fn rows_pages(&self, node: NodeKey) -> Result<u32, ForestError> {
-        let compacted = self.node(node)?.compacted.as_deref();
-        Ok(compacted.map_or(0, |compacted| compacted.pages.len() as u32))
-    }
-
     /// Native pages that the rows of compacted nodes lie in.
     pub(crate) fn compacted_pages(&self) -> u32 {
         self.compacted_pages

@@ -12,9 +12,9 @@ use crate::cache::{DType, KvElement, PagedOrder, PagedTable, PoolError};
 use crate::format::KvFormat;
 use crate::prefix::PrefixError;
 use crate::retain::{Budget, Compaction, HeadCompaction, HeadView, Maintained, Retention};
-use crate::tree::{ForestError, NodeKey, pages_for};
+use crate::tree::{ForestError, NodeKey};
 
-/// A node is compacted if it has at most this part of its pages left.
+/// A node is compacted if it has at most this part of its cells left: pages of one layer and KV head.
 const REPACKED: (u64, u64) = (3, 4);
 
 /// A node that a policy may compact.
@@ -42,10 +42,14 @@ struct Progress {
 }
 
 impl TreeCache {
-    /// Has `policy` choose what is kept, of every node, while the cache holds more than `budget`: between steps. Nodes of
-    /// which a quarter of their pages comes free are compacted ([`TreeCache::compact_node`]), the others stay as
-    /// they are, for half empty pages free nothing. So a cache may keep up to a third more than a policy chose, and the last page of a node, which is not
-    /// full, always stays. Batches made before are out of date if a node was compacted.
+    /// Has `policy` choose what is kept, of every node, if the cache holds more than `budget`: between steps. Nodes of
+    /// which at least a quarter goes, counted in pages of one layer and KV head, are compacted
+    /// ([`TreeCache::compact_node`]); the others stay as they are, for half empty pages free nothing. So a cache may keep up
+    /// to a third more than a policy chose, and the last page of a node, which is not full, always stays. Batches made
+    /// before are out of date if a node was compacted.
+    ///
+    /// What attention reads follows the rows of each layer and head. Memory follows the layer that keeps most, for a page
+    /// has room for all layers ([`Maintained::pages`]).
     ///
     /// The budget says what each node may keep, in proportion to what it has; policies that follow no budget
     /// ([`Corm`](crate::retain::Corm), [`Sinks`](crate::retain::Sinks), [`Merger`](crate::retain::Merger)) keep what they
@@ -53,43 +57,28 @@ impl TreeCache {
     /// pinned are left alone; a policy that needs scores leaves a node alone below which there is a branch that was never scored.
     ///
     /// # Errors
-    /// [`CacheError::ScoreKind`] if the cache's scores are not the policy's; those of [`TreeCache::compact_node`], but
-    /// that a node is left alone for which there are too few free pages, if others were compacted. Nodes compacted before stay so.
+    /// [`CacheError::ScoreKind`] if the cache's scores are not the policy's; those of
+    /// [`TreeCache::compact_node`] but want of pages. Nodes compacted before stay so.
     pub fn maintain(
         &mut self,
         policy: &mut dyn Retention,
         budget: Budget,
     ) -> Result<Maintained, CacheError> {
-        let asked = policy.observe().map(|observe| observe.reduce);
-        let held = self.scored.as_ref().map(|scored| scored.reduce);
-        if let (Some(asked), Some(held)) = (asked, held)
-            && asked != held
-        {
-            return Err(CacheError::ScoreKind { held, asked });
-        }
+        let scored = self.check_kind(policy)?;
         let mut done = Maintained::default();
         let Some(part) = self.over(budget)? else {
             return Ok(done);
         };
         self.clear_fresh()?;
-        let mut refused = None;
-        for candidate in self.candidates(asked.is_some())? {
+        for candidate in self.candidates(scored)? {
             match self.maintain_node(policy, &candidate, part) {
-                Ok(None) | Err(CacheError::Prefix(PrefixError::Pinned { .. })) => {}
-                Ok(Some(of)) => {
-                    done.nodes += of.nodes;
-                    done.pages += of.pages;
-                    done.rows_before += of.rows_before;
-                    done.rows_after += of.rows_after;
-                }
-                Err(error) if is_out_of_pages(&error) => refused = Some(error),
+                Ok(of) => done += of,
+                Err(CacheError::Prefix(PrefixError::Pinned { .. })) => {}
+                Err(error) if is_out_of_pages(&error) => done.refused += 1,
                 Err(error) => return Err(error),
             }
         }
-        match refused {
-            Some(error) if done.nodes == 0 => Err(error),
-            _ => Ok(done),
-        }
+        Ok(done)
     }
 
     /// The part of what the cache holds that the budget allows; `None` if that is all of it.
@@ -165,63 +154,98 @@ impl TreeCache {
         Ok(all)
     }
 
+    /// What `policy` makes of a node's full pages if the budget leaves it the part `keep` of its rows; for
+    /// [`TreeCache::compact_node`]. `None` for a node that [`TreeCache::maintain`] leaves alone.
+    ///
+    /// # Errors
+    /// As [`TreeCache::maintain`]; [`ForestError::UnknownNode`].
+    pub fn select(
+        &mut self,
+        policy: &mut dyn Retention,
+        node: NodeKey,
+        keep: f64,
+    ) -> Result<Option<Compaction>, CacheError> {
+        self.forest.length(node)?;
+        let scored = self.check_kind(policy)?;
+        self.clear_fresh()?;
+        let candidates = self.candidates(scored)?;
+        let candidate = candidates.iter().find(|candidate| candidate.node == node);
+        candidate.map(|candidate| self.compaction(policy, candidate, keep)).transpose()
+    }
+
+    /// Whether the policy needs scores; those that are there are of its kind.
+    fn check_kind(&self, policy: &dyn Retention) -> Result<bool, CacheError> {
+        let asked = policy.observe().map(|observe| observe.reduce);
+        let held = self.scored.as_ref().map(|scored| scored.reduce);
+        match (asked, held) {
+            (Some(asked), Some(held)) if asked != held => {
+                Err(CacheError::ScoreKind { held, asked })
+            }
+            _ => Ok(asked.is_some()),
+        }
+    }
+
     /// Compacts a node if that pays.
     fn maintain_node(
         &mut self,
         policy: &mut dyn Retention,
         candidate: &Candidate,
         part: f64,
-    ) -> Result<Option<Maintained>, CacheError> {
-        let &Candidate { node, tokens, .. } = candidate;
+    ) -> Result<Maintained, CacheError> {
+        let node = candidate.node;
         // What was compacted before may have taken prefixes below it from the index, and from the forest.
         if self.forest.length(node).is_err() {
-            return Ok(None);
+            return Ok(Maintained::default());
         }
-        let shape = *self.backend.shape();
-        let mut compaction = Compaction { tokens, heads: Vec::new() };
-        let mut before = Vec::new();
-        for layer in 0..shape.layers {
-            for kv_head in 0..shape.kv_heads {
-                let head = (layer * shape.kv_heads + kv_head) as usize;
-                let places = self.row_places(node, head)?;
-                before.push(places.len() as u32);
-                compaction.heads.push(self.select(policy, candidate, head, &places, part)?);
-            }
-        }
+        let rows = self.forest.node_rows(node, candidate.tokens)?;
+        let heads = self.backend.shape().layers * self.backend.shape().kv_heads;
+        let before: Vec<u32> =
+            (0..heads as usize).map(|head| rows.count(head, candidate.tokens)).collect();
+        let compaction = self.compaction(policy, candidate, part)?;
         let after: Vec<u32> = compaction.heads.iter().map(|head| head.rows.len() as u32).collect();
-        let native = tokens - self.forest.compacted_tokens(node)?;
-        let pages = u64::from(self.forest.rows_pages(node)? + native / PAGE_TOKENS);
-        let left = u64::from(pages_for(&after, shape.kv_heads));
-        if left * REPACKED.1 > pages * REPACKED.0 {
-            return Ok(None);
+        if cells(&after) * REPACKED.1 > cells(&before) * REPACKED.0 {
+            return Ok(Maintained::default());
         }
-        let freed = self.compact_node(node, &compaction)?;
+        let pages = self.compact_node(node, &compaction)?;
         let sum = |rows: &[u32]| rows.iter().map(|&rows| u64::from(rows)).sum();
-        let (rows_before, rows_after) = (sum(&before), sum(&after));
-        Ok(Some(Maintained { nodes: 1, pages: freed, rows_before, rows_after }))
+        Ok(Some(Maintained { nodes: 1, pages, rows_before: sum(&before), rows_after: sum(&after) }))
     }
 
-    fn select(
+    fn compaction(
+        &mut self,
+        policy: &mut dyn Retention,
+        candidate: &Candidate,
+        part: f64,
+    ) -> Result<Compaction, CacheError> {
+        let heads = self.backend.shape().layers * self.backend.shape().kv_heads;
+        let mut compaction = Compaction { tokens: candidate.tokens, heads: Vec::new() };
+        for head in 0..heads as usize {
+            compaction.heads.push(self.select_head(policy, candidate, head, part)?);
+        }
+        Ok(compaction)
+    }
+
+    fn select_head(
         &mut self,
         policy: &mut dyn Retention,
         candidate: &Candidate,
         head: usize,
-        places: &[(u32, u32)],
         part: f64,
     ) -> Result<HeadCompaction, CacheError> {
         let &Candidate { node, first, tokens, now } = candidate;
         let shape = *self.backend.shape();
         let (layer, kv_head) = (head as u32 / shape.kv_heads, head as u32 % shape.kv_heads);
+        let places = self.row_places(node, head)?;
         let rows = self.forest.node_rows(node, tokens)?;
         let of_rows = (0..places.len() as u32).map(|row| rows.token(head, row));
         let (tokens, biases): (Vec<u32>, Vec<f32>) = of_rows.unzip();
         let positions: Vec<u32> = tokens.into_iter().map(|token| first + token).collect();
         let scores = match policy.observe() {
-            Some(_) => read(&mut *self.backend, layer, places)?,
+            Some(_) => read(&mut *self.backend, layer, &places)?,
             None => Vec::new(),
         };
         let keys = match policy.needs_keys() {
-            true => keys(&mut *self.backend, layer, places)?,
+            true => keys(&mut *self.backend, layer, &places)?,
             false => Vec::new(),
         };
         let (positions, biases, scores, keys) = (&*positions, &*biases, &*scores, &*keys);
@@ -229,6 +253,11 @@ impl TreeCache {
         let view = HeadView { layer, kv_head, positions, biases, scores, keys, now, target };
         Ok(policy.select(&view))
     }
+}
+
+/// Cells of heads that have so many rows.
+fn cells(rows: &[u32]) -> u64 {
+    rows.iter().map(|rows| u64::from(rows.div_ceil(PAGE_TOKENS))).sum()
 }
 
 fn is_out_of_pages(error: &CacheError) -> bool {
