@@ -2,7 +2,7 @@
 
 use kernels_gpu::abi::{Cell, PAGE_TOKENS, RowSource, RowTarget};
 
-use super::{CacheError, TreeCache};
+use super::{CacheError, TreeCache, score};
 use crate::attention::Compact;
 use crate::format::KvFormat;
 use crate::retain::{Compaction, HeadCompaction};
@@ -51,7 +51,8 @@ impl TreeCache {
         let free = self.forest.pool().free();
         let compacting =
             self.forest.begin_compact(node, compaction.tokens, shape.kv_heads, &new, &biased)?;
-        let moved = self.move_rows(node, compaction, &compacting);
+        let moved = self.clear_fresh().map_err(CacheError::from);
+        let moved = moved.and_then(|()| self.move_rows(node, compaction, &compacting));
         if let Err(error) = moved {
             self.forest.abandon_compact(compacting);
             self.settle();
@@ -91,18 +92,17 @@ impl TreeCache {
             let biased = heads.iter().any(is_biased);
             let call = Compact { layer, targets: &targets, sources: &sources, biased };
             self.backend.compact(call)?;
+            if let Some(scored) = &self.scored {
+                let backend = &mut *self.backend;
+                score::move_rows(backend, scored.reduce, layer, &targets, &sources)?;
+            }
         }
         Ok(())
     }
 }
 
 /// Adds the places of a head's new rows; its sources come after `before` others.
-fn push_targets(
-    head: &HeadCompaction,
-    cells: &[Cell],
-    before: u32,
-    targets: &mut Vec<RowTarget>,
-) {
+fn push_targets(head: &HeadCompaction, cells: &[Cell], before: u32, targets: &mut Vec<RowTarget>) {
     targets.extend((0..).zip(&head.rows).map(|(at, row)| RowTarget {
         cell: cells[(at / PAGE_TOKENS) as usize].cell,
         token: at % PAGE_TOKENS,

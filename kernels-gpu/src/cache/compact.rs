@@ -91,7 +91,7 @@ pub unsafe fn compact<E: Element, const D: u32>(
 ///
 /// # Safety
 /// `moves` is valid for `2 * count` words, and every place lies within the plane.
-#[kernel(threads = 32, group = "compact", instances(move_words: <>))]
+#[kernel(threads = 32, group = "compact", instances(move_words))]
 #[inline(always)]
 pub unsafe fn move_words(plane: *mut u32, moves: *const u32, count: u32, kv_heads: u32) {
     let kv_head = thread::block_idx_x() * 32 + thread::thread_idx_x();
