@@ -256,7 +256,10 @@ impl CudaCache {
     ) -> Result<(), CudaError> {
         let at = self.cache_pointers(self.pool.pointer());
         // SAFETY: the caller's.
-        unsafe { self.writers.copy(moves, count, &at, stream) }
+        unsafe {
+            self.writers.copy(moves, count, &at, stream)?;
+            self.compacted.move_biases(moves, count, self.shape.kv_heads, stream)
+        }
     }
 
     fn cache_pointers(&self, pool: DevicePtr) -> CachePointers {

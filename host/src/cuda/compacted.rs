@@ -5,7 +5,9 @@ use kernels_gpu::directory;
 use kernels_gpu::layout::CORE;
 use kernels_gpu::ptx::{self, Arguments as _};
 
-use super::{CudaCache, CudaDevice, CudaError, DeviceBuffer, DevicePtr, Kernel, Stream};
+use super::{
+    CudaCache, CudaDevice, CudaError, DeviceBuffer, DevicePtr, Kernel, RawStream, Stream,
+};
 use crate::cache::{CacheShape, Directory};
 
 /// What kernels read of a layer's compacted nodes.
@@ -29,6 +31,8 @@ pub(super) struct CompactedRows {
     /// `[cell][64]` of each layer that has some.
     biases: Vec<Option<DeviceBuffer<f32>>>,
     gather: Option<Kernel>,
+    /// Moves biases with tokens; there where biases are.
+    mover: Option<Kernel>,
     /// Counts arrays that were made: what was captured before reads others.
     pub(super) generation: u64,
 }
@@ -43,6 +47,27 @@ impl CompactedRows {
             cell_stride: self.stride,
             biases: biases.map_or(DevicePtr::NULL, DeviceBuffer::pointer),
         }
+    }
+
+    /// Enqueues moves of biases: `moves: [count]` [`TokenMove`](kernels_gpu::abi::TokenMove)s.
+    ///
+    /// # Safety
+    /// As [`CudaCache::copy`].
+    pub(super) unsafe fn move_biases(
+        &self,
+        moves: DevicePtr,
+        count: u32,
+        kv_heads: u32,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        let Some(mover) = &self.mover else { return Ok(()) };
+        for plane in self.biases.iter().flatten() {
+            let plane = plane.pointer().0;
+            let arguments = ptx::MoveWords { plane, moves: moves.0, count, kv_heads };
+            // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the caller's.
+            unsafe { mover.launch_threads(u64::from(kv_heads), arguments, stream) }?;
+        }
+        Ok(())
     }
 
     fn gather(&mut self, device: &CudaDevice, shape: &CacheShape) -> Result<&Kernel, CudaError> {
@@ -115,6 +140,9 @@ impl CudaCache {
         rows.biases.resize_with(shape.layers as usize, || None);
         let biases = &mut rows.biases[layer as usize];
         if biases.is_none() {
+            if rows.mover.is_none() {
+                rows.mover = Some(device.kernel("move_words", ptx::MoveWords::BYTES)?);
+            }
             let plane = DeviceBuffer::uninitialized(&device, "biases", plane_len(&shape))?;
             plane.fill_bytes(0, stream)?;
             *biases = Some(plane);

@@ -179,12 +179,6 @@ impl Call<'_> {
         for format in formats {
             let programs = memory.constant("programs", &super::programs(plan, format));
             let kernel = format.kernel(self.shape.page());
-            let coded = kernel.map_or(Coded::default(), |kernel| Coded {
-                half_bytes: kernel.half_bytes,
-                per_slab: kernel.per_slab,
-                detail: kernel.detail,
-                ..Coded::default()
-            });
             // On a GPU the launches of one call overlap; they write to different slots.
             let launch = self
                 .launch([plan.shares(), kv_heads, 1], threads)
@@ -216,6 +210,14 @@ impl Call<'_> {
                     strides,
                     shift,
                 });
+                let coded = kernel.map_or(Coded::default(), |kernel| Coded {
+                    half_bytes: kernel.half_bytes,
+                    per_slab: kernel.per_slab,
+                    detail: kernel.detail,
+                    cells: directory.cells(),
+                    cell_stride: directory.stride,
+                    biases: directory.biases(),
+                });
                 // SAFETY: the emulator checks every access.
                 unsafe {
                     match (kernel.map(|kernel| kernel.family), foreign) {
@@ -229,12 +231,6 @@ impl Call<'_> {
                             block::<E, Fp8, D, KS, NT, O, CODED>(self.arch, arguments, coded)
                         }
                         (Some("compacted"), None) => {
-                            let coded = Coded {
-                                cells: directory.cells(),
-                                cell_stride: directory.stride,
-                                biases: directory.biases(),
-                                ..coded
-                            };
                             block::<E, Compacted, D, KS, NT, O, NATIVE>(self.arch, arguments, coded)
                         }
                         (family, _) => panic!("there is no kernel for {family:?}"),

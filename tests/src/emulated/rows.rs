@@ -3,7 +3,7 @@
 use deft::attention::{Compact, Counters};
 use device::Element;
 use device::emulator::{DevicePointer, Memory, Report};
-use kernels_gpu::abi::{Cell, PAGE_TOKENS};
+use kernels_gpu::abi::{Cell, PAGE_TOKENS, TokenMove};
 use kernels_gpu::cache::{self as kernels, THREADS};
 use kernels_gpu::directory;
 use kernels_gpu::layout::CORE;
@@ -20,7 +20,7 @@ pub(super) struct CompactedRows<'a> {
 }
 
 /// The same in a launch's memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(super) struct Directory {
     cells: Option<DevicePointer<Cell>>,
     pub(super) stride: u32,
@@ -55,6 +55,28 @@ impl Emulated {
         });
         let biases = self.biases.get(layer as usize).map_or(&[][..], Vec::as_slice);
         CompactedRows { cells: cells.collect(), stride: directory.stride(), biases }
+    }
+
+    /// Moves biases as tokens are moved.
+    pub(super) fn move_biases(&mut self, moves: &[TokenMove]) -> Result<(), Box<Report>> {
+        let kv_heads = self.shape.kv_heads;
+        for layer in 0..self.biases.len() {
+            if self.biases[layer].is_empty() {
+                continue;
+            }
+            let mut memory = Memory::new();
+            let words: &[u32] = bytemuck::cast_slice(&self.biases[layer]);
+            let plane = memory.buffer("biases", words);
+            let list = memory.constant::<u32>("moves", bytemuck::cast_slice(moves));
+            self.launch([kv_heads.div_ceil(32), 1, 1], 32).run(&mut memory, || {
+                let (plane, list) = (plane.as_mut_ptr(), list.as_ptr());
+                // SAFETY: the emulator checks every access.
+                unsafe { kernels::move_words(plane, list, moves.len() as u32, kv_heads) };
+            })?;
+            let words = memory.read(plane).map_err(Box::new)?;
+            self.biases[layer] = bytemuck::cast_vec(words);
+        }
+        Ok(())
     }
 
     pub(super) fn compact_d<E: Element, const D: u32>(

@@ -59,10 +59,6 @@ impl Emulated {
         let scores = memory.buffer("scores", &before);
         let directory =
             Directory::new(&mut memory, &self.compacted_rows(call.layer, call.counters));
-        let launch = self
-            .launch([plan.shares(), kv_heads, 1], tile::score::threads(self.arch))
-            .shared_bytes(tile::score::shared_bytes::<D>(self.arch))
-            .poison_matrix_reads();
         let arch = self.arch;
         for format in [KvFormat::Native, KvFormat::Compacted] {
             let programs = memory.constant("programs", &super::programs(plan, format));
@@ -70,6 +66,10 @@ impl Emulated {
             if compacted && directory.cells().is_null() {
                 continue;
             }
+            let launch = self
+                .launch([plan.shares(), kv_heads, 1], tile::score::threads(self.arch))
+                .shared_bytes(tile::score::shared_bytes::<D>(self.arch))
+                .poison_matrix_reads();
             launch.run(&mut memory, || {
             let arguments = score::Score {
                 q: q.as_ptr(),
