@@ -2,6 +2,7 @@
 
 use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment, WorkItem, words_of};
 use super::cells::Cells;
+use super::format::Format;
 use crate::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES};
 use device::shared::Shared;
 use device::warp::FULL_MASK;
@@ -109,8 +110,8 @@ impl Program {
 
     /// Tokens that `segment` holds at present; of compacted pages as many pages' as the KV head has cells.
     #[inline(always)]
-    pub(super) unsafe fn tokens(&self, segment: &Segment) -> u32 {
-        if self.cells.are_there() {
+    pub(super) unsafe fn tokens<F: Format>(&self, segment: &Segment) -> u32 {
+        if F::COMPACTED && self.cells.are_there() {
             // SAFETY: page ids of a program of compacted pages are those of cells.
             return unsafe {
                 let first = self.cells.at(self.word(segment.page_word));
@@ -129,10 +130,10 @@ impl Program {
     /// Consumer: asks for the present token count of the segment that is this thread's to keep. The value is on its
     /// way when this returns: what comes before [`Program::keep_count`] costs no time of its own.
     #[inline(always)]
-    pub(super) unsafe fn ask_count(&self, header: &ProgramHeader, thread: u32) -> u32 {
+    pub(super) unsafe fn ask_count<F: Format>(&self, header: &ProgramHeader, thread: u32) -> u32 {
         if thread < header.segments && thread < COUNTED_SEGMENTS {
             // SAFETY: a segment of the program's.
-            unsafe { self.tokens(&self.segment(header.items, thread)) }
+            unsafe { self.tokens::<F>(&self.segment(header.items, thread)) }
         } else {
             0
         }
@@ -149,25 +150,25 @@ impl Program {
 
     /// Tokens that segment `index` holds at present, after [`Program::keep_count`].
     #[inline(always)]
-    pub(super) unsafe fn counted_tokens(&self, items: u32, index: u32) -> u32 {
+    pub(super) unsafe fn counted_tokens<F: Format>(&self, items: u32, index: u32) -> u32 {
         // SAFETY: counts were written before the barrier, and the segment is one of the program's.
         unsafe {
             if index < COUNTED_SEGMENTS {
                 self.counts.at(index).load()
             } else {
-                self.tokens(&self.segment(items, index))
+                self.tokens::<F>(&self.segment(items, index))
             }
         }
     }
 
     /// Pages of a work item, after [`Program::keep_count`].
     #[inline(always)]
-    pub(super) unsafe fn pages(&self, items: u32, item: &WorkItem) -> u32 {
+    pub(super) unsafe fn pages<F: Format>(&self, items: u32, item: &WorkItem) -> u32 {
         let mut pages = 0;
         let mut index = item.segment_begin;
         while index < item.segment_begin + item.segment_count {
             // SAFETY: the segment is one of the program's.
-            pages += unsafe { self.counted_tokens(items, index) }.div_ceil(PAGE_TOKENS);
+            pages += unsafe { self.counted_tokens::<F>(items, index) }.div_ceil(PAGE_TOKENS);
             index += 1;
         }
         // The same for all lanes, which the compiler cannot see.

@@ -4,7 +4,7 @@
 
 use super::block::{Block, Work};
 use super::page::PartialPage;
-use crate::abi::{CELL_BIASED, NONE, PAGE_TOKENS, Segment};
+use crate::abi::{CELL_BIASED, NONE, PAGE_TOKENS};
 use crate::softmax::Partial;
 use device::warp::FULL_MASK;
 use device::{global, math, warp};
@@ -21,6 +21,9 @@ pub(super) struct Logits {
 }
 
 impl Logits {
+    /// Of logits that are exponents already.
+    pub(super) const SCALED: Self = Self { scale: 1.0, cap_scale: 0.0 };
+
     /// For a logit scale times log2(e), and a soft cap or 0.
     #[inline(always)]
     pub(super) fn new(scale_log2: f32, soft_cap: f32) -> Self {
@@ -136,7 +139,7 @@ pub(super) fn soft_cap<const N: usize>(s: &mut [f32; N], logits: Logits) {
 }
 
 /// Scales logits, those of tokens `first + 8 j` and the next of the page, and adds the biases of its cell if it has some:
-/// how the sums become exponents.
+/// how the sums become exponents, as [`Logits::SCALED`] says.
 ///
 /// # Safety
 /// The layer has the cell, with biases if the page has.
@@ -147,7 +150,7 @@ pub(super) unsafe fn add_biases<const N: usize>(
     page: PartialPage,
     cell: u32,
     first: u32,
-) -> Logits {
+) {
     let scale = block.logits.scale;
     if page.place & CELL_BIASED == 0 {
         for x in s.iter_mut() {
@@ -163,7 +166,6 @@ pub(super) unsafe fn add_biases<const N: usize>(
             }
         }
     }
-    Logits { scale: 1.0, cap_scale: 0.0 }
 }
 
 /// Removes the logits of tokens that a row does not see: `s` are those of rows `row` and `row + 8` of the item
@@ -182,8 +184,15 @@ pub(super) unsafe fn hide<const N: usize>(
     let query_count = unsafe { work.item() }.query_count;
     for e in 0..2 {
         let query = work.block.group.query(row + 8 * e as u32);
-        // SAFETY: the item has the segment, and as many queries.
-        let seen = unsafe { seen(work.block.masks, &segment, page, query, query_count) };
+        let seen = if query < segment.visible_begin() || query >= segment.visible_end() {
+            0
+        } else if segment.mask != NONE {
+            let word = segment.mask + (page.place >> 16) * query_count + query;
+            // SAFETY: masks reach over all pages and queries of the segment.
+            unsafe { global::load_u64(work.block.masks.add(word as usize)) }
+        } else {
+            u64::MAX >> (64 - page.tokens)
+        };
         let seen = seen >> first;
         for j in 0..N / 4 {
             for c in 0..2 {
@@ -192,29 +201,6 @@ pub(super) unsafe fn hide<const N: usize>(
                 }
             }
         }
-    }
-}
-
-/// Which tokens of a page query `query` of an item sees, a bit each.
-///
-/// # Safety
-/// The page is one of the segment's, in an item of `query_count` queries, and the masks are the plan's.
-#[inline(always)]
-pub(super) unsafe fn seen(
-    masks: *const u64,
-    segment: &Segment,
-    page: PartialPage,
-    query: u32,
-    query_count: u32,
-) -> u64 {
-    if query < segment.visible_begin() || query >= segment.visible_end() {
-        0
-    } else if segment.mask != NONE {
-        let word = segment.mask + (page.place >> 16) * query_count + query;
-        // SAFETY: masks reach over all pages and queries of the segment.
-        unsafe { global::load_u64(masks.add(word as usize)) }
-    } else {
-        u64::MAX >> (64 - page.tokens)
     }
 }
 

@@ -15,7 +15,7 @@ use super::finish::{Exchange, join, store_rows};
 use super::format::{Coded, CodedPages, Format};
 use super::program::Program;
 use super::query;
-use super::rows::{add_biases, hide, soft_cap};
+use super::rows::{Logits, add_biases, hide, soft_cap};
 use super::sink::{Sink, inverse};
 use super::warp_tile::WarpTile;
 use crate::attention::tile::{PROGRAM_BYTES, ampere::Tile, group_bytes};
@@ -62,12 +62,12 @@ pub unsafe fn attend<
             cells: Cells::of::<F>(&coded, kv_head),
         };
         let header = program.header();
-        let tokens = program.ask_count(&header, thread_index);
+        let tokens = program.ask_count::<F>(&header, thread_index);
         program.keep_count(&header, thread_index, tokens);
         thread::sync_threads();
         let block = Block::new(&a, base, thread_index, warp::warp_id(), kv_head, coded.biases);
         let of_head = cache.pages::<D>(&a, kv_head);
-        let mut pages = Pages::<E, _, D>::new(base, thread_index, program, header, of_head);
+        let mut pages = Pages::<E, F, _, D>::new(base, thread_index, program, header, of_head);
         let of_format = CodedPages::new::<D>(&a, kv_head, coded);
         let mut codes = Codes::<F, E, D>::new(base, thread_index, program, header, of_format);
         if F::CODED {
@@ -93,7 +93,7 @@ pub unsafe fn attend<
                 program,
                 items: header.items,
                 index,
-                pages: program.pages(header.items, &item),
+                pages: program.pages::<F>(header.items, &item),
             };
             if map.rows <= 32 {
                 run::<E, F, _, D, KS, NT, 8, 4>(&work, &mut pages, &mut codes, map.rows);
@@ -133,7 +133,7 @@ unsafe fn run<
     const PARTS: usize,
 >(
     work: &Work,
-    pages: &mut Pages<E, P, D>,
+    pages: &mut Pages<E, F, P, D>,
     codes: &mut Codes<F, E, D>,
     rows: u32,
 ) {
@@ -154,17 +154,20 @@ unsafe fn run<
             let (key, page) = if F::CODED { codes.next_key() } else { pages.next_key() };
             if active {
                 p = tile.logits::<E, D, S>(key.offset(own));
-                let mut logits = block.logits;
-                soft_cap(&mut p, logits);
+                soft_cap(&mut p, block.logits);
                 if F::COMPACTED {
                     let first = first_token + lane % 4 * 2;
-                    logits = add_biases(&mut p, block, page, pages.cell(), first);
+                    add_biases(&mut p, block, page, pages.cell(), first);
                 }
                 if page.tokens != 0 {
                     let first = first_token + lane % 4 * 2;
                     hide(&mut p, work, page, row_tile * 16 + lane / 4, first);
                 }
-                let factor = tile.rows.update(&mut p, logits);
+                let factor = if F::COMPACTED {
+                    tile.rows.update(&mut p, Logits::SCALED)
+                } else {
+                    tile.rows.update(&mut p, block.logits)
+                };
                 tile.rescale(factor);
             }
             let value = if F::CODED { codes.next_value() } else { pages.next_value() };

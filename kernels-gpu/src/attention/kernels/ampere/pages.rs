@@ -14,7 +14,7 @@ use core::marker::PhantomData;
 
 use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment};
 use crate::attention::kernels::cache;
-use crate::attention::kernels::format::token_of;
+use crate::attention::kernels::format::{Format, token_of};
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::{CONSUMERS, ampere::Tile};
@@ -28,7 +28,7 @@ use device::{Element, async_copy, thread};
 const BATCH: usize = 4;
 
 /// The stages, and where the program's pages come from.
-pub(super) struct Pages<E, P, const D: usize> {
+pub(super) struct Pages<E, F, P, const D: usize> {
     shared: Shared<u8>,
     thread: u32,
     /// The KV head's pages.
@@ -36,11 +36,11 @@ pub(super) struct Pages<E, P, const D: usize> {
     /// Stage of the page that is next to be read.
     stage: u32,
     /// The page that was asked for last.
-    last: Cursor,
+    last: Cursor<F>,
     kind: PhantomData<E>,
 }
 
-impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
+impl<E: Element, F: Format, P: cache::Pages, const D: usize> Pages<E, F, P, D> {
     /// Nothing is asked for yet.
     #[inline(always)]
     pub(super) fn new(
@@ -175,7 +175,7 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
                 let page = self.last.describe();
                 self.record(stage).store(page.tokens);
                 self.record(stage).at(1).store(page.place);
-                if self.last.program.cells.are_there() {
+                if F::COMPACTED {
                     self.cell_word(stage).store(self.last.id);
                 }
             }
@@ -232,7 +232,7 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
 }
 
 /// A place among the program's pages.
-pub(in crate::attention::kernels) struct Cursor {
+pub(in crate::attention::kernels) struct Cursor<F> {
     program: Program,
     header: ProgramHeader,
     /// Work items begun.
@@ -255,9 +255,10 @@ pub(in crate::attention::kernels) struct Cursor {
     cell: LinkedCell,
     /// The page's segment, and its index within it in the upper half.
     place: u32,
+    kind: PhantomData<F>,
 }
 
-impl Cursor {
+impl<F: Format> Cursor<F> {
     /// Before the first page.
     #[inline(always)]
     pub(in crate::attention::kernels) fn new(program: Program, header: ProgramHeader) -> Self {
@@ -274,6 +275,7 @@ impl Cursor {
             id: 0,
             cell: LinkedCell { cell: 0, bits: 0 },
             place: 0,
+            kind: PhantomData,
         }
     }
 
@@ -292,7 +294,7 @@ impl Cursor {
         if self.left > 0 {
             // SAFETY: the word is one of the segment's page ids.
             self.id = unsafe { self.program.word(self.word) };
-            if self.program.cells.are_there() {
+            if F::COMPACTED && self.program.cells.are_there() {
                 // SAFETY: the id is one of the directory's.
                 self.cell = unsafe { self.program.cells.at(self.id) };
                 self.id = self.cell.cell;
@@ -316,7 +318,7 @@ impl Cursor {
         // SAFETY: a segment of the program's, whose tokens are counted.
         unsafe {
             let segment = self.program.segment(self.header.items, self.segments);
-            self.left = self.program.counted_tokens(self.header.items, self.segments);
+            self.left = self.program.counted_tokens::<F>(self.header.items, self.segments);
             self.whole = segment.mask == NONE && segment.visible == self.everybody;
             self.word = segment.page_word;
         }
@@ -334,8 +336,10 @@ impl Cursor {
     /// Tokens of the present page, 1 to 64; 0 if there is none.
     #[inline(always)]
     pub(in crate::attention::kernels) fn page_tokens(&self) -> u32 {
-        let tokens = if self.left < PAGE_TOKENS { self.left } else { PAGE_TOKENS };
-        if self.program.cells.are_there() && tokens > 0 { self.cell.rows() } else { tokens }
+        if F::COMPACTED && self.left > 0 && self.program.cells.are_there() {
+            return self.cell.rows();
+        }
+        if self.left < PAGE_TOKENS { self.left } else { PAGE_TOKENS }
     }
 
     /// What the block needs to know of the present page.
@@ -344,7 +348,7 @@ impl Cursor {
         let tokens = self.page_tokens();
         PartialPage {
             tokens: if self.whole && tokens == PAGE_TOKENS { 0 } else { tokens },
-            place: self.place | self.cell.bias_flag(),
+            place: if F::COMPACTED { self.place | self.cell.bias_flag() } else { self.place },
         }
     }
 }

@@ -4,6 +4,7 @@
 //! eight consumer warps take the program's work items one after the other (`consume`), by `narrow` up to 16 rows
 //! and by `wide` above. So loads never wait for a work item's beginning or end.
 
+mod cells;
 mod coded;
 mod narrow;
 mod page_tail;
@@ -159,7 +160,7 @@ unsafe fn consume<
     // SAFETY: as in `attend`; all consumers go the same way.
     unsafe {
         let header = program.header();
-        let tokens = program.ask_count(&header, block.thread);
+        let tokens = program.ask_count::<F>(&header, block.thread);
         let mut index = 0;
         while index < header.items {
             let item = program.item(index);
@@ -187,7 +188,7 @@ unsafe fn consume<
                 program,
                 items: header.items,
                 index,
-                pages: program.pages(header.items, &item),
+                pages: program.pages::<F>(header.items, &item),
             };
             if narrow {
                 narrow::run::<E, F, D, KS, NT, S>(&work, &mut ring);

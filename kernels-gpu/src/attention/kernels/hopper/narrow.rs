@@ -6,7 +6,7 @@ use super::ring::Ring;
 use crate::attention::kernels::block::Work;
 use crate::attention::kernels::finish::{Exchange, join};
 use crate::attention::kernels::format::Format;
-use crate::attention::kernels::rows::{add_biases, hide, soft_cap};
+use crate::attention::kernels::rows::{Logits, add_biases, hide, soft_cap};
 use crate::attention::kernels::warp_tile::WarpTile;
 use crate::attention::tile::{CONSUMER_WARPS, hopper::Tile};
 use device::warp::FULL_MASK;
@@ -75,11 +75,10 @@ unsafe fn step<
         ring.wait_full();
         let page = ring.page();
         let mut s: [f32; 8] = tile.logits::<E, D, 8>(ring.key().offset(own));
-        let mut logits = work.block.logits;
-        soft_cap(&mut s, logits);
+        soft_cap(&mut s, work.block.logits);
         if F::COMPACTED {
             let first = quarter * 16 + lane % 4 * 2;
-            logits = add_biases(&mut s, work.block, page, ring.cell(), first);
+            add_biases(&mut s, work.block, page, ring.cell(), first);
         }
         if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(&mut s, work, page, lane / 4, quarter * 16 + lane % 4 * 2);
@@ -92,7 +91,11 @@ unsafe fn step<
             );
             warp::sync_warp(FULL_MASK);
         }
-        let factor = tile.rows.update(&mut s, logits);
+        let factor = if F::COMPACTED {
+            tile.rows.update(&mut s, Logits::SCALED)
+        } else {
+            tile.rows.update(&mut s, work.block.logits)
+        };
         tile.rescale(factor);
         tile.weigh::<E, D, 8>(&s, ring.value().offset(own));
         // The copy that fills the stage next is of the other proxy.

@@ -1,5 +1,6 @@
 //! The producer warp: streams the program's pages into the ring.
 
+use super::cells;
 use super::coded::Slots;
 use super::ring::Ring;
 use crate::abi::{NONE, PAGE_TOKENS, Segment};
@@ -45,7 +46,7 @@ pub(super) unsafe fn produce<F: Format, const D: usize, const S: u32>(
                 // 32 lengths are asked for at once: growing nodes cost one trip to memory, not one each.
                 tokens = if index + lane < header.segments {
                     // SAFETY: a segment of the program's.
-                    unsafe { program.tokens(&program.segment(header.items, index + lane)) }
+                    unsafe { program.tokens::<F>(&program.segment(header.items, index + lane)) }
                 } else {
                     0
                 };
@@ -53,7 +54,10 @@ pub(super) unsafe fn produce<F: Format, const D: usize, const S: u32>(
             // SAFETY: a segment of the program's.
             let segment = unsafe { program.segment(header.items, index) };
             // A node that has stopped growing is streamed while the others' lengths are on their way.
-            let tokens = if segment.length_slot == NONE && !F::COMPACTED {
+            let tokens = if F::COMPACTED {
+                // SAFETY: the warp is whole, the segment being the same for all lanes.
+                unsafe { warp::warp_shuffle_idx(FULL_MASK, tokens, index % 32) }
+            } else if segment.length_slot == NONE {
                 segment.tokens
             } else {
                 // SAFETY: the warp is whole, the segment being the same for all lanes.
@@ -72,8 +76,18 @@ pub(super) unsafe fn produce<F: Format, const D: usize, const S: u32>(
                             slots.send(&codes, id, PartialPage { tokens, place });
                             page += 1;
                         }
+                    } else if F::COMPACTED {
+                        let first = program.word(segment.page_word);
+                        cells::stream(
+                            &mut ring,
+                            program.cells,
+                            first..first + tokens / PAGE_TOKENS,
+                            index,
+                            whole,
+                            pool,
+                        );
                     } else {
-                        stream::<F, D, S>(
+                        stream(
                             &mut ring,
                             &program,
                             segment.page_word,
@@ -99,7 +113,7 @@ pub(super) unsafe fn produce<F: Format, const D: usize, const S: u32>(
 /// Streams one segment.
 #[expect(clippy::too_many_arguments, reason = "a segment's figures, in registers")]
 #[inline(always)]
-unsafe fn stream<F: Format, const D: usize, const S: u32>(
+unsafe fn stream<const D: usize, const S: u32>(
     ring: &mut Ring<D, S>,
     program: &Program,
     first_word: u32,
@@ -112,26 +126,17 @@ unsafe fn stream<F: Format, const D: usize, const S: u32>(
     let mut left = tokens;
     let mut page = 0;
     while left > 0 {
-        let mut here = if left < PAGE_TOKENS { left } else { PAGE_TOKENS };
-        left -= here;
-        let mut biased = 0;
+        let here = if left < PAGE_TOKENS { left } else { PAGE_TOKENS };
+        let whole = whole && here == PAGE_TOKENS;
         // SAFETY: the page lies in the pool, and a stage is written only when it is empty.
         unsafe {
-            let mut id = program.word(first_word + page);
-            if F::COMPACTED {
-                let cell = program.cells.at(id);
-                (id, here, biased) = (cell.cell, cell.rows(), cell.bias_flag());
-            }
-            let whole = whole && here == PAGE_TOKENS;
-            let source = pool.byte_add((id as u64 * page_stride) as usize);
+            let source =
+                pool.byte_add((program.word(first_word + page) as u64 * page_stride) as usize);
             ring.wait_empty();
             ring.describe(PartialPage {
                 tokens: if whole { 0 } else { here },
-                place: segment | page << 16 | biased,
+                place: segment | page << 16,
             });
-            if F::COMPACTED {
-                ring.describe_cell(id);
-            }
             if here > PAGE_TOKENS - 8 {
                 let bytes = Bytes::new(Tile::<D>::PAGE_BYTES);
                 mbarrier::arrive_expect_tx(ring.full(), bytes);
@@ -145,6 +150,7 @@ unsafe fn stream<F: Format, const D: usize, const S: u32>(
             }
         }
         ring.advance();
+        left -= here;
         page += 1;
     }
 }

@@ -7,7 +7,7 @@ use crate::attention::kernels::block::{Block, Work};
 use crate::attention::kernels::finish::store_rows;
 use crate::attention::kernels::format::Format;
 use crate::attention::kernels::page::PartialPage;
-use crate::attention::kernels::rows::{Rows, add_biases, hide, soft_cap};
+use crate::attention::kernels::rows::{Logits, Rows, add_biases, hide, soft_cap};
 use crate::attention::kernels::sink::{Sink, inverse};
 use crate::attention::tile::{CONSUMERS, hopper::Tile};
 use crate::softmax::Approximate;
@@ -213,14 +213,13 @@ unsafe fn softmax<F: Format, const D: usize, const S: u32>(
     row: u32,
     shared_pages: bool,
 ) -> Option<[f32; 2]> {
-    let mut logits = work.block.logits;
-    soft_cap(s, logits);
+    soft_cap(s, work.block.logits);
     // SAFETY: the stage has landed and is not released yet.
     unsafe {
         let page = stage.page;
         if F::COMPACTED {
             let (cell, first) = (stage.ring.cell(), work.block.thread % 4 * 2);
-            logits = add_biases(s, work.block, page, cell, first);
+            add_biases(s, work.block, page, cell, first);
         }
         if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(s, work, page, row, work.block.thread % 4 * 2);
@@ -231,7 +230,11 @@ unsafe fn softmax<F: Format, const D: usize, const S: u32>(
                 shared_pages,
             );
         }
-        rows.update(s, logits)
+        if F::COMPACTED {
+            rows.update(s, Logits::SCALED)
+        } else {
+            rows.update(s, work.block.logits)
+        }
     }
 }
 

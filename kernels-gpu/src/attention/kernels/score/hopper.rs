@@ -4,6 +4,7 @@ use super::{Block, Score, Totals, hide};
 use crate::abi::{ProgramHeader, WorkItem};
 use crate::attention::kernels::ampere::{Cursor, load_program};
 use crate::attention::kernels::cells::{self, Cells};
+use crate::attention::kernels::format::Compacted;
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::kernels::query;
@@ -50,7 +51,7 @@ pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
             cells: Cells::new(a.cells, a.cell_stride, kv_head),
         };
         let header = program.header();
-        let tokens = program.ask_count(&header, thread_index);
+        let tokens = program.ask_count::<Compacted>(&header, thread_index);
         program.keep_count(&header, thread_index, tokens);
         thread::sync_threads();
         let mut block = Block::new(a, base, thread_index, kv_head, program);
@@ -67,7 +68,7 @@ pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
 #[inline(always)]
 unsafe fn produce<const D: usize>(block: &Block, header: ProgramHeader) {
     let mut ring = Ring::<D>::new(block.shared);
-    let mut cursor = Cursor::new(block.program, header);
+    let mut cursor = Cursor::<Compacted>::new(block.program, header);
     // SAFETY: the warp is whole, and one lane of it streams; a stage is written only when it is empty.
     unsafe {
         cursor.advance();
@@ -113,7 +114,7 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize>(
             }
             bulk::fence_proxy_async_shared();
             thread::named_barrier_sync::<1>(CONSUMERS);
-            let mut left = block.program.pages(header.items, &item);
+            let mut left = block.program.pages::<Compacted>(header.items, &item);
             while left > 0 {
                 if ring.stage % 2 == block.thread / 128 {
                     if padded == 64 {

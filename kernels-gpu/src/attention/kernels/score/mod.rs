@@ -9,9 +9,9 @@ pub mod hopper;
 use super::page::PartialPage;
 use super::program::Program;
 use super::query::{Group, RowMap};
-use super::rows::{Logits, quad_max, quad_sum, seen};
+use super::rows::{Logits, quad_max, quad_sum};
 use crate::abi::{
-    CELL_BIASED, Cell, PAGE_TOKENS, SCORE_LAST, SCORE_MAX, SCORE_SUM, WorkItem,
+    CELL_BIASED, Cell, NONE, PAGE_TOKENS, SCORE_LAST, SCORE_MAX, SCORE_SUM, WorkItem,
 };
 use device::atomic::{self, Order, Scope};
 use device::shared::Shared;
@@ -279,14 +279,20 @@ unsafe fn hide<const N: usize>(
     first: u32,
 ) {
     let place = page.place & !CELL_BIASED;
-    let page = PartialPage { place, ..page };
     // SAFETY: the segment is one of the program's.
     let segment = unsafe { block.program.segment(block.items, place & 0xffff) };
     for j in 0..N / 4 {
         for c in 0..2 {
             let query = block.group.query(first + 8 * j as u32 + c as u32);
-            // SAFETY: the item has the segment, and as many queries.
-            let seen = unsafe { seen(block.score.masks, &segment, page, query, item.query_count) };
+            let seen = if query < segment.visible_begin() || query >= segment.visible_end() {
+                0
+            } else if segment.mask != NONE {
+                let word = segment.mask + (place >> 16) * item.query_count + query;
+                // SAFETY: masks reach over all pages and queries of the segment.
+                unsafe { global::load_u64(block.score.masks.add(word as usize)) }
+            } else {
+                u64::MAX >> (64 - page.tokens)
+            };
             let seen = seen >> token;
             for e in 0..2 {
                 if seen & (1 << (8 * e)) == 0 {
