@@ -1,8 +1,7 @@
 //! A block's program: read from shared memory where it fits, else from global memory.
 
-use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment, WorkItem, words_of};
 use super::cells::Cells;
-use super::format::Format;
+use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment, WorkItem, words_of};
 use crate::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES};
 use device::shared::Shared;
 use device::warp::FULL_MASK;
@@ -108,16 +107,9 @@ impl Program {
         }
     }
 
-    /// Tokens that `segment` holds at present; of compacted pages as many pages' as the KV head has cells.
+    /// Tokens that `segment` holds at present.
     #[inline(always)]
-    pub(super) unsafe fn tokens<F: Format>(&self, segment: &Segment) -> u32 {
-        if F::COMPACTED && self.cells.are_there() {
-            // SAFETY: page ids of a program of compacted pages are those of cells.
-            return unsafe {
-                let first = self.cells.at(self.word(segment.page_word));
-                PAGE_TOKENS * first.following().min(segment.page_count)
-            };
-        }
+    pub(super) unsafe fn tokens(&self, segment: &Segment) -> u32 {
         let length = if segment.length_slot == NONE {
             0
         } else {
@@ -130,13 +122,64 @@ impl Program {
     /// Consumer: asks for the present token count of the segment that is this thread's to keep. The value is on its
     /// way when this returns: what comes before [`Program::keep_count`] costs no time of its own.
     #[inline(always)]
-    pub(super) unsafe fn ask_count<F: Format>(&self, header: &ProgramHeader, thread: u32) -> u32 {
+    pub(super) unsafe fn ask_count(&self, header: &ProgramHeader, thread: u32) -> u32 {
         if thread < header.segments && thread < COUNTED_SEGMENTS {
             // SAFETY: a segment of the program's.
-            unsafe { self.tokens::<F>(&self.segment(header.items, thread)) }
+            unsafe { self.tokens(&self.segment(header.items, thread)) }
         } else {
             0
         }
+    }
+
+    /// Tokens of as many pages as the KV head has cells of `segment`, in a program of compacted pages; else those of
+    /// [`Program::tokens`].
+    #[inline(always)]
+    pub(super) unsafe fn cell_tokens(&self, segment: &Segment) -> u32 {
+        // SAFETY: a segment of the program's; its page ids are those of cells, if there are any.
+        unsafe {
+            if !self.cells.are_there() {
+                return self.tokens(segment);
+            }
+            let first = self.cells.at(self.word(segment.page_word));
+            PAGE_TOKENS * first.following().min(segment.page_count)
+        }
+    }
+
+    /// As [`Program::ask_count`], of [`Program::cell_tokens`].
+    #[inline(always)]
+    pub(super) unsafe fn ask_cells(&self, header: &ProgramHeader, thread: u32) -> u32 {
+        if thread < header.segments && thread < COUNTED_SEGMENTS {
+            // SAFETY: a segment of the program's.
+            unsafe { self.cell_tokens(&self.segment(header.items, thread)) }
+        } else {
+            0
+        }
+    }
+
+    /// As [`Program::counted_tokens`], after [`Program::ask_cells`].
+    #[inline(always)]
+    pub(super) unsafe fn counted_cells(&self, items: u32, index: u32) -> u32 {
+        // SAFETY: counts were written before the barrier, and the segment is one of the program's.
+        unsafe {
+            if index < COUNTED_SEGMENTS {
+                self.counts.at(index).load()
+            } else {
+                self.cell_tokens(&self.segment(items, index))
+            }
+        }
+    }
+
+    /// As [`Program::pages`], after [`Program::ask_cells`].
+    #[inline(always)]
+    pub(super) unsafe fn cell_pages(&self, items: u32, item: &WorkItem) -> u32 {
+        let mut pages = 0;
+        let mut index = item.segment_begin;
+        while index < item.segment_begin + item.segment_count {
+            // SAFETY: the segment is one of the program's.
+            pages += unsafe { self.counted_cells(items, index) }.div_ceil(PAGE_TOKENS);
+            index += 1;
+        }
+        pages
     }
 
     /// Consumers, together: keeps the counts that [`Program::ask_count`] brought; a barrier has to follow.
@@ -150,25 +193,25 @@ impl Program {
 
     /// Tokens that segment `index` holds at present, after [`Program::keep_count`].
     #[inline(always)]
-    pub(super) unsafe fn counted_tokens<F: Format>(&self, items: u32, index: u32) -> u32 {
+    pub(super) unsafe fn counted_tokens(&self, items: u32, index: u32) -> u32 {
         // SAFETY: counts were written before the barrier, and the segment is one of the program's.
         unsafe {
             if index < COUNTED_SEGMENTS {
                 self.counts.at(index).load()
             } else {
-                self.tokens::<F>(&self.segment(items, index))
+                self.tokens(&self.segment(items, index))
             }
         }
     }
 
     /// Pages of a work item, after [`Program::keep_count`].
     #[inline(always)]
-    pub(super) unsafe fn pages<F: Format>(&self, items: u32, item: &WorkItem) -> u32 {
+    pub(super) unsafe fn pages(&self, items: u32, item: &WorkItem) -> u32 {
         let mut pages = 0;
         let mut index = item.segment_begin;
         while index < item.segment_begin + item.segment_count {
             // SAFETY: the segment is one of the program's.
-            pages += unsafe { self.counted_tokens::<F>(items, index) }.div_ceil(PAGE_TOKENS);
+            pages += unsafe { self.counted_tokens(items, index) }.div_ceil(PAGE_TOKENS);
             index += 1;
         }
         // The same for all lanes, which the compiler cannot see.

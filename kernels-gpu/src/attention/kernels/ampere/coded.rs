@@ -38,7 +38,7 @@ pub(super) struct Codes<F, E, const D: usize> {
     /// The half that was asked for last is a V.
     value: bool,
     /// Its page.
-    last: Cursor<F>,
+    last: Cursor,
     kind: PhantomData<(F, E)>,
 }
 

@@ -62,12 +62,16 @@ pub unsafe fn attend<
             cells: Cells::of::<F>(&coded, kv_head),
         };
         let header = program.header();
-        let tokens = program.ask_count::<F>(&header, thread_index);
+        let tokens = if F::COMPACTED {
+            program.ask_cells(&header, thread_index)
+        } else {
+            program.ask_count(&header, thread_index)
+        };
         program.keep_count(&header, thread_index, tokens);
         thread::sync_threads();
         let block = Block::new(&a, base, thread_index, warp::warp_id(), kv_head, coded.biases);
         let of_head = cache.pages::<D>(&a, kv_head);
-        let mut pages = Pages::<E, F, _, D>::new(base, thread_index, program, header, of_head);
+        let mut pages = Pages::<E, _, D>::new(base, thread_index, program, header, of_head);
         let of_format = CodedPages::new::<D>(&a, kv_head, coded);
         let mut codes = Codes::<F, E, D>::new(base, thread_index, program, header, of_format);
         if F::CODED {
@@ -93,7 +97,11 @@ pub unsafe fn attend<
                 program,
                 items: header.items,
                 index,
-                pages: program.pages::<F>(header.items, &item),
+                pages: if F::COMPACTED {
+                    program.cell_pages(header.items, &item)
+                } else {
+                    program.pages(header.items, &item)
+                },
             };
             if map.rows <= 32 {
                 run::<E, F, _, D, KS, NT, 8, 4>(&work, &mut pages, &mut codes, map.rows);
@@ -133,7 +141,7 @@ unsafe fn run<
     const PARTS: usize,
 >(
     work: &Work,
-    pages: &mut Pages<E, F, P, D>,
+    pages: &mut Pages<E, P, D>,
     codes: &mut Codes<F, E, D>,
     rows: u32,
 ) {

@@ -14,7 +14,7 @@ use core::marker::PhantomData;
 
 use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment};
 use crate::attention::kernels::cache;
-use crate::attention::kernels::format::{Format, token_of};
+use crate::attention::kernels::format::token_of;
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::{CONSUMERS, ampere::Tile};
@@ -28,7 +28,7 @@ use device::{Element, async_copy, thread};
 const BATCH: usize = 4;
 
 /// The stages, and where the program's pages come from.
-pub(super) struct Pages<E, F, P, const D: usize> {
+pub(super) struct Pages<E, P, const D: usize> {
     shared: Shared<u8>,
     thread: u32,
     /// The KV head's pages.
@@ -36,11 +36,11 @@ pub(super) struct Pages<E, F, P, const D: usize> {
     /// Stage of the page that is next to be read.
     stage: u32,
     /// The page that was asked for last.
-    last: Cursor<F>,
+    last: Cursor,
     kind: PhantomData<E>,
 }
 
-impl<E: Element, F: Format, P: cache::Pages, const D: usize> Pages<E, F, P, D> {
+impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
     /// Nothing is asked for yet.
     #[inline(always)]
     pub(super) fn new(
@@ -170,12 +170,16 @@ impl<E: Element, F: Format, P: cache::Pages, const D: usize> Pages<E, F, P, D> {
     unsafe fn load_key(&mut self, stage: u32) {
         // SAFETY: all threads move together; nobody reads the stage's K and record.
         unsafe {
-            self.last.advance();
+            if P::CELLS {
+                self.last.advance_cell();
+            } else {
+                self.last.advance();
+            }
             if self.thread == 0 {
-                let page = self.last.describe();
+                let page = if P::CELLS { self.last.describe_cell() } else { self.last.describe() };
                 self.record(stage).store(page.tokens);
                 self.record(stage).at(1).store(page.place);
-                if F::COMPACTED {
+                if P::CELLS {
                     self.cell_word(stage).store(self.last.id);
                 }
             }
@@ -193,7 +197,7 @@ impl<E: Element, F: Format, P: cache::Pages, const D: usize> Pages<E, F, P, D> {
     /// Asks for K (half 0) or V (half 1) of the page; tokens past its last are zeros, for 0 x NaN is NaN.
     #[inline(always)]
     unsafe fn load_half<const HALF: usize>(&self, destination: Shared<Row>) {
-        let tokens = self.last.page_tokens();
+        let tokens = if P::CELLS { self.last.rows() } else { self.last.page_tokens() };
         if tokens > 0 {
             let piece = |i: usize| self.thread + i as u32 * CONSUMERS;
             let token = |i: usize| token_of::<D>(piece(i));
@@ -232,7 +236,7 @@ impl<E: Element, F: Format, P: cache::Pages, const D: usize> Pages<E, F, P, D> {
 }
 
 /// A place among the program's pages.
-pub(in crate::attention::kernels) struct Cursor<F> {
+pub(in crate::attention::kernels) struct Cursor {
     program: Program,
     header: ProgramHeader,
     /// Work items begun.
@@ -251,14 +255,13 @@ pub(in crate::attention::kernels) struct Cursor<F> {
     word: u32,
     /// The present page; of compacted nodes its cell.
     id: u32,
-    /// Rows of that cell, and whether it has biases.
+    /// What the directory says of that cell.
     cell: LinkedCell,
-    /// The page's segment, and its index within it in the upper half.
+    /// Its segment, and its index within it in the upper half.
     place: u32,
-    kind: PhantomData<F>,
 }
 
-impl<F: Format> Cursor<F> {
+impl Cursor {
     /// Before the first page.
     #[inline(always)]
     pub(in crate::attention::kernels) fn new(program: Program, header: ProgramHeader) -> Self {
@@ -275,7 +278,6 @@ impl<F: Format> Cursor<F> {
             id: 0,
             cell: LinkedCell { cell: 0, bits: 0 },
             place: 0,
-            kind: PhantomData,
         }
     }
 
@@ -294,11 +296,54 @@ impl<F: Format> Cursor<F> {
         if self.left > 0 {
             // SAFETY: the word is one of the segment's page ids.
             self.id = unsafe { self.program.word(self.word) };
-            if F::COMPACTED && self.program.cells.are_there() {
-                // SAFETY: the id is one of the directory's.
-                self.cell = unsafe { self.program.cells.at(self.id) };
-                self.id = self.cell.cell;
+        }
+    }
+
+    /// As [`Cursor::advance`], of a program whose cells are counted; its pages are cells, if there is a directory.
+    #[inline(always)]
+    pub(in crate::attention::kernels) unsafe fn advance_cell(&mut self) {
+        if self.left > PAGE_TOKENS {
+            self.left -= PAGE_TOKENS;
+            self.word += 1;
+            self.place += 1 << 16;
+        } else {
+            self.left = 0;
+            // SAFETY: as long as there are segments.
+            while self.left == 0 && unsafe { self.next_segment() } {
+                // SAFETY: the segment that was begun.
+                self.left =
+                    unsafe { self.program.counted_cells(self.header.items, self.segments - 1) };
             }
+        }
+        if self.left > 0 {
+            // SAFETY: the word is one of the segment's page ids, which the directory has.
+            unsafe {
+                self.id = self.program.word(self.word);
+                if self.program.cells.are_there() {
+                    self.cell = self.program.cells.at(self.id);
+                    self.id = self.cell.cell;
+                }
+            }
+        }
+    }
+
+    /// As [`Cursor::page_tokens`], after [`Cursor::advance_cell`].
+    #[inline(always)]
+    pub(in crate::attention::kernels) fn rows(&self) -> u32 {
+        if self.left > 0 && self.program.cells.are_there() {
+            self.cell.rows()
+        } else {
+            self.page_tokens()
+        }
+    }
+
+    /// As [`Cursor::describe`], after [`Cursor::advance_cell`]: [`CELL_BIASED`](crate::abi::CELL_BIASED) is in the place.
+    #[inline(always)]
+    pub(in crate::attention::kernels) fn describe_cell(&self) -> PartialPage {
+        let rows = self.rows();
+        PartialPage {
+            tokens: if self.whole && rows == PAGE_TOKENS { 0 } else { rows },
+            place: self.place | self.cell.bias_flag(),
         }
     }
 
@@ -318,7 +363,7 @@ impl<F: Format> Cursor<F> {
         // SAFETY: a segment of the program's, whose tokens are counted.
         unsafe {
             let segment = self.program.segment(self.header.items, self.segments);
-            self.left = self.program.counted_tokens::<F>(self.header.items, self.segments);
+            self.left = self.program.counted_tokens(self.header.items, self.segments);
             self.whole = segment.mask == NONE && segment.visible == self.everybody;
             self.word = segment.page_word;
         }
@@ -336,9 +381,6 @@ impl<F: Format> Cursor<F> {
     /// Tokens of the present page, 1 to 64; 0 if there is none.
     #[inline(always)]
     pub(in crate::attention::kernels) fn page_tokens(&self) -> u32 {
-        if F::COMPACTED && self.left > 0 && self.program.cells.are_there() {
-            return self.cell.rows();
-        }
         if self.left < PAGE_TOKENS { self.left } else { PAGE_TOKENS }
     }
 
@@ -348,7 +390,7 @@ impl<F: Format> Cursor<F> {
         let tokens = self.page_tokens();
         PartialPage {
             tokens: if self.whole && tokens == PAGE_TOKENS { 0 } else { tokens },
-            place: if F::COMPACTED { self.place | self.cell.bias_flag() } else { self.place },
+            place: self.place,
         }
     }
 }

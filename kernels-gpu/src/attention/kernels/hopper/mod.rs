@@ -14,7 +14,7 @@ mod wide;
 
 use super::Attend;
 use super::block::{Block, Work};
-use super::cache::{Cache, CellPool, Pool, PoolPages};
+use super::cache::{Cache, Pool, PoolPages};
 use super::cells::Cells;
 use super::format::{Coded, CodedPages, Format};
 use super::program::Program;
@@ -81,11 +81,8 @@ pub unsafe fn attend<
             register::set_max_dec::<40>();
             if warp_index == CONSUMER_WARPS {
                 mbarrier::wait_parity(program_barrier::<D>(base), 0);
-                let PoolPages { first, stride } = if F::COMPACTED {
-                    CellPool.pages::<D>(&a, kv_head)
-                } else {
-                    Pool.pages::<D>(&a, kv_head)
-                };
+                let PoolPages { first, stride } = Pool.pages::<D>(&a, kv_head);
+                let first = if F::COMPACTED { a.pool.cast() } else { first };
                 let codes = CodedPages::new::<D>(&a, kv_head, coded);
                 producer::produce::<F, D, S>(base, program, first, stride, codes);
                 if F::CODED || F::COMPACTED {
@@ -160,7 +157,11 @@ unsafe fn consume<
     // SAFETY: as in `attend`; all consumers go the same way.
     unsafe {
         let header = program.header();
-        let tokens = program.ask_count::<F>(&header, block.thread);
+        let tokens = if F::COMPACTED {
+            program.ask_cells(&header, block.thread)
+        } else {
+            program.ask_count(&header, block.thread)
+        };
         let mut index = 0;
         while index < header.items {
             let item = program.item(index);
@@ -188,7 +189,11 @@ unsafe fn consume<
                 program,
                 items: header.items,
                 index,
-                pages: program.pages::<F>(header.items, &item),
+                pages: if F::COMPACTED {
+                    program.cell_pages(header.items, &item)
+                } else {
+                    program.pages(header.items, &item)
+                },
             };
             if narrow {
                 narrow::run::<E, F, D, KS, NT, S>(&work, &mut ring);

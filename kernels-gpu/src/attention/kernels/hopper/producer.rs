@@ -46,7 +46,13 @@ pub(super) unsafe fn produce<F: Format, const D: usize, const S: u32>(
                 // 32 lengths are asked for at once: growing nodes cost one trip to memory, not one each.
                 tokens = if index + lane < header.segments {
                     // SAFETY: a segment of the program's.
-                    unsafe { program.tokens::<F>(&program.segment(header.items, index + lane)) }
+                    unsafe {
+                        if F::COMPACTED {
+                            program.cell_tokens(&program.segment(header.items, index + lane))
+                        } else {
+                            program.tokens(&program.segment(header.items, index + lane))
+                        }
+                    }
                 } else {
                     0
                 };

@@ -5,7 +5,7 @@ use super::{Block, Score, Totals, hide};
 use crate::abi::{PAGE_TOKENS, WorkItem};
 use crate::attention::kernels::ampere::{Cursor, load_program};
 use crate::attention::kernels::cells::{self, Cells};
-use crate::attention::kernels::format::{Compacted, token_of};
+use crate::attention::kernels::format::token_of;
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::kernels::query;
@@ -42,7 +42,7 @@ pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
             cells: Cells::new(a.cells, a.cell_stride, kv_head),
         };
         let header = program.header();
-        let tokens = program.ask_count::<Compacted>(&header, thread_index);
+        let tokens = program.ask_cells(&header, thread_index);
         program.keep_count(&header, thread_index, tokens);
         thread::sync_threads();
         let mut block = Block::new(a, base, thread_index, kv_head, program);
@@ -64,7 +64,7 @@ pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
                 block.keep_row(&map, thread_index, base.offset(Tile::<D>::ROWS).cast());
             }
             thread::sync_threads();
-            let mut left = program.pages::<Compacted>(header.items, &item);
+            let mut left = program.cell_pages(header.items, &item);
             while left > 0 {
                 let (key, page, cell) = keys.next();
                 tokens_of::<E, D, KS>(&block, &item, padded, key, page, cell);
@@ -121,7 +121,7 @@ unsafe fn tokens_of<E: Element, const D: usize, const KS: usize>(
 struct Keys<'a, const D: usize> {
     block: &'a Block,
     /// The page that was asked for last.
-    last: Cursor<Compacted>,
+    last: Cursor,
     /// Stage of the page that is next to be read.
     stage: u32,
 }
@@ -172,11 +172,11 @@ impl<const D: usize> Keys<'_, D> {
         let thread = self.block.thread;
         // SAFETY: all threads move together; nobody reads the stage.
         unsafe {
-            self.last.advance();
-            if self.last.page_tokens() > 0 {
-                let (cell, tokens) = (self.block.cell(self.last.id()), self.last.page_tokens());
+            self.last.advance_cell();
+            if self.last.rows() > 0 {
+                let (cell, tokens) = (self.block.cell(self.last.id()), self.last.rows());
                 if thread == 0 {
-                    let page = self.last.describe();
+                    let page = self.last.describe_cell();
                     let record = self.record(stage);
                     record.store(page.tokens);
                     record.at(1).store(page.place);

@@ -4,7 +4,6 @@ use super::{Block, Score, Totals, hide};
 use crate::abi::{ProgramHeader, WorkItem};
 use crate::attention::kernels::ampere::{Cursor, load_program};
 use crate::attention::kernels::cells::{self, Cells};
-use crate::attention::kernels::format::Compacted;
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::kernels::query;
@@ -51,7 +50,7 @@ pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
             cells: Cells::new(a.cells, a.cell_stride, kv_head),
         };
         let header = program.header();
-        let tokens = program.ask_count::<Compacted>(&header, thread_index);
+        let tokens = program.ask_cells(&header, thread_index);
         program.keep_count(&header, thread_index, tokens);
         thread::sync_threads();
         let mut block = Block::new(a, base, thread_index, kv_head, program);
@@ -68,22 +67,22 @@ pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
 #[inline(always)]
 unsafe fn produce<const D: usize>(block: &Block, header: ProgramHeader) {
     let mut ring = Ring::<D>::new(block.shared);
-    let mut cursor = Cursor::<Compacted>::new(block.program, header);
+    let mut cursor = Cursor::new(block.program, header);
     // SAFETY: the warp is whole, and one lane of it streams; a stage is written only when it is empty.
     unsafe {
-        cursor.advance();
-        while cursor.page_tokens() > 0 {
+        cursor.advance_cell();
+        while cursor.rows() > 0 {
             if warp::lane_id() == 0 {
-                let (cell, tokens) = (block.cell(cursor.id()), cursor.page_tokens());
+                let (cell, tokens) = (block.cell(cursor.id()), cursor.rows());
                 let source = cells::key::<D>(block.score.pool, cell);
                 let bytes = Bytes::new(tokens.div_ceil(8) * Tile::<D>::GROUP_BYTES);
                 mbarrier::wait_parity(ring.empty(), ring.phase ^ 1);
-                ring.describe(cursor.describe(), cell);
+                ring.describe(cursor.describe_cell(), cell);
                 mbarrier::arrive_expect_tx(ring.full(), bytes);
                 bulk::copy_global_to_shared(ring.key(), source, bytes, ring.full());
             }
             ring.advance();
-            cursor.advance();
+            cursor.advance_cell();
         }
     }
 }
@@ -114,7 +113,7 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize>(
             }
             bulk::fence_proxy_async_shared();
             thread::named_barrier_sync::<1>(CONSUMERS);
-            let mut left = block.program.pages::<Compacted>(header.items, &item);
+            let mut left = block.program.cell_pages(header.items, &item);
             while left > 0 {
                 if ring.stage % 2 == block.thread / 128 {
                     if padded == 64 {
