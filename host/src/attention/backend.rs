@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
-use kernels_gpu::abi::{AppendTarget, RowSource, RowTarget, TokenMove};
+use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, RowSource, RowTarget, TokenMove};
 
 use super::staged::{self, PageMemory};
 use super::{BackendError, Rotation, Score, rotary};
 use crate::cache::{CacheShape, Directory, Elements, ElementsMut, PageId, PagedTable};
 use crate::format::KvFormat;
 use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
+use crate::tree::Residues;
 
 /// A KV cache on some device, and attention over it.
 ///
@@ -180,6 +181,30 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
         match self.page_memory() {
             Some(memory) => staged::decode(memory, format, from, to),
             None => Err(BackendError::Format { format, backend: self.name() }),
+        }
+    }
+
+    /// Whether plans may have [residues](Plan::residues).
+    fn has_residues(&self) -> bool {
+        false
+    }
+
+    /// Reads K and V of whole cells of one layer ([`Cell`](kernels_gpu::abi::Cell) says what one is): `[cells, 64, head_dim]`
+    /// each; a half whose slice is empty is left out.
+    ///
+    /// # Errors
+    /// [`BackendError::Page`] for a cell beyond the cache; [`BackendError::Format`] of a backend that has no compacted pages;
+    /// the device's own.
+    fn read_cells(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        rows: [&mut [f32]; 2],
+    ) -> Result<(), BackendError> {
+        super::check_cells(self.shape(), layer, cells, cells.len() * PAGE_TOKENS as usize)?;
+        match self.page_memory() {
+            Some(memory) => staged::read_cells(memory, layer, cells, rows),
+            None => Err(BackendError::Format { format: KvFormat::Compacted, backend: self.name() }),
         }
     }
 
@@ -357,6 +382,8 @@ pub struct Counters<'a> {
     pub tail_pages: &'a [PageId],
     /// Where the rows of compacted nodes lie; `None` where there never was such a node.
     pub directory: Option<&'a Directory>,
+    /// What is left of rows that were folded away; `None` without a feature map.
+    pub residues: Option<&'a Residues>,
 }
 
 /// Rows of one layer that compaction writes. Cells are counted as in [`Cell`](kernels_gpu::abi::Cell).
