@@ -1,6 +1,7 @@
 //! Nodes of fewer rows than tokens: attention on the CPU over what is left, against f64, and everything that trees do.
 
 mod life;
+mod residue;
 mod refusals;
 
 use deft::plan::HeadShape;
@@ -192,8 +193,8 @@ fn eight_equal_keys_are_one_row_with_the_bias_ln_8_and_not_without() {
         let attend = |world: &mut Compacted<f32>| {
             let leaf = world.cache.fork(root, 1).unwrap()[0];
             let batch = world.cache.batch(&[(leaf, 1)]).unwrap();
-            // A token that nobody looks at: its key is far off.
-            world.cache.append(0, &batch, deft::Kv::new(&[-99.0; 64], &[0.0; 64])).unwrap();
+            let own: Vec<f32> = row(77).collect();
+            world.cache.append(0, &batch, deft::Kv::new(&own, &own)).unwrap();
             let mut out = vec![f32::NAN; q.len()];
             world.cache.attend(0, &batch, &q, &mut out).unwrap();
             out
