@@ -293,7 +293,8 @@ mod tests {
     fn two_targets_of_one_place_are_refused_however_they_name_it() {
         let shape =
             CacheShape { layers: 1, kv_heads: 1, head_dim: 64, dtype: DType::Bf16, pages: 4 };
-        let counters = Counters { lengths: &[70], tail_pages: &[2], directory: None, residues: None };
+        let counters =
+            Counters { lengths: &[70], tail_pages: &[2], directory: None, residues: None };
         let check = |targets: &[AppendTarget]| {
             let rows = vec![bf16::ZERO; targets.len() * 64];
             let rows = [bf16::elements(&rows); 2];

@@ -10,8 +10,8 @@ mod score;
 pub mod staged;
 
 pub use backend::{
-    Attend, AttentionParams, Backend, Channels, Compact, Counters, ElasticMemory, HostBytes, LoadedPage,
-    PageLoader, PagedTokens,
+    Attend, AttentionParams, Backend, Channels, Compact, Counters, ElasticMemory, HostBytes,
+    LoadedPage, PageLoader, PagedTokens,
 };
 #[cfg(feature = "cuda")]
 pub(crate) use check::check_plan;

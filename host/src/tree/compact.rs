@@ -212,9 +212,8 @@ impl TokenForest {
         for (layer, biased) in
             rows.chunks_exact(kv_heads as usize).zip(biased.chunks_exact(kv_heads as usize))
         {
-            let mut places = pages
-                .iter()
-                .flat_map(|page| (0..kv_heads).map(move |slot| page * kv_heads + slot));
+            let mut places =
+                pages.iter().flat_map(|page| (0..kv_heads).map(move |slot| page * kv_heads + slot));
             for (&rows, &biased) in layer.iter().zip(biased) {
                 let flag = if biased { CELL_BIASED } else { 0 };
                 let counts = (0..rows).step_by(PAGE_TOKENS as usize);

@@ -23,8 +23,8 @@ mod view;
 mod view_build;
 
 pub use change::{Growth, GrowthCursor};
-pub(crate) use compact::{Compacting, NodeRows, pages_for};
 pub use compact::HeadRows;
+pub(crate) use compact::{Compacting, NodeRows, pages_for};
 pub use draft::DraftNode;
 pub use error::ForestError;
 pub use forest::TokenForest;

@@ -193,13 +193,11 @@ impl TokenForest {
         match record.coded {
             _ if tokens.start >= record.coded_tokens() || tokens.is_empty() => Ok(()),
             Some(_) if record.compacted.is_some() => self.check_whole(node),
-            Some(coded) => {
-                Err(ForestError::InFormat {
-                    node,
-                    tokens: record.coded_tokens(),
-                    format: coded.format,
-                })
-            }
+            Some(coded) => Err(ForestError::InFormat {
+                node,
+                tokens: record.coded_tokens(),
+                format: coded.format,
+            }),
             _ => Ok(()),
         }
     }

@@ -109,11 +109,7 @@ impl TreeCache {
     }
 
     /// What is left of the rows to be folded, `[layers, kv_heads]`; empty if there are none.
-    fn fold(
-        &mut self,
-        node: NodeKey,
-        compaction: &Compaction,
-    ) -> Result<Vec<Residue>, CacheError> {
+    fn fold(&mut self, node: NodeKey, compaction: &Compaction) -> Result<Vec<Residue>, CacheError> {
         let Some(map) = self.forest.residues().map(|residues| residues.map().clone()) else {
             return Ok(Vec::new());
         };
@@ -176,12 +172,7 @@ impl TreeCache {
 }
 
 /// Adds the places of a head's new rows; its sources come after `before` others.
-fn push_targets(
-    head: &HeadCompaction,
-    cells: &[Cell],
-    before: u32,
-    targets: &mut Vec<RowTarget>,
-) {
+fn push_targets(head: &HeadCompaction, cells: &[Cell], before: u32, targets: &mut Vec<RowTarget>) {
     targets.extend((0..).zip(&head.rows).map(|(at, row)| RowTarget {
         cell: cells[(at / PAGE_TOKENS) as usize].cell,
         token: at % PAGE_TOKENS,

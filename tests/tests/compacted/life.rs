@@ -115,8 +115,7 @@ fn live(steps: u32, check: u32, seed: u64) -> Happened {
 fn ten_thousand_steps_leak_nothing_and_the_rows_that_are_left_go_along() {
     let mut sum = [0; 6];
     for seed in 0..4 {
-        let Happened { compacted, freed, merged, refused, accepted, pruned } =
-            live(2500, 10, seed);
+        let Happened { compacted, freed, merged, refused, accepted, pruned } = live(2500, 10, seed);
         for (sum, of) in sum.iter_mut().zip([compacted, freed, merged, refused, accepted, pruned]) {
             *sum += of;
         }

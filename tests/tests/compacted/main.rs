@@ -1,8 +1,8 @@
 //! Nodes of fewer rows than tokens: attention on the CPU over what is left, against f64, and everything that trees do.
 
 mod life;
-mod residue;
 mod refusals;
+mod residue;
 
 use deft::plan::HeadShape;
 use deft::retain::{Compaction, HeadCompaction, Source};
@@ -183,10 +183,13 @@ fn eight_equal_keys_are_one_row_with_the_bias_ln_8_and_not_without() {
         let mut world = Compacted::<f32>::on(&Place::Cpu, heads(4, 1, 64), 1, 100, 3);
         let root = world.cache.insert_root().unwrap();
         let batch = world.cache.batch(&[(root, 128)]).unwrap();
-        let row = |token: usize| (0..64).map(move |dim| ((token * 31 + dim * 17) % 29) as f32 / 20.0 - 0.7);
+        let row = |token: usize| {
+            (0..64).map(move |dim| ((token * 31 + dim * 17) % 29) as f32 / 20.0 - 0.7)
+        };
         // Tokens 40 to 47 have the same key.
-        let k: Vec<f32> =
-            (0..128).flat_map(|token| row(if (40..48).contains(&token) { 40 } else { token })).collect();
+        let k: Vec<f32> = (0..128)
+            .flat_map(|token| row(if (40..48).contains(&token) { 40 } else { token }))
+            .collect();
         let v: Vec<f32> = (0..128).flat_map(|token| row(token + 5)).collect();
         world.cache.append(0, &batch, deft::Kv::new(&k, &v)).unwrap();
         let q: Vec<f32> = (0..4).flat_map(|head| row(head + 99)).collect();

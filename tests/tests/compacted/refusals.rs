@@ -6,10 +6,10 @@ use deft::retain::{Compaction, CompactionError, HeadCompaction};
 use deft::tree::ForestError;
 use deft::{CacheError, DType, Device, Kv, KvFormat, NodeKey, TreeCache};
 
-/// A cache of 16 pages, one layer, one KV head.
-fn cache() -> TreeCache {
+/// A cache of some pages, one layer, one KV head.
+fn cache(pages: u64) -> TreeCache {
     let builder = TreeCache::builder(&Device::cpu()).layers(1).heads(2, 1, 64).dtype(DType::F32);
-    builder.capacity_bytes(16 << 15).prefix_bytes(16 << 15).build().unwrap()
+    builder.capacity_bytes(pages << 15).prefix_bytes(16 << 15).build().unwrap()
 }
 
 fn fill(cache: &mut TreeCache, node: NodeKey, tokens: u32) {
@@ -24,7 +24,7 @@ fn every(step: usize, tokens: u32) -> Compaction {
 
 /// A root of 200 tokens whose first 192 have 48 rows left.
 fn compacted() -> (TreeCache, NodeKey) {
-    let mut cache = cache();
+    let mut cache = cache(64);
     let root = cache.insert_root().unwrap();
     fill(&mut cache, root, 200);
     assert_eq!(cache.compact_node(root, &every(4, 192)).unwrap(), 2);
@@ -65,7 +65,10 @@ fn what_needs_every_token_is_refused_by_name() {
     let of_leaf = ForestError::Compacted { node: leaf, tokens: 64 };
     assert_eq!(forest_error(cache.merge_chain(root)), of_leaf);
     let text = refused.to_string();
-    assert!(text.ends_with("are compacted: their keys and values are not there one by one"), "{text}");
+    assert!(
+        text.ends_with("are compacted: their keys and values are not there one by one"),
+        "{text}"
+    );
     cache.forest().debug_assert_invariants();
 }
 
@@ -95,7 +98,7 @@ fn a_compaction_of_other_rows_than_the_nodes_is_refused_and_changes_nothing() {
 
 #[test]
 fn without_a_free_page_nothing_is_compacted() {
-    let mut cache = cache();
+    let mut cache = cache(16);
     let root = cache.insert_root().unwrap();
     fill(&mut cache, root, 16 * 64);
     let error = forest_error(cache.compact_node(root, &every(8, 1024)));
@@ -106,7 +109,7 @@ fn without_a_free_page_nothing_is_compacted() {
 
 #[test]
 fn a_compacted_prefix_is_not_found_any_more_and_a_pinned_one_stays() {
-    let mut cache = cache();
+    let mut cache = cache(64);
     let prompt: Vec<u32> = (0..200).collect();
     let root = cache.insert_root().unwrap();
     fill(&mut cache, root, 200);

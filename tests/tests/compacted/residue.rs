@@ -20,8 +20,10 @@ struct Magnitudes;
 
 impl Magnitudes {
     fn exact(of: usize, x: &[f64]) -> Vec<f64> {
-        let weight = |i: usize, dim: usize| ((of * 71 + i * 37 + dim * 13) % 41) as f64 / 80.0 - 0.25;
-        let feature = |i| x.iter().enumerate().map(|(dim, x)| weight(i, dim) * x).sum::<f64>().abs();
+        let weight =
+            |i: usize, dim: usize| ((of * 71 + i * 37 + dim * 13) % 41) as f64 / 80.0 - 0.25;
+        let feature =
+            |i| x.iter().enumerate().map(|(dim, x)| weight(i, dim) * x).sum::<f64>().abs();
         (0..RANK).map(feature).collect()
     }
 
@@ -56,7 +58,8 @@ impl FeatureMap for Magnitudes {
 type Folded = (Vec<f64>, Vec<f64>, f64);
 
 fn world(seed: u64) -> Compacted<f32> {
-    let mut world = Compacted::on(&Place::Cpu, heads(4, KV_HEADS as u32, DIMS as u32), 2, 200, seed);
+    let mut world =
+        Compacted::on(&Place::Cpu, heads(4, KV_HEADS as u32, DIMS as u32), 2, 200, seed);
     world.cache.set_feature_map(Arc::new(Magnitudes)).unwrap();
     world
 }
@@ -119,7 +122,10 @@ fn check(world: &mut Compacted<f32>, nodes: &[(NodeKey, Vec<&Vec<Vec<Folded>>>)]
                 let error = deft_tests::oracle::relative_l2(&out[at * DIMS..][..DIMS], &right);
                 assert!(error < 1e-5, "{context}, {grouping:?}, layer {layer}, row {at}: {error}");
                 let error = (f64::from(lse[at]) - sum.ln()).abs();
-                assert!(error < 1e-4, "{context}, {grouping:?}, layer {layer}, row {at}: LSE {error}");
+                assert!(
+                    error < 1e-4,
+                    "{context}, {grouping:?}, layer {layer}, row {at}: LSE {error}"
+                );
             }
         }
     }
@@ -140,7 +146,9 @@ fn a_query_gets_one_more_part_of_every_node_above_it_that_has_folded_rows() {
     let nodes: Vec<_> = children
         .iter()
         .zip(&folded)
-        .map(|(&child, own)| (child, [Some(&of_root), own.as_ref()].into_iter().flatten().collect()))
+        .map(|(&child, own)| {
+            (child, [Some(&of_root), own.as_ref()].into_iter().flatten().collect())
+        })
         .collect();
     check(&mut world, &nodes, "three leaves");
     // Once more, with what was kept the first time.
@@ -197,7 +205,8 @@ fn residues_of_a_node_that_is_cut_add_up_to_the_whole_ones() {
         before = 0;
         for (node, tokens) in nodes {
             let own = before..before + tokens;
-            let mut head = HeadCompaction::keep(own.clone().filter(|t| t % 4 == 0).map(|t| t - before));
+            let mut head =
+                HeadCompaction::keep(own.clone().filter(|t| t % 4 == 0).map(|t| t - before));
             head.folded = own.filter(|t| t % 4 > 1).map(|t| t - before).collect();
             world.cache.compact_node(node, &Compaction { tokens, heads: vec![head; 4] }).unwrap();
             before += tokens;

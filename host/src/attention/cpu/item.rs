@@ -145,6 +145,7 @@ impl<T: KvElement> Call<'_, T> {
         for &index in item.pages(segment) {
             let cell = cells[index as usize];
             if cell.rows() == 0 {
+                // The head's rows end here, and others have more.
                 break;
             }
             let bias = pages.biases(*layer, cell.cell).filter(|_| cell.is_biased());

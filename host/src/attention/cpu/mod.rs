@@ -27,10 +27,12 @@ pub(super) use self::compact::unpack;
 pub use self::in_place::InPlace;
 use self::item::{Call, Source};
 use self::merge::{MAX_HEAD_DIM, Sources};
-use super::check::{check_append, check_attend, check_compact, check_moves, check_plan, on_host, resolve};
+use super::check::{
+    check_append, check_attend, check_compact, check_moves, check_plan, on_host, resolve,
+};
 use super::{
-    Attend, Backend, BackendError, Channels, Compact, Counters, ElasticMemory, PagedTokens, check_export,
-    check_cells, check_import,
+    Attend, Backend, BackendError, Channels, Compact, Counters, ElasticMemory, PagedTokens,
+    check_cells, check_export, check_import,
 };
 use crate::cache::{
     CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, PageId, ShapeError,
