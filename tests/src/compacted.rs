@@ -1,5 +1,6 @@
 //! A cache with compacted nodes and its shadow: the rows that each KV head should have.
 
+mod grow;
 mod random;
 
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use crate::coded::Place;
 use crate::oracle::{reference_params, relative_l2};
 use crate::reference::attention::attend_biased_row;
 
+pub use self::grow::{asked, grow};
 pub use self::random::{Thinning, random_compaction};
 
 /// A row of one layer and KV head.

@@ -2,12 +2,10 @@
 
 use deft::{DraftNode, NodeKey};
 use deft_tests::coded::Place;
-use deft_tests::compacted::{Compacted, Thinning, random_compaction};
+use deft_tests::compacted::{Compacted, Thinning, asked, random_compaction};
 use deft_tests::forests::pick;
 use deft_tests::problem::{GROUPINGS, heads};
 use rand::RngExt;
-
-use super::asked;
 
 /// What happened.
 #[derive(Clone, Copy, Debug, Default)]
