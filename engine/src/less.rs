@@ -96,7 +96,21 @@ mod tests {
     }
 
     fn config() -> LlamaConfig {
-        LlamaConfig { layers: 1, q_heads: 2, kv_heads: 1, head_dim: 64, ..LlamaConfig::default() }
+        LlamaConfig {
+            layers: 1,
+            hidden: 128,
+            ffn: 32,
+            q_heads: 2,
+            kv_heads: 1,
+            head_dim: 64,
+            vocabulary: 40,
+            context: 300,
+            rms_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope_scaling: crate::config::RopeScaling::None,
+            tied_embeddings: true,
+            variant: crate::config::Variant::LLAMA,
+        }
     }
 
     #[test]
