@@ -15,6 +15,7 @@ pub mod oracle;
 pub mod problem;
 pub mod recorded;
 pub mod reference;
+pub mod scored;
 pub mod shadow;
 pub mod transfers;
 pub mod views;

@@ -248,6 +248,18 @@ pub(super) fn check_page(
     in_pages(argument, index, page, "the cache", pages)
 }
 
+/// Whether all of `pages` are the cache's.
+pub(super) fn check_pages(
+    shape: &CacheShape,
+    argument: &'static str,
+    pages: &[PageId],
+) -> Result<(), BackendError> {
+    let mut pages = pages.iter().enumerate();
+    pages.try_for_each(|(index, &page)| {
+        in_pages(argument, index, page, "the cache", shape.pages as usize)
+    })
+}
+
 pub(super) fn in_pages(
     argument: &'static str,
     index: usize,

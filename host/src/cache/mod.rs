@@ -6,6 +6,7 @@ mod directory;
 mod dtype;
 mod elastic;
 mod extents;
+mod fresh;
 mod layer_search;
 mod layers;
 mod paged;

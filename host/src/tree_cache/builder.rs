@@ -256,6 +256,7 @@ impl CacheBuilder {
             spare: Plan::empty(),
             targets: Vec::new(),
             dirty: Vec::new(),
+            scored: None,
             prepared: None,
         };
         cache.map_initial()?;

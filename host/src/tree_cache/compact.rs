@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kernels_gpu::abi::{Cell, PAGE_TOKENS, RowSource, RowTarget};
 
-use super::{CacheError, TreeCache};
+use super::{CacheError, TreeCache, score};
 use crate::attention::{BackendError, Compact};
 use crate::format::KvFormat;
 use crate::retain::{Compaction, HeadCompaction};
@@ -56,8 +56,9 @@ impl TreeCache {
         let free = self.forest.pool().free();
         let compacting =
             self.forest.begin_compact(node, compaction.tokens, shape.kv_heads, &new, &biased)?;
-        let folded = self.fold(node, compaction);
-        let moved = folded.and_then(|folded| {
+        let fresh = self.clear_fresh().map_err(CacheError::from);
+        let moved = fresh.and_then(|()| {
+            let folded = self.fold(node, compaction)?;
             self.move_rows(node, compaction, &compacting)?;
             Ok(folded)
         });
@@ -166,6 +167,10 @@ impl TreeCache {
             let biased = heads.iter().any(is_biased);
             let call = Compact { layer, targets: &targets, sources: &sources, biased };
             self.backend.compact(call)?;
+            if let Some(scored) = &self.scored {
+                let backend = &mut *self.backend;
+                score::move_rows(backend, scored.reduce, layer, &targets, &sources)?;
+            }
         }
         Ok(())
     }

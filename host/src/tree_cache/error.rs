@@ -1,6 +1,6 @@
 //! Why a cache refused.
 
-use crate::attention::BackendError;
+use crate::attention::{BackendError, Reduce};
 use crate::cache::{CacheShape, PoolError, ShapeError};
 use crate::format::KvFormat;
 use crate::plan::PlanError;
@@ -130,6 +130,16 @@ pub enum CacheError {
         rows: usize,
         /// Rows of its batch.
         tokens: usize,
+    },
+    /// A cache's scores are of one kind.
+    #[error(
+        "the cache has scores of kind {held:?}, {asked:?} is asked for; forget_scores drops them"
+    )]
+    ScoreKind {
+        /// What it has.
+        held: Reduce,
+        /// What was asked for.
+        asked: Reduce,
     },
     /// A builder was not told what it has to know.
     #[error("the cache cannot be built without .{call}")]

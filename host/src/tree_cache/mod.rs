@@ -7,11 +7,13 @@ mod compact;
 mod config;
 mod demoted;
 mod error;
+mod maintain;
 mod paged;
 mod prefix;
 mod restore;
 mod rows;
 mod saved;
+mod score;
 mod seal;
 mod store;
 
@@ -73,6 +75,8 @@ pub struct TreeCache {
     spare: Plan,
     targets: Vec<AppendTarget>,
     dirty: Vec<Range<u32>>,
+    /// What scores there are.
+    scored: Option<score::Scored>,
     /// The extent without memory that the backend was told to prepare.
     prepared: Option<u32>,
 }

@@ -90,6 +90,16 @@ pub fn visible_tokens(view: &TreeView, query: u32) -> Vec<(PageId, u32)> {
     tokens
 }
 
+/// The logit of a query and a key, `[head_dim]` each.
+pub fn logit(params: &ReferenceParams, q: &[f64], k: &[f64]) -> f64 {
+    let product: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
+    let scaled = product * params.scale;
+    match params.soft_cap {
+        Some(cap) => cap * (scaled / cap).tanh(),
+        None => scaled,
+    }
+}
+
 /// Attention of one query head, `q: [head_dim]`, to the tokens `seen`: `[head_dim]` and the LSE.
 pub fn attend_row(params: &ReferenceParams, q: &[f64], seen: &[KeyValue<'_>]) -> (Vec<f64>, f64) {
     let seen: Vec<_> = seen.iter().map(|&row| (row, 0.0)).collect();
@@ -102,15 +112,7 @@ pub fn attend_biased_row(
     q: &[f64],
     seen: &[(KeyValue<'_>, f64)],
 ) -> (Vec<f64>, f64) {
-    let logit = |((k, _), bias): &(KeyValue<'_>, f64)| {
-        let product: f64 = q.iter().zip(*k).map(|(q, k)| q * k).sum();
-        let scaled = product * params.scale;
-        match params.soft_cap {
-            Some(cap) => cap * (scaled / cap).tanh() + bias,
-            None => scaled + bias,
-        }
-    };
-    let logits: Vec<f64> = seen.iter().map(logit).collect();
+    let logits: Vec<f64> = seen.iter().map(|((k, _), bias)| logit(params, q, k) + bias).collect();
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     // Where all logits are -inf, no token has any weight, as where there is none: -inf - -inf would be NaN.
     let shift = if max == f64::NEG_INFINITY { 0.0 } else { max };

@@ -91,52 +91,54 @@ impl<T: KvElement> Call<'_, T> {
             let stride = stride_of(rows);
             scratch.reset(self.head_dim(), stride);
             self.gather(item, kv_head, &mut scratch.q, stride);
-            let format = item.format();
-            for segment in item.segments {
-                if format == KvFormat::Compacted {
-                    self.cells(scratch, stride, kv_head, item, segment);
-                    continue;
-                }
-                let length = self.lengths.get(segment.length_slot as usize);
-                let mut tokens = segment.tokens_at(length.copied().unwrap_or(0));
-                let group = self.group();
-                let visible = segment.visible_begin() as usize * group
-                    ..segment.visible_end() as usize * group;
-                let mut mask = segment.mask as usize;
-                for &page in item.pages(segment) {
-                    if tokens == 0 {
-                        break;
-                    }
-                    let queries = item.record.query_count as usize;
-                    let mask_words =
-                        (segment.mask != NONE).then(|| &self.plan.masks()[mask..mask + queries]);
-                    let seen = Seen {
-                        format,
-                        page,
-                        slot: kv_head,
-                        bias: None,
-                        tokens: tokens.min(PAGE_TOKENS),
-                        rows: visible.clone(),
-                        item_rows: rows,
-                        mask: mask_words.map(|words| PageMask { words, group }),
-                    };
-                    self.page(scratch, stride, seen);
-                    tokens -= tokens.min(PAGE_TOKENS);
-                    mask = mask.wrapping_add(queries);
-                }
-            }
+            self.pages(item, kv_head, |seen| self.page(scratch, stride, seen));
             scratch.finish(rows, stride, o, lse);
         });
     }
 
-    /// Takes in the rows of a compacted node that one of its KV heads has.
+    /// Calls `page` for each page of `item`, with who sees what of it.
+    pub(super) fn pages(&self, item: &Item<'_>, kv_head: u32, mut page: impl FnMut(Seen<'_>)) {
+        let (group, queries) = (self.group(), item.record.query_count as usize);
+        let format = item.format();
+        for segment in item.segments {
+            if format == KvFormat::Compacted {
+                self.cells(item, segment, kv_head, &mut page);
+                continue;
+            }
+            let length = self.lengths.get(segment.length_slot as usize);
+            let mut tokens = segment.tokens_at(length.copied().unwrap_or(0));
+            let visible =
+                segment.visible_begin() as usize * group..segment.visible_end() as usize * group;
+            let mut mask = segment.mask as usize;
+            for &id in item.pages(segment) {
+                if tokens == 0 {
+                    break;
+                }
+                let words =
+                    (segment.mask != NONE).then(|| &self.plan.masks()[mask..mask + queries]);
+                page(Seen {
+                    format,
+                    page: id,
+                    slot: kv_head,
+                    bias: None,
+                    tokens: tokens.min(PAGE_TOKENS),
+                    rows: visible.clone(),
+                    item_rows: queries * group,
+                    mask: words.map(|words| PageMask { words, group }),
+                });
+                tokens -= tokens.min(PAGE_TOKENS);
+                mask = mask.wrapping_add(queries);
+            }
+        }
+    }
+
+    /// The same of the rows of a compacted node that one of its KV heads has.
     fn cells(
         &self,
-        scratch: &mut Scratch,
-        stride: usize,
-        kv_head: u32,
         item: &Item<'_>,
         segment: &Segment,
+        kv_head: u32,
+        page: &mut impl FnMut(Seen<'_>),
     ) {
         let (Source::Own(pages, layer), Some(directory)) = (&self.source, self.directory) else {
             unreachable!("plans of compacted nodes are of caches that have them");
@@ -149,7 +151,7 @@ impl<T: KvElement> Call<'_, T> {
                 break;
             }
             let bias = pages.biases(*layer, cell.cell).filter(|_| cell.is_biased());
-            let seen = Seen {
+            page(Seen {
                 format: KvFormat::Native,
                 page: cell.cell / self.kv_heads,
                 slot: cell.cell % self.kv_heads,
@@ -159,13 +161,12 @@ impl<T: KvElement> Call<'_, T> {
                     ..segment.visible_end() as usize * group,
                 item_rows: item.record.query_count as usize * group,
                 mask: None,
-            };
-            self.page(scratch, stride, seen);
+            });
         }
     }
 
     /// `q[dim][row]`, scaled.
-    fn gather(&self, item: &Item<'_>, kv_head: u32, target: &mut [f32], stride: usize) {
+    pub(super) fn gather(&self, item: &Item<'_>, kv_head: u32, target: &mut [f32], stride: usize) {
         let (group, head_dim) = (self.group(), self.head_dim());
         let kv_heads = self.kv_heads as usize;
         let factor = match self.params.soft_cap {
@@ -186,7 +187,7 @@ impl<T: KvElement> Call<'_, T> {
     }
 
     /// K and V of a page in f32, its first `elements` elements at least: where they are, or in `room`.
-    fn widened<'a>(
+    pub(super) fn widened<'a>(
         &'a self,
         seen: &Seen<'_>,
         elements: usize,
@@ -223,6 +224,16 @@ impl<T: KvElement> Call<'_, T> {
         (k, v)
     }
 
+    /// K of a page as it lies in this cache, if that is how it is read.
+    pub(super) fn native_keys(&self, seen: &Seen<'_>) -> Option<&[T]> {
+        match &self.source {
+            Source::Own(pages, layer) if seen.format == KvFormat::Native => {
+                Some(pages.page(*layer, seen.page, seen.slot).k)
+            }
+            _ => None,
+        }
+    }
+
     fn page(&self, scratch: &mut Scratch, stride: usize, seen: Seen<'_>) {
         let elements = prefix_elements(self.head_dim() as u32, seen.tokens) as usize;
         let (k, v) = self.widened(&seen, elements, &mut scratch.page);
@@ -255,23 +266,23 @@ impl<T: KvElement> Call<'_, T> {
 }
 
 /// A page and who sees what of it.
-struct Seen<'a> {
-    format: KvFormat,
-    page: u32,
+pub(super) struct Seen<'a> {
+    pub(super) format: KvFormat,
+    pub(super) page: u32,
     /// Which KV head's room in the page; of pages of all tokens the KV head itself.
-    slot: u32,
+    pub(super) slot: u32,
     /// Added to the logits of its tokens, in natural-logarithm units: `[64]`.
-    bias: Option<&'a [f32]>,
-    tokens: u32,
-    rows: Range<usize>,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) tokens: u32,
+    pub(super) rows: Range<usize>,
     /// All rows of the item.
-    item_rows: usize,
-    mask: Option<PageMask<'a>>,
+    pub(super) item_rows: usize,
+    pub(super) mask: Option<PageMask<'a>>,
 }
 
 /// Room for the rows and the vector that reaches beyond them. An odd number of cache lines, so that the
 /// rows of consecutive dims do not fall into the same set.
-fn stride_of(rows: usize) -> usize {
+pub(super) fn stride_of(rows: usize) -> usize {
     ((rows + MAX_LANES).div_ceil(MAX_LANES) | 1) * MAX_LANES
 }
 

@@ -13,6 +13,7 @@ mod item;
 mod merge;
 mod non_finite;
 mod residue;
+mod score;
 mod simd;
 mod tile;
 
@@ -28,11 +29,12 @@ pub use self::in_place::InPlace;
 use self::item::{Call, Source};
 use self::merge::{MAX_HEAD_DIM, Sources};
 use super::check::{
-    check_append, check_attend, check_compact, check_moves, check_plan, on_host, resolve,
+    check_append, check_attend, check_compact, check_moves, check_pages, check_plan, on_host,
+    resolve,
 };
 use super::{
-    Attend, Backend, BackendError, Channels, Compact, Counters, ElasticMemory, PagedTokens,
-    check_cells, check_export, check_import,
+    Attend, Backend, BackendError, Channels, Compact, Counters, ElasticMemory, PagedTokens, Score,
+    check_cells, check_export, check_import, check_score,
 };
 use crate::cache::{
     CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, PageId, ShapeError,
@@ -52,6 +54,7 @@ struct CpuBackend<T> {
     pages: HostPages<T>,
     arch: Arch,
     workspace: Workspace,
+    scores: score::Planes,
 }
 
 /// Memory that calls have in common.
@@ -93,7 +96,12 @@ pub fn new_elastic(shape: CacheShape) -> Result<Box<dyn Backend>, ShapeError> {
 
 impl<T: KvElement> CpuBackend<T> {
     fn of(pages: HostPages<T>) -> Self {
-        Self { pages, arch: Arch::new(), workspace: Workspace::default() }
+        Self {
+            pages,
+            arch: Arch::new(),
+            workspace: Workspace::default(),
+            scores: score::Planes::default(),
+        }
     }
 }
 
@@ -255,6 +263,60 @@ impl<T: KvElement> Backend for CpuBackend<T> {
             params: call.params,
         };
         self.workspace.run(&call, out, lse);
+        Ok(())
+    }
+
+    fn score(&mut self, call: Score<'_>) -> Result<(), BackendError> {
+        check_score(self.shape(), &call)?;
+        check_plan(self.shape(), call.plan, call.counters)?;
+        let pass = score::Pass {
+            call: Call {
+                arch: self.arch,
+                source: Source::Own(&self.pages, call.layer),
+                kv_heads: self.shape().kv_heads,
+                head_dim: self.shape().head_dim,
+                plan: call.plan,
+                lengths: call.counters.lengths,
+                directory: call.counters.directory,
+                q: on_host("q", call.q.typed())?,
+                params: call.params,
+            },
+            lse: on_host("lse", call.lse.typed())?,
+            visible: call.visible,
+            reduce: call.reduce,
+        };
+        pass.run(self.scores.layer(&self.pages, call.layer));
+        Ok(())
+    }
+
+    fn clear_scores(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
+        check_pages(self.shape(), "pages", pages)?;
+        self.scores.clear(pages, self.pages.shape().kv_heads);
+        Ok(())
+    }
+
+    fn read_scores(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        scores: &mut [u32],
+    ) -> Result<(), BackendError> {
+        check_cells(self.shape(), layer, cells, scores.len())?;
+        self.scores.read(layer, cells, scores);
+        Ok(())
+    }
+
+    fn write_scores(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        scores: &[u32],
+    ) -> Result<(), BackendError> {
+        check_cells(self.shape(), layer, cells, scores.len())?;
+        let plane = self.scores.layer(&self.pages, layer);
+        for (&cell, scores) in cells.iter().zip(scores.as_chunks().0) {
+            plane[cell as usize] = *scores;
+        }
         Ok(())
     }
 }
