@@ -45,6 +45,8 @@ fn what_needs_every_token_is_refused_by_name() {
     let format = "fp8".parse().unwrap();
     assert_eq!(forest_error(cache.seal_as(root, format)), refused);
     assert_eq!(forest_error(cache.seal_as(root, KvFormat::Native)), refused);
+    let sealed = cache.seal_as(root, KvFormat::Compacted).unwrap_err();
+    assert!(matches!(sealed, CacheError::SealedAsCompacted), "{sealed}");
     let table = PagedTable { order: PagedOrder::Nhd, page_size: 256, pages: &[0] };
     let [mut k, mut v] = [(); 2].map(|()| vec![0.0_f32; 256 * 64]);
     let exported = cache.export(0, root, 191..200, &table, &mut k, &mut v);
