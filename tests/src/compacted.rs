@@ -18,7 +18,7 @@ use crate::coded::Place;
 use crate::oracle::{reference_params, relative_l2};
 use crate::reference::attention::attend_biased_row;
 
-pub use self::grow::grow;
+pub use self::grow::{asked, grow};
 pub use self::random::{Thinning, random_compaction};
 
 /// A row of one layer and KV head.
@@ -69,8 +69,7 @@ impl<T: KvElement> Compacted<T> {
     /// # Panics
     /// If that place cannot have them.
     pub fn on(place: &Place, heads: HeadShape, layers: u32, pages: u64, seed: u64) -> Self {
-        let page =
-            2 * u64::from(PAGE_TOKENS) * u64::from(heads.kv_heads * heads.head_dim * layers);
+        let page = 2 * u64::from(PAGE_TOKENS) * u64::from(heads.kv_heads * heads.head_dim * layers);
         let builder = place.builder(seed).layers(layers).dtype(T::DTYPE);
         let builder = builder.heads(heads.q_heads, heads.kv_heads, heads.head_dim);
         let cache = builder.capacity_bytes(pages * page * T::DTYPE.bytes() as u64).build();
@@ -149,9 +148,7 @@ impl<T: KvElement> Compacted<T> {
         for layer in 0..config.layers {
             let mut values = || {
                 let elements = 0..rows.len() * width;
-                elements
-                    .map(|_| T::from_f32(self.rng.random_range(-1.5..1.5)))
-                    .collect::<Vec<T>>()
+                elements.map(|_| T::from_f32(self.rng.random_range(-1.5..1.5))).collect::<Vec<T>>()
             };
             let (k, v) = (values(), values());
             self.cache.append(layer, batch, Kv::new(&k, &v)).unwrap();
@@ -189,22 +186,15 @@ impl<T: KvElement> Compacted<T> {
     ///
     /// # Errors
     /// The cache's; then the shadow is as it was.
-    pub fn compact(
-        &mut self,
-        node: NodeKey,
-        compaction: &Compaction,
-    ) -> Result<u32, CacheError> {
+    pub fn compact(&mut self, node: NodeKey, compaction: &Compaction) -> Result<u32, CacheError> {
         let counts = self.counts(node, compaction.tokens);
         let freed = self.cache.compact_node(node, compaction)?;
         let shadow = self.nodes.get_mut(&node).unwrap();
         let same = |(rows, of): (&Vec<Row>, &HeadCompaction)| {
-            of.each_row().all(|(sources, row)| {
-                rows[sources[0].row as usize].bias == f64::from(row.bias)
-            })
+            of.each_row()
+                .all(|(sources, row)| rows[sources[0].row as usize].bias == f64::from(row.bias))
         };
-        if compaction.is_identity(&counts)
-            && shadow.heads.iter().zip(&compaction.heads).all(same)
-        {
+        if compaction.is_identity(&counts) && shadow.heads.iter().zip(&compaction.heads).all(same) {
             return Ok(freed);
         }
         for ((rows, of), count) in shadow.heads.iter_mut().zip(&compaction.heads).zip(counts) {
@@ -359,11 +349,8 @@ impl<T: KvElement> Compacted<T> {
         let path = std::iter::successors(Some(node), |node| self.nodes[node].parent);
         let mut path: Vec<_> = path.map(|node| &self.nodes[&node].heads[of]).collect();
         path.reverse();
-        let mut seen: Vec<_> = path
-            .into_iter()
-            .flatten()
-            .map(|row| ((&row.k[..], &row.v[..]), row.bias))
-            .collect();
+        let mut seen: Vec<_> =
+            path.into_iter().flatten().map(|row| ((&row.k[..], &row.v[..]), row.bias)).collect();
         seen.truncate(seen.len() - hidden);
         let q: Vec<f64> = q.iter().map(exact).collect();
         attend_biased_row(&params, &q, &seen)

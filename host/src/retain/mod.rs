@@ -12,6 +12,7 @@
 //! | [`SnapKv`] | what the last queries of a prompt looked at, with what is beside it | arXiv 2404.14469 |
 //! | [`Sinks`] | the first tokens and the newest | arXiv 2309.17453 |
 //! | [`Merger`] | one for each run of similar keys, that counts for all of them | arXiv 2407.08454 |
+//! | [`Less`] | what another policy keeps, and of the rest sums of features | arXiv 2402.09398 |
 //!
 //! **In a tree** a token belongs to all branches below it and may go when it is minor for every one of them. Scores are
 //! taken over all queries that see a token; the age of a score counts from the branch that has come least far
@@ -19,7 +20,9 @@
 
 mod compaction;
 mod corm;
+mod features;
 mod h2o;
+mod less;
 mod merger;
 mod sinks;
 mod snapkv;
@@ -28,7 +31,9 @@ mod view;
 
 pub use self::compaction::{Compaction, CompactionError, HeadCompaction, Row, Source};
 pub use self::corm::Corm;
+pub use self::features::{LessError, LessLayer, LessMap, LessShape};
 pub use self::h2o::H2o;
+pub use self::less::Less;
 pub use self::merger::{MergeBias, Merger};
 pub use self::sinks::Sinks;
 pub use self::snapkv::SnapKv;
@@ -36,6 +41,7 @@ pub use self::spec::{Policy, PolicyError};
 pub use self::view::HeadView;
 
 use crate::attention::Reduce;
+pub use crate::tree::FeatureMap;
 
 /// Which tokens are kept: a policy. It looks at one layer and KV head of one node at a time.
 pub trait Retention {

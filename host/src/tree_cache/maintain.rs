@@ -208,13 +208,8 @@ impl TreeCache {
         }
         let pages = self.compact_node(node, &compaction)?;
         let sum = |rows: &[u32]| rows.iter().map(|&rows| u64::from(rows)).sum();
-        Ok(Maintained {
-            nodes: 1,
-            pages,
-            rows_before: sum(&before),
-            rows_after: sum(&after),
-            ..Maintained::default()
-        })
+        let (rows_before, rows_after) = (sum(&before), sum(&after));
+        Ok(Maintained { nodes: 1, pages, rows_before, rows_after, refused: 0 })
     }
 
     fn compaction(

@@ -49,7 +49,7 @@ fn thin<T: KvElement>(world: &mut Compacted<T>, node: NodeKey, thinning: Thinnin
 }
 
 /// Nodes to ask for some of their last tokens, of those that have them.
-fn asked<T: KvElement>(world: &mut Compacted<T>, nodes: &[NodeKey]) -> Vec<(NodeKey, u32)> {
+pub fn asked<T: KvElement>(world: &mut Compacted<T>, nodes: &[NodeKey]) -> Vec<(NodeKey, u32)> {
     let mut asked = Vec::new();
     for &node in nodes {
         let forest = world.cache.forest();

@@ -51,7 +51,7 @@ fn merged(bias: MergeBias) -> f64 {
     let mut out = vec![f32::NAN; 128];
     cache.attend(0, &batch, &q, &mut out).unwrap();
     let wide = |row: &[f32]| row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-    relative_l2(&wide(&out), &wide(&exact))
+    relative_l2(&out, &wide(&exact))
 }
 
 #[test]
