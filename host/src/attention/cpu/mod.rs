@@ -278,6 +278,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
                 plan: call.plan,
                 lengths: call.counters.lengths,
                 directory: call.counters.directory,
+                residues: None,
                 q: on_host("q", call.q.typed())?,
                 params: call.params,
             },
