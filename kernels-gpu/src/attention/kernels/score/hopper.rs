@@ -14,7 +14,7 @@ use device::matrix::Row;
 use device::mbarrier::{self, Barrier};
 use device::shared::{Shared, dynamic_shared_mem};
 use device::warp::FULL_MASK;
-use device::wgmma::{Accumulators, Descriptor, Operand};
+use device::wgmma::{Descriptor, Operand};
 use device::{Element, thread, warp, wgmma};
 
 /// Warps of the one warpgroup that reads a page.
@@ -116,11 +116,7 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize>(
             let mut left = block.program.cell_pages(header.items, &item);
             while left > 0 {
                 if ring.stage % 2 == block.thread / 128 {
-                    if padded == 64 {
-                        tokens_of::<E, D, KS, 32>(block, &item, &ring);
-                    } else if Tile::<D>::MAX_ROWS > 64 {
-                        tokens_of::<E, D, KS, 64>(block, &item, &ring);
-                    }
+                    tokens_of::<E, D, KS>(block, &item, &ring, padded);
                 }
                 ring.advance();
                 left -= 1;
@@ -130,41 +126,46 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize>(
     }
 }
 
-/// A page, by one warpgroup, with `2 O` rows.
+/// A page, by one warpgroup, 64 rows at a time.
 #[inline(always)]
-unsafe fn tokens_of<E: Element, const D: usize, const KS: usize, const O: usize>(
+unsafe fn tokens_of<E: Element, const D: usize, const KS: usize>(
     block: &Block,
     item: &WorkItem,
     ring: &Ring<D>,
-) where
-    [f32; O]: Accumulators,
-{
+    padded: u32,
+) {
     let group = Tile::<D>::GROUP_BYTES;
     let lane = block.thread % 32;
     let token = block.thread % 128 / 32 * 16 + lane / 4;
+    let queries: Shared<Row> = block.shared.offset(Tile::<D>::QUERY).cast();
+    let kept: Shared<[u32; 2]> = block.shared.offset(Tile::<D>::ROWS).cast();
+    let operand =
+        |first| Operand { descriptor: Descriptor::new(first, 128, group), step_bytes: 256 };
     // SAFETY: all warps of the warpgroup are here; a stage is read between its arrival and its release.
     unsafe {
         mbarrier::wait_parity(ring.full(), ring.phase);
         let (page, cell) = ring.page();
         // The same for all lanes, which the compiler cannot see.
         let key = warp::warp_shuffle_idx(FULL_MASK, ring.key(), 0);
-        let queries: Shared<Row> = block.shared.offset(Tile::<D>::QUERY).cast();
-        let operand = |first| Operand {
-            descriptor: Descriptor::new(first, 128, group),
-            step_bytes: 256,
-        };
         let mut totals = Totals::new(block, page, cell, token);
-        let mut s = [0.0f32; O];
-        wgmma::fence();
-        wgmma::mma_shared::<E, false, false, KS, _>(&mut s, operand(key), operand(queries), false);
-        wgmma::commit_group();
-        wgmma::wait_group_settle::<0, _>(&mut s);
-        ring.release();
-        soft_cap(&mut s, block.logits);
-        if page.tokens != 0 {
-            hide(&mut s, block, item, page, token, lane % 4 * 2);
+        let mut row = 0;
+        while row < padded {
+            let mut s = [0.0f32; 32];
+            let rows = operand(queries.offset(row / 8 * group));
+            wgmma::fence();
+            wgmma::mma_shared::<E, false, false, KS, _>(&mut s, operand(key), rows, false);
+            wgmma::commit_group();
+            wgmma::wait_group_settle::<0, _>(&mut s);
+            if row + 64 == padded {
+                ring.release();
+            }
+            soft_cap(&mut s, block.logits);
+            if page.tokens != 0 {
+                hide(&mut s, block, item, page, token, row + lane % 4 * 2);
+            }
+            totals.add(&s, block, kept.at(row));
+            row += 64;
         }
-        totals.add(&s, block, block.shared.offset(Tile::<D>::ROWS).cast());
         totals.store(block, page, cell, token);
     }
 }
