@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn maps_are_read_with_the_sizes_that_the_first_layer_has() {
         let map = parse(&file(""), &config()).unwrap();
-        assert_eq!(map.features(), 4);
+        assert_eq!(map.rank(), 4);
         let mut features = [f32::NAN; 4];
         map.phi(0, 1, &[0.3; 64], &mut features);
         assert!(features.iter().all(|&feature| feature >= 0.0));

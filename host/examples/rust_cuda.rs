@@ -135,6 +135,7 @@ fn on_cpu(tree: &Tree, [k, v, q]: [&[bf16]; 3]) -> Result<Vec<bf16>, Box<dyn Err
         lengths: tree.forest.lengths(),
         tail_pages: tree.forest.tail_pages(),
         directory: None,
+        residues: None,
     };
     let mut out = vec![bf16::ZERO; q.len()];
     backend.append(0, &tree.targets, counters, bf16::elements(k), bf16::elements(v))?;

@@ -163,6 +163,7 @@ fn each_plan_is_brought_to_the_device_once() {
                     lengths: forest.lengths(),
                     tail_pages: forest.tail_pages(),
                     directory: None,
+                    residues: None,
                 },
                 q: Elements::Bf16(&q),
                 out: ElementsMut::Bf16(&mut out),

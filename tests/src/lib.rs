@@ -1,6 +1,7 @@
 //! What the test suites share: random forests, inputs, answers in f64 and tolerances.
 
 pub mod coded;
+pub mod compacted;
 pub mod coverage;
 pub mod emulated;
 pub mod foreign;

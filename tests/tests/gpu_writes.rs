@@ -154,6 +154,7 @@ fn rotate_import_export<T: KvElement>(gpu: &Gpu, head_dim: u32, rng: &mut SmallR
         lengths: &[rng.random_range(1..=500)],
         tail_pages: &[PAGES - 1],
         directory: None,
+        residues: None,
     };
     let positions = targets.iter().map(|_| rng.random_range(0..POSITIONS));
     let rotation = Rotation { table: &table, positions: &positions.collect::<Vec<_>>() };

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kernels_gpu::abi::{AppendTarget, RowSource, RowTarget, TokenMove};
+use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, RowSource, RowTarget, TokenMove};
 
 use super::memory::{ElasticMemory, HostBytes, PageLoader};
 use super::staged::{self, PageMemory};
@@ -10,6 +10,7 @@ use super::{BackendError, Rotation, Score, rotary};
 use crate::cache::{CacheShape, Directory, Elements, ElementsMut, PageId, PagedTable};
 use crate::format::KvFormat;
 use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
+use crate::tree::Residues;
 
 /// A KV cache on some device, and attention over it.
 ///
@@ -184,6 +185,30 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
         }
     }
 
+    /// Whether plans may have [residues](Plan::residues).
+    fn has_residues(&self) -> bool {
+        false
+    }
+
+    /// Reads K and V of whole cells of one layer ([`Cell`](kernels_gpu::abi::Cell) says what one is): `[cells, 64, head_dim]`
+    /// each; a half whose slice is empty is left out.
+    ///
+    /// # Errors
+    /// [`BackendError::Page`] for a cell beyond the cache; [`BackendError::Format`] of a backend that has no compacted pages;
+    /// the device's own.
+    fn read_cells(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        rows: [&mut [f32]; 2],
+    ) -> Result<(), BackendError> {
+        super::check_cells(self.shape(), layer, cells, cells.len() * PAGE_TOKENS as usize)?;
+        match self.page_memory() {
+            Some(memory) => staged::read_cells(memory, layer, cells, rows),
+            None => Err(BackendError::Format { format: KvFormat::Compacted, backend: self.name() }),
+        }
+    }
+
     /// Writes rows of one layer to cells that nobody reads yet, of rows in cells that nobody writes: what
     /// [`TreeCache::compact_node`](crate::TreeCache::compact_node) has instead of all. Scores move with their rows.
     ///
@@ -294,6 +319,8 @@ pub struct Counters<'a> {
     pub tail_pages: &'a [PageId],
     /// Where the rows of compacted nodes lie; `None` where there never was such a node.
     pub directory: Option<&'a Directory>,
+    /// What is left of rows that were folded away; `None` without a feature map.
+    pub residues: Option<&'a Residues>,
 }
 
 /// Rows of one layer that compaction writes. Cells are counted as in [`Cell`](kernels_gpu::abi::Cell).

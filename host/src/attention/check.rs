@@ -6,6 +6,7 @@ use super::{Attend, AttentionParams, BackendError, Compact, Counters, Rotation};
 use crate::cache::{CacheShape, DType, Directory, Elements, PageId, SLAB_PAGES};
 use crate::format::KvFormat;
 use crate::plan::Plan;
+use crate::tree::Residues;
 
 /// Checks the arguments of [`Backend::append`](super::Backend::append), pages of targets included, and with a
 /// `rotation` those of [`Backend::append_rotated`](super::Backend::append_rotated).
@@ -115,6 +116,12 @@ pub(crate) fn check_plan(
 ) -> Result<(), BackendError> {
     let bounds = plan.bounds();
     check_directory(shape, bounds.indices, counters.directory)?;
+    let expected = plan.residues().iter().map(|of| of.index as usize + 1).max().unwrap_or(0);
+    let found = counters.residues.map_or(0, Residues::len);
+    if found < expected {
+        let (argument, shape) = ("counters.residues", "a plan of nodes with residues");
+        return Err(BackendError::Length { argument, found, expected, shape });
+    }
     let slots = counters.lengths.len();
     if bounds.pages <= shape.pages && bounds.slots as usize <= slots {
         return Ok(());
@@ -298,7 +305,8 @@ mod tests {
     fn two_targets_of_one_place_are_refused_however_they_name_it() {
         let shape =
             CacheShape { layers: 1, kv_heads: 1, head_dim: 64, dtype: DType::Bf16, pages: 4 };
-        let counters = Counters { lengths: &[70], tail_pages: &[2], directory: None };
+        let counters =
+            Counters { lengths: &[70], tail_pages: &[2], directory: None, residues: None };
         let check = |targets: &[AppendTarget]| {
             let rows = vec![bf16::ZERO; targets.len() * 64];
             let rows = [bf16::elements(&rows); 2];

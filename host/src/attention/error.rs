@@ -99,6 +99,12 @@ pub enum BackendError {
         /// Sources given.
         sources: usize,
     },
+    /// Rows were folded away, or are to be, and the backend cannot read what is left of them.
+    #[error("residues of rows that were folded away are read on the CPU, not on {backend}")]
+    Residues {
+        /// The backend's name.
+        backend: String,
+    },
     /// A target names a counter that does not exist, or that counts no token.
     #[error("targets[{index}] names length slot {slot}, which holds no token")]
     Slot {

@@ -66,6 +66,9 @@ impl Directory {
 
     /// Takes `count` indices in a row, the first that fit; more are made where none do.
     pub(crate) fn take(&mut self, count: u32) -> Range<u32> {
+        if count == 0 {
+            return 0..0;
+        }
         let fits = |range: &Range<u32>| range.end - range.start >= count;
         let at = match self.free.iter().position(fits) {
             Some(at) => at,

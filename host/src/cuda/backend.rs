@@ -175,6 +175,9 @@ impl CudaBackend {
     /// Brings the plan to the device, unless it is there; it then is the last of `plans`.
     fn load(&mut self, plan: &Plan, counters: Counters<'_>) -> Result<(), BackendError> {
         check_plan(self.cache.shape(), plan, counters)?;
+        if !plan.residues().is_empty() {
+            return Err(BackendError::Residues { backend: self.name() });
+        }
         let held = |on: &CudaPlan| on.holds(plan) || on.precedes(plan);
         if let Some(at) = self.plans.iter().position(held) {
             self.plans[at..].rotate_left(1);

@@ -27,6 +27,8 @@ pub struct Plan {
     pub(super) merge_rows: Vec<MergeRow>,
     pub(super) merge_slots: Vec<u32>,
     pub(super) partial_slots: u32,
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(super) residues: Vec<PlanResidue>,
     /// Estimated cost of each share.
     pub(super) share_ns: Vec<u64>,
     pub(super) predicted_ns: u64,
@@ -42,6 +44,18 @@ pub struct Plan {
     pub(super) bounds: Bounds,
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) identity: Identity,
+}
+
+/// Queries that see a node of which rows were folded away. Each has a partial slot for what it gets of the residue,
+/// beside those of work items.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanResidue {
+    /// The queries.
+    pub queries: Range<u32>,
+    /// The first one's slot; those of the others follow.
+    pub partial_slot: u32,
+    /// The residue's number in [`Residues`](crate::tree::Residues).
+    pub index: u32,
 }
 
 impl Default for Plan {
@@ -127,6 +141,7 @@ impl Plan {
             merge_rows: Vec::new(),
             merge_slots: Vec::new(),
             partial_slots: 0,
+            residues: Vec::new(),
             share_ns: Vec::new(),
             predicted_ns: 0,
             reuse_pages: 0,
@@ -150,6 +165,7 @@ impl Plan {
         self.masks.clear();
         self.merge_rows.clear();
         self.merge_slots.clear();
+        self.residues.clear();
         self.share_ns.clear();
         self.live.clear();
         self.bounds = Bounds::default();
@@ -212,6 +228,10 @@ impl Plan {
     /// Number of partial slots a KV head; each holds `group_size` rows of `(o, lse)`.
     pub fn partial_slots(&self) -> u32 {
         self.partial_slots
+    }
+    /// Queries that get something of residues, with slots of their own.
+    pub fn residues(&self) -> &[PlanResidue] {
+        &self.residues
     }
     /// What each share is estimated to cost, in nanoseconds by the configuration's cost model, if the row tiles of
     /// a tree keep in step.

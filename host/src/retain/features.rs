@@ -1,19 +1,6 @@
 //! Feature maps: what takes the place of `exp(q . k)` for tokens that are folded together.
 
-use std::fmt;
-
-/// Feature maps of a model: `phi(q) . psi(k)` stands for `exp` of a logit, so that of tokens that are gone the sums
-/// `H = sum psi(k) v^T` and `z = sum psi(k)` are enough. All features are 0 or more.
-pub trait FeatureMap: fmt::Debug + Send + Sync {
-    /// Number of features, `R`.
-    fn features(&self) -> usize;
-
-    /// Features of a query, `[head_dim]`, of a layer and query head: `[R]`.
-    fn phi(&self, layer: u32, q_head: u32, q: &[f32], features: &mut [f32]);
-
-    /// Features of a key, `[head_dim]`, of a layer and KV head: `[R]`.
-    fn psi(&self, layer: u32, kv_head: u32, k: &[f32], features: &mut [f32]);
-}
+use crate::tree::FeatureMap;
 
 /// LESS's maps (arXiv 2402.09398): `phi(q) = |gelu(gelu(q W1) W2)|`; with `u = |s1| * gelu(gelu(k W1) W2)` of weights of
 /// their own `psi(k) = |u + s2 * (u W3)|`. Products with `s1` and `s2` are by feature.
@@ -100,7 +87,7 @@ impl LessMap {
 }
 
 impl FeatureMap for LessMap {
-    fn features(&self) -> usize {
+    fn rank(&self) -> usize {
         self.features
     }
 

@@ -31,7 +31,7 @@ mod view;
 
 pub use self::compaction::{Compaction, CompactionError, HeadCompaction, Row, Source};
 pub use self::corm::Corm;
-pub use self::features::{FeatureMap, LessError, LessLayer, LessMap, LessShape};
+pub use self::features::{LessError, LessLayer, LessMap, LessShape};
 pub use self::h2o::H2o;
 pub use self::less::Less;
 pub use self::merger::{MergeBias, Merger};
@@ -41,6 +41,7 @@ pub use self::spec::{Policy, PolicyError};
 pub use self::view::HeadView;
 
 use crate::attention::Reduce;
+pub use crate::tree::FeatureMap;
 
 /// Which tokens are kept: a policy. It looks at one layer and KV head of one node at a time.
 pub trait Retention {

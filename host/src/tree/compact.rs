@@ -11,7 +11,7 @@ use kernels_gpu::abi::{CELL_BIASED, Cell, NONE, PAGE_TOKENS};
 
 use super::node::Content;
 use super::seal::Coded;
-use super::{ForestError, NodeKey, TokenForest};
+use super::{ForestError, NodeKey, Residue, Residues, TokenForest};
 use crate::cache::{Directory, PageId, PagePool, SLAB_PAGES, SlabClass};
 use crate::format::KvFormat;
 
@@ -26,6 +26,8 @@ pub(super) struct Compacted {
     longest: u32,
     /// `[layers, kv_heads]`.
     heads: Vec<HeadRows>,
+    /// The number of its residue, if rows were folded away.
+    pub(super) residue: Option<u32>,
 }
 
 /// The rows of one layer and KV head of a compacted node, in the order in which they lie.
@@ -105,6 +107,28 @@ impl TokenForest {
     /// Where compacted nodes have their rows; `None` as long as there was no such node.
     pub fn directory(&self) -> Option<&Directory> {
         self.directory.as_ref()
+    }
+
+    /// What is left of rows that were folded away; `None` without a feature map.
+    pub fn residues(&self) -> Option<&Residues> {
+        self.residues.as_ref()
+    }
+
+    /// Has rows folded by the feature map of `residues`; `None` if some are by another one.
+    pub(crate) fn set_residues(&mut self, residues: Residues) -> Option<()> {
+        if !self.residues.as_ref().is_none_or(Residues::is_unused) {
+            return None;
+        }
+        self.residues = Some(residues);
+        Some(())
+    }
+
+    /// The number of a node's residue in [`TokenForest::residues`], if it has one.
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`].
+    pub fn residue(&self, node: NodeKey) -> Result<Option<u32>, ForestError> {
+        Ok(self.node(node)?.residue())
     }
 
     /// How many of the node's first tokens are compacted; 0 for most nodes.
@@ -209,7 +233,16 @@ impl TokenForest {
     }
 
     /// Gives the node its rows, of which `heads` says what they are, and the pages back that it had for its first tokens.
-    pub(crate) fn finish_compact(&mut self, compacting: Compacting, heads: Vec<HeadRows>) {
+    /// `folded` is what the node's residue grows by, `[layers, kv_heads]`; empty for nothing.
+    ///
+    /// # Panics
+    /// If something is folded without a feature map: the caller has checked it.
+    pub(crate) fn finish_compact(
+        &mut self,
+        compacting: Compacting,
+        heads: Vec<HeadRows>,
+        folded: Vec<Residue>,
+    ) {
         let Compacting { node, tokens, kv_heads, pages, cells } = compacting;
         let layers = cells.len() as u32 / kv_heads;
         let directory = self.directory.get_or_insert_with(|| Directory::new(layers, kv_heads));
@@ -220,10 +253,19 @@ impl TokenForest {
             release(&mut self.pool, &pages[before..count]);
             pages[before..count].fill(NONE);
         }
+        let mut residue = None;
         if let Some(old) = record.compacted.take() {
             release(&mut self.pool, &old.pages);
             self.compacted_pages -= old.pages.len() as u32;
             directory.give_back(old.indices);
+            residue = old.residue;
+        }
+        if !folded.is_empty() {
+            let residues = self.residues.as_mut().expect("rows are folded by a feature map");
+            let mut sum = residue.map(|index| residues.remove(index)).unwrap_or_default();
+            sum.resize(folded.len(), Residue::default());
+            sum.iter_mut().zip(&folded).for_each(|(sum, more)| sum.add(more));
+            residue = Some(residues.insert(sum));
         }
         let most = cells.iter().map(Vec::len).max().unwrap_or(0) as u32;
         let indices = directory.take(most);
@@ -231,7 +273,7 @@ impl TokenForest {
         self.compacted_pages += pages.len() as u32;
         record.coded = Some(Coded { pages: count as u32, ..Compacted::CODED });
         let longest = heads.iter().map(|head| head.positions.len()).max().unwrap_or(0) as u32;
-        record.compacted = Some(Box::new(Compacted { pages, indices, longest, heads }));
+        record.compacted = Some(Box::new(Compacted { pages, indices, longest, heads, residue }));
         self.tail_pages[record.slot as usize] = record.tail_page();
         self.changes.reshaped();
     }
@@ -242,6 +284,9 @@ impl TokenForest {
         self.compacted_pages -= compacted.pages.len() as u32;
         if let Some(directory) = &mut self.directory {
             directory.give_back(compacted.indices.clone());
+        }
+        if let (Some(index), Some(residues)) = (compacted.residue, &mut self.residues) {
+            residues.remove(index);
         }
     }
 }

@@ -11,6 +11,7 @@ use super::NodeKey;
 use super::change::{ChangeLog, GrowthCursor};
 use super::node::{Block, BlockKey, Content, Node, State, Tree, TreeKey};
 use super::nodes::Nodes;
+use super::residue::Residues;
 use super::scratch::Marks;
 use crate::cache::{Directory, PageId, PagePool};
 
@@ -44,6 +45,7 @@ pub struct TokenForest {
     pub(super) free_slots: Vec<u32>,
     pub(super) changes: ChangeLog,
     pub(super) directory: Option<Directory>,
+    pub(super) residues: Option<Residues>,
     pub(super) compacted_pages: u32,
     marks: Marks,
 }
@@ -70,6 +72,7 @@ impl TokenForest {
             free_slots: Vec::new(),
             changes: ChangeLog::new(number),
             directory: None,
+            residues: None,
             compacted_pages: 0,
             marks: Marks::default(),
         }

@@ -30,6 +30,11 @@ pub(super) struct Node {
 }
 
 impl Node {
+    /// The number of its residue, if it has one.
+    pub(super) fn residue(&self) -> Option<u32> {
+        self.compacted.as_ref().and_then(|compacted| compacted.residue)
+    }
+
     /// Pages that it owns; none of a draft's.
     pub(super) fn pages(&self) -> &[PageId] {
         match &self.content {

@@ -1,12 +1,16 @@
 //! Nodes of fewer rows than tokens.
 
+use std::sync::Arc;
+
 use kernels_gpu::abi::{Cell, PAGE_TOKENS, RowSource, RowTarget};
 
 use super::{CacheError, TreeCache, score};
-use crate::attention::Compact;
+use crate::attention::{BackendError, Compact};
 use crate::format::KvFormat;
 use crate::retain::{Compaction, HeadCompaction};
-use crate::tree::{Compacting, HeadRows, NodeKey, NodeRows, pages_for};
+use crate::tree::{
+    Compacting, FeatureMap, HeadRows, NodeKey, NodeRows, Residue, Residues, pages_for,
+};
 
 impl TreeCache {
     /// Replaces the rows of K and V of a node's first [`Compaction::tokens`] tokens, which fill pages, by fewer, as
@@ -44,6 +48,7 @@ impl TreeCache {
         if compaction.is_identity(&counts) && keeps_biases(&rows, compaction) {
             return Ok(0);
         }
+        self.check_folded(compaction)?;
         self.prefix.check_unpinned(node)?;
         let new: Vec<_> = compaction.heads.iter().map(|head| head.rows.len() as u32).collect();
         let biased: Vec<_> = compaction.heads.iter().map(is_biased).collect();
@@ -51,19 +56,89 @@ impl TreeCache {
         let free = self.forest.pool().free();
         let compacting =
             self.forest.begin_compact(node, compaction.tokens, shape.kv_heads, &new, &biased)?;
-        let moved = self.clear_fresh().map_err(CacheError::from);
-        let moved = moved.and_then(|()| self.move_rows(node, compaction, &compacting));
-        if let Err(error) = moved {
-            self.forest.abandon_compact(compacting);
-            self.settle();
-            return Err(error);
-        }
+        let fresh = self.clear_fresh().map_err(CacheError::from);
+        let moved = fresh.and_then(|()| {
+            let folded = self.fold(node, compaction)?;
+            self.move_rows(node, compaction, &compacting)?;
+            Ok(folded)
+        });
+        let folded = match moved {
+            Ok(folded) => folded,
+            Err(error) => {
+                self.forest.abandon_compact(compacting);
+                self.settle();
+                return Err(error);
+            }
+        };
         let rows = self.forest.node_rows(node, compaction.tokens)?;
         let heads = rows_afterwards(&rows, compaction);
-        self.forest.finish_compact(compacting, heads);
+        self.forest.finish_compact(compacting, heads, folded);
         self.prefix.release(&mut self.forest, node)?;
         self.settle();
         Ok(self.forest.pool().free() - free)
+    }
+
+    /// Has rows that compactions fold away ([`HeadCompaction::folded`]) become features by `map`: what queries see of them is
+    /// one more partial result for each node that has such rows.
+    ///
+    /// # Errors
+    /// [`CacheError::FeatureMapInUse`] as long as nodes have rows folded by the map before it;
+    /// [`BackendError::Residues`](crate::attention::BackendError::Residues) on a device that cannot read them.
+    pub fn set_feature_map(&mut self, map: Arc<dyn FeatureMap>) -> Result<(), CacheError> {
+        self.check_residues()?;
+        self.forest.set_residues(Residues::new(map)).ok_or(CacheError::FeatureMapInUse)
+    }
+
+    fn check_residues(&self) -> Result<(), CacheError> {
+        match self.backend.has_residues() {
+            true => Ok(()),
+            false => Err(BackendError::Residues { backend: self.backend.name() }.into()),
+        }
+    }
+
+    /// Whether the rows that are to be folded can be.
+    fn check_folded(&self, compaction: &Compaction) -> Result<(), CacheError> {
+        let mut heads = compaction.heads.iter().enumerate();
+        let Some((head, of)) = heads.find(|(_, of)| !of.folded.is_empty()) else {
+            return Ok(());
+        };
+        self.check_residues()?;
+        match self.forest.residues() {
+            Some(_) => Ok(()),
+            None => Err(CacheError::NoFeatureMap { head, rows: of.folded.len() }),
+        }
+    }
+
+    /// What is left of the rows to be folded, `[layers, kv_heads]`; empty if there are none.
+    fn fold(&mut self, node: NodeKey, compaction: &Compaction) -> Result<Vec<Residue>, CacheError> {
+        let Some(map) = self.forest.residues().map(|residues| residues.map().clone()) else {
+            return Ok(Vec::new());
+        };
+        if compaction.heads.iter().all(|of| of.folded.is_empty()) {
+            return Ok(Vec::new());
+        }
+        let shape = *self.backend.shape();
+        let rows = self.forest.node_rows(node, compaction.tokens)?;
+        let (head_dim, mut features) = (shape.head_dim as usize, vec![0.0; map.rank()]);
+        let mut cell = [(); 2].map(|()| vec![0.0; shape.page().half_elements()]);
+        let mut residues = Vec::with_capacity(compaction.heads.len());
+        for (head, of) in compaction.heads.iter().enumerate() {
+            let (layer, kv_head) = (head as u32 / shape.kv_heads, head as u32 % shape.kv_heads);
+            let (mut residue, mut held) = (Residue::default(), None);
+            for &row in &of.folded {
+                let (at, token) = rows.place(head, row, shape.kv_heads);
+                let [k, v] = &mut cell;
+                if held.replace(at) != Some(at) {
+                    self.backend.read_cells(layer, &[at], [k, v])?;
+                }
+                let own = token as usize * head_dim..(token as usize + 1) * head_dim;
+                map.psi(layer, kv_head, &k[own.clone()], &mut features);
+                // A row of n tokens has the bias ln n: it counts as often here.
+                residue.fold(&features, &v[own], rows.token(head, row).1.exp());
+            }
+            residues.push(residue);
+        }
+        Ok(residues)
     }
 
     /// Writes the rows to their new places, layer by layer.

@@ -60,6 +60,20 @@ pub enum CacheError {
     /// A compaction is not of the node's rows.
     #[error(transparent)]
     Compaction(#[from] CompactionError),
+    /// [`KvFormat::Compacted`] is none to seal nodes in.
+    #[error("nodes are not sealed as compacted: TreeCache::compact_node says which rows are left")]
+    SealedAsCompacted,
+    /// Rows are to be folded away, and nobody has said how.
+    #[error("heads[{head}] folds {rows} rows, but the cache has no feature map: set one first")]
+    NoFeatureMap {
+        /// The head, counted `layer * kv_heads + kv_head`.
+        head: usize,
+        /// How many rows it folds.
+        rows: usize,
+    },
+    /// Rows were folded away by another feature map.
+    #[error("nodes have rows that were folded by the feature map that is set: prune them first")]
+    FeatureMapInUse,
     /// The forest refused.
     #[error(transparent)]
     Forest(#[from] ForestError),

@@ -308,5 +308,6 @@ fn counters(forest: &TokenForest) -> Counters<'_> {
         lengths: forest.lengths(),
         tail_pages: forest.tail_pages(),
         directory: forest.directory(),
+        residues: forest.residues(),
     }
 }

@@ -1,6 +1,7 @@
 //! Rows of compacted nodes in the host's memory.
 
 use kernels_gpu::abi::{PAGE_TOKENS, RowSource, RowTarget};
+use kernels_gpu::layout::{element_offset, half_page_elements};
 
 use crate::attention::{BackendError, Compact};
 use crate::cache::{HostPages, KvElement};
@@ -62,6 +63,32 @@ pub(super) fn compact<T: KvElement>(
         }
     }
     Ok(())
+}
+
+/// Reads whole cells: `[cells, 64, head_dim]` of K and of V, each unless it is empty.
+pub(super) fn read_cells<T: KvElement>(
+    pages: &HostPages<T>,
+    layer: u32,
+    cells: &[u32],
+    rows: [&mut [f32]; 2],
+) {
+    let (head_dim, kv_heads) = (pages.shape().head_dim, pages.shape().kv_heads);
+    for (half, rows) in rows.into_iter().enumerate() {
+        let cell_elements = half_page_elements(head_dim) as usize;
+        for (&cell, rows) in cells.iter().zip(rows.chunks_exact_mut(cell_elements)) {
+            let page = pages.page(layer, cell / kv_heads, cell % kv_heads);
+            unpack([page.k, page.v][half], head_dim, rows);
+        }
+    }
+}
+
+/// Elements of K, or V, of a page of one KV head, row by row: `[64, head_dim]`.
+pub(in crate::attention) fn unpack<T: KvElement>(elements: &[T], head_dim: u32, rows: &mut [f32]) {
+    for (token, row) in (0..PAGE_TOKENS).zip(rows.chunks_exact_mut(head_dim as usize)) {
+        for (dim, element) in (0..).zip(row) {
+            *element = elements[element_offset(head_dim, token, dim) as usize].to_f32();
+        }
+    }
 }
 
 fn add<T: KvElement>(sum: &mut [f32], row: &[T], weight: f32) {

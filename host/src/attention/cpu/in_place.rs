@@ -73,6 +73,7 @@ impl InPlace {
             plan: plan.plan(),
             lengths: plan.lengths(),
             directory: None,
+            residues: None,
             q: on_host("q", call.q.typed())?,
             params: call.params,
         };

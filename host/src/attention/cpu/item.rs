@@ -16,6 +16,7 @@ use crate::attention::AttentionParams;
 use crate::cache::{DType, Directory, HostPages, KvElement};
 use crate::format::KvFormat;
 use crate::plan::{Item, Plan};
+use crate::tree::Residues;
 
 /// The processor's own functions.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +41,7 @@ pub(super) struct Call<'a, T> {
     pub(super) plan: &'a Plan,
     pub(super) lengths: &'a [u32],
     pub(super) directory: Option<&'a Directory>,
+    pub(super) residues: Option<&'a Residues>,
     /// `[queries, q_heads, head_dim]`.
     pub(super) q: &'a [T],
     pub(super) params: AttentionParams,
@@ -145,6 +147,7 @@ impl<T: KvElement> Call<'_, T> {
         for &index in item.pages(segment) {
             let cell = cells[index as usize];
             if cell.rows() == 0 {
+                // The head's rows end here, and others have more.
                 break;
             }
             let bias = pages.biases(*layer, cell.cell).filter(|_| cell.is_biased());

@@ -12,6 +12,7 @@ mod in_place;
 mod item;
 mod merge;
 mod non_finite;
+mod residue;
 mod score;
 mod simd;
 mod tile;
@@ -19,10 +20,11 @@ mod tile;
 use std::ops::Range;
 
 use half::{bf16, f16};
-use kernels_gpu::abi::{AppendTarget, TokenMove};
+use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
 use pulp::Arch;
 use rayon::prelude::*;
 
+pub(super) use self::compact::unpack;
 pub use self::in_place::InPlace;
 use self::item::{Call, Source};
 use self::merge::{MAX_HEAD_DIM, Sources};
@@ -209,6 +211,21 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         Ok(())
     }
 
+    fn has_residues(&self) -> bool {
+        true
+    }
+
+    fn read_cells(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        rows: [&mut [f32]; 2],
+    ) -> Result<(), BackendError> {
+        check_cells(self.shape(), layer, cells, cells.len() * PAGE_TOKENS as usize)?;
+        compact::read_cells(&self.pages, layer, cells, rows);
+        Ok(())
+    }
+
     fn compact(&mut self, call: Compact<'_>) -> Result<(), BackendError> {
         check_compact(self.shape(), &call)?;
         compact::compact(&mut self.pages, &call)
@@ -241,6 +258,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
             plan: call.plan,
             lengths: call.counters.lengths,
             directory: call.counters.directory,
+            residues: call.counters.residues,
             q: on_host("q", call.q.typed())?,
             params: call.params,
         };
@@ -260,6 +278,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
                 plan: call.plan,
                 lengths: call.counters.lengths,
                 directory: call.counters.directory,
+                residues: None,
                 q: on_host("q", call.q.typed())?,
                 params: call.params,
             },
@@ -329,37 +348,66 @@ impl Workspace {
             unused
         });
         sources.index(call.plan);
-        run_shares(call, sources.queries_per_share(), o, partial_lse);
+        run_parts(call, sources, o, partial_lse);
         merge::merge(call, sources, o, partial_lse, out, lse);
     }
 }
 
-/// Runs all shares of all KV heads, each into its own part of `o` and `lse`, which grow as needed.
-fn run_shares<T: KvElement>(
+/// Runs all KV heads, each into its own part of `o` and `lse`, which grow as needed.
+fn run_parts<T: KvElement>(
     call: &Call<'_, T>,
-    queries_per_share: usize,
+    sources: &Sources,
     o: &mut Vec<f32>,
     lse: &mut Vec<f32>,
 ) {
-    let rows = queries_per_share * call.group();
-    let tasks = call.kv_heads as usize * call.plan.shares() as usize;
+    let rows = sources.per_kv_head() * call.group();
     let width = rows * call.head_dim();
-    grow(o, tasks * width);
-    grow(lse, tasks * rows);
+    let heads = call.kv_heads as usize;
+    grow(o, heads * width);
+    grow(lse, heads * rows);
     if rows == 0 {
         return;
     }
-    o[..tasks * width]
+    o[..heads * width]
         .par_chunks_exact_mut(width)
-        .zip(lse[..tasks * rows].par_chunks_exact_mut(rows))
+        .zip(lse[..heads * rows].par_chunks_exact_mut(rows))
         .enumerate()
         .with_max_len(1)
-        .for_each(|(index, (o, lse))| run_share(call, index as u32, o, lse));
+        .for_each(|(kv_head, (o, lse))| run_head(call, sources, kv_head as u32, o, lse));
 }
 
-/// Runs the items of one share on one KV head; `index` counts `[kv_head][share]`.
-fn run_share<T: KvElement>(call: &Call<'_, T>, index: u32, mut o: &mut [f32], mut lse: &mut [f32]) {
-    let (kv_head, share) = (index / call.plan.shares(), index % call.plan.shares());
+/// Runs all shares of one KV head, each into its own part, then residues into what is left.
+fn run_head<T: KvElement>(
+    call: &Call<'_, T>,
+    sources: &Sources,
+    kv_head: u32,
+    o: &mut [f32],
+    lse: &mut [f32],
+) {
+    let rows = sources.queries_per_share() * call.group();
+    let width = rows * call.head_dim();
+    let shares = call.plan.shares() as usize;
+    let (o, residue_o) = o.split_at_mut(shares * width);
+    let (lse, residue_lse) = lse.split_at_mut(shares * rows);
+    if rows > 0 {
+        o.par_chunks_exact_mut(width)
+            .zip(lse.par_chunks_exact_mut(rows))
+            .enumerate()
+            .with_max_len(1)
+            .for_each(|(share, (o, lse))| run_share(call, [kv_head, share as u32], o, lse));
+    }
+    if let (Source::Own(_, layer), Some(residues)) = (&call.source, call.residues) {
+        residue::run(call, (*layer, residues), kv_head, residue_o, residue_lse);
+    }
+}
+
+/// Runs the items of one share on one KV head.
+fn run_share<T: KvElement>(
+    call: &Call<'_, T>,
+    [kv_head, share]: [u32; 2],
+    mut o: &mut [f32],
+    mut lse: &mut [f32],
+) {
     for item in call.plan.share(share).items() {
         let rows = item.record.query_count as usize * call.group();
         let (item_o, rest_o) = o.split_at_mut(rows * call.head_dim());
