@@ -80,6 +80,8 @@ mod documentation {
     struct Readme;
     #[doc = include_str!("../../docs/prefixes.md")]
     struct Prefixes;
+    #[doc = include_str!("../../docs/retention.md")]
+    struct Retention;
     #[cfg(feature = "cuda")]
     #[doc = include_str!("../../docs/using.md")]
     struct Using;

@@ -188,3 +188,45 @@ impl fmt::Display for Policy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_policy_is_what_its_text_says_and_says_that_text() {
+        for (text, whole) in [
+            ("corm:64", "corm:64,64"),
+            ("corm:256,32", "corm:256,32"),
+            ("h2o:64", "h2o:64,4294967295"),
+            ("snapkv:32", "snapkv:32,7"),
+            ("sinks:4,1020", "sinks:4,1020"),
+            ("merge:0.75", "merge:0.75,64,0.12"),
+            ("merge-plain:0.9,16", "merge-plain:0.9,16,0.12"),
+            ("merge-scaled:0.9,16,0.5", "merge-scaled:0.9,16,0.5"),
+        ] {
+            let policy: Policy = text.parse().unwrap();
+            assert_eq!(policy.to_string(), whole);
+            assert_eq!(whole.parse(), Ok(policy));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_text_is_named() {
+        for (text, part) in [
+            ("corn:64", "there are corm"),
+            ("corm", "window must be"),
+            ("corm:x", "window must be"),
+            ("corm:-1", "window must be"),
+            ("corm:1,2,3", "one more number"),
+            ("sinks:4", "recent must be"),
+            ("snapkv:32,4", "pool must be an odd number"),
+            ("merge:0", "threshold must be"),
+            ("merge:0.5,1,2", "top must be"),
+            ("merge:NaN", "threshold must be"),
+        ] {
+            let error = text.parse::<Policy>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}

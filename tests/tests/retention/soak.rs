@@ -20,7 +20,7 @@ fn life(policy: &mut Policy, seed: u64, steps: u32) -> u32 {
     let mut world = World::new(200);
     let observe = policy.observe();
     let mut compacted = 0;
-    for _ in 0..steps {
+    for step in 0..steps {
         let leaves = growing(&world);
         let free = world.cache.forest().pool().free();
         let Some(&leaf) = leaves.choose(&mut rng).filter(|_| free > 60) else {
@@ -29,16 +29,16 @@ fn life(policy: &mut Policy, seed: u64, steps: u32) -> u32 {
                 world.cache.prune(root).unwrap();
             }
             let root = world.cache.insert_root().unwrap();
-            world.run(&[(root, rng.random_range(1..300))], observe, 2.0);
+            world.run(&[(root, rng.random_range(1..300))], observe, 10.0);
             continue;
         };
         match rng.random_range(0..10) {
             0..4 => {
                 let some = rng.random_range(1..=leaves.len().min(6));
                 let nodes: Vec<_> = leaves[..some].iter().map(|&leaf| (leaf, 1)).collect();
-                world.run(&nodes, observe, 2.0);
+                world.run(&nodes, observe, 10.0);
             }
-            4 => drop(world.run(&[(leaf, rng.random_range(1..150))], observe, 2.0)),
+            4 => drop(world.run(&[(leaf, rng.random_range(1..150))], observe, 10.0)),
             5 => drop(world.cache.fork(leaf, rng.random_range(1..4)).unwrap()),
             6 => drop(world.cache.prune(leaf).unwrap()),
             7 if world.cache.forest().length(leaf).unwrap() > 0 => {
@@ -46,7 +46,7 @@ fn life(policy: &mut Policy, seed: u64, steps: u32) -> u32 {
                 let draft: Vec<_> = (0..5u32).map(|i| chain(i.checked_sub(1))).collect();
                 let nodes = world.cache.insert_draft(leaf, &draft).unwrap();
                 let rows: Vec<_> = nodes.iter().map(|&node| (node, 1)).collect();
-                world.run(&rows, observe, 1.0);
+                world.run(&rows, observe, 10.0);
                 world.cache.accept(leaf, &nodes[..rng.random_range(0..=5)]).unwrap();
             }
             _ => {
@@ -54,7 +54,9 @@ fn life(policy: &mut Policy, seed: u64, steps: u32) -> u32 {
                 compacted += world.cache.maintain(policy, budget).unwrap().nodes;
             }
         }
-        world.cache.forest().debug_assert_invariants();
+        if step % 16 == 0 {
+            world.cache.forest().debug_assert_invariants();
+        }
     }
     for root in world.cache.forest().roots().collect::<Vec<_>>() {
         world.cache.prune(root).unwrap();
