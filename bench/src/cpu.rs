@@ -68,7 +68,12 @@ impl<T: KvElement> CpuSession<T> {
         self.backend.attend(Attend {
             layer: 0,
             plan,
-            counters: Counters { lengths: &self.lengths, tail_pages: &[] },
+            counters: Counters {
+                lengths: &self.lengths,
+                tail_pages: &[],
+                directory: None,
+                residues: None,
+            },
             q: T::elements(&self.q[..elements_of]),
             out: T::elements_mut(&mut self.outputs.out[..elements_of]),
             lse: Some(f32::elements_mut(&mut self.outputs.lse[..rows])),

@@ -24,6 +24,7 @@ mod random;
 mod ratios;
 mod refit;
 mod report;
+mod retain;
 mod scaling;
 mod search;
 mod session;
@@ -67,6 +68,7 @@ enum Command {
     Quality(quality::Args),
     Layers(layers::Args),
     Tiers(tiers::Args),
+    Retain(retain::Args),
 }
 
 /// Which device runs it, with which kernels.
@@ -204,6 +206,7 @@ fn main() -> ExitCode {
         Command::Quality(args) => quality::run(&args),
         Command::Layers(args) => layers::run(&args),
         Command::Tiers(args) => tiers::run(&args),
+        Command::Retain(args) => retain::run(&args),
     };
     match outcome {
         Ok(0) => ExitCode::SUCCESS,

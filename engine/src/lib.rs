@@ -7,6 +7,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod gguf;
+mod less;
 mod prompt;
 mod quiet;
 pub mod ranked;
@@ -21,10 +22,11 @@ pub mod weights;
 pub use chat::{ChatError, ChatTemplate, Message, Role};
 pub use codec::TextCodec;
 pub use config::{Activation, ConfigError, LlamaConfig, RopeScaling, Turn, Variant};
-pub use cpu::{CpuModel, CpuOptions, LoadError};
+pub use cpu::{CpuModel, CpuOptions, LoadError, Retain};
 pub use gguf::Gguf;
 /// Random numbers by counter: weights, and the noise of samples that a device draws.
 pub use kernels_gpu::random;
+pub use less::read_less;
 pub use ranked::Ranked;
 pub use ranks::{Communicator, RankError};
 pub use select::{Select, Selected};

@@ -131,8 +131,12 @@ fn on_cpu(tree: &Tree, [k, v, q]: [&[bf16]; 3]) -> Result<Vec<bf16>, Box<dyn Err
     let mut backend = cpu::new(SHAPE)?;
     let config = backend.plan_config(Grouping::Flatten, GROUP);
     let plan = Planner::new(config)?.plan(&tree.forest.view(&tree.leaves)?)?;
-    let counters =
-        Counters { lengths: tree.forest.lengths(), tail_pages: tree.forest.tail_pages() };
+    let counters = Counters {
+        lengths: tree.forest.lengths(),
+        tail_pages: tree.forest.tail_pages(),
+        directory: None,
+        residues: None,
+    };
     let mut out = vec![bf16::ZERO; q.len()];
     backend.append(0, &tree.targets, counters, bf16::elements(k), bf16::elements(v))?;
     backend.attend(Attend {

@@ -34,6 +34,7 @@
 //! | [`cache`] | pages: who owns them, how they lie, import and export |
 //! | [`tree`] | forests of token runs: grow, fork, prune, draft and accept; the view that is planned |
 //! | [`prefix`] | which tokens a forest holds, by their ids: prompts that share a beginning compute it once |
+//! | [`retain`] | which tokens of a node are kept, and which are merged or dropped |
 //! | [`saved`], [`restore`] | prefixes in files; who computes and who loads what is to come back |
 //! | [`plan`] | from a view to a [`plan::Plan`], arrays that a backend executes; what it reads and writes |
 //! | [`attention`] | backends: the CPU's, and what every one has to do |
@@ -50,6 +51,7 @@ pub mod format;
 pub mod plan;
 pub mod prefix;
 pub mod restore;
+pub mod retain;
 pub mod saved;
 pub mod tree;
 mod tree_cache;
@@ -78,6 +80,8 @@ mod documentation {
     struct Readme;
     #[doc = include_str!("../../docs/prefixes.md")]
     struct Prefixes;
+    #[doc = include_str!("../../docs/retention.md")]
+    struct Retention;
     #[cfg(feature = "cuda")]
     #[doc = include_str!("../../docs/using.md")]
     struct Using;

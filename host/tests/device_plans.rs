@@ -159,7 +159,12 @@ fn each_plan_is_brought_to_the_device_once() {
             .attend(Attend {
                 layer: 0,
                 plan,
-                counters: Counters { lengths: forest.lengths(), tail_pages: forest.tail_pages() },
+                counters: Counters {
+                    lengths: forest.lengths(),
+                    tail_pages: forest.tail_pages(),
+                    directory: None,
+                    residues: None,
+                },
                 q: Elements::Bf16(&q),
                 out: ElementsMut::Bf16(&mut out),
                 lse: Some(ElementsMut::F32(&mut lse)),

@@ -707,3 +707,63 @@ TopKPart {
     first: u32 = "`u32`",
     k: u32 = "`u32`",
 } }
+
+arguments! { "Arguments of attend_compacted."
+AttendCompacted {
+    q: u64 = "`*const u16`",
+    pool: u64 = "`*const u16`",
+    cells: u64 = "`*const Cell`",
+    biases: u64 = "`*const f32`",
+    programs: u64 = "`*const u32`",
+    masks: u64 = "`*const u64`",
+    lengths: u64 = "`*const u32`",
+    out: u64 = "`*mut u16`",
+    lse: u64 = "`*mut f32`",
+    partial_o: u64 = "`*mut f32`",
+    partial_lse: u64 = "`*mut f32`",
+    stride: u32 = "`u32`",
+    kv_heads: u32 = "`u32`",
+    group: u32 = "`u32`",
+    partial_slots: u32 = "`u32`",
+    scale_log2: f32 = "`f32`",
+    soft_cap: f32 = "`f32`",
+    cell_stride: u32 = "`u32`",
+} }
+
+arguments! { "Arguments of score."
+Score {
+    q: u64 = "`*const u16`",
+    pool: u64 = "`*const u16`",
+    cells: u64 = "`*const Cell`",
+    biases: u64 = "`*const f32`",
+    programs: u64 = "`*const u32`",
+    masks: u64 = "`*const u64`",
+    lengths: u64 = "`*const u32`",
+    lse: u64 = "`*const f32`",
+    visible: u64 = "`*const u32`",
+    scores: u64 = "`*mut u32`",
+    stride: u32 = "`u32`",
+    cell_stride: u32 = "`u32`",
+    kv_heads: u32 = "`u32`",
+    group: u32 = "`u32`",
+    scale_log2: f32 = "`f32`",
+    soft_cap: f32 = "`f32`",
+    reduce: u32 = "`u32`",
+} }
+
+arguments! { "Arguments of compact."
+Compact {
+    pool: u64 = "`*mut u16`",
+    biases: u64 = "`*mut f32`",
+    targets: u64 = "`*const RowTarget`",
+    sources: u64 = "`*const RowSource`",
+    count: u32 = "`u32`",
+} }
+
+arguments! { "Arguments of move_words."
+MoveWords {
+    plane: u64 = "`*mut u32`",
+    moves: u64 = "`*const u32`",
+    count: u32 = "`u32`",
+    kv_heads: u32 = "`u32`",
+} }

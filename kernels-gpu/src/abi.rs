@@ -120,6 +120,75 @@ pub struct TokenMove {
     pub to: u32,
 }
 
+/// Where some rows of a compacted node lie, of one KV head and layer: a *cell* is the room of 64 tokens that a native
+/// page has for a KV head. Of a program of compacted pages a page id `i` is, for KV head `h` of layer `l`, entry
+/// `(l x KV heads + h) x stride + i` of the directory; segments count as many tokens as the longest head has.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "nvptx64"), derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct Cell {
+    /// `page x KV heads + slot`: the element offset of the cell is that of KV head `slot` of native page `page`. Its
+    /// biases are floats `64 x cell..64 x cell + 64` of the layer's plane.
+    pub cell: u32,
+    /// Rows in the cell, in the low 16 bits: 64, fewer in a head's last cell, 0 where the head has no row left. With
+    /// [`CELL_BIASED`].
+    pub tokens: u32,
+}
+
+/// Marks the [`Cell::tokens`] of a cell whose rows have biases: natural logarithms, added to the scaled (and capped)
+/// logit.
+pub const CELL_BIASED: u32 = 1 << 31;
+
+/// A row that compaction writes: a weighted sum of [`RowSource`]s, in f32, rounded once; a single source of weights 1
+/// is copied bit for bit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(not(target_arch = "nvptx64"), derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct RowTarget {
+    /// The cell to write.
+    pub cell: u32,
+    /// The row in it, below 64.
+    pub token: u32,
+    /// One past its last source; its first is the target's before.
+    pub end: u32,
+    /// Its bias; 0 for none.
+    pub bias: f32,
+}
+
+/// A row that compaction reads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(not(target_arch = "nvptx64"), derive(bytemuck::Pod, bytemuck::Zeroable))]
+pub struct RowSource {
+    /// The cell to read.
+    pub cell: u32,
+    /// The row in it, below 64.
+    pub token: u32,
+    /// What its key is multiplied by.
+    pub k: f32,
+    /// What its value is multiplied by.
+    pub v: f32,
+}
+
+/// A score that is a number of tokens: it becomes the largest `t`, if it is less, of those rows that see `t` tokens and
+/// have `p >= 1 / t`.
+pub const SCORE_LAST: u32 = 0;
+/// A score that is an f32, to which all `p` are added. Several work items that read a page add in any order.
+pub const SCORE_SUM: u32 = 1;
+/// A score that is an f32, which becomes the largest `p` if it is less.
+pub const SCORE_MAX: u32 = 2;
+
+impl Cell {
+    /// Rows in the cell.
+    pub const fn rows(&self) -> u32 {
+        self.tokens & 0xffff
+    }
+    /// Whether its rows have biases.
+    pub const fn is_biased(&self) -> bool {
+        self.tokens & CELL_BIASED != 0
+    }
+}
+
 impl Segment {
     /// Packs the visible query range, relative to the item's first query.
     pub const fn pack_visible(begin: u32, end: u32) -> u32 {
@@ -155,3 +224,6 @@ const _: () = assert!(size_of::<WorkItem>() == 32);
 const _: () = assert!(size_of::<Segment>() == 32);
 const _: () = assert!(size_of::<MergeRow>() == 16);
 const _: () = assert!(size_of::<TokenMove>() == 8);
+const _: () = assert!(size_of::<Cell>() == 8);
+const _: () = assert!(size_of::<RowTarget>() == 16);
+const _: () = assert!(size_of::<RowSource>() == 16);

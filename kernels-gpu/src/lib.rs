@@ -13,6 +13,7 @@ pub mod abi;
 pub mod attention;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod cache;
+pub mod directory;
 #[cfg(target_arch = "nvptx64")]
 pub mod flush;
 pub mod layout;

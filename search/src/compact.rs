@@ -77,6 +77,12 @@ impl SearchTree<'_> {
         Ok(())
     }
 
+    /// Whether the node has a row of K and V for each token: only such nodes are merged.
+    fn is_whole(&self, node: NodeKey) -> Result<bool, SearchError> {
+        let compacted = self.model.forest().compacted_tokens(node);
+        Ok(self.forest_result(compacted)? == 0)
+    }
+
     /// The chain that ends in `last`.
     fn chain(&self, last: NodeKey) -> Result<Chain, SearchError> {
         let mut chain = Chain { top: last, nodes: 0, tokens: 0, pages: 0 };
@@ -92,7 +98,9 @@ impl SearchTree<'_> {
                 Some(parent)
                     if !self.is_root(parent)
                         && self.children(parent)? == 1
-                        && !self.is_branch(parent) =>
+                        && !self.is_branch(parent)
+                        && self.is_whole(node)?
+                        && self.is_whole(parent)? =>
                 {
                     node = parent;
                 }

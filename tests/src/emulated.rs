@@ -2,20 +2,22 @@
 
 mod attend;
 mod cache;
+mod rows;
+mod score;
 
 pub use attend::attend_in_place;
 
 use deft::KvFormat;
 use deft::attention::staged::PageMemory;
 use deft::attention::{
-    Attend, Backend, BackendError, Counters, PagedTokens, Rotation, check_append, check_attend,
-    check_export, check_import, check_moves,
+    Attend, Backend, BackendError, Compact, Counters, PagedTokens, Rotation, Score, check_append, check_attend,
+    check_cells, check_compact, check_export, check_import, check_moves, check_score,
 };
-use deft::cache::{CacheShape, Elements, ElementsMut, KvElement};
+use deft::cache::{CacheShape, Elements, ElementsMut, KvElement, PageId};
 use deft::plan::{Grouping, Plan, PlanConfig};
 use device::emulator::{Launch, Report};
 use kernels_gpu::Arch;
-use kernels_gpu::abi::{AppendTarget, TokenMove};
+use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
 use kernels_gpu::attention::tile::max_rows;
 
 use crate::problem::Problem;
@@ -48,6 +50,9 @@ pub struct Emulated {
     shape: CacheShape,
     /// `[layers][pages][kv_heads][page elements]`.
     pool: Vec<u16>,
+    scores: score::Planes,
+    /// `[cell][64]` of each layer that has some.
+    biases: Vec<Vec<f32>>,
     arch: Arch,
     seed: u64,
 }
@@ -61,7 +66,7 @@ impl Emulated {
         assert_eq!(shape.dtype.bytes(), 2, "the kernels have 16-bit elements");
         assert!(matches!(shape.head_dim, 64 | 128 | 256));
         let elements = shape.layers as usize * shape.plane_elements() as usize;
-        Self { shape, pool: vec![0; elements], arch: Arch::Sm90a, seed }
+        Self { shape, pool: vec![0; elements], scores: Vec::new(), biases: Vec::new(), arch: Arch::Sm90a, seed }
     }
 
     /// The same with the attention kernels of `arch`.
@@ -88,6 +93,16 @@ fn words<'a>(rows: Elements<'a>) -> &'a [u16] {
 /// The same to be written to.
 fn words_mut<'a>(rows: ElementsMut<'a>) -> &'a mut [u16] {
     bytemuck::cast_slice_mut(rows.into_bytes().expect("rows are on the host"))
+}
+
+/// The plan's programs of one format, `[shares][stride]` words.
+fn programs(plan: &Plan, format: KvFormat) -> Vec<u32> {
+    let mut words = vec![0; plan.words().len()];
+    for share in 0..plan.shares() {
+        let program = plan.share(share).of_format(format);
+        words[(share * plan.stride()) as usize..][..program.len()].copy_from_slice(&program);
+    }
+    words
 }
 
 fn device_error(report: Box<Report>) -> BackendError {
@@ -238,4 +253,58 @@ impl Backend for Emulated {
         check_attend(&self.shape, &call)?;
         self.attend_any(call).map_err(device_error)
     }
+
+    fn compact(&mut self, call: Compact<'_>) -> Result<(), BackendError> {
+        check_compact(&self.shape, &call)?;
+        instance!(self.compact_d::<E, D>(&call)).map_err(device_error)
+    }
+
+    fn score(&mut self, call: Score<'_>) -> Result<(), BackendError> {
+        check_score(&self.shape, &call)?;
+        self.score_any(call).map_err(device_error)
+    }
+
+    fn clear_scores(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
+        let cells = pages.iter().flat_map(|page| {
+            let first = page * self.shape.kv_heads;
+            first..first + self.shape.kv_heads
+        });
+        let cells: Vec<u32> = cells.collect();
+        let zeros = vec![0; cells.len() * PAGE_TOKENS as usize];
+        (0..self.shape.layers).try_for_each(|layer| self.write_scores(layer, &cells, &zeros))
+    }
+
+    fn read_scores(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        scores: &mut [u32],
+    ) -> Result<(), BackendError> {
+        check_cells(&self.shape, layer, cells, scores.len())?;
+        let plane = self.scores_of(layer);
+        for (scores, place) in scores.chunks_exact_mut(64).zip(cells.iter().map(cell_range)) {
+            scores.copy_from_slice(&plane[place]);
+        }
+        Ok(())
+    }
+
+    fn write_scores(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        scores: &[u32],
+    ) -> Result<(), BackendError> {
+        check_cells(&self.shape, layer, cells, scores.len())?;
+        let plane = self.scores_of(layer);
+        for (scores, place) in scores.chunks_exact(64).zip(cells.iter().map(cell_range)) {
+            plane[place].copy_from_slice(scores);
+        }
+        Ok(())
+    }
+}
+
+/// Where a cell's rows lie in a plane.
+fn cell_range(cell: &u32) -> std::ops::Range<usize> {
+    let first = *cell as usize * PAGE_TOKENS as usize;
+    first..first + PAGE_TOKENS as usize
 }

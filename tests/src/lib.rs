@@ -1,6 +1,7 @@
 //! What the test suites share: random forests, inputs, answers in f64 and tolerances.
 
 pub mod coded;
+pub mod compacted;
 pub mod coverage;
 pub mod emulated;
 pub mod foreign;
@@ -14,6 +15,7 @@ pub mod oracle;
 pub mod problem;
 pub mod recorded;
 pub mod reference;
+pub mod scored;
 pub mod shadow;
 pub mod transfers;
 pub mod views;

@@ -134,7 +134,12 @@ impl<T: KvElement> Problem<T> {
         let call = Attend {
             layer,
             plan,
-            counters: Counters { lengths: &self.lengths, tail_pages: &[] },
+            counters: Counters {
+                lengths: &self.lengths,
+                tail_pages: &[],
+                directory: None,
+                residues: None,
+            },
             q: T::elements(&self.inputs.q),
             out: T::elements_mut(&mut outputs.out),
             lse: (!outputs.lse.is_empty()).then(|| f32::elements_mut(&mut outputs.lse)),

@@ -98,7 +98,8 @@ fn a_target_that_names_a_counter_is_that_nodes_last_token() {
     let mut backend = Emulated::new(shape, 9);
     let mut expected = backend.pool();
     let targets = order.map(|slot| APPEND_LIVE | slot);
-    let counters = Counters { lengths: &lengths, tail_pages: &tail_pages };
+    let counters =
+        Counters { lengths: &lengths, tail_pages: &tail_pages, directory: None, residues: None };
     let elements = [Elements::Bf16(&kv[0]), Elements::Bf16(&kv[1])];
     backend.append(0, &targets, counters, elements[0], elements[1]).unwrap();
     for (row, slot) in order.iter().enumerate() {

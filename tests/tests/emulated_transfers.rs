@@ -27,7 +27,8 @@ fn append_rotated_as_the_cpu<T: KvElement>(kv_heads: u32, head_dim: u32, count: 
     // The last row goes to a growing node of 70 tokens, the others to places by number.
     let mut targets: Vec<u32> = (0..count as u32).map(|i| (i * 37 + 5) % 192).collect();
     targets[count - 1] = APPEND_LIVE | 1;
-    let counters = Counters { lengths: &[9, 70], tail_pages: &[0, 3] };
+    let counters =
+        Counters { lengths: &[9, 70], tail_pages: &[0, 3], directory: None, residues: None };
     let mut positions: Vec<u32> = (0..count).map(|_| rng.random_range(1..3000)).collect();
     positions[0] = 2999;
     let rotation = Rotation { table: &table, positions: &positions };

@@ -150,7 +150,12 @@ fn rotate_import_export<T: KvElement>(gpu: &Gpu, head_dim: u32, rng: &mut SmallR
     // Places by number, and the last row to a node that grows.
     let mut targets = random_places(PAGES - 1, rng);
     targets.push(APPEND_LIVE);
-    let counters = Counters { lengths: &[rng.random_range(1..=500)], tail_pages: &[PAGES - 1] };
+    let counters = Counters {
+        lengths: &[rng.random_range(1..=500)],
+        tail_pages: &[PAGES - 1],
+        directory: None,
+        residues: None,
+    };
     let positions = targets.iter().map(|_| rng.random_range(0..POSITIONS));
     let rotation = Rotation { table: &table, positions: &positions.collect::<Vec<_>>() };
     let elements = targets.len() * shape.row_elements();

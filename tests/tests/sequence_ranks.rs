@@ -47,7 +47,7 @@ fn attend(problem: &Problem<f32>, grouping: Grouping, mut ranks: Memory) -> Outp
     let call = Attend {
         layer: 0,
         plan: &plan,
-        counters: Counters { lengths: &lengths, tail_pages: &[] },
+        counters: Counters { lengths: &lengths, tail_pages: &[], directory: None, residues: None },
         q: f32::elements(&problem.inputs.q),
         out: f32::elements_mut(&mut outputs.out),
         lse: Some(f32::elements_mut(&mut outputs.lse)),

@@ -1,6 +1,7 @@
 //! Two models' predictions of one text.
 
-use deft::{FormatBytes, KvFormat};
+use deft::FormatBytes;
+use deft::retain::Compaction;
 use serde::{Deserialize, Serialize};
 
 /// How alike predictions are, means over the tokens of a text.
@@ -56,12 +57,15 @@ pub(crate) struct Row {
     pub(crate) kl: Vec<f64>,
     pub(crate) top1: Vec<f64>,
     pub(crate) nll: Vec<f64>,
+    /// Of a policy the part of the prompt's rows that it keeps, by text: the mean over layers and KV heads, the least and the most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) kept: Vec<[f64; 3]>,
 }
 
 impl Row {
-    pub(super) fn new(format: KvFormat, prefix: usize, scored: usize) -> Self {
+    pub(super) fn new(kv: String, prefix: usize, scored: usize) -> Self {
         Self {
-            kv: format.to_string(),
+            kv,
             prefix,
             scored,
             bytes: 0,
@@ -69,6 +73,7 @@ impl Row {
             kl: Vec::new(),
             top1: Vec::new(),
             nll: Vec::new(),
+            kept: Vec::new(),
         }
     }
 
@@ -76,6 +81,14 @@ impl Row {
         self.kl.push(text.kl);
         self.top1.push(text.top1);
         self.nll.push(text.nll);
+    }
+
+    /// Adds what a policy has kept of a prompt of `rows` rows.
+    pub(super) fn add_kept(&mut self, chosen: &Compaction, rows: usize) {
+        let parts = chosen.heads.iter().map(|head| head.rows.len() as f64 / rows as f64);
+        let mean = parts.clone().sum::<f64>() / chosen.heads.len() as f64;
+        let ends = [f64::min, f64::max].map(|end| parts.clone().reduce(end).unwrap_or(mean));
+        self.kept.push([mean, ends[0], ends[1]]);
     }
 
     /// Adds what a cache holds in other formats than the native one, which is first and holds a page at least.
@@ -88,7 +101,7 @@ impl Row {
     }
 
     pub(super) fn header() -> String {
-        format!("{:<16} {:>7} {:>18} {:>16} {:>18}", "kv", "bytes", "KL", "top-1", "dNLL")
+        format!("{:<28} {:>7} {:>18} {:>16} {:>18}  kept", "kv", "bytes", "KL", "top-1", "dNLL")
     }
 
     pub(super) fn line(&self) -> String {
@@ -96,13 +109,15 @@ impl Row {
             let numbers = numbers.iter().map(|number| format!("{number:.digits$}"));
             numbers.collect::<Vec<_>>().join(" / ")
         };
+        let means: Vec<f64> = self.kept.iter().map(|kept| kept[0]).collect();
         format!(
-            "{:<16} {:>6.3}x {:>18} {:>16} {:>18}",
+            "{:<28} {:>6.3}x {:>18} {:>16} {:>18}  {}",
             self.kv,
             self.bytes as f64 / self.native_bytes.max(1) as f64,
             list(&self.kl, 4),
             list(&self.top1, 3),
-            list(&self.nll, 4)
+            list(&self.nll, 4),
+            list(&means, 3)
         )
     }
 }

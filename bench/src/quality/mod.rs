@@ -2,11 +2,13 @@
 
 pub(crate) mod compare;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use deft::KvFormat;
-use deft_engine::{Control, CpuModel, CpuOptions, DraftToken, Gguf, Tokenizer, TreeModel};
+use deft::retain::{Budget, Policy};
+use deft::{KvFormat, NodeKey};
+use deft_engine::{Control, CpuModel, CpuOptions, DraftToken, Gguf, Retain, Tokenizer, TreeModel};
 
 use self::compare::{Likeness, Row};
 use crate::device::Device;
@@ -61,6 +63,10 @@ pub(crate) struct Args {
         default_value = "fp8,fp8-token,kivi4,kivi2,int4-g64,int4-g32,native-keep48,native-keep32,kivi4-keep48"
     )]
     kv: Vec<KvFormat>,
+    /// Policies instead of formats, each with the part that it may keep if it asks (docs/retention.md): the prompt's tokens that
+    /// they drop are gone for those that are scored. May be given several times.
+    #[arg(long, value_name = "POLICY[@PART]", value_parser = kept)]
+    retain: Vec<Kept>,
     /// Where to write the results, row by row.
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
@@ -78,16 +84,26 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     let mut document = Document::new("quality", &Device::Cpu, None);
     let file = args.read.model.file_name().context("--model is no file")?;
     document.model = Some(file.to_string_lossy().into_owned());
-    let progress = Progress::new(texts.len() * (1 + args.kv.len()));
+    let ways: Vec<Way> = match args.retain.is_empty() {
+        true => args.kv.iter().copied().map(Way::Format).collect(),
+        false => args.retain.iter().cloned().map(Way::Kept).collect(),
+    };
+    let progress = Progress::new(texts.len() * (1 + ways.len()));
     let mut full = Vec::new();
-    for format in [&[KvFormat::Native][..], &args.kv].concat() {
-        progress.doing(&format.to_string());
-        let options = CpuOptions { capacity_bytes: CAPACITY, kv: format, ..CpuOptions::default() };
-        let mut model = CpuModel::load(gguf.weights(), options, |_, _| {})?;
+    for way in [vec![Way::Format(KvFormat::Native)], ways].concat() {
+        progress.doing(&way.to_string());
+        let mut model = CpuModel::load(gguf.weights(), way.options(), |_, _| {})?;
         let vocabulary = model.vocabulary();
-        let mut row = Row::new(format, args.prefix, args.scored);
+        let mut row = Row::new(way.to_string(), args.prefix, args.scored);
         for (at, text) in texts.iter().enumerate() {
-            let logits = score(&mut model, text, args.prefix)?;
+            let logits = score_after(&mut model, text, args.prefix, |model, root| {
+                if let Way::Kept(kept) = &way {
+                    let chosen = model.compact(root, kept.part)?;
+                    let rows = model.forest().length(root)? as usize;
+                    row.add_kept(&chosen.context("the prompt is not compacted")?, rows);
+                }
+                Ok(())
+            })?;
             row.add_bytes(&model.cache().bytes());
             clear(&mut model)?;
             if full.len() == at {
@@ -98,7 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
             }
             progress.step();
         }
-        if format == KvFormat::Native {
+        if way == Way::Format(KvFormat::Native) {
             progress.say(&Row::header());
             continue;
         }
@@ -107,6 +123,51 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
         document.write(args.json.as_deref())?;
     }
     Ok(0)
+}
+
+/// What becomes of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+enum Way {
+    Format(KvFormat),
+    Kept(Kept),
+}
+
+/// A policy and the part of the rows that it may keep.
+#[derive(Clone, Debug, PartialEq)]
+struct Kept {
+    policy: Policy,
+    part: f64,
+}
+
+impl Way {
+    fn options(&self) -> CpuOptions {
+        let mut options = CpuOptions { capacity_bytes: CAPACITY, ..CpuOptions::default() };
+        match self {
+            Self::Format(format) => options.kv = *format,
+            Self::Kept(Kept { policy, .. }) => {
+                let budget = Budget::Tokens(0);
+                options.retain = Some(Retain { policy: *policy, budget, every: 0 });
+            }
+        }
+        options
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Format(format) => write!(f, "{format}"),
+            Self::Kept(Kept { policy, part: 1.0 }) => write!(f, "{policy}"),
+            Self::Kept(Kept { policy, part }) => write!(f, "{policy}@{part}"),
+        }
+    }
+}
+
+fn kept(text: &str) -> Result<Kept> {
+    let (policy, part) = text.split_once('@').unwrap_or((text, "1"));
+    let part: f64 = part.parse()?;
+    ensure!((0.0..=1.0).contains(&part), "the part that is kept is {part}; it must be 0 to 1");
+    Ok(Kept { policy: policy.parse()?, part })
 }
 
 /// The first `count + 1` tokens of a text.
@@ -125,8 +186,19 @@ pub(crate) fn tokens(path: &Path, tokenizer: &Tokenizer, count: usize) -> Result
 
 /// Logits after each token behind the first `prefix`, the last but one included: `[tokens, vocabulary]`.
 pub(crate) fn score(model: &mut CpuModel, text: &[u32], prefix: usize) -> Result<Vec<f32>> {
+    score_after(model, text, prefix, |_, _| Ok(()))
+}
+
+/// The same when `change` has been done to the prompt's node.
+fn score_after(
+    model: &mut CpuModel,
+    text: &[u32],
+    prefix: usize,
+    change: impl FnOnce(&mut CpuModel, NodeKey) -> Result<()>,
+) -> Result<Vec<f32>> {
     let mut logits = Vec::new();
     let root = model.insert_prompt(&text[..prefix], &mut logits)?;
+    change(model, root)?;
     let leaf = model.fork(root, 1)?[0];
     let mut all = Vec::new();
     for part in text[prefix..text.len() - 1].chunks(PASS) {

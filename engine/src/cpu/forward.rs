@@ -1,11 +1,12 @@
 //! Tokens through all layers.
 
-use deft::{Batch, CacheError, Kv};
+use deft::{Batch, CacheError, Kv, Out};
 
 use super::CpuModel;
 use super::matmul::{Matrix, Onto, apply_all};
 use super::ops::{add_to_rows, gate_mul, rms_norm, rms_norm_in_place, soft_cap};
 use super::params::Layer;
+use super::retain::Retaining;
 use crate::config::Turn;
 use crate::ranks::{Communicator, RankError, best_of_all};
 use crate::select::{self, Select, Selected};
@@ -42,6 +43,8 @@ pub(super) struct Scratch {
     v: Vec<f32>,
     /// `[n, q_heads, head_dim]`.
     attended: Vec<f32>,
+    /// `[n, q_heads]`: what attention's softmax was divided by, where scores are wanted.
+    lse: Vec<f32>,
     /// `[n, ffn]`.
     gate: Vec<f32>,
     up: Vec<f32>,
@@ -202,7 +205,15 @@ impl CpuModel {
         if cache.layer_map().is_none_or(|map| map.is_own(index)) {
             cache.append(index, batch, kv)?;
         }
-        cache.attend(index, batch, &scratch.q, &mut scratch.attended)?;
+        match self.retain.as_ref().and_then(Retaining::observe) {
+            None => cache.attend(index, batch, &scratch.q, &mut scratch.attended)?,
+            Some(observe) => {
+                scratch.lse.resize(scratch.q.len() / self.config.head_dim as usize, 0.0);
+                let out = Out::with_lse(&mut scratch.attended, &mut scratch.lse);
+                cache.attend(index, batch, &scratch.q, out)?;
+                cache.score(index, batch, observe, &scratch.q, &scratch.lse)?;
+            }
+        }
         let post_norm = layer.post_norms.as_ref().map(|[attention, _]| (attention, epsilon));
         Ok(scratch.add(&layer.output, From::Attention, post_norm, &mut *self.ranks)?)
     }

@@ -7,6 +7,7 @@ mod layers;
 mod matmul;
 mod ops;
 mod params;
+mod retain;
 mod saved;
 mod tile;
 mod timing;
@@ -16,17 +17,21 @@ use std::sync::Arc;
 
 use deft::RotaryTable;
 use deft::cache::{DType, LayerMap};
+use deft::retain::Policy;
 use deft::{Batch, CacheError, Device, Grouping, KvFormat, TreeCache};
+
+pub use self::retain::Retain;
 
 use self::forward::Scratch;
 use self::params::Params;
+use self::retain::Retaining;
 use crate::config::{ConfigError, LlamaConfig, Turn};
 use crate::ranks::{Communicator, Memory, RankError, Shard};
 use crate::tree_model::Traffic;
 use crate::weights::{Weights, WeightsError};
 
 /// How a [`CpuModel`] is set up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CpuOptions {
     /// Bytes for K and V; of the rank with the most KV heads, if there are several.
     pub capacity_bytes: u64,
@@ -37,16 +42,19 @@ pub struct CpuOptions {
     pub grouping: Grouping,
     /// How the full pages of nodes are kept that are forked.
     pub kv: KvFormat,
+    /// Which tokens are kept; `None` keeps all. On one rank, with [`CpuOptions::kv`] native.
+    pub retain: Option<Retain>,
 }
 
 impl Default for CpuOptions {
-    /// 512 MiB, nothing kept of prompts of the past, Flatten, and pages in f32.
+    /// 512 MiB, nothing kept of prompts of the past, Flatten, pages in f32, and all tokens.
     fn default() -> Self {
         Self {
             capacity_bytes: 512 << 20,
             prefix_bytes: 0,
             grouping: Grouping::Flatten,
             kv: KvFormat::Native,
+            retain: None,
         }
     }
 }
@@ -67,6 +75,14 @@ pub enum LoadError {
     /// Its ranks.
     #[error(transparent)]
     Ranks(#[from] RankError),
+    /// Tokens are dropped in native pages only, and on one rank.
+    #[error("policy {policy} with {what}: tokens are dropped on one rank, with KV format native")]
+    Retain {
+        /// The policy.
+        policy: Policy,
+        /// What it does not go with.
+        what: String,
+    },
     /// The threads of one of several ranks.
     #[error("there are no threads for this rank: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
@@ -89,6 +105,7 @@ pub struct CpuModel {
     cache: TreeCache,
     /// Of the last step; good as long as its leaves are stepped on.
     step: Option<Batch>,
+    retain: Option<Retaining>,
     traffic: Traffic,
     scratch: Scratch,
     ranks: Box<dyn Communicator>,
@@ -132,6 +149,7 @@ impl CpuModel {
         (shard, ranks): (Shard, Box<dyn Communicator>),
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
+        check_retain(&shard, options)?;
         let config = weights.config().clone();
         let params = Params::load(weights, &shard, &mut progress)?;
         let cache = build_cache(&shard, &config, &params, options, None)?;
@@ -145,6 +163,7 @@ impl CpuModel {
             config,
             cache,
             step: None,
+            retain: options.retain.map(Retaining::new),
             traffic: Traffic::default(),
             scratch: Scratch::default(),
             pool: own_pool(shard.ranks())?,
@@ -173,6 +192,19 @@ impl CpuModel {
         self.cache.set_grouping(grouping);
         self.step = None;
     }
+}
+
+/// Whether the policy goes with everything else.
+fn check_retain(shard: &Shard, options: CpuOptions) -> Result<(), LoadError> {
+    let Some(Retain { policy, .. }) = options.retain else {
+        return Ok(());
+    };
+    let what = match (shard.ranks(), options.kv) {
+        (1, KvFormat::Native) => return Ok(()),
+        (1, format) => format!("KV format {format}"),
+        (ranks, _) => format!("{ranks} ranks"),
+    };
+    Err(LoadError::Retain { policy, what })
 }
 
 /// Threads for one of `ranks` ranks of a machine.

@@ -139,6 +139,8 @@ impl CpuModel {
         for &leaf in leaves {
             self.check_context(self.path_length(leaf)? + 1)?;
         }
+        self.maintain_if_due()?;
+        self.before_pass(0);
         let ones = || leaves.iter().map(|&leaf| (leaf, 1));
         let kept = self.step.take();
         let batch = match kept.filter(|batch| batch.nodes().iter().copied().eq(ones())) {
@@ -171,6 +173,8 @@ impl CpuModel {
         let tokens: Vec<u32> = draft.iter().map(|token| token.token).collect();
         self.check_tokens("draft", &tokens)?;
         let nodes: Vec<DraftNode> = draft.iter().map(|token| node(token.parent)).collect();
+        self.maintain_if_due()?;
+        self.before_pass(0);
         let keys = self.cache.insert_draft(trunk, &nodes)?;
         match self.run_draft(&keys, |model, batch| run(model, &tokens, batch)) {
             Ok(found) => Ok((keys, found)),
@@ -219,8 +223,11 @@ impl CpuModel {
         of_last: Wanted,
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
+        let mut left = tokens.len();
         let mut chunks = tokens.chunks(CHUNK).peekable();
         while let Some(chunk) = chunks.next() {
+            left -= chunk.len();
+            self.before_pass(left);
             let batch = self.cache.batch(&[(leaf, chunk.len() as u32)])?;
             let last = chunks.peek().is_none();
             let wanted = if last { of_last } else { Wanted::None };

@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 
-use kernels_gpu::abi::{AppendTarget, TokenMove};
+use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, RowSource, RowTarget, TokenMove};
 
+use super::memory::{ElasticMemory, HostBytes, PageLoader};
 use super::staged::{self, PageMemory};
-use super::{BackendError, Rotation, rotary};
-use crate::cache::{CacheShape, Elements, ElementsMut, PageId, PagedTable};
+use super::{BackendError, Rotation, Score, rotary};
+use crate::cache::{CacheShape, Directory, Elements, ElementsMut, PageId, PagedTable};
 use crate::format::KvFormat;
 use crate::plan::{Grouping, MAX_ROWS, Plan, PlanConfig};
+use crate::tree::Residues;
 
 /// A KV cache on some device, and attention over it.
 ///
@@ -183,6 +185,41 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
         }
     }
 
+    /// Whether plans may have [residues](Plan::residues).
+    fn has_residues(&self) -> bool {
+        false
+    }
+
+    /// Reads K and V of whole cells of one layer ([`Cell`](kernels_gpu::abi::Cell) says what one is): `[cells, 64, head_dim]`
+    /// each; a half whose slice is empty is left out.
+    ///
+    /// # Errors
+    /// [`BackendError::Page`] for a cell beyond the cache; [`BackendError::Format`] of a backend that has no compacted pages;
+    /// the device's own.
+    fn read_cells(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        rows: [&mut [f32]; 2],
+    ) -> Result<(), BackendError> {
+        super::check_cells(self.shape(), layer, cells, cells.len() * PAGE_TOKENS as usize)?;
+        match self.page_memory() {
+            Some(memory) => staged::read_cells(memory, layer, cells, rows),
+            None => Err(BackendError::Format { format: KvFormat::Compacted, backend: self.name() }),
+        }
+    }
+
+    /// Writes rows of one layer to cells that nobody reads yet, of rows in cells that nobody writes: what
+    /// [`TreeCache::compact_node`](crate::TreeCache::compact_node) has instead of all. Scores move with their rows.
+    ///
+    /// # Errors
+    /// [`BackendError::Format`] of a backend that has no compacted pages; those of [`super::check_compact`], and the
+    /// device's own. Nobody reads the targets then.
+    fn compact(&mut self, call: Compact<'_>) -> Result<(), BackendError> {
+        let _ = call;
+        Err(BackendError::Format { format: KvFormat::Compacted, backend: self.name() })
+    }
+
     /// As [`Backend::export`] for tokens `tokens` of the foreign sequence only, which lie in pages of `format`: token
     /// `i` at `paged.places[i]`.
     ///
@@ -207,70 +244,49 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
     /// # Errors
     /// Those of [`super::check_attend`], and the device's own.
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError>;
-}
 
-/// Bytes in the host's memory.
-pub trait HostBytes: std::fmt::Debug + Send + Sync {
-    /// To be read.
-    fn bytes(&self) -> &[u8];
-    /// To be written.
-    fn bytes_mut(&mut self) -> &mut [u8];
-}
-
-impl HostBytes for Vec<u8> {
-    fn bytes(&self) -> &[u8] {
-        self
-    }
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        self
-    }
-}
-
-/// A page of a saved prefix.
-#[derive(Clone, Copy, Debug)]
-pub struct LoadedPage<'a> {
-    /// Of each layer that is stored K, then V: `[tokens, kv_heads, head_dim]`.
-    pub rows: &'a [u8],
-    /// Tokens that it has.
-    pub tokens: u32,
-    /// How many of the first ones are left out.
-    pub skip: u32,
-    /// Where each of the others goes, `page * 64 + token`.
-    pub places: &'a [u32],
-}
-
-/// Writes pages from another thread, beside the backend's other work. It goes before the backend, and its places are of
-/// pages that nobody else uses.
-pub trait PageLoader: Send {
-    /// Writes pages, and returns when they are there.
+    /// Scores the tokens of one layer: its plane takes up what this call's queries made of them. Planes are made, of
+    /// zeros, when they are first written.
     ///
     /// # Errors
-    /// The device's.
-    fn load(&mut self, pages: &[LoadedPage<'_>]) -> Result<(), BackendError>;
-}
+    /// [`BackendError::Scores`] from a backend without scores, those of [`super::check_score`], and the device's own.
+    fn score(&mut self, _call: Score<'_>) -> Result<(), BackendError> {
+        Err(BackendError::Scores { backend: self.name() })
+    }
 
-/// Memory of pages that comes and goes, an *extent* at a time: pages in a row, of all layers and KV heads. Addresses stay.
-///
-/// The caller names extents within the cache, gives memory to those that lack it, and takes it from those of which no
-/// page is held.
-pub trait ElasticMemory {
-    /// Pages of an extent.
-    fn extent_pages(&self) -> u32;
-
-    /// Gives an extent memory in which every V is finite.
+    /// Makes the scores of native pages 0, of all layers and KV heads: others have used the pages before.
     ///
     /// # Errors
-    /// The device's own, for want of memory too; then the extent has none.
-    fn map(&mut self, extent: u32) -> Result<(), BackendError>;
+    /// As [`Backend::score`]; [`BackendError::Page`].
+    fn clear_scores(&mut self, _pages: &[PageId]) -> Result<(), BackendError> {
+        Err(BackendError::Scores { backend: self.name() })
+    }
 
-    /// Says that [`ElasticMemory::map`] of an extent will follow, so that what takes long may begin.
-    fn prepare(&mut self, _extent: u32) {}
+    /// Reads scores of one layer: `[cells, 64]`, as bits; zeros if there is no plane yet.
+    ///
+    /// # Errors
+    /// As [`Backend::score`]; those of [`super::check_cells`].
+    fn read_scores(
+        &mut self,
+        _layer: u32,
+        _cells: &[u32],
+        _scores: &mut [u32],
+    ) -> Result<(), BackendError> {
+        Err(BackendError::Scores { backend: self.name() })
+    }
 
-    /// Takes an extent's memory away, once the work that was enqueued so far is done.
-    fn unmap(&mut self, extent: u32);
-
-    /// Bytes of memory that the pages have now, with what is prepared and what work still uses.
-    fn bytes(&mut self) -> u64;
+    /// Writes scores of one layer: `[cells, 64]`, as bits.
+    ///
+    /// # Errors
+    /// As [`Backend::read_scores`].
+    fn write_scores(
+        &mut self,
+        _layer: u32,
+        _cells: &[u32],
+        _scores: &[u32],
+    ) -> Result<(), BackendError> {
+        Err(BackendError::Scores { backend: self.name() })
+    }
 }
 
 /// Which channels of keys are kept by a format that keeps some: of all pages that are rewritten together the same.
@@ -301,6 +317,24 @@ pub struct Counters<'a> {
     pub lengths: &'a [u32],
     /// Page of each node's last token: `[slots]`.
     pub tail_pages: &'a [PageId],
+    /// Where the rows of compacted nodes lie; `None` where there never was such a node.
+    pub directory: Option<&'a Directory>,
+    /// What is left of rows that were folded away; `None` without a feature map.
+    pub residues: Option<&'a Residues>,
+}
+
+/// Rows of one layer that compaction writes. Cells are counted as in [`Cell`](kernels_gpu::abi::Cell).
+#[derive(Clone, Copy, Debug)]
+pub struct Compact<'a> {
+    /// The layer.
+    pub layer: u32,
+    /// The rows, in the order of their sources. No row is named twice, nor is one also a source.
+    pub targets: &'a [RowTarget],
+    /// What they are made of.
+    pub sources: &'a [RowSource],
+    /// Whether a cell of the targets is [`CELL_BIASED`](kernels_gpu::abi::CELL_BIASED): then the biases of all targets
+    /// are written, otherwise none. Room for biases is made at the first such call.
+    pub biased: bool,
 }
 
 /// Numbers that belong to the model.

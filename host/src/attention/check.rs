@@ -1,11 +1,12 @@
 //! Arguments of a [`Backend`](super::Backend), checked the same way by all of them.
 
-use kernels_gpu::abi::{APPEND_LIVE, AppendTarget, NONE, PAGE_TOKENS, TokenMove};
+use kernels_gpu::abi::{APPEND_LIVE, AppendTarget, NONE, PAGE_TOKENS, RowTarget, TokenMove};
 
-use super::{Attend, AttentionParams, BackendError, Counters, Rotation};
-use crate::cache::{CacheShape, DType, Elements, PageId, SLAB_PAGES};
+use super::{Attend, AttentionParams, BackendError, Compact, Counters, Rotation};
+use crate::cache::{CacheShape, DType, Directory, Elements, PageId, SLAB_PAGES};
 use crate::format::KvFormat;
 use crate::plan::Plan;
+use crate::tree::Residues;
 
 /// Checks the arguments of [`Backend::append`](super::Backend::append), pages of targets included, and with a
 /// `rotation` those of [`Backend::append_rotated`](super::Backend::append_rotated).
@@ -52,6 +53,33 @@ pub fn check_moves(shape: &CacheShape, moves: &[TokenMove]) -> Result<(), Backen
     Ok(())
 }
 
+/// Checks the arguments of [`Backend::compact`](super::Backend::compact): that layer, cells and sources are there.
+///
+/// # Errors
+/// [`BackendError::Cell`], [`BackendError::Sources`], or for the layer.
+pub fn check_compact(shape: &CacheShape, call: &Compact<'_>) -> Result<(), BackendError> {
+    shape.check_layer(call.layer)?;
+    let cells = shape.cells();
+    let targets = call.targets.iter().map(|target| (target.cell, target.token));
+    let sources = call.sources.iter().map(|source| (source.cell, source.token));
+    let places = targets.enumerate().map(|place| ("targets", place));
+    for (argument, (index, (cell, token))) in
+        places.chain(sources.enumerate().map(|place| ("sources", place)))
+    {
+        if u64::from(cell) >= cells || token >= PAGE_TOKENS {
+            return Err(BackendError::Cell { argument, index, cell, token, cells });
+        }
+    }
+    let (mut before, sources) = (0, call.sources.len());
+    for (index, &RowTarget { end, .. }) in call.targets.iter().enumerate() {
+        if end <= before || end as usize > sources {
+            return Err(BackendError::Sources { index, end, before, sources });
+        }
+        before = end;
+    }
+    Ok(())
+}
+
 /// Checks the arguments of [`Backend::attend`](super::Backend::attend). Whether the plan's pages exist is not part of
 /// it: it takes as long as to read the plan.
 ///
@@ -84,9 +112,17 @@ pub fn check_attend(shape: &CacheShape, call: &Attend<'_>) -> Result<(), Backend
 pub(crate) fn check_plan(
     shape: &CacheShape,
     plan: &Plan,
-    slots: usize,
+    counters: Counters<'_>,
 ) -> Result<(), BackendError> {
     let bounds = plan.bounds();
+    check_directory(shape, bounds.indices, counters.directory)?;
+    let expected = plan.residues().iter().map(|of| of.index as usize + 1).max().unwrap_or(0);
+    let found = counters.residues.map_or(0, Residues::len);
+    if found < expected {
+        let (argument, shape) = ("counters.residues", "a plan of nodes with residues");
+        return Err(BackendError::Length { argument, found, expected, shape });
+    }
+    let slots = counters.lengths.len();
     if bounds.pages <= shape.pages && bounds.slots as usize <= slots {
         return Ok(());
     }
@@ -94,6 +130,7 @@ pub(crate) fn check_plan(
         for item in plan.share(share).items() {
             let pages = match item.format() {
                 KvFormat::Native => shape.pages,
+                KvFormat::Compacted => NONE,
                 format => shape.pages / SLAB_PAGES * format.pages_per_slab(shape.page()),
             };
             for segment in item.segments {
@@ -110,6 +147,35 @@ pub(crate) fn check_plan(
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// Checks that a directory has `indices` indices, of a cache's layers and KV heads, and names none but its cells.
+fn check_directory(
+    shape: &CacheShape,
+    indices: u32,
+    directory: Option<&Directory>,
+) -> Result<(), BackendError> {
+    if indices == 0 {
+        return Ok(());
+    }
+    let argument = "counters.directory";
+    let found = directory.map_or(0, Directory::stride) as usize;
+    if found < indices as usize {
+        let (expected, shape) = (indices as usize, "a plan of compacted pages");
+        return Err(BackendError::Length { argument, found, expected, shape });
+    }
+    let Some(directory) = directory else { return Ok(()) };
+    if directory.heads() != (shape.layers, shape.kv_heads) {
+        let found = directory.cells().len();
+        let expected = (shape.layers * shape.kv_heads * directory.stride()) as usize;
+        let shape = "[layers, kv_heads, stride]";
+        return Err(BackendError::Length { argument, found, expected, shape });
+    }
+    if directory.cell_bound() > shape.cells() {
+        let (cell, cells) = (directory.cell_bound() as u32 - 1, shape.cells());
+        return Err(BackendError::Cell { argument, index: 0, cell, token: 0, cells });
     }
     Ok(())
 }
@@ -182,6 +248,18 @@ pub(super) fn check_page(
     in_pages(argument, index, page, "the cache", pages)
 }
 
+/// Whether all of `pages` are the cache's.
+pub(crate) fn check_pages(
+    shape: &CacheShape,
+    argument: &'static str,
+    pages: &[PageId],
+) -> Result<(), BackendError> {
+    let mut pages = pages.iter().enumerate();
+    pages.try_for_each(|(index, &page)| {
+        in_pages(argument, index, page, "the cache", shape.pages as usize)
+    })
+}
+
 pub(super) fn in_pages(
     argument: &'static str,
     index: usize,
@@ -227,7 +305,8 @@ mod tests {
     fn two_targets_of_one_place_are_refused_however_they_name_it() {
         let shape =
             CacheShape { layers: 1, kv_heads: 1, head_dim: 64, dtype: DType::Bf16, pages: 4 };
-        let counters = Counters { lengths: &[70], tail_pages: &[2] };
+        let counters =
+            Counters { lengths: &[70], tail_pages: &[2], directory: None, residues: None };
         let check = |targets: &[AppendTarget]| {
             let rows = vec![bf16::ZERO; targets.len() * 64];
             let rows = [bf16::elements(&rows); 2];
@@ -249,13 +328,14 @@ mod tests {
         let plan = Planner::new(config).unwrap().plan(&forest.view(&[root]).unwrap()).unwrap();
         let shape =
             |pages| CacheShape { layers: 1, kv_heads: 1, head_dim: 64, dtype: DType::Bf16, pages };
-        assert!(check_plan(&shape(8), &plan, 1).is_ok());
+        let counters = |lengths| Counters { lengths, ..Counters::default() };
+        assert!(check_plan(&shape(8), &plan, counters(&[0])).is_ok());
         assert!(matches!(
-            check_plan(&shape(4), &plan, 1),
+            check_plan(&shape(4), &plan, counters(&[0])),
             Err(BackendError::Page { page: 4, pages: 4, .. })
         ));
         assert!(matches!(
-            check_plan(&shape(8), &plan, 0),
+            check_plan(&shape(8), &plan, counters(&[])),
             Err(BackendError::Length { argument: "counters.lengths", .. })
         ));
     }

@@ -1,5 +1,7 @@
 //! Why a backend refuses.
 
+use kernels_gpu::abi::PAGE_TOKENS;
+
 use crate::cache::{DType, PageId, ShapeError};
 use crate::format::{FormatError, KvFormat};
 
@@ -69,6 +71,40 @@ pub enum BackendError {
         /// How many it has.
         pages: usize,
     },
+    /// Compaction names a cell, or a token in one, that is not there.
+    #[error(
+        "{argument}[{index}] names token {token} of cell {cell}; the cache has {cells} cells of {PAGE_TOKENS} tokens"
+    )]
+    Cell {
+        /// The argument's name.
+        argument: &'static str,
+        /// Index into it.
+        index: usize,
+        /// The cell named.
+        cell: u32,
+        /// The token named.
+        token: u32,
+        /// Cells of a layer.
+        cells: u64,
+    },
+    /// A row that compaction writes has no source, or some that are not there.
+    #[error("targets[{index}].end is {end}; it must be more than {before} and at most {sources}")]
+    Sources {
+        /// Index into the targets.
+        index: usize,
+        /// The end of its sources.
+        end: u32,
+        /// The end of those of the target before.
+        before: u32,
+        /// Sources given.
+        sources: usize,
+    },
+    /// Rows were folded away, or are to be, and the backend cannot read what is left of them.
+    #[error("residues of rows that were folded away are read on the CPU, not on {backend}")]
+    Residues {
+        /// The backend's name.
+        backend: String,
+    },
     /// A target names a counter that does not exist, or that counts no token.
     #[error("targets[{index}] names length slot {slot}, which holds no token")]
     Slot {
@@ -114,6 +150,12 @@ pub enum BackendError {
     Format {
         /// The format asked for.
         format: KvFormat,
+        /// The backend's name.
+        backend: String,
+    },
+    /// The backend makes no scores of tokens.
+    #[error("scores of tokens are not available on {backend}")]
+    Scores {
         /// The backend's name.
         backend: String,
     },

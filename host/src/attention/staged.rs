@@ -9,7 +9,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 use kernels_gpu::abi::PAGE_TOKENS;
 
-use super::cpu::formats;
+use super::cpu::{formats, unpack};
 use super::{BackendError, Channels, PagedTokens, on_host};
 use crate::cache::{CacheShape, DType, ElementsMut, HostPages, KvElement, PageId, SLAB_PAGES};
 use crate::format::KvFormat;
@@ -82,6 +82,42 @@ pub fn export(
     foreign: [ElementsMut<'_>; 2],
 ) -> Result<(), BackendError> {
     typed!(memory, export_typed(format, tokens, paged, foreign))
+}
+
+/// As [`Backend::read_cells`](super::Backend::read_cells), of cells that are there.
+///
+/// # Errors
+/// Those of the memory.
+pub fn read_cells(
+    memory: &dyn PageMemory,
+    layer: u32,
+    cells: &[u32],
+    rows: [&mut [f32]; 2],
+) -> Result<(), BackendError> {
+    match memory.shape().dtype {
+        DType::Bf16 => read_cells_typed::<bf16>(memory, layer, cells, rows),
+        DType::F16 => read_cells_typed::<f16>(memory, layer, cells, rows),
+        DType::F32 => read_cells_typed::<f32>(memory, layer, cells, rows),
+    }
+}
+
+fn read_cells_typed<T: KvElement>(
+    memory: &dyn PageMemory,
+    layer: u32,
+    cells: &[u32],
+    rows: [&mut [f32]; 2],
+) -> Result<(), BackendError> {
+    let head_dim = memory.shape().head_dim;
+    let mut elements = vec![T::default(); memory.shape().page().half_elements()];
+    let bytes = size_of_val(&elements[..]);
+    for (half, rows) in rows.into_iter().enumerate() {
+        for (&cell, rows) in cells.iter().zip(rows.chunks_exact_mut(elements.len())) {
+            let offset = (2 * cell as usize + half) * bytes;
+            memory.read(layer, offset, bytemuck::cast_slice_mut(&mut elements))?;
+            unpack(&elements, head_dim, rows);
+        }
+    }
+    Ok(())
 }
 
 fn encode_typed<T: KvElement>(

@@ -2,9 +2,11 @@
 
 #[cfg(feature = "cuda")]
 pub(crate) mod device_rows;
+mod directory;
 mod dtype;
 mod elastic;
 mod extents;
+mod fresh;
 mod layer_search;
 mod layers;
 mod paged;
@@ -14,6 +16,7 @@ mod shape;
 mod slabs;
 mod storage;
 
+pub use directory::Directory;
 pub use dtype::{DType, Elements, ElementsMut, KvElement};
 pub(crate) use elastic::elastic_pool;
 pub use elastic::{Store, StoreBytes};
@@ -21,6 +24,7 @@ pub use layer_search::{LayerSearch, LayerTrial, PairOrder};
 pub use layers::LayerMap;
 pub use paged::{PagedOrder, PagedTable};
 pub use pool::{PagePool, PoolError};
+pub(crate) use shape::in_range;
 pub use shape::{CacheShape, HEAD_DIMS, MAX_HEADS, ShapeError};
 pub use slabs::SLAB_PAGES;
 pub(crate) use slabs::SlabClass;

@@ -4,6 +4,7 @@ use kernels_gpu::abi::{APPEND_LIVE, PAGE_TOKENS};
 
 use super::PageId;
 use super::extents::Extents;
+use super::fresh::Fresh;
 use super::slabs::{SLAB_PAGES, Slabs};
 
 /// Why a [`PagePool`] refused.
@@ -87,6 +88,8 @@ pub struct PagePool {
     /// Pages in use of each run of [`SLAB_PAGES`], as far as [`Self::references`] go.
     pub(super) held_by_slab: Vec<u8>,
     pub(super) slabs: Slabs,
+    /// Pages taken, if somebody wants to know.
+    fresh: Option<Fresh>,
 }
 
 impl PagePool {
@@ -113,6 +116,7 @@ impl PagePool {
             extents: None,
             held_by_slab: Vec::new(),
             slabs: Slabs::default(),
+            fresh: None,
         })
     }
 
@@ -202,6 +206,26 @@ impl PagePool {
         self.live += 1;
         self.references[page as usize] = references;
         self.held_by_slab[(page / SLAB_PAGES) as usize] += 1;
+        if let Some(fresh) = &mut self.fresh {
+            fresh.add(page);
+        }
+    }
+
+    /// Remembers from now on which pages are taken, or no longer.
+    pub(crate) fn watch_fresh(&mut self, watch: bool) {
+        self.fresh = watch.then(Fresh::default);
+    }
+
+    /// Lists pages again that [`Self::take_fresh`] gave.
+    pub(crate) fn put_fresh(&mut self, pages: &[PageId]) {
+        if let Some(fresh) = &mut self.fresh {
+            pages.iter().for_each(|&page| fresh.add(page));
+        }
+    }
+
+    /// The pages taken since this was last asked, each once; some may be free again.
+    pub(crate) fn take_fresh(&mut self) -> Vec<PageId> {
+        self.fresh.as_mut().map_or_else(Vec::new, Fresh::take)
     }
 
     /// Takes the count of a page back; its references.

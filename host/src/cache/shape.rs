@@ -126,6 +126,11 @@ impl CacheShape {
         layout::page_offset(self.head_dim, self.kv_heads, self.pages, 0)
     }
 
+    /// Cells of a layer, [`Cell::cell`](kernels_gpu::abi::Cell::cell): one a page and KV head.
+    pub const fn cells(&self) -> u64 {
+        self.pages as u64 * self.kv_heads as u64
+    }
+
     /// Elements of one token's K (or V) of a layer: `[kv_heads, head_dim]`.
     pub const fn row_elements(&self) -> usize {
         self.kv_heads as usize * self.head_dim as usize

@@ -17,6 +17,8 @@ pub(crate) struct HostPages<T> {
     planes: Vec<Plane<T>>,
     /// Of an elastic store: whether each extent has memory.
     mapped: Option<Vec<bool>>,
+    /// What is added to the logits of rows of compacted nodes, of each layer that has such: `[cells][64]`.
+    biases: Vec<Option<Plane<f32>>>,
 }
 
 /// K and V of a page, of one layer and KV head, as [`kernels_gpu::layout`] has them.
@@ -40,7 +42,8 @@ impl<T: KvElement> HostPages<T> {
         let elements = shape.plane_elements() as usize;
         let plane = |_| Plane::zeroed(elements).ok_or(out_of_memory(&shape));
         let planes = (0..shape.layers).map(plane).collect::<Result<_, _>>()?;
-        Ok(Self { shape, planes, mapped: None })
+        let biases = (0..shape.layers).map(|_| None).collect();
+        Ok(Self { shape, planes, mapped: None, biases })
     }
 
     /// The same, which can give memory back to the system by extents of 16 pages; so many pages are a multiple of that.
@@ -55,7 +58,8 @@ impl<T: KvElement> HostPages<T> {
         let plane = |_| Plane::mapped(elements).ok_or(out_of_memory(&shape));
         let planes = (0..shape.layers).map(plane).collect::<Result<_, _>>()?;
         let mapped = Some(vec![false; (shape.pages / SLAB_PAGES) as usize]);
-        Ok(Self { shape, planes, mapped })
+        let biases = (0..shape.layers).map(|_| None).collect();
+        Ok(Self { shape, planes, mapped, biases })
     }
 
     /// Whether memory comes and goes.
@@ -76,6 +80,34 @@ impl<T: KvElement> HostPages<T> {
         for plane in &mut self.planes {
             plane.discard(at(extent)..at(extent + 1));
         }
+    }
+
+    /// Makes room for the biases of a layer, all 0, if there is none.
+    ///
+    /// # Errors
+    /// [`ShapeError::OutOfMemory`].
+    pub(crate) fn make_biases(&mut self, layer: u32) -> Result<(), ShapeError> {
+        let biases = &mut self.biases[layer as usize];
+        if biases.is_none() {
+            let elements = self.shape.cells() as usize * PAGE_TOKENS as usize;
+            let bytes = 4 * elements as u64;
+            *biases = Some(Plane::zeroed(elements).ok_or(ShapeError::OutOfMemory { bytes })?);
+        }
+        Ok(())
+    }
+
+    /// The biases of a cell's rows: `[64]`; none of a layer that has none.
+    pub(crate) fn biases(&self, layer: u32, cell: u32) -> Option<&[f32]> {
+        let begin = cell as usize * PAGE_TOKENS as usize;
+        let plane = self.biases[layer as usize].as_ref();
+        plane.map(|plane| &plane[begin..begin + PAGE_TOKENS as usize])
+    }
+
+    /// As [`Self::biases`], to be written; of a layer for which [`Self::make_biases`] was called.
+    pub(crate) fn biases_mut(&mut self, layer: u32, cell: u32) -> &mut [f32] {
+        let begin = cell as usize * PAGE_TOKENS as usize;
+        let plane = self.biases[layer as usize].as_mut().expect("room was made");
+        &mut plane[begin..begin + PAGE_TOKENS as usize]
     }
 
     /// The cache's dimensions.
@@ -174,7 +206,7 @@ impl<T: KvElement> HostPages<T> {
     }
 
     /// Writes K and V of one token, layer and KV head: `[head_dim]`.
-    pub(super) fn write_head(&mut self, layer: u32, place: u32, kv_head: u32, k: &[T], v: &[T]) {
+    pub(crate) fn write_head(&mut self, layer: u32, place: u32, kv_head: u32, k: &[T], v: &[T]) {
         let range = self.page_range(place / PAGE_TOKENS, kv_head);
         let head_dim = self.shape.head_dim;
         let (page_k, page_v) =
@@ -188,7 +220,7 @@ impl<T: KvElement> HostPages<T> {
     }
 
     /// Reads K and V of one token, layer and KV head: `[head_dim]`.
-    pub(super) fn read_head(&self, layer: u32, place: u32, kv_head: u32, k: &mut [T], v: &mut [T]) {
+    pub(crate) fn read_head(&self, layer: u32, place: u32, kv_head: u32, k: &mut [T], v: &mut [T]) {
         let page = self.page(layer, place / PAGE_TOKENS, kv_head);
         for (page, row) in [(page.k, k), (page.v, v)] {
             for (dim, chunk) in chunks(row.chunks_exact_mut(CHUNK)) {
@@ -198,10 +230,21 @@ impl<T: KvElement> HostPages<T> {
         }
     }
 
-    /// Moves tokens of all layers, one move after the other.
+    /// Moves tokens of all layers, one move after the other, and biases with them.
     pub(crate) fn copy(&mut self, moves: &[TokenMove]) {
         let (head_dim, kv_heads) = (self.shape.head_dim, self.shape.kv_heads);
         let half = half_page_elements(head_dim) as usize;
+        for plane in self.biases.iter_mut().flatten() {
+            for step in moves {
+                for kv_head in 0..kv_heads {
+                    let at = |place: u32| {
+                        let cell = place / PAGE_TOKENS * kv_heads + kv_head;
+                        cell as usize * PAGE_TOKENS as usize + (place % PAGE_TOKENS) as usize
+                    };
+                    plane[at(step.to)] = plane[at(step.from)];
+                }
+            }
+        }
         let base = |place: u32, kv_head| {
             page_offset(head_dim, kv_heads, place / PAGE_TOKENS, kv_head) as usize
         };

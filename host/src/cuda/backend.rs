@@ -9,7 +9,9 @@ mod graph;
 mod loader;
 mod mirror;
 mod order;
+mod plans;
 mod rotary;
+mod scores;
 mod transfer;
 
 use std::sync::Arc;
@@ -21,17 +23,17 @@ use self::rotary::Table;
 use super::pinned::PinnedBytes;
 use super::{
     Append, AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DevicePtr, Event,
-    PlanCapacity, Stream,
+    Stream,
 };
 use crate::attention::{
-    Attend, Backend, BackendError, Counters, ElasticMemory, HostBytes, PageLoader, PagedTokens,
-    Rotation, check_append, check_attend, check_export, check_import, check_moves, check_plan,
-    on_host, staged,
+    Attend, Backend, BackendError, Compact, Counters, ElasticMemory, HostBytes, PageLoader,
+    PagedTokens, Rotation, Score, check_append, check_attend, check_cells, check_compact,
+    check_export, check_import, check_moves, check_pages, check_score, on_host, staged,
 };
-use crate::cache::{CacheShape, Elements, ElementsMut};
+use crate::cache::{CacheShape, Elements, ElementsMut, PageId};
 use crate::format::KvFormat;
-use crate::plan::{Grouping, Plan, PlanConfig, shares_for};
-use kernels_gpu::abi::{AppendTarget, TokenMove};
+use crate::plan::{Grouping, PlanConfig, shares_for};
+use kernels_gpu::abi::{AppendTarget, RowSource, RowTarget, TokenMove};
 
 pub(crate) use self::graph::{RecordedStep, Seen, StepCall};
 pub(super) use self::mirror::aligned;
@@ -58,6 +60,9 @@ pub struct CudaBackend {
     /// The rotary tables that are on the device; the one used last comes last.
     tables: Vec<Arc<Table>>,
     moves: Scratch<TokenMove>,
+    row_targets: Scratch<RowTarget>,
+    row_sources: Scratch<RowSource>,
+    visible: Mirror<u32>,
     /// Where the rows of the calls since [`CudaBackend::look`] were.
     seen: Seen,
     /// What the launches of a step that is being captured read.
@@ -99,6 +104,9 @@ impl CudaBackend {
             positions: Mirror::new("positions"),
             tables: Vec::new(),
             moves: Scratch::new("token moves"),
+            row_targets: Scratch::new("rows to compact"),
+            row_sources: Scratch::new("sources of rows"),
+            visible: Mirror::new("visible tokens"),
             seen: Seen::default(),
             capturing: None,
         })
@@ -121,6 +129,9 @@ impl CudaBackend {
         }
         let slots = counters.lengths.len().max(counters.tail_pages.len());
         self.cache.reserve_slots(slots)?;
+        if let Some(directory) = counters.directory {
+            self.cache.set_directory(directory, &self.stream)?;
+        }
         self.cache.set_counters(counters.lengths, counters.tail_pages, &self.stream).map(drop)
     }
 
@@ -170,46 +181,6 @@ impl CudaBackend {
             k: self.k.source("k", k, stream)?,
             v: self.v.source("v", v, stream)?,
         })
-    }
-
-    /// Brings the plan to the device, unless it is there; it then is the last of `plans`.
-    fn load(&mut self, plan: &Plan, slots: usize) -> Result<(), BackendError> {
-        check_plan(self.cache.shape(), plan, slots)?;
-        let held = |on: &CudaPlan| on.holds(plan) || on.precedes(plan);
-        if let Some(at) = self.plans.iter().position(held) {
-            self.plans[at..].rotate_left(1);
-            let on = self.plans.last_mut().expect("one was found");
-            on.update(plan, &self.stream)?;
-            return Ok(());
-        }
-        let fits = |on: &CudaPlan| on.has_room_for(plan);
-        let fitting = self.plans.iter().position(fits);
-        let full = self.plans.len() >= PLANS;
-        let room = match fitting.filter(|_| full).or(full.then_some(0)) {
-            // On one stream, so what still reads the old plan comes before the copy.
-            Some(at) => Some(self.plans.remove(at)).filter(fits),
-            None => None,
-        };
-        let mut room = match room {
-            Some(room) => room,
-            None => self.room(plan, None, None)?,
-        };
-        room.update(plan, &self.stream)?;
-        self.plans.push(room);
-        Ok(())
-    }
-
-    /// Room for `plan` and for others that are larger, of as many `rows` at most, and for those that had room `before`.
-    fn room(
-        &self,
-        plan: &Plan,
-        before: Option<PlanCapacity>,
-        rows: Option<usize>,
-    ) -> Result<CudaPlan, CudaError> {
-        let mut capacity = PlanCapacity::with_headroom(plan, before);
-        // A query has at most one merge row, and each costs the merge's launch a warp a head.
-        capacity.merge_rows = rows.unwrap_or(capacity.merge_rows);
-        self.cache.reserve(capacity, plan.group_size())
     }
 }
 
@@ -323,7 +294,7 @@ impl Backend for CudaBackend {
         }
         self.set_counters(call.counters)?;
         if self.capturing.is_none() {
-            self.load(call.plan, call.counters.lengths.len())?;
+            self.load(call.plan, call.counters)?;
         }
         let stream = &self.stream;
         let device = self.cache.device();
@@ -354,6 +325,43 @@ impl Backend for CudaBackend {
             self.lse.read(lse, stream)?;
         }
         Ok(())
+    }
+
+    fn compact(&mut self, call: Compact<'_>) -> Result<(), BackendError> {
+        check_compact(self.shape(), &call)?;
+        Ok(self.compact_checked(&call)?)
+    }
+
+    fn score(&mut self, call: Score<'_>) -> Result<(), BackendError> {
+        check_score(self.shape(), &call)?;
+        self.score_checked(call)
+    }
+
+    fn clear_scores(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
+        check_pages(self.shape(), "pages", pages)?;
+        let kv_heads = self.shape().kv_heads;
+        let cells = pages.iter().flat_map(|page| page * kv_heads..(page + 1) * kv_heads);
+        Ok(self.cache.clear_scores(&cells.collect::<Vec<_>>(), &self.stream)?)
+    }
+
+    fn read_scores(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        scores: &mut [u32],
+    ) -> Result<(), BackendError> {
+        check_cells(self.shape(), layer, cells, scores.len())?;
+        Ok(self.cache.read_scores(layer, cells, scores, &self.stream)?)
+    }
+
+    fn write_scores(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        scores: &[u32],
+    ) -> Result<(), BackendError> {
+        check_cells(self.shape(), layer, cells, scores.len())?;
+        Ok(self.cache.write_scores(layer, cells, scores, &self.stream)?)
     }
 }
 

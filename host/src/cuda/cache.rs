@@ -1,11 +1,12 @@
 //! The KV cache of one device: pages, counters, and attention over them.
 
-use kernels_gpu::attention::tile::max_rows;
-
+use super::capacity::plan_config;
+use super::compacted::CompactedRows;
 use super::counters::Counters;
 use super::elastic::ElasticPages;
 use super::kernels::{AttendPointers, AttentionKernels};
 use super::paged::PagedKernels;
+use super::scores::Scores;
 use super::writers::{Append, CachePointers, Rotary, WriterKernels};
 use super::{
     CudaDevice, CudaError, CudaPlan, DeviceBuffer, DevicePtr, Kernel, PlanCapacity, RawStream,
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::attention::AttentionParams;
 use crate::cache::{CacheShape, DType};
-use crate::plan::{CostModel, Grouping, PlanConfig, shares_for};
+use crate::plan::{Grouping, PlanConfig};
 
 /// Device pointers of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,8 @@ pub struct CudaCache {
     elastic: Option<ElasticPages>,
     lengths: Counters,
     tail_pages: Counters,
+    pub(super) compacted: CompactedRows,
+    pub(super) scores: Scores,
     kernels: AttentionKernels,
     writers: WriterKernels,
     pub(super) paged: PagedKernels,
@@ -93,6 +96,8 @@ impl CudaCache {
             elastic,
             lengths: Counters::new(device, "length counters", slots)?,
             tail_pages: Counters::new(device, "tail pages", slots)?,
+            compacted: CompactedRows::default(),
+            scores: Scores::default(),
             device: device.clone(),
             shape,
         })
@@ -251,7 +256,10 @@ impl CudaCache {
     ) -> Result<(), CudaError> {
         let at = self.cache_pointers(self.pool.pointer());
         // SAFETY: the caller's.
-        unsafe { self.writers.copy(moves, count, &at, stream) }
+        unsafe {
+            self.writers.copy(moves, count, &at, stream)?;
+            self.compacted.move_biases(moves, count, self.shape.kv_heads, stream)
+        }
     }
 
     fn cache_pointers(&self, pool: DevicePtr) -> CachePointers {
@@ -336,7 +344,11 @@ impl CudaCache {
         params: &AttentionParams,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let pointers = AttendPointers { pool: self.plane(layer)?, ..self.pointers(plan, buffers)? };
+        let pointers = AttendPointers {
+            pool: self.plane(layer)?,
+            compacted: self.compacted.at(&self.shape, layer),
+            ..self.pointers(plan, buffers)?
+        };
         // SAFETY: the caller vouches for buffers and stream; pool, counters and partials are ours and as
         // large as the plan's capacity says.
         unsafe { self.kernels.attend(plan, &pointers, params, stream) }
@@ -356,6 +368,7 @@ impl CudaCache {
             lse: buffers.lse,
             partial_o: plan.partial_o.pointer(),
             partial_lse: plan.partial_lse.pointer(),
+            ..AttendPointers::default()
         })
     }
 
@@ -377,19 +390,4 @@ impl CudaCache {
 /// Elements of all pages and layers.
 fn elements(shape: &CacheShape) -> usize {
     (u64::from(shape.layers) * shape.plane_elements()) as usize
-}
-
-/// How to plan for a cache of `shape` on `device`.
-pub(super) fn plan_config(
-    device: &CudaDevice,
-    shape: &CacheShape,
-    grouping: Grouping,
-    group_size: u32,
-) -> PlanConfig {
-    let shares = shares_for(device.multiprocessors(), shape.kv_heads);
-    let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, shares);
-    config.max_rows = max_rows(shape.head_dim);
-    config.element_bytes = shape.dtype.bytes() as u32;
-    config.cost = CostModel::of_gpu(device.name());
-    config
 }

@@ -1,8 +1,11 @@
-//! How much room plans take on the device.
+//! How to plan for a device, and how much room plans take there.
 
-use super::CudaError;
+use kernels_gpu::attention::tile::max_rows;
+
+use super::{CudaDevice, CudaError};
+use crate::cache::CacheShape;
 use crate::format::KvFormat;
-use crate::plan::Plan;
+use crate::plan::{CostModel, Grouping, Plan, PlanConfig, shares_for};
 
 /// A plan that outgrows its room takes this many times what it needs.
 const HEADROOM: u32 = 2;
@@ -112,6 +115,21 @@ impl PlanCapacity {
             }
         }
     }
+}
+
+/// How to plan for a cache of `shape` on `device`.
+pub(super) fn plan_config(
+    device: &CudaDevice,
+    shape: &CacheShape,
+    grouping: Grouping,
+    group_size: u32,
+) -> PlanConfig {
+    let shares = shares_for(device.multiprocessors(), shape.kv_heads);
+    let mut config = PlanConfig::new(grouping, group_size, shape.head_dim, shares);
+    config.max_rows = max_rows(shape.head_dim);
+    config.element_bytes = shape.dtype.bytes() as u32;
+    config.cost = CostModel::of_gpu(device.name());
+    config
 }
 
 #[cfg(test)]

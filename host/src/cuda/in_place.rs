@@ -1,7 +1,7 @@
 //! Attention over K and V where another engine keeps them on a GPU.
 
 use super::backend::aligned;
-use super::cache::plan_config;
+use super::capacity::plan_config;
 use super::counters::Counters;
 use super::kernels::{AttendPointers, AttentionKernels, ForeignHalf, ForeignPointers};
 use super::{CudaDevice, CudaError, CudaPlan, DevicePtr, PlanCapacity, RawStream, Stream};
@@ -157,6 +157,7 @@ impl InPlace {
             lse,
             partial_o: on.partial_o.pointer(),
             partial_lse: on.partial_lse.pointer(),
+            ..AttendPointers::default()
         };
         // SAFETY: the rows are as long as the plan, the blocks and the strides say (checked above), and valid by the
         // promise of who made them; the plan's pages are places in the tables, whose ids are blocks that there are.

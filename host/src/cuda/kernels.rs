@@ -3,6 +3,7 @@
 use kernels_gpu::attention::tile::MERGE_WARPS;
 use kernels_gpu::ptx::{self, Arguments as _};
 
+use super::compacted::CompactedPointers;
 use super::launch::Launch;
 use super::plan::PlanImages;
 use super::tensor_map::{BOX_TOKENS, tensor_map};
@@ -28,6 +29,8 @@ pub(super) struct AttendPointers {
     pub(super) partial_o: DevicePtr,
     /// `[kv_heads][partial_slots][group]` f32, base 2.
     pub(super) partial_lse: DevicePtr,
+    /// Where the layer's compacted nodes have their rows.
+    pub(super) compacted: CompactedPointers,
 }
 
 /// Arguments of a launch that has those of `native` pages, but for the pool, and others.
@@ -58,6 +61,8 @@ macro_rules! beside_native {
 pub(super) struct Reader {
     kernel: Kernel,
     pages: FormatKernel,
+    /// It reads the rows of compacted nodes.
+    compacted: bool,
 }
 
 impl Reader {
@@ -68,13 +73,41 @@ impl Reader {
     ) -> Result<Self, CudaError> {
         let pages = format.kernel(shape.page()).ok_or(CudaError::PlanFormat { format })?;
         let name = format!("attend_{}_{}_d{}", pages.family, shape.dtype, shape.head_dim);
-        Ok(Self { kernel: device.kernel(&name, ptx::AttendCoded::BYTES)?, pages })
+        let compacted = format == KvFormat::Compacted;
+        let parameters =
+            if compacted { ptx::AttendCompacted::BYTES } else { ptx::AttendCoded::BYTES };
+        Ok(Self { kernel: device.kernel(&name, parameters)?, pages, compacted })
     }
 
-    /// The arguments of a launch that is otherwise as the one of native pages.
-    fn arguments(&self, native: ptx::Attend) -> ptx::AttendCoded {
+    /// Enqueues a launch that is otherwise as the one of native pages.
+    ///
+    /// # Safety
+    /// As [`AttentionKernels::attend`].
+    unsafe fn launch(
+        &self,
+        launch: Launch,
+        native: ptx::Attend,
+        rows: &CompactedPointers,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
         let FormatKernel { half_bytes, per_slab, detail, .. } = self.pages;
-        beside_native!(AttendCoded of native { pool: native.pool, half_bytes, per_slab, detail })
+        let pool = native.pool;
+        // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the caller's.
+        unsafe {
+            if self.compacted {
+                let arguments = beside_native!(AttendCompacted of native {
+                    pool,
+                    cells: rows.cells.0,
+                    biases: rows.biases.0,
+                    cell_stride: rows.cell_stride,
+                });
+                self.kernel.launch(launch, arguments, stream)
+            } else {
+                let arguments =
+                    beside_native!(AttendCoded of native { pool, half_bytes, per_slab, detail });
+                self.kernel.launch(launch, arguments, stream)
+            }
+        }
     }
 }
 
@@ -195,9 +228,9 @@ impl AttentionKernels {
             // Blocks without items of one format make room for those of the next, which end after them.
             let launch = Launch { grid, overlaps_predecessor: true };
             let programs = images.words.at(of * capacity.words_of_one());
-            let arguments = reader.arguments(ptx::Attend { programs: programs.0, ..arguments });
+            let arguments = ptx::Attend { programs: programs.0, ..arguments };
             // SAFETY: as above; the room has programs for each of its formats.
-            unsafe { reader.kernel.launch(launch, arguments, stream) }?;
+            unsafe { reader.launch(launch, arguments, &pointers.compacted, stream) }?;
         }
         Ok(())
     }

@@ -13,6 +13,8 @@
 //! | `launch`, `kernels` | arguments and launches |
 //! | `capacity`, `plan`, `device_plan` | plans at device addresses that never change |
 //! | `counters` | lengths and tail pages of growing nodes |
+//! | `compacted` | the directory of compacted nodes, biases, and the kernel that gathers rows |
+//! | `scores` | scores of tokens, and the pass that makes them |
 //! | `writers` | the kernels that write the cache |
 //! | `paged` | the kernels between this cache and other engines' |
 //! | `cache` | pages and counters, and attention over them, by device pointers |
@@ -27,6 +29,7 @@
 mod backend;
 mod cache;
 mod capacity;
+mod compacted;
 mod counters;
 #[cfg(feature = "cust")]
 mod cust;
@@ -44,6 +47,7 @@ mod paged;
 mod pinned;
 mod plan;
 mod ptx;
+mod scores;
 mod stream;
 mod sys;
 mod tensor_map;
@@ -65,5 +69,6 @@ pub use kernels_gpu::ptx::Arguments;
 pub use launch::{Kernel, Launch, Resources};
 pub use memory::DeviceBuffer;
 pub use paged::PagedBuffers;
+pub use scores::ScoreBuffers;
 pub use stream::{Event, Graph, Stream};
 pub use writers::{Append, CachePointers, Rotary};

@@ -56,6 +56,9 @@ pub enum KvFormat {
         /// How the kept channels of K, and V, are stored.
         keys: ThinKeys,
     },
+    /// The cache's own element type, of fewer rows than the node has tokens, a different number for each layer and KV
+    /// head: what [`TreeCache::compact_node`](crate::TreeCache::compact_node) makes. Not a format to seal nodes in.
+    Compacted,
 }
 
 /// Which kernels read a format's pages, and what they are told of them.
@@ -108,7 +111,7 @@ impl KvFormat {
     pub fn check(self, shape: PageShape) -> Result<(), FormatError> {
         let head_dim = shape.head_dim;
         match self {
-            Self::Native | Self::Fp8 { .. } => Ok(()),
+            Self::Native | Self::Compacted | Self::Fp8 { .. } => Ok(()),
             Self::Int4 { group } => int4::check(group, head_dim),
             Self::Kivi { bits, group } => kivi::check(bits, group, head_dim),
             Self::Thin { keep, keys } => thin::check(keep, keys, head_dim),
@@ -130,6 +133,7 @@ impl KvFormat {
     pub fn kernel(self, shape: PageShape) -> Option<FormatKernel> {
         let (family, detail) = match self {
             Self::Fp8 { scale } => ("fp8", scale.scales() as u32),
+            Self::Compacted => ("compacted", 0),
             _ => return None,
         };
         let half_bytes = self.page_bytes(shape) as u32 / 2;
@@ -198,7 +202,7 @@ impl KvFormat {
     /// How K and how V is stored.
     fn halves<R>(self, run: impl FnOnce(&dyn Half, &dyn Half) -> R) -> R {
         match self {
-            Self::Native => run(&Raw, &Raw),
+            Self::Native | Self::Compacted => run(&Raw, &Raw),
             Self::Fp8 { scale } => run(&scale, &scale),
             Self::Int4 { group } => {
                 let half = int4::TokenGroups { bits: 4, group };
@@ -227,6 +231,7 @@ impl KvFormat {
             Self::Fp8 { scale: Fp8Scale::TokenHead } => 2,
             Self::Int4 { group } => 3 | group << 8,
             Self::Kivi { bits, group } => 4 | bits << 4 | group << 8,
+            Self::Compacted => 6,
             Self::Thin { keep, keys } => 5 | keys.bits() << 4 | keep << 20,
         }
     }
@@ -244,6 +249,7 @@ impl KvFormat {
                 Some(keys) => Self::Thin { keep, keys },
                 None => return None,
             },
+            6 => Self::Compacted,
             _ => return None,
         };
         if format.code() == code { Some(format) } else { None }
@@ -254,6 +260,7 @@ impl std::fmt::Display for KvFormat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Native => f.write_str("native"),
+            Self::Compacted => f.write_str("compacted"),
             Self::Fp8 { scale: Fp8Scale::Head } => f.write_str("fp8"),
             Self::Fp8 { scale: Fp8Scale::TokenHead } => f.write_str("fp8-token"),
             Self::Int4 { group } => write!(f, "int4-g{group}"),

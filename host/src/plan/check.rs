@@ -12,6 +12,12 @@ pub(super) fn check(view: &TreeView, ancestors: &mut Vec<(u32, u32)>) -> Result<
         return Err(PlanError::Queries { queries: view.queries, max: MAX_QUERIES });
     }
     check_order(view, ancestors)?;
+    if let Some(of) = view.residues.iter().find(|of| of.run as usize >= view.runs.len()) {
+        return Err(PlanError::BadRun {
+            run: of.run,
+            what: "it has a residue, but does not exist",
+        });
+    }
     for (of, len) in
         [("runs", view.runs.len()), ("pages", view.pages.len()), ("masks", view.masks.len())]
     {

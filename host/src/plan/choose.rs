@@ -87,7 +87,7 @@ impl Chooser {
         let mut best = best.expect("a candidate was made");
         self.best.join_pages(request.view);
         let split = self.best.split_programs(MAX_PLACE);
-        self.merge.fill(&mut self.best, &request.view.query_order)?;
+        self.merge.fill(&mut self.best, request.view)?;
         if split {
             best = self.rescore(request.view, request.costs);
         }
@@ -354,7 +354,7 @@ impl Chooser {
         favour: f64,
     ) -> Result<Score, PlanError> {
         let view = request.view;
-        self.merge.fill(&mut self.trial, &view.query_order)?;
+        self.merge.fill(&mut self.trial, view)?;
         let score = self.scorer.score(view, request.costs, &mut self.trial, &self.merge);
         if best.is_none_or(|best| score.ns < best.ns * favour) {
             *best = Some(score);

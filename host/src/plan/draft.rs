@@ -5,6 +5,7 @@ use std::ops::Range;
 use kernels_gpu::abi::PAGE_TOKENS;
 
 use super::sequence::Piece;
+use crate::format::KvFormat;
 use crate::tree::{Run, TreeView};
 
 /// Most pages of a segment: a page's place is 16 bits to the kernels, and growth adds some.
@@ -167,6 +168,8 @@ impl DraftSegment {
         self.queries == next.queries
             && self.pages.end - self.pages.start + pages <= MAX_PAGES
             && run.format == after.format
+            // Where the rows of a compacted node end differs by head.
+            && run.format != KvFormat::Compacted
             && whole(run, self)
             && whole(after, next)
             && end == after.pages.start + next.pages.start

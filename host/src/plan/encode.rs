@@ -154,7 +154,7 @@ impl Encoder {
                 let pages = &view.pages[first..first + record.page_count as usize];
                 let at = cursor.page as usize;
                 program[at..at + pages.len()].copy_from_slice(pages);
-                plan.bounds.include(pages, record.length_slot);
+                plan.bounds.include(run.format, pages, record.length_slot);
                 cursor.segment += SEGMENT;
                 cursor.page += u64::from(record.page_capacity);
             }

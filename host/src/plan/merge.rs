@@ -4,6 +4,8 @@ use kernels_gpu::abi::{MergeRow, NONE};
 
 use super::PlanError;
 use super::draft::Draft;
+use super::program::PlanResidue;
+use crate::tree::{ResidueRun, TreeView};
 
 /// The merge tables of a plan.
 #[derive(Debug, Default)]
@@ -11,6 +13,8 @@ pub(super) struct Merge {
     pub(super) rows: Vec<MergeRow>,
     pub(super) slots: Vec<u32>,
     pub(super) partial_slots: u32,
+    /// With slots behind those of the items.
+    pub(super) residues: Vec<PlanResidue>,
     /// Items that cover a query, as differences from the query before; then, summed up twice, by how
     /// much the queries before are covered.
     covered: Vec<u32>,
@@ -20,10 +24,13 @@ pub(super) struct Merge {
 
 impl Merge {
     /// Gives every item of `draft` that shares a query with another its partial slots, and lists for
-    /// each such query its slots in the items' order; query `q` is row `row_order[q]` of the outputs. A query that no item covers gets an empty row.
-    pub(super) fn fill(&mut self, draft: &mut Draft, row_order: &[u32]) -> Result<(), PlanError> {
+    /// each such query its slots in the items' order, then those of residues; query `q` is row `query_order[q]` of the
+    /// outputs. A query that no item covers gets an empty row.
+    pub(super) fn fill(&mut self, draft: &mut Draft, view: &TreeView) -> Result<(), PlanError> {
+        let row_order = &view.query_order[..];
         let queries = row_order.len() as u32;
         let in_order = (0..).zip(row_order).all(|(query, &row)| query == row);
+        self.list_residues(view);
         self.count(draft, queries);
         self.rows.clear();
         self.slots.clear();
@@ -45,6 +52,17 @@ impl Merge {
                 }
             }
         }
+        for residue in &mut self.residues {
+            let (begin, end) = (residue.queries.start as usize, residue.queries.end as usize);
+            residue.partial_slot = total as u32;
+            total += (end - begin) as u64;
+            if total >= u64::from(NONE) {
+                return Err(too_many(total));
+            }
+            for count in &mut self.places[begin..end] {
+                *count += 1;
+            }
+        }
         self.partial_slots = total as u32;
         let mut slot_begin = 0;
         for query in 0..queries {
@@ -62,9 +80,12 @@ impl Merge {
             slot_begin += slot_count;
         }
         self.slots.resize(slot_begin as usize, 0);
-        for item in draft.items.iter().filter(|i| i.partial_slot != NONE) {
-            let places = &mut self.places[item.queries.start as usize..item.queries.end as usize];
-            for (slot, place) in (item.partial_slot..).zip(places) {
+        let items = draft.items.iter().filter(|i| i.partial_slot != NONE);
+        let items = items.map(|item| (item.partial_slot, &item.queries));
+        let residues = self.residues.iter().map(|of| (of.partial_slot, &of.queries));
+        for (slot, queries) in items.chain(residues) {
+            let places = &mut self.places[queries.start as usize..queries.end as usize];
+            for (slot, place) in (slot..).zip(places) {
                 self.slots[*place as usize] = slot;
                 *place += 1;
             }
@@ -72,20 +93,32 @@ impl Merge {
         Ok(())
     }
 
+    /// Notes which queries see residues.
+    fn list_residues(&mut self, view: &TreeView) {
+        let of = |residue: &ResidueRun| PlanResidue {
+            queries: view.runs[residue.run as usize].queries.clone(),
+            partial_slot: NONE,
+            index: residue.index,
+        };
+        self.residues.clear();
+        self.residues.extend(view.residues.iter().map(of));
+    }
+
     /// The most partial results that a row has; 0 if none is merged.
     pub(super) fn most_slots(&self) -> u32 {
         self.rows.iter().map(|row| row.slot_count).max().unwrap_or(0)
     }
 
-    /// Sets `covered[q]` to the number of (item, query) pairs with a query before `q`.
+    /// Sets `covered[q]` to the number of (item or residue, query) pairs with a query before `q`.
     fn count(&mut self, draft: &Draft, queries: u32) {
         let len = queries as usize + 1;
         self.covered.clear();
         self.covered.resize(len, 0);
         self.places.clear();
         self.places.resize(len, 0);
-        for item in &draft.items {
-            let (begin, end) = (item.queries.start as usize, item.queries.end as usize);
+        let items = draft.items.iter().map(|item| &item.queries);
+        for queries in items.chain(self.residues.iter().map(|of| &of.queries)) {
+            let (begin, end) = (queries.start as usize, queries.end as usize);
             self.covered[begin] = self.covered[begin].wrapping_add(1);
             self.covered[end] = self.covered[end].wrapping_sub(1);
         }

@@ -56,7 +56,7 @@ pub use error::PlanError;
 pub use io::{HeadShape, IssuedIo, unique_kv_bytes};
 pub use patch::{Patch, PlanUpdate};
 pub use planner::Planner;
-pub use program::{Item, Plan, Share};
+pub use program::{Item, Plan, PlanResidue, Share};
 
 /// How queries and KV are grouped into work items.
 #[non_exhaustive]

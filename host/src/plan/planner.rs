@@ -79,6 +79,7 @@ impl Planner {
         plan.partial_slots = merge.partial_slots;
         plan.merge_rows.clone_from(&merge.rows);
         plan.merge_slots.clone_from(&merge.slots);
+        plan.residues.clone_from(&merge.residues);
         plan.share_ns.extend(draft.share_ns.iter().map(|&ns| ns.round() as u64));
         Ok(())
     }

@@ -27,6 +27,8 @@ pub struct Plan {
     pub(super) merge_rows: Vec<MergeRow>,
     pub(super) merge_slots: Vec<u32>,
     pub(super) partial_slots: u32,
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(super) residues: Vec<PlanResidue>,
     /// Estimated cost of each share.
     pub(super) share_ns: Vec<u64>,
     pub(super) predicted_ns: u64,
@@ -44,23 +46,41 @@ pub struct Plan {
     pub(super) identity: Identity,
 }
 
+/// Queries that see a node of which rows were folded away. Each has a partial slot for what it gets of the residue,
+/// beside those of work items.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanResidue {
+    /// The queries.
+    pub queries: Range<u32>,
+    /// The first one's slot; those of the others follow.
+    pub partial_slot: u32,
+    /// The residue's number in [`Residues`](crate::tree::Residues).
+    pub index: u32,
+}
+
 impl Default for Plan {
     fn default() -> Self {
         Self::empty()
     }
 }
 
-/// How many pages and length slots a plan takes for granted.
+/// How many pages, indices and length slots a plan takes for granted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) pages: u32,
     pub(crate) slots: u32,
+    /// Indices of a directory, which the pages of compacted runs are.
+    pub(crate) indices: u32,
 }
 
 impl Bounds {
-    pub(super) fn include(&mut self, pages: &[u32], length_slot: u32) {
+    pub(super) fn include(&mut self, format: KvFormat, pages: &[u32], length_slot: u32) {
         let last = pages.iter().copied().max();
-        self.pages = self.pages.max(last.map_or(0, |page| page.saturating_add(1)));
+        let bound = match format {
+            KvFormat::Compacted => &mut self.indices,
+            _ => &mut self.pages,
+        };
+        *bound = (*bound).max(last.map_or(0, |page| page.saturating_add(1)));
         if length_slot != NONE {
             self.slots = self.slots.max(length_slot + 1);
         }
@@ -121,6 +141,7 @@ impl Plan {
             merge_rows: Vec::new(),
             merge_slots: Vec::new(),
             partial_slots: 0,
+            residues: Vec::new(),
             share_ns: Vec::new(),
             predicted_ns: 0,
             reuse_pages: 0,
@@ -144,6 +165,7 @@ impl Plan {
         self.masks.clear();
         self.merge_rows.clear();
         self.merge_slots.clear();
+        self.residues.clear();
         self.share_ns.clear();
         self.live.clear();
         self.bounds = Bounds::default();
@@ -206,6 +228,10 @@ impl Plan {
     /// Number of partial slots a KV head; each holds `group_size` rows of `(o, lse)`.
     pub fn partial_slots(&self) -> u32 {
         self.partial_slots
+    }
+    /// Queries that get something of residues, with slots of their own.
+    pub fn residues(&self) -> &[PlanResidue] {
+        &self.residues
     }
     /// What each share is estimated to cost, in nanoseconds by the configuration's cost model, if the row tiles of
     /// a tree keep in step.

@@ -10,6 +10,7 @@ use kernels_gpu::abi::PAGE_TOKENS;
 
 use super::cost::Costs;
 use super::sequence::counts;
+use crate::format::KvFormat;
 use crate::tree::Run;
 
 /// A wider tile is kept unless a narrower one is cheaper by this.
@@ -151,6 +152,8 @@ fn chain(runs: &[Run]) -> usize {
             && plain(run)
             && plain(next)
             && run.format == next.format
+            // Where the rows of a compacted node end differs by head.
+            && run.format != KvFormat::Compacted
             && next.pages.start == run.pages.end
             && run.tokens == pages(run) * PAGE_TOKENS
             && pages(next) == 1

@@ -92,20 +92,45 @@ impl PrefixIndex {
     /// # Errors
     /// [`PrefixError::Pinned`] if a node of them is pinned; the forest's for a node that is not there.
     pub fn prune(&mut self, forest: &mut TokenForest, node: NodeKey) -> Result<u32, PrefixError> {
-        if self.contains(node) {
-            let subtree = self.records.subtree(node);
-            let pinned = |&&node: &&NodeKey| {
-                let record = self.records.get(node);
-                record.is_some_and(|record| record.pins > 0)
-            };
-            if let Some(&node) = subtree.iter().find(pinned) {
-                return Err(PrefixError::Pinned { node });
-            }
-            for &node in subtree.iter().rev() {
-                self.forget(forest, node)?;
-            }
+        self.check_unpinned(node)?;
+        for &node in self.records.subtree(node).iter().rev() {
+            self.forget(forest, node)?;
         }
         Ok(forest.prune(node)?)
+    }
+
+    /// Whether `node`, or an indexed node below it, may leave the index.
+    ///
+    /// # Errors
+    /// [`PrefixError::Pinned`] if one is pinned.
+    pub(crate) fn check_unpinned(&self, node: NodeKey) -> Result<(), PrefixError> {
+        let subtree = self.records.subtree(node);
+        let pinned = |&node: &NodeKey| self.records.get(node).is_some_and(|record| record.pins > 0);
+        match subtree.into_iter().find(pinned) {
+            Some(node) => Err(PrefixError::Pinned { node }),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes `node` and all below it out of the index, if they are in it. Those below that nobody uses go from the
+    /// forest too.
+    ///
+    /// # Errors
+    /// [`PrefixError::Pinned`] if one is pinned.
+    pub(crate) fn release(
+        &mut self,
+        forest: &mut TokenForest,
+        node: NodeKey,
+    ) -> Result<(), PrefixError> {
+        self.check_unpinned(node)?;
+        for below in self.records.subtree(node).into_iter().rev() {
+            self.forget(forest, below)?;
+            if below != node && forest.children(below)?.next().is_none() {
+                forest.prune(below)?;
+                self.stats.evictions += 1;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the index may hold `pages` pages more, once it has evicted what has to go for them.

@@ -267,6 +267,7 @@ impl PrefixIndex {
         salt: u64,
     ) -> Result<(Option<NodeKey>, &'a [u32]), PrefixError> {
         forest.check_growing(leaf)?;
+        forest.check_whole(leaf)?;
         let held = forest.context_length(leaf)?;
         if held != tokens.len() as u64 {
             let ids = tokens.len();

@@ -145,6 +145,16 @@ pub enum ForestError {
         /// The format of their pages.
         format: KvFormat,
     },
+    /// Of a compacted node's first tokens fewer rows are left: they are not read one by one, written, moved or cut.
+    #[error(
+        "the first {tokens} tokens of {node:?} are compacted: their keys and values are not there one by one"
+    )]
+    Compacted {
+        /// The node.
+        node: NodeKey,
+        /// How many of its tokens are.
+        tokens: u32,
+    },
     /// The page pool refused.
     #[error(transparent)]
     Pool(#[from] PoolError),

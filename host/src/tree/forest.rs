@@ -11,8 +11,9 @@ use super::NodeKey;
 use super::change::{ChangeLog, GrowthCursor};
 use super::node::{Block, BlockKey, Content, Node, State, Tree, TreeKey};
 use super::nodes::Nodes;
+use super::residue::Residues;
 use super::scratch::Marks;
-use crate::cache::{PageId, PagePool};
+use crate::cache::{Directory, PageId, PagePool};
 
 /// Many trees of token runs over one page pool.
 ///
@@ -43,6 +44,9 @@ pub struct TokenForest {
     pub(super) tail_pages: Vec<PageId>,
     pub(super) free_slots: Vec<u32>,
     pub(super) changes: ChangeLog,
+    pub(super) directory: Option<Directory>,
+    pub(super) residues: Option<Residues>,
+    pub(super) compacted_pages: u32,
     marks: Marks,
 }
 
@@ -67,6 +71,9 @@ impl TokenForest {
             tail_pages: Vec::new(),
             free_slots: Vec::new(),
             changes: ChangeLog::new(number),
+            directory: None,
+            residues: None,
+            compacted_pages: 0,
             marks: Marks::default(),
         }
     }
@@ -341,6 +348,7 @@ impl TokenForest {
             next: None,
             content,
             coded: None,
+            compacted: None,
         });
         if let Some(previous) = previous {
             self.nodes[previous].next = Some(key);

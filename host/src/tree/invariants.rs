@@ -6,7 +6,7 @@ use kernels_gpu::abi::{NONE, PAGE_TOKENS};
 
 use super::node::{Content, State};
 use super::{NodeKey, TokenForest};
-use crate::cache::{PageId, SlabClass};
+use crate::cache::{Directory, PageId, SlabClass};
 
 impl TokenForest {
     /// Checks links, slots, lengths, pages and reference counts against each other, where debug
@@ -27,7 +27,11 @@ impl TokenForest {
             for page in self.assert_pages(key, &node.content) {
                 *references.entry(page).or_default() += 1;
             }
+            for &page in node.compacted.iter().flat_map(|compacted| &compacted.pages) {
+                *references.entry(page).or_default() += 1;
+            }
         }
+        self.assert_directory();
         self.assert_coded();
         assert_eq!(references.len() as u32, self.pool.live() - self.pool.slab_pages());
         for (&page, &count) in &references {
@@ -90,6 +94,11 @@ impl TokenForest {
                 continue;
             };
             assert!(coded.pages > 0 && node.coded_tokens() <= self.length_of(key));
+            if let Some(compacted) = &node.compacted {
+                assert!(pages[..coded.pages as usize].iter().all(|&page| page == NONE));
+                compacted.assert_invariants(self.directory.as_ref().expect("a node has cells"));
+                continue;
+            }
             let (_, held) = held.entry(coded.class.key).or_insert((coded.class, HashSet::new()));
             for &page in &pages[..coded.pages as usize] {
                 assert!(held.insert(page), "two nodes have page {page}");
@@ -98,6 +107,19 @@ impl TokenForest {
         for (class, held) in held.into_values() {
             assert_eq!(self.pool.slab_use(class).pages as usize, held.len());
         }
+    }
+
+    /// Checks that every index of the directory is a node's or free.
+    fn assert_directory(&self) {
+        let compacted = self.nodes.values().filter_map(|node| node.compacted.as_deref());
+        let (mut indices, mut pages) = (0, 0);
+        for compacted in compacted {
+            indices += compacted.indices.end - compacted.indices.start;
+            pages += compacted.pages.len() as u32;
+        }
+        let free = self.directory.as_ref().map_or(0, Directory::free_indices);
+        assert_eq!(indices + free, self.directory.as_ref().map_or(0, Directory::stride));
+        assert_eq!(pages, self.compacted_pages);
     }
 
     /// Checks a node's pages and tail page; the native pages that it has a token on.

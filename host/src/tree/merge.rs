@@ -44,8 +44,8 @@ impl TokenForest {
     /// ```
     ///
     /// # Errors
-    /// [`ForestError::UnknownNode`], [`ForestError::Draft`], or [`ForestError::DraftPending`] if a node of the
-    /// chain carries a draft.
+    /// [`ForestError::UnknownNode`], [`ForestError::Draft`], [`ForestError::DraftPending`] if a node of the
+    /// chain carries a draft, or [`ForestError::Compacted`] if one below `node` is.
     pub fn merge_chain(&mut self, node: NodeKey) -> Result<Vec<TokenMove>, ForestError> {
         let chain = self.chain_moves(node)?;
         let moves = chain.moves.clone();
@@ -60,6 +60,7 @@ impl TokenForest {
         let mut sources = Vec::new();
         let mut own = Vec::new();
         for &below in &below {
+            self.check_whole(below)?;
             debug_assert!(self.nodes[below].coded.is_none(), "moves are of native pages");
             let pages = self.nodes[below].pages();
             sources.extend((0..self.length_of(below)).map(|token| place(pages, token)));

@@ -3,6 +3,7 @@
 use kernels_gpu::abi::PAGE_TOKENS;
 
 use super::NodeKey;
+use super::compact::Compacted;
 use super::seal::Coded;
 use crate::cache::PageId;
 
@@ -24,9 +25,16 @@ pub(super) struct Node {
     pub(super) content: Content,
     /// The first of its own pages, if they are not native.
     pub(super) coded: Option<Coded>,
+    /// What they are, if they are compacted: then they are [`kernels_gpu::abi::NONE`] in the list of pages.
+    pub(super) compacted: Option<Box<Compacted>>,
 }
 
 impl Node {
+    /// The number of its residue, if it has one.
+    pub(super) fn residue(&self) -> Option<u32> {
+        self.compacted.as_ref().and_then(|compacted| compacted.residue)
+    }
+
     /// Pages that it owns; none of a draft's.
     pub(super) fn pages(&self) -> &[PageId] {
         match &self.content {

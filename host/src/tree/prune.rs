@@ -71,7 +71,10 @@ impl TokenForest {
         self.tail_pages[slot] = NONE;
         self.free_slots.push(node.slot);
         match node.content {
-            Content::Owned { pages, .. } => self.release_pages(pages, node.coded),
+            Content::Owned { pages, .. } => {
+                self.release_pages(pages, node.coded);
+                node.compacted.iter().for_each(|compacted| self.release_compacted(compacted));
+            }
             Content::Draft { block, begin } => {
                 let record = &mut self.blocks[block];
                 for index in begin / PAGE_TOKENS..(begin + length).div_ceil(PAGE_TOKENS) {

@@ -73,6 +73,15 @@ impl TokenForest {
         Ok(std::iter::successors(first, |&child| self.nodes[child].next))
     }
 
+    /// All nodes but those of drafts, parents before their children.
+    pub(crate) fn subtrees(&self) -> impl Iterator<Item = NodeKey> + '_ {
+        let below = move |root| {
+            std::iter::successors(Some(root), move |&key| self.next_in_subtree(key, root))
+        };
+        let owned = |key: &NodeKey| matches!(self.nodes[*key].content, Content::Owned { .. });
+        self.roots().flat_map(below).filter(owned)
+    }
+
     /// Leaves at or below `node`, depth first, oldest child first; draft leaves too.
     ///
     /// # Errors
@@ -85,7 +94,7 @@ impl TokenForest {
     }
 
     /// Pages that the node owns; token `t` is in page `t / 64`, at `t % 64`. Empty for a draft node, whose
-    /// pages are its block's.
+    /// pages are its block's; [`NONE`](kernels_gpu::abi::NONE) where tokens are compacted.
     ///
     /// # Errors
     /// [`ForestError::UnknownNode`].

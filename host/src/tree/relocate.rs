@@ -20,9 +20,15 @@ impl TokenForest {
             if let Content::Owned { pages, .. } = &mut node.content {
                 pages[coded..].iter_mut().for_each(follow);
             }
+            if let Some(compacted) = &mut node.compacted {
+                compacted.pages.iter_mut().for_each(follow);
+            }
         }
         self.blocks.values_mut().for_each(|block| block.pages.iter_mut().for_each(follow));
         self.tail_pages.iter_mut().for_each(follow);
+        if let Some(directory) = &mut self.directory {
+            directory.relocate(|page| moved.get(&page).copied());
+        }
         for &(from, to) in moves {
             self.pool.relocate(from, to);
         }

@@ -54,8 +54,8 @@ impl TokenForest {
     /// Takes pages of `format` for the full pages of `node` that are native; `None` if there are none.
     ///
     /// # Errors
-    /// [`ForestError::UnknownNode`], [`ForestError::Draft`], [`ForestError::OtherFormat`], or too few free pages
-    /// ([`ForestError::Pool`]).
+    /// [`ForestError::UnknownNode`], [`ForestError::Draft`], [`ForestError::OtherFormat`], [`ForestError::Compacted`], or
+    /// too few free pages ([`ForestError::Pool`]).
     pub(crate) fn begin_seal(
         &mut self,
         node: NodeKey,
@@ -66,6 +66,7 @@ impl TokenForest {
         let Content::Owned { pages, .. } = &record.content else {
             return Err(ForestError::Draft { node });
         };
+        self.check_whole(node)?;
         let before = record.coded_pages();
         match record.coded {
             Some(coded) if coded.format != format => {
@@ -86,8 +87,9 @@ impl TokenForest {
     /// Takes native pages for those of `node` that are not; `None` if there are none.
     ///
     /// # Errors
-    /// [`ForestError::UnknownNode`], or too few free pages ([`ForestError::Pool`]).
+    /// [`ForestError::UnknownNode`], [`ForestError::Compacted`], or too few free pages ([`ForestError::Pool`]).
     pub(crate) fn begin_unseal(&mut self, node: NodeKey) -> Result<Option<Recoding>, ForestError> {
+        self.check_whole(node)?;
         let record = self.node(node)?;
         let (Some(coded), Content::Owned { pages, .. }) = (record.coded, &record.content) else {
             return Ok(None);
@@ -122,6 +124,7 @@ impl TokenForest {
     /// such pages they have.
     pub(crate) fn coded_below(&self, node: NodeKey) -> Result<(Vec<NodeKey>, u64), ForestError> {
         let mut chain = self.only_children(node)?;
+        chain.iter().try_for_each(|&below| self.check_whole(below))?;
         chain.retain(|&below| self.nodes[below].coded.is_some());
         let pages = chain.iter().map(|&below| self.nodes[below].coded_pages() as u64);
         let pages = pages.sum();
@@ -188,23 +191,25 @@ impl TokenForest {
     ) -> Result<(), ForestError> {
         let record = self.node(node)?;
         match record.coded {
-            Some(coded) if tokens.start < record.coded_tokens() && !tokens.is_empty() => {
-                Err(ForestError::InFormat {
-                    node,
-                    tokens: record.coded_tokens(),
-                    format: coded.format,
-                })
-            }
+            _ if tokens.start >= record.coded_tokens() || tokens.is_empty() => Ok(()),
+            Some(_) if record.compacted.is_some() => self.check_whole(node),
+            Some(coded) => Err(ForestError::InFormat {
+                node,
+                tokens: record.coded_tokens(),
+                format: coded.format,
+            }),
             _ => Ok(()),
         }
     }
 
-    /// Gives a node's pages back.
+    /// Gives a node's pages back; those of compacted tokens are [`Self::release_compacted`]'s.
     pub(super) fn release_pages(&mut self, pages: Vec<PageId>, coded: Option<Coded>) {
         let mut pages = pages;
         if let Some(coded) = coded {
             let first = pages.drain(..coded.pages as usize).collect();
-            release(&mut self.pool, first, coded.format, coded.class);
+            if coded.format != KvFormat::Compacted {
+                release(&mut self.pool, first, coded.format, coded.class);
+            }
         }
         for page in pages {
             self.pool.release(page);

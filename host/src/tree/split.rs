@@ -31,6 +31,7 @@ impl TokenForest {
         if self.is_draft(node)? {
             return Err(ForestError::Draft { node });
         }
+        self.check_whole(node)?;
         if !(1..length).contains(&tokens) {
             return Err(ForestError::TokenRange { node, begin: 0, end: tokens, length });
         }

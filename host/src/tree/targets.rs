@@ -12,7 +12,7 @@ impl TokenForest {
     /// prefill, or for the tokens of a draft node.
     ///
     /// # Errors
-    /// [`ForestError::UnknownNode`], or [`ForestError::TokenRange`].
+    /// [`ForestError::UnknownNode`], [`ForestError::TokenRange`], or [`ForestError::Compacted`] for tokens that are.
     pub fn append_targets(
         &self,
         node: NodeKey,
@@ -28,6 +28,9 @@ impl TokenForest {
                 end: tokens.end,
                 length,
             });
+        }
+        if tokens.start < self.compacted_tokens(node)? && !tokens.is_empty() {
+            return self.check_whole(node);
         }
         let (pages, begin) = match &record.content {
             Content::Owned { pages, .. } => (pages, 0),

@@ -59,4 +59,15 @@ pub struct TreeView {
     /// Query `q` is row `query_order[q]` of what the view was asked for: `[queries]`. A node asked for with several
     /// tokens has as many rows. What the caller keeps in its own order (q, output, LSE) is gathered and scattered by it.
     pub query_order: Vec<u32>,
+    /// Nodes of which rows were folded away.
+    pub residues: Vec<ResidueRun>,
+}
+
+/// A node that has a residue: every query of its runs gets one more partial result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResidueRun {
+    /// Index of a run of the node.
+    pub run: u32,
+    /// The residue's number in [`Residues`](super::Residues).
+    pub index: u32,
 }

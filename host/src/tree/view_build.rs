@@ -7,7 +7,7 @@ use kernels_gpu::abi::{NONE, PAGE_TOKENS};
 use super::node::{BlockKey, Content, State};
 use super::own_pages::{self, OwnPages};
 use super::scratch::Marks;
-use super::{ForestError, NodeKey, Run, TokenForest, TreeView};
+use super::{ForestError, NodeKey, ResidueRun, Run, TokenForest, TreeView};
 use crate::format::KvFormat;
 
 /// Memory that [`TokenForest::view_into`] uses again; one serves any forest.
@@ -126,6 +126,7 @@ impl TokenForest {
         view.pages.clear();
         view.masks.clear();
         view.query_order.clear();
+        view.residues.clear();
         scratch.lay_out(self, view);
         view.queries = view.query_order.len() as u32;
         close_query_ranges(&mut view.runs);
@@ -243,15 +244,22 @@ impl ViewScratch {
                         pages,
                         coded: record.coded_pages(),
                         format: record.coded.map_or(KvFormat::Native, |coded| coded.format),
+                        compacted: record.compacted.as_ref().map(|compacted| compacted.run()),
                         length,
                     };
+                    let first = view.runs.len() as u32;
                     if seen.rows > 1 {
                         own.push_chunk(view, parent, queries);
                     } else {
                         let slot = (*state != State::Sealed).then_some(record.slot);
                         own.push_whole(view, parent, queries, slot);
                     }
-                    self.seen[at as usize].run = view.runs.len() as u32 - 1;
+                    let run = view.runs.len() as u32 - 1;
+                    if let Some(index) = record.residue() {
+                        // The first of the node's runs has all its queries.
+                        view.residues.push(ResidueRun { run: first, index });
+                    }
+                    self.seen[at as usize].run = run;
                 }
                 Content::Draft { block, begin } => {
                     let run = self.block_run(*block, parent, query, view);
@@ -352,6 +360,7 @@ fn check_tokens(forest: &TokenForest, node: NodeKey, tokens: u32) -> Result<(), 
         _ if tokens > length => {
             Err(ForestError::TokenRange { node, begin: 0, end: tokens, length })
         }
+        _ if length - tokens < forest.compacted_tokens(node)? => forest.check_whole(node),
         _ => Ok(()),
     }
 }

@@ -58,6 +58,14 @@ impl Batch {
         &self.targets
     }
 
+    /// How many tokens each row sees, of the last `window` rows of each node; 0 of the others: `[rows]`.
+    pub(super) fn visible(&self, window: u32) -> Vec<u32> {
+        let left = self.nodes.iter().flat_map(|&(_, rows)| (0..rows).rev());
+        let rows = self.positions.iter().zip(left);
+        rows.map(|(&position, left)| if left < window { position.saturating_add(1) } else { 0 })
+            .collect()
+    }
+
     /// Looks up what follows from the nodes' lengths, which were checked.
     fn locate(&mut self, forest: &TokenForest) -> Result<(), ForestError> {
         self.lengths.clear();

@@ -230,7 +230,7 @@ impl CacheBuilder {
         if elastic && extents != pool.extent_pages() {
             return Err(CacheError::NotElastic { backend: backend.name(), extents });
         }
-        backend.check_format(self.sealed_format)?;
+        super::seal::check_sealing(&*backend, self.sealed_format)?;
         if config.group_size() > backend.max_group_size() {
             return Err(CacheError::TooManyHeads {
                 q_heads: config.q_heads,
@@ -256,6 +256,7 @@ impl CacheBuilder {
             spare: Plan::empty(),
             targets: Vec::new(),
             dirty: Vec::new(),
+            scored: None,
             prepared: None,
         };
         cache.map_initial()?;

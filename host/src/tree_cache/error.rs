@@ -1,11 +1,12 @@
 //! Why a cache refused.
 
-use crate::attention::BackendError;
+use crate::attention::{BackendError, Reduce};
 use crate::cache::{CacheShape, PoolError, ShapeError};
 use crate::format::KvFormat;
 use crate::plan::PlanError;
 use crate::prefix::PrefixError;
 use crate::restore::RestoreError;
+use crate::retain::CompactionError;
 use crate::saved::SavedError;
 use crate::tree::ForestError;
 
@@ -56,6 +57,23 @@ pub enum CacheError {
     /// The page pool cannot be as large as asked for.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// A compaction is not of the node's rows.
+    #[error(transparent)]
+    Compaction(#[from] CompactionError),
+    /// [`KvFormat::Compacted`] is none to seal nodes in.
+    #[error("nodes are not sealed as compacted: TreeCache::compact_node says which rows are left")]
+    SealedAsCompacted,
+    /// Rows are to be folded away, and nobody has said how.
+    #[error("heads[{head}] folds {rows} rows, but the cache has no feature map: set one first")]
+    NoFeatureMap {
+        /// The head, counted `layer * kv_heads + kv_head`.
+        head: usize,
+        /// How many rows it folds.
+        rows: usize,
+    },
+    /// Rows were folded away by another feature map.
+    #[error("nodes have rows that were folded by the feature map that is set: prune them first")]
+    FeatureMapInUse,
     /// The forest refused.
     #[error(transparent)]
     Forest(#[from] ForestError),
@@ -115,6 +133,16 @@ pub enum CacheError {
         rows: usize,
         /// Rows of its batch.
         tokens: usize,
+    },
+    /// A cache's scores are of one kind.
+    #[error(
+        "the cache has scores of kind {held:?}, {asked:?} is asked for; forget_scores drops them"
+    )]
+    ScoreKind {
+        /// What it has.
+        held: Reduce,
+        /// What was asked for.
+        asked: Reduce,
     },
     /// A builder was not told what it has to know.
     #[error("the cache cannot be built without .{call}")]

@@ -3,14 +3,17 @@
 mod batch;
 mod builder;
 mod capture;
+mod compact;
 mod config;
 mod demoted;
 mod error;
+mod maintain;
 mod paged;
 mod prefix;
 mod restore;
 mod rows;
 mod saved;
+mod score;
 mod seal;
 mod store;
 
@@ -72,6 +75,8 @@ pub struct TreeCache {
     spare: Plan,
     targets: Vec<AppendTarget>,
     dirty: Vec<Range<u32>>,
+    /// What scores there are.
+    scored: Option<score::Scored>,
     /// The extent without memory that the backend was told to prepare.
     prepared: Option<u32>,
 }
@@ -299,5 +304,10 @@ impl TreeCache {
 }
 
 fn counters(forest: &TokenForest) -> Counters<'_> {
-    Counters { lengths: forest.lengths(), tail_pages: forest.tail_pages() }
+    Counters {
+        lengths: forest.lengths(),
+        tail_pages: forest.tail_pages(),
+        directory: forest.directory(),
+        residues: forest.residues(),
+    }
 }

@@ -3,7 +3,7 @@
 use kernels_gpu::abi::PAGE_TOKENS;
 
 use super::{CacheError, TreeCache};
-use crate::attention::{BackendError, Channels};
+use crate::attention::{Backend, BackendError, Channels};
 use crate::cache::PoolError;
 use crate::format::KvFormat;
 use crate::tree::{ForestError, NodeKey, Recoding};
@@ -21,6 +21,14 @@ pub struct FormatBytes {
     pub held_bytes: u64,
 }
 
+/// Whether nodes can be sealed in `format` on a backend.
+pub(super) fn check_sealing(backend: &dyn Backend, format: KvFormat) -> Result<(), CacheError> {
+    match format {
+        KvFormat::Compacted => Err(CacheError::SealedAsCompacted),
+        _ => Ok(backend.check_format(format)?),
+    }
+}
+
 impl TreeCache {
     /// Rewrites the full pages of `node` in `format`, and gives the native ones back at once; the rest of the node, and
     /// what it grows by, stays native. Returns the pages rewritten; 0 if there were none. With [`KvFormat::Native`]
@@ -32,7 +40,7 @@ impl TreeCache {
     /// same format; without one, those of the largest keys of `node`.
     ///
     /// # Errors
-    /// [`BackendError::Format`] from a device without that format, [`BackendError::FormatShape`] for numbers that do not
+    /// [`CacheError::SealedAsCompacted`]; [`BackendError::Format`] from a device without that format, [`BackendError::FormatShape`] for numbers that do not
     /// fit the heads, [`BackendError::Unstorable`] for a NaN or an infinity; [`ForestError::Draft`];
     /// [`ForestError::OtherFormat`] for a node that has pages of another one; [`PoolError::OutOfSlabs`], for the new
     /// pages are there before the old ones are free.
@@ -55,7 +63,7 @@ impl TreeCache {
         if format == KvFormat::Native {
             return self.unseal(node);
         }
-        self.backend.check_format(format)?;
+        check_sealing(&*self.backend, format)?;
         let shape = *self.backend.shape();
         if !weights.is_empty() {
             let elements = shape.layers as usize * shape.row_elements();
@@ -107,7 +115,9 @@ impl TreeCache {
             Ok(_)
             | Err(CacheError::Backend(BackendError::Unstorable { .. }))
             | Err(CacheError::Forest(
-                ForestError::OtherFormat { .. } | ForestError::Pool(PoolError::OutOfSlabs { .. }),
+                ForestError::OtherFormat { .. }
+                | ForestError::Compacted { .. }
+                | ForestError::Pool(PoolError::OutOfSlabs { .. }),
             )) => Ok(()),
             Err(error) => Err(error),
         }
@@ -124,13 +134,20 @@ impl TreeCache {
         Ok(())
     }
 
-    /// What pages take, by format: the native ones first, then every format that was used.
+    /// What pages take, by format: the native ones first, then every format that was used. Of compacted nodes it is the
+    /// pages that their rows lie in.
     pub fn bytes(&self) -> Vec<FormatBytes> {
         let (pool, shape) = (self.forest.pool(), self.backend.shape());
-        let native = pool.live() - pool.slab_pages();
-        let bytes = u64::from(native) * shape.page_bytes();
-        let mut all =
-            vec![FormatBytes { format: KvFormat::Native, pages: native, bytes, held_bytes: bytes }];
+        let compacted = self.forest.compacted_pages();
+        let native = pool.live() - pool.slab_pages() - compacted;
+        let of = |format, pages| {
+            let bytes = u64::from(pages) * shape.page_bytes();
+            FormatBytes { format, pages, bytes, held_bytes: bytes }
+        };
+        let mut all = vec![of(KvFormat::Native, native)];
+        if self.forest.directory().is_some() {
+            all.push(of(KvFormat::Compacted, compacted));
+        }
         let heads = u64::from(shape.layers) * u64::from(shape.kv_heads);
         all.extend(pool.slab_uses().filter_map(|(class, used)| {
             let format = KvFormat::from_code(class.key)?;

@@ -45,7 +45,9 @@ impl TreeCache {
         self.backend.copy(&tokens.collect::<Vec<_>>())?;
         let count = pages.len() as u32;
         self.forest.relocate(&pages);
+        let moved = self.move_page_scores(&pages);
         self.settle();
+        moved?;
         Ok(count)
     }
 

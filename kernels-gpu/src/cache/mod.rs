@@ -8,6 +8,7 @@
 mod advance;
 mod append;
 mod append_rope;
+mod compact;
 mod copy;
 mod non_finite;
 mod paged;
@@ -17,6 +18,7 @@ pub use append::append;
 pub(crate) use append::place;
 pub use append_rope::append_rope;
 pub(crate) use append_rope::{kept_keys, load_pair, store_pair, turn_pair};
+pub use compact::{compact, move_words};
 pub use copy::copy;
 pub(crate) use non_finite::{NAN, carries, is_finite, kept_key, kept_value};
 pub use paged::{export_pages, import_pages};

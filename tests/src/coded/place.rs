@@ -19,7 +19,7 @@ pub enum Place {
 
 impl Place {
     /// A cache there; `seed` decides what an emulated schedule may.
-    pub(super) fn builder(&self, seed: u64) -> CacheBuilder {
+    pub(crate) fn builder(&self, seed: u64) -> CacheBuilder {
         match self {
             Self::Cpu => TreeCache::builder(&Device::cpu()),
             #[cfg(feature = "cuda")]

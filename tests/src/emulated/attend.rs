@@ -13,9 +13,10 @@ use kernels_gpu::Arch;
 use kernels_gpu::attention::hopper::Boxes;
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
 use kernels_gpu::attention::{
-    self as kernels, Coded, Foreign, Format, Fp8, Merge, Native, Pool, tile,
+    self as kernels, CellPool, Coded, Compacted, Foreign, Format, Fp8, Merge, Native, Pool, tile,
 };
 
+use super::rows::{CompactedRows, Directory};
 use super::{Emulated, words, words_mut};
 
 /// What all of a call's launches have in common.
@@ -26,6 +27,7 @@ struct Call<'a> {
     plan: &'a Plan,
     lengths: &'a [u32],
     kv: Kv<'a>,
+    rows: CompactedRows<'a>,
     q: &'a [u16],
     out: &'a mut [u16],
     lse: Option<&'a mut [f32]>,
@@ -82,6 +84,7 @@ pub fn attend_in_place(
         plan: plan.plan(),
         lengths: plan.lengths(),
         kv,
+        rows: CompactedRows::default(),
         q: words(call.q),
         out: words_mut(call.out),
         lse: call.lse.map(floats),
@@ -119,6 +122,7 @@ impl Emulated {
             plan: call.plan,
             lengths: call.counters.lengths,
             kv: Kv::Pool(&self.pool[self.plane(call.layer)]),
+            rows: self.compacted_rows(call.layer, call.counters),
             q: words(call.q),
             out: words_mut(call.out),
             lse: call.lse.map(floats),
@@ -188,6 +192,7 @@ impl Call<'_> {
         }
         let masks = memory.constant("masks", plan.masks());
         let lengths = memory.constant("lengths", self.lengths);
+        let directory = Directory::new(&mut memory, &self.rows);
         let rows = memory.constant("merge rows", plan.merge_rows());
         let slots = memory.constant("merge slots", plan.merge_slots());
         let out = memory.unwritten::<u16>("out", self.q.len());
@@ -195,29 +200,24 @@ impl Call<'_> {
         let partial_o = memory.unwritten::<f32>("partial o", partial_rows * D);
         let partial_lse = memory.unwritten::<f32>("partial lse", partial_rows);
         let lse_pointer = || lse.map_or(std::ptr::null_mut(), |lse| lse.as_mut_ptr());
-        let (threads, shared_bytes) = match self.arch {
-            Arch::Sm80 => (tile::ampere::THREADS, tile::ampere::Tile::<D>::SHARED_BYTES),
-            Arch::Sm90a => (tile::hopper::THREADS, tile::hopper::Tile::<D>::SHARED_BYTES),
+        let threads = match self.arch {
+            Arch::Sm80 => tile::ampere::THREADS,
+            Arch::Sm90a => tile::hopper::THREADS,
+        };
+        let shared_bytes = |compacted| match (self.arch, compacted) {
+            (Arch::Sm80, false) => tile::ampere::Tile::<D>::SHARED_BYTES,
+            (Arch::Sm80, true) => tile::ampere::Tile::<D>::COMPACTED_SHARED_BYTES,
+            (Arch::Sm90a, false) => tile::hopper::Tile::<D>::SHARED_BYTES,
+            (Arch::Sm90a, true) => tile::hopper::Tile::<D>::COMPACTED_SHARED_BYTES,
         };
         let formats = [&[KvFormat::Native][..], &plan.formats()].concat();
         for format in formats {
-            let mut words = vec![0; plan.words().len()];
-            for share in 0..plan.shares() {
-                let program = plan.share(share).of_format(format);
-                words[(share * plan.stride()) as usize..][..program.len()]
-                    .copy_from_slice(&program);
-            }
-            let programs = memory.constant("programs", &words);
+            let programs = memory.constant("programs", &super::programs(plan, format));
             let kernel = format.kernel(self.shape.page());
-            let coded = kernel.map_or(Coded::default(), |kernel| Coded {
-                half_bytes: kernel.half_bytes,
-                per_slab: kernel.per_slab,
-                detail: kernel.detail,
-            });
             // On a GPU the launches of one call overlap; they write to different slots.
             let launch = self
                 .launch([plan.shares(), kv_heads, 1], threads)
-                .shared_bytes(shared_bytes)
+                .shared_bytes(shared_bytes(format == KvFormat::Compacted))
                 // Of a page's last group of tokens, K is multiplied and then masked.
                 .poison_matrix_reads();
             launch.run(&mut memory, || {
@@ -238,6 +238,14 @@ impl Call<'_> {
                     scale_log2: self.params.scale * std::f32::consts::LOG2_E,
                     soft_cap: self.params.soft_cap.unwrap_or(0.0),
                 };
+                let coded = kernel.map_or(Coded::default(), |kernel| Coded {
+                    half_bytes: kernel.half_bytes,
+                    per_slab: kernel.per_slab,
+                    detail: kernel.detail,
+                    cells: directory.cells(),
+                    cell_stride: directory.stride,
+                    biases: directory.biases(),
+                });
                 // SAFETY: the emulator checks every access.
                 unsafe {
                     match (kernel.map(|kernel| kernel.family), foreign) {
@@ -263,6 +271,9 @@ impl Call<'_> {
                         },
                         (Some("fp8"), None) => {
                             block::<E, Fp8, D, KS, NT, O, CODED>(self.arch, arguments, coded)
+                        }
+                        (Some("compacted"), None) => {
+                            block::<E, Compacted, D, KS, NT, O, NATIVE>(self.arch, arguments, coded)
                         }
                         (family, _) => panic!("there is no kernel for {family:?}"),
                     }
@@ -317,6 +328,9 @@ unsafe fn block<
     // SAFETY: the caller's.
     unsafe {
         match arch {
+            Arch::Sm80 if F::COMPACTED => {
+                kernels::ampere::attend::<E, F, _, D, KS, NT>(arguments, CellPool, coded);
+            }
             Arch::Sm80 => kernels::ampere::attend::<E, F, _, D, KS, NT>(arguments, Pool, coded),
             Arch::Sm90a => {
                 kernels::hopper::attend::<E, F, _, D, KS, NT, O, S>(arguments, Pool, coded)

@@ -83,7 +83,7 @@ impl Emulated {
             }
         })?;
         self.pool = memory.read_poisoned(pool);
-        Ok(())
+        self.move_biases(moves)
     }
 
     /// Copies a foreign sequence's tokens into a layer: token `i` to `places[i]`. `page_stride` tokens are

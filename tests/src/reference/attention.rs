@@ -90,17 +90,29 @@ pub fn visible_tokens(view: &TreeView, query: u32) -> Vec<(PageId, u32)> {
     tokens
 }
 
+/// The logit of a query and a key, `[head_dim]` each.
+pub fn logit(params: &ReferenceParams, q: &[f64], k: &[f64]) -> f64 {
+    let product: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
+    let scaled = product * params.scale;
+    match params.soft_cap {
+        Some(cap) => cap * (scaled / cap).tanh(),
+        None => scaled,
+    }
+}
+
 /// Attention of one query head, `q: [head_dim]`, to the tokens `seen`: `[head_dim]` and the LSE.
 pub fn attend_row(params: &ReferenceParams, q: &[f64], seen: &[KeyValue<'_>]) -> (Vec<f64>, f64) {
-    let logit = |(k, _): &KeyValue<'_>| {
-        let product: f64 = q.iter().zip(*k).map(|(q, k)| q * k).sum();
-        let scaled = product * params.scale;
-        match params.soft_cap {
-            Some(cap) => cap * (scaled / cap).tanh(),
-            None => scaled,
-        }
-    };
-    let logits: Vec<f64> = seen.iter().map(logit).collect();
+    let seen: Vec<_> = seen.iter().map(|&row| (row, 0.0)).collect();
+    attend_biased_row(params, q, &seen)
+}
+
+/// The same to rows each of which has a bias, which is added to the logit once that is scaled and capped.
+pub fn attend_biased_row(
+    params: &ReferenceParams,
+    q: &[f64],
+    seen: &[(KeyValue<'_>, f64)],
+) -> (Vec<f64>, f64) {
+    let logits: Vec<f64> = seen.iter().map(|((k, _), bias)| logit(params, q, k) + bias).collect();
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     // Where all logits are -inf, no token has any weight, as where there is none: -inf - -inf would be NaN.
     let shift = if max == f64::NEG_INFINITY { 0.0 } else { max };
@@ -108,7 +120,7 @@ pub fn attend_row(params: &ReferenceParams, q: &[f64], seen: &[KeyValue<'_>]) ->
     let sum: f64 = weights.iter().sum();
     let norm = if sum == 0.0 { 1.0 } else { sum };
     let mut out = vec![0.0; params.head_dim];
-    for (weight, (_, v)) in weights.iter().zip(seen) {
+    for (weight, ((_, v), _)) in weights.iter().zip(seen) {
         for (out, v) in out.iter_mut().zip(*v) {
             *out += weight / norm * v;
         }
@@ -190,6 +202,20 @@ mod tests {
         let params = ReferenceParams { soft_cap: Some(3.0), ..PARAMS };
         let output = attend(&view(), &params, &[0.1, 0.0].repeat(6), kv);
         assert!((output.lse[0] - 3.0 * 1.5f64.tanh()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_row_with_the_bias_ln_3_counts_three_times() {
+        let rows: [KeyValue<'_>; 2] = [(&[4.0, 1.0], &[5.0, 0.0]), (&[7.0, 2.0], &[0.0, 9.0])];
+        let biased = [(rows[0], 3.0f64.ln()), (rows[1], 0.0)];
+        let capped = ReferenceParams { soft_cap: Some(2.0), ..PARAMS };
+        for params in [PARAMS, capped] {
+            let (out, lse) = attend_biased_row(&params, &[0.3, 0.1], &biased);
+            let three = [rows[0], rows[0], rows[0], rows[1]];
+            let (right, right_lse) = attend_row(&params, &[0.3, 0.1], &three);
+            assert!(out.iter().zip(&right).all(|(a, b)| (a - b).abs() < 1e-12));
+            assert!((lse - right_lse).abs() < 1e-12);
+        }
     }
 
     #[test]

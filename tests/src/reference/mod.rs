@@ -1,7 +1,8 @@
 //! The operations between a model's matrix products by their definitions, in f64: what tests and checks compare with.
-//! [`attention`]'s has a file of its own.
+//! [`attention`]'s and [`scores`]' have files of their own.
 
 pub mod attention;
+pub mod scores;
 
 use kernels_gpu::random::{entry_bits, step_seed};
 

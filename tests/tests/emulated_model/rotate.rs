@@ -14,7 +14,8 @@ use rand::{RngExt, SeedableRng};
 
 use super::{Sixteen, chunks, constant};
 
-const COUNTERS: Counters<'static> = Counters { lengths: &[9, 70, 0], tail_pages: &[0, 2, 1] };
+const COUNTERS: Counters<'static> =
+    Counters { lengths: &[9, 70, 0], tail_pages: &[0, 2, 1], directory: None, residues: None };
 
 /// Rows of a fused projection, and where they go.
 struct Case<T> {

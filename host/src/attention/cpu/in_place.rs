@@ -72,6 +72,8 @@ impl InPlace {
             head_dim: call.head_dim,
             plan: plan.plan(),
             lengths: plan.lengths(),
+            directory: None,
+            residues: None,
             q: on_host("q", call.q.typed())?,
             params: call.params,
         };

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use kernels_gpu::abi::{NONE, PAGE_TOKENS};
+use kernels_gpu::abi::{NONE, PAGE_TOKENS, Segment};
 use kernels_gpu::layout::{half_page_elements, prefix_elements};
 use kernels_gpu::softmax::{Math, Partial};
 use pulp::Arch;
@@ -13,9 +13,10 @@ use super::in_place::Blocks;
 use super::non_finite::NonFinite;
 use super::tile::{MAX_LANES, PageMask, PageStep, SCORES, Tile};
 use crate::attention::AttentionParams;
-use crate::cache::{DType, HostPages, KvElement};
+use crate::cache::{DType, Directory, HostPages, KvElement};
 use crate::format::KvFormat;
 use crate::plan::{Item, Plan};
+use crate::tree::Residues;
 
 /// The processor's own functions.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,8 @@ pub(super) struct Call<'a, T> {
     pub(super) head_dim: u32,
     pub(super) plan: &'a Plan,
     pub(super) lengths: &'a [u32],
+    pub(super) directory: Option<&'a Directory>,
+    pub(super) residues: Option<&'a Residues>,
     /// `[queries, q_heads, head_dim]`.
     pub(super) q: &'a [T],
     pub(super) params: AttentionParams,
@@ -88,40 +91,82 @@ impl<T: KvElement> Call<'_, T> {
             let stride = stride_of(rows);
             scratch.reset(self.head_dim(), stride);
             self.gather(item, kv_head, &mut scratch.q, stride);
-            let format = item.format();
-            for segment in item.segments {
-                let length = self.lengths.get(segment.length_slot as usize);
-                let mut tokens = segment.tokens_at(length.copied().unwrap_or(0));
-                let group = self.group();
-                let visible = segment.visible_begin() as usize * group
-                    ..segment.visible_end() as usize * group;
-                let mut mask = segment.mask as usize;
-                for &page in item.pages(segment) {
-                    if tokens == 0 {
-                        break;
-                    }
-                    let queries = item.record.query_count as usize;
-                    let mask_words =
-                        (segment.mask != NONE).then(|| &self.plan.masks()[mask..mask + queries]);
-                    let seen = Seen {
-                        format,
-                        page,
-                        tokens: tokens.min(PAGE_TOKENS),
-                        rows: visible.clone(),
-                        item_rows: rows,
-                        mask: mask_words.map(|words| PageMask { words, group }),
-                    };
-                    self.page(scratch, stride, kv_head, seen);
-                    tokens -= tokens.min(PAGE_TOKENS);
-                    mask = mask.wrapping_add(queries);
-                }
-            }
+            self.pages(item, kv_head, |seen| self.page(scratch, stride, seen));
             scratch.finish(rows, stride, o, lse);
         });
     }
 
+    /// Calls `page` for each page of `item`, with who sees what of it.
+    pub(super) fn pages(&self, item: &Item<'_>, kv_head: u32, mut page: impl FnMut(Seen<'_>)) {
+        let (group, queries) = (self.group(), item.record.query_count as usize);
+        let format = item.format();
+        for segment in item.segments {
+            if format == KvFormat::Compacted {
+                self.cells(item, segment, kv_head, &mut page);
+                continue;
+            }
+            let length = self.lengths.get(segment.length_slot as usize);
+            let mut tokens = segment.tokens_at(length.copied().unwrap_or(0));
+            let visible =
+                segment.visible_begin() as usize * group..segment.visible_end() as usize * group;
+            let mut mask = segment.mask as usize;
+            for &id in item.pages(segment) {
+                if tokens == 0 {
+                    break;
+                }
+                let words =
+                    (segment.mask != NONE).then(|| &self.plan.masks()[mask..mask + queries]);
+                page(Seen {
+                    format,
+                    page: id,
+                    slot: kv_head,
+                    bias: None,
+                    tokens: tokens.min(PAGE_TOKENS),
+                    rows: visible.clone(),
+                    item_rows: queries * group,
+                    mask: words.map(|words| PageMask { words, group }),
+                });
+                tokens -= tokens.min(PAGE_TOKENS);
+                mask = mask.wrapping_add(queries);
+            }
+        }
+    }
+
+    /// The same of the rows of a compacted node that one of its KV heads has.
+    fn cells(
+        &self,
+        item: &Item<'_>,
+        segment: &Segment,
+        kv_head: u32,
+        page: &mut impl FnMut(Seen<'_>),
+    ) {
+        let (Source::Own(pages, layer), Some(directory)) = (&self.source, self.directory) else {
+            unreachable!("plans of compacted nodes are of caches that have them");
+        };
+        let (cells, group) = (directory.head(*layer, kv_head), self.group());
+        for &index in item.pages(segment) {
+            let cell = cells[index as usize];
+            if cell.rows() == 0 {
+                // The head's rows end here, and others have more.
+                break;
+            }
+            let bias = pages.biases(*layer, cell.cell).filter(|_| cell.is_biased());
+            page(Seen {
+                format: KvFormat::Native,
+                page: cell.cell / self.kv_heads,
+                slot: cell.cell % self.kv_heads,
+                bias,
+                tokens: cell.rows(),
+                rows: segment.visible_begin() as usize * group
+                    ..segment.visible_end() as usize * group,
+                item_rows: item.record.query_count as usize * group,
+                mask: None,
+            });
+        }
+    }
+
     /// `q[dim][row]`, scaled.
-    fn gather(&self, item: &Item<'_>, kv_head: u32, target: &mut [f32], stride: usize) {
+    pub(super) fn gather(&self, item: &Item<'_>, kv_head: u32, target: &mut [f32], stride: usize) {
         let (group, head_dim) = (self.group(), self.head_dim());
         let kv_heads = self.kv_heads as usize;
         let factor = match self.params.soft_cap {
@@ -142,10 +187,9 @@ impl<T: KvElement> Call<'_, T> {
     }
 
     /// K and V of a page in f32, its first `elements` elements at least: where they are, or in `room`.
-    fn widened<'a>(
+    pub(super) fn widened<'a>(
         &'a self,
         seen: &Seen<'_>,
-        kv_head: u32,
         elements: usize,
         room: &'a mut Vec<f32>,
     ) -> (&'a [f32], &'a [f32]) {
@@ -155,7 +199,7 @@ impl<T: KvElement> Call<'_, T> {
             Source::InPlace(blocks) => {
                 room.resize(2 * half, 0.0);
                 let (k, v) = room.split_at_mut(half);
-                let place = (seen.page, seen.tokens, kv_head);
+                let place = (seen.page, seen.tokens, seen.slot);
                 self.arch.dispatch(|| blocks.widen(place, self.head_dim, [&mut *k, &mut *v]));
                 return (k, v);
             }
@@ -163,11 +207,11 @@ impl<T: KvElement> Call<'_, T> {
         if seen.format != KvFormat::Native {
             room.resize(2 * half, 0.0);
             let (k, v) = room.split_at_mut(half);
-            let at = (layer, seen.page, kv_head);
+            let at = (layer, seen.page, seen.slot);
             formats::decode_page(pages, seen.format, at, [&mut *k, &mut *v]);
             return (k, v);
         }
-        let page = pages.page(layer, seen.page, kv_head);
+        let page = pages.page(layer, seen.page, seen.slot);
         if T::DTYPE == DType::F32 {
             return (bytemuck::cast_slice(page.k), bytemuck::cast_slice(page.v));
         }
@@ -180,9 +224,19 @@ impl<T: KvElement> Call<'_, T> {
         (k, v)
     }
 
-    fn page(&self, scratch: &mut Scratch, stride: usize, kv_head: u32, seen: Seen<'_>) {
+    /// K of a page as it lies in this cache, if that is how it is read.
+    pub(super) fn native_keys(&self, seen: &Seen<'_>) -> Option<&[T]> {
+        match &self.source {
+            Source::Own(pages, layer) if seen.format == KvFormat::Native => {
+                Some(pages.page(*layer, seen.page, seen.slot).k)
+            }
+            _ => None,
+        }
+    }
+
+    fn page(&self, scratch: &mut Scratch, stride: usize, seen: Seen<'_>) {
         let elements = prefix_elements(self.head_dim() as u32, seen.tokens) as usize;
-        let (k, v) = self.widened(&seen, kv_head, elements, &mut scratch.page);
+        let (k, v) = self.widened(&seen, elements, &mut scratch.page);
         let partly = seen.mask.is_some() || seen.rows.end < seen.item_rows;
         let (v, non_finite) = if partly {
             let size = (self.head_dim(), seen.tokens as usize);
@@ -204,6 +258,7 @@ impl<T: KvElement> Call<'_, T> {
             tokens: seen.tokens as usize,
             rows: seen.rows,
             mask: seen.mask,
+            bias: seen.bias,
             non_finite,
             soft_cap: self.params.soft_cap.map(|cap| cap * std::f32::consts::LOG2_E),
         });
@@ -211,19 +266,23 @@ impl<T: KvElement> Call<'_, T> {
 }
 
 /// A page and who sees what of it.
-struct Seen<'a> {
-    format: KvFormat,
-    page: u32,
-    tokens: u32,
-    rows: Range<usize>,
+pub(super) struct Seen<'a> {
+    pub(super) format: KvFormat,
+    pub(super) page: u32,
+    /// Which KV head's room in the page; of pages of all tokens the KV head itself.
+    pub(super) slot: u32,
+    /// Added to the logits of its tokens, in natural-logarithm units: `[64]`.
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) tokens: u32,
+    pub(super) rows: Range<usize>,
     /// All rows of the item.
-    item_rows: usize,
-    mask: Option<PageMask<'a>>,
+    pub(super) item_rows: usize,
+    pub(super) mask: Option<PageMask<'a>>,
 }
 
 /// Room for the rows and the vector that reaches beyond them. An odd number of cache lines, so that the
 /// rows of consecutive dims do not fall into the same set.
-fn stride_of(rows: usize) -> usize {
+pub(super) fn stride_of(rows: usize) -> usize {
     ((rows + MAX_LANES).div_ceil(MAX_LANES) | 1) * MAX_LANES
 }
 

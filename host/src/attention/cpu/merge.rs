@@ -15,6 +15,7 @@ pub(super) const MAX_HEAD_DIM: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Sources {
     queries_per_share: usize,
+    /// Queries of all shares, then those that get something of residues.
     per_kv_head: usize,
     /// Of each row that one item has done alone, else [`NONE`].
     alone: Vec<u32>,
@@ -49,6 +50,12 @@ impl Sources {
                 at += item.record.query_count;
             }
         }
+        for residue in plan.residues() {
+            for (slot, _) in (residue.partial_slot..).zip(residue.queries.clone()) {
+                self.slots[slot as usize] = self.per_kv_head as u32;
+                self.per_kv_head += 1;
+            }
+        }
         for (index, row) in (0..).zip(plan.merge_rows()) {
             self.merged[row.row as usize] = index;
         }
@@ -56,6 +63,10 @@ impl Sources {
 
     pub(super) fn queries_per_share(&self) -> usize {
         self.queries_per_share
+    }
+
+    pub(super) fn per_kv_head(&self) -> usize {
+        self.per_kv_head
     }
 
     /// The places of one row's partial results, in the order in which they merge.

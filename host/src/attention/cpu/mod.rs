@@ -5,29 +5,36 @@
 //! plan's order, so the same plan gives the same bits on any number of threads. Arithmetic is f32; a
 //! page is widened once for all rows that see it.
 
+mod compact;
 mod elastic;
 pub(super) mod formats;
 mod in_place;
 mod item;
 mod merge;
 mod non_finite;
+mod residue;
+mod score;
 mod simd;
 mod tile;
 
 use std::ops::Range;
 
 use half::{bf16, f16};
-use kernels_gpu::abi::{AppendTarget, TokenMove};
+use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
 use pulp::Arch;
 use rayon::prelude::*;
 
+pub(super) use self::compact::unpack;
 pub use self::in_place::InPlace;
 use self::item::{Call, Source};
 use self::merge::{MAX_HEAD_DIM, Sources};
-use super::check::{check_append, check_attend, check_moves, check_plan, on_host, resolve};
+use super::check::{
+    check_append, check_attend, check_compact, check_moves, check_pages, check_plan, on_host,
+    resolve,
+};
 use super::{
-    Attend, Backend, BackendError, Channels, Counters, ElasticMemory, PagedTokens, check_export,
-    check_import,
+    Attend, Backend, BackendError, Channels, Compact, Counters, ElasticMemory, PagedTokens, Score,
+    check_cells, check_export, check_import, check_score,
 };
 use crate::cache::{
     CacheShape, DType, Elements, ElementsMut, HostPages, KvElement, PageId, ShapeError,
@@ -47,6 +54,7 @@ struct CpuBackend<T> {
     pages: HostPages<T>,
     arch: Arch,
     workspace: Workspace,
+    scores: score::Planes,
 }
 
 /// Memory that calls have in common.
@@ -88,7 +96,12 @@ pub fn new_elastic(shape: CacheShape) -> Result<Box<dyn Backend>, ShapeError> {
 
 impl<T: KvElement> CpuBackend<T> {
     fn of(pages: HostPages<T>) -> Self {
-        Self { pages, arch: Arch::new(), workspace: Workspace::default() }
+        Self {
+            pages,
+            arch: Arch::new(),
+            workspace: Workspace::default(),
+            scores: score::Planes::default(),
+        }
     }
 }
 
@@ -198,6 +211,26 @@ impl<T: KvElement> Backend for CpuBackend<T> {
         Ok(())
     }
 
+    fn has_residues(&self) -> bool {
+        true
+    }
+
+    fn read_cells(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        rows: [&mut [f32]; 2],
+    ) -> Result<(), BackendError> {
+        check_cells(self.shape(), layer, cells, cells.len() * PAGE_TOKENS as usize)?;
+        compact::read_cells(&self.pages, layer, cells, rows);
+        Ok(())
+    }
+
+    fn compact(&mut self, call: Compact<'_>) -> Result<(), BackendError> {
+        check_compact(self.shape(), &call)?;
+        compact::compact(&mut self.pages, &call)
+    }
+
     fn export_part(
         &mut self,
         format: KvFormat,
@@ -214,7 +247,7 @@ impl<T: KvElement> Backend for CpuBackend<T> {
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
         check_attend(self.shape(), &call)?;
-        check_plan(self.shape(), call.plan, call.counters.lengths.len())?;
+        check_plan(self.shape(), call.plan, call.counters)?;
         let out = on_host("out", call.out.into_typed::<T>())?;
         let lse = call.lse.map(|lse| on_host("lse", lse.into_typed())).transpose()?;
         let call = Call {
@@ -224,10 +257,67 @@ impl<T: KvElement> Backend for CpuBackend<T> {
             head_dim: self.shape().head_dim,
             plan: call.plan,
             lengths: call.counters.lengths,
+            directory: call.counters.directory,
+            residues: call.counters.residues,
             q: on_host("q", call.q.typed())?,
             params: call.params,
         };
         self.workspace.run(&call, out, lse);
+        Ok(())
+    }
+
+    fn score(&mut self, call: Score<'_>) -> Result<(), BackendError> {
+        check_score(self.shape(), &call)?;
+        check_plan(self.shape(), call.plan, call.counters)?;
+        let pass = score::Pass {
+            call: Call {
+                arch: self.arch,
+                source: Source::Own(&self.pages, call.layer),
+                kv_heads: self.shape().kv_heads,
+                head_dim: self.shape().head_dim,
+                plan: call.plan,
+                lengths: call.counters.lengths,
+                directory: call.counters.directory,
+                residues: None,
+                q: on_host("q", call.q.typed())?,
+                params: call.params,
+            },
+            lse: on_host("lse", call.lse.typed())?,
+            visible: call.visible,
+            reduce: call.reduce,
+        };
+        pass.run(self.scores.layer(&self.pages, call.layer));
+        Ok(())
+    }
+
+    fn clear_scores(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
+        check_pages(self.shape(), "pages", pages)?;
+        self.scores.clear(pages, self.pages.shape().kv_heads);
+        Ok(())
+    }
+
+    fn read_scores(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        scores: &mut [u32],
+    ) -> Result<(), BackendError> {
+        check_cells(self.shape(), layer, cells, scores.len())?;
+        self.scores.read(layer, cells, scores);
+        Ok(())
+    }
+
+    fn write_scores(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        scores: &[u32],
+    ) -> Result<(), BackendError> {
+        check_cells(self.shape(), layer, cells, scores.len())?;
+        let plane = self.scores.layer(&self.pages, layer);
+        for (&cell, scores) in cells.iter().zip(scores.as_chunks().0) {
+            plane[cell as usize] = *scores;
+        }
         Ok(())
     }
 }
@@ -258,37 +348,66 @@ impl Workspace {
             unused
         });
         sources.index(call.plan);
-        run_shares(call, sources.queries_per_share(), o, partial_lse);
+        run_parts(call, sources, o, partial_lse);
         merge::merge(call, sources, o, partial_lse, out, lse);
     }
 }
 
-/// Runs all shares of all KV heads, each into its own part of `o` and `lse`, which grow as needed.
-fn run_shares<T: KvElement>(
+/// Runs all KV heads, each into its own part of `o` and `lse`, which grow as needed.
+fn run_parts<T: KvElement>(
     call: &Call<'_, T>,
-    queries_per_share: usize,
+    sources: &Sources,
     o: &mut Vec<f32>,
     lse: &mut Vec<f32>,
 ) {
-    let rows = queries_per_share * call.group();
-    let tasks = call.kv_heads as usize * call.plan.shares() as usize;
+    let rows = sources.per_kv_head() * call.group();
     let width = rows * call.head_dim();
-    grow(o, tasks * width);
-    grow(lse, tasks * rows);
+    let heads = call.kv_heads as usize;
+    grow(o, heads * width);
+    grow(lse, heads * rows);
     if rows == 0 {
         return;
     }
-    o[..tasks * width]
+    o[..heads * width]
         .par_chunks_exact_mut(width)
-        .zip(lse[..tasks * rows].par_chunks_exact_mut(rows))
+        .zip(lse[..heads * rows].par_chunks_exact_mut(rows))
         .enumerate()
         .with_max_len(1)
-        .for_each(|(index, (o, lse))| run_share(call, index as u32, o, lse));
+        .for_each(|(kv_head, (o, lse))| run_head(call, sources, kv_head as u32, o, lse));
 }
 
-/// Runs the items of one share on one KV head; `index` counts `[kv_head][share]`.
-fn run_share<T: KvElement>(call: &Call<'_, T>, index: u32, mut o: &mut [f32], mut lse: &mut [f32]) {
-    let (kv_head, share) = (index / call.plan.shares(), index % call.plan.shares());
+/// Runs all shares of one KV head, each into its own part, then residues into what is left.
+fn run_head<T: KvElement>(
+    call: &Call<'_, T>,
+    sources: &Sources,
+    kv_head: u32,
+    o: &mut [f32],
+    lse: &mut [f32],
+) {
+    let rows = sources.queries_per_share() * call.group();
+    let width = rows * call.head_dim();
+    let shares = call.plan.shares() as usize;
+    let (o, residue_o) = o.split_at_mut(shares * width);
+    let (lse, residue_lse) = lse.split_at_mut(shares * rows);
+    if rows > 0 {
+        o.par_chunks_exact_mut(width)
+            .zip(lse.par_chunks_exact_mut(rows))
+            .enumerate()
+            .with_max_len(1)
+            .for_each(|(share, (o, lse))| run_share(call, [kv_head, share as u32], o, lse));
+    }
+    if let (Source::Own(_, layer), Some(residues)) = (&call.source, call.residues) {
+        residue::run(call, (*layer, residues), kv_head, residue_o, residue_lse);
+    }
+}
+
+/// Runs the items of one share on one KV head.
+fn run_share<T: KvElement>(
+    call: &Call<'_, T>,
+    [kv_head, share]: [u32; 2],
+    mut o: &mut [f32],
+    mut lse: &mut [f32],
+) {
     for item in call.plan.share(share).items() {
         let rows = item.record.query_count as usize * call.group();
         let (item_o, rest_o) = o.split_at_mut(rows * call.head_dim());

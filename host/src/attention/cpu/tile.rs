@@ -16,7 +16,7 @@ use super::simd;
 
 /// Most vectors of rows in a block: with 4 tokens or dims at a time that is 12 accumulators, 3 operands
 /// and a broadcast, the 16 registers of AVX2.
-const MAX_VECTORS: usize = 3;
+pub(super) const MAX_VECTORS: usize = 3;
 /// Lanes of the widest vectors that there are.
 pub(super) const MAX_LANES: usize = 16;
 /// Floats of scratch that a block's probabilities take: `[64 tokens][rows of the block]`.
@@ -66,6 +66,8 @@ pub(super) struct PageStep<'a> {
     /// The rows that see the page.
     pub(super) rows: Range<usize>,
     pub(super) mask: Option<PageMask<'a>>,
+    /// Added to the logits of each token, in natural-logarithm units: `[64]`.
+    pub(super) bias: Option<&'a [f32]>,
     pub(super) non_finite: Option<NonFinite<'a>>,
     /// The cap in base 2.
     pub(super) soft_cap: Option<f32>,
@@ -97,6 +99,7 @@ impl PageStep<'_> {
     #[inline(always)]
     fn block<S: Simd, const V: usize, const N: usize>(&mut self, simd: S, row: usize) {
         self.logits::<S, V, N>(simd, row);
+        self.add_biases(V * S::F32_LANES);
         self.hide_masked(row, V * S::F32_LANES);
         let decay = self.softmax::<S, V>(simd, row);
         self.values::<S, V, N>(simd, row, decay);
@@ -105,7 +108,7 @@ impl PageStep<'_> {
 
     /// `scores[token][row] = q[row] . k[token]`, capped.
     #[inline(always)]
-    fn logits<S: Simd, const V: usize, const N: usize>(&mut self, simd: S, row: usize) {
+    pub(super) fn logits<S: Simd, const V: usize, const N: usize>(&mut self, simd: S, row: usize) {
         let width = V * S::F32_LANES;
         let (k, _) = self.k.as_chunks::<SIDE>();
         let chunks = k.len() / PAGE_TOKENS as usize;
@@ -136,8 +139,17 @@ impl PageStep<'_> {
         }
     }
 
+    /// Adds each token's bias to its logits.
+    pub(super) fn add_biases(&mut self, width: usize) {
+        let Some(biases) = self.bias else { return };
+        for (logits, bias) in self.scores.chunks_exact_mut(width).zip(&biases[..self.tokens]) {
+            let bias = bias * std::f32::consts::LOG2_E;
+            logits.iter_mut().for_each(|logit| *logit += bias);
+        }
+    }
+
     /// Makes logits -inf where the mask has no bit.
-    fn hide_masked(&mut self, row: usize, width: usize) {
+    pub(super) fn hide_masked(&mut self, row: usize, width: usize) {
         let Some(mask) = self.mask else { return };
         let exist = u64::MAX >> (PAGE_TOKENS as usize - self.tokens);
         for lane in 0..width.min(self.rows.end - row) {
@@ -249,7 +261,7 @@ impl PageStep<'_> {
 
 /// Lanes whose row, counted from the block's first, is below `count`.
 #[inline(always)]
-fn lanes_below<S: Simd, const V: usize>(simd: S, count: usize) -> [S::m32s; V] {
+pub(super) fn lanes_below<S: Simd, const V: usize>(simd: S, count: usize) -> [S::m32s; V] {
     let mut index = [0.0; MAX_LANES];
     for (lane, index) in index.iter_mut().enumerate() {
         *index = lane as f32;
@@ -267,7 +279,7 @@ fn rows_at<const N: usize>(rows: &[[f32; SIDE]], at: usize) -> &[[f32; SIDE]; N]
 }
 
 #[inline(always)]
-fn load<S: Simd, const V: usize>(slice: &[f32]) -> [S::f32s; V] {
+pub(super) fn load<S: Simd, const V: usize>(slice: &[f32]) -> [S::f32s; V] {
     let (vectors, _) = S::as_simd_f32s(slice);
     *vectors.first_chunk().expect("V vectors")
 }

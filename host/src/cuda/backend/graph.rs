@@ -77,6 +77,8 @@ pub(crate) struct RecordedStep {
     seen: Seen,
     /// The counters that the launches read.
     counters: CachePointers,
+    /// Of the arrays of compacted nodes those that the launches read.
+    compacted: u64,
     stream: Arc<Stream>,
 }
 
@@ -172,6 +174,7 @@ impl CudaBackend {
             inputs,
             seen: seen.clone(),
             counters: self.counters_at(),
+            compacted: self.cache.compacted.generation,
             stream: self.stream.clone(),
         })
     }
@@ -186,7 +189,11 @@ impl CudaBackend {
         let slots = counters.lengths.len().max(counters.tail_pages.len());
         self.cache.reserve_slots(slots)?;
         let (now, then) = (self.counters_at(), step.counters);
-        let moved = (now.lengths, now.tail_pages) != (then.lengths, then.tail_pages);
+        if let Some(directory) = counters.directory {
+            self.cache.set_directory(directory, &self.stream)?;
+        }
+        let moved = (now.lengths, now.tail_pages) != (then.lengths, then.tail_pages)
+            || self.cache.compacted.generation != step.compacted;
         Ok(!moved && step.inputs.plan.could_hold(call.plan))
     }
 
@@ -215,7 +222,7 @@ impl CudaBackend {
         call: &StepCall<'_>,
         rotated: bool,
     ) -> Result<(), BackendError> {
-        check_plan(self.cache.shape(), call.plan, call.counters.lengths.len())?;
+        check_plan(self.cache.shape(), call.plan, call.counters)?;
         self.set_counters(call.counters)?;
         inputs.plan.update(call.plan, &self.stream)?;
         inputs.targets.fill(&self.stream, &call.padded())?;

@@ -43,7 +43,8 @@ pub(super) fn push_own(
     } else if tables.masks.is_empty() {
         let pages = push_pages(view, tables, sequence, blocks);
         let pages = view.pages.split_off(pages.start as usize);
-        let own = OwnPages { pages: &pages, coded: 0, format: KvFormat::Native, length };
+        let own =
+            OwnPages { pages: &pages, coded: 0, format: KvFormat::Native, compacted: None, length };
         own.push_chunk(view, parent, queries);
     } else {
         let words = tables.mask_words(tables.rows());

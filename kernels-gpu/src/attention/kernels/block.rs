@@ -27,6 +27,8 @@ pub(super) struct Block {
     pub(super) logits: Logits,
     /// `[queries, q_heads, head_dim]`, 16 bit.
     pub(super) q: *const u16,
+    /// Of compacted nodes the biases of cells.
+    pub(super) biases: *const f32,
     /// Masks of pages that hold several nodes.
     pub(super) masks: *const u64,
     /// Where results go.
@@ -42,6 +44,7 @@ impl Block {
         thread: u32,
         warp: u32,
         kv_head: u32,
+        biases: *const f32,
     ) -> Self {
         Self {
             shared,
@@ -52,6 +55,7 @@ impl Block {
             group: Group::new(a.group),
             logits: Logits::new(a.scale_log2, a.soft_cap),
             q: a.q,
+            biases,
             masks: a.masks,
             outputs: Outputs {
                 out: a.out,

@@ -22,6 +22,8 @@ pub trait Pages: Copy {
     /// Whether a page is whole in memory and V finite. Otherwise a table has its blocks, and V is looked through where not
     /// all queries of an item see a page.
     const NATIVE: bool;
+    /// Whether pages are the cells of compacted nodes.
+    const CELLS: bool = false;
 
     /// Which block of the cache holds `token` of `page`.
     ///
@@ -64,6 +66,46 @@ impl Cache for Pool {
         // SAFETY: the pool holds pages of every KV head.
         let first = unsafe { a.pool.cast::<Row>().byte_add(offset) };
         PoolPages { first, stride: page_bytes * u64::from(a.kv_heads) }
+    }
+}
+
+/// The launch's pool, a cell a page.
+#[derive(Clone, Copy, Debug)]
+pub struct CellPool;
+
+/// The cells of all KV heads.
+#[derive(Clone, Copy)]
+pub struct Cells(PoolPages);
+
+impl Cache for CellPool {
+    type Pages = Cells;
+
+    #[inline(always)]
+    unsafe fn pages<const D: usize>(self, a: &Attend, _kv_head: u32) -> Cells {
+        let stride = 2 * layout::page_elements(D as u32) as u64;
+        Cells(PoolPages { first: a.pool.cast(), stride })
+    }
+}
+
+impl Pages for Cells {
+    const NATIVE: bool = true;
+    const CELLS: bool = true;
+
+    #[inline(always)]
+    unsafe fn block(&self, _page: u32, _token: u32) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    unsafe fn piece<const D: usize>(
+        &self,
+        half: usize,
+        page: u32,
+        place: (u32, u32),
+        piece: u32,
+    ) -> *const Row {
+        // SAFETY: the caller's.
+        unsafe { self.0.piece::<D>(half, page, place, piece) }
     }
 }
 

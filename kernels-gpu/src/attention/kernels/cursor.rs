@@ -3,6 +3,7 @@
 use super::page::PartialPage;
 use super::program::Program;
 use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment};
+use crate::directory::LinkedCell;
 
 /// Tells how many tokens segments hold at present.
 pub(super) trait Counts {
@@ -46,8 +47,10 @@ pub(super) struct Cursor<C> {
     left: u32,
     /// Word of the present page's id.
     word: u32,
-    /// The present page.
+    /// The present page; of compacted nodes its cell.
     id: u32,
+    /// What the directory says of that cell.
+    cell: LinkedCell,
     /// Its segment, and its index within it in the upper half.
     place: u32,
 }
@@ -68,6 +71,7 @@ impl<C: Counts> Cursor<C> {
             left: 0,
             word: 0,
             id: 0,
+            cell: LinkedCell { cell: 0, bits: 0 },
             place: 0,
         }
     }
@@ -134,6 +138,56 @@ impl<C: Counts> Cursor<C> {
         PartialPage {
             tokens: if self.whole && tokens == PAGE_TOKENS { 0 } else { tokens },
             place: self.place,
+        }
+    }
+}
+
+impl Cursor<Kept> {
+    /// As [`Cursor::advance`], of a program whose cells are counted; its pages are cells, if there is a directory.
+    #[inline(always)]
+    pub(super) unsafe fn advance_cell(&mut self) {
+        if self.left > PAGE_TOKENS {
+            self.left -= PAGE_TOKENS;
+            self.word += 1;
+            self.place += 1 << 16;
+        } else {
+            self.left = 0;
+            // SAFETY: as long as there are segments.
+            while self.left == 0 && unsafe { self.next_segment() } {
+                // SAFETY: the segment that was begun.
+                self.left =
+                    unsafe { self.program.counted_cells(self.header.items, self.segments - 1) };
+            }
+        }
+        if self.left > 0 {
+            // SAFETY: the word is one of the segment's page ids, which the directory has.
+            unsafe {
+                self.id = self.program.word(self.word);
+                if self.program.cells.are_there() {
+                    self.cell = self.program.cells.at(self.id);
+                    self.id = self.cell.cell;
+                }
+            }
+        }
+    }
+
+    /// As [`Cursor::page_tokens`], after [`Cursor::advance_cell`].
+    #[inline(always)]
+    pub(super) fn rows(&self) -> u32 {
+        if self.left > 0 && self.program.cells.are_there() {
+            self.cell.rows()
+        } else {
+            self.page_tokens()
+        }
+    }
+
+    /// As [`Cursor::describe`], after [`Cursor::advance_cell`]: [`CELL_BIASED`](crate::abi::CELL_BIASED) is in the place.
+    #[inline(always)]
+    pub(super) fn describe_cell(&self) -> PartialPage {
+        let rows = self.rows();
+        PartialPage {
+            tokens: if self.whole && rows == PAGE_TOKENS { 0 } else { rows },
+            place: self.place | self.cell.bias_flag(),
         }
     }
 }

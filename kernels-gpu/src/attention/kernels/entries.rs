@@ -3,13 +3,16 @@
 #![expect(clippy::too_many_arguments, reason = "a kernel's parameters are scalars and pointers")]
 
 use crate::Arch;
-use crate::abi::MergeRow;
+use crate::abi::{Cell, MergeRow};
 use crate::attention::tile::{self, MERGE_THREADS};
 use device::tensor::TensorMap;
 use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
 
-use super::{Attend, Coded, Foreign, Format, Fp8, Merge, Native, Pool, ampere, hopper};
+use super::{
+    Attend, CellPool, Coded, Compacted, Foreign, Format, Fp8, Merge, Native, Pool, ampere, hopper,
+    score,
+};
 use kernel_macros::kernel;
 
 /// Threads of an `attend` block on what is compiled for.
@@ -23,6 +26,14 @@ const fn attend_shared_bytes<const D: usize>() -> u32 {
     match device::ARCH {
         Arch::Sm80 => tile::ampere::Tile::<D>::SHARED_BYTES,
         Arch::Sm90a => tile::hopper::Tile::<D>::SHARED_BYTES,
+    }
+}
+
+/// The same of a block that reads compacted nodes.
+const fn compacted_shared_bytes<const D: usize>() -> u32 {
+    match device::ARCH {
+        Arch::Sm80 => tile::ampere::Tile::<D>::COMPACTED_SHARED_BYTES,
+        Arch::Sm90a => tile::hopper::Tile::<D>::COMPACTED_SHARED_BYTES,
     }
 }
 
@@ -119,7 +130,36 @@ attend_entry! {
     ]
     reads(pool: *const u16) more(half_bytes: u32, per_slab: u32, detail: u32)
     where[[f32; O]: Accumulators,]
-    pool(pool) |a| run::<E, F, D, KS, NT, O, S>(a, Coded { half_bytes, per_slab, detail })
+    pool(pool) |a| {
+        let coded = Coded { half_bytes, per_slab, detail, ..Coded::default() };
+        run::<E, F, D, KS, NT, O, S>(a, coded)
+    }
+}
+
+attend_entry! {
+    /// [`attend`] over compacted nodes: `pool` has their cells, and page ids are places in `cells`.
+    #[kernel(
+        threads = ATTEND_THREADS,
+        shared = compacted_shared_bytes::<D>(),
+        group = "attend_compacted_d{D}",
+        instances(
+            attend_compacted_bf16_d64: <Bf16, 64, 4, 8, 32, 12>,
+            attend_compacted_bf16_d128: <Bf16, 128, 8, 16, 64, 6>,
+            attend_compacted_bf16_d256: <Bf16, 256, 16, 32, 128, 3>,
+            attend_compacted_f16_d64: <F16, 64, 4, 8, 32, 12>,
+            attend_compacted_f16_d128: <F16, 128, 8, 16, 64, 6>,
+            attend_compacted_f16_d256: <F16, 256, 16, 32, 128, 3>
+        )
+    )]
+    attend_compacted[
+        E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize, const S: u32
+    ]
+    reads(pool: *const u16, cells: *const Cell, biases: *const f32) more(cell_stride: u32)
+    where[[f32; O]: Accumulators,]
+    pool(pool) |a| {
+        let coded = Coded { cells, cell_stride, biases, ..Coded::default() };
+        run::<E, Compacted, D, KS, NT, O, S>(a, coded)
+    }
 }
 
 attend_entry! {
@@ -188,6 +228,9 @@ unsafe fn run<
     // SAFETY: the caller's.
     unsafe {
         match device::ARCH {
+            Arch::Sm80 if F::COMPACTED => {
+                ampere::attend::<E, F, CellPool, D, KS, NT>(a, CellPool, coded);
+            }
             Arch::Sm80 => ampere::attend::<E, F, Pool, D, KS, NT>(a, Pool, coded),
             Arch::Sm90a => hopper::attend::<E, F, Pool, D, KS, NT, O, S>(a, Pool, coded),
         }
@@ -234,4 +277,66 @@ unsafe fn merge<E: Element, const D: usize, const V: usize>(
     };
     // SAFETY: the caller's.
     unsafe { super::merge::<E, D, V>(m) }
+}
+
+/// One block of `score`. `KS = D / 16` for head dimension `D`.
+#[kernel(
+    threads = tile::score::threads(device::ARCH),
+    shared = tile::score::shared_bytes::<D>(device::ARCH),
+    group = "score_d{D}",
+    instances(
+        score_bf16_d64: <Bf16, 64, 4>,
+        score_bf16_d128: <Bf16, 128, 8>,
+        score_bf16_d256: <Bf16, 256, 16>,
+        score_f16_d64: <F16, 64, 4>,
+        score_f16_d128: <F16, 128, 8>,
+        score_f16_d256: <F16, 256, 16>
+    )
+)]
+#[inline(always)]
+unsafe fn score<E: Element, const D: usize, const KS: usize>(
+    q: *const u16,
+    pool: *const u16,
+    cells: *const Cell,
+    biases: *const f32,
+    programs: *const u32,
+    masks: *const u64,
+    lengths: *const u32,
+    lse: *const f32,
+    visible: *const u32,
+    scores: *mut u32,
+    stride: u32,
+    cell_stride: u32,
+    kv_heads: u32,
+    group: u32,
+    scale_log2: f32,
+    soft_cap: f32,
+    reduce: u32,
+) {
+    let s = score::Score {
+        q,
+        pool,
+        cells,
+        biases,
+        programs,
+        masks,
+        lengths,
+        lse,
+        visible,
+        scores,
+        stride,
+        cell_stride,
+        kv_heads,
+        group,
+        scale_log2,
+        soft_cap,
+        reduce,
+    };
+    // SAFETY: the caller's.
+    unsafe {
+        match device::ARCH {
+            Arch::Sm80 => score::ampere::score::<E, D, KS>(s),
+            Arch::Sm90a => score::hopper::score::<E, D, KS>(s),
+        }
+    }
 }

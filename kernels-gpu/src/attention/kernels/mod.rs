@@ -8,6 +8,7 @@
 pub mod ampere;
 mod block;
 mod cache;
+mod cells;
 mod cursor;
 mod entries;
 mod finish;
@@ -19,11 +20,12 @@ mod page;
 mod program;
 mod query;
 mod rows;
+pub mod score;
 mod sink;
 mod warp_tile;
 
-pub use cache::{Cache, Foreign, Pool};
-pub use format::{Coded, Format, Fp8, Native};
+pub use cache::{Cache, CellPool, Foreign, Pool};
+pub use format::{Coded, Compacted, Format, Fp8, Native};
 pub use merge::{Merge, merge};
 
 /// What an `attend` launch reads and writes. Grid: `[shares, kv_heads]`.

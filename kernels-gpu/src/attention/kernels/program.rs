@@ -1,5 +1,6 @@
 //! A block's program: read from shared memory where it fits, else from global memory.
 
+use super::cells::Cells;
 use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment, WorkItem, words_of};
 use crate::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES};
 use device::shared::Shared;
@@ -17,6 +18,8 @@ pub struct Program {
     pub(super) words: *const u32,
     /// Node lengths, by slot.
     pub(super) lengths: *const u32,
+    /// Of a program of compacted pages where the KV head's rows lie.
+    pub(super) cells: Cells,
 }
 
 impl Program {
@@ -126,6 +129,57 @@ impl Program {
         } else {
             0
         }
+    }
+
+    /// Tokens of as many pages as the KV head has cells of `segment`, in a program of compacted pages; else those of
+    /// [`Program::tokens`].
+    #[inline(always)]
+    pub(super) unsafe fn cell_tokens(&self, segment: &Segment) -> u32 {
+        // SAFETY: a segment of the program's; its page ids are those of cells, if there are any.
+        unsafe {
+            if !self.cells.are_there() {
+                return self.tokens(segment);
+            }
+            let first = self.cells.at(self.word(segment.page_word));
+            PAGE_TOKENS * first.following().min(segment.page_count)
+        }
+    }
+
+    /// As [`Program::ask_count`], of [`Program::cell_tokens`].
+    #[inline(always)]
+    pub(super) unsafe fn ask_cells(&self, header: &ProgramHeader, thread: u32) -> u32 {
+        if thread < header.segments && thread < COUNTED_SEGMENTS {
+            // SAFETY: a segment of the program's.
+            unsafe { self.cell_tokens(&self.segment(header.items, thread)) }
+        } else {
+            0
+        }
+    }
+
+    /// As [`Program::counted_tokens`], after [`Program::ask_cells`].
+    #[inline(always)]
+    pub(super) unsafe fn counted_cells(&self, items: u32, index: u32) -> u32 {
+        // SAFETY: counts were written before the barrier, and the segment is one of the program's.
+        unsafe {
+            if index < COUNTED_SEGMENTS {
+                self.counts.at(index).load()
+            } else {
+                self.cell_tokens(&self.segment(items, index))
+            }
+        }
+    }
+
+    /// As [`Program::pages`], after [`Program::ask_cells`].
+    #[inline(always)]
+    pub(super) unsafe fn cell_pages(&self, items: u32, item: &WorkItem) -> u32 {
+        let mut pages = 0;
+        let mut index = item.segment_begin;
+        while index < item.segment_begin + item.segment_count {
+            // SAFETY: the segment is one of the program's.
+            pages += unsafe { self.counted_cells(items, index) }.div_ceil(PAGE_TOKENS);
+            index += 1;
+        }
+        pages
     }
 
     /// Consumers, together: keeps the counts that [`Program::ask_count`] brought; a barrier has to follow.

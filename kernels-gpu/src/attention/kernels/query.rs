@@ -64,6 +64,33 @@ impl RowMap {
         self.group.query(row) * (self.q_heads - self.group.size) + row
     }
 
+    /// The row in `q` and `lse` of the query of one of the item's rows.
+    ///
+    /// # Safety
+    /// As [`RowMap::head_index`].
+    #[inline(always)]
+    pub(super) unsafe fn query_row(&self, row: u32) -> u32 {
+        let query = self.group.query(row);
+        if self.listed() {
+            // SAFETY: the list has an entry for each of the item's queries.
+            unsafe { self.program.word(self.row_word + query) }
+        } else {
+            self.query_begin + query
+        }
+    }
+
+    /// Index of `(query, head)` of one of the item's rows.
+    ///
+    /// # Safety
+    /// The item has the row, and is one of the program's.
+    #[inline(always)]
+    pub(super) unsafe fn head_index(&self, row: u32) -> usize {
+        // SAFETY: the caller's.
+        let place = unsafe { self.query_row(row) };
+        let head = self.first_head + (row - self.group.query(row) * self.group.size);
+        place as usize * self.q_heads as usize + head as usize
+    }
+
     /// Index of `(query, head)` of one of the item's rows, in units of `head_dim` elements, if rows are listed.
     ///
     /// # Safety

@@ -2,9 +2,9 @@
 //! `8 j + 2 (lane % 4)` and the next of rows `lane / 4` and `lane / 4 + 8` of a 16-row block
 //! (PTX ISA, "Matrix fragments for mma.m16n8k16" and "Register fragments for wgmma").
 
-use super::block::Work;
+use super::block::{Block, Work};
 use super::page::PartialPage;
-use crate::abi::NONE;
+use crate::abi::{CELL_BIASED, NONE, PAGE_TOKENS};
 use crate::softmax::Partial;
 use device::warp::FULL_MASK;
 use device::{global, math, warp};
@@ -21,6 +21,9 @@ pub(super) struct Logits {
 }
 
 impl Logits {
+    /// Of logits that are exponents already.
+    pub(super) const SCALED: Self = Self { scale: 1.0, cap_scale: 0.0 };
+
     /// For a logit scale times log2(e), and a soft cap or 0.
     #[inline(always)]
     pub(super) fn new(scale_log2: f32, soft_cap: f32) -> Self {
@@ -135,6 +138,36 @@ pub(super) fn soft_cap<const N: usize>(s: &mut [f32; N], logits: Logits) {
     }
 }
 
+/// Scales logits, those of tokens `first + 8 j` and the next of the page, and adds the biases of its cell if it has some:
+/// how the sums become exponents, as [`Logits::SCALED`] says.
+///
+/// # Safety
+/// The layer has the cell, with biases if the page has.
+#[inline(always)]
+pub(super) unsafe fn add_biases<const N: usize>(
+    s: &mut [f32; N],
+    block: &Block,
+    page: PartialPage,
+    cell: u32,
+    first: u32,
+) {
+    let scale = block.logits.scale;
+    if page.place & CELL_BIASED == 0 {
+        for x in s.iter_mut() {
+            *x *= scale;
+        }
+    } else {
+        let place = cell as usize * PAGE_TOKENS as usize + first as usize;
+        for j in 0..N / 4 {
+            // SAFETY: the caller's.
+            let biases = unsafe { global::load_v2_f32(block.biases.add(place + 8 * j)) };
+            for i in 0..4 {
+                s[4 * j + i] = math::fma(s[4 * j + i], scale, biases[i % 2] * LOG2_E);
+            }
+        }
+    }
+}
+
 /// Removes the logits of tokens that a row does not see: `s` are those of rows `row` and `row + 8` of the item
 /// for tokens `first + 8 j` and the next.
 #[inline(always)]
@@ -172,7 +205,7 @@ pub(super) unsafe fn hide<const N: usize>(
 }
 
 #[inline(always)]
-unsafe fn quad_max(x: f32) -> f32 {
+pub(super) unsafe fn quad_max(x: f32) -> f32 {
     // SAFETY: the caller's warp is whole.
     unsafe {
         let x = math::max(x, warp::warp_shuffle_xor(FULL_MASK, x, 1));
@@ -181,7 +214,7 @@ unsafe fn quad_max(x: f32) -> f32 {
 }
 
 #[inline(always)]
-unsafe fn quad_sum(x: f32) -> f32 {
+pub(super) unsafe fn quad_sum(x: f32) -> f32 {
     // SAFETY: the caller's warp is whole.
     unsafe {
         let x = x + warp::warp_shuffle_xor(FULL_MASK, x, 1);

@@ -2,6 +2,7 @@
 
 pub mod ampere;
 pub mod hopper;
+pub mod score;
 
 /// Warps of an `attend` block that compute; on Hopper two warpgroups.
 pub const CONSUMER_WARPS: u32 = 8;

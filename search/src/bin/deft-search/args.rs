@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use deft::retain::Policy;
 
 /// Arguments of a search.
 #[derive(Clone, Debug, clap::Args)]
@@ -66,6 +67,15 @@ pub(crate) struct Args {
     /// How keys and values above a fork are kept: in the model's type, or in fewer bits (on the CPU only so far).
     #[arg(long, default_value = "native")]
     pub(crate) kv: KvArg,
+
+    /// Drop tokens that a policy finds minor for all branches, every 16 passes (on the CPU only so far): corm:64,
+    /// h2o:64, snapkv:32, sinks:4,256, merge:0.75; docs/retention.md says which to choose.
+    #[arg(long, value_name = "POLICY", conflicts_with_all = ["gpus", "launched"])]
+    pub(crate) retain: Option<Policy>,
+
+    /// With --retain: rows of K and V, a layer and KV head, from which on tokens are dropped; h2o and snapkv keep so many.
+    #[arg(long, value_name = "ROWS", default_value_t = 0, requires = "retain")]
+    pub(crate) retain_rows: u64,
 
     /// Print one JSON object a question instead of the tree; everything else goes to stderr. docs/search.md
     /// describes it.
@@ -216,6 +226,10 @@ mod tests {
             ("--search dfs", "possible values: tot, beam"),
             ("--kv int8", "possible values: native, fp8, int4, kivi4, kivi2"),
             ("--device gpu", "possible values: auto, cpu, cuda"),
+            ("--retain corn:64", "there are corm, h2o"),
+            ("--retain corm", "window must be"),
+            ("--retain corm:64 --gpus 2", "cannot be used with"),
+            ("--retain-rows 64", "--retain"),
             ("--gpus 0", "1..=64"),
             ("--gpus 2 --launched", "cannot be used with"),
             ("--prompt=", "a prompt needs a word"),

@@ -5,7 +5,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use deft::KvFormat;
 use deft::format::Fp8Scale;
-use deft_engine::{CpuModel, CpuOptions, Gguf, LlamaConfig, Tokenizer, Weights, chat, safetensors};
+use deft::retain::Budget;
+use deft_engine::{
+    CpuModel, CpuOptions, Gguf, LlamaConfig, Retain, Tokenizer, Weights, chat, safetensors,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::{Args, DeviceArg, KvArg};
@@ -68,21 +71,32 @@ fn placed(
     }))
 }
 
+/// Passes from one upkeep of a model with a policy to the next.
+const UPKEEP: u32 = 16;
+
 type Placed = (Box<dyn Timed>, String, Option<String>);
 
 fn on_device(weights: &Weights, args: &Args) -> Result<Option<Placed>> {
     let (kv, ranks) = (format_of(args.kv), Ranks::of(args)?);
-    let on_gpu = || match kv {
-        KvFormat::Native => on_gpu(weights, &ranks),
-        format => anyhow::bail!("KV format {format} is not available on CUDA yet"),
+    let retain = args.retain.map(|policy| Retain {
+        policy,
+        budget: Budget::Tokens(args.retain_rows),
+        every: UPKEEP,
+    });
+    let on_gpu = || match (kv, retain) {
+        (_, Some(retain)) => {
+            anyhow::bail!("--retain {} is not available on CUDA yet", retain.policy)
+        }
+        (KvFormat::Native, _) => on_gpu(weights, &ranks),
+        (format, _) => anyhow::bail!("KV format {format} is not available on CUDA yet"),
     };
     match args.device {
-        DeviceArg::Cpu => on_cpu(weights, kv, &ranks, None),
+        DeviceArg::Cpu => on_cpu(weights, (kv, retain), &ranks, None),
         DeviceArg::Cuda => on_gpu(),
         DeviceArg::Auto => match on_gpu() {
             // Who asks for several GPUs does not mean the CPU.
             Err(error) if ranks.count() == 1 => {
-                on_cpu(weights, kv, &ranks, Some(format!("{error:#}")))
+                on_cpu(weights, (kv, retain), &ranks, Some(format!("{error:#}")))
             }
             placed => placed,
         },
@@ -101,13 +115,13 @@ fn format_of(kv: KvArg) -> KvFormat {
 
 fn on_cpu(
     weights: &Weights,
-    kv: KvFormat,
+    (kv, retain): (KvFormat, Option<Retain>),
     ranks: &Ranks,
     fallback: Option<String>,
 ) -> Result<Option<Placed>> {
     let bar = bar(weights.config().parameters());
     let (shown, weights) = (bar.clone(), weights.clone());
-    let mut options = CpuOptions { kv, ..CpuOptions::default() };
+    let mut options = CpuOptions { kv, retain, ..CpuOptions::default() };
     // Questions follow one another, and a puzzle is asked twice.
     options.prefix_bytes = options.capacity_bytes;
     let model = ranks.model(move |ranks| {

@@ -43,6 +43,7 @@ fn run(bad: bool, step: impl Fn(PageStep<'_>)) -> [Vec<f32>; 3] {
             tokens,
             rows,
             mask,
+            bias: None,
             non_finite,
             soft_cap: None,
         });
@@ -105,6 +106,7 @@ fn rows_that_do_not_see_a_page_keep_what_they_have() {
             tokens: 9,
             rows,
             mask: None,
+            bias: None,
             non_finite: None,
             soft_cap: None,
         });

@@ -10,12 +10,13 @@ mod pages;
 use super::Attend;
 use super::block::{Block, Work};
 use super::cache::{self, Cache};
+use super::cells::Cells;
 use super::finish::{Exchange, join, store_rows};
 use super::format::{Coded, CodedPages, Format};
 use super::group_layout::Cores;
 use super::program::Program;
 use super::query;
-use super::rows::{hide, soft_cap};
+use super::rows::{Logits, add_biases, hide, soft_cap};
 use super::sink::{Sink, inverse};
 use super::warp_tile::WarpTile;
 use crate::attention::tile::{PROGRAM_BYTES, ampere::Tile, group_bytes};
@@ -29,7 +30,7 @@ use pages::Pages;
 ///
 /// # Safety
 /// Blocks have [`THREADS`](crate::attention::tile::ampere::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic
-/// shared memory. The pointers are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie
+/// shared memory ([`Tile::COMPACTED_SHARED_BYTES`] for compacted nodes). The pointers are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie
 /// within pool, lengths and partials, and its segments lie in program order, each in one work item. Items are of the
 /// format, and their pages are full where it is not the native one.
 #[inline(always)]
@@ -58,12 +59,17 @@ pub unsafe fn attend<
             counts: base.offset(Tile::<D>::COUNTS).cast(),
             words,
             lengths: a.lengths,
+            cells: Cells::of::<F>(&coded, kv_head),
         };
         let header = program.header();
-        let tokens = program.ask_count(&header, thread_index);
+        let tokens = if F::COMPACTED {
+            program.ask_cells(&header, thread_index)
+        } else {
+            program.ask_count(&header, thread_index)
+        };
         program.keep_count(&header, thread_index, tokens);
         thread::sync_threads();
-        let block = Block::new(&a, base, thread_index, warp::warp_id(), kv_head);
+        let block = Block::new(&a, base, thread_index, warp::warp_id(), kv_head, coded.biases);
         let of_head = cache.pages::<D>(&a, kv_head);
         let mut pages = Pages::<E, _, D>::new(base, thread_index, program, header, of_head);
         let of_format = CodedPages::new::<D>(&a, kv_head, coded);
@@ -91,7 +97,11 @@ pub unsafe fn attend<
                 program,
                 items: header.items,
                 index,
-                pages: program.pages(header.items, &item),
+                pages: if F::COMPACTED {
+                    program.cell_pages(header.items, &item)
+                } else {
+                    program.pages(header.items, &item)
+                },
             };
             if map.rows <= 32 {
                 run::<E, F, _, D, KS, NT, 8, 4>(&work, &mut pages, &mut codes, map.rows);
@@ -107,7 +117,12 @@ pub unsafe fn attend<
 
 /// Fetches the program's beginning.
 #[inline(always)]
-unsafe fn load_program(cached: Shared<[u32; 4]>, words: *const u32, stride: u32, thread: u32) {
+pub(super) unsafe fn load_program(
+    cached: Shared<[u32; 4]>,
+    words: *const u32,
+    stride: u32,
+    thread: u32,
+) {
     let bytes = (stride * 4).min(PROGRAM_BYTES);
     if thread * 16 < bytes {
         // SAFETY: programs are `stride` words long, a multiple of 4, and 16-byte aligned.
@@ -153,11 +168,19 @@ unsafe fn run<
             if active {
                 p = tile.logits::<E, Cores, D, S>(key.offset(own));
                 soft_cap(&mut p, block.logits);
+                if F::COMPACTED {
+                    let first = first_token + lane % 4 * 2;
+                    add_biases(&mut p, block, page, pages.cell(), first);
+                }
                 if page.tokens != 0 {
                     let first = first_token + lane % 4 * 2;
                     hide(&mut p, work, page, row_tile * 16 + lane / 4, first);
                 }
-                let factor = tile.rows.update(&mut p, block.logits);
+                let factor = if F::COMPACTED {
+                    tile.rows.update(&mut p, Logits::SCALED)
+                } else {
+                    tile.rows.update(&mut p, block.logits)
+                };
                 tile.rescale(factor);
             }
             let value = if F::CODED { codes.next_value() } else { pages.next_value() };

@@ -115,6 +115,18 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
         records.offset(stage * Tile::<D>::RECORD_BYTES).cast()
     }
 
+    #[inline(always)]
+    fn cell_word(&self, stage: u32) -> Shared<u32> {
+        self.shared.offset(Tile::<D>::CELLS).cast().at(stage)
+    }
+
+    /// Of compacted nodes, the cell of the page whose K was waited for last; before its V is.
+    #[inline(always)]
+    pub(super) unsafe fn cell(&self) -> u32 {
+        // SAFETY: written with the page's record.
+        unsafe { self.cell_word(self.stage).load() }
+    }
+
     /// Waits until the next half has landed, for all threads. Of the halves asked for all but it may be under way.
     #[inline(always)]
     unsafe fn await_half(&self) {
@@ -158,11 +170,18 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
     unsafe fn load_key(&mut self, stage: u32) {
         // SAFETY: all threads move together; nobody reads the stage's K and record.
         unsafe {
-            self.last.advance();
+            if P::CELLS {
+                self.last.advance_cell();
+            } else {
+                self.last.advance();
+            }
             if self.thread == 0 {
-                let page = self.last.describe();
+                let page = if P::CELLS { self.last.describe_cell() } else { self.last.describe() };
                 self.record(stage).store(page.tokens);
                 self.record(stage).at(1).store(page.place);
+                if P::CELLS {
+                    self.cell_word(stage).store(self.last.id);
+                }
             }
             self.load_half::<0>(self.key(stage));
         }
@@ -178,7 +197,7 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
     /// Asks for K (half 0) or V (half 1) of the page; tokens past its last are zeros, for 0 x NaN is NaN.
     #[inline(always)]
     unsafe fn load_half<const HALF: usize>(&self, destination: Shared<Row>) {
-        let tokens = self.last.page_tokens();
+        let tokens = if P::CELLS { self.last.rows() } else { self.last.page_tokens() };
         if tokens > 0 {
             let piece = |i: usize| self.thread + i as u32 * CONSUMERS;
             let token = |i: usize| token_of::<D>(piece(i));

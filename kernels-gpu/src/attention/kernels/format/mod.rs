@@ -6,6 +6,7 @@
 mod fp8;
 
 use super::Attend;
+use crate::abi::Cell;
 use crate::layout::{self, SLAB_PAGES};
 use device::Element;
 use device::matrix::Row;
@@ -17,6 +18,8 @@ pub use fp8::Fp8;
 pub trait Format {
     /// Whether there is anything to decode.
     const CODED: bool = true;
+    /// Whether page ids are places in a directory of cells, which may have biases.
+    const COMPACTED: bool = false;
     /// What is loaded to decode a piece.
     type Piece: Copy;
 
@@ -30,12 +33,18 @@ pub trait Format {
     fn decode<E: Element>(piece: Self::Piece) -> [u32; 4];
 }
 
-/// Elements as they are.
+/// Elements as they are, in pages or in the cells of compacted nodes.
 #[derive(Clone, Copy, Debug)]
-pub struct Native;
+pub struct Elements<const COMPACTED: bool>;
 
-impl Format for Native {
+/// Pages of the pool.
+pub type Native = Elements<false>;
+/// Rows of compacted nodes.
+pub type Compacted = Elements<true>;
+
+impl<const C: bool> Format for Elements<C> {
     const CODED: bool = false;
+    const COMPACTED: bool = C;
     type Piece = [u32; 4];
 
     #[inline(always)]
@@ -51,7 +60,7 @@ impl Format for Native {
 }
 
 /// What a launch is told of its format's pages; zeros for native ones.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Coded {
     /// Bytes of half a page of one KV head: of K, and of V.
     pub half_bytes: u32,
@@ -59,6 +68,31 @@ pub struct Coded {
     pub per_slab: u32,
     /// A number that the format asks for.
     pub detail: u32,
+    /// The layer's directory, `[kv_heads][cell_stride]`, linked ([`crate::directory`]).
+    pub cells: *const Cell,
+    /// Indices of a KV head in it.
+    pub cell_stride: u32,
+    /// The layer's biases, `[cell][64]`, natural logarithms; read where a cell says that it has some.
+    pub biases: *const f32,
+}
+
+impl Coded {
+    /// Of native pages.
+    pub const NATIVE: Self = Self {
+        half_bytes: 0,
+        per_slab: 0,
+        detail: 0,
+        cells: core::ptr::null(),
+        cell_stride: 0,
+        biases: core::ptr::null(),
+    };
+}
+
+impl Default for Coded {
+    #[inline(always)]
+    fn default() -> Self {
+        Self::NATIVE
+    }
 }
 
 /// Where the pages of a format lie, for one KV head.

@@ -6,6 +6,7 @@
 //! pool, or blocks of another engine (`boxes`).
 
 mod boxes;
+mod cells;
 mod coded;
 mod narrow;
 mod page_tail;
@@ -15,6 +16,7 @@ mod wide;
 
 use super::Attend;
 use super::block::{Block, Work};
+use super::cells::Cells;
 use super::format::{Coded, Format};
 use super::group_layout::GroupLayout;
 use super::program::Program;
@@ -60,7 +62,8 @@ pub trait Source: Copy {
 /// for head dimension `D`; the ring has `S` pages, [`Tile::STAGES`] of native ones and fewer beside codes.
 ///
 /// # Safety
-/// Blocks have [`THREADS`](crate::attention::tile::hopper::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic shared memory. The pointers
+/// Blocks have [`THREADS`](crate::attention::tile::hopper::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic shared memory
+/// ([`Tile::COMPACTED_SHARED_BYTES`] for compacted nodes). The pointers
 /// are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie within pool, lengths and
 /// partials, and its segments lie in program order, each in one work item. Items are of the format, and their pages are
 /// full where it is not the native one.
@@ -104,6 +107,7 @@ pub unsafe fn attend<
             counts: base.offset(Tile::<D>::COUNTS).cast(),
             words,
             lengths: a.lengths,
+            cells: Cells::of::<F>(&coded, kv_head),
         };
         if warp_index >= CONSUMER_WARPS {
             register::set_max_dec::<40>();
@@ -111,7 +115,7 @@ pub unsafe fn attend<
                 let producer = warp_index - CONSUMER_WARPS;
                 mbarrier::wait_parity(program_barrier::<D>(base), 0);
                 source.produce::<F, D, S>(&a, producer, kv_head, coded, base, program);
-                if F::CODED {
+                if F::CODED || F::COMPACTED {
                     // The launch before is of the same call and another format: who waits for this one waits for both.
                     grid::wait_dependencies();
                 }
@@ -122,8 +126,8 @@ pub unsafe fn attend<
         } else {
             register::set_max_inc::<232>();
             mbarrier::wait_parity(program_barrier::<D>(base), 0);
-            let block = Block::new(&a, base, thread_index, warp_index, kv_head);
-            consume::<E, C, D, KS, NT, O, S>(&block, program);
+            let block = Block::new(&a, base, thread_index, warp_index, kv_head, coded.biases);
+            consume::<E, F, C, D, KS, NT, O, S>(&block, program);
         }
     }
 }
@@ -167,6 +171,7 @@ fn program_barrier<const D: usize>(base: Shared<u8>) -> Barrier {
 #[inline(always)]
 unsafe fn consume<
     E: Element,
+    F: Format,
     C: Source,
     const D: usize,
     const KS: usize,
@@ -183,7 +188,11 @@ unsafe fn consume<
     // SAFETY: as in `attend`; all consumers go the same way.
     unsafe {
         let header = program.header();
-        let tokens = program.ask_count(&header, block.thread);
+        let tokens = if F::COMPACTED {
+            program.ask_cells(&header, block.thread)
+        } else {
+            program.ask_count(&header, block.thread)
+        };
         let mut index = 0;
         while index < header.items {
             let item = program.item(index);
@@ -211,14 +220,18 @@ unsafe fn consume<
                 program,
                 items: header.items,
                 index,
-                pages: program.pages(header.items, &item),
+                pages: if F::COMPACTED {
+                    program.cell_pages(header.items, &item)
+                } else {
+                    program.pages(header.items, &item)
+                },
             };
             if narrow {
-                narrow::run::<E, C, D, KS, NT, S>(&work, &mut ring);
+                narrow::run::<E, F, C, D, KS, NT, S>(&work, &mut ring);
             } else if map.rows <= 64 {
-                wide::run::<E, C, D, KS, O, S>(&work, &mut ring, true);
+                wide::run::<E, F, C, D, KS, O, S>(&work, &mut ring, true);
             } else if Tile::<D>::MAX_ROWS > 64 {
-                wide::run::<E, C, D, KS, O, S>(&work, &mut ring, false);
+                wide::run::<E, F, C, D, KS, O, S>(&work, &mut ring, false);
             }
             index += 1;
         }

@@ -6,7 +6,8 @@ use super::page_tail;
 use super::ring::Ring;
 use crate::attention::kernels::block::Work;
 use crate::attention::kernels::finish::{Exchange, join};
-use crate::attention::kernels::rows::{hide, soft_cap};
+use crate::attention::kernels::format::Format;
+use crate::attention::kernels::rows::{Logits, add_biases, hide, soft_cap};
 use crate::attention::kernels::warp_tile::WarpTile;
 use crate::attention::tile::{CONSUMER_WARPS, hopper::Tile};
 use device::warp::FULL_MASK;
@@ -16,6 +17,7 @@ use device::{Element, bulk, warp};
 #[inline(always)]
 pub(super) unsafe fn run<
     E: Element,
+    F: Format,
     C: Source,
     const D: usize,
     const KS: usize,
@@ -35,7 +37,7 @@ pub(super) unsafe fn run<
         // SAFETY: a stage is read between its arrival and its release.
         unsafe {
             if mine {
-                step::<E, C, D, KS, NT, S>(&mut tile, work, ring);
+                step::<E, F, C, D, KS, NT, S>(&mut tile, work, ring);
             } else {
                 ring.skip();
             }
@@ -57,6 +59,7 @@ pub(super) unsafe fn run<
 #[inline(always)]
 unsafe fn step<
     E: Element,
+    F: Format,
     C: Source,
     const D: usize,
     const KS: usize,
@@ -81,6 +84,10 @@ unsafe fn step<
         }
         let mut s: [f32; 8] = tile.logits::<E, C::Layout, D, 8>(ring.key().offset(own));
         soft_cap(&mut s, work.block.logits);
+        if F::COMPACTED {
+            let first = quarter * 16 + lane % 4 * 2;
+            add_biases(&mut s, work.block, page, ring.cell(), first);
+        }
         if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(&mut s, work, page, lane / 4, quarter * 16 + lane % 4 * 2);
             if C::FINITE {
@@ -88,7 +95,11 @@ unsafe fn step<
                 warp::sync_warp(FULL_MASK);
             }
         }
-        let factor = tile.rows.update(&mut s, work.block.logits);
+        let factor = if F::COMPACTED {
+            tile.rows.update(&mut s, Logits::SCALED)
+        } else {
+            tile.rows.update(&mut s, work.block.logits)
+        };
         tile.rescale(factor);
         tile.weigh::<E, C::Layout, D, 8>(&s, ring.value().offset(own));
         // The copy that fills the stage next is of the other proxy.

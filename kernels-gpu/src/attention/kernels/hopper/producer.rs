@@ -1,8 +1,8 @@
 //! The producer warp: streams the program's pages into the ring.
 
-use super::Source;
 use super::coded::Slots;
 use super::ring::Ring;
+use super::{Source, cells};
 use crate::abi::{NONE, PAGE_TOKENS, Segment};
 use crate::attention::kernels::Attend;
 use crate::attention::kernels::cache::{Cache, Pool, PoolPages};
@@ -18,7 +18,7 @@ use device::warp::FULL_MASK;
 use device::{mbarrier, warp};
 
 /// Of a launch without codes nobody looks at the slots; a size has to be there.
-const ANY: Coded = Coded { half_bytes: 1, per_slab: 1, detail: 0 };
+const ANY: Coded = Coded { half_bytes: 1, per_slab: 1, ..Coded::NATIVE };
 
 impl Source for Pool {
     type Layout = Cores;
@@ -38,6 +38,7 @@ impl Source for Pool {
         // SAFETY: the caller's.
         unsafe {
             let PoolPages { first, stride } = self.pages::<D>(a, kv_head);
+            let first = if F::COMPACTED { a.pool.cast() } else { first };
             let codes = CodedPages::new::<D>(a, kv_head, coded);
             produce::<F, D, S>(shared, program, first, stride, codes);
         }
@@ -73,7 +74,13 @@ unsafe fn produce<F: Format, const D: usize, const S: u32>(
                 // 32 lengths are asked for at once: growing nodes cost one trip to memory, not one each.
                 tokens = if index + lane < header.segments {
                     // SAFETY: a segment of the program's.
-                    unsafe { program.tokens(&program.segment(header.items, index + lane)) }
+                    unsafe {
+                        if F::COMPACTED {
+                            program.cell_tokens(&program.segment(header.items, index + lane))
+                        } else {
+                            program.tokens(&program.segment(header.items, index + lane))
+                        }
+                    }
                 } else {
                     0
                 };
@@ -81,7 +88,10 @@ unsafe fn produce<F: Format, const D: usize, const S: u32>(
             // SAFETY: a segment of the program's.
             let segment = unsafe { program.segment(header.items, index) };
             // A node that has stopped growing is streamed while the others' lengths are on their way.
-            let tokens = if segment.length_slot == NONE {
+            let tokens = if F::COMPACTED {
+                // SAFETY: the warp is whole, the segment being the same for all lanes.
+                unsafe { warp::warp_shuffle_idx(FULL_MASK, tokens, index % 32) }
+            } else if segment.length_slot == NONE {
                 segment.tokens
             } else {
                 // SAFETY: the warp is whole, the segment being the same for all lanes.
@@ -100,6 +110,16 @@ unsafe fn produce<F: Format, const D: usize, const S: u32>(
                             slots.send(&codes, id, PartialPage { tokens, place });
                             page += 1;
                         }
+                    } else if F::COMPACTED {
+                        let first = program.word(segment.page_word);
+                        cells::stream(
+                            &mut ring,
+                            program.cells,
+                            first..first + tokens / PAGE_TOKENS,
+                            index,
+                            whole,
+                            pool,
+                        );
                     } else {
                         stream(
                             &mut ring,

@@ -117,6 +117,26 @@ impl<const D: usize, const S: u32> Ring<D, S> {
         }
     }
 
+    /// Where a compacted node's stage says which cell it is.
+    #[inline(always)]
+    fn cell_word(&self) -> Shared<u32> {
+        self.shared.offset(Tile::<D>::CELLS).cast().at(self.stage())
+    }
+
+    /// Producer: says which cell the stage's page is, with [`Ring::describe`].
+    #[inline(always)]
+    pub(super) unsafe fn describe_cell(&self, cell: u32) {
+        // SAFETY: the stage is the producer's until it says that it is full.
+        unsafe { self.cell_word().store(cell) };
+    }
+
+    /// Consumer: which cell the stage's page is, of a compacted node.
+    #[inline(always)]
+    pub(super) unsafe fn cell(&self) -> u32 {
+        // SAFETY: the stage has arrived, with its description.
+        unsafe { self.cell_word().load() }
+    }
+
     /// Consumer warp: gives the stage back.
     #[inline(always)]
     pub(super) unsafe fn release(&self) {

@@ -6,9 +6,10 @@ use super::ring::Ring;
 use crate::abi::PAGE_TOKENS;
 use crate::attention::kernels::block::{Block, Work};
 use crate::attention::kernels::finish::store_rows;
+use crate::attention::kernels::format::Format;
 use crate::attention::kernels::group_layout::GroupLayout;
 use crate::attention::kernels::page::PartialPage;
-use crate::attention::kernels::rows::{Rows, hide, soft_cap};
+use crate::attention::kernels::rows::{Logits, Rows, add_biases, hide, soft_cap};
 use crate::attention::kernels::sink::{Sink, inverse};
 use crate::attention::tile::{CONSUMERS, hopper::Tile};
 use crate::softmax::Approximate;
@@ -37,6 +38,7 @@ struct Chunk<const O: usize> {
 #[inline(always)]
 pub(super) unsafe fn run<
     E: Element,
+    F: Format,
     C: Source,
     const D: usize,
     const KS: usize,
@@ -64,7 +66,7 @@ pub(super) unsafe fn run<
             let mut now = start::<E, C, D, KS, S>(work, ring, &turns, query, &mut s);
             turns.look_ahead(ring);
             wgmma::wait_group_settle::<0, _>(&mut s);
-            softmax::<C, D, S>(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
+            softmax::<F, C, D, S>(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
             let mut p = pack::<E>(&s);
             while turns.next(ring) {
                 if S == 2 {
@@ -75,8 +77,14 @@ pub(super) unsafe fn run<
                     now = start::<E, C, D, KS, S>(work, ring, &turns, query, &mut s);
                     turns.look_ahead(ring);
                     wgmma::wait_group_settle::<0, _>(&mut s);
-                    let factor =
-                        softmax::<C, D, S>(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
+                    let factor = softmax::<F, C, D, S>(
+                        work,
+                        &now,
+                        &mut chunk.rows,
+                        &mut s,
+                        row,
+                        shared_pages,
+                    );
                     rescale(&mut chunk.o, factor);
                     p = pack::<E>(&s);
                     continue;
@@ -86,7 +94,7 @@ pub(super) unsafe fn run<
                 turns.look_ahead(ring);
                 wgmma::wait_group_settle::<1, _>(&mut s);
                 let factor =
-                    softmax::<C, D, S>(work, &next, &mut chunk.rows, &mut s, row, shared_pages);
+                    softmax::<F, C, D, S>(work, &next, &mut chunk.rows, &mut s, row, shared_pages);
                 wgmma::wait_group_settle::<0, _>(&mut chunk.o);
                 now.ring.release();
                 rescale(&mut chunk.o, factor);
@@ -209,7 +217,7 @@ unsafe fn multiply<E: Element, L: GroupLayout, const D: usize, const O: usize, c
 
 /// Turns a page's logits into probabilities; returns what the output must first be multiplied with.
 #[inline(always)]
-unsafe fn softmax<C: Source, const D: usize, const S: u32>(
+unsafe fn softmax<F: Format, C: Source, const D: usize, const S: u32>(
     work: &Work,
     stage: &Stage<D, S>,
     rows: &mut Rows,
@@ -221,6 +229,10 @@ unsafe fn softmax<C: Source, const D: usize, const S: u32>(
     // SAFETY: the stage has landed and is not released yet.
     unsafe {
         let page = stage.page;
+        if F::COMPACTED {
+            let (cell, first) = (stage.ring.cell(), work.block.thread % 4 * 2);
+            add_biases(s, work.block, page, cell, first);
+        }
         if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(s, work, page, row, work.block.thread % 4 * 2);
             if C::FINITE && page.tokens != PAGE_TOKENS {
@@ -236,7 +248,11 @@ unsafe fn softmax<C: Source, const D: usize, const S: u32>(
                 });
             }
         }
-        rows.update(s, work.block.logits)
+        if F::COMPACTED {
+            rows.update(s, Logits::SCALED)
+        } else {
+            rows.update(s, work.block.logits)
+        }
     }
 }
 

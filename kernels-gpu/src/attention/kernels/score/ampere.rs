@@ -1,0 +1,204 @@
+//! `score` on Ampere and what follows it: all eight warps load and compute. Four share a page's tokens, and the other four
+//! have the other half of the rows.
+
+use super::{Block, Score, Totals, hide};
+use crate::abi::{PAGE_TOKENS, WorkItem};
+use crate::attention::kernels::ampere::load_program;
+use crate::attention::kernels::cells::{self, Cells};
+use crate::attention::kernels::cursor::{Cursor, Kept};
+use crate::attention::kernels::format::token_of;
+use crate::attention::kernels::page::PartialPage;
+use crate::attention::kernels::program::Program;
+use crate::attention::kernels::query;
+use crate::attention::kernels::rows::soft_cap;
+use crate::attention::kernels::warp_tile::WarpTile;
+use crate::attention::tile::{CONSUMERS, score::Ampere as Tile};
+use device::matrix::Row;
+use device::shared::{Shared, dynamic_shared_mem};
+use device::{Element, async_copy, thread};
+
+/// Rows that a warp takes at a time.
+const CHUNK: u32 = 32;
+
+/// One block of `score`. `KS = D / 16` for head dimension `D`.
+///
+/// # Safety
+/// As [`super::hopper::score`], with threads and shared memory of this architecture.
+#[inline(always)]
+pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
+    let base = dynamic_shared_mem::<u8>();
+    let kv_head = thread::block_idx_y();
+    let thread_index = thread::thread_idx_x();
+    // SAFETY: the caller's; all threads go the same way.
+    unsafe {
+        let words = a.program(thread::block_idx_x());
+        let cached = base.offset(Tile::<D>::PROGRAM);
+        load_program(cached.cast(), words, a.stride, thread_index);
+        thread::sync_threads();
+        let program = Program {
+            cached: cached.cast(),
+            counts: base.offset(Tile::<D>::COUNTS).cast(),
+            words,
+            lengths: a.lengths,
+            cells: Cells::new(a.cells, a.cell_stride, kv_head),
+        };
+        let header = program.header();
+        let tokens = program.ask_cells(&header, thread_index);
+        program.keep_count(&header, thread_index, tokens);
+        thread::sync_threads();
+        let mut block = Block::new(a, base, thread_index, kv_head, program);
+        block.items = header.items;
+        let mut keys = Keys::<D> {
+            block: &block,
+            last: Cursor::new(program, header, Kept { program, header }),
+            stage: 0,
+        };
+        keys.start();
+        let mut index = 0;
+        while index < header.items {
+            let item = program.item(index);
+            let map = block.row_map(&item);
+            if index > 0 {
+                // The item before still reads queries and rows.
+                thread::sync_threads();
+            }
+            let padded = map.rows.next_multiple_of(CHUNK);
+            let tile = base.offset(Tile::<D>::QUERY).cast();
+            query::load::<D>(a.q, tile, &map, padded, thread_index);
+            if thread_index < Tile::<D>::MAX_ROWS {
+                block.keep_row(&map, thread_index, base.offset(Tile::<D>::ROWS).cast());
+            }
+            thread::sync_threads();
+            let mut left = program.cell_pages(header.items, &item);
+            while left > 0 {
+                let (key, page, cell) = keys.next();
+                tokens_of::<E, D, KS>(&block, &item, padded, key, page, cell);
+                left -= 1;
+            }
+            index += 1;
+        }
+    }
+}
+
+/// A page: this warp's sixteen tokens and its rows.
+#[inline(always)]
+unsafe fn tokens_of<E: Element, const D: usize, const KS: usize>(
+    block: &Block,
+    item: &WorkItem,
+    padded: u32,
+    key: Shared<Row>,
+    page: PartialPage,
+    cell: u32,
+) {
+    let warp_index = block.thread / 32;
+    let lane = block.thread % 32;
+    let first_token = warp_index % 4 * 16;
+    let queries: Shared<Row> = block.shared.offset(Tile::<D>::QUERY).cast();
+    let kept = block.shared.offset(Tile::<D>::ROWS).cast::<[u32; 2]>();
+    let mut row = warp_index / 4 * CHUNK;
+    // Without rows of its own a warp has nothing to say.
+    if row >= padded {
+        return;
+    }
+    // SAFETY: the warp is whole; K and queries are there.
+    unsafe {
+        let mut totals = Totals::new(block, page, cell, first_token + lane / 4);
+        let own = key.offset(first_token / 8 * Tile::<D>::GROUP_BYTES);
+        // The sixteen tokens are what an item's rows are to attention.
+        let tile = WarpTile::<KS, 0>::new::<D>(own);
+        while row < padded {
+            let rows = queries.offset(row / 8 * Tile::<D>::GROUP_BYTES);
+            let mut s: [f32; CHUNK as usize / 2] = tile.logits::<E, D, _>(rows);
+            soft_cap(&mut s, block.logits);
+            if page.tokens != 0 {
+                let first = row + lane % 4 * 2;
+                hide(&mut s, block, item, page, first_token + lane / 4, first);
+            }
+            totals.add(&s, block, kept.at(row));
+            row += 2 * CHUNK;
+        }
+        totals.store(block, page, cell, first_token + lane / 4);
+    }
+}
+
+/// K of the program's pages on its way into shared memory. Each step asks for the page that takes the place of the one
+/// before.
+struct Keys<'a, const D: usize> {
+    block: &'a Block,
+    /// The page that was asked for last.
+    last: Cursor<Kept>,
+    /// Stage of the page that is next to be read.
+    stage: u32,
+}
+
+impl<const D: usize> Keys<'_, D> {
+    #[inline(always)]
+    unsafe fn start(&mut self) {
+        for stage in 0..Tile::<D>::STAGES - 1 {
+            // SAFETY: the stages are empty.
+            unsafe { self.ask(stage) };
+        }
+    }
+
+    #[inline(always)]
+    fn key(&self, stage: u32) -> Shared<Row> {
+        self.block.shared.offset(stage * Tile::<D>::HALF_BYTES).cast()
+    }
+
+    #[inline(always)]
+    fn record(&self, stage: u32) -> Shared<u32> {
+        let records = self.block.shared.offset(Tile::<D>::RECORDS);
+        records.offset(stage * Tile::<D>::RECORD_BYTES).cast()
+    }
+
+    /// Waits for the next page, for all threads, which are through with the one before: its K, what it is, and its cell.
+    #[inline(always)]
+    unsafe fn next(&mut self) -> (Shared<Row>, PartialPage, u32) {
+        match Tile::<D>::STAGES {
+            8 => async_copy::wait_group::<6>(),
+            4 => async_copy::wait_group::<2>(),
+            _ => async_copy::wait_group::<0>(),
+        }
+        let (stage, stages) = (self.stage, Tile::<D>::STAGES);
+        // SAFETY: after the barrier nobody reads the page before.
+        unsafe {
+            thread::sync_threads();
+            self.ask(if stage == 0 { stages - 1 } else { stage - 1 });
+            self.stage = if stage + 1 == stages { 0 } else { stage + 1 };
+            let record = self.record(stage);
+            let page = PartialPage { tokens: record.load(), place: record.at(1).load() };
+            (self.key(stage), page, record.at(2).load())
+        }
+    }
+
+    /// Moves to the program's next page and asks for its K. Tokens past its last have no score, whatever lies there.
+    #[inline(always)]
+    unsafe fn ask(&mut self, stage: u32) {
+        let thread = self.block.thread;
+        // SAFETY: all threads move together; nobody reads the stage.
+        unsafe {
+            self.last.advance_cell();
+            if self.last.rows() > 0 {
+                let (cell, tokens) = (self.block.cell(self.last.id()), self.last.rows());
+                if thread == 0 {
+                    let page = self.last.describe_cell();
+                    let record = self.record(stage);
+                    record.store(page.tokens);
+                    record.at(1).store(page.place);
+                    record.at(2).store(cell);
+                }
+                let source = cells::key::<D>(self.block.score.pool, cell);
+                for i in 0..Tile::<D>::HALF_BYTES / (16 * CONSUMERS) {
+                    let piece = thread + i * CONSUMERS;
+                    if token_of::<D>(piece) < tokens {
+                        async_copy::copy_16(self.key(stage).at(piece), source.add(piece as usize));
+                    }
+                }
+            }
+        }
+        // Without copies too: steps count groups.
+        async_copy::commit_group();
+    }
+}
+
+const _: () = assert!(PAGE_TOKENS == 4 * 16);
