@@ -180,7 +180,7 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
                 self.record(stage).store(page.tokens);
                 self.record(stage).at(1).store(page.place);
                 if P::CELLS {
-                    self.cell_word(stage).store(self.last.id);
+                    self.cell_word(stage).store(self.last.id());
                 }
             }
             self.load_half::<0>(self.key(stage));

@@ -7,6 +7,7 @@ use crate::attention::kernels::ampere::load_program;
 use crate::attention::kernels::cells::{self, Cells};
 use crate::attention::kernels::cursor::{Cursor, Kept};
 use crate::attention::kernels::format::token_of;
+use crate::attention::kernels::group_layout::Cores;
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::kernels::query;
@@ -108,7 +109,7 @@ unsafe fn tokens_of<E: Element, const D: usize, const KS: usize>(
         let tile = WarpTile::<KS, 0>::new::<D>(own);
         while row < padded {
             let rows = queries.offset(row / 8 * Tile::<D>::GROUP_BYTES);
-            let mut s: [f32; CHUNK as usize / 2] = tile.logits::<E, D, _>(rows);
+            let mut s: [f32; CHUNK as usize / 2] = tile.logits::<E, Cores, D, _>(rows);
             soft_cap(&mut s, block.logits);
             if page.tokens != 0 {
                 let first = row + lane % 4 * 2;
