@@ -9,7 +9,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "eeb0939ffd61b6527a699cdcd48f52bfac4033bf6d59b14253b6c14631751cbd",
+        sha256: "09055502b7edad0c7aa2774aae9c35d10ca61062967e2833b26ee19e3cd37907",
         ptx: include_str!("sm_80/attend_coded_d128.ptx"),
     },
     Image {
@@ -19,7 +19,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "f1a6b4767dc227a0a13cf8d507c67003fb3173f69b36efe8f93e9dd6bc693caa",
+        sha256: "bd472b7ae818bdbfbc9c629513bd94bd98904fa83a2ed27f43cf6648d99de473",
         ptx: include_str!("sm_80/attend_coded_d256.ptx"),
     },
     Image {
@@ -29,8 +29,38 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d4f81145ab90264c982264e8b34857ed1c9757b35b118b23060887aef97a3959",
+        sha256: "4a39f3e6d604d3bea9db490c6c42cae46abf735de3fc0d22af1f8ad63093cc81",
         ptx: include_str!("sm_80/attend_coded_d64.ptx"),
+    },
+    Image {
+        arch: "sm_80",
+        group: "attend_compacted_d128",
+        entries: &[
+            Entry { name: "attend_compacted_bf16_d128", threads: 256, shared_bytes: 100888, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_compacted_f16_d128", threads: 256, shared_bytes: 100888, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "97570fe643570d9759fc18e3d997f9500e5d60c5ecce48e343d8dfe331e82e1a",
+        ptx: include_str!("sm_80/attend_compacted_d128.ptx"),
+    },
+    Image {
+        arch: "sm_80",
+        group: "attend_compacted_d256",
+        entries: &[
+            Entry { name: "attend_compacted_bf16_d256", threads: 256, shared_bytes: 100876, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_compacted_f16_d256", threads: 256, shared_bytes: 100876, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "ef7989e179d9081245d530c01ee44890e1c5c8e663b9e72b4cf645886e04bbfb",
+        ptx: include_str!("sm_80/attend_compacted_d256.ptx"),
+    },
+    Image {
+        arch: "sm_80",
+        group: "attend_compacted_d64",
+        entries: &[
+            Entry { name: "attend_compacted_bf16_d64", threads: 256, shared_bytes: 100912, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_compacted_f16_d64", threads: 256, shared_bytes: 100912, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "0db9342ee28fd55598253386712e790df058739d2f7c853875b029a5406eed5f",
+        ptx: include_str!("sm_80/attend_compacted_d64.ptx"),
     },
     Image {
         arch: "sm_80",
@@ -39,7 +69,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "ce483e29985246c3cdcba782969e211b12f37379f1626806b4a282fd03671ba9",
+        sha256: "35ba5080ddcd949db797e55b02507bddd3900b30a3e7e730da3c4c5c43f37e4e",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
@@ -49,7 +79,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "1179768d068b094d4e1cba54c9e0f061172b69e00ba8ed4b09e3fef23e677094",
+        sha256: "5b10f92dcbdb904ec63a04e61946526c4960bdef3f2bded3fb56095c0948920a",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
@@ -59,7 +89,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "a441a74aa45103b52ae5f706fecaa7747bf49de1d71ea641af79d07cdadf6906",
+        sha256: "a86f67f9cd87f265b7c5e083cc240e16eaa83f10a31076d6d6dc37fb3a4b347b",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
@@ -69,7 +99,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d7eca7d485c0e122edb074b3ac48422a3075501fd3b64086575d6e266c6dcc3e",
+        sha256: "f9beb5024467264870c73664bc8c814477df4afed3a5bd90141166eb7c8e01b7",
         ptx: include_str!("sm_80/attend_in_place_d128.ptx"),
     },
     Image {
@@ -79,7 +109,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "60504ce94bfc3876f5fbe7fff0e6266a655dc1fa2dec7c06b1e38e930d99d949",
+        sha256: "35855ebb93c8064fa1dca7d28f8234fd9db449285b42e12f30f067f8cee6c2f8",
         ptx: include_str!("sm_80/attend_in_place_d64.ptx"),
     },
     Image {
@@ -123,6 +153,21 @@ pub const IMAGES: &[Image] = &[
         ],
         sha256: "f036b6462fa00c26c500868320349e9d75f0faa33c38317b69f0c9e1d856ac23",
         ptx: include_str!("sm_80/cache.ptx"),
+    },
+    Image {
+        arch: "sm_80",
+        group: "compact",
+        entries: &[
+            Entry { name: "compact_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 4] },
+            Entry { name: "compact_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 4] },
+            Entry { name: "compact_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 4] },
+            Entry { name: "compact_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 4] },
+            Entry { name: "compact_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 4] },
+            Entry { name: "compact_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 4] },
+            Entry { name: "move_words", threads: 32, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
+        ],
+        sha256: "2c12c047fbd433d3859b00884c8a0794e480d57ddc29bd2cec8c42e8794bebc1",
+        ptx: include_str!("sm_80/compact.ptx"),
     },
     Image {
         arch: "sm_80",
@@ -171,13 +216,63 @@ pub const IMAGES: &[Image] = &[
         ptx: include_str!("sm_80/model.ptx"),
     },
     Image {
+        arch: "sm_80",
+        group: "score_d128",
+        entries: &[
+            Entry { name: "score_bf16_d128", threads: 256, shared_bytes: 100992, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "score_f16_d128", threads: 256, shared_bytes: 100992, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "b963b546ce678c04f2ab9ef522e7c972c2980187958b6b735a031c05b95be1db",
+        ptx: include_str!("sm_80/score_d128.ptx"),
+    },
+    Image {
+        arch: "sm_80",
+        group: "score_d256",
+        entries: &[
+            Entry { name: "score_bf16_d256", threads: 256, shared_bytes: 100416, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "score_f16_d256", threads: 256, shared_bytes: 100416, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "6c69eba32fd6bdce06e11a84842282f3fbf8f8e765a9b85e9b633622f0601036",
+        ptx: include_str!("sm_80/score_d256.ptx"),
+    },
+    Image {
+        arch: "sm_80",
+        group: "score_d64",
+        entries: &[
+            Entry { name: "score_bf16_d64", threads: 256, shared_bytes: 84736, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "score_f16_d64", threads: 256, shared_bytes: 84736, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "c6c82ce24bd9066e1a57ae2a9bdb3851359592f75ccd831559b99325c28b2aee",
+        ptx: include_str!("sm_80/score_d64.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "attend_boxes_d128",
+        entries: &[
+            Entry { name: "attend_boxes_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_boxes_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "361e67b98a31097e9dd7cc38841ef6768ac42b586b3ba85c3f344e7828660c00",
+        ptx: include_str!("sm_90a/attend_boxes_d128.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "attend_boxes_d64",
+        entries: &[
+            Entry { name: "attend_boxes_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_boxes_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "8fbaf5d35207e6d69dfc67fa5b861d7a6e4a002f342c1d20010fc444c3c8e0ab",
+        ptx: include_str!("sm_90a/attend_boxes_d64.ptx"),
+    },
+    Image {
         arch: "sm_90a",
         group: "attend_coded_d128",
         entries: &[
             Entry { name: "attend_fp8_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "b8c82bc69ed30860e5e34cb3ba816630540c1c4eb53d601e0cb14d12b8e4b518",
+        sha256: "ff809b1db28f67250c93987290f4ba450b29555c7407d89c07d40f9023b6f265",
         ptx: include_str!("sm_90a/attend_coded_d128.ptx"),
     },
     Image {
@@ -187,7 +282,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "973fa103b7ff3789a2ea86a62a55fb1fa92889aad2b8704d2ff8b12bc34d8fd8",
+        sha256: "80720b74436f4f0fcf37da417790137ab6050a414a6bac24a8f1eed642bf8453",
         ptx: include_str!("sm_90a/attend_coded_d256.ptx"),
     },
     Image {
@@ -197,8 +292,38 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "ea8ccdf9d9d9c989c28e8ffefd195f9e9c4749cc92a2bacccc22dcb987d1ba04",
+        sha256: "76215735f36e7396e73f74d2f8ebb001dba2a339caa06ca02ef243b6d322f1fd",
         ptx: include_str!("sm_90a/attend_coded_d64.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "attend_compacted_d128",
+        entries: &[
+            Entry { name: "attend_compacted_bf16_d128", threads: 384, shared_bytes: 232112, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_compacted_f16_d128", threads: 384, shared_bytes: 232112, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "c3311adaeb1b371528dff615ed8e09d846fd30c7cc8a5e8382e0961bbfd21541",
+        ptx: include_str!("sm_90a/attend_compacted_d128.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "attend_compacted_d256",
+        entries: &[
+            Entry { name: "attend_compacted_bf16_d256", threads: 384, shared_bytes: 232028, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_compacted_f16_d256", threads: 384, shared_bytes: 232028, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "2586865ba1a1fe5ca1b98b8786de90d13662afca7e998f78c1cacdc914139fb4",
+        ptx: include_str!("sm_90a/attend_compacted_d256.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "attend_compacted_d64",
+        entries: &[
+            Entry { name: "attend_compacted_bf16_d64", threads: 384, shared_bytes: 232280, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_compacted_f16_d64", threads: 384, shared_bytes: 232280, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "bb18f781f16a8af97105cd181efc645181e1e3d848f34d3bad9410570cbcd9c4",
+        ptx: include_str!("sm_90a/attend_compacted_d64.ptx"),
     },
     Image {
         arch: "sm_90a",
@@ -207,7 +332,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "b7704504d82fe3a05efc43b6e7483984b0524a16eb83ef6efd12263d822cdf1f",
+        sha256: "7069c3379705a8c32fd74a716684ca3863bd9c6b35cf17a72b3d136ef3ce6272",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
@@ -217,7 +342,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "09a674f6ef78ac07e12687c06cce1fe80aac4431e0dc3b58a3d32e10567428ab",
+        sha256: "8c4b48eb05042b5a03b0d851a86768a165e710780cb20c4ee55be93c6ea07c95",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
@@ -227,7 +352,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "051723ca681bfc36f7ba4f2f99d6b34e50c675f5e6f3f669ec40a7779cb80864",
+        sha256: "5f19cbf2f2553f456ad4484b42abd4ffea454a5890fcad0467028444a60eded6",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {
@@ -237,7 +362,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "8b0ebe99ca58ee3458ccee07243248cf2417e6a3b837384aa4fce92f02d21c86",
+        sha256: "454727b50b3c46e34d53c1f58be1ac4d1d2b6ed101303bba5f2efbe07ec26e31",
         ptx: include_str!("sm_90a/attend_in_place_d128.ptx"),
     },
     Image {
@@ -247,7 +372,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "48973a983c6495ba582f66f3379282b7ad6256c62f9f0832fc812266c1d78f1e",
+        sha256: "b8da7979fafd5fc62d9f0279b903a57fcc30671c19063fec17820bfeec93e0a4",
         ptx: include_str!("sm_90a/attend_in_place_d64.ptx"),
     },
     Image {
@@ -291,6 +416,21 @@ pub const IMAGES: &[Image] = &[
         ],
         sha256: "4d019d2eded09f06e328b2854bb93275d91da41feb6ab5254a8ddbe8ffee50d3",
         ptx: include_str!("sm_90a/cache.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "compact",
+        entries: &[
+            Entry { name: "compact_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 4] },
+            Entry { name: "compact_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 4] },
+            Entry { name: "compact_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 4] },
+            Entry { name: "compact_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 4] },
+            Entry { name: "compact_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 4] },
+            Entry { name: "compact_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 4] },
+            Entry { name: "move_words", threads: 32, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
+        ],
+        sha256: "01fb55723447ca212b70d8e1eba882f623af92901cb3e4d6ae5f36a28ac9a5aa",
+        ptx: include_str!("sm_90a/compact.ptx"),
     },
     Image {
         arch: "sm_90a",
@@ -340,6 +480,36 @@ pub const IMAGES: &[Image] = &[
     },
     Image {
         arch: "sm_90a",
+        group: "score_d128",
+        entries: &[
+            Entry { name: "score_bf16_d128", threads: 288, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "score_f16_d128", threads: 288, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "831e4d72ff0747615b1cc2d24c79d1fbb07b9cc09a96b8eece42af897a36b18e",
+        ptx: include_str!("sm_90a/score_d128.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "score_d256",
+        entries: &[
+            Entry { name: "score_bf16_d256", threads: 288, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "score_f16_d256", threads: 288, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "022e8c8ee7c03fa4a5bdd9a66875339bfc4e107c10dff98990ac736fae59fc30",
+        ptx: include_str!("sm_90a/score_d256.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "score_d64",
+        entries: &[
+            Entry { name: "score_bf16_d64", threads: 288, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "score_f16_d64", threads: 288, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "0af88332fd595d4a0522ac86649a41432c365d4719cbec38c8cfadb7229ea4c0",
+        ptx: include_str!("sm_90a/score_d64.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
         group: "selftest",
         entries: &[
             Entry { name: "selftest_arithmetic", threads: 256, shared_bytes: 65536, parameters: &[8, 8] },
@@ -370,7 +540,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "selftest_wgmma_n64_registers", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
             Entry { name: "selftest_wgmma_n128_registers_trans_b", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
         ],
-        sha256: "2dd6a326101d94e34b4ef870b9ca36a99c9a24cda41577f4c6809caa0d3dcf52",
+        sha256: "5f53cd3c370ccbc7b67fafa3f6b737cbdab96fbc97db86f3b1eddcc6ad6c3687",
         ptx: include_str!("sm_90a/selftest.ptx"),
     },
 ];
@@ -483,6 +653,28 @@ AttendCoded {
     detail: u32 = "`u32`",
 } }
 
+arguments! { "Arguments of `attend_compacted_bf16_d128`, `attend_compacted_bf16_d256`, `attend_compacted_bf16_d64`, `attend_compacted_f16_d128`, `attend_compacted_f16_d256`, `attend_compacted_f16_d64`."
+AttendCompacted {
+    q: u64 = "`*const u16`",
+    pool: u64 = "`*const u16`",
+    cells: u64 = "`*const Cell`",
+    biases: u64 = "`*const f32`",
+    programs: u64 = "`*const u32`",
+    masks: u64 = "`*const u64`",
+    lengths: u64 = "`*const u32`",
+    out: u64 = "`*mut u16`",
+    lse: u64 = "`*mut f32`",
+    partial_o: u64 = "`*mut f32`",
+    partial_lse: u64 = "`*mut f32`",
+    stride: u32 = "`u32`",
+    kv_heads: u32 = "`u32`",
+    group: u32 = "`u32`",
+    partial_slots: u32 = "`u32`",
+    scale_log2: f32 = "`f32`",
+    soft_cap: f32 = "`f32`",
+    cell_stride: u32 = "`u32`",
+} }
+
 arguments! { "Arguments of `attend_in_place_bf16_d128`, `attend_in_place_bf16_d64`, `attend_in_place_f16_d128`, `attend_in_place_f16_d64`."
 AttendInPlace {
     q: u64 = "`*const u16`",
@@ -509,6 +701,15 @@ AttendInPlace {
     v_token: u32 = "`u32`",
     v_head: u32 = "`u32`",
     shift: u32 = "`u32`",
+} }
+
+arguments! { "Arguments of `compact_bf16_d128`, `compact_bf16_d256`, `compact_bf16_d64`, `compact_f16_d128`, `compact_f16_d256`, `compact_f16_d64`."
+Compact {
+    pool: u64 = "`*mut u16`",
+    biases: u64 = "`*mut f32`",
+    targets: u64 = "`*const RowTarget`",
+    sources: u64 = "`*const RowSource`",
+    count: u32 = "`u32`",
 } }
 
 arguments! { "Arguments of `copy_d128`, `copy_d256`, `copy_d64`."
@@ -621,6 +822,14 @@ MergeTopK {
     k: u32 = "`u32`",
 } }
 
+arguments! { "Arguments of `move_words`."
+MoveWords {
+    plane: u64 = "`*mut u32`",
+    moves: u64 = "`*const u32`",
+    count: u32 = "`u32`",
+    kv_heads: u32 = "`u32`",
+} }
+
 arguments! { "Arguments of `pick_tokens`."
 PickTokens {
     logits: u64 = "`*const f32`",
@@ -691,46 +900,7 @@ SampleTopK {
     settings: u64 = "`*const u32`",
 } }
 
-arguments! { "Arguments of `silu_mul_bf16`, `silu_mul_f16`."
-SiluMul {
-    gate_up: u64 = "`*const u16`",
-    out: u64 = "`*mut u16`",
-    rows: u32 = "`u32`",
-    ffn: u32 = "`u32`",
-} }
-
-arguments! { "Arguments of `top_k_part`."
-TopKPart {
-    logits: u64 = "`*const f32`",
-    found: u64 = "`*mut u32`",
-    entries: u32 = "`u32`",
-    first: u32 = "`u32`",
-    k: u32 = "`u32`",
-} }
-
-arguments! { "Arguments of attend_compacted."
-AttendCompacted {
-    q: u64 = "`*const u16`",
-    pool: u64 = "`*const u16`",
-    cells: u64 = "`*const Cell`",
-    biases: u64 = "`*const f32`",
-    programs: u64 = "`*const u32`",
-    masks: u64 = "`*const u64`",
-    lengths: u64 = "`*const u32`",
-    out: u64 = "`*mut u16`",
-    lse: u64 = "`*mut f32`",
-    partial_o: u64 = "`*mut f32`",
-    partial_lse: u64 = "`*mut f32`",
-    stride: u32 = "`u32`",
-    kv_heads: u32 = "`u32`",
-    group: u32 = "`u32`",
-    partial_slots: u32 = "`u32`",
-    scale_log2: f32 = "`f32`",
-    soft_cap: f32 = "`f32`",
-    cell_stride: u32 = "`u32`",
-} }
-
-arguments! { "Arguments of score."
+arguments! { "Arguments of `score_bf16_d128`, `score_bf16_d256`, `score_bf16_d64`, `score_f16_d128`, `score_f16_d256`, `score_f16_d64`."
 Score {
     q: u64 = "`*const u16`",
     pool: u64 = "`*const u16`",
@@ -751,19 +921,19 @@ Score {
     reduce: u32 = "`u32`",
 } }
 
-arguments! { "Arguments of compact."
-Compact {
-    pool: u64 = "`*mut u16`",
-    biases: u64 = "`*mut f32`",
-    targets: u64 = "`*const RowTarget`",
-    sources: u64 = "`*const RowSource`",
-    count: u32 = "`u32`",
+arguments! { "Arguments of `silu_mul_bf16`, `silu_mul_f16`."
+SiluMul {
+    gate_up: u64 = "`*const u16`",
+    out: u64 = "`*mut u16`",
+    rows: u32 = "`u32`",
+    ffn: u32 = "`u32`",
 } }
 
-arguments! { "Arguments of move_words."
-MoveWords {
-    plane: u64 = "`*mut u32`",
-    moves: u64 = "`*const u32`",
-    count: u32 = "`u32`",
-    kv_heads: u32 = "`u32`",
+arguments! { "Arguments of `top_k_part`."
+TopKPart {
+    logits: u64 = "`*const f32`",
+    found: u64 = "`*mut u32`",
+    entries: u32 = "`u32`",
+    first: u32 = "`u32`",
+    k: u32 = "`u32`",
 } }
