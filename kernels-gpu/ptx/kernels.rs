@@ -9,7 +9,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "eeb0939ffd61b6527a699cdcd48f52bfac4033bf6d59b14253b6c14631751cbd",
+        sha256: "09055502b7edad0c7aa2774aae9c35d10ca61062967e2833b26ee19e3cd37907",
         ptx: include_str!("sm_80/attend_coded_d128.ptx"),
     },
     Image {
@@ -19,7 +19,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "f1a6b4767dc227a0a13cf8d507c67003fb3173f69b36efe8f93e9dd6bc693caa",
+        sha256: "bd472b7ae818bdbfbc9c629513bd94bd98904fa83a2ed27f43cf6648d99de473",
         ptx: include_str!("sm_80/attend_coded_d256.ptx"),
     },
     Image {
@@ -29,7 +29,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d4f81145ab90264c982264e8b34857ed1c9757b35b118b23060887aef97a3959",
+        sha256: "4a39f3e6d604d3bea9db490c6c42cae46abf735de3fc0d22af1f8ad63093cc81",
         ptx: include_str!("sm_80/attend_coded_d64.ptx"),
     },
     Image {
@@ -39,7 +39,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "ce483e29985246c3cdcba782969e211b12f37379f1626806b4a282fd03671ba9",
+        sha256: "35ba5080ddcd949db797e55b02507bddd3900b30a3e7e730da3c4c5c43f37e4e",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
@@ -49,7 +49,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "1179768d068b094d4e1cba54c9e0f061172b69e00ba8ed4b09e3fef23e677094",
+        sha256: "5b10f92dcbdb904ec63a04e61946526c4960bdef3f2bded3fb56095c0948920a",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
@@ -59,7 +59,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "a441a74aa45103b52ae5f706fecaa7747bf49de1d71ea641af79d07cdadf6906",
+        sha256: "a86f67f9cd87f265b7c5e083cc240e16eaa83f10a31076d6d6dc37fb3a4b347b",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
@@ -69,7 +69,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d7eca7d485c0e122edb074b3ac48422a3075501fd3b64086575d6e266c6dcc3e",
+        sha256: "f9beb5024467264870c73664bc8c814477df4afed3a5bd90141166eb7c8e01b7",
         ptx: include_str!("sm_80/attend_in_place_d128.ptx"),
     },
     Image {
@@ -79,7 +79,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "60504ce94bfc3876f5fbe7fff0e6266a655dc1fa2dec7c06b1e38e930d99d949",
+        sha256: "35855ebb93c8064fa1dca7d28f8234fd9db449285b42e12f30f067f8cee6c2f8",
         ptx: include_str!("sm_80/attend_in_place_d64.ptx"),
     },
     Image {
@@ -167,12 +167,32 @@ pub const IMAGES: &[Image] = &[
     },
     Image {
         arch: "sm_90a",
+        group: "attend_boxes_d128",
+        entries: &[
+            Entry { name: "attend_boxes_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_boxes_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "361e67b98a31097e9dd7cc38841ef6768ac42b586b3ba85c3f344e7828660c00",
+        ptx: include_str!("sm_90a/attend_boxes_d128.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
+        group: "attend_boxes_d64",
+        entries: &[
+            Entry { name: "attend_boxes_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_boxes_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+        ],
+        sha256: "8fbaf5d35207e6d69dfc67fa5b861d7a6e4a002f342c1d20010fc444c3c8e0ab",
+        ptx: include_str!("sm_90a/attend_boxes_d64.ptx"),
+    },
+    Image {
+        arch: "sm_90a",
         group: "attend_coded_d128",
         entries: &[
             Entry { name: "attend_fp8_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "b8c82bc69ed30860e5e34cb3ba816630540c1c4eb53d601e0cb14d12b8e4b518",
+        sha256: "7ea89a6c9aa951d22f9e61a3f2e7bb6ff781cdb2ae7fdabfa69b00d1dfb4589d",
         ptx: include_str!("sm_90a/attend_coded_d128.ptx"),
     },
     Image {
@@ -182,7 +202,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "973fa103b7ff3789a2ea86a62a55fb1fa92889aad2b8704d2ff8b12bc34d8fd8",
+        sha256: "17592b04b1eded8f4b462fb544f6900bf9422230292492e1c0c7cef4477b8018",
         ptx: include_str!("sm_90a/attend_coded_d256.ptx"),
     },
     Image {
@@ -192,7 +212,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_fp8_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_fp8_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "ea8ccdf9d9d9c989c28e8ffefd195f9e9c4749cc92a2bacccc22dcb987d1ba04",
+        sha256: "c00b6fdfdba1f757683025ca1ebbd9d5c16f262d9089f3f0a95d4e83f2c2d1b1",
         ptx: include_str!("sm_90a/attend_coded_d64.ptx"),
     },
     Image {
@@ -202,7 +222,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "b7704504d82fe3a05efc43b6e7483984b0524a16eb83ef6efd12263d822cdf1f",
+        sha256: "7f651c1447a9f4aecc8151de56cbc2b53c91cec1430165375564051a81072fee",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
@@ -212,7 +232,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "09a674f6ef78ac07e12687c06cce1fe80aac4431e0dc3b58a3d32e10567428ab",
+        sha256: "f03fb6cc5c506f0d776ab4416ece4a1cb0dc0e5969ee7efae1a3753f2509d86a",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
@@ -222,7 +242,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "051723ca681bfc36f7ba4f2f99d6b34e50c675f5e6f3f669ec40a7779cb80864",
+        sha256: "5b05d4802a8e2b04ec64d4bc50b5b53d6ca480337610837c7fe0658c4f0224cc",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {
@@ -232,7 +252,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "8b0ebe99ca58ee3458ccee07243248cf2417e6a3b837384aa4fce92f02d21c86",
+        sha256: "454727b50b3c46e34d53c1f58be1ac4d1d2b6ed101303bba5f2efbe07ec26e31",
         ptx: include_str!("sm_90a/attend_in_place_d128.ptx"),
     },
     Image {
@@ -242,7 +262,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "48973a983c6495ba582f66f3379282b7ad6256c62f9f0832fc812266c1d78f1e",
+        sha256: "b8da7979fafd5fc62d9f0279b903a57fcc30671c19063fec17820bfeec93e0a4",
         ptx: include_str!("sm_90a/attend_in_place_d64.ptx"),
     },
     Image {
@@ -360,7 +380,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "selftest_wgmma_n64_registers", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
             Entry { name: "selftest_wgmma_n128_registers_trans_b", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
         ],
-        sha256: "2dd6a326101d94e34b4ef870b9ca36a99c9a24cda41577f4c6809caa0d3dcf52",
+        sha256: "5f53cd3c370ccbc7b67fafa3f6b737cbdab96fbc97db86f3b1eddcc6ad6c3687",
         ptx: include_str!("sm_90a/selftest.ptx"),
     },
 ];
