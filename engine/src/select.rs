@@ -3,6 +3,8 @@
 //! All log-probabilities are natural logarithms of the softmax of the logits. A row that has none (a NaN, an infinity,
 //! or nothing above -inf) answers with NaN.
 
+use std::cmp::Ordering;
+
 use crate::ModelError;
 
 /// What is asked about the token after a row.
@@ -104,11 +106,7 @@ pub(crate) fn answers(select: &[Select], logits: &[f32], vocabulary: usize) -> V
 
 /// The `k` most likely tokens, most likely first; the lower of equal ones first, and NaNs last.
 pub fn most_likely(logits: &[f32], k: usize) -> Vec<u32> {
-    let order = |a: &u32, b: &u32| {
-        let (x, y) = (logits[*a as usize], logits[*b as usize]);
-        let numbers = y.partial_cmp(&x);
-        numbers.unwrap_or_else(|| x.is_nan().cmp(&y.is_nan())).then(a.cmp(b))
-    };
+    let order = |&a: &u32, &b: &u32| before((logits[a as usize], a), (logits[b as usize], b));
     if k == 1 {
         let best = (0..logits.len() as u32).min_by(order);
         return best.into_iter().collect();
@@ -120,6 +118,12 @@ pub fn most_likely(logits: &[f32], k: usize) -> Vec<u32> {
     }
     tokens.sort_unstable_by(order);
     tokens
+}
+
+/// How entries, each a logit and its id, are ranked.
+pub(crate) fn before((x, a): (f32, u32), (y, b): (f32, u32)) -> Ordering {
+    let numbers = y.partial_cmp(&x);
+    numbers.unwrap_or_else(|| x.is_nan().cmp(&y.is_nan())).then(a.cmp(&b))
 }
 
 /// `ln(sum(exp(logits)))`, in f64 and without overflow; not finite if the logits hold NaN or no finite

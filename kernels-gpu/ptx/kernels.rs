@@ -146,6 +146,8 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "embed_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4] },
             Entry { name: "rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
             Entry { name: "rms_norm_f16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
+            Entry { name: "add_rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "add_rms_norm_f16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 8, 4, 4] },
             Entry { name: "rotate_append_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "rotate_append_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "rotate_append_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
@@ -154,6 +156,9 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4] },
             Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4, 8, 8, 8] },
+            Entry { name: "top_k_part", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 4, 4, 4] },
+            Entry { name: "sample_part", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 4, 4, 4, 8, 8, 8] },
+            Entry { name: "merge_top_k", threads: 32, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4, 4] },
             Entry { name: "pick_tokens", threads: 1024, shared_bytes: 384, parameters: &[8, 8, 8, 8, 8, 4] },
             Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4] },
             Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
@@ -162,7 +167,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "4ffa083079fd6ff0b8f846c01da82863fe711a859e0db055855e7e8950ea1de5",
+        sha256: "11290ffa43f99ee5157d415e9462542ef6f4b1dcb7a6a2c8e10ca91ac224fc74",
         ptx: include_str!("sm_80/model.ptx"),
     },
     Image {
@@ -309,6 +314,8 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "embed_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4] },
             Entry { name: "rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
             Entry { name: "rms_norm_f16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 4, 4] },
+            Entry { name: "add_rms_norm_bf16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "add_rms_norm_f16", threads: 512, shared_bytes: 64, parameters: &[8, 8, 8, 8, 8, 4, 4] },
             Entry { name: "rotate_append_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "rotate_append_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "rotate_append_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
@@ -317,6 +324,9 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "rotate_append_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "log_softmax_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4] },
             Entry { name: "sample_top_k", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 8, 4, 4, 8, 8, 8] },
+            Entry { name: "top_k_part", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 4, 4, 4] },
+            Entry { name: "sample_part", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 4, 4, 4, 8, 8, 8] },
+            Entry { name: "merge_top_k", threads: 32, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4, 4] },
             Entry { name: "pick_tokens", threads: 1024, shared_bytes: 384, parameters: &[8, 8, 8, 8, 8, 4] },
             Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4] },
             Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
@@ -325,7 +335,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "44c60246b62dfe5651689c59acccc8e3d0143e8a2fd28056598dfddbd4ed3dee",
+        sha256: "d9c2e9d05f9e038363eb4261fc6282021572e583ef0a0913580fa8694e65c52b",
         ptx: include_str!("sm_90a/model.ptx"),
     },
     Image {
@@ -364,6 +374,17 @@ pub const IMAGES: &[Image] = &[
         ptx: include_str!("sm_90a/selftest.ptx"),
     },
 ];
+
+arguments! { "Arguments of `add_rms_norm_bf16`, `add_rms_norm_f16`."
+AddRmsNorm {
+    x: u64 = "`*mut f32`",
+    added: u64 = "`*const u16`",
+    picks: u64 = "`*const u32`",
+    weight: u64 = "`*const f32`",
+    out: u64 = "`*mut u16`",
+    hidden: u32 = "`u32`",
+    eps: f32 = "`f32`",
+} }
 
 arguments! { "Arguments of `advance_counters`."
 Advance {
@@ -416,6 +437,28 @@ Attend {
     partial_slots: u32 = "`u32`",
     scale_log2: f32 = "`f32`",
     soft_cap: f32 = "`f32`",
+} }
+
+arguments! { "Arguments of `attend_boxes_bf16_d128`, `attend_boxes_bf16_d64`, `attend_boxes_f16_d128`, `attend_boxes_f16_d64`."
+AttendBoxes {
+    q: u64 = "`*const u16`",
+    k: [u64; 16] = "`*const TensorMap`",
+    v: [u64; 16] = "`*const TensorMap`",
+    table: u64 = "`*const u32`",
+    programs: u64 = "`*const u32`",
+    masks: u64 = "`*const u64`",
+    lengths: u64 = "`*const u32`",
+    out: u64 = "`*mut u16`",
+    lse: u64 = "`*mut f32`",
+    partial_o: u64 = "`*mut f32`",
+    partial_lse: u64 = "`*mut f32`",
+    stride: u32 = "`u32`",
+    kv_heads: u32 = "`u32`",
+    group: u32 = "`u32`",
+    partial_slots: u32 = "`u32`",
+    scale_log2: f32 = "`f32`",
+    soft_cap: f32 = "`f32`",
+    shift: u32 = "`u32`",
 } }
 
 arguments! { "Arguments of `attend_fp8_bf16_d128`, `attend_fp8_bf16_d256`, `attend_fp8_bf16_d64`, `attend_fp8_f16_d128`, `attend_fp8_f16_d256`, `attend_fp8_f16_d64`."
@@ -568,6 +611,16 @@ Merge {
     group: u32 = "`u32`",
 } }
 
+arguments! { "Arguments of `merge_top_k`."
+MergeTopK {
+    found: u64 = "`*const u32`",
+    ids: u64 = "`*mut u32`",
+    log_probs: u64 = "`*mut f32`",
+    parts: u32 = "`u32`",
+    rows: u32 = "`u32`",
+    k: u32 = "`u32`",
+} }
+
 arguments! { "Arguments of `pick_tokens`."
 PickTokens {
     logits: u64 = "`*const f32`",
@@ -614,6 +667,18 @@ RotateAppend {
     eps: f32 = "`f32`",
 } }
 
+arguments! { "Arguments of `sample_part`."
+SamplePart {
+    logits: u64 = "`*const f32`",
+    found: u64 = "`*mut u32`",
+    entries: u32 = "`u32`",
+    first: u32 = "`u32`",
+    k: u32 = "`u32`",
+    streams: u64 = "`*const u32`",
+    steps: u64 = "`*const u32`",
+    settings: u64 = "`*const u32`",
+} }
+
 arguments! { "Arguments of `sample_top_k`."
 SampleTopK {
     logits: u64 = "`*const f32`",
@@ -632,6 +697,15 @@ SiluMul {
     out: u64 = "`*mut u16`",
     rows: u32 = "`u32`",
     ffn: u32 = "`u32`",
+} }
+
+arguments! { "Arguments of `top_k_part`."
+TopKPart {
+    logits: u64 = "`*const f32`",
+    found: u64 = "`*mut u32`",
+    entries: u32 = "`u32`",
+    first: u32 = "`u32`",
+    k: u32 = "`u32`",
 } }
 
 arguments! { "Arguments of attend_compacted."

@@ -13,9 +13,9 @@ pub mod abi;
 pub mod attention;
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub mod cache;
+pub mod directory;
 #[cfg(target_arch = "nvptx64")]
 pub mod flush;
-pub mod directory;
 pub mod layout;
 pub mod model;
 #[cfg(not(target_arch = "nvptx64"))]

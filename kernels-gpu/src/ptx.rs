@@ -38,7 +38,7 @@ pub trait Arguments {
     /// Bytes of each, in the kernel's order.
     const BYTES: &'static [u32];
 
-    /// The bits of each, in the kernel's order, zero-extended.
+    /// The bits of each, in the kernel's order, zero-extended to whole words.
     fn bits(&self) -> impl AsRef<[u64]>;
 }
 
@@ -55,7 +55,12 @@ macro_rules! arguments {
             const BYTES: &'static [u32] = &[$(size_of::<$ty>() as u32),*];
 
             fn bits(&self) -> impl AsRef<[u64]> {
-                [$(bits(&self.$name)),*]
+                const WORDS: usize = 0 $(+ size_of::<$ty>().div_ceil(8))*;
+                let mut words = [0; WORDS];
+                let mut left = &mut words[..];
+                $(left = put(&self.$name, left);)*
+                debug_assert!(left.is_empty());
+                words
             }
         }
     };
@@ -63,12 +68,12 @@ macro_rules! arguments {
 
 include!("../ptx/kernels.rs");
 
-/// The bits of a number, zero-extended.
-fn bits<T: bytemuck::NoUninit>(number: &T) -> u64 {
-    let mut bits = [0; 8];
-    let bytes = bytemuck::bytes_of(number);
-    bits[..bytes.len()].copy_from_slice(bytes);
-    u64::from_le_bytes(bits)
+/// Puts an argument's bits into as many words as it needs; the words left.
+fn put<'w, T: bytemuck::NoUninit>(argument: &T, words: &'w mut [u64]) -> &'w mut [u64] {
+    let (own, left) = words.split_at_mut(size_of::<T>().div_ceil(8));
+    let bytes = bytemuck::bytes_of(argument);
+    bytemuck::cast_slice_mut(own)[..bytes.len()].copy_from_slice(bytes);
+    left
 }
 
 /// The module that has `entry` for `arch`.
@@ -93,12 +98,15 @@ mod tests {
         count: u32 = "`u32`",
         shift: i32 = "`i32`",
         scale: f32 = "`f32`",
+        map: [u64; 16] = "`*const TensorMap`",
     } }
 
     #[test]
     fn arguments_are_passed_as_their_bits_in_the_kernels_order() {
-        let all = All { address: u64::MAX - 1, count: 7, shift: -1, scale: -0.5 };
-        assert_eq!(All::BYTES, [8, 4, 4, 4]);
-        assert_eq!(all.bits().as_ref(), [u64::MAX - 1, 7, 0xffff_ffff, 0xbf00_0000]);
+        let map = std::array::from_fn(|i| i as u64);
+        let all = All { address: u64::MAX - 1, count: 7, shift: -1, scale: -0.5, map };
+        assert_eq!(All::BYTES, [8, 4, 4, 4, 128]);
+        let numbers = [u64::MAX - 1, 7, 0xffff_ffff, 0xbf00_0000];
+        assert_eq!(all.bits().as_ref(), [&numbers[..], &map].concat());
     }
 }

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use deft::cuda::CudaDevice;
 use deft::{DType, NodeKey};
 use deft_engine::cuda::{Choice, CudaModel, CudaModelError, CudaOptions, CudaWeights};
-use deft_engine::ranked::{Ranked, follow};
+use deft_engine::ranked::{Ranked, START, follow};
 use deft_engine::ranks::{Communicator, Launch, Memory, RankError, Shard, Tcp};
-use deft_engine::select::{Select, Selected};
+use deft_engine::select::{Select, Selected, most_likely};
 use deft_engine::{LlamaConfig, ModelError, TreeModel, Weights};
 use deft_tests::gpu::say;
 use deft_tests::oracle::relative_l2;
@@ -147,34 +147,49 @@ fn answers_chosen_on_several_gpus_are_one_gpu_s() {
     for ranks in several() {
         watchdog.now("answers");
         let weights = Weights::synthetic(shapes()[0].clone(), 5).unwrap();
-        let select = [
+        let mixed = [
             Select::Top { k: 5 },
             Select::Draw { temperature: 0.8, at: vec![0.2, 0.7] },
             Select::Of(vec![0, 500, 1000]),
             Select::Logits,
         ];
-        let answers = |ranks| {
+        // These are ranked by each rank, and merged.
+        let merged = [5, 1, 64, 2].map(|k| Select::Top { k });
+        let answers = |ranks, asked: &[&[Select; 4]]| {
             let mut model = ranked(&weights, DType::F16, ranks);
             let mut logits = Vec::new();
             let root = model.insert_prompt(&tokens(9, 40, 1001), &mut logits).unwrap();
-            let leaves = model.fork(root, select.len()).unwrap();
-            (0..4)
-                .flat_map(|_| model.step_select(&leaves, &[1, 2, 3, 4], &select).unwrap())
-                .collect::<Vec<_>>()
+            let leaves = model.fork(root, mixed.len()).unwrap();
+            let step = |select: &&[Select; 4]| {
+                model.step_select(&leaves, &[1, 2, 3, 4], &select[..]).unwrap()
+            };
+            asked.iter().flat_map(step).collect::<Vec<_>>()
         };
-        for (found, right) in answers(ranks).into_iter().zip(answers(1)) {
+        let asked = [&mixed, &merged, &merged, &merged, &mixed, &merged];
+        let logits = [const { Select::Logits }; 4];
+        let (found, gathered) = (answers(ranks, &asked), answers(ranks, &[&logits; 6]));
+        let select = asked.into_iter().flatten();
+        for (((found, right), gathered), select) in
+            found.iter().zip(answers(1, &asked)).zip(gathered).zip(select)
+        {
+            let Selected::Logits(gathered) = gathered else { panic!("logits were asked for") };
             match (found, right) {
                 (
                     Selected::Tokens { ids, log_probs },
                     Selected::Tokens { ids: right, log_probs: expected },
                 ) => {
-                    assert_eq!(ids, right, "{ranks} GPUs");
+                    // Of the same logits the same tokens; one GPU's differ a little.
+                    if matches!(select, Select::Top { .. }) {
+                        assert_eq!(*ids, most_likely(&gathered, ids.len()), "{ranks} GPUs");
+                    } else {
+                        assert_eq!(*ids, right, "{ranks} GPUs");
+                    }
                     let pairs = log_probs.iter().zip(&expected);
                     assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 0.02), "{pairs:?}");
                 }
                 (Selected::Logits(found), Selected::Logits(right)) => {
                     let right: Vec<f64> = right.iter().map(|&x| f64::from(x)).collect();
-                    assert!(relative_l2(&found, &right) < LIMITS[0].1);
+                    assert!(relative_l2(found, &right) < LIMITS[0].1);
                 }
                 (found, right) => panic!("{found:?} is not {right:?}"),
             }
@@ -271,6 +286,51 @@ fn a_rank_that_dies_or_hangs_ends_the_others_in_time() {
                     _ => false,
                 };
                 assert!(named && waited < 2 * timeout + Duration::from_secs(3));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_connect_ends_the_others_in_time() {
+    let _turn = TURN.lock();
+    let watchdog = Watchdog::start();
+    let timeout = Duration::from_secs(3);
+    for ranks in several() {
+        for hangs in [false, true] {
+            watchdog.now("a rank that does not connect");
+            let weights = Weights::synthetic(shapes()[1].clone(), 5).unwrap();
+            let victim = ranks - 1;
+            let run = |mut room: Memory| {
+                if room.rank() == victim {
+                    // It has its weights and the name of the communicator, and goes no further.
+                    room.barrier(START).unwrap();
+                    room.broadcast(0, &[]).unwrap();
+                    std::thread::sleep(if hangs { 3 * timeout } else { Duration::ZERO });
+                    return None;
+                }
+                let begun = Instant::now();
+                let error = model(&weights, DType::F16, Box::new(room)).unwrap_err();
+                let CudaModelError::Ranks(error) = error else { panic!("{error}") };
+                Some((error, begun.elapsed()))
+            };
+            let run = &run;
+            let found: Vec<_> = std::thread::scope(|scope| {
+                let rooms = Memory::new(ranks, timeout).unwrap().into_iter();
+                let threads: Vec<_> = rooms.map(|room| scope.spawn(move || run(room))).collect();
+                threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(found.len(), victim as usize);
+            for (error, waited) in found {
+                say(&format!("{ranks} GPUs: \"{error}\" after {:.1} s", waited.as_secs_f64()));
+                let named = match &error {
+                    RankError::Gone { rank, .. } => !hangs && *rank == victim,
+                    RankError::Stalled { rank, what, .. } => {
+                        hangs && *rank == victim && what == "NCCL's first connection"
+                    }
+                    _ => false,
+                };
+                assert!(named && waited < 2 * timeout + Duration::from_secs(10));
             }
         }
     }

@@ -228,6 +228,11 @@ driver! {
         state.bytes += bytes as u64;
         if state.holds(from, bytes) { to.copy_from(from as *const u8, bytes); }
     }
+    cuTensorMapEncodeTiled(map: *mut [u64; 16], element: i32, rank: u32, first: usize, sizes: *const u64,
+        strides: *const u64, of_box: *const u32, element_strides: *const u32, interleave: i32, swizzle: i32,
+        promotion: i32, outside: i32) |state| {
+        map.write([first as u64; 16]);
+    }
     cuMemsetD8Async(to: usize, value: u8, bytes: usize, stream: usize) |state| {
         state.enqueue(stream, Work::Set { to, value, bytes });
     }

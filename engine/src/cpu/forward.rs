@@ -8,13 +8,16 @@ use super::ops::{add_to_rows, gate_mul, rms_norm, rms_norm_in_place, soft_cap};
 use super::params::Layer;
 use super::retain::Retaining;
 use crate::config::Turn;
-use crate::ranks::{Communicator, RankError};
+use crate::ranks::{Communicator, RankError, best_of_all};
+use crate::select::{self, Select, Selected};
 use crate::tree_model::ModelError;
 
 /// Which rows of logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     All,
+    /// All rows, of this rank's entries.
+    Own,
     Last,
     None,
 }
@@ -100,6 +103,28 @@ impl CpuModel {
             None => rayon::scope(|_| self.pass(tokens, batch, wanted, logits)),
             Some(pool) => pool.install(|| self.pass(tokens, batch, wanted, logits)),
         }
+    }
+
+    /// Runs the batch's tokens and answers a request a row. Logits are brought together only for requests that need them.
+    pub(super) fn forward_select(
+        &mut self,
+        tokens: &[u32],
+        batch: &Batch,
+        select: &[Select],
+    ) -> Result<Vec<Selected>, ModelError> {
+        let top = |select: &Select| match select {
+            Select::Top { k } => Some(*k),
+            _ => None,
+        };
+        let ks = select.iter().map(top).collect::<Option<Vec<_>>>();
+        let mut logits = Vec::new();
+        let Some(ks) = ks.filter(|_| self.ranks.ranks() > 1) else {
+            self.forward(tokens, batch, Wanted::All, &mut logits)?;
+            return Ok(select::answers(select, &logits, self.config.vocabulary as usize));
+        };
+        self.forward(tokens, batch, Wanted::Own, &mut logits)?;
+        let own = self.shard.vocabulary();
+        Ok(best_of_all(&mut *self.ranks, (&logits, own), &ks)?)
     }
 
     fn pass(
@@ -210,7 +235,7 @@ impl CpuModel {
         let scratch = &mut self.scratch;
         let width = self.config.hidden as usize;
         let first = match wanted {
-            Wanted::All => 0,
+            Wanted::All | Wanted::Own => 0,
             Wanted::Last => scratch.x.len() - width,
             Wanted::None => return Ok(()),
         };
@@ -223,7 +248,7 @@ impl CpuModel {
         if let Some(cap) = self.config.variant.logit_cap {
             soft_cap(logits, cap);
         }
-        if self.ranks.ranks() > 1 {
+        if self.ranks.ranks() > 1 && wanted != Wanted::Own {
             let parts = self.ranks.all_gather(logits)?;
             logits.clear();
             for row in 0..x.len() / width {

@@ -6,6 +6,7 @@ use deft::{Batch, CacheError, DraftNode, NodeKey, Opened, PrefixStats};
 use super::CpuModel;
 use super::forward::Wanted;
 use crate::prompt::{self, SALT};
+use crate::select::{self, Select, Selected};
 use crate::traffic::{path_bytes, plan_bytes};
 use crate::tree_model::{DraftToken, ModelError, Traffic, TreeModel};
 
@@ -66,32 +67,19 @@ impl TreeModel for CpuModel {
         tokens: &[u32],
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
-        if leaves.len() != tokens.len() {
-            let (leaves, tokens) = (leaves.len(), tokens.len());
-            return Err(ModelError::Lengths { leaves, tokens });
-        }
-        self.check_tokens("leaves", tokens)?;
-        for &leaf in leaves {
-            self.check_context(self.path_length(leaf)? + 1)?;
-        }
-        self.maintain_if_due()?;
-        self.before_pass(0);
-        let ones = || leaves.iter().map(|&leaf| (leaf, 1));
-        let kept = self.step.take();
-        let batch = match kept.filter(|batch| batch.nodes().iter().copied().eq(ones())) {
-            Some(mut batch) => {
-                self.cache.advance(&mut batch, 1)?;
-                batch
-            }
-            None => self.cache.batch(&ones().collect::<Vec<_>>())?,
-        };
-        let run = self.forward(tokens, &batch, Wanted::All, logits);
-        if let Err(error) = run.and_then(|()| Ok(self.count(&batch)?)) {
-            self.cache.shrink(leaves, 1)?;
-            return Err(error);
-        }
-        self.step = Some(batch);
-        Ok(())
+        self.step_by(leaves, tokens, |model, batch| {
+            model.forward(tokens, batch, Wanted::All, logits)
+        })
+    }
+
+    fn step_select(
+        &mut self,
+        leaves: &[NodeKey],
+        tokens: &[u32],
+        select: &[Select],
+    ) -> Result<Vec<Selected>, ModelError> {
+        select::check(select, leaves.len(), self.vocabulary())?;
+        self.step_by(leaves, tokens, |model, batch| model.forward_select(tokens, batch, select))
     }
 
     fn verify(
@@ -100,17 +88,22 @@ impl TreeModel for CpuModel {
         draft: &[DraftToken],
         logits: &mut Vec<f32>,
     ) -> Result<Vec<NodeKey>, ModelError> {
-        let tokens: Vec<u32> = draft.iter().map(|token| token.token).collect();
-        self.check_tokens("draft", &tokens)?;
-        let nodes: Vec<DraftNode> = draft.iter().map(|token| node(token.parent)).collect();
-        self.maintain_if_due()?;
-        self.before_pass(0);
-        let keys = self.cache.insert_draft(trunk, &nodes)?;
-        let verified = self.run_draft(&keys, &tokens, logits);
-        if verified.is_err() {
-            self.cache.accept(trunk, &[])?;
-        }
-        verified.map(|()| keys)
+        let run = |model: &mut Self, tokens: &[u32], batch: &Batch| {
+            model.forward(tokens, batch, Wanted::All, logits)
+        };
+        Ok(self.verify_by(trunk, draft, run)?.0)
+    }
+
+    fn verify_select(
+        &mut self,
+        trunk: NodeKey,
+        draft: &[DraftToken],
+        select: &[Select],
+    ) -> Result<(Vec<NodeKey>, Vec<Selected>), ModelError> {
+        select::check(select, draft.len(), self.vocabulary())?;
+        self.verify_by(trunk, draft, |model, tokens, batch| {
+            model.forward_select(tokens, batch, select)
+        })
     }
 
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
@@ -131,6 +124,67 @@ fn node(parent: Option<u32>) -> DraftNode {
 }
 
 impl CpuModel {
+    /// Puts a token at the end of each leaf and has `run` run them; on an error no leaf has grown.
+    fn step_by<T>(
+        &mut self,
+        leaves: &[NodeKey],
+        tokens: &[u32],
+        run: impl FnOnce(&mut Self, &Batch) -> Result<T, ModelError>,
+    ) -> Result<T, ModelError> {
+        if leaves.len() != tokens.len() {
+            let (leaves, tokens) = (leaves.len(), tokens.len());
+            return Err(ModelError::Lengths { leaves, tokens });
+        }
+        self.check_tokens("leaves", tokens)?;
+        for &leaf in leaves {
+            self.check_context(self.path_length(leaf)? + 1)?;
+        }
+        self.maintain_if_due()?;
+        self.before_pass(0);
+        let ones = || leaves.iter().map(|&leaf| (leaf, 1));
+        let kept = self.step.take();
+        let batch = match kept.filter(|batch| batch.nodes().iter().copied().eq(ones())) {
+            Some(mut batch) => {
+                self.cache.advance(&mut batch, 1)?;
+                batch
+            }
+            None => self.cache.batch(&ones().collect::<Vec<_>>())?,
+        };
+        let outcome = run(self, &batch);
+        match outcome.and_then(|found| self.count(&batch).map(|()| found).map_err(Into::into)) {
+            Ok(found) => {
+                self.step = Some(batch);
+                Ok(found)
+            }
+            Err(error) => {
+                self.cache.shrink(leaves, 1)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts a draft below `trunk` and has `run` run it; on an error there is none.
+    fn verify_by<T>(
+        &mut self,
+        trunk: NodeKey,
+        draft: &[DraftToken],
+        run: impl FnOnce(&mut Self, &[u32], &Batch) -> Result<T, ModelError>,
+    ) -> Result<(Vec<NodeKey>, T), ModelError> {
+        let tokens: Vec<u32> = draft.iter().map(|token| token.token).collect();
+        self.check_tokens("draft", &tokens)?;
+        let nodes: Vec<DraftNode> = draft.iter().map(|token| node(token.parent)).collect();
+        self.maintain_if_due()?;
+        self.before_pass(0);
+        let keys = self.cache.insert_draft(trunk, &nodes)?;
+        match self.run_draft(&keys, |model, batch| run(model, &tokens, batch)) {
+            Ok(found) => Ok((keys, found)),
+            Err(error) => {
+                self.cache.accept(trunk, &[])?;
+                Err(error)
+            }
+        }
+    }
+
     pub(super) fn check_tokens(
         &self,
         argument: &'static str,
@@ -185,19 +239,19 @@ impl CpuModel {
         Ok(())
     }
 
-    fn run_draft(
+    fn run_draft<T>(
         &mut self,
         keys: &[NodeKey],
-        tokens: &[u32],
-        logits: &mut Vec<f32>,
-    ) -> Result<(), ModelError> {
+        run: impl FnOnce(&mut Self, &Batch) -> Result<T, ModelError>,
+    ) -> Result<T, ModelError> {
         for &key in keys {
             self.check_context(self.path_length(key)?)?;
         }
         let ones: Vec<(NodeKey, u32)> = keys.iter().map(|&key| (key, 1)).collect();
         let batch = self.cache.batch(&ones)?;
-        self.forward(tokens, &batch, Wanted::All, logits)?;
-        Ok(self.count(&batch)?)
+        let found = run(self, &batch)?;
+        self.count(&batch)?;
+        Ok(found)
     }
 
     /// Adds what a pass of `batch` has read.

@@ -1,13 +1,12 @@
 //! The forward pass, as work enqueued on a stream: nothing is allocated, copied or waited for, so it can be
 //! captured.
 
-use super::ops::{Embed, Feed, ModelOps, RotateAppend, Sampling, SiluMul};
+use super::ops::{Embed, ModelOps, RotateAppend, SiluMul};
 use deft::cuda::{DeviceBuffer, DevicePtr, DeviceRows, Rotary, Stream};
 use deft::{DType, KvElement, Step, StepGpu, bf16, f16};
 
 use super::buffers::{Buffers, Input};
 use super::cublas::{Cublas, Sums};
-use super::decode::HISTORY;
 use super::launches::Rows;
 use super::probe::{Observer, Stage};
 use super::ranks::DeviceRanks;
@@ -21,11 +20,15 @@ pub(super) enum Tail {
     Logits,
     /// Logits of the row that [`Buffers::pick`] names.
     LogitsOfOne,
-    /// Logits of all rows, of which so many are ranked or drawn by [`Buffers::sampling`]; the first is the token that
-    /// is fed to the next pass.
+    /// So many of all rows' logits are ranked or drawn by [`Buffers::sampling`]; the first is the token that is fed to the
+    /// next pass.
     Choose(u32),
-    /// Logits of all rows, of which so many are ranked; nothing is fed.
-    Ranked(u32),
+    /// `k` of all rows' logits are ranked; nothing is fed.
+    Ranked {
+        k: u32,
+        /// Whether all logits are there after it.
+        logits: bool,
+    },
 }
 
 /// What a pass does: a captured graph serves equal ones.
@@ -57,6 +60,11 @@ pub(super) struct Forward {
 }
 
 impl Forward {
+    /// Device memory besides the weights.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.buffers.memory_bytes() + self.ranks.as_ref().map_or(0, DeviceRanks::memory_bytes)
+    }
+
     /// Whether there may be another pass.
     ///
     /// # Errors
@@ -76,8 +84,8 @@ impl Forward {
 
 /// One pass about to be enqueued, as a step of the cache.
 pub(super) struct Run<'r, 's> {
-    step: &'r mut Step<'s>,
-    rows: Rows<'r>,
+    pub(super) step: &'r mut Step<'s>,
+    pub(super) rows: Rows<'r>,
 }
 
 impl<'r, 's> Run<'r, 's> {
@@ -149,7 +157,7 @@ impl<'r, 's> Run<'r, 's> {
         let rotary = Rotary { positions: buffers.inputs.pointer(Input::Positions), cos, sin };
         // SAFETY: as in `enqueue`.
         unsafe {
-            self.rows.norm(&w.attention_norm, None)?;
+            self.rows.norm(&w.attention_norm, None, layer > 0 && self.rows.adds_later())?;
             let (normed, qkv) = (&buffers.normed, &buffers.qkv);
             observer.saw(layer, Stage::AttentionInput, self.rows.halves(normed, config.hidden))?;
             let shape = [q + 2 * kv, config.hidden];
@@ -237,7 +245,7 @@ impl<'r, 's> Run<'r, 's> {
         };
         // SAFETY: as in `enqueue`.
         unsafe {
-            self.rows.norm(&w.ffn_norm, None)?;
+            self.rows.norm(&w.ffn_norm, None, self.rows.adds_later())?;
             observer.saw(layer, Stage::FfnInput, self.rows.halves(&buffers.normed, hidden))?;
             let normed = buffers.normed.pointer();
             let shape = ([2 * ffn, hidden], 2 * ffn);
@@ -249,77 +257,9 @@ impl<'r, 's> Run<'r, 's> {
             observer.saw(layer, Stage::AfterFfn, self.rows.floats(&buffers.x, hidden))
         }
     }
-
-    /// # Safety
-    /// As [`Run::enqueue`].
-    unsafe fn tail(
-        &mut self,
-        tail: Tail,
-        observer: &mut dyn Observer,
-    ) -> Result<(), CudaModelError> {
-        let Forward { weights, buffers, .. } = self.rows.forward;
-        let config = weights.part();
-        let last = config.layers - 1;
-        let (picks, rows) = match tail {
-            Tail::LogitsOfOne => (Some(&buffers.pick), Rows { count: 1, ..self.rows }),
-            Tail::Logits | Tail::Choose(_) | Tail::Ranked(_) => (None, self.rows),
-        };
-        let (normed, logits) = (buffers.normed.pointer(), buffers.logits.pointer());
-        let own = weights.shard().vocabulary();
-        let shape = (weights.head_shape(), config.vocabulary);
-        // SAFETY: as in `enqueue`.
-        unsafe {
-            rows.norm(&weights.final_norm, picks)?;
-            observer.saw(last, Stage::HeadInput, rows.halves(&buffers.normed, config.hidden))?;
-            let place = logits.offset(4 * u64::from(own.start));
-            rows.multiply(normed, weights.head(), place, shape, Sums::F32)?;
-            rows.gather(logits)?;
-            observer.saw(last, Stage::Logits, rows.floats(&buffers.logits, config.vocabulary))?;
-            match tail {
-                Tail::Choose(ranked) => self.choose(ranked),
-                Tail::Ranked(ranked) => {
-                    let ranking = self.rows.ranking(ranked);
-                    Ok(rows.forward.ops.log_softmax_top_k(&ranking, rows.stream)?)
-                }
-                Tail::Logits | Tail::LogitsOfOne => Ok(()),
-            }
-        }
-    }
-
-    /// Ranks or samples, and feeds each row's first choice to the next pass.
-    ///
-    /// # Safety
-    /// As [`Run::enqueue`].
-    unsafe fn choose(&mut self, ranked: u32) -> Result<(), CudaModelError> {
-        let Rows { forward, count, stream, .. } = self.rows;
-        let Forward { ops, buffers, .. } = forward;
-        let inputs = &buffers.inputs;
-        let ranking = self.rows.ranking(ranked);
-        let sampling = Sampling {
-            streams: inputs.pointer(Input::Streams),
-            steps: inputs.pointer(Input::Positions),
-            settings: buffers.sampling.pointer(),
-        };
-        let feed = Feed {
-            next: ranking.ids,
-            targets: on_gpu(self.step)?.targets,
-            tokens: inputs.pointer(Input::Tokens),
-            positions: inputs.pointer(Input::Positions),
-            history: buffers.history.pointer(),
-            history_len: HISTORY,
-            next_stride: ranked,
-            count,
-        };
-        // SAFETY: as in `enqueue`.
-        unsafe {
-            ops.sample_top_k(&ranking, &sampling, stream)?;
-            ops.feed(&feed, stream)?;
-        }
-        Ok(())
-    }
 }
 
 /// The step's side of the GPU.
-fn on_gpu<'a>(step: &'a mut Step<'_>) -> Result<StepGpu<'a>, CudaModelError> {
+pub(super) fn on_gpu<'a>(step: &'a mut Step<'_>) -> Result<StepGpu<'a>, CudaModelError> {
     Ok(step.gpu()?.expect("the cache was built for a GPU"))
 }

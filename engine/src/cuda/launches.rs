@@ -21,12 +21,20 @@ pub(super) struct Rows<'r> {
 }
 
 impl Rows<'_> {
+    /// Whether what ranks add to the residual stream of these rows comes with the norm that follows.
+    pub(super) fn adds_later(&self) -> bool {
+        self.ranks.is_some() && DeviceRanks::rounds(self.count)
+    }
+
+    /// Normalises the residual stream, or the rows that `picks` names, once what ranks have `added` is in it.
+    ///
     /// # Safety
     /// As [`Run::enqueue`].
     pub(super) unsafe fn norm(
         &self,
         weight: &DeviceBuffer<f32>,
         picks: Option<&DeviceBuffer<u32>>,
+        added: bool,
     ) -> Result<(), CudaModelError> {
         let config = self.forward.weights.part();
         let buffers = &self.forward.buffers;
@@ -40,7 +48,15 @@ impl Rows<'_> {
             eps: config.rms_eps,
         };
         // SAFETY: as in `enqueue`.
-        Ok(unsafe { self.forward.ops.rms_norm(&norm, self.stream) }?)
+        unsafe {
+            match self.ranks.filter(|_| added) {
+                None => self.forward.ops.rms_norm(&norm, self.stream)?,
+                Some(ranks) => {
+                    self.forward.ops.add_rms_norm(&norm, ranks.sums(), self.stream)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// `y = x w^T` with `w` of `[outputs, inner]`, rows of `y` being `stride` apart.
@@ -70,7 +86,8 @@ impl Rows<'_> {
         Ok(unsafe { self.forward.blas.multiply(&product) }?)
     }
 
-    /// Adds the sum over ranks of `source w^T`, with `w` of `[hidden, inner]`, to the residual stream.
+    /// Adds the sum over ranks of `source w^T`, with `w` of `[hidden, inner]`, to the residual stream; where
+    /// [`Rows::adds_later`], by the norm that follows.
     ///
     /// # Safety
     /// As [`Run::enqueue`].
@@ -83,28 +100,21 @@ impl Rows<'_> {
         let hidden = self.forward.weights.part().hidden;
         debug_assert_eq!(w.len(), hidden as usize * inner as usize);
         let x = self.forward.buffers.x.pointer();
-        // All ranks have the stream, and one brings it to the sum.
-        let into = match self.ranks.is_none_or(|ranks| ranks.rank() == 0) {
-            true => Sums::Added,
-            false => Sums::F32,
-        };
+        let (w, shape) = (w.pointer(), ([hidden, inner], hidden));
         // SAFETY: as in `enqueue`.
         unsafe {
-            self.multiply(source, w.pointer(), x, ([hidden, inner], hidden), into)?;
-            let Some(ranks) = self.ranks else { return Ok(()) };
-            ranks.all_reduce(x, self.count as usize * hidden as usize, self.stream)
+            let Some(ranks) = self.ranks else {
+                return self.multiply(source, w, x, shape, Sums::Added);
+            };
+            // All ranks have the stream, and one brings it to a sum that is not rounded.
+            let (to, into) = match (self.adds_later(), ranks.rank()) {
+                (true, _) => (ranks.sums(), Sums::Half),
+                (false, 0) => (x, Sums::Added),
+                (false, _) => (x, Sums::F32),
+            };
+            self.multiply(source, w, to, shape, into)?;
+            ranks.sum(x, (self.count, hidden), self.stream)
         }
-    }
-
-    /// Brings every rank's logits to all.
-    ///
-    /// # Safety
-    /// As [`Run::enqueue`].
-    pub(super) unsafe fn gather(&self, logits: DevicePtr) -> Result<(), CudaModelError> {
-        let Some(ranks) = self.ranks else { return Ok(()) };
-        let ends = self.forward.weights.shard().vocabulary_ends();
-        // SAFETY: as in `enqueue`.
-        unsafe { ranks.gather_logits(logits, (self.count, &ends), self.stream) }
     }
 
     /// Where the `k` highest of each row's logits go.

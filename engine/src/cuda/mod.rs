@@ -71,6 +71,7 @@ mod prompt;
 mod ranks;
 mod rows;
 mod select;
+mod tail;
 mod timing;
 mod tree;
 mod weights;

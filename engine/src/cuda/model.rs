@@ -80,7 +80,10 @@ impl CudaModel {
         let buffers = Buffers::new(device, config, &table, bucket(rows), bucket(options.max_rows))?;
         let ranks = match ranks.ranks() {
             1 => None,
-            _ => Some(DeviceRanks::join(device, ranks, &options)?),
+            _ => {
+                let states = (config.hidden, weights.dtype());
+                Some(DeviceRanks::join(device, ranks, &options, states)?)
+            }
         };
         Ok(Self {
             forward: Forward {
@@ -161,7 +164,7 @@ impl CudaModel {
         CudaMemory {
             weights: self.forward.weights.memory_bytes(),
             pages: 2 * cache.pool().len() as u64,
-            buffers: self.forward.buffers.memory_bytes() + 8 * u64::from(cache.slots()),
+            buffers: self.forward.memory_bytes() + 8 * u64::from(cache.slots()),
             plans: plans as u64,
             cublas: self.forward.blas.memory_bytes(),
         }

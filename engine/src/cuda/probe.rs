@@ -19,7 +19,8 @@ pub enum Stage {
     Queries,
     /// Attention's output: `[rows, q_heads, head_dim]`.
     Attended,
-    /// The residual stream with it: `[rows, hidden]`.
+    /// The residual stream with it: `[rows, hidden]`. Of one of several ranks without it, and so [`Stage::AfterFfn`]: what
+    /// ranks add comes with the norm that follows.
     AfterAttention,
     /// Normalised for the feed-forward part: `[rows, hidden]`.
     FfnInput,

@@ -9,10 +9,12 @@ use super::{CudaModel, CudaModelError};
 use crate::ModelError;
 use crate::select::{Select, Selected};
 
-/// The pass that ranks as many entries as any of `select` asks for.
-pub(super) fn ranking(select: &[Select]) -> Pass {
-    let tail = select.iter().filter_map(ranked).max().map_or(Tail::Logits, Tail::Ranked);
-    Pass::whole(tail)
+/// What ranks as many entries as any of `select` asks for, on one of several ranks or alone. Ranks bring all logits
+/// together only for requests that need them; alone they are there in any case.
+fn tail_of(select: &[Select], several: bool) -> Tail {
+    let logits = !several || select.iter().any(|select| ranked(select).is_none());
+    let most = select.iter().filter_map(ranked).max();
+    most.map_or(Tail::Logits, |k| Tail::Ranked { k, logits })
 }
 
 /// Entries that the pass ranks for a request; longer rankings are made of the logits, on the host.
@@ -61,13 +63,18 @@ fn below_one(at: f64) -> f32 {
 }
 
 impl CudaModel {
-    /// Waits, and answers from what the last pass, [`ranking`]'s, left on the device.
+    /// The pass that [`CudaModel::answers`] needs.
+    pub(super) fn ranking(&self, select: &[Select]) -> Pass {
+        Pass::whole(tail_of(select, self.forward.ranks.is_some()))
+    }
+
+    /// Waits, and answers from what the last pass, [`CudaModel::ranking`]'s, left on the device.
     pub(super) fn answers(&mut self, select: &[Select]) -> Result<Vec<Selected>, ModelError> {
         self.settle()?;
         let (mut ids, mut log_probs) = (Vec::new(), Vec::new());
-        let Pass { tail, .. } = ranking(select);
+        let Pass { tail, .. } = self.ranking(select);
         let stride = match tail {
-            Tail::Ranked(k) => {
+            Tail::Ranked { k, .. } => {
                 self.read_ranking(k, &mut ids, &mut log_probs)?;
                 k as usize
             }
@@ -165,11 +172,22 @@ mod tests {
 
     #[test]
     fn a_pass_ranks_for_the_longest_ranking_that_the_device_makes() {
-        let tail = |select: &[Select]| ranking(select).tail;
+        let tail = |select: &[Select]| tail_of(select, false);
+        let ranked = |k| Tail::Ranked { k, logits: true };
         assert_eq!(tail(&[Select::Logits, Select::Of(vec![1])]), Tail::Logits);
-        assert_eq!(tail(&[Select::Top { k: 3 }, Select::Top { k: 64 }]), Tail::Ranked(64));
-        assert_eq!(tail(&[Select::Top { k: 65 }, Select::Top { k: 2 }]), Tail::Ranked(2));
+        assert_eq!(tail(&[Select::Top { k: 3 }, Select::Top { k: 64 }]), ranked(64));
+        assert_eq!(tail(&[Select::Top { k: 65 }, Select::Top { k: 2 }]), ranked(2));
         assert_eq!(tail(&[Select::Top { k: usize::MAX }]), Tail::Logits);
+    }
+
+    #[test]
+    fn ranks_bring_logits_together_only_for_requests_that_need_them() {
+        let ranked = |k, logits| Tail::Ranked { k, logits };
+        let (top, of) = (|k| Select::Top { k }, Select::Of(vec![1]));
+        assert_eq!(tail_of(&[top(3), top(64)], true), ranked(64, false));
+        assert_eq!(tail_of(&[top(3), of.clone()], true), ranked(3, true));
+        assert_eq!(tail_of(&[top(65), top(2)], true), ranked(2, true));
+        assert_eq!(tail_of(&[of], true), Tail::Logits);
     }
 
     #[test]

@@ -10,7 +10,6 @@ use super::CudaModel;
 use super::forward::{Pass, Run, Tail};
 use super::model::on_gpu;
 use super::probe::{Nobody, Observer};
-use super::select::ranking;
 use crate::prompt::{self, SALT};
 use crate::select::{self, Select, Selected};
 use crate::{DraftToken, ModelError, Traffic, TreeModel};
@@ -101,7 +100,7 @@ impl TreeModel for CudaModel {
         self.check_pass(leaves.len(), tokens)?;
         select::check(select, leaves.len(), self.vocabulary())?;
         self.grow(leaves)?;
-        let run = self.run(Some(tokens), ranking(select), None);
+        let run = self.run(Some(tokens), self.ranking(select), None);
         let run = run.and_then(|()| self.answers(select));
         self.or_shrink(leaves, run)
     }
@@ -113,7 +112,7 @@ impl TreeModel for CudaModel {
         select: &[Select],
     ) -> Result<(Vec<NodeKey>, Vec<Selected>), ModelError> {
         select::check(select, draft.len(), self.vocabulary())?;
-        let nodes = self.run_verify(trunk, draft, ranking(select), None)?;
+        let nodes = self.run_verify(trunk, draft, self.ranking(select), None)?;
         match self.answers(select) {
             Ok(selected) => Ok((nodes, selected)),
             Err(error) => {

@@ -7,7 +7,6 @@ mod history;
 mod operation;
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use deft::tree::TokenForest;
@@ -15,6 +14,7 @@ use deft::{NodeKey, PrefixStats};
 
 use self::history::History;
 use self::operation::Operation;
+use crate::ranks::threads::Threads;
 use crate::ranks::{Communicator, Kind, Memory, RankError};
 use crate::select::{Select, Selected};
 use crate::tree_model::{DraftToken, ModelError, Traffic, TreeModel};
@@ -25,15 +25,15 @@ pub const START: Duration = Duration::from_secs(1800);
 /// Rank 0 of a model of several ranks, as a [`TreeModel`]: every call is run on all ranks.
 ///
 /// An error between ranks, or a rank that dies or hangs, ends the run: the call fails with [`ModelError::Ranks`], as does
-/// every later one. Dropping it ends the others.
+/// every later one. Dropping it ends the others, and waits for those that are threads, 10 s at most.
 #[derive(Debug)]
 pub struct Ranked<M: TreeModel> {
     model: M,
     ranks: Box<dyn Communicator>,
     history: History,
     over: Option<RankError>,
-    /// The other ranks, where these are threads.
-    threads: Vec<JoinHandle<()>>,
+    /// The other ranks, where these are threads. Last: they end once they hear of this rank's end.
+    threads: Threads,
 }
 
 impl<M: TreeModel> Ranked<M> {
@@ -44,7 +44,7 @@ impl<M: TreeModel> Ranked<M> {
     /// [`RankError`]: not all ranks come within [`START`].
     pub fn lead(model: M, mut ranks: Box<dyn Communicator>) -> Result<Self, RankError> {
         ranks.barrier(START)?;
-        Ok(Self { model, ranks, history: History::new(), over: None, threads: Vec::new() })
+        Ok(Self { model, ranks, history: History::new(), over: None, threads: Threads::default() })
     }
 
     /// All ranks as threads of this process; `make` makes the model of a rank, on its thread, with the communicator that
@@ -72,7 +72,7 @@ impl<M: TreeModel> Ranked<M> {
                 Err(error) => control.abort(&error.to_string()),
             })
         };
-        let threads = others.into_iter().map(spawn).collect();
+        let threads = Threads(others.into_iter().map(spawn).collect());
         let (mut control, data) = pairs.pop().expect("there is a rank 0");
         let model = make(Box::new(data)).inspect_err(|error| control.abort(&error.to_string()))?;
         let mut lead = Self::lead(model, Box::new(control))?;
@@ -121,13 +121,8 @@ impl<M: TreeModel> Ranked<M> {
 impl<M: TreeModel> Drop for Ranked<M> {
     fn drop(&mut self) {
         let end = Operation::End.write(self.model.forest());
-        let last = announce(&mut *self.ranks, &self.history, &end);
-        if self.over.is_none() && last.is_ok() {
-            for thread in self.threads.drain(..) {
-                // One that panicked has said so to the others.
-                let _ = thread.join();
-            }
-        }
+        // Whoever does not hear it hears that this rank is gone.
+        let _ = announce(&mut *self.ranks, &self.history, &end);
     }
 }
 

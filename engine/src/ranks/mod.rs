@@ -14,6 +14,8 @@
 //! | `shard` | a rank's part of a model |
 //! | `part` | its weights |
 //! | `sequence` | attention over tokens that lie on several ranks |
+//! | `top_k` | the best of logits that lie on several ranks |
+//! | `threads` | ends threads before what they use |
 
 mod communicator;
 mod error;
@@ -23,6 +25,8 @@ mod part;
 mod sequence;
 mod shard;
 mod tcp;
+pub(crate) mod threads;
+mod top_k;
 
 pub use communicator::{Communicator, Kind, Message, TIMEOUT};
 pub use error::RankError;
@@ -31,3 +35,4 @@ pub use memory::Memory;
 pub use sequence::merge_partials;
 pub use shard::Shard;
 pub use tcp::Tcp;
+pub(crate) use top_k::best_of_all;

@@ -3,7 +3,7 @@
 use super::backend::aligned;
 use super::capacity::plan_config;
 use super::counters::Counters;
-use super::kernels::{AttendPointers, AttentionKernels, ForeignPointers};
+use super::kernels::{AttendPointers, AttentionKernels, ForeignHalf, ForeignPointers};
 use super::{CudaDevice, CudaError, CudaPlan, DevicePtr, PlanCapacity, RawStream, Stream};
 use crate::attention::{BackendError, PagedAttend, PagedTensor, check_paged_attend};
 use crate::cache::{CacheShape, DType};
@@ -137,13 +137,18 @@ impl InPlace {
             same_stream(&mut stream, argument, rows.stream)?;
         }
         let [k, v, q, out, lse] = pointers;
-        let strides = [pieces("k", &call.k)?, pieces("v", &call.v)?];
+        let half = |argument, first, tensor: &PagedTensor<'_>| {
+            let (strides, blocks) = (pieces(argument, tensor)?, tensor.blocks);
+            let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+            Ok::<_, BackendError>(ForeignHalf { first, blocks, strides })
+        };
+        let (k, v) = (half("k", k, &call.k)?, half("v", v, &call.v)?);
         let stream = stream.unwrap_or(RawStream(0));
         // SAFETY: whoever made the rows vouched for their stream.
         self.update(plan, &unsafe { Stream::borrow_raw(&self.device, stream) })?;
         let Some(on) = &self.plan else { unreachable!("the update brought it") };
         let shift = plan.page_size().trailing_zeros();
-        let foreign = ForeignPointers { k, v, table: self.ids.device.pointer(), strides, shift };
+        let foreign = ForeignPointers { k, v, table: self.ids.device.pointer(), shift };
         let pointers = AttendPointers {
             q,
             pool: DevicePtr::NULL,

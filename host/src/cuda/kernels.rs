@@ -6,7 +6,8 @@ use kernels_gpu::ptx::{self, Arguments as _};
 use super::compacted::CompactedPointers;
 use super::launch::Launch;
 use super::plan::PlanImages;
-use super::{CudaDevice, CudaError, CudaPlan, DevicePtr, Kernel, RawStream};
+use super::tensor_map::{BOX_TOKENS, tensor_map};
+use super::{Arch, CudaDevice, CudaError, CudaPlan, DevicePtr, Kernel, RawStream};
 use crate::attention::AttentionParams;
 use crate::cache::CacheShape;
 use crate::format::{FormatKernel, KvFormat};
@@ -110,34 +111,52 @@ impl Reader {
     }
 }
 
-/// Where a foreign cache is, as the kernel takes it.
+/// Where K or V of a foreign cache is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ForeignHalf {
+    pub(super) first: DevicePtr,
+    pub(super) blocks: u32,
+    /// From one block, token and KV head to the next, in pieces of eight elements.
+    pub(super) strides: [u32; 3],
+}
+
+/// Where a foreign cache is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ForeignPointers {
-    pub(super) k: DevicePtr,
-    pub(super) v: DevicePtr,
+    pub(super) k: ForeignHalf,
+    pub(super) v: ForeignHalf,
     /// Ids of blocks, `64 >> shift` a page.
     pub(super) table: DevicePtr,
-    /// Of K and V, from one block, token and KV head to the next, in pieces of eight elements.
-    pub(super) strides: [[u32; 3]; 2],
     pub(super) shift: u32,
 }
 
 impl ForeignPointers {
     /// The arguments of a launch that is otherwise as the one of native pages.
     fn arguments(&self, native: ptx::Attend) -> ptx::AttendInPlace {
-        let [[k_block, k_token, k_head], [v_block, v_token, v_head]] = self.strides;
+        let Self { k, v, table, shift } = *self;
+        let ([k_block, k_token, k_head], [v_block, v_token, v_head]) = (k.strides, v.strides);
+        let (k, v, table) = (k.first.0, v.first.0, table.0);
         beside_native!(AttendInPlace of native {
-            k: self.k.0,
-            v: self.v.0,
-            table: self.table.0,
-            k_block,
-            k_token,
-            k_head,
-            v_block,
-            v_token,
-            v_head,
-            shift: self.shift,
+            k, v, table, k_block, k_token, k_head, v_block, v_token, v_head, shift,
         })
+    }
+
+    /// Whether there is something to copy boxes of.
+    fn has_boxes(&self) -> bool {
+        1 << self.shift >= BOX_TOKENS && self.k.blocks > 0 && self.v.blocks > 0
+    }
+
+    /// Those of Hopper's launch, by tensor maps.
+    fn boxes(
+        &self,
+        device: &CudaDevice,
+        native: ptx::Attend,
+        heads: [u32; 2],
+    ) -> Result<ptx::AttendBoxes, CudaError> {
+        let map = |half| tensor_map(device, half, self.shift, heads);
+        let (k, v) = (map(&self.k)?, map(&self.v)?);
+        let (table, shift) = (self.table.0, self.shift);
+        Ok(beside_native!(AttendBoxes of native { k, v, table, shift }))
     }
 }
 
@@ -145,7 +164,10 @@ impl ForeignPointers {
 #[derive(Clone, Debug)]
 pub(super) struct AttentionKernels {
     kv_heads: u32,
+    head_dim: u32,
     attend: Kernel,
+    /// What reads foreign blocks of eight tokens or more instead, on Hopper.
+    boxes: Option<Kernel>,
     merge: Kernel,
 }
 
@@ -156,7 +178,13 @@ impl AttentionKernels {
 
     /// Those that read K and V where another engine keeps them.
     pub(super) fn in_place(device: &CudaDevice, shape: &CacheShape) -> Result<Self, CudaError> {
-        Self::of(device, shape, "attend_in_place", ptx::AttendInPlace::BYTES)
+        let mut kernels = Self::of(device, shape, "attend_in_place", ptx::AttendInPlace::BYTES)?;
+        if device.arch() == Arch::Sm90a {
+            let CacheShape { dtype, head_dim, .. } = shape;
+            let name = format!("attend_boxes_{dtype}_d{head_dim}");
+            kernels.boxes = Some(device.kernel(&name, ptx::AttendBoxes::BYTES)?);
+        }
+        Ok(kernels)
     }
 
     fn of(
@@ -168,7 +196,7 @@ impl AttentionKernels {
         let CacheShape { kv_heads, dtype, head_dim, .. } = shape;
         let attend = device.kernel(&format!("{attend}_{dtype}_d{head_dim}"), parameters)?;
         let merge = device.kernel(&format!("merge_{dtype}_d{head_dim}"), ptx::Merge::BYTES)?;
-        Ok(Self { kv_heads: *kv_heads, attend, merge })
+        Ok(Self { kv_heads: *kv_heads, head_dim: *head_dim, attend, boxes: None, merge })
     }
 
     /// The kernels, to be asked for their resources.
@@ -219,11 +247,20 @@ impl AttentionKernels {
         params: &AttentionParams,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let arguments = foreign.arguments(self.arguments(plan, pointers, params));
+        let native = self.arguments(plan, pointers, params);
         let grid = [plan.images.capacity().shares, self.kv_heads, 1];
         let launch = Launch { grid, overlaps_predecessor: false };
         // SAFETY: as in `attend`.
-        unsafe { self.attend.launch(launch, arguments, stream) }
+        unsafe {
+            match &self.boxes {
+                Some(kernel) if foreign.has_boxes() => {
+                    let heads = [self.kv_heads, self.head_dim];
+                    let arguments = foreign.boxes(&kernel.device, native, heads)?;
+                    kernel.launch(launch, arguments, stream)
+                }
+                _ => self.attend.launch(launch, foreign.arguments(native), stream),
+            }
+        }
     }
 
     /// The arguments of the launch for native pages.
@@ -296,7 +333,6 @@ fn merge_blocks(warps: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::Arch;
     use crate::cuda::images::Image;
 
     #[test]

@@ -107,7 +107,7 @@ impl Kernel {
         }
         let _current = self.device.activate()?;
         let bits = arguments.bits();
-        let mut pointers = pointers(bits.as_ref());
+        let mut pointers = pointers(bits.as_ref(), bytes_of(&arguments));
         let mut value = [0; 8];
         value[0] = 1;
         let attribute = sys::LaunchAttribute {
@@ -170,11 +170,22 @@ impl Kernel {
     }
 }
 
-/// Where the driver finds each argument. It reads as many bytes as the kernel declares, so eight hold any of them.
-fn pointers(bits: &[u64]) -> [*mut c_void; MAX_ARGUMENTS] {
-    assert!(bits.len() <= MAX_ARGUMENTS, "a kernel takes at most {MAX_ARGUMENTS} arguments");
-    let place = |bits: &u64| std::ptr::from_ref(bits).cast_mut().cast();
-    std::array::from_fn(|index| bits.get(index).map_or(std::ptr::null_mut(), place))
+/// Bytes of each of the arguments.
+fn bytes_of<A: Arguments>(_: &A) -> &'static [u32] {
+    A::BYTES
+}
+
+/// Where the driver finds each argument, of so many bytes. It reads as many as the kernel declares; each begins with a word.
+fn pointers(bits: &[u64], bytes: &[u32]) -> [*mut c_void; MAX_ARGUMENTS] {
+    assert!(bytes.len() <= MAX_ARGUMENTS, "a kernel takes at most {MAX_ARGUMENTS} arguments");
+    let mut pointers = [std::ptr::null_mut(); MAX_ARGUMENTS];
+    let mut left = bits;
+    for (pointer, bytes) in pointers.iter_mut().zip(bytes) {
+        let (own, others) = left.split_at(bytes.div_ceil(8) as usize);
+        *pointer = own.as_ptr().cast_mut().cast();
+        left = others;
+    }
+    pointers
 }
 
 #[cfg(test)]
@@ -187,7 +198,7 @@ mod tests {
     fn the_driver_finds_every_argument_where_its_pointer_points() {
         let record = ptx::Advance { targets: 0x7f00_dead_beef, count: u32::MAX, lengths: 2 };
         let bits = record.bits();
-        let pointers = pointers(bits.as_ref());
+        let pointers = pointers(bits.as_ref(), ptx::Advance::BYTES);
         // SAFETY: each pointer points to the eight bytes of its argument, which `bits` keeps alive.
         unsafe {
             assert_eq!(pointers[0].cast::<u64>().read(), 0x7f00_dead_beef);

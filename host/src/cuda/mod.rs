@@ -50,6 +50,7 @@ mod ptx;
 mod scores;
 mod stream;
 mod sys;
+mod tensor_map;
 mod writers;
 
 pub use crate::cache::device_rows::{DeviceElements, DevicePtr, DeviceRows, RawStream};

@@ -115,6 +115,23 @@ impl Access {
     }
 }
 
+/// `CUtensorMap`.
+#[repr(C, align(64))]
+pub(super) struct TensorMap(pub(super) [u64; 16]);
+
+/// `CU_TENSOR_MAP_DATA_TYPE_UINT16`: copies do not look at the elements.
+pub(super) const TENSOR_MAP_UINT16: i32 = 1;
+/// `CU_TENSOR_MAP_INTERLEAVE_NONE`.
+pub(super) const TENSOR_MAP_NO_INTERLEAVE: i32 = 0;
+/// `CU_TENSOR_MAP_SWIZZLE_128B`.
+pub(super) const TENSOR_MAP_SWIZZLE_128B: i32 = 3;
+/// `CU_TENSOR_MAP_L2_PROMOTION_L2_128B`.
+pub(super) const TENSOR_MAP_L2_128B: i32 = 2;
+/// `CU_TENSOR_MAP_L2_PROMOTION_L2_256B`.
+pub(super) const TENSOR_MAP_L2_256B: i32 = 3;
+/// `CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE`.
+pub(super) const TENSOR_MAP_ZEROS_OUTSIDE: i32 = 0;
+
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<AllocationProperties>() == 32 && size_of::<Access>() == 12);
 const _: () = assert!(size_of::<LaunchAttribute>() == 72);
@@ -197,6 +214,21 @@ entry_points! {
         function: Handle,
         arguments: *mut *mut c_void,
         extra: *mut *mut c_void,
+    );
+
+    fn cuTensorMapEncodeTiled(
+        map: *mut TensorMap,
+        element: i32,
+        rank: u32,
+        first: DevicePointer,
+        sizes: *const u64,
+        strides: *const u64,
+        of_box: *const u32,
+        element_strides: *const u32,
+        interleave: i32,
+        swizzle: i32,
+        promotion: i32,
+        outside: i32,
     );
 
     fn cuStreamCreate(stream: *mut Handle, flags: u32);

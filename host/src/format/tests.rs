@@ -167,7 +167,8 @@ fn bound(format: KvFormat, shape: PageShape, half: usize, values: &[f32], at: (u
     };
     let x = element(token, dim);
     match (format, half) {
-        (KvFormat::Native, _) | (KvFormat::Thin { keys: ThinKeys::Native, .. }, _) => 0.0,
+        (KvFormat::Native | KvFormat::Compacted, _)
+        | (KvFormat::Thin { keys: ThinKeys::Native, .. }, _) => 0.0,
         (KvFormat::Fp8 { .. }, _) => {
             let page = values.iter().map(|x| f64::from(x.abs())).fold(0.0, f64::max);
             (x.abs() / 16.0).max(page / 448.0 * 2f64.powi(-10)) * 1.0001

@@ -35,6 +35,7 @@ mod budget;
 mod compile;
 mod debian;
 mod manifest;
+mod maps;
 mod process;
 mod ptx;
 mod ptxas;

@@ -3,7 +3,7 @@
 //! rustc has no attribute for launch bounds, and the driver compiles a PTX module whole when it is
 //! loaded. So each entry gets `.maxntid` and `.minnctapersm` from its record (PTX ISA,
 //! "Performance-Tuning Directives"), and goes into its group's module together with the variables and
-//! functions it needs. Comments go; one comes, `// .shared_bytes`, for PTX has no directive for the dynamic
+//! functions it needs, its tensor maps among its parameters ([`maps`]). Comments go; one comes, `// .shared_bytes`, for PTX has no directive for the dynamic
 //! shared memory of a launch. What ptxas or a launch would choke on is refused here, by name.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, bail, ensure};
 use device::Arch;
 
+use crate::maps;
 use crate::record::Record;
 
 /// First line of every generated file.
@@ -82,7 +83,7 @@ pub(crate) fn split(source: &str, arch: Arch) -> Result<BTreeMap<String, Group>>
         for index in &wanted[name] {
             check(&module.items[*index])?;
         }
-        group.ptx = write(&module, &wanted[name], &bounds);
+        group.ptx = write(&module, &wanted[name], &bounds)?;
     }
     Ok(groups)
 }
@@ -103,7 +104,11 @@ fn collect(items: &[Item], index: usize, into: &mut BTreeSet<usize>) {
     }
 }
 
-fn write(module: &Module, indices: &BTreeSet<usize>, bounds: &BTreeMap<usize, Record>) -> String {
+fn write(
+    module: &Module,
+    indices: &BTreeSet<usize>,
+    bounds: &BTreeMap<usize, Record>,
+) -> Result<String> {
     let mut text = HEADER.to_owned() + &module.directives;
     for index in indices {
         text.push('\n');
@@ -112,8 +117,8 @@ fn write(module: &Module, indices: &BTreeSet<usize>, bounds: &BTreeMap<usize, Re
             None => text += &without_numbers(&item.text),
             Some(row) => {
                 // The body's brace stands on a line of its own after the parameter list.
-                let (signature, body) = item
-                    .text
+                let of_entry = maps::in_parameters(&item.text, row)?;
+                let (signature, body) = of_entry
                     .split_once("\n{")
                     .expect("parse() lets only entries with a body through");
                 text += &format!(
@@ -127,7 +132,7 @@ fn write(module: &Module, indices: &BTreeSet<usize>, bounds: &BTreeMap<usize, Re
             }
         }
     }
-    text
+    Ok(text)
 }
 
 /// `text` with labels that do not count the module's functions, so that a kernel's PTX does not change with the number

@@ -33,10 +33,21 @@ impl Record {
     }
 }
 
+/// The source's type of a parameter that is a tensor map.
+const MAP: &str = "*const TensorMap";
+/// Bytes of a tensor map.
+pub(crate) const MAP_BYTES: u32 = 128;
+
 impl Parameter {
+    /// Whether the launch brings a tensor map, not its address.
+    pub(crate) fn is_map(&self) -> bool {
+        self.1 == MAP
+    }
+
     /// The type with which a host passes it: an address is a `u64`.
     pub(crate) fn host_type(&self) -> Result<&str> {
         match self.1.as_str() {
+            MAP => Ok("[u64; 16]"),
             pointer if pointer.starts_with('*') => Ok("u64"),
             number @ ("u32" | "i32" | "f32" | "u64" | "i64" | "f64") => Ok(number),
             other => bail!("parameter `{}` is of type `{other}`", self.0),
@@ -45,7 +56,10 @@ impl Parameter {
 
     /// How many bytes it has.
     pub(crate) fn bytes(&self) -> Result<u32> {
-        Ok(if self.host_type()?.ends_with("64") { 8 } else { 4 })
+        match self.host_type()? {
+            _ if self.is_map() => Ok(MAP_BYTES),
+            number => Ok(if number.ends_with("64") { 8 } else { 4 }),
+        }
     }
 }
 

@@ -36,7 +36,7 @@ pub mod prelude {
     pub use crate::wgmma::{Accumulators, Descriptor, Operand};
     pub use crate::{Bf16, Element, F16};
     pub use crate::{
-        async_copy, atomic, bulk, global, grid, math, matrix, mbarrier, register, thread, warp,
-        wgmma,
+        async_copy, atomic, bulk, global, grid, math, matrix, mbarrier, register, tensor, thread,
+        warp, wgmma,
     };
 }

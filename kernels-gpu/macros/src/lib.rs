@@ -46,7 +46,7 @@ use proc_macro::TokenStream;
 ///
 /// `threads`, `min_blocks` and `shared` are constant expressions of type `u32`, in which the function's generic
 /// parameters may stand. Parameters are pointers and 32- or 64-bit numbers: a pointer in a record would cost generic
-/// loads.
+/// loads. A `*const TensorMap` is passed as the map itself, and points to it among the parameters.
 #[proc_macro_attribute]
 pub fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
     expand::expand(attribute.into(), item.into())

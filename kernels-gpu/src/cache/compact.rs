@@ -53,10 +53,8 @@ pub unsafe fn compact<E: Element, const D: u32>(
         let source = |index: u32| {
             let [cell, token, k, v] = global::load_v4_u32(sources.add(index as usize).cast());
             let from = pool.add(place(cell, token));
-            let rows: [Chunk; 2] = [
-                global::load_v4_u32(from.cast()),
-                global::load_v4_u32(from.add(half).cast()),
-            ];
+            let rows: [Chunk; 2] =
+                [global::load_v4_u32(from.cast()), global::load_v4_u32(from.add(half).cast())];
             (rows, [k, v].map(f32::from_bits))
         };
         let (mut rows, weights) = source(begin);

@@ -20,7 +20,7 @@ pub use append_rope::append_rope;
 pub(crate) use append_rope::{kept_keys, load_pair, store_pair, turn_pair};
 pub use compact::{compact, move_words};
 pub use copy::copy;
-pub(crate) use non_finite::{NAN, is_finite, kept_key, kept_value};
+pub(crate) use non_finite::{NAN, carries, is_finite, kept_key, kept_value};
 pub use paged::{export_pages, import_pages};
 
 /// Threads of a block of any of these kernels.

@@ -34,3 +34,16 @@ pub(crate) fn is_finite<E: Element>(chunk: Chunk) -> bool {
     }
     finite
 }
+
+/// Bit 15 of a half of a word is set in the result where that half of one of the chunk's words is not finite: an exponent of
+/// ones carries. Less to compute than [`is_finite`], for many chunks of which hardly one is not.
+#[inline(always)]
+pub(crate) fn carries<E: Element>(chunk: Chunk) -> u32 {
+    let exponents = math::pack::<E>(f32::INFINITY, f32::INFINITY);
+    let lowest = exponents & !(exponents << 1);
+    let mut carries = 0;
+    for word in chunk {
+        carries |= (word & exponents) + lowest;
+    }
+    carries & 0x8000_8000
+}

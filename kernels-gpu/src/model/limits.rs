@@ -29,6 +29,14 @@ pub const MAX_K: u32 = 64;
 /// Shared memory of the block that ranks a row, in bytes: a partial sum and a key a warp, and the winners' keys.
 pub const TOP_K_SHARED_BYTES: u32 = TOP_K_THREADS / 32 * 16 + MAX_K * 8;
 
+/// Threads of the block that merges rankings of a row's parts: a warp.
+pub const MERGE_TOP_K_THREADS: u32 = 32;
+
+/// Words of what a part of a row says of its best `k` entries: two of its softmax, three an entry.
+pub const fn part_words(k: u32) -> u32 {
+    2 + 3 * k
+}
+
 /// Shared memory of the block that picks tokens of a row, in bytes: a partial sum and a sum of weights a warp.
 pub const PICK_SHARED_BYTES: u32 = TOP_K_THREADS / 32 * 12;
 

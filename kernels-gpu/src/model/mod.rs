@@ -9,6 +9,7 @@ pub mod limits;
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub use kernels::{
-    Feed, Norm, Pick, Qkv, Sampling, TopK, embed, feed, fill, fill_f32, log_softmax_top_k,
-    pick_tokens, rms_norm, rotate_append, sample_top_k, silu_mul,
+    Feed, MergeTopK, Norm, Pick, Qkv, Sampling, TopK, TopKPart, add_rms_norm, embed, feed, fill,
+    fill_f32, log_softmax_top_k, merge_top_k, pick_tokens, rms_norm, rotate_append, sample_part,
+    sample_top_k, silu_mul, top_k_part,
 };

@@ -19,6 +19,8 @@ pub struct Warpgroup {
     pub b: [u32; 4],
     /// 0: what the accumulators hold is dropped.
     pub accumulate: u32,
+    /// 1: `b` has the 128-byte swizzle.
+    pub swizzled: u32,
 }
 
 /// Words of [`Warpgroup`].
@@ -31,14 +33,18 @@ unsafe fn prepare(input: *const u32) -> (Operand, Operand, bool, *const u32) {
     // SAFETY: the caller's.
     unsafe {
         let word = |i: usize| global::load_u32(input.add(i));
-        let operand = |i: usize| Operand {
-            descriptor: Descriptor::new(base.offset(word(i)), word(i + 1), word(i + 2)),
-            step_bytes: word(i + 3),
+        let operand = |i: usize, swizzled: bool| {
+            let (at, leading, stride) = (base.offset(word(i)), word(i + 1), word(i + 2));
+            let descriptor = match swizzled {
+                true => Descriptor::swizzled(at, leading, stride),
+                false => Descriptor::new(at, leading, stride),
+            };
+            Operand { descriptor, step_bytes: word(i + 3) }
         };
         let words = word(0);
         fill_shared(base, input.add(HEADER), words);
         let rest = input.add(HEADER + words as usize);
-        (operand(1), operand(5), word(9) != 0, rest)
+        (operand(1, false), operand(5, word(10) != 0), word(9) != 0, rest)
     }
 }
 

@@ -1,13 +1,16 @@
 //! Attention and merge, a launch each.
 
+use bytemuck::Zeroable;
 use deft::KvFormat;
 use deft::attention::{Attend, AttentionParams, PagedAttend, check_paged_attend};
 use deft::cache::{CacheShape, DType, ElementsMut};
 use deft::plan::{PagedPlan, Plan};
+use device::emulator::tensor::Tensor;
 use device::emulator::{Launch, Memory, Report};
 use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
 use kernels_gpu::Arch;
+use kernels_gpu::attention::hopper::Boxes;
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
 use kernels_gpu::attention::{
     self as kernels, CellPool, Coded, Compacted, Foreign, Format, Fp8, Merge, Native, Pool, tile,
@@ -35,10 +38,16 @@ struct Call<'a> {
 #[derive(Clone, Copy)]
 enum Kv<'a> {
     Pool(&'a [u16]),
-    Foreign { kv: [&'a [u16]; 2], ids: &'a [u32], strides: [[u32; 3]; 2], shift: u32 },
+    Foreign {
+        kv: [&'a [u16]; 2],
+        blocks: [usize; 2],
+        ids: &'a [u32],
+        strides: [[u32; 3]; 2],
+        shift: u32,
+    },
 }
 
-/// Attention in place under the schedule of `seed`.
+/// Attention in place by the kernels of `arch` under the schedule of `seed`.
 ///
 /// # Panics
 /// If the call is one that they do not take.
@@ -46,6 +55,7 @@ enum Kv<'a> {
 /// # Errors
 /// What the emulator found.
 pub fn attend_in_place(
+    arch: Arch,
     seed: u64,
     plan: &PagedPlan,
     call: PagedAttend<'_>,
@@ -62,12 +72,13 @@ pub fn attend_in_place(
     };
     let kv = Kv::Foreign {
         kv: [words(call.k.elements), words(call.v.elements)],
+        blocks: [call.k.blocks, call.v.blocks],
         ids: bytemuck::cast_slice(plan.ids()),
         strides: [call.k.strides, call.v.strides].map(|strides| strides.map(pieces)),
         shift: plan.page_size().trailing_zeros(),
     };
     Call {
-        arch: Arch::Sm80,
+        arch,
         seed,
         shape: CacheShape { layers: 1, kv_heads, head_dim, dtype, pages: 1 },
         plan: plan.plan(),
@@ -80,6 +91,22 @@ pub fn attend_in_place(
         params,
     }
     .run()
+}
+
+/// A tensor of such strides, in pieces of eight elements, without its address.
+fn boxes(
+    head_dim: u32,
+    kv_heads: u32,
+    [of_block, of_token, of_head]: [u32; 3],
+    shift: u32,
+    blocks: usize,
+) -> Tensor {
+    Tensor {
+        strides: [of_token, 8, of_head, of_block].map(|pieces| 16 * u64::from(pieces)),
+        sizes: [64, 1 << shift, head_dim / 64, kv_heads, blocks as u32],
+        of_box: [64, 8, head_dim / 64, 1, 1],
+        ..Tensor::zeroed()
+    }
 }
 
 fn floats<'a>(lse: ElementsMut<'a>) -> &'a mut [f32] {
@@ -148,11 +175,19 @@ impl Call<'_> {
         let (mut pool, mut foreign) = (None, None);
         match self.kv {
             Kv::Pool(pages) => pool = Some(memory.constant("pool", pages)),
-            Kv::Foreign { kv: [k, v], ids, strides, shift } => {
+            Kv::Foreign { kv: [k, v], blocks, ids, strides, shift } => {
                 let k = memory.constant("k", k);
                 let v = memory.constant("v", v);
                 let table = memory.constant("block tables", ids);
-                foreign = Some((k, v, table, strides, shift));
+                let halves = [(k, "map of k", 0), (v, "map of v", 1)];
+                let maps = halves.map(|(half, name, i)| {
+                    let tensor = Tensor {
+                        address: half.as_ptr() as u64,
+                        ..boxes(D as u32, kv_heads, strides[i], shift, blocks[i])
+                    };
+                    memory.constant(name, &tensor.map())
+                });
+                foreign = Some((k, v, maps, table, strides, shift));
             }
         }
         let masks = memory.constant("masks", plan.masks());
@@ -203,13 +238,6 @@ impl Call<'_> {
                     scale_log2: self.params.scale * std::f32::consts::LOG2_E,
                     soft_cap: self.params.soft_cap.unwrap_or(0.0),
                 };
-                let foreign = foreign.map(|(k, v, table, strides, shift)| Foreign {
-                    k: k.as_ptr(),
-                    v: v.as_ptr(),
-                    table: table.as_ptr(),
-                    strides,
-                    shift,
-                });
                 let coded = kernel.map_or(Coded::default(), |kernel| Coded {
                     half_bytes: kernel.half_bytes,
                     per_slab: kernel.per_slab,
@@ -224,9 +252,23 @@ impl Call<'_> {
                         (None, None) => {
                             block::<E, Native, D, KS, NT, O, NATIVE>(self.arch, arguments, coded)
                         }
-                        (None, Some(cache)) => kernels::ampere::attend::<E, Native, _, D, KS, NT>(
-                            arguments, cache, coded,
-                        ),
+                        (None, Some((k, v, maps, table, strides, shift))) => match self.arch {
+                            Arch::Sm80 => {
+                                let [k, v] = [k, v].map(|half| half.as_ptr());
+                                let table = table.as_ptr();
+                                let cache = Foreign { k, v, table, strides, shift };
+                                kernels::ampere::attend::<E, Native, _, D, KS, NT>(
+                                    arguments, cache, coded,
+                                )
+                            }
+                            Arch::Sm90a => {
+                                let [k, v] = maps.map(|map| map.as_ptr().cast());
+                                let cache = Boxes { k, v, table: table.as_ptr(), shift };
+                                kernels::hopper::attend::<E, Native, _, D, KS, NT, O, NATIVE>(
+                                    arguments, cache, coded,
+                                )
+                            }
+                        },
                         (Some("fp8"), None) => {
                             block::<E, Fp8, D, KS, NT, O, CODED>(self.arch, arguments, coded)
                         }
@@ -290,7 +332,9 @@ unsafe fn block<
                 kernels::ampere::attend::<E, F, _, D, KS, NT>(arguments, CellPool, coded);
             }
             Arch::Sm80 => kernels::ampere::attend::<E, F, _, D, KS, NT>(arguments, Pool, coded),
-            Arch::Sm90a => kernels::hopper::attend::<E, F, D, KS, NT, O, S>(arguments, coded),
+            Arch::Sm90a => {
+                kernels::hopper::attend::<E, F, _, D, KS, NT, O, S>(arguments, Pool, coded)
+            }
         }
     }
 }

@@ -27,6 +27,8 @@ enum Order {
     KFirst,
     /// The next 8 of M or N first.
     OuterFirst,
+    /// Rows of 128 bytes, swizzled, as copies of boxes leave them; only `b`.
+    Swizzled,
 }
 
 pub(super) fn cases() -> Vec<Case> {
@@ -36,7 +38,12 @@ pub(super) fn cases() -> Vec<Case> {
             (Order::KFirst, Order::KFirst),
             (Order::KFirst, Order::OuterFirst),
             (Order::OuterFirst, Order::KFirst),
+            (Order::KFirst, Order::Swizzled),
         ] {
+            let row = if shape.trans_b { shape.n } else { 16 * shape.steps };
+            if order_b == Order::Swizzled && row % 64 != 0 {
+                continue;
+            }
             for accumulate in [true, false] {
                 let whole = case(seed, &shape, Values::Whole, [order_a, order_b], accumulate);
                 cases
@@ -175,9 +182,12 @@ fn place(
     order: Order,
 ) -> [u32; 4] {
     let (outer, inner) = (operand.len() / 8, operand[0].len() / 8);
+    if order == Order::Swizzled {
+        return place_swizzled(memory, offset, operand, half, transposed);
+    }
     let core = |o: usize, k: usize| match order {
         Order::KFirst => o * inner + k,
-        Order::OuterFirst => k * outer + o,
+        _ => k * outer + o,
     };
     memory.resize(offset as usize / 2 + outer * inner * 64, 0);
     for (row, values) in operand.iter().enumerate() {
@@ -188,6 +198,30 @@ fn place(
     }
     let bytes = |o, k| core(o, k) as u32 * 128;
     [offset, bytes(0, 1), bytes(1, 0), bytes(0, 2)]
+}
+
+/// [`place`], in rows of 64: a row's pieces of 16 bytes change places by its number (PTX ISA, "Swizzling Modes").
+fn place_swizzled(
+    memory: &mut Vec<u16>,
+    offset: u32,
+    operand: &[Vec<f32>],
+    half: Half,
+    transposed: bool,
+) -> [u32; 4] {
+    let (outer, inner) = (operand.len(), operand[0].len());
+    memory.resize(offset as usize / 2 + outer * inner, 0);
+    // Rows of K for an MN-major operand; 64 of the row's dimension after the other.
+    let rows = if transposed { inner } else { outer };
+    for (o, values) in operand.iter().enumerate() {
+        for (k, value) in values.iter().enumerate() {
+            let (row, column) = if transposed { (k, o) } else { (o, k) };
+            let piece = column % 64 / 8 ^ row % 8;
+            let at = (column / 64 * rows + row) * 64 + piece * 8 + column % 8;
+            memory[offset as usize / 2 + at] = half.bits(*value);
+        }
+    }
+    let step = if transposed { 2048 } else { 32 };
+    [offset, rows as u32 * 128, 1024, step]
 }
 
 fn case(seed: u64, shape: &Shape, values: Values, orders: [Order; 2], accumulate: bool) -> Case {
@@ -205,7 +239,8 @@ fn case(seed: u64, shape: &Shape, values: Values, orders: [Order; 2], accumulate
     if !shape.a_in_registers {
         header.a = place(&mut memory, 0, &a, half, shape.trans_a, orders[0]);
     }
-    let offset = memory.len().next_multiple_of(64) as u32 * 2;
+    let offset = memory.len().next_multiple_of(512) as u32 * 2;
+    header.swizzled = (orders[1] == Order::Swizzled).into();
     header.b = place(&mut memory, offset, &transposed, half, shape.trans_b, orders[1]);
     header.words = memory.len() as u32 / 2;
     assert!(4 * header.words <= selftest::SHARED_BYTES);

@@ -116,6 +116,64 @@ fn a_row_of_zeros_is_normalised_to_zeros() {
     assert_eq!(found, [Some(vec![0; 576])]);
 }
 
+/// Rows and their norm once `added` is in them, `picks` only.
+fn norm_added<T: Sixteen>(
+    (x, added): (&[f32], &[T]),
+    weight: &[f32],
+    picks: Option<&[u32]>,
+) -> (Vec<f32>, Vec<u16>) {
+    let hidden = weight.len();
+    let rows = picks.map_or(x.len() / hidden, <[u32]>::len);
+    let mut memory = Memory::new();
+    let x = memory.buffer("x", x);
+    let added = constant(&mut memory, "added", added);
+    let weight = memory.constant("weight", weight);
+    let picks = picks.map(|picks| memory.constant("picks", picks));
+    let out = memory.unwritten::<u16>("out", rows * hidden);
+    Launch::new([rows as u32, 1, 1], NORM_THREADS)
+        .shared_bytes(NORM_SHARED_BYTES)
+        .seed(3)
+        .run(&mut memory, || {
+            let norm = Norm {
+                x: x.as_mut_ptr(),
+                picks: picks.map_or(std::ptr::null(), |picks| picks.as_ptr()),
+                weight: weight.as_ptr(),
+                out: out.as_mut_ptr(),
+                hidden: hidden as u32,
+                eps: 1e-5,
+            };
+            // SAFETY: the emulator checks every access.
+            unsafe { model::add_rms_norm::<T::Device>(norm, added.as_ptr()) }
+        })
+        .unwrap();
+    (memory.read(x).unwrap(), memory.read_poisoned(out))
+}
+
+fn norm_adds_first<T: Sixteen>(rows: usize, hidden: usize) {
+    let mut rng = SmallRng::seed_from_u64(7 * hidden as u64);
+    let x = uniform(&mut rng, rows * hidden, 20.0);
+    let (weight, added) =
+        (uniform(&mut rng, hidden, 2.0), super::random::<T>(&mut rng, rows * hidden, 9.0));
+    let sum: Vec<f32> = x.iter().zip(&added).map(|(x, more)| x + more.to_f32()).collect();
+    let expected = norm::<T>(&sum, &weight, None, 1e-5, 0);
+    let (found, normed) = norm_added::<T>((&x, &added), &weight, None);
+    assert_eq!(found, sum, "the stream has what was added");
+    let of_rows: Vec<_> = normed.chunks_exact(hidden).map(|row| Some(row.to_vec())).collect();
+    assert_eq!(of_rows, expected, "it is the sum's norm");
+    let (last, first) = (rows as u32 - 1, x.len() - hidden);
+    let (found, normed) = norm_added::<T>((&x, &added), &weight, Some(&[last, NONE]));
+    assert!(found[..first] == x[..first] && found[first..] == sum[first..], "picked rows only");
+    assert_eq!(normed[..hidden], *expected[rows - 1].as_ref().unwrap());
+}
+
+#[test]
+fn a_norm_of_a_sum_adds_before_it_normalises_and_keeps_the_sum() {
+    for (rows, hidden) in SIZES.into_iter().chain([(1, MAX_HIDDEN as usize)]) {
+        norm_adds_first::<bf16>(rows, hidden);
+        norm_adds_first::<f16>(rows, hidden);
+    }
+}
+
 #[test]
 fn picked_rows_are_normalised_in_their_order_and_none_is_left_out() {
     let mut rng = SmallRng::seed_from_u64(4);

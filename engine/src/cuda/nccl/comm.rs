@@ -1,17 +1,23 @@
 //! A communicator, and the collectives that it enqueues.
 
 use std::ffi::{c_int, c_void};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use deft::cuda::{CudaDevice, DevicePtr, RawStream};
+use deft::DType;
+use deft::cuda::{CudaDevice, CudaError, DevicePtr, RawStream};
 
 use super::{Handle, Id, Nccl, NcclError, split_version};
+use crate::ranks::threads::{END, join_within};
 
 /// `ncclFloat32`.
 const F32: c_int = 7;
+/// `ncclFloat16`.
+const F16: c_int = 6;
+/// `ncclBfloat16`.
+const BF16: c_int = 9;
 /// `ncclSum`.
 const SUM: c_int = 0;
 /// `ncclInProgress`.
@@ -24,7 +30,8 @@ pub(crate) struct Comm {
     handle: Handle,
     rank: u32,
     ranks: u32,
-    aborted: AtomicBool,
+    /// Who ends it before its time.
+    ending: Mutex<Option<JoinHandle<()>>>,
     nccl: Arc<Nccl>,
 }
 
@@ -32,6 +39,7 @@ pub(crate) struct Comm {
 unsafe impl Send for Comm {}
 
 /// A handle on its way between threads.
+#[derive(Debug)]
 struct Sent(Handle);
 
 impl Sent {
@@ -43,43 +51,51 @@ impl Sent {
 // SAFETY: as for `Comm`.
 unsafe impl Send for Sent {}
 
-impl Comm {
-    /// Rank `rank` of `ranks`, those that have this `id`; waits for them at most `limit`.
-    ///
-    /// # Errors
-    /// [`NcclError::Call`], [`NcclError::Late`].
-    pub(crate) fn new(
-        nccl: Nccl,
-        device: &CudaDevice,
-        (rank, ranks): (u32, u32),
-        id: Id,
-        limit: Duration,
-    ) -> Result<Self, NcclError> {
-        let (say, hear) = channel();
-        let (of, init) = (device.clone(), nccl.init_rank.clone());
-        // On a thread of its own, which stays behind where ranks never come.
+/// Ranks on their way to a communicator.
+#[derive(Debug)]
+pub(crate) struct Joining {
+    device: CudaDevice,
+    nccl: Arc<Nccl>,
+    place: (u32, u32),
+    joined: Receiver<(Result<c_int, CudaError>, Sent)>,
+}
+
+impl Joining {
+    /// Begins to join, as rank `rank` of `ranks`, those that have this `id`, with all connections that collectives take.
+    pub(crate) fn begin(nccl: Nccl, device: &CudaDevice, place: (u32, u32), id: Id) -> Self {
+        let (say, joined) = channel();
+        let (device, nccl) = (device.clone(), Arc::new(nccl));
+        let (of, library, (rank, ranks)) = (device.clone(), nccl.clone(), place);
+        // The call takes as long as the last rank does. On a thread of its own it stays behind where that never comes.
         std::thread::spawn(move || {
             let mut handle = std::ptr::null_mut();
-            // SAFETY: a valid place for one handle; the device's context is current.
-            let joined =
-                of.scoped(|| unsafe { init(&mut handle, ranks as c_int, id, rank as c_int) });
+            // SAFETY: a valid place for one handle; the device's context is current; the library is held.
+            let status = of.scoped(|| unsafe {
+                (library.init_rank)(&mut handle, ranks as c_int, id, rank as c_int)
+            });
             // Nobody hears where it took too long.
-            let _ = say.send((joined, Sent(handle)));
+            let _ = say.send((status, Sent(handle)));
         });
-        let (joined, Sent(handle)) = match hear.recv_timeout(limit) {
-            Ok(joined) => joined,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                // The thread still uses the library.
-                std::mem::forget(nccl);
-                return Err(NcclError::Late { after: limit });
-            }
-        };
-        nccl.check("ncclCommInitRank", joined?)?;
-        let aborted = AtomicBool::new(false);
-        let nccl = Arc::new(nccl);
-        Ok(Self { device: device.clone(), handle, rank, ranks, aborted, nccl })
+        Self { device, nccl, place, joined }
     }
 
+    /// The communicator, once all ranks are there; nothing if that takes longer than `pause`.
+    ///
+    /// # Errors
+    /// [`NcclError::Call`].
+    pub(crate) fn wait(&self, pause: Duration) -> Result<Option<Comm>, NcclError> {
+        let (status, Sent(handle)) = match self.joined.recv_timeout(pause) {
+            Ok(joined) => joined,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(None),
+        };
+        let (nccl, (rank, ranks)) = (self.nccl.clone(), self.place);
+        nccl.check("ncclCommInitRank", status?)?;
+        let (device, ending) = (self.device.clone(), Mutex::default());
+        Ok(Some(Comm { device, handle, rank, ranks, ending, nccl }))
+    }
+}
+
+impl Comm {
     pub(crate) fn rank(&self) -> u32 {
         self.rank
     }
@@ -88,7 +104,7 @@ impl Comm {
         self.ranks
     }
 
-    /// Enqueues `x[i] = sum over ranks of x[i]`, `count` f32.
+    /// Enqueues `x[i] = sum over ranks of x[i]`, `count` elements of `dtype`.
     ///
     /// # Safety
     /// `x` is valid until the work is done; `stream` is one of the device.
@@ -98,13 +114,40 @@ impl Comm {
     pub(crate) unsafe fn all_reduce(
         &self,
         x: DevicePtr,
-        count: usize,
+        (count, dtype): (usize, DType),
         stream: RawStream,
     ) -> Result<(), NcclError> {
         let (x, stream) = (x.0 as *mut c_void, stream.0 as *mut c_void);
+        let dtype = match dtype {
+            DType::F16 => F16,
+            DType::Bf16 => BF16,
+            _ => F32,
+        };
         // SAFETY: a live communicator; the rest is the caller's promise.
         self.call("ncclAllReduce", || unsafe {
-            (self.nccl.all_reduce)(x, x, count, F32, SUM, self.handle, stream)
+            (self.nccl.all_reduce)(x, x, count, dtype, SUM, self.handle, stream)
+        })
+    }
+
+    /// Enqueues a gather in place: of `count` words from every rank, one rank's after the other's at `x`, this one has its own
+    /// and gets the others'.
+    ///
+    /// # Safety
+    /// As [`Comm::all_reduce`].
+    ///
+    /// # Errors
+    /// [`NcclError::Call`].
+    pub(crate) unsafe fn gather(
+        &self,
+        x: DevicePtr,
+        count: usize,
+        stream: RawStream,
+    ) -> Result<(), NcclError> {
+        let own = x.offset(4 * u64::from(self.rank) * count as u64).0 as *mut c_void;
+        let (x, stream) = (x.0 as *mut c_void, stream.0 as *mut c_void);
+        // SAFETY: as for `all_reduce`; in place, as NCCL wants it.
+        self.call("ncclAllGather", || unsafe {
+            (self.nccl.all_gather)(own, x, count, F32, self.handle, stream)
         })
     }
 
@@ -163,7 +206,7 @@ impl Comm {
     /// # Errors
     /// [`NcclError::Call`].
     pub(crate) fn check(&self) -> Result<(), NcclError> {
-        if self.aborted.load(Ordering::Relaxed) {
+        if self.ending().is_some() {
             return Ok(());
         }
         let mut status = 0;
@@ -180,16 +223,21 @@ impl Comm {
     /// Ends all collectives of this rank, whether the others come or not: the kernels that wait, and those after them in
     /// a graph. None can follow.
     pub(crate) fn abort(&self) {
-        if self.aborted.swap(true, Ordering::Relaxed) {
+        let mut ending = self.ending();
+        if ending.is_some() {
             return;
         }
         let (device, nccl, handle) = (self.device.clone(), self.nccl.clone(), Sent(self.handle));
         // The call tells the kernels at once and returns when there is no graph with them any more, so not here.
-        std::thread::spawn(move || {
+        *ending = Some(std::thread::spawn(move || {
             let handle = handle.take();
             // SAFETY: our own communicator, ended once; the library is held. A failure leaves nothing to do.
             let _ = device.scoped(|| unsafe { (nccl.abort)(handle) });
-        });
+        }));
+    }
+
+    fn ending(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Version and file.
@@ -205,10 +253,14 @@ impl Comm {
 }
 
 impl Drop for Comm {
+    /// After its graphs.
     fn drop(&mut self) {
-        if !self.aborted.load(Ordering::Relaxed) {
+        let ending = self.ending().take();
+        match ending {
+            // What runs into the end of the process meets libraries that have ended.
+            Some(thread) => drop(join_within(END, [thread])),
             // SAFETY: our own communicator, ended once.
-            let _ = self.device.scoped(|| unsafe { (self.nccl.destroy)(self.handle) });
+            None => drop(self.device.scoped(|| unsafe { (self.nccl.destroy)(self.handle) })),
         }
     }
 }

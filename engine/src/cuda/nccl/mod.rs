@@ -7,12 +7,11 @@ mod comm;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
-use std::time::Duration;
 
 use deft::cuda::CudaError;
 use libloading::os::unix::{Library, Symbol};
 
-pub(crate) use self::comm::Comm;
+pub(crate) use self::comm::{Comm, Joining};
 
 use super::library::{Lookup, Missing, Wanted};
 
@@ -22,8 +21,10 @@ pub const VARIABLE: &str = "DEFT_NCCL";
 static WANTED: Wanted =
     Wanted { variable: VARIABLE, file: "libnccl.so", versions: &[2], needs: None };
 
-/// NVLink's multicast, which stays off where nobody has asked for it.
-const MULTICAST: &str = "NCCL_NVLS_ENABLE";
+/// What is set where the environment says nothing of it (NCCL user guide, Environment Variables): NVLink's multicast is
+/// off; and ranks are connected when they join, not by the first collective, whose call would wait for a rank that has
+/// gone, and nobody could end it.
+const SETTINGS: [(&str, &str); 2] = [("NCCL_NVLS_ENABLE", "0"), ("NCCL_RUNTIME_CONNECT", "0")];
 
 /// `NCCL_UNIQUE_ID_BYTES`.
 const ID_BYTES: usize = 128;
@@ -107,12 +108,6 @@ pub enum NcclError {
         /// The status in words.
         reason: String,
     },
-    /// Ranks did not find each other.
-    #[error("not all ranks have joined NCCL within {after:?}")]
-    Late {
-        /// How long was waited.
-        after: Duration,
-    },
     /// The device.
     #[error(transparent)]
     Cuda(#[from] CudaError),
@@ -150,7 +145,7 @@ impl Nccl {
     /// # Errors
     /// [`NcclError`].
     pub(super) fn open(path: Option<&Path>) -> Result<Self, NcclError> {
-        leave_multicast_off();
+        set_up();
         let lookup = Lookup::new(&WANTED, path, |name| std::env::var_os(name));
         let (library, path) = lookup.open()?;
         macro_rules! function {
@@ -205,14 +200,16 @@ impl Nccl {
     }
 }
 
-/// Leaves NVLink's multicast off, unless the environment says otherwise; before the library reads it.
-fn leave_multicast_off() {
+/// Sets [`SETTINGS`], unless the environment says otherwise; before the library reads them.
+fn set_up() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        if std::env::var_os(MULTICAST).is_none() {
-            // SAFETY: Rust's own readers of the environment are kept apart from this by the standard library, and of C
-            // code only NCCL reads it in this program while models are made, on this thread and later.
-            unsafe { std::env::set_var(MULTICAST, "0") };
+        for (name, value) in SETTINGS {
+            if std::env::var_os(name).is_none() {
+                // SAFETY: Rust's own readers of the environment are kept apart from this by the standard library, and of
+                // C code only NCCL reads it in this program while models are made, on this thread and later.
+                unsafe { std::env::set_var(name, value) };
+            }
         }
     });
 }

@@ -61,6 +61,19 @@ impl RmsNorm {
             eps: self.eps,
         }
     }
+
+    /// With `added`, `[_, hidden]`, 16 bits, of which rows are picked as of `x`.
+    pub(super) fn arguments_with(&self, added: DevicePtr) -> ptx::AddRmsNorm {
+        ptx::AddRmsNorm {
+            x: self.x.0,
+            added: added.0,
+            picks: self.picks.0,
+            weight: self.weight.0,
+            out: self.out.0,
+            hidden: self.hidden,
+            eps: self.eps,
+        }
+    }
 }
 
 /// Device pointers of a rotation of queries and keys, with the append of keys and values.
@@ -162,6 +175,65 @@ impl TopK {
     }
 }
 
+/// Device pointers of a ranking of some entries of each row.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TopKPart {
+    /// `[rows, entries]` f32.
+    pub logits: DevicePtr,
+    /// `[rows]` records of [`part_words`](kernels_gpu::model::limits::part_words) u32, written; 4-byte aligned.
+    pub found: DevicePtr,
+    /// Number of rows.
+    pub rows: u32,
+    /// Entries of a row that are here.
+    pub entries: u32,
+    /// The id of the first of them.
+    pub first: u32,
+    /// Entries to give of each row, 1 to 64; fewer come where there are fewer.
+    pub k: u32,
+}
+
+impl TopKPart {
+    pub(super) fn arguments(&self) -> ptx::TopKPart {
+        ptx::TopKPart {
+            logits: self.logits.0,
+            found: self.found.0,
+            entries: self.entries,
+            first: self.first,
+            k: self.k,
+        }
+    }
+}
+
+/// Device pointers of a merge of rankings.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MergeTopK {
+    /// `[parts, rows]` records, as [`TopKPart`] has them, each of `k` entries.
+    pub found: DevicePtr,
+    /// `[rows, k]` u32, written.
+    pub ids: DevicePtr,
+    /// `[rows, k]` f32, natural logarithm, written.
+    pub log_probs: DevicePtr,
+    /// Parts that a row has.
+    pub parts: u32,
+    /// Number of rows.
+    pub rows: u32,
+    /// Entries to give of each row.
+    pub k: u32,
+}
+
+impl MergeTopK {
+    pub(super) fn arguments(&self) -> ptx::MergeTopK {
+        ptx::MergeTopK {
+            found: self.found.0,
+            ids: self.ids.0,
+            log_probs: self.log_probs.0,
+            parts: self.parts,
+            rows: self.rows,
+            k: self.k,
+        }
+    }
+}
+
 /// Device pointers of tokens that rows of logits are asked for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pick {
@@ -215,6 +287,19 @@ impl Sampling {
             log_probs: top_k.log_probs.0,
             vocab: top_k.vocab,
             k: top_k.k,
+            streams: self.streams.0,
+            steps: self.steps.0,
+            settings: self.settings.0,
+        }
+    }
+
+    pub(super) fn arguments_of(&self, part: &TopKPart) -> ptx::SamplePart {
+        ptx::SamplePart {
+            logits: part.logits.0,
+            found: part.found.0,
+            entries: part.entries,
+            first: part.first,
+            k: part.k,
             streams: self.streams.0,
             steps: self.steps.0,
             settings: self.settings.0,

@@ -3,7 +3,7 @@
 use deft::cuda::{CudaError, DevicePtr};
 use kernels_gpu::model::limits::{CHUNK, MAX_HIDDEN, MAX_K};
 
-use super::{Feed, FillRandom, TopK};
+use super::{Feed, FillRandom, TopK, TopKPart};
 
 fn refused(
     argument: &'static str,
@@ -33,6 +33,23 @@ pub(super) fn hidden(hidden: u32) -> Result<(), CudaError> {
     if hidden == 0 || hidden > MAX_HIDDEN || !hidden.is_multiple_of(CHUNK) {
         let expected = format!("a multiple of 8 up to {MAX_HIDDEN}");
         return Err(refused("hidden", hidden, expected));
+    }
+    Ok(())
+}
+
+pub(super) fn part(part: &TopKPart) -> Result<(), CudaError> {
+    let ends = u64::from(part.first) + u64::from(part.entries);
+    if ends > i32::MAX as u64 || part.entries == 0 {
+        let expected = "at least 1, and less than 2^31 with those before them";
+        return Err(refused("entries", part.entries, expected));
+    }
+    merged(part.k)
+}
+
+/// Entries of a row that parts give between them.
+pub(super) fn merged(k: u32) -> Result<(), CudaError> {
+    if k == 0 || k > MAX_K {
+        return Err(refused("k", k, format!("1 to {MAX_K}")));
     }
     Ok(())
 }
@@ -97,5 +114,9 @@ mod tests {
         assert!(ranking(0, 1000).is_err() && ranking(65, 1000).is_err());
         let error = ranking(5, 4).unwrap_err().to_string();
         assert_eq!(error, "k is 5; expected 1 to 64, and at most vocab, 4");
+        let of_part = |k, entries| part(&TopKPart { k, entries, first: 9, ..TopKPart::default() });
+        assert!(of_part(64, 1).is_ok() && of_part(1, 0).is_err());
+        assert!(of_part(1, i32::MAX as u32).is_err());
+        assert_eq!(of_part(65, 1).unwrap_err().to_string(), "k is 65; expected 1 to 64");
     }
 }

@@ -8,11 +8,14 @@ mod check;
 
 use deft::DType;
 use deft::cache::{HEAD_DIMS, ShapeError};
-use deft::cuda::{CudaCache, CudaDevice, CudaError, Kernel, Launch, RawStream, Rotary};
+use deft::cuda::{CudaCache, CudaDevice, CudaError, DevicePtr, Kernel, Launch, RawStream, Rotary};
 use kernels_gpu::model::limits::FILL_BLOCKS;
 use kernels_gpu::ptx::{self, Arguments as _};
 
-pub use buffers::{Embed, Feed, FillRandom, Pick, RmsNorm, RotateAppend, Sampling, SiluMul, TopK};
+pub use buffers::{
+    Embed, Feed, FillRandom, MergeTopK, Pick, RmsNorm, RotateAppend, Sampling, SiluMul, TopK,
+    TopKPart,
+};
 
 /// The operations' kernels for one 16-bit type and head dimension, compiled.
 ///
@@ -27,10 +30,14 @@ pub struct ModelOps {
     head_dim: u32,
     embed: Kernel,
     rms_norm: Kernel,
+    add_rms_norm: Kernel,
     rotate_append: Kernel,
     silu_mul: Kernel,
     log_softmax_top_k: Kernel,
     sample_top_k: Kernel,
+    top_k_part: Kernel,
+    sample_part: Kernel,
+    merge_top_k: Kernel,
     pick_tokens: Kernel,
     feed: Kernel,
     fill: Kernel,
@@ -57,10 +64,14 @@ impl ModelOps {
             head_dim,
             embed: typed("embed", ptx::Embed::BYTES)?,
             rms_norm: typed("rms_norm", ptx::RmsNorm::BYTES)?,
+            add_rms_norm: typed("add_rms_norm", ptx::AddRmsNorm::BYTES)?,
             rotate_append: device.kernel(&rotate, ptx::RotateAppend::BYTES)?,
             silu_mul: typed("silu_mul", ptx::SiluMul::BYTES)?,
             log_softmax_top_k: device.kernel("log_softmax_top_k", ptx::LogSoftmaxTopK::BYTES)?,
             sample_top_k: device.kernel("sample_top_k", ptx::SampleTopK::BYTES)?,
+            top_k_part: device.kernel("top_k_part", ptx::TopKPart::BYTES)?,
+            sample_part: device.kernel("sample_part", ptx::SamplePart::BYTES)?,
+            merge_top_k: device.kernel("merge_top_k", ptx::MergeTopK::BYTES)?,
             pick_tokens: device.kernel("pick_tokens", ptx::PickTokens::BYTES)?,
             feed: device.kernel("feed_tokens", ptx::Feed::BYTES)?,
             fill: typed("fill_random", ptx::Fill::BYTES)?,
@@ -98,6 +109,25 @@ impl ModelOps {
         check::hidden(norm.hidden)?;
         // SAFETY: as in `embed`.
         unsafe { self.rms_norm.launch(blocks(norm.rows), norm.arguments(), stream) }
+    }
+
+    /// Enqueues `x += added`, and [`ModelOps::rms_norm`] of it.
+    ///
+    /// # Safety
+    /// As there; `added` is of `x`'s shape, 16 bits, and no row is picked twice. `x` is written too.
+    ///
+    /// # Errors
+    /// As there.
+    pub unsafe fn add_rms_norm(
+        &self,
+        norm: &RmsNorm,
+        added: DevicePtr,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        check::hidden(norm.hidden)?;
+        let arguments = norm.arguments_with(added);
+        // SAFETY: as in `embed`.
+        unsafe { self.add_rms_norm.launch(blocks(norm.rows), arguments, stream) }
     }
 
     /// Enqueues what lies between the fused projection and attention, in one launch: the bias is added, queries and keys
@@ -187,6 +217,52 @@ impl ModelOps {
         let arguments = sampling.arguments(top_k);
         // SAFETY: as in `embed`.
         unsafe { self.sample_top_k.launch(blocks(top_k.rows), arguments, stream) }
+    }
+
+    /// Enqueues a ranking of the entries of each row that are here, for [`ModelOps::merge_top_k`]: without `sampling` as
+    /// [`ModelOps::log_softmax_top_k`] orders them, with it as [`ModelOps::sample_top_k`]. An entry's noise is that of its
+    /// id, so parts draw what the whole row does.
+    ///
+    /// # Safety
+    /// As [`ModelOps`] says, and as these two.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`], [`CudaError::Launch`].
+    pub unsafe fn top_k_part(
+        &self,
+        part: &TopKPart,
+        sampling: Option<&Sampling>,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        check::part(part)?;
+        let launch = blocks(part.rows);
+        // SAFETY: as in `embed`.
+        unsafe {
+            match sampling {
+                None => self.top_k_part.launch(launch, part.arguments(), stream),
+                Some(sampling) => {
+                    self.sample_part.launch(launch, sampling.arguments_of(part), stream)
+                }
+            }
+        }
+    }
+
+    /// Enqueues the `k` best entries of each row by what its parts have found, in their order, with their log-softmax.
+    ///
+    /// # Safety
+    /// As [`ModelOps`] says; alignment is to 4 bytes. The parts of a row have `k` entries or more between them, and none
+    /// twice.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`], [`CudaError::Launch`].
+    pub unsafe fn merge_top_k(
+        &self,
+        merge: &MergeTopK,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        check::merged(merge.k)?;
+        // SAFETY: as in `embed`.
+        unsafe { self.merge_top_k.launch(blocks(merge.rows), merge.arguments(), stream) }
     }
 
     /// Enqueues tokens that rows are asked for: given ones, or draws from the softmax of `logits / temperature`. A number

@@ -13,14 +13,20 @@ pub(crate) struct BulkCopy {
     pub(crate) thread: u32,
     pub(crate) site: Site,
     direction: Direction,
-    shared: u32,
-    global: u64,
-    bytes: u32,
+    pieces: Vec<Piece>,
     /// The thread's view when it issued the copy.
     view: View,
     reads: (Agent, u32),
     writes: (Agent, u32),
     landed: bool,
+}
+
+/// Bytes that are neighbours on both sides.
+pub(crate) struct Piece {
+    pub(crate) shared: u32,
+    /// Nothing outside of a tensor: zeros.
+    pub(crate) global: Option<u64>,
+    pub(crate) bytes: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -105,20 +111,27 @@ impl Block<'_> {
             return Err(Fault::new(Cause::Operand, "a bulk copy of 0 bytes"));
         }
         self.shared.offset(shared, bytes)?;
+        self.push_bulk(vec![Piece { shared, global: Some(global), bytes }], direction, site);
+        Ok(())
+    }
+
+    /// Issues a copy of such pieces to shared memory, whose bytes the barrier counts.
+    pub(crate) fn issue_pieces(&mut self, pieces: Vec<Piece>, mbarrier: u32, site: Site) {
+        self.push_bulk(pieces, Direction::ToShared { mbarrier }, site);
+    }
+
+    fn push_bulk(&mut self, pieces: Vec<Piece>, direction: Direction, site: Site) {
         let (reads, writes) = (self.agents.bulk(), self.agents.bulk());
         self.bulk.push(BulkCopy {
             thread: self.current,
             site,
             direction,
-            shared,
-            global,
-            bytes,
+            pieces,
             view: self.threads[self.current as usize].view.fork(),
             reads,
             writes,
             landed: false,
         });
-        Ok(())
     }
 
     /// Copies under way.
@@ -141,7 +154,7 @@ impl Block<'_> {
                 let copy = self.bulk.swap_remove(index);
                 self.land_in_shared(&copy).map_err(|fault| fault.by(thread, site))?;
                 let (agent, epoch) = copy.writes;
-                self.complete_bytes(mbarrier, copy.bytes, agent, epoch)
+                self.complete_bytes(mbarrier, copy.bytes(), agent, epoch)
                     .map_err(|fault| fault.by(thread, site))
             }
             Direction::ToGlobal { .. } => {
@@ -152,23 +165,33 @@ impl Block<'_> {
     }
 
     fn land_in_shared(&mut self, copy: &BulkCopy) -> Checked {
-        let span = self.grid.memory.span(copy.global, copy.bytes)?;
-        self.grid.read(&span, self.linear, &copy.access(copy.reads))?;
-        let offset = self.shared.offset(copy.shared, copy.bytes)?;
-        let writes = copy.access(copy.writes);
-        self.shared.shadow.write(offset, copy.bytes, &writes, &self.agents)?;
-        span.load(self.shared.bytes_mut(offset, copy.bytes));
+        for piece in &copy.pieces {
+            let offset = self.shared.offset(piece.shared, piece.bytes)?;
+            let writes = copy.access(copy.writes);
+            let Some(from) = piece.global else {
+                self.shared.shadow.write(offset, piece.bytes, &writes, &self.agents)?;
+                self.shared.bytes_mut(offset, piece.bytes).fill(0);
+                continue;
+            };
+            let span = self.grid.memory.span(from, piece.bytes)?;
+            self.grid.read(&span, self.linear, &copy.access(copy.reads))?;
+            self.shared.shadow.write(offset, piece.bytes, &writes, &self.agents)?;
+            span.load(self.shared.bytes_mut(offset, piece.bytes));
+        }
         Ok(())
     }
 
     fn land_in_global(&mut self, index: usize) -> Checked {
         let copy = &self.bulk[index];
-        let offset = self.shared.offset(copy.shared, copy.bytes)?;
-        let reads = copy.access(copy.reads);
-        self.shared.shadow.read(offset, copy.bytes, &reads, &self.agents)?;
-        let span = self.grid.memory.span(copy.global, copy.bytes)?;
-        self.grid.write(&span, self.linear, &copy.access(copy.writes))?;
-        span.store(self.shared.bytes(offset, copy.bytes));
+        for piece in &copy.pieces {
+            let offset = self.shared.offset(piece.shared, piece.bytes)?;
+            let reads = copy.access(copy.reads);
+            self.shared.shadow.read(offset, piece.bytes, &reads, &self.agents)?;
+            let to = piece.global.expect("copies to global memory have a place there");
+            let span = self.grid.memory.span(to, piece.bytes)?;
+            self.grid.write(&span, self.linear, &copy.access(copy.writes))?;
+            span.store(self.shared.bytes(offset, piece.bytes));
+        }
         Ok(())
     }
 
@@ -220,6 +243,10 @@ impl Block<'_> {
 }
 
 impl BulkCopy {
+    fn bytes(&self) -> u32 {
+        self.pieces.iter().map(|piece| piece.bytes).sum()
+    }
+
     fn access(&self, (agent, epoch): (Agent, u32)) -> Access<'_> {
         Access {
             agent,

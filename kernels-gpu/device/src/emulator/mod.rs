@@ -26,6 +26,7 @@ pub mod mbarrier;
 pub mod proxy;
 pub mod register;
 pub mod shared;
+pub mod tensor;
 pub mod thread;
 pub mod warp;
 pub mod wgmma;

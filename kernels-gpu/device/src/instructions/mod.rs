@@ -14,6 +14,7 @@ pub mod matrix;
 pub mod mbarrier;
 pub mod register;
 pub mod shared;
+pub mod tensor;
 pub mod thread;
 pub mod warp;
 pub mod wgmma;

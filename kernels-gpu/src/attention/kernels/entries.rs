@@ -5,10 +5,14 @@
 use crate::Arch;
 use crate::abi::{Cell, MergeRow};
 use crate::attention::tile::{self, MERGE_THREADS};
+use device::tensor::TensorMap;
 use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
 
-use super::{Attend, CellPool, Coded, Compacted, Foreign, Format, Fp8, Merge, Native, Pool, ampere, hopper, score};
+use super::{
+    Attend, CellPool, Coded, Compacted, Foreign, Format, Fp8, Merge, Native, Pool, ampere, hopper,
+    score,
+};
 use kernel_macros::kernel;
 
 /// Threads of an `attend` block on what is compiled for.
@@ -159,7 +163,7 @@ attend_entry! {
 }
 
 attend_entry! {
-    /// [`attend`] over K and V where another engine keeps them ([`Foreign`]); on Hopper too as on Ampere.
+    /// [`attend`] over K and V where another engine keeps them ([`Foreign`]); for blocks of few tokens on Hopper too.
     #[kernel(
         threads = tile::ampere::THREADS,
         shared = tile::ampere::Tile::<D>::SHARED_BYTES,
@@ -180,6 +184,29 @@ attend_entry! {
         let strides = [[k_block, k_token, k_head], [v_block, v_token, v_head]];
         let cache = Foreign { k, v, table, strides, shift };
         ampere::attend::<E, Native, _, D, KS, NT>(a, cache, Coded::default())
+    }
+}
+
+attend_entry! {
+    /// [`attend_in_place`] on Hopper, by tensor maps ([`hopper::Boxes`]): blocks have eight tokens or more.
+    #[kernel(
+        threads = tile::hopper::THREADS,
+        shared = tile::hopper::Tile::<D>::SHARED_BYTES,
+        group = "attend_boxes_d{D}",
+        archs("sm_90a"),
+        instances(
+            attend_boxes_bf16_d64: <Bf16, 64, 4, 8, 32, 12>,
+            attend_boxes_bf16_d128: <Bf16, 128, 8, 16, 64, 6>,
+            attend_boxes_f16_d64: <F16, 64, 4, 8, 32, 12>,
+            attend_boxes_f16_d128: <F16, 128, 8, 16, 64, 6>
+        )
+    )]
+    attend_boxes[E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize, const S: u32]
+    reads(k: *const TensorMap, v: *const TensorMap, table: *const u32) more(shift: u32)
+    where[[f32; O]: Accumulators,]
+    pool(core::ptr::null()) |a| {
+        let boxes = hopper::Boxes { k, v, table, shift };
+        hopper::attend::<E, Native, _, D, KS, NT, O, S>(a, boxes, Coded::default())
     }
 }
 
@@ -205,7 +232,7 @@ unsafe fn run<
                 ampere::attend::<E, F, CellPool, D, KS, NT>(a, CellPool, coded);
             }
             Arch::Sm80 => ampere::attend::<E, F, Pool, D, KS, NT>(a, Pool, coded),
-            Arch::Sm90a => hopper::attend::<E, F, D, KS, NT, O, S>(a, coded),
+            Arch::Sm90a => hopper::attend::<E, F, Pool, D, KS, NT, O, S>(a, Pool, coded),
         }
     }
 }

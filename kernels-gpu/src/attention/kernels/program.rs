@@ -9,7 +9,7 @@ use device::{global, warp};
 
 /// Where the program's words are.
 #[derive(Clone, Copy)]
-pub(super) struct Program {
+pub struct Program {
     /// Shared address of the first [`PROGRAM_BYTES`].
     pub(super) cached: Shared<u32>,
     /// Shared address of the segments' present token counts.

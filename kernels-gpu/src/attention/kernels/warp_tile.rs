@@ -3,6 +3,7 @@
 //! `KS = D / 16` k-steps of the query, `NT = D / 8` 8-column tiles of the output, `S` logits a thread: those of
 //! `2 S` tokens, `s[4 j + 2 e + c]` of row `lane / 4 + 8 e` and token `8 j + 2 (lane % 4) + c`.
 
+use super::group_layout::GroupLayout;
 use super::rows::Rows;
 use crate::attention::tile::group_bytes;
 use device::matrix::Row;
@@ -56,13 +57,13 @@ impl<const KS: usize, const NT: usize> WarpTile<KS, NT> {
 
     /// `Q K^T`, unscaled, for the tokens whose K begins at shared address `key`.
     #[inline(always)]
-    pub(super) unsafe fn logits<E: Element, const D: usize, const S: usize>(
+    pub(super) unsafe fn logits<E: Element, L: GroupLayout, const D: usize, const S: usize>(
         &self,
         key: Shared<Row>,
     ) -> [f32; S] {
         let lane = warp::lane_id();
         // Matrices: a token group, two chunks; then the next token group.
-        let place = lane / 16 * group_bytes(D) + lane / 8 % 2 * 128 + lane % 8 * 16;
+        let place = lane / 16 * group_bytes(D) + L::place(lane % 8, lane / 8 % 2);
         let mut s = [0.0f32; S];
         let (tiles, _) = s.as_chunks_mut::<4>();
         for k in 0..KS {
@@ -71,7 +72,8 @@ impl<const KS: usize, const NT: usize> WarpTile<KS, NT> {
                 let a = if keep_query(D) { self.q[k] } else { self.query_fragment(k) };
                 for pair in 0..S / 8 {
                     let groups = pair as u32 * 2 * group_bytes(D);
-                    let b = matrix::ldmatrix_x4(key.offset(place + groups + k as u32 * 256));
+                    let from = L::further(key.offset(place + groups), k as u32);
+                    let b = matrix::ldmatrix_x4(from);
                     matrix::mma_m16n8k16::<E>(&mut tiles[2 * pair], a, [b[0], b[1]]);
                     matrix::mma_m16n8k16::<E>(&mut tiles[2 * pair + 1], a, [b[2], b[3]]);
                 }
@@ -94,14 +96,14 @@ impl<const KS: usize, const NT: usize> WarpTile<KS, NT> {
 
     /// Adds the tokens whose V begins at shared address `value`, weighed with `p`.
     #[inline(always)]
-    pub(super) unsafe fn weigh<E: Element, const D: usize, const S: usize>(
+    pub(super) unsafe fn weigh<E: Element, L: GroupLayout, const D: usize, const S: usize>(
         &mut self,
         p: &[f32; S],
         value: Shared<Row>,
     ) {
         let lane = warp::lane_id();
         // Matrices: a chunk, two token groups; then the next chunk.
-        let place = lane / 8 % 2 * group_bytes(D) + lane / 16 * 128 + lane % 8 * 16;
+        let place = lane / 8 % 2 * group_bytes(D) + L::place(lane % 8, lane / 16);
         for i in 0..NT / 2 {
             for pair in 0..S / 8 {
                 let a: [u32; 4] = core::array::from_fn(|i| {
@@ -110,8 +112,8 @@ impl<const KS: usize, const NT: usize> WarpTile<KS, NT> {
                 let groups = pair as u32 * 2 * group_bytes(D);
                 // SAFETY: the warp is whole and V is there.
                 unsafe {
-                    let b =
-                        matrix::ldmatrix_x4_trans(value.offset(place + groups + i as u32 * 256));
+                    let from = L::further(value.offset(place + groups), i as u32);
+                    let b = matrix::ldmatrix_x4_trans(from);
                     matrix::mma_m16n8k16::<E>(&mut self.o[2 * i], a, [b[0], b[1]]);
                     matrix::mma_m16n8k16::<E>(&mut self.o[2 * i + 1], a, [b[2], b[3]]);
                 }

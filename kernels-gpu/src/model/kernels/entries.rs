@@ -4,11 +4,12 @@
 
 use crate::abi::AppendTarget;
 use crate::model::limits::{
-    NORM_SHARED_BYTES, NORM_THREADS, PICK_SHARED_BYTES, THREADS, TOP_K_SHARED_BYTES, TOP_K_THREADS,
+    MERGE_TOP_K_THREADS, NORM_SHARED_BYTES, NORM_THREADS, PICK_SHARED_BYTES, THREADS,
+    TOP_K_SHARED_BYTES, TOP_K_THREADS,
 };
 use device::{Bf16, Element, F16};
 
-use super::{Feed, Norm, Pick, Qkv, Sampling, TopK};
+use super::{Feed, MergeTopK, Norm, Pick, Qkv, Sampling, TopK, TopKPart};
 use kernel_macros::kernel;
 
 /// One block of [`rms_norm`](super::rms_norm).
@@ -32,6 +33,30 @@ unsafe fn rms_norm<E: Element>(
 ) {
     // SAFETY: the caller's.
     unsafe { super::rms_norm::<E>(Norm { x, picks, weight, out, hidden, eps }) }
+}
+
+/// One block of [`add_rms_norm`](super::add_rms_norm).
+#[kernel(
+    threads = NORM_THREADS,
+    shared = NORM_SHARED_BYTES,
+    group = "model",
+    instances(
+        add_rms_norm_bf16: <Bf16>,
+        add_rms_norm_f16: <F16>
+    )
+)]
+#[inline(always)]
+unsafe fn add_rms_norm<E: Element>(
+    x: *mut f32,
+    added: *const u16,
+    picks: *const u32,
+    weight: *const f32,
+    out: *mut u16,
+    hidden: u32,
+    eps: f32,
+) {
+    // SAFETY: the caller's.
+    unsafe { super::add_rms_norm::<E>(Norm { x, picks, weight, out, hidden, eps }, added) }
 }
 
 /// One block of [`rotate_append`](super::rotate_append).
@@ -130,6 +155,59 @@ unsafe fn sample_top_k(
             Sampling { streams, steps, settings },
         )
     }
+}
+
+/// One block of [`top_k_part`](super::top_k_part).
+#[kernel(
+    threads = TOP_K_THREADS,
+    shared = TOP_K_SHARED_BYTES,
+    group = "model"
+)]
+#[inline(always)]
+unsafe fn top_k_part(logits: *const f32, found: *mut u32, entries: u32, first: u32, k: u32) {
+    // SAFETY: the caller's.
+    unsafe { super::top_k_part(TopKPart { logits, found, entries, first, k }) }
+}
+
+/// One block of [`sample_part`](super::sample_part).
+#[kernel(
+    threads = TOP_K_THREADS,
+    shared = TOP_K_SHARED_BYTES,
+    group = "model"
+)]
+#[inline(always)]
+unsafe fn sample_part(
+    logits: *const f32,
+    found: *mut u32,
+    entries: u32,
+    first: u32,
+    k: u32,
+    streams: *const u32,
+    steps: *const u32,
+    settings: *const u32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        super::sample_part(
+            TopKPart { logits, found, entries, first, k },
+            Sampling { streams, steps, settings },
+        )
+    }
+}
+
+/// One block of [`merge_top_k`](super::merge_top_k).
+#[kernel(threads = MERGE_TOP_K_THREADS, group = "model")]
+#[inline(always)]
+unsafe fn merge_top_k(
+    found: *const u32,
+    ids: *mut u32,
+    log_probs: *mut f32,
+    parts: u32,
+    rows: u32,
+    k: u32,
+) {
+    // SAFETY: the caller's.
+    unsafe { super::merge_top_k(MergeTopK { found, ids, log_probs, parts, rows, k }) }
 }
 
 /// One block of [`pick_tokens`](super::pick_tokens).

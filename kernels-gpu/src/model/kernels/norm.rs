@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation (Zhang, Sennrich, arXiv 1910.07467, equation 4).
 
-use super::{block, load_chunk_f32, pack_chunk};
+use super::{block, load_chunk, load_chunk_f32, pack_chunk, store_chunk_f32, unpack_chunk};
 use crate::abi::NONE;
 use crate::model::limits::{CHUNK, NORM_CHUNKS, NORM_THREADS};
 use device::{Element, global, math, shared, thread};
@@ -29,6 +29,22 @@ pub struct Norm {
 /// to [`MAX_HIDDEN`](crate::model::limits::MAX_HIDDEN).
 #[inline(always)]
 pub unsafe fn rms_norm<E: Element>(n: Norm) {
+    // SAFETY: the caller's.
+    unsafe { norm::<E, false>(n, core::ptr::null()) }
+}
+
+/// The same of `x + added`, which becomes the row: `added` is `[_, hidden]`, 16 bit, as `x` is picked from.
+///
+/// # Safety
+/// As there; `x` is valid for writes, `added` as `x` is, and no row is picked twice.
+#[inline(always)]
+pub unsafe fn add_rms_norm<E: Element>(n: Norm, added: *const u16) {
+    // SAFETY: the caller's.
+    unsafe { norm::<E, true>(n, added) }
+}
+
+#[inline(always)]
+unsafe fn norm<E: Element, const ADDS: bool>(n: Norm, added: *const u16) {
     let row = thread::block_idx_x();
     let mut pick = row;
     if !n.picks.is_null() {
@@ -38,7 +54,8 @@ pub unsafe fn rms_norm<E: Element>(n: Norm) {
             return;
         }
     }
-    let source = n.x.wrapping_add(pick as usize * n.hidden as usize);
+    let first = pick as usize * n.hidden as usize;
+    let source = n.x.wrapping_add(first);
     let out = n.out.wrapping_add(row as usize * n.hidden as usize);
     let dim_of = |i: usize| (i as u32 * NORM_THREADS + thread::thread_idx_x()) * CHUNK;
     let mut x = [[0.0; CHUNK as usize]; NORM_CHUNKS as usize];
@@ -50,6 +67,11 @@ pub unsafe fn rms_norm<E: Element>(n: Norm) {
             unsafe {
                 x[i] = load_chunk_f32(source.add(dim as usize));
                 weight[i] = load_chunk_f32(n.weight.add(dim as usize));
+                if ADDS {
+                    let more = unpack_chunk::<E>(load_chunk(added.add(first + dim as usize)));
+                    x[i] = core::array::from_fn(|j| x[i][j] + more[j]);
+                    store_chunk_f32(source.add(dim as usize).cast_mut(), x[i]);
+                }
             }
         }
     }

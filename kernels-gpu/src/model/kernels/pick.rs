@@ -43,7 +43,7 @@ pub unsafe fn pick_tokens(p: Pick) {
         let record = p.rows.add(4 * thread::block_idx_x() as usize);
         let [row, first, count, scale] = global::load_v4_u32(record);
         let logits = p.logits.add(row as usize * p.vocab as usize);
-        let entries = Entries { logits, vocab: p.vocab, noise: Noise::NONE };
+        let entries = Entries { logits, vocab: p.vocab, first: 0, noise: Noise::NONE };
         let part = Part::own(p.vocab);
         let total = part.softmax(&entries);
         let scale = f32::from_bits(scale);

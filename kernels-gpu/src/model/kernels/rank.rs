@@ -63,18 +63,18 @@ const _: () = assert!(WARPS == warp::LANES && THREADS >= MAX_K);
 
 /// Where warps leave things for each other, in shared memory.
 #[derive(Clone, Copy)]
-struct Scratch {
+pub(super) struct Scratch {
     /// `[warps]` pairs of maximum and sum.
     partials: Shared<[f32; 2]>,
     /// `[warps]` keys, each the warp's best.
     keys: Shared<u64>,
     /// `[k]` keys.
-    winners: Shared<u64>,
+    pub(super) winners: Shared<u64>,
 }
 
 impl Scratch {
     #[inline(always)]
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         const { assert!(16 * WARPS + 8 * MAX_K == TOP_K_SHARED_BYTES) }
         let partials: Shared<[f32; 2]> = dynamic_shared_mem();
         let keys = partials.at(WARPS).cast();
@@ -85,42 +85,12 @@ impl Scratch {
 #[inline(always)]
 unsafe fn rank<const NOISE: bool>(t: TopK, noise: Noise<NOISE>) {
     let row = thread::block_idx_x() as usize;
-    let entries =
-        Entries { logits: t.logits.wrapping_add(row * t.vocab as usize), vocab: t.vocab, noise };
-    let (index, lane) = (thread::thread_idx_x(), warp::lane_id());
-    let own_warp = index / warp::LANES;
-    let scratch = Scratch::new();
-    // SAFETY: warps are whole and barriers reached by all; words are the scratch's; entries lie in the row.
+    let logits = t.logits.wrapping_add(row * t.vocab as usize);
+    let entries = Entries { logits, vocab: t.vocab, first: 0, noise };
+    let (index, scratch) = (thread::thread_idx_x(), Scratch::new());
+    // SAFETY: all threads are here; winners are entries of the row.
     unsafe {
-        let (mut best, partial) = entries.scan();
-        let (warp_best, partial) = (warp_max(best), warp_merge(partial));
-        if lane == 0 {
-            scratch.partials.at(own_warp).store([partial.max, partial.sum]);
-            scratch.keys.at(own_warp).store(warp_best);
-        }
-        for place in 0..t.k {
-            thread::sync_threads();
-            let winner = warp_max(scratch.keys.at(lane).load());
-            if index == 0 {
-                scratch.winners.at(place).store(winner);
-            }
-            let owner = id_of(winner) / WIDTH % THREADS;
-            // All have read the keys.
-            thread::sync_threads();
-            if own_warp == owner / warp::LANES && place + 1 < t.k {
-                let first = owner + THREADS * lane;
-                let next = warp_max(entries.best_below(winner, first, THREADS * warp::LANES));
-                if index == owner {
-                    best = next;
-                }
-                let warp_best = warp_max(best);
-                if lane == 0 {
-                    scratch.keys.at(own_warp).store(warp_best);
-                }
-            }
-        }
-        let [max, sum] = scratch.partials.at(lane).load();
-        let total = warp_merge(Partial { max, sum });
+        let total = entries.win(t.k, scratch);
         if index < t.k {
             let id = id_of(scratch.winners.at(index).load());
             let logit = global::load_f32(entries.logits.add(id as usize));
@@ -139,15 +109,61 @@ pub(super) fn log_prob(logit: f32, total: Partial) -> f32 {
     (s2 - total.max - math::log2(total.sum)) * core::f32::consts::LN_2
 }
 
-/// A row, and the order of its entries.
+/// A row, or a part of one, and the order of its entries.
 #[derive(Clone, Copy)]
 pub(super) struct Entries<const NOISE: bool> {
     pub(super) logits: *const f32,
+    /// How many.
     pub(super) vocab: u32,
+    /// The first one's id.
+    pub(super) first: u32,
     pub(super) noise: Noise<NOISE>,
 }
 
 impl<const NOISE: bool> Entries<NOISE> {
+    /// Leaves the keys of the `k` best entries in the scratch, best first and 0 where there are fewer; their part of the
+    /// softmax, the same bits in all threads.
+    ///
+    /// # Safety
+    /// All threads of the block call it together; the row is valid.
+    #[inline(always)]
+    pub(super) unsafe fn win(&self, k: u32, scratch: Scratch) -> Partial {
+        let (index, lane) = (thread::thread_idx_x(), warp::lane_id());
+        let own_warp = index / warp::LANES;
+        // SAFETY: warps are whole and barriers reached by all; words are the scratch's; entries lie in the row.
+        unsafe {
+            let (mut best, partial) = self.scan();
+            let (warp_best, partial) = (warp_max(best), warp_merge(partial));
+            if lane == 0 {
+                scratch.partials.at(own_warp).store([partial.max, partial.sum]);
+                scratch.keys.at(own_warp).store(warp_best);
+            }
+            for place in 0..k {
+                thread::sync_threads();
+                let winner = warp_max(scratch.keys.at(lane).load());
+                if index == 0 {
+                    scratch.winners.at(place).store(winner);
+                }
+                let owner = (id_of(winner) - self.first) / WIDTH % THREADS;
+                // All have read the keys.
+                thread::sync_threads();
+                if own_warp == owner / warp::LANES && place + 1 < k {
+                    let first = owner + THREADS * lane;
+                    let next = warp_max(self.best_below(winner, first, THREADS * warp::LANES));
+                    if index == owner {
+                        best = next;
+                    }
+                    let warp_best = warp_max(best);
+                    if lane == 0 {
+                        scratch.keys.at(own_warp).store(warp_best);
+                    }
+                }
+            }
+            let [max, sum] = scratch.partials.at(lane).load();
+            warp_merge(Partial { max, sum })
+        }
+    }
+
     /// The best key of this thread's chunks, and their part of the softmax.
     ///
     /// # Safety
@@ -163,7 +179,7 @@ impl<const NOISE: bool> Entries<NOISE> {
                 core::array::from_fn(|i| unsafe { self.load(chunk + i as u32 * THREADS) });
             for (i, x) in batch.as_flattened().iter().enumerate() {
                 let (i, within) = (i as u32 / WIDTH, i as u32 % WIDTH);
-                let entry = (chunk + i * THREADS) * WIDTH + within;
+                let entry = self.first + (chunk + i * THREADS) * WIDTH + within;
                 let noisy = self.noise.add(entry, *x);
                 if noisy > score {
                     (score, id) = (noisy, entry);
@@ -194,7 +210,8 @@ impl<const NOISE: bool> Entries<NOISE> {
             let x = unsafe { self.load(chunk) };
             for (i, x) in x.iter().enumerate() {
                 let entry = chunk * WIDTH + i as u32;
-                let key = key(self.noise.add(entry, *x), entry);
+                let id = self.first + entry;
+                let key = key(self.noise.add(id, *x), id);
                 if entry < self.vocab && key < limit {
                     best = larger(best, key);
                 }
@@ -245,7 +262,7 @@ fn key(score: f32, id: u32) -> u64 {
 }
 
 #[inline(always)]
-fn id_of(key: u64) -> u32 {
+pub(super) fn id_of(key: u64) -> u32 {
     !(key as u32)
 }
 
@@ -275,7 +292,7 @@ pub(super) fn partial_of(batch: &[[f32; WIDTH as usize]; BATCH]) -> Partial {
 /// # Safety
 /// The warp is whole.
 #[inline(always)]
-unsafe fn warp_max(mut key: u64) -> u64 {
+pub(super) unsafe fn warp_max(mut key: u64) -> u64 {
     for step in [16, 8, 4, 2, 1] {
         // SAFETY: the caller's.
         let other = unsafe { warp::warp_shuffle_xor(FULL_MASK, key, step) };

@@ -5,6 +5,7 @@ use crate::emulator::block::Block;
 use crate::emulator::matrix::{a_tile, to_f32};
 use crate::emulator::report::Checked;
 use crate::emulator::shadow::Access;
+use crate::emulator::tensor::swizzled;
 
 impl Block<'_> {
     /// `values[16][n] (+)= a * b`.
@@ -75,15 +76,17 @@ impl Block<'_> {
     ) -> Checked {
         for core in 0..cores {
             for half in 0..2 {
-                let address = operand.core(first + core, half);
-                let offset = self.shared.offset(address, 128)?;
-                self.shared.shadow.read(offset, 128, access, &self.agents)?;
-                let bytes = self.shared.bytes(offset, 128);
-                for (i, element) in bytes.chunks_exact(2).enumerate() {
-                    let value = to_f32(u16::from_ne_bytes([element[0], element[1]]), is_bf16);
-                    let (outer, inner) = (i / 8, i % 8);
-                    let (row, k) = if operand.transposed { (inner, outer) } else { (outer, inner) };
-                    put(core as usize * 8 + row, half as usize * 8 + k, value);
+                for line in 0..8 {
+                    let address = operand.line(first + core, half, line);
+                    let offset = self.shared.offset(address, 16)?;
+                    self.shared.shadow.read(offset, 16, access, &self.agents)?;
+                    let bytes = self.shared.bytes(offset, 16);
+                    for (i, element) in bytes.chunks_exact(2).enumerate() {
+                        let value = to_f32(u16::from_ne_bytes([element[0], element[1]]), is_bf16);
+                        let line = line as usize;
+                        let (row, k) = if operand.transposed { (i, line) } else { (line, i) };
+                        put(core as usize * 8 + row, half as usize * 8 + k, value);
+                    }
                 }
             }
         }
@@ -97,6 +100,7 @@ struct SharedOperand {
     leading: u32,
     stride: u32,
     transposed: bool,
+    swizzled: bool,
 }
 
 impl SharedOperand {
@@ -107,11 +111,21 @@ impl SharedOperand {
             leading: field(16),
             stride: field(32),
             transposed,
+            swizzled: descriptor >> 62 == 1,
         }
     }
 
-    /// Address of the core matrix with rows `8 * core..` and `8 * half..` of K; it wraps at 256 KiB.
-    fn core(&self, core: u32, half: u32) -> u32 {
-        (self.address + core * self.stride + half * self.leading) & 0x3ffff
+    /// Address of line `line` of the core matrix with rows `8 * core..` and `8 * half..` of K: eight neighbours of K, or,
+    /// transposed, of M or N. It wraps at 256 KiB.
+    fn line(&self, core: u32, half: u32, line: u32) -> u32 {
+        let place = match (self.swizzled, self.transposed) {
+            (false, _) => core * self.stride + half * self.leading + line * 16,
+            (true, false) => core * self.stride + half * 16 + line * 128,
+            (true, true) => {
+                core / 8 * self.leading + core % 8 * 16 + half * self.stride + line * 128
+            }
+        };
+        let address = (self.address + place) & 0x3ffff;
+        if self.swizzled { swizzled(address) } else { address }
     }
 }

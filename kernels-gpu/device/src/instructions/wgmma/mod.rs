@@ -38,6 +38,9 @@ use super::shared::Shared;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor(u64);
 
+/// Of the two bits of a descriptor that name its layout (PTX ISA, "Matrix Descriptor Format").
+const SWIZZLE_128: u64 = 1;
+
 impl Descriptor {
     /// Of the matrix at `address`.
     #[inline(always)]
@@ -47,6 +50,22 @@ impl Descriptor {
         }
         let [leading, stride] = [field(leading_bytes), field(stride_bytes)];
         Self(field(address.address()) | leading << 16 | stride << 32)
+    }
+
+    /// Of the matrix at `address` with the 128-byte swizzle, as copies of boxes leave it: a row is 64 neighbours of K
+    /// (K-major), or of M or N (MN-major), and eight rows are 1024 bytes at a multiple of that. `stride_bytes` are from
+    /// eight rows to the next eight; an MN-major matrix has its next 64 of M or N `leading_bytes` further on.
+    ///
+    /// K-major, the next 16 of K are 32 bytes further within a row.
+    #[inline(always)]
+    pub const fn swizzled<T>(address: Shared<T>, leading_bytes: u32, stride_bytes: u32) -> Self {
+        Self(Self::new(address, leading_bytes, stride_bytes).0 | SWIZZLE_128 << 62)
+    }
+
+    /// Of what lies `bytes` further on, a multiple of 16.
+    #[inline(always)]
+    pub const fn offset(self, bytes: u32) -> Self {
+        Self(self.0 + (bytes >> 4) as u64)
     }
 
     /// As the instructions take it.

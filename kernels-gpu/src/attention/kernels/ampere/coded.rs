@@ -7,8 +7,8 @@
 
 use core::marker::PhantomData;
 
-use super::pages::Cursor;
 use crate::abi::ProgramHeader;
+use crate::attention::kernels::cursor::{Cursor, Kept};
 use crate::attention::kernels::format::{self, CodedPages, Format};
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
@@ -38,7 +38,7 @@ pub(super) struct Codes<F, E, const D: usize> {
     /// The half that was asked for last is a V.
     value: bool,
     /// Its page.
-    last: Cursor,
+    last: Cursor<Kept>,
     kind: PhantomData<(F, E)>,
 }
 
@@ -52,7 +52,7 @@ impl<F: Format, E: Element, const D: usize> Codes<F, E, D> {
         header: ProgramHeader,
         pages: CodedPages,
     ) -> Self {
-        let last = Cursor::new(program, header);
+        let last = Cursor::new(program, header, Kept { program, header });
         Self { shared, thread, pages, slot: 0, value: true, last, kind: PhantomData }
     }
 

@@ -13,6 +13,7 @@ use super::cache::{self, Cache};
 use super::cells::Cells;
 use super::finish::{Exchange, join, store_rows};
 use super::format::{Coded, CodedPages, Format};
+use super::group_layout::Cores;
 use super::program::Program;
 use super::query;
 use super::rows::{Logits, add_biases, hide, soft_cap};
@@ -23,7 +24,6 @@ use coded::Codes;
 use device::shared::{Shared, dynamic_shared_mem};
 use device::{Element, global, register, thread, warp};
 use pages::Pages;
-pub(super) use pages::Cursor;
 
 /// One block of `attend` over pages of `cache`, or of format `F`, of which `coded` says more. `KS = D / 16`, `NT = D / 8` for
 /// head dimension `D`.
@@ -117,7 +117,12 @@ pub unsafe fn attend<
 
 /// Fetches the program's beginning.
 #[inline(always)]
-pub(super) unsafe fn load_program(cached: Shared<[u32; 4]>, words: *const u32, stride: u32, thread: u32) {
+pub(super) unsafe fn load_program(
+    cached: Shared<[u32; 4]>,
+    words: *const u32,
+    stride: u32,
+    thread: u32,
+) {
     let bytes = (stride * 4).min(PROGRAM_BYTES);
     if thread * 16 < bytes {
         // SAFETY: programs are `stride` words long, a multiple of 4, and 16-byte aligned.
@@ -161,7 +166,7 @@ unsafe fn run<
             let mut p = [0.0f32; S];
             let (key, page) = if F::CODED { codes.next_key() } else { pages.next_key() };
             if active {
-                p = tile.logits::<E, D, S>(key.offset(own));
+                p = tile.logits::<E, Cores, D, S>(key.offset(own));
                 soft_cap(&mut p, block.logits);
                 if F::COMPACTED {
                     let first = first_token + lane % 4 * 2;
@@ -180,7 +185,7 @@ unsafe fn run<
             }
             let value = if F::CODED { codes.next_value() } else { pages.next_value() };
             if active {
-                tile.weigh::<E, D, S>(&p, value.offset(own));
+                tile.weigh::<E, Cores, D, S>(&p, value.offset(own));
             }
             left -= 1;
         }

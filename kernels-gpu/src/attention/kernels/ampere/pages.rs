@@ -12,14 +12,14 @@
 
 use core::marker::PhantomData;
 
-use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment};
+use crate::abi::ProgramHeader;
 use crate::attention::kernels::cache;
+use crate::attention::kernels::cursor::{Cursor, Kept};
 use crate::attention::kernels::format::token_of;
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::{CONSUMERS, ampere::Tile};
 use crate::cache::{NAN, is_finite};
-use crate::directory::LinkedCell;
 use device::matrix::Row;
 use device::shared::Shared;
 use device::{Element, async_copy, thread};
@@ -36,7 +36,7 @@ pub(super) struct Pages<E, P, const D: usize> {
     /// Stage of the page that is next to be read.
     stage: u32,
     /// The page that was asked for last.
-    last: Cursor,
+    last: Cursor<Kept>,
     kind: PhantomData<E>,
 }
 
@@ -50,7 +50,7 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
         header: ProgramHeader,
         pages: P,
     ) -> Self {
-        let last = Cursor::new(program, header);
+        let last = Cursor::new(program, header, Kept { program, header });
         Self { shared, thread, pages, stage: 0, last, kind: PhantomData }
     }
 
@@ -180,7 +180,7 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
                 self.record(stage).store(page.tokens);
                 self.record(stage).at(1).store(page.place);
                 if P::CELLS {
-                    self.cell_word(stage).store(self.last.id);
+                    self.cell_word(stage).store(self.last.id());
                 }
             }
             self.load_half::<0>(self.key(stage));
@@ -210,7 +210,7 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
                 for i in 0..batch {
                     if !P::NATIVE && token(first + i) < tokens {
                         // SAFETY: the page has the token.
-                        blocks[i] = unsafe { self.pages.block(self.last.id, token(first + i)) };
+                        blocks[i] = unsafe { self.pages.block(self.last.id(), token(first + i)) };
                     }
                 }
                 for i in 0..batch {
@@ -220,7 +220,7 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
                     unsafe {
                         if token < tokens {
                             let at = (blocks[i], token);
-                            let source = self.pages.piece::<D>(HALF, self.last.id, at, piece);
+                            let source = self.pages.piece::<D>(HALF, self.last.id(), at, piece);
                             async_copy::copy_16(place, source);
                         } else {
                             place.cast().store([0u32; 4]);
@@ -232,165 +232,5 @@ impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
         }
         // Without copies too: steps count groups.
         async_copy::commit_group();
-    }
-}
-
-/// A place among the program's pages.
-pub(in crate::attention::kernels) struct Cursor {
-    program: Program,
-    header: ProgramHeader,
-    /// Work items begun.
-    items: u32,
-    /// One past the segments of the present item.
-    end: u32,
-    /// What a segment is visible to if the whole item sees it.
-    everybody: u32,
-    /// Segments begun.
-    segments: u32,
-    /// Every token of the present segment is seen by every query of its item.
-    whole: bool,
-    /// Tokens of the present segment from the present page on; 0 before the first page and after the last.
-    left: u32,
-    /// Word of the present page's id.
-    word: u32,
-    /// The present page; of compacted nodes its cell.
-    id: u32,
-    /// What the directory says of that cell.
-    cell: LinkedCell,
-    /// Its segment, and its index within it in the upper half.
-    place: u32,
-}
-
-impl Cursor {
-    /// Before the first page.
-    #[inline(always)]
-    pub(in crate::attention::kernels) fn new(program: Program, header: ProgramHeader) -> Self {
-        Self {
-            program,
-            header,
-            items: 0,
-            end: 0,
-            everybody: 0,
-            segments: 0,
-            whole: false,
-            left: 0,
-            word: 0,
-            id: 0,
-            cell: LinkedCell { cell: 0, bits: 0 },
-            place: 0,
-        }
-    }
-
-    /// Moves to the next page.
-    #[inline(always)]
-    pub(in crate::attention::kernels) unsafe fn advance(&mut self) {
-        if self.left > PAGE_TOKENS {
-            self.left -= PAGE_TOKENS;
-            self.word += 1;
-            self.place += 1 << 16;
-        } else {
-            self.left = 0;
-            // SAFETY: as long as there are segments.
-            while self.left == 0 && unsafe { self.next_segment() } {}
-        }
-        if self.left > 0 {
-            // SAFETY: the word is one of the segment's page ids.
-            self.id = unsafe { self.program.word(self.word) };
-        }
-    }
-
-    /// As [`Cursor::advance`], of a program whose cells are counted; its pages are cells, if there is a directory.
-    #[inline(always)]
-    pub(in crate::attention::kernels) unsafe fn advance_cell(&mut self) {
-        if self.left > PAGE_TOKENS {
-            self.left -= PAGE_TOKENS;
-            self.word += 1;
-            self.place += 1 << 16;
-        } else {
-            self.left = 0;
-            // SAFETY: as long as there are segments.
-            while self.left == 0 && unsafe { self.next_segment() } {
-                // SAFETY: the segment that was begun.
-                self.left =
-                    unsafe { self.program.counted_cells(self.header.items, self.segments - 1) };
-            }
-        }
-        if self.left > 0 {
-            // SAFETY: the word is one of the segment's page ids, which the directory has.
-            unsafe {
-                self.id = self.program.word(self.word);
-                if self.program.cells.are_there() {
-                    self.cell = self.program.cells.at(self.id);
-                    self.id = self.cell.cell;
-                }
-            }
-        }
-    }
-
-    /// As [`Cursor::page_tokens`], after [`Cursor::advance_cell`].
-    #[inline(always)]
-    pub(in crate::attention::kernels) fn rows(&self) -> u32 {
-        if self.left > 0 && self.program.cells.are_there() {
-            self.cell.rows()
-        } else {
-            self.page_tokens()
-        }
-    }
-
-    /// As [`Cursor::describe`], after [`Cursor::advance_cell`]: [`CELL_BIASED`](crate::abi::CELL_BIASED) is in the place.
-    #[inline(always)]
-    pub(in crate::attention::kernels) fn describe_cell(&self) -> PartialPage {
-        let rows = self.rows();
-        PartialPage {
-            tokens: if self.whole && rows == PAGE_TOKENS { 0 } else { rows },
-            place: self.place | self.cell.bias_flag(),
-        }
-    }
-
-    /// Begins the next segment, which may be empty; false after the last.
-    #[inline(always)]
-    unsafe fn next_segment(&mut self) -> bool {
-        while self.segments == self.end {
-            if self.items == self.header.items {
-                return false;
-            }
-            // SAFETY: an item of the program's; the warp is whole.
-            let item = unsafe { self.program.item(self.items) };
-            self.end = item.segment_begin + item.segment_count;
-            self.everybody = Segment::pack_visible(0, item.query_count);
-            self.items += 1;
-        }
-        // SAFETY: a segment of the program's, whose tokens are counted.
-        unsafe {
-            let segment = self.program.segment(self.header.items, self.segments);
-            self.left = self.program.counted_tokens(self.header.items, self.segments);
-            self.whole = segment.mask == NONE && segment.visible == self.everybody;
-            self.word = segment.page_word;
-        }
-        self.place = self.segments;
-        self.segments += 1;
-        true
-    }
-
-    /// The present page.
-    #[inline(always)]
-    pub(in crate::attention::kernels) fn id(&self) -> u32 {
-        self.id
-    }
-
-    /// Tokens of the present page, 1 to 64; 0 if there is none.
-    #[inline(always)]
-    pub(in crate::attention::kernels) fn page_tokens(&self) -> u32 {
-        if self.left < PAGE_TOKENS { self.left } else { PAGE_TOKENS }
-    }
-
-    /// What the block needs to know of the present page.
-    #[inline(always)]
-    pub(in crate::attention::kernels) fn describe(&self) -> PartialPage {
-        let tokens = self.page_tokens();
-        PartialPage {
-            tokens: if self.whole && tokens == PAGE_TOKENS { 0 } else { tokens },
-            place: self.place,
-        }
     }
 }

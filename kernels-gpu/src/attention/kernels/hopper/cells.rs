@@ -3,9 +3,9 @@
 use core::ops::Range;
 
 use super::ring::Ring;
+use crate::abi::PAGE_TOKENS;
 use crate::attention::kernels::cells::Cells;
 use crate::attention::kernels::page::PartialPage;
-use crate::abi::PAGE_TOKENS;
 use crate::attention::tile::hopper::Tile;
 use device::bulk::{self, Bytes};
 use device::matrix::Row;

@@ -2,8 +2,10 @@
 //!
 //! The producer warp streams the pages of the share's program into a ring in shared memory (`producer`, `ring`);
 //! eight consumer warps take the program's work items one after the other (`consume`), by `narrow` up to 16 rows
-//! and by `wide` above. So loads never wait for a work item's beginning or end.
+//! and by `wide` above. So loads never wait for a work item's beginning or end. Where pages come from is a [`Source`]: the
+//! pool, or blocks of another engine (`boxes`).
 
+mod boxes;
 mod cells;
 mod coded;
 mod narrow;
@@ -14,9 +16,9 @@ mod wide;
 
 use super::Attend;
 use super::block::{Block, Work};
-use super::cache::{Cache, Pool, PoolPages};
 use super::cells::Cells;
-use super::format::{Coded, CodedPages, Format};
+use super::format::{Coded, Format};
+use super::group_layout::GroupLayout;
 use super::program::Program;
 use super::query;
 use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS, PROGRAM_BYTES, hopper::Tile};
@@ -28,7 +30,35 @@ use device::wgmma::Accumulators;
 use device::{Element, grid, register, thread, warp};
 use ring::Ring;
 
-/// One block of `attend` over pages of format `F`, of which `coded` says more. `KS = D / 16`, `NT = D / 8`, `O = D / 2`
+pub use boxes::Boxes;
+
+/// Where a launch's pages come from.
+pub trait Source: Copy {
+    /// How tokens lie in the ring.
+    type Layout: GroupLayout;
+
+    /// Whether V is finite. Otherwise it is looked through where not all queries of an item see a page.
+    const FINITE: bool;
+
+    /// Producer warps, each of which arrives where a page is full.
+    const PRODUCERS: u32;
+
+    /// Producer warp: brings its part of the program's pages into the ring, those of a format to where `coded` says.
+    ///
+    /// # Safety
+    /// As [`attend`].
+    unsafe fn produce<F: Format, const D: usize, const S: u32>(
+        self,
+        a: &Attend,
+        producer: u32,
+        kv_head: u32,
+        coded: Coded,
+        shared: Shared<u8>,
+        program: Program,
+    );
+}
+
+/// One block of `attend` over pages of `source`, or of format `F`, of which `coded` says more. `KS = D / 16`, `NT = D / 8`, `O = D / 2`
 /// for head dimension `D`; the ring has `S` pages, [`Tile::STAGES`] of native ones and fewer beside codes.
 ///
 /// # Safety
@@ -41,6 +71,7 @@ use ring::Ring;
 pub unsafe fn attend<
     E: Element,
     F: Format,
+    C: Source,
     const D: usize,
     const KS: usize,
     const NT: usize,
@@ -48,6 +79,7 @@ pub unsafe fn attend<
     const S: u32,
 >(
     a: Attend,
+    source: C,
     coded: Coded,
 ) where
     [f32; O]: Accumulators,
@@ -60,7 +92,7 @@ pub unsafe fn attend<
         let warp_index = warp::warp_id();
         let words = a.program(thread::block_idx_x());
         if thread_index == CONSUMERS {
-            prologue::<D, S>(base, words, a.stride, if F::CODED { DECODERS } else { 1 });
+            prologue::<D, S>(base, words, a.stride, if F::CODED { DECODERS } else { C::PRODUCERS });
             if F::CODED {
                 Slots::<D, S>::new(base, coded).init();
                 mbarrier::fence_init();
@@ -79,12 +111,10 @@ pub unsafe fn attend<
         };
         if warp_index >= CONSUMER_WARPS {
             register::set_max_dec::<40>();
-            if warp_index == CONSUMER_WARPS {
+            if warp_index < CONSUMER_WARPS + C::PRODUCERS {
+                let producer = warp_index - CONSUMER_WARPS;
                 mbarrier::wait_parity(program_barrier::<D>(base), 0);
-                let PoolPages { first, stride } = Pool.pages::<D>(&a, kv_head);
-                let first = if F::COMPACTED { a.pool.cast() } else { first };
-                let codes = CodedPages::new::<D>(&a, kv_head, coded);
-                producer::produce::<F, D, S>(base, program, first, stride, codes);
+                source.produce::<F, D, S>(&a, producer, kv_head, coded, base, program);
                 if F::CODED || F::COMPACTED {
                     // The launch before is of the same call and another format: who waits for this one waits for both.
                     grid::wait_dependencies();
@@ -97,7 +127,7 @@ pub unsafe fn attend<
             register::set_max_inc::<232>();
             mbarrier::wait_parity(program_barrier::<D>(base), 0);
             let block = Block::new(&a, base, thread_index, warp_index, kv_head, coded.biases);
-            consume::<E, F, D, KS, NT, O, S>(&block, program);
+            consume::<E, F, C, D, KS, NT, O, S>(&block, program);
         }
     }
 }
@@ -142,6 +172,7 @@ fn program_barrier<const D: usize>(base: Shared<u8>) -> Barrier {
 unsafe fn consume<
     E: Element,
     F: Format,
+    C: Source,
     const D: usize,
     const KS: usize,
     const NT: usize,
@@ -196,11 +227,11 @@ unsafe fn consume<
                 },
             };
             if narrow {
-                narrow::run::<E, F, D, KS, NT, S>(&work, &mut ring);
+                narrow::run::<E, F, C, D, KS, NT, S>(&work, &mut ring);
             } else if map.rows <= 64 {
-                wide::run::<E, F, D, KS, O, S>(&work, &mut ring, true);
+                wide::run::<E, F, C, D, KS, O, S>(&work, &mut ring, true);
             } else if Tile::<D>::MAX_ROWS > 64 {
-                wide::run::<E, F, D, KS, O, S>(&work, &mut ring, false);
+                wide::run::<E, F, C, D, KS, O, S>(&work, &mut ring, false);
             }
             index += 1;
         }

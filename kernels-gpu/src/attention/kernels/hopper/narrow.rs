@@ -1,6 +1,7 @@
 //! Up to 16 rows: `mma.sync`. The two warpgroups take turns at pages, the four warps of one share a
 //! page's tokens, each with a running softmax of its own; the eight partial results meet at the end.
 
+use super::Source;
 use super::page_tail;
 use super::ring::Ring;
 use crate::attention::kernels::block::Work;
@@ -17,6 +18,7 @@ use device::{Element, bulk, warp};
 pub(super) unsafe fn run<
     E: Element,
     F: Format,
+    C: Source,
     const D: usize,
     const KS: usize,
     const NT: usize,
@@ -35,7 +37,7 @@ pub(super) unsafe fn run<
         // SAFETY: a stage is read between its arrival and its release.
         unsafe {
             if mine {
-                step::<E, F, D, KS, NT, S>(&mut tile, work, ring);
+                step::<E, F, C, D, KS, NT, S>(&mut tile, work, ring);
             } else {
                 ring.skip();
             }
@@ -58,6 +60,7 @@ pub(super) unsafe fn run<
 unsafe fn step<
     E: Element,
     F: Format,
+    C: Source,
     const D: usize,
     const KS: usize,
     const NT: usize,
@@ -74,7 +77,12 @@ unsafe fn step<
     unsafe {
         ring.wait_full();
         let page = ring.page();
-        let mut s: [f32; 8] = tile.logits::<E, D, 8>(ring.key().offset(own));
+        let tokens = quarter * 16..quarter * 16 + 16;
+        if !C::FINITE && warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
+            page_tail::mend::<E, C::Layout, D>(ring.key(), work, page, tokens.clone(), lane, 32);
+            warp::sync_warp(FULL_MASK);
+        }
+        let mut s: [f32; 8] = tile.logits::<E, C::Layout, D, 8>(ring.key().offset(own));
         soft_cap(&mut s, work.block.logits);
         if F::COMPACTED {
             let first = quarter * 16 + lane % 4 * 2;
@@ -82,14 +90,10 @@ unsafe fn step<
         }
         if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(&mut s, work, page, lane / 4, quarter * 16 + lane % 4 * 2);
-            page_tail::clear::<D>(
-                ring.value(),
-                page.tokens,
-                quarter * 16..quarter * 16 + 16,
-                lane,
-                32,
-            );
-            warp::sync_warp(FULL_MASK);
+            if C::FINITE {
+                page_tail::clear::<C::Layout, D>(ring.value(), page.tokens, tokens, lane, 32);
+                warp::sync_warp(FULL_MASK);
+            }
         }
         let factor = if F::COMPACTED {
             tile.rows.update(&mut s, Logits::SCALED)
@@ -97,7 +101,7 @@ unsafe fn step<
             tile.rows.update(&mut s, work.block.logits)
         };
         tile.rescale(factor);
-        tile.weigh::<E, D, 8>(&s, ring.value().offset(own));
+        tile.weigh::<E, C::Layout, D, 8>(&s, ring.value().offset(own));
         // The copy that fills the stage next is of the other proxy.
         bulk::fence_proxy_async_shared();
         ring.release();

@@ -1,10 +1,13 @@
 //! The producer warp: streams the program's pages into the ring.
 
-use super::cells;
 use super::coded::Slots;
 use super::ring::Ring;
+use super::{Source, cells};
 use crate::abi::{NONE, PAGE_TOKENS, Segment};
+use crate::attention::kernels::Attend;
+use crate::attention::kernels::cache::{Cache, Pool, PoolPages};
 use crate::attention::kernels::format::{Coded, CodedPages, Format};
+use crate::attention::kernels::group_layout::Cores;
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::hopper::Tile;
@@ -17,11 +20,36 @@ use device::{mbarrier, warp};
 /// Of a launch without codes nobody looks at the slots; a size has to be there.
 const ANY: Coded = Coded { half_bytes: 1, per_slab: 1, ..Coded::NATIVE };
 
+impl Source for Pool {
+    type Layout = Cores;
+    const FINITE: bool = true;
+    const PRODUCERS: u32 = 1;
+
+    #[inline(always)]
+    unsafe fn produce<F: Format, const D: usize, const S: u32>(
+        self,
+        a: &Attend,
+        _producer: u32,
+        kv_head: u32,
+        coded: Coded,
+        shared: Shared<u8>,
+        program: Program,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let PoolPages { first, stride } = self.pages::<D>(a, kv_head);
+            let first = if F::COMPACTED { a.pool.cast() } else { first };
+            let codes = CodedPages::new::<D>(a, kv_head, coded);
+            produce::<F, D, S>(shared, program, first, stride, codes);
+        }
+    }
+}
+
 /// Streams every page of the program, in program order.
 ///
 /// `pool` is the KV head's first page; pages lie `page_stride` bytes apart. Those of another format go where `codes` says.
 #[inline(always)]
-pub(super) unsafe fn produce<F: Format, const D: usize, const S: u32>(
+unsafe fn produce<F: Format, const D: usize, const S: u32>(
     shared: Shared<u8>,
     program: Program,
     pool: *const Row,

@@ -1,11 +1,13 @@
 //! 17 to 128 rows: `wgmma`, 64 rows a warpgroup.
 
+use super::Source;
 use super::page_tail;
 use super::ring::Ring;
 use crate::abi::PAGE_TOKENS;
 use crate::attention::kernels::block::{Block, Work};
 use crate::attention::kernels::finish::store_rows;
 use crate::attention::kernels::format::Format;
+use crate::attention::kernels::group_layout::GroupLayout;
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::rows::{Logits, Rows, add_biases, hide, soft_cap};
 use crate::attention::kernels::sink::{Sink, inverse};
@@ -37,6 +39,7 @@ struct Chunk<const O: usize> {
 pub(super) unsafe fn run<
     E: Element,
     F: Format,
+    C: Source,
     const D: usize,
     const KS: usize,
     const O: usize,
@@ -60,37 +63,45 @@ pub(super) unsafe fn run<
         turns.look_ahead(ring);
         if turns.next(ring) {
             let mut s = [0.0f32; 32];
-            let mut now = start::<E, D, KS, S>(ring, turns.key, query, &mut s);
+            let mut now = start::<E, C, D, KS, S>(work, ring, &turns, query, &mut s);
             turns.look_ahead(ring);
             wgmma::wait_group_settle::<0, _>(&mut s);
-            softmax::<F, D, S>(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
+            softmax::<F, C, D, S>(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
             let mut p = pack::<E>(&s);
             while turns.next(ring) {
                 if S == 2 {
                     // Each warpgroup has one of the stages: it gives its page back before it asks for another.
-                    multiply::<E, D, O, S>(&mut chunk.o, &p, &now);
+                    multiply::<E, C::Layout, D, O, S>(&mut chunk.o, &p, &now);
                     wgmma::wait_group_settle::<0, _>(&mut chunk.o);
                     now.ring.release();
-                    now = start::<E, D, KS, S>(ring, turns.key, query, &mut s);
+                    now = start::<E, C, D, KS, S>(work, ring, &turns, query, &mut s);
                     turns.look_ahead(ring);
                     wgmma::wait_group_settle::<0, _>(&mut s);
-                    let factor = softmax::<F, D, S>(work, &now, &mut chunk.rows, &mut s, row, shared_pages);
+                    let factor = softmax::<F, C, D, S>(
+                        work,
+                        &now,
+                        &mut chunk.rows,
+                        &mut s,
+                        row,
+                        shared_pages,
+                    );
                     rescale(&mut chunk.o, factor);
                     p = pack::<E>(&s);
                     continue;
                 }
-                let next = start::<E, D, KS, S>(ring, turns.key, query, &mut s);
-                multiply::<E, D, O, S>(&mut chunk.o, &p, &now);
+                let next = start::<E, C, D, KS, S>(work, ring, &turns, query, &mut s);
+                multiply::<E, C::Layout, D, O, S>(&mut chunk.o, &p, &now);
                 turns.look_ahead(ring);
                 wgmma::wait_group_settle::<1, _>(&mut s);
-                let factor = softmax::<F, D, S>(work, &next, &mut chunk.rows, &mut s, row, shared_pages);
+                let factor =
+                    softmax::<F, C, D, S>(work, &next, &mut chunk.rows, &mut s, row, shared_pages);
                 wgmma::wait_group_settle::<0, _>(&mut chunk.o);
                 now.ring.release();
                 rescale(&mut chunk.o, factor);
                 p = pack::<E>(&s);
                 now = next;
             }
-            multiply::<E, D, O, S>(&mut chunk.o, &p, &now);
+            multiply::<E, C::Layout, D, O, S>(&mut chunk.o, &p, &now);
             wgmma::wait_group_settle::<0, _>(&mut chunk.o);
             now.ring.release();
         }
@@ -157,24 +168,29 @@ struct Stage<const D: usize, const S: u32> {
     page: PartialPage,
 }
 
-/// Starts `s = Q K^T` of the ring's next page, whose K lies at `key`.
+/// Starts `s = Q K^T` of the ring's next page, whose K lies where `turns` says.
 #[inline(always)]
-unsafe fn start<E: Element, const D: usize, const KS: usize, const S: u32>(
+unsafe fn start<E: Element, C: Source, const D: usize, const KS: usize, const S: u32>(
+    work: &Work,
     ring: &mut Ring<D, S>,
-    key: Shared<Row>,
+    turns: &Turns,
     query: Operand,
     s: &mut [f32; 32],
 ) -> Stage<D, S> {
     // SAFETY: all warps of the warpgroup are here; the page has landed when it is read.
     unsafe {
         ring.wait_full();
-        let stage = Stage { ring: *ring, key, page: ring.page() };
-        let k = Operand {
-            descriptor: Descriptor::new(key, 128, Tile::<D>::GROUP_BYTES),
-            step_bytes: 256,
-        };
+        let stage = Stage { ring: *ring, key: turns.key, page: ring.page() };
+        if !C::FINITE && warp::warp_vote_any(FULL_MASK, stage.page.tokens != 0) {
+            by_readers(work.block, turns.shared_pages, |thread, threads| {
+                let tokens = 0..PAGE_TOKENS;
+                page_tail::mend::<E, C::Layout, D>(
+                    stage.key, work, stage.page, tokens, thread, threads,
+                );
+            });
+        }
         wgmma::fence();
-        wgmma::mma_shared::<E, false, false, KS, _>(s, query, k, false);
+        C::Layout::multiply_key::<E, D, KS>(s, query, stage.key);
         wgmma::commit_group();
         ring.advance();
         stage
@@ -183,18 +199,14 @@ unsafe fn start<E: Element, const D: usize, const KS: usize, const S: u32>(
 
 /// Starts `o += p V`.
 #[inline(always)]
-unsafe fn multiply<E: Element, const D: usize, const O: usize, const S: u32>(
+unsafe fn multiply<E: Element, L: GroupLayout, const D: usize, const O: usize, const S: u32>(
     o: &mut [f32; O],
     p: &[[u32; 4]; 4],
     stage: &Stage<D, S>,
 ) where
     [f32; O]: Accumulators,
 {
-    let group = Tile::<D>::GROUP_BYTES;
-    let v = Operand {
-        descriptor: Descriptor::new(stage.key.offset(Tile::<D>::HALF_BYTES), group, 128),
-        step_bytes: 2 * group,
-    };
+    let v = L::value::<D>(stage.key.offset(Tile::<D>::HALF_BYTES));
     // SAFETY: all warps of the warpgroup are here; `p` stays until the wait.
     unsafe {
         wgmma::fence_accumulators(o);
@@ -205,7 +217,7 @@ unsafe fn multiply<E: Element, const D: usize, const O: usize, const S: u32>(
 
 /// Turns a page's logits into probabilities; returns what the output must first be multiplied with.
 #[inline(always)]
-unsafe fn softmax<F: Format, const D: usize, const S: u32>(
+unsafe fn softmax<F: Format, C: Source, const D: usize, const S: u32>(
     work: &Work,
     stage: &Stage<D, S>,
     rows: &mut Rows,
@@ -223,12 +235,18 @@ unsafe fn softmax<F: Format, const D: usize, const S: u32>(
         }
         if warp::warp_vote_any(FULL_MASK, page.tokens != 0) {
             hide(s, work, page, row, work.block.thread % 4 * 2);
-            clear_tail::<D>(
-                work.block,
-                stage.key.offset(Tile::<D>::HALF_BYTES),
-                page.tokens,
-                shared_pages,
-            );
+            if C::FINITE && page.tokens != PAGE_TOKENS {
+                let v = stage.key.offset(Tile::<D>::HALF_BYTES);
+                by_readers(work.block, shared_pages, |thread, threads| {
+                    page_tail::clear::<C::Layout, D>(
+                        v,
+                        page.tokens,
+                        0..PAGE_TOKENS,
+                        thread,
+                        threads,
+                    );
+                });
+            }
         }
         if F::COMPACTED {
             rows.update(s, Logits::SCALED)
@@ -267,25 +285,17 @@ fn query<const D: usize>(block: &Block, first_row: u32) -> Operand {
     Operand { descriptor: Descriptor::new(first, 128, group), step_bytes: 256 }
 }
 
-/// Clears V past a page's last token, by the warpgroups that read it.
+/// Has a page's rows changed by the threads that read it, each told its number and how many they are.
 #[inline(always)]
-unsafe fn clear_tail<const D: usize>(
-    block: &Block,
-    v: Shared<Row>,
-    tokens: u32,
-    shared_pages: bool,
-) {
-    if tokens == PAGE_TOKENS {
-        return;
+unsafe fn by_readers(block: &Block, shared_pages: bool, change: impl Fn(u32, u32)) {
+    if shared_pages {
+        change(block.thread % 128, 128);
+    } else {
+        change(block.thread, CONSUMERS);
     }
-    // SAFETY: nobody reads V before the barrier, and only those who come to it read it.
+    bulk::fence_proxy_async_shared();
+    // SAFETY: nobody reads the page before the barrier, and only those who come to it read it.
     unsafe {
-        if shared_pages {
-            page_tail::clear::<D>(v, tokens, 0..PAGE_TOKENS, block.thread % 128, 128);
-        } else {
-            page_tail::clear::<D>(v, tokens, 0..PAGE_TOKENS, block.thread, CONSUMERS);
-        }
-        bulk::fence_proxy_async_shared();
         if !shared_pages {
             thread::named_barrier_sync::<1>(CONSUMERS);
         } else if block.warp < 4 {

@@ -3,9 +3,11 @@
 
 use super::{Block, Score, Totals, hide};
 use crate::abi::{PAGE_TOKENS, WorkItem};
-use crate::attention::kernels::ampere::{Cursor, load_program};
+use crate::attention::kernels::ampere::load_program;
 use crate::attention::kernels::cells::{self, Cells};
+use crate::attention::kernels::cursor::{Cursor, Kept};
 use crate::attention::kernels::format::token_of;
+use crate::attention::kernels::group_layout::Cores;
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::kernels::query;
@@ -47,7 +49,11 @@ pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
         thread::sync_threads();
         let mut block = Block::new(a, base, thread_index, kv_head, program);
         block.items = header.items;
-        let mut keys = Keys::<D> { block: &block, last: Cursor::new(program, header), stage: 0 };
+        let mut keys = Keys::<D> {
+            block: &block,
+            last: Cursor::new(program, header, Kept { program, header }),
+            stage: 0,
+        };
         keys.start();
         let mut index = 0;
         while index < header.items {
@@ -103,7 +109,7 @@ unsafe fn tokens_of<E: Element, const D: usize, const KS: usize>(
         let tile = WarpTile::<KS, 0>::new::<D>(own);
         while row < padded {
             let rows = queries.offset(row / 8 * Tile::<D>::GROUP_BYTES);
-            let mut s: [f32; CHUNK as usize / 2] = tile.logits::<E, D, _>(rows);
+            let mut s: [f32; CHUNK as usize / 2] = tile.logits::<E, Cores, D, _>(rows);
             soft_cap(&mut s, block.logits);
             if page.tokens != 0 {
                 let first = row + lane % 4 * 2;
@@ -121,7 +127,7 @@ unsafe fn tokens_of<E: Element, const D: usize, const KS: usize>(
 struct Keys<'a, const D: usize> {
     block: &'a Block,
     /// The page that was asked for last.
-    last: Cursor,
+    last: Cursor<Kept>,
     /// Stage of the page that is next to be read.
     stage: u32,
 }

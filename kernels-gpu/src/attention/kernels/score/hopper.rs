@@ -2,8 +2,9 @@
 
 use super::{Block, Score, Totals, hide};
 use crate::abi::{ProgramHeader, WorkItem};
-use crate::attention::kernels::ampere::{Cursor, load_program};
+use crate::attention::kernels::ampere::load_program;
 use crate::attention::kernels::cells::{self, Cells};
+use crate::attention::kernels::cursor::{Cursor, Kept};
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::kernels::query;
@@ -67,7 +68,8 @@ pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
 #[inline(always)]
 unsafe fn produce<const D: usize>(block: &Block, header: ProgramHeader) {
     let mut ring = Ring::<D>::new(block.shared);
-    let mut cursor = Cursor::new(block.program, header);
+    let program = block.program;
+    let mut cursor = Cursor::new(program, header, Kept { program, header });
     // SAFETY: the warp is whole, and one lane of it streams; a stage is written only when it is empty.
     unsafe {
         cursor.advance_cell();

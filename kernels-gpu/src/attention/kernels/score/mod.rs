@@ -178,7 +178,8 @@ impl Totals {
                 for j in 0..N / 4 {
                     let [first, first_sees, second, second_sees] = pair(j);
                     for e in 0..2 {
-                        for (c, offset, sees) in [(0, first, first_sees), (1, second, second_sees)] {
+                        for (c, offset, sees) in [(0, first, first_sees), (1, second, second_sees)]
+                        {
                             if exponent(4 * j + 2 * e + c, offset) >= -self.bias[e] {
                                 self.bits[e] = self.bits[e].max(sees);
                             }
@@ -239,8 +240,11 @@ impl Totals {
             return;
         }
         // Of numbers that are not negative the bits are in order too.
-        let bits =
-            if reduce == SCORE_MAX { math::exp2(f32::from_bits(bits) + bias).to_bits() } else { bits };
+        let bits = if reduce == SCORE_MAX {
+            math::exp2(f32::from_bits(bits) + bias).to_bits()
+        } else {
+            bits
+        };
         if bits == 0 {
             return;
         }
