@@ -10,8 +10,8 @@ pub use attend::attend_in_place;
 use deft::KvFormat;
 use deft::attention::staged::PageMemory;
 use deft::attention::{
-    Attend, Backend, BackendError, Compact, Counters, PagedTokens, Rotation, Score, check_append, check_attend,
-    check_cells, check_compact, check_export, check_import, check_moves, check_score,
+    Attend, Backend, BackendError, Compact, Counters, PagedTokens, Rotation, Score, check_append,
+    check_attend, check_cells, check_compact, check_export, check_import, check_moves, check_score,
 };
 use deft::cache::{CacheShape, Elements, ElementsMut, KvElement, PageId};
 use deft::plan::{Grouping, Plan, PlanConfig};
@@ -66,7 +66,14 @@ impl Emulated {
         assert_eq!(shape.dtype.bytes(), 2, "the kernels have 16-bit elements");
         assert!(matches!(shape.head_dim, 64 | 128 | 256));
         let elements = shape.layers as usize * shape.plane_elements() as usize;
-        Self { shape, pool: vec![0; elements], scores: Vec::new(), biases: Vec::new(), arch: Arch::Sm90a, seed }
+        Self {
+            shape,
+            pool: vec![0; elements],
+            scores: Vec::new(),
+            biases: Vec::new(),
+            arch: Arch::Sm90a,
+            seed,
+        }
     }
 
     /// The same with the attention kernels of `arch`.

@@ -44,7 +44,8 @@ fn random_forests_of_every_head_dim_and_ratio_agree_with_what_is_left_of_them() 
 fn items_of_any_number_of_rows_read_ragged_cells_with_biases() {
     let mut cases = Vec::new();
     for arch in Arch::ALL {
-        for (queries, group, dim) in [(3, 1, 128), (5, 4, 128), (10, 7, 128), (5, 4, 256), (9, 4, 64)]
+        for (queries, group, dim) in
+            [(3, 1, 128), (5, 4, 128), (10, 7, 128), (5, 4, 256), (9, 4, 64)]
         {
             cases.push((cases.len() as u64, arch, queries, group, dim));
         }

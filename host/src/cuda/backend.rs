@@ -22,8 +22,7 @@ use self::mirror::{Mirror, Scratch};
 use self::rotary::Table;
 use super::pinned::PinnedBytes;
 use super::{
-    Append, AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DevicePtr, Event,
-    Stream,
+    Append, AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DevicePtr, Event, Stream,
 };
 use crate::attention::{
     Attend, Backend, BackendError, Compact, Counters, ElasticMemory, HostBytes, PageLoader,

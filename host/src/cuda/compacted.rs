@@ -5,9 +5,7 @@ use kernels_gpu::directory;
 use kernels_gpu::layout::CORE;
 use kernels_gpu::ptx::{self, Arguments as _};
 
-use super::{
-    CudaCache, CudaDevice, CudaError, DeviceBuffer, DevicePtr, Kernel, RawStream, Stream,
-};
+use super::{CudaCache, CudaDevice, CudaError, DeviceBuffer, DevicePtr, Kernel, RawStream, Stream};
 use crate::cache::{CacheShape, Directory};
 
 /// What kernels read of a layer's compacted nodes.

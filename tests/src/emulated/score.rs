@@ -71,37 +71,37 @@ impl Emulated {
                 .shared_bytes(tile::score::shared_bytes::<D>(self.arch))
                 .poison_matrix_reads();
             launch.run(&mut memory, || {
-            let arguments = score::Score {
-                q: q.as_ptr(),
-                pool: pool.as_ptr(),
-                cells: if compacted { directory.cells() } else { std::ptr::null() },
-                biases: directory.biases(),
-                programs: programs.as_ptr(),
-                masks: masks.as_ptr(),
-                lengths: lengths.as_ptr(),
-                lse: lse.as_ptr(),
-                visible: visible.as_ptr(),
-                scores: scores.as_mut_ptr(),
-                stride: plan.stride(),
-                cell_stride: directory.stride,
-                kv_heads,
-                group: plan.group_size(),
-                scale_log2: call.params.scale * std::f32::consts::LOG2_E,
-                soft_cap: call.params.soft_cap.unwrap_or(0.0),
-                reduce: match call.reduce {
-                    Reduce::Last => SCORE_LAST,
-                    Reduce::Sum => SCORE_SUM,
-                    Reduce::Max => SCORE_MAX,
-                },
-            };
-            // SAFETY: the emulator checks every access.
-            unsafe {
-                match arch {
-                    Arch::Sm80 => score::ampere::score::<E, D, KS>(arguments),
-                    Arch::Sm90a => score::hopper::score::<E, D, KS>(arguments),
+                let arguments = score::Score {
+                    q: q.as_ptr(),
+                    pool: pool.as_ptr(),
+                    cells: if compacted { directory.cells() } else { std::ptr::null() },
+                    biases: directory.biases(),
+                    programs: programs.as_ptr(),
+                    masks: masks.as_ptr(),
+                    lengths: lengths.as_ptr(),
+                    lse: lse.as_ptr(),
+                    visible: visible.as_ptr(),
+                    scores: scores.as_mut_ptr(),
+                    stride: plan.stride(),
+                    cell_stride: directory.stride,
+                    kv_heads,
+                    group: plan.group_size(),
+                    scale_log2: call.params.scale * std::f32::consts::LOG2_E,
+                    soft_cap: call.params.soft_cap.unwrap_or(0.0),
+                    reduce: match call.reduce {
+                        Reduce::Last => SCORE_LAST,
+                        Reduce::Sum => SCORE_SUM,
+                        Reduce::Max => SCORE_MAX,
+                    },
+                };
+                // SAFETY: the emulator checks every access.
+                unsafe {
+                    match arch {
+                        Arch::Sm80 => score::ampere::score::<E, D, KS>(arguments),
+                        Arch::Sm90a => score::hopper::score::<E, D, KS>(arguments),
+                    }
                 }
-            }
-        })?;
+            })?;
         }
         *self.scores_of(call.layer) = memory.read(scores).map_err(Box::new)?;
         Ok(())
