@@ -252,7 +252,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_boxes_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_boxes_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "361e67b98a31097e9dd7cc38841ef6768ac42b586b3ba85c3f344e7828660c00",
+        sha256: "aee1c5634f12b5d6708496d6e478e5d9e12313a39815a4e5a7ce94cca67e75e0",
         ptx: include_str!("sm_90a/attend_boxes_d128.ptx"),
     },
     Image {
@@ -262,7 +262,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_boxes_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_boxes_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "8fbaf5d35207e6d69dfc67fa5b861d7a6e4a002f342c1d20010fc444c3c8e0ab",
+        sha256: "f63e5c224b1c341de06ec4a8711f8d870e902e5df7935507bd9c4afa06e5897a",
         ptx: include_str!("sm_90a/attend_boxes_d64.ptx"),
     },
     Image {

@@ -161,6 +161,7 @@ mod tests {
             masks: vec![0b01, 0b10],
             queries: 3,
             query_order: vec![0, 1, 2],
+            residues: Vec::new(),
         }
     }
 

@@ -88,7 +88,7 @@ impl GroupLayout for Swizzled {
     /// Addresses of a token's pieces differ from one another in bits 4 to 6, groups beginning at multiples of 1024.
     #[inline(always)]
     fn further(at: Shared<Row>, pairs: u32) -> Shared<Row> {
-        Shared::from_address(at.address() ^ pairs % 4 * 32).offset(pairs / 4 * ATOM)
+        Shared::from_address(at.address() ^ (pairs % 4 * 32)).offset(pairs / 4 * ATOM)
     }
 
     #[inline(always)]

@@ -84,7 +84,7 @@ impl Source for Boxes {
                     if lane / GROUPS == page && group * 8 < tokens & !WHOLE {
                         let to = ring.key().offset(producer * Tile::<D>::HALF_BYTES);
                         let to = to.offset(group * Tile::<D>::GROUP_BYTES);
-                        let slot = group * 8 & ((1 << self.shift) - 1);
+                        let slot = (group * 8) & ((1 << self.shift) - 1);
                         let at = [0, slot, 0, kv_head, batch.block];
                         tensor::copy_box_to_shared(to, half, at, ring.full());
                     }
@@ -168,7 +168,7 @@ struct Asked {
 impl Counts for Asked {
     #[inline(always)]
     unsafe fn tokens(&mut self, index: u32, segment: &Segment) -> u32 {
-        if index % 32 == 0 {
+        if index.is_multiple_of(32) {
             let own = index + self.lane;
             self.tokens = if own < self.header.segments {
                 // SAFETY: a segment of the program's.
