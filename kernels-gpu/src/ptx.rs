@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn arguments_are_passed_as_their_bits_in_the_kernels_order() {
-        let map = std::array::from_fn(|i| i as u64);
+        let map = core::array::from_fn(|i| i as u64);
         let all = All { address: u64::MAX - 1, count: 7, shift: -1, scale: -0.5, map };
         assert_eq!(All::BYTES, [8, 4, 4, 4, 128]);
         let numbers = [u64::MAX - 1, 7, 0xffff_ffff, 0xbf00_0000];
