@@ -20,7 +20,7 @@ fn retain(policy: &str, every: u32) -> Retain {
 /// Logits of a few steps on three branches of a prompt.
 fn decode(model: &mut CpuModel) -> Vec<f32> {
     let mut logits = Vec::new();
-    let root = model.insert_prompt(&tokens(1, 300), &mut logits).unwrap();
+    let root = model.insert_prompt(&tokens(1, 280), &mut logits).unwrap();
     let leaves = model.fork(root, 3).unwrap();
     let mut all = Vec::new();
     for step in 0..12 {

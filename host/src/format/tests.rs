@@ -88,7 +88,7 @@ fn names_and_words_stand_for_one_format() {
         assert_eq!(KvFormat::from_code(format.code()), Some(format));
     }
     assert_eq!(KvFormat::Native.code(), 0);
-    assert_eq!(KvFormat::from_code(6), None);
+    assert_eq!(KvFormat::from_code(7), None);
     assert_eq!(KvFormat::from_code(1 | 32 << 8), None, "fp8 has no group");
     for name in ["int4", "kivi3", "fp8-keep64", "native-keep", ""] {
         let error = name.parse::<KvFormat>().unwrap_err();

@@ -215,7 +215,7 @@ fn place_swizzled(
     for (o, values) in operand.iter().enumerate() {
         for (k, value) in values.iter().enumerate() {
             let (row, column) = if transposed { (k, o) } else { (o, k) };
-            let piece = column % 64 / 8 ^ row % 8;
+            let piece = (column % 64 / 8) ^ (row % 8);
             let at = (column / 64 * rows + row) * 64 + piece * 8 + column % 8;
             memory[offset as usize / 2 + at] = half.bits(*value);
         }

@@ -48,7 +48,7 @@ impl Life {
                 world.accept(node, &[keys[0], keys[2]]);
                 happened.accepted += own;
             }
-            4 | 5 | 6 => {
+            4..=6 => {
                 let keep = world.rng().random_range(5..95);
                 let thinning = Thinning { keep, merges: keep % 2 == 0 };
                 if let Some(compaction) = random_compaction(world, node, thinning) {
