@@ -174,8 +174,7 @@ fn the_kernel_is_told_where_the_callers_rows_are() {
     setting.attend(|_| ()).unwrap();
     setting.stream.synchronize().unwrap();
     let launched = LAUNCHED.lock().unwrap();
-    let (_, arguments) =
-        launched.iter().find(|(name, _)| name == "attend_boxes_bf16_d64").unwrap();
+    let (_, arguments) = launched.iter().find(|(name, _)| name == "attend_boxes_bf16_d64").unwrap();
     let k = setting.kv.pointer().0;
     // The fake driver's tensor maps are full of the tensor's address.
     assert_eq!(arguments[..3], [setting.q.pointer().0, k, k + (2 * BLOCKS * 16 * TOKEN) as u64]);

@@ -23,9 +23,8 @@ fn random_forests_of_every_head_dim_and_ratio_agree_with_what_is_left_of_them() 
     for arch in Arch::ALL {
         for head_dim in [64, 128, 256] {
             for shape in [heads(1, 1, head_dim), heads(8, 2, head_dim), heads(6, 2, head_dim)] {
-                for merges in [false, true] {
-                    cases.push((cases.len() as u64, arch, shape, merges));
-                }
+                let seed = cases.len() as u64;
+                cases.push((seed, arch, shape, seed % 2 == 1));
             }
         }
     }
