@@ -15,7 +15,7 @@ use deft::{DType, NodeKey};
 use deft_engine::cuda::{Choice, CudaModel, CudaModelError, CudaOptions, CudaWeights};
 use deft_engine::ranked::{Ranked, START, follow};
 use deft_engine::ranks::{Communicator, Launch, Memory, RankError, Shard, Tcp};
-use deft_engine::select::{Select, Selected, most_likely};
+use deft_engine::select::{Select, Selected};
 use deft_engine::{LlamaConfig, ModelError, TreeModel, Weights};
 use deft_tests::gpu::say;
 use deft_tests::oracle::relative_l2;
@@ -176,16 +176,23 @@ fn answers_chosen_on_several_gpus_are_one_gpu_s() {
             match (found, right) {
                 (
                     Selected::Tokens { ids, log_probs },
-                    Selected::Tokens { ids: right, log_probs: expected },
+                    Selected::Tokens { ids: right, log_probs: of_one },
                 ) => {
-                    // Of the same logits the same tokens; one GPU's differ a little.
-                    if matches!(select, Select::Top { .. }) {
-                        assert_eq!(*ids, most_likely(&gathered, ids.len()), "{ranks} GPUs");
-                    } else {
-                        assert_eq!(*ids, right, "{ranks} GPUs");
+                    let near = |expected: &[f64], limit| {
+                        let pairs = || log_probs.iter().zip(expected);
+                        assert!(pairs().all(|(a, b)| (a - b).abs() < limit), "{log_probs:?}");
+                    };
+                    // Of the same logits the same tokens; one GPU's differ a little, and with them those at a draw's edge.
+                    match select.answer(&gathered) {
+                        Selected::Tokens { ids: same, log_probs: of_same } => {
+                            assert_eq!(*ids, same, "{ranks} GPUs");
+                            near(&of_same, 1e-3);
+                        }
+                        other => panic!("{other:?} are no tokens"),
                     }
-                    let pairs = log_probs.iter().zip(&expected);
-                    assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 0.02), "{pairs:?}");
+                    if *ids == right || matches!(select, Select::Top { .. }) {
+                        near(&of_one, 0.02);
+                    }
                 }
                 (Selected::Logits(found), Selected::Logits(right)) => {
                     let right: Vec<f64> = right.iter().map(|&x| f64::from(x)).collect();
