@@ -141,7 +141,7 @@ fn a_changing_tree_on_several_gpus_is_the_one_on_one_gpu() {
 }
 
 #[test]
-fn answers_chosen_on_several_gpus_are_one_gpu_s() {
+fn answers_chosen_on_several_gpus_are_those_of_their_logits() {
     let _turn = TURN.lock();
     let watchdog = Watchdog::start();
     for ranks in several() {
