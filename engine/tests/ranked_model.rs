@@ -5,6 +5,7 @@ mod common;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use common::tapped::Tapped;
 use common::{assert_rows, definition, tiny, tokens};
 use deft::NodeKey;
 use deft_engine::ranked::{Ranked, follow};
@@ -150,55 +151,23 @@ fn families_share_out_their_biases_norms_and_caps() {
     }
 }
 
-/// A communicator of a rank that something happens to at its `at`-th exchange.
-#[derive(Debug)]
-struct Faulty {
-    inner: Box<dyn Communicator>,
-    left: u32,
-    fault: Fault,
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Dies,
     Sleeps(Duration),
 }
 
-impl Communicator for Faulty {
-    fn rank(&self) -> u32 {
-        self.inner.rank()
-    }
-
-    fn ranks(&self) -> u32 {
-        self.inner.ranks()
-    }
-
-    fn timeout(&self) -> Duration {
-        self.inner.timeout()
-    }
-
-    fn exchange(
-        &mut self,
-        own: Message,
-        limit: Option<Duration>,
-    ) -> Result<Vec<Message>, RankError> {
-        if self.left == 0 {
-            match self.fault {
-                // Without a word on the terminal.
-                Fault::Dies => std::panic::resume_unwind(Box::new("on purpose")),
-                Fault::Sleeps(time) => std::thread::sleep(time),
-            }
-        }
-        self.left = self.left.saturating_sub(1);
-        self.inner.exchange(own, limit)
-    }
-
-    fn watch(&mut self) -> Result<(), RankError> {
-        self.inner.watch()
-    }
-
-    fn abort(&mut self, reason: &str) {
-        self.inner.abort(reason);
+impl Fault {
+    /// A communicator of a rank that this happens to at its `at`-th exchange, and at all after it.
+    fn strike(self, inner: Box<dyn Communicator>, at: u32) -> Box<dyn Communicator> {
+        let mut left = at;
+        let tap = move |_: &Message| match (left, self) {
+            // Without a word on the terminal.
+            (0, Self::Dies) => std::panic::resume_unwind(Box::new("on purpose")),
+            (0, Self::Sleeps(time)) => std::thread::sleep(time),
+            _ => left -= 1,
+        };
+        Box::new(Tapped { inner, tap })
     }
 }
 
@@ -215,7 +184,7 @@ fn struck(
         if inner.rank() != victim {
             return inner;
         }
-        Box::new(Faulty { inner, left: at, fault })
+        fault.strike(inner, at)
     });
     let mut logits = Vec::new();
     let begun = Instant::now();
@@ -274,7 +243,7 @@ fn a_rank_that_is_slow_but_in_time_changes_nothing() {
     let weights = Weights::synthetic(shapes()[0].clone(), 11).unwrap();
     let slow = |inner: Box<dyn Communicator>| -> Box<dyn Communicator> {
         let fault = Fault::Sleeps(Duration::from_millis(5 * u64::from(inner.rank())));
-        Box::new(Faulty { inner, left: 0, fault })
+        fault.strike(inner, 0)
     };
     let found = search(&mut faulty(&weights, 3, LONG, slow));
     assert!(found.rows == search(&mut ranked(&weights, 3, LONG)).rows);

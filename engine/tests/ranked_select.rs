@@ -7,53 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use common::tapped::Tapped;
 use common::{tiny, tokens};
 use deft_engine::ranked::Ranked;
-use deft_engine::ranks::{Communicator, Kind, Message, RankError};
+use deft_engine::ranks::{Communicator, Kind, Message};
 use deft_engine::select::{Select, Selected};
 use deft_engine::{CpuModel, CpuOptions, DraftToken, LlamaConfig, TreeModel, Weights};
 
 const LONG: Duration = Duration::from_secs(60);
-
-/// A communicator that counts the bytes that its rank brings to gathers.
-#[derive(Debug)]
-struct Counted {
-    inner: Box<dyn Communicator>,
-    gathered: Arc<AtomicUsize>,
-}
-
-impl Communicator for Counted {
-    fn rank(&self) -> u32 {
-        self.inner.rank()
-    }
-
-    fn ranks(&self) -> u32 {
-        self.inner.ranks()
-    }
-
-    fn timeout(&self) -> Duration {
-        self.inner.timeout()
-    }
-
-    fn exchange(
-        &mut self,
-        own: Message,
-        limit: Option<Duration>,
-    ) -> Result<Vec<Message>, RankError> {
-        if own.kind == Kind::AllGather {
-            self.gathered.fetch_add(own.bytes.len(), Ordering::Relaxed);
-        }
-        self.inner.exchange(own, limit)
-    }
-
-    fn watch(&mut self) -> Result<(), RankError> {
-        self.inner.watch()
-    }
-
-    fn abort(&mut self, reason: &str) {
-        self.inner.abort(reason);
-    }
-}
 
 /// The answers to `select`, of steps and of a draft.
 fn answers(model: &mut dyn TreeModel, select: &[Select]) -> Vec<Selected> {
@@ -88,7 +49,12 @@ fn rankings_are_one_rank_s_and_bring_a_few_words_of_each_row_together() {
             let load = move |inner: Box<dyn Communicator>| {
                 let count = inner.rank() == 0;
                 let gathered = if count { counter.clone() } else { Arc::default() };
-                let ranks = Box::new(Counted { inner, gathered });
+                let tap = move |own: &Message| {
+                    if own.kind == Kind::AllGather {
+                        gathered.fetch_add(own.bytes.len(), Ordering::Relaxed);
+                    }
+                };
+                let ranks = Box::new(Tapped { inner, tap });
                 CpuModel::load_rank(&weights, options, ranks, |_, _| {})
             };
             let mut model = Ranked::in_threads(ranks, LONG, load).unwrap();

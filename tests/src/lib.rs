@@ -21,6 +21,7 @@ pub mod transfers;
 pub mod views;
 pub mod watchdog;
 pub mod workloads;
+pub mod world;
 
 /// The number in an environment variable, `otherwise` where it is not set.
 ///

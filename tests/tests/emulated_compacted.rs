@@ -3,15 +3,15 @@
 use deft::KvElement;
 use deft::plan::HeadShape;
 use deft::{Grouping, bf16, f16};
-use deft_tests::coded::Place;
-use deft_tests::compacted::{Compacted, Thinning, grow, random_compaction};
+use deft_tests::compacted::{Compacted, Thinning, random_compaction};
 use deft_tests::problem::{GROUPINGS, heads};
+use deft_tests::world::Place;
 use kernels_gpu::Arch;
 use rayon::prelude::*;
 
 fn check_forest<T: KvElement>(arch: Arch, heads: HeadShape, thinning: Thinning, seed: u64) {
     let mut world = Compacted::<T>::on(&Place::Emulated(arch), heads, 2, 400, seed);
-    let asked = grow(&mut world, thinning);
+    let asked = world.grow_thinned(thinning);
     world.check_counters();
     let context = format!("{}, seed {seed}, {heads:?}, {}, {thinning:?}", arch.name(), T::DTYPE);
     world.check(&asked, GROUPINGS[seed as usize % 4], &context);

@@ -6,12 +6,12 @@ use deft::cache::HEAD_DIMS;
 use deft::cuda::CudaBackend;
 use deft::plan::{HeadShape, Planner};
 use deft::{DType, Grouping, KvElement, PlanUpdate, bf16, f16};
-use deft_tests::coded::Place;
-use deft_tests::compacted::{Compacted, Thinning, grow, random_compaction};
+use deft_tests::compacted::{Compacted, Thinning, random_compaction};
 use deft_tests::forests::pick;
 use deft_tests::gpu::{Gpu, say, setting, wanted};
 use deft_tests::problem::{GROUPINGS, Problem, heads};
 use deft_tests::views;
+use deft_tests::world::Place;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -39,7 +39,7 @@ fn forest<T: KvElement>(gpu: &Gpu, heads: HeadShape, thinning: Thinning, seed: u
     gpu.watchdog.now(&context);
     let place = Place::Gpu(gpu.device.clone());
     let mut world = Compacted::<T>::on(&place, heads, 2, 400, seed);
-    let asked = grow(&mut world, thinning);
+    let asked = world.grow_thinned(thinning);
     world.check_counters();
     for grouping in GROUPINGS {
         world.check(&asked, grouping, &context);

@@ -4,10 +4,11 @@
 use deft::cache::HEAD_DIMS;
 use deft::plan::HeadShape;
 use deft::{DType, Grouping, KvElement, KvFormat, PlanUpdate, bf16, f16};
-use deft_tests::coded::{Coded, Place, ask, grow};
+use deft_tests::coded::Coded;
 use deft_tests::forests::pick;
 use deft_tests::gpu::{Gpu, say, setting, wanted};
 use deft_tests::problem::{GROUPINGS, heads};
+use deft_tests::world::Place;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -18,10 +19,9 @@ fn formats() -> [KvFormat; 2] {
 fn forest<T: KvElement>(gpu: &Gpu, heads: HeadShape, formats: &[KvFormat], seed: u64) {
     let context = format!("{}, forest {seed}, {heads:?}, {} in {formats:?}", gpu.arch(), T::DTYPE);
     gpu.watchdog.now(&context);
-    let mut world = Coded::<T>::on(Place::Gpu(gpu.device.clone()), heads, 400, seed);
-    let nodes = grow(&mut world, formats);
+    let mut world = Coded::<T>::on(&Place::Gpu(gpu.device.clone()), heads, 1, 400, seed);
+    let asked = world.grow_sealed(formats);
     world.check_counters();
-    let asked = ask(&mut world, &nodes);
     for grouping in GROUPINGS {
         world.check(&asked, grouping, &context);
     }
@@ -60,7 +60,7 @@ fn random_forests_agree_with_the_decoded_cache_under_every_grouping() {
 fn a_leaf_grows_behind_sealed_pages_without_a_new_plan() {
     for gpu in Gpu::each() {
         let place = Place::Gpu(gpu.device.clone());
-        let mut world = Coded::<bf16>::on(place, heads(8, 2, 128), 200, 1);
+        let mut world = Coded::<bf16>::on(&place, heads(8, 2, 128), 1, 200, 1);
         let root = world.root(130);
         let leaves = world.fork(root, 3);
         for &leaf in &leaves {
@@ -92,7 +92,7 @@ fn a_leaf_grows_behind_sealed_pages_without_a_new_plan() {
 fn a_tree_is_read_before_and_after_each_of_its_nodes_is_sealed_and_made_native_again() {
     for gpu in Gpu::each() {
         let place = Place::Gpu(gpu.device.clone());
-        let mut world = Coded::<f16>::on(place, heads(4, 1, 64), 300, 2);
+        let mut world = Coded::<f16>::on(&place, heads(4, 1, 64), 1, 300, 2);
         let root = world.root(400);
         let leaves = world.fork(root, 5);
         for &leaf in &leaves {

@@ -4,6 +4,8 @@
 pub(crate) mod definition;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod files;
+#[allow(dead_code, reason = "other suites use the rest")]
+pub(crate) mod tapped;
 
 use deft_engine::{LayerTensor, LlamaConfig, RopeScaling, Tensor, Weights};
 use serde_json::json;

@@ -1,10 +1,10 @@
 //! All that may happen to trees with compacted nodes, over and over.
 
 use deft::{DraftNode, NodeKey};
-use deft_tests::coded::Place;
-use deft_tests::compacted::{Compacted, Thinning, asked, random_compaction};
+use deft_tests::compacted::{Compacted, Thinning, random_compaction};
 use deft_tests::forests::pick;
 use deft_tests::problem::{GROUPINGS, heads};
+use deft_tests::world::{Place, ask};
 use rand::RngExt;
 
 /// What happened.
@@ -90,7 +90,7 @@ fn live(steps: u32, check: u32, seed: u64) -> Happened {
         life.step();
         life.world.check_counters();
         if step % check == 0 {
-            let asked = asked(&mut life.world, &life.nodes);
+            let asked = ask(&mut life.world, &life.nodes);
             if !asked.is_empty() {
                 let grouping = pick(life.world.rng(), &GROUPINGS);
                 life.world.check(&asked, grouping, &format!("seed {seed}, step {step}"));

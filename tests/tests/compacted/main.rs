@@ -7,13 +7,13 @@ mod residue;
 use deft::plan::HeadShape;
 use deft::retain::{Compaction, HeadCompaction, Source};
 use deft::{Grouping, KvElement, PlanUpdate, bf16, f16};
-use deft_tests::coded::Place;
-use deft_tests::compacted::{Compacted, Thinning, grow};
+use deft_tests::compacted::{Compacted, Thinning};
 use deft_tests::problem::{GROUPINGS, heads};
+use deft_tests::world::Place;
 
 fn check_forest<T: KvElement>(heads: HeadShape, thinning: Thinning, seed: u64) {
     let mut world = Compacted::<T>::on(&Place::Cpu, heads, 2, 400, seed);
-    let asked = grow(&mut world, thinning);
+    let asked = world.grow_thinned(thinning);
     world.check_counters();
     for grouping in GROUPINGS {
         let context = format!("seed {seed}, {heads:?}, {} with {thinning:?}", T::DTYPE);

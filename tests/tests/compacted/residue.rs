@@ -6,9 +6,9 @@ use deft::attention::BackendError;
 use deft::retain::{Compaction, HeadCompaction};
 use deft::tree::FeatureMap;
 use deft::{CacheError, Grouping, NodeKey, Out};
-use deft_tests::coded::Place;
 use deft_tests::compacted::Compacted;
 use deft_tests::problem::{GROUPINGS, heads};
+use deft_tests::world::Place;
 
 const DIMS: usize = 64;
 const KV_HEADS: usize = 2;

@@ -2,8 +2,9 @@
 
 use deft::plan::HeadShape;
 use deft::{Grouping, KvElement, KvFormat, bf16, f16};
-use deft_tests::coded::{Coded, Place, ask, grow};
+use deft_tests::coded::Coded;
 use deft_tests::problem::{GROUPINGS, heads};
+use deft_tests::world::Place;
 use kernels_gpu::Arch;
 use rayon::prelude::*;
 
@@ -12,9 +13,8 @@ fn formats() -> [KvFormat; 2] {
 }
 
 fn check_forest<T: KvElement>(arch: Arch, heads: HeadShape, formats: &[KvFormat], seed: u64) {
-    let mut world = Coded::<T>::on(Place::Emulated(arch), heads, 320, seed);
-    let nodes = grow(&mut world, formats);
-    let asked = ask(&mut world, &nodes);
+    let mut world = Coded::<T>::on(&Place::Emulated(arch), heads, 1, 320, seed);
+    let asked = world.grow_sealed(formats);
     let context = format!("{}, seed {seed}, {heads:?}, {} in {formats:?}", arch.name(), T::DTYPE);
     world.check(&asked, GROUPINGS[seed as usize % 4], &context);
     let (node, _) = asked[0];
@@ -67,7 +67,7 @@ fn items_of_any_number_of_rows_read_pages_of_formats() {
     cases.into_par_iter().for_each(|(seed, arch, queries, group, dim)| {
         let format = formats()[seed as usize % 2];
         let place = Place::Emulated(arch);
-        let mut world = Coded::<bf16>::on(place, heads(group, 1, dim), 128, seed);
+        let mut world = Coded::<bf16>::on(&place, heads(group, 1, dim), 1, 128, seed);
         let root = world.root(650);
         let leaves = world.fork(root, queries);
         assert_eq!(world.seal(root, format), 10);

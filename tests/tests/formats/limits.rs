@@ -6,6 +6,7 @@ use deft::{DType, Device, Grouping, Kv, KvFormat, TreeCache, bf16};
 use deft_tests::coded::Coded;
 use deft_tests::emulated::Emulated;
 use deft_tests::problem::heads;
+use deft_tests::world::Place;
 use kernels_gpu::Arch;
 
 #[test]
@@ -18,7 +19,7 @@ fn pages_come_back_at_once_and_bytes_are_what_the_format_says() {
         ("native-keep80", 1.23),
     ];
     for (name, ratio) in table {
-        let mut world = Coded::<bf16>::new(heads(1, 1, 128), 420, 1);
+        let mut world = Coded::<bf16>::on(&Place::Cpu, heads(1, 1, 128), 2, 420, 1);
         let root = world.root(200 * 64 + 5);
         assert_eq!(world.cache.forest().pool().free(), 420 - 201);
         let native = 200 * world.page().native_bytes() as u64 * 2;
@@ -73,7 +74,7 @@ fn a_nan_refuses_the_seal_and_nothing_changes() {
 
 #[test]
 fn sealed_tokens_are_neither_written_nor_taken_away() {
-    let mut world = Coded::<f32>::new(heads(1, 1, 64), 100, 3);
+    let mut world = Coded::<f32>::on(&Place::Cpu, heads(1, 1, 64), 2, 100, 3);
     let leaf = world.root(150);
     let held = world.cache.batch_held(&[(leaf, 30)]).unwrap();
     assert_eq!(world.seal(leaf, "fp8".parse().unwrap()), 2);
@@ -106,7 +107,7 @@ fn sealed_tokens_are_neither_written_nor_taken_away() {
 
 #[test]
 fn a_pool_without_a_free_slab_says_so_and_a_fork_leaves_the_node_native() {
-    let mut world = Coded::<f32>::new(heads(1, 1, 64), 31, 4);
+    let mut world = Coded::<f32>::on(&Place::Cpu, heads(1, 1, 64), 2, 31, 4);
     let root = world.root(20 * 64);
     let error = world.cache.seal_as(root, "kivi4".parse().unwrap()).unwrap_err().to_string();
     assert!(error.starts_with("out of pages of a format: 20 wanted, 0 free; "), "{error}");
@@ -194,7 +195,7 @@ fn thin_keys_are_chosen_by_queries_and_keys_and_inherited() {
 
 #[test]
 fn items_are_of_one_format_and_bytes_are_counted_in_it() {
-    let mut world = Coded::<bf16>::new(heads(4, 2, 128), 300, 5);
+    let mut world = Coded::<bf16>::on(&Place::Cpu, heads(4, 2, 128), 2, 300, 5);
     let root = world.root(64 * 40 + 10);
     let format: KvFormat = "kivi2".parse().unwrap();
     let plain = world.cache.batch_held(&[(root, 1)]).unwrap();

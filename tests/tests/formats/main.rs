@@ -10,9 +10,10 @@ use deft::{
     DType, Device, DraftNode, Grouping, Kv, KvElement, KvFormat, NodeKey, Out, PlanUpdate,
     TreeCache, bf16, f16,
 };
-use deft_tests::coded::{Coded, ask, grow};
+use deft_tests::coded::Coded;
 use deft_tests::forests::pick;
 use deft_tests::problem::{GROUPINGS, heads};
+use deft_tests::world::{Place, ask};
 use rand::RngExt;
 
 fn formats(head_dim: u32) -> Vec<KvFormat> {
@@ -23,10 +24,9 @@ fn formats(head_dim: u32) -> Vec<KvFormat> {
 }
 
 fn check_forest<T: KvElement>(heads: HeadShape, formats: &[KvFormat], seed: u64) {
-    let mut world = Coded::<T>::new(heads, 400, seed);
-    let nodes = grow(&mut world, formats);
+    let mut world = Coded::<T>::on(&Place::Cpu, heads, 2, 400, seed);
+    let asked = world.grow_sealed(formats);
     world.check_counters();
-    let asked = ask(&mut world, &nodes);
     for grouping in GROUPINGS {
         let context = format!("seed {seed}, {heads:?}, {} in {formats:?}", T::DTYPE);
         world.check(&asked, grouping, &context);
@@ -102,7 +102,7 @@ fn chain(world: &mut Coded<f32>, format: KvFormat) -> NodeKey {
 
 /// All that may happen to a tree, over and over.
 fn live(format: KvFormat, seed: u64, happened: &mut Happened) {
-    let mut world = Coded::<f32>::new(heads(2, 1, 64), 700, seed);
+    let mut world = Coded::<f32>::on(&Place::Cpu, heads(2, 1, 64), 2, 700, seed);
     let mut nodes = vec![chain(&mut world, format)];
     happened.merged += 2;
     for round in 0..20 {
@@ -182,7 +182,7 @@ fn whatever_happens_to_a_tree_its_sealed_pages_go_with_it() {
 
 #[test]
 fn a_leaf_grows_behind_sealed_pages_without_a_new_plan() {
-    let mut world = Coded::<f32>::new(heads(2, 1, 64), 200, 1);
+    let mut world = Coded::<f32>::on(&Place::Cpu, heads(2, 1, 64), 2, 200, 1);
     let root = world.root(130);
     let leaves = world.fork(root, 3);
     for &leaf in &leaves {

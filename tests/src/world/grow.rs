@@ -1,16 +1,19 @@
-//! Random forests with sealed nodes.
+//! Random forests.
 
-use deft::{DraftNode, KvElement, KvFormat, NodeKey};
+use deft::{DraftNode, KvElement, NodeKey};
 use rand::RngExt;
 
-use super::Coded;
+use super::{Expected, World};
 use crate::forests::pick;
 
-/// A random forest of which some nodes are sealed in one of `formats`, growing ones as well; the nodes that ask.
+/// A random forest of which `change` changes some nodes, growing ones as well; all its nodes.
 ///
 /// # Panics
 /// If the cache refuses.
-pub fn grow<T: KvElement>(world: &mut Coded<T>, formats: &[KvFormat]) -> Vec<NodeKey> {
+pub fn grow<T: KvElement, S: Expected>(
+    world: &mut World<T, S>,
+    mut change: impl FnMut(&mut World<T, S>, NodeKey),
+) -> Vec<NodeKey> {
     let lengths = [1, 63, 64, 65, 128, 150, 200, 320];
     let mut growing: Vec<NodeKey> = (0..2)
         .map(|_| {
@@ -29,18 +32,12 @@ pub fn grow<T: KvElement>(world: &mut Coded<T>, formats: &[KvFormat]) -> Vec<Nod
             growing.push(child);
             all.push(child);
         }
-        if world.rng().random_range(0..4) > 0 {
-            let format = pick(world.rng(), formats);
-            world.seal(parent, format);
-        }
+        change(world, parent);
     }
     for leaf in growing {
-        if world.rng().random_range(0..3) == 0 {
-            let format = pick(world.rng(), formats);
-            world.seal(leaf, format);
-            let tokens = world.rng().random_range(0..70);
-            world.push(leaf, tokens);
-        }
+        change(world, leaf);
+        let tokens = world.rng().random_range(0..70);
+        world.push(leaf, tokens);
         if world.rng().random_range(0..4) == 0 {
             let draft = [None, Some(0), Some(0)].map(|parent| DraftNode { parent, tokens: 2 });
             all.extend(world.draft(leaf, &draft));
@@ -49,16 +46,20 @@ pub fn grow<T: KvElement>(world: &mut Coded<T>, formats: &[KvFormat]) -> Vec<Nod
     all
 }
 
-/// Nodes to ask, each for one or several of its last tokens.
+/// Nodes to ask, each for one or several of its last tokens: those that have some that are not compacted.
 ///
 /// # Panics
 /// If the cache has none of the nodes.
-pub fn ask<T: KvElement>(world: &mut Coded<T>, nodes: &[NodeKey]) -> Vec<(NodeKey, u32)> {
+pub fn ask<T: KvElement, S: Expected>(
+    world: &mut World<T, S>,
+    nodes: &[NodeKey],
+) -> Vec<(NodeKey, u32)> {
     let mut asked = Vec::new();
     for &node in nodes {
-        let length = world.cache.forest().length(node).unwrap();
-        if length > 0 {
-            let most = [1, 1, length.min(9)][world.rng().random_range(0..3)];
+        let forest = world.cache.forest();
+        let tail = forest.length(node).unwrap() - forest.compacted_tokens(node).unwrap();
+        if tail > 0 {
+            let most = [1, 1, tail.min(9)][world.rng().random_range(0..3)];
             asked.push((node, most));
         }
     }
