@@ -3,7 +3,7 @@
 //!
 //! With one GPU or none it says so and passes. `DEFT_CUBLAS` and `DEFT_NCCL` name the libraries' files or folders.
 
-#[path = "gpu_model/walk.rs"]
+#[path = "gpu/model/walk.rs"]
 mod walk;
 
 use std::process::Command;

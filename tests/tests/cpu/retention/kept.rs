@@ -5,7 +5,7 @@ use deft::attention::Reduce;
 use deft::retain::{Budget, Corm, H2o, HeadCompaction, Observe, Retention, Sinks, SnapKv};
 use deft_tests::reference::scores::TokenScore;
 
-use crate::world::World;
+use crate::retention::world::World;
 
 /// How steep queries are: each finds a few tokens in a hundred important.
 const STEEP: f32 = 10.0;

@@ -2,7 +2,7 @@
 
 use deft::retain::{Budget, Corm, H2o, MergeBias, Merger, Policy, SnapKv};
 
-use crate::world::World;
+use crate::retention::world::World;
 
 #[test]
 fn policies_that_keep_all_leave_every_bit() {

@@ -2,7 +2,7 @@
 
 use deft::restore::{Claim, RestoreNode, RestorePlan};
 
-use crate::node;
+use crate::restore::node;
 
 /// Llama-3-8B's K and V, 16 bits.
 const TOKEN_BYTES: f64 = 131_072.0;

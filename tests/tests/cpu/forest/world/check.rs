@@ -8,7 +8,7 @@ use kernels_gpu::abi::APPEND_LIVE;
 use proptest::sample::Index;
 
 use super::{Mirror, World};
-use crate::model::PAGE;
+use crate::forest::model::PAGE;
 
 impl World {
     pub(super) fn check_live_targets(&self, leaves: &[NodeKey]) {

@@ -10,7 +10,7 @@ use deft::tree::{
 };
 use proptest::sample::Index;
 
-use crate::model::{Model, PAGE};
+use crate::forest::model::{Model, PAGE};
 
 /// A node, of all or of those that are no drafts.
 #[derive(Clone, Copy, Debug)]

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::walk::argmax;
 
 /// What transformers made of SmolLM2: prompts, and 64 greedy tokens of each.
-const RECORDED: &str = include_str!("../../../engine/tests/data/smollm2.json");
+const RECORDED: &str = include_str!("../../../../engine/tests/data/smollm2.json");
 /// Where two logits are closer than this, relative to a row's largest, rounding may choose between them.
 const TIE: f64 = 0.02;
 /// Logits of the 16-bit model against those of the f32 one, relative to a row's length.

@@ -1,6 +1,5 @@
 //! Nodes in several formats: attention on the CPU, and everything that trees do, against the codecs' definition in f64.
 
-mod emulated;
 mod limits;
 mod prefixes;
 

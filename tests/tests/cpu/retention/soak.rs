@@ -6,7 +6,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use crate::world::World;
+use crate::retention::world::World;
 
 /// Leaves that can grow.
 fn growing(world: &World) -> Vec<NodeKey> {

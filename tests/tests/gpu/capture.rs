@@ -5,7 +5,7 @@
 //! Without a GPU it says so and passes. `DEFT_STEPS` sets the steps of the loop at head dimension 128, 300 if it is not
 //! set; the others have a third of them.
 
-#[path = "../../host/tests/fake_gpu/world.rs"]
+#[path = "../../../host/tests/fake_gpu/world.rs"]
 #[allow(dead_code, reason = "the suite shares it with others")]
 mod world;
 
