@@ -31,6 +31,7 @@ mod session;
 mod side_by_side;
 mod stats;
 mod tiers;
+mod trace;
 mod trees;
 
 use std::path::PathBuf;
@@ -67,6 +68,7 @@ enum Command {
     Search(search::Args),
     Quality(quality::Args),
     Layers(layers::Args),
+    Trace(trace::Args),
     Tiers(tiers::Args),
     Retain(retain::Args),
 }
@@ -205,6 +207,7 @@ fn main() -> ExitCode {
         Command::Search(args) => search::run(&args),
         Command::Quality(args) => quality::run(&args),
         Command::Layers(args) => layers::run(&args),
+        Command::Trace(args) => trace::run(&args),
         Command::Tiers(args) => tiers::run(&args),
         Command::Retain(args) => retain::run(&args),
     };

@@ -22,7 +22,7 @@ pub mod weights;
 pub use chat::{ChatError, ChatTemplate, Message, Role};
 pub use codec::TextCodec;
 pub use config::{Activation, ConfigError, LlamaConfig, RopeScaling, Turn, Variant};
-pub use cpu::{CpuModel, CpuOptions, LoadError, Retain};
+pub use cpu::{AttentionRows, CpuModel, CpuOptions, LoadError, Retain};
 pub use gguf::Gguf;
 /// Random numbers by counter: weights, and the noise of samples that a device draws.
 pub use kernels_gpu::random;

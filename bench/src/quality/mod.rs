@@ -146,7 +146,7 @@ impl Way {
             Self::Format(format) => options.kv = *format,
             Self::Kept(Kept { policy, .. }) => {
                 let budget = Budget::Tokens(0);
-                options.retain = Some(Retain { policy: *policy, budget, every: 0 });
+                options.retain = Some(Retain { policy: policy.clone(), budget, every: 0 });
             }
         }
         options

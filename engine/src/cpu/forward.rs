@@ -48,6 +48,8 @@ pub(super) struct Scratch {
     /// `[n, ffn]`.
     gate: Vec<f32>,
     up: Vec<f32>,
+    /// By layer the queries of all passes since they are recorded; empty if they are not.
+    recorded: Vec<Vec<f32>>,
 }
 
 impl Scratch {
@@ -81,6 +83,16 @@ impl Scratch {
     /// ones.
     pub(super) fn normed(&self) -> &[f32] {
         &self.normed
+    }
+
+    /// Keeps the queries of all passes from now on.
+    pub(super) fn record_queries(&mut self, layers: u32) {
+        self.recorded = vec![Vec::new(); layers as usize];
+    }
+
+    /// Those that were kept, by layer; none are kept any more.
+    pub(super) fn recorded_queries(&mut self) -> Vec<Vec<f32>> {
+        std::mem::take(&mut self.recorded)
     }
 
     /// The last layer's queries, `[n, q_heads, head_dim]`.
@@ -199,6 +211,9 @@ impl CpuModel {
             let turned = table.rotate(batch.positions(), &mut scratch.q);
             turned.map_err(CacheError::from)?;
             kv = kv.rotated(table);
+        }
+        if let Some(queries) = scratch.recorded.get_mut(index as usize) {
+            queries.extend_from_slice(&scratch.q);
         }
         let cache = &mut self.cache;
         // A layer that reads another's has none of its own.

@@ -20,18 +20,20 @@ use deft::cache::{DType, LayerMap};
 use deft::retain::Policy;
 use deft::{Batch, CacheError, Device, Grouping, KvFormat, TreeCache};
 
+pub use self::layers::AttentionRows;
 pub use self::retain::Retain;
 
 use self::forward::Scratch;
 use self::params::Params;
 use self::retain::Retaining;
 use crate::config::{ConfigError, LlamaConfig, Turn};
+use crate::less::read_less;
 use crate::ranks::{Communicator, Memory, RankError, Shard};
 use crate::tree_model::Traffic;
 use crate::weights::{Weights, WeightsError};
 
 /// How a [`CpuModel`] is set up.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CpuOptions {
     /// Bytes for K and V; of the rank with the most KV heads, if there are several.
     pub capacity_bytes: u64,
@@ -149,21 +151,24 @@ impl CpuModel {
         (shard, ranks): (Shard, Box<dyn Communicator>),
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
-        check_retain(&shard, options)?;
+        check_retain(&shard, &options)?;
         let config = weights.config().clone();
         let params = Params::load(weights, &shard, &mut progress)?;
-        let cache = build_cache(&shard, &config, &params, options, None)?;
+        let mut cache = build_cache(&shard, &config, &params, &options, None)?;
+        if let Some(Retain { policy: Policy::Less { weights: file, .. }, .. }) = &options.retain {
+            cache.set_feature_map(Arc::new(read_less(file, &config)?))?;
+        }
         let positions = config.positions(cache.forest().pool());
         let turns_itself = config.variant.turns.contains(&Turn::Local);
         Ok(Self {
             rotary: config.rotary_table(positions)?,
             local_rotary: turns_itself.then(|| config.local_rotary_table(positions)).transpose()?,
+            retain: options.retain.clone().map(Retaining::new),
             params,
             options,
             config,
             cache,
             step: None,
-            retain: options.retain.map(Retaining::new),
             traffic: Traffic::default(),
             scratch: Scratch::default(),
             pool: own_pool(shard.ranks())?,
@@ -195,8 +200,8 @@ impl CpuModel {
 }
 
 /// Whether the policy goes with everything else.
-fn check_retain(shard: &Shard, options: CpuOptions) -> Result<(), LoadError> {
-    let Some(Retain { policy, .. }) = options.retain else {
+fn check_retain(shard: &Shard, options: &CpuOptions) -> Result<(), LoadError> {
+    let Some(Retain { policy, .. }) = &options.retain else {
         return Ok(());
     };
     let what = match (shard.ranks(), options.kv) {
@@ -204,7 +209,7 @@ fn check_retain(shard: &Shard, options: CpuOptions) -> Result<(), LoadError> {
         (1, format) => format!("KV format {format}"),
         (ranks, _) => format!("{ranks} ranks"),
     };
-    Err(LoadError::Retain { policy, what })
+    Err(LoadError::Retain { policy: policy.clone(), what })
 }
 
 /// Threads for one of `ranks` ranks of a machine.
@@ -222,7 +227,7 @@ fn build_cache(
     shard: &Shard,
     config: &LlamaConfig,
     params: &Params,
-    options: CpuOptions,
+    options: &CpuOptions,
     map: Option<LayerMap>,
 ) -> Result<TreeCache, CacheError> {
     let budget = |bytes| shard.page_budget(bytes, DType::F32);

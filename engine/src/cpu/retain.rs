@@ -7,9 +7,9 @@ use super::CpuModel;
 use crate::tree_model::ModelError;
 
 /// Which tokens a [`CpuModel`] keeps. Its passes score what their queries attend to, where the policy asks for that.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Retain {
-    /// Who chooses.
+    /// Who chooses. Weights of LESS are read when the model is loaded ([`read_less`](crate::read_less)).
     pub policy: Policy,
     /// What the cache may hold before anything goes.
     pub budget: Budget,

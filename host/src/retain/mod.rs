@@ -57,6 +57,20 @@ pub trait Retention {
     fn select(&mut self, head: &HeadView<'_>) -> HeadCompaction;
 }
 
+impl<P: Retention + ?Sized> Retention for Box<P> {
+    fn observe(&self) -> Option<Observe> {
+        (**self).observe()
+    }
+
+    fn needs_keys(&self) -> bool {
+        (**self).needs_keys()
+    }
+
+    fn select(&mut self, head: &HeadView<'_>) -> HeadCompaction {
+        (**self).select(head)
+    }
+}
+
 /// Scores that a policy wants queries to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observe {

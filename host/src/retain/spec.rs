@@ -1,10 +1,11 @@
 //! Policies by name.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::{
-    Corm, H2o, HeadCompaction, HeadView, MergeBias, Merger, Observe, Retention, Sinks, SnapKv,
+    Corm, H2o, HeadCompaction, HeadView, Less, MergeBias, Merger, Observe, Retention, Sinks, SnapKv,
 };
 
 /// One of this library's policies. As text:
@@ -17,7 +18,8 @@ use super::{
 /// | `sinks:4,1020` | [`Sinks`] |
 /// | `merge:0.75`, `merge:0.75,64,0.12` | [`Merger`] with that threshold; newest tokens (64) and the part that stays for its scores (0.12) |
 /// | `merge-plain:..`, `merge-scaled:..` | the same with [`MergeBias::Plain`] and [`MergeBias::ScaleValues`] |
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// | `less:FILE,h2o:64` | [`Less`] over the policy that follows the first comma, with weights from a safetensors file |
+#[derive(Clone, Debug, PartialEq)]
 pub enum Policy {
     /// CORM.
     Corm(Corm),
@@ -29,6 +31,13 @@ pub enum Policy {
     Sinks(Sinks),
     /// KVMerger.
     Merger(Merger),
+    /// LESS. A policy reads no files: the cache has to have the feature map, which `deft_engine`'s models see to.
+    Less {
+        /// Where the feature map's weights are.
+        weights: PathBuf,
+        /// The policy, none of LESS's itself.
+        policy: Less<Box<Policy>>,
+    },
 }
 
 /// Why a text names no policy.
@@ -37,13 +46,13 @@ pub enum Policy {
 pub enum PolicyError {
     /// There is no such policy.
     #[error(
-        "policy `{name}`: there are corm, h2o, snapkv, sinks, merge, merge-plain and merge-scaled"
+        "policy `{name}`: there are corm, h2o, snapkv, sinks, merge, merge-plain, merge-scaled and less"
     )]
     Name {
         /// The name given.
         name: String,
     },
-    /// A number is missing, too many are given, or one is none.
+    /// An argument is missing, too many are given, or one is none.
     #[error("policy `{text}`: {argument} must be {expected}")]
     Argument {
         /// The text given.
@@ -63,11 +72,16 @@ impl Retention for Policy {
             Self::SnapKv(policy) => policy.observe(),
             Self::Sinks(policy) => policy.observe(),
             Self::Merger(policy) => policy.observe(),
+            Self::Less { policy, .. } => policy.observe(),
         }
     }
 
     fn needs_keys(&self) -> bool {
-        matches!(self, Self::Merger(_))
+        match self {
+            Self::Merger(policy) => policy.needs_keys(),
+            Self::Less { policy, .. } => policy.needs_keys(),
+            _ => false,
+        }
     }
 
     fn select(&mut self, head: &HeadView<'_>) -> HeadCompaction {
@@ -77,6 +91,7 @@ impl Retention for Policy {
             Self::SnapKv(policy) => policy.select(head),
             Self::Sinks(policy) => policy.select(head),
             Self::Merger(policy) => policy.select(head),
+            Self::Less { policy, .. } => policy.select(head),
         }
     }
 }
@@ -86,6 +101,9 @@ impl FromStr for Policy {
 
     fn from_str(text: &str) -> Result<Self, PolicyError> {
         let (name, numbers) = text.split_once(':').unwrap_or((text, ""));
+        if name == "less" {
+            return less(text, numbers);
+        }
         let mut numbers = Numbers { text, left: numbers };
         let merge = |bias| (Some(bias), name);
         let (bias, name) = match name {
@@ -126,6 +144,24 @@ impl FromStr for Policy {
         };
         numbers.end()?;
         Ok(policy)
+    }
+}
+
+/// LESS with `arguments`: a file, and a policy.
+fn less(text: &str, arguments: &str) -> Result<Policy, PolicyError> {
+    let error = |argument, expected| {
+        Err(PolicyError::Argument { text: text.to_owned(), argument, expected })
+    };
+    let (weights, kept) = arguments.split_once(',').unwrap_or((arguments, ""));
+    if weights.is_empty() {
+        return error("the first argument", "a file of weights");
+    }
+    if kept.is_empty() {
+        return error("the second argument", "a policy");
+    }
+    match kept.parse()? {
+        Policy::Less { .. } => error("the second argument", "another policy than less"),
+        kept => Ok(Policy::Less { weights: weights.into(), policy: Less { kept: Box::new(kept) } }),
     }
 }
 
@@ -185,6 +221,9 @@ impl fmt::Display for Policy {
                 };
                 write!(f, "{name}:{threshold},{recent},{top}")
             }
+            Self::Less { weights, policy } => {
+                write!(f, "less:{},{}", weights.display(), policy.kept)
+            }
         }
     }
 }
@@ -204,6 +243,7 @@ mod tests {
             ("merge:0.75", "merge:0.75,64,0.12"),
             ("merge-plain:0.9,16", "merge-plain:0.9,16,0.12"),
             ("merge-scaled:0.9,16,0.5", "merge-scaled:0.9,16,0.5"),
+            ("less:of/w.safetensors,corm:64", "less:of/w.safetensors,corm:64,64"),
         ] {
             let policy: Policy = text.parse().unwrap();
             assert_eq!(policy.to_string(), whole);
@@ -224,6 +264,12 @@ mod tests {
             ("merge:0", "threshold must be"),
             ("merge:0.5,1,2", "top must be"),
             ("merge:NaN", "threshold must be"),
+            ("less", "the first argument must be a file"),
+            ("less:,corm:64", "the first argument must be a file"),
+            ("less:w", "the second argument must be a policy"),
+            ("less:w,corn:64", "there are corm"),
+            ("less:w,corm", "window must be"),
+            ("less:w,less:w,corm:64", "another policy than less"),
         ] {
             let error = text.parse::<Policy>().unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");

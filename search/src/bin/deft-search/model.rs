@@ -78,12 +78,12 @@ type Placed = (Box<dyn Timed>, String, Option<String>);
 
 fn on_device(weights: &Weights, args: &Args) -> Result<Option<Placed>> {
     let (kv, ranks) = (format_of(args.kv), Ranks::of(args)?);
-    let retain = args.retain.map(|policy| Retain {
+    let retain = args.retain.clone().map(|policy| Retain {
         policy,
         budget: Budget::Tokens(args.retain_rows),
         every: UPKEEP,
     });
-    let on_gpu = || match (kv, retain) {
+    let on_gpu = || match (kv, &retain) {
         (_, Some(retain)) => {
             anyhow::bail!("--retain {} is not available on CUDA yet", retain.policy)
         }
@@ -91,12 +91,12 @@ fn on_device(weights: &Weights, args: &Args) -> Result<Option<Placed>> {
         (format, _) => anyhow::bail!("KV format {format} is not available on CUDA yet"),
     };
     match args.device {
-        DeviceArg::Cpu => on_cpu(weights, (kv, retain), &ranks, None),
+        DeviceArg::Cpu => on_cpu(weights, (kv, &retain), &ranks, None),
         DeviceArg::Cuda => on_gpu(),
         DeviceArg::Auto => match on_gpu() {
             // Who asks for several GPUs does not mean the CPU.
             Err(error) if ranks.count() == 1 => {
-                on_cpu(weights, (kv, retain), &ranks, Some(format!("{error:#}")))
+                on_cpu(weights, (kv, &retain), &ranks, Some(format!("{error:#}")))
             }
             placed => placed,
         },
@@ -115,13 +115,13 @@ fn format_of(kv: KvArg) -> KvFormat {
 
 fn on_cpu(
     weights: &Weights,
-    (kv, retain): (KvFormat, Option<Retain>),
+    (kv, retain): (KvFormat, &Option<Retain>),
     ranks: &Ranks,
     fallback: Option<String>,
 ) -> Result<Option<Placed>> {
     let bar = bar(weights.config().parameters());
     let (shown, weights) = (bar.clone(), weights.clone());
-    let mut options = CpuOptions { kv, retain, ..CpuOptions::default() };
+    let mut options = CpuOptions { kv, retain: retain.clone(), ..CpuOptions::default() };
     // Questions follow one another, and a puzzle is asked twice.
     options.prefix_bytes = options.capacity_bytes;
     let model = ranks.model(move |ranks| {
@@ -131,7 +131,7 @@ fn on_cpu(
                 shown.set_position(done);
             }
         };
-        Ok(CpuModel::load_rank(&weights, options, ranks, progress)?)
+        Ok(CpuModel::load_rank(&weights, options.clone(), ranks, progress)?)
     })?;
     bar.finish_and_clear();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
