@@ -198,4 +198,14 @@ fn layers_of_a_step_copy_nothing_and_a_step_what_has_changed() {
     assert_eq!(bytes(), before + 8, "two lengths");
     setting.attend(|_| ()).unwrap();
     assert_eq!(bytes(), before + 8, "after the update");
+    setting.plan.update(&tables(&[42, 39])).unwrap();
+    let Setting { stream, in_place, plan, .. } = &mut setting;
+    let captured = stream.capture(|stream| in_place.update(plan, stream).map(drop));
+    assert_eq!(
+        captured.unwrap_err().to_string(),
+        "plan is newer than what the device has; expected brought there before its stream is captured"
+    );
+    in_place.update(plan, stream).unwrap();
+    stream.capture(|stream| in_place.update(plan, stream).map(drop)).unwrap();
+    assert_eq!(bytes(), before + 16, "the lengths, not captured");
 }

@@ -177,6 +177,10 @@ driver! {
         state.capturing.insert(stream, capture);
         state.captures.insert(capture, Capture { origin: stream, work: Vec::new(), joined: BTreeMap::new() });
     }
+    cuStreamIsCapturing(stream: usize, status: *mut i32) |state| {
+        state.expect(Kind::Stream, stream);
+        status.write(i32::from(state.capturing.contains_key(&stream)));
+    }
     cuGraphInstantiateWithFlags(executable: *mut usize, graph: usize, flags: u64) |state| {
         state.expect(Kind::Graph, graph);
         let made = state.make(Kind::Executable);

@@ -109,7 +109,9 @@ impl Fake {
 }
 
 fn build(path: &Path) {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../cuda-loader/tests/fake/driver.rs");
+    let folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let mut sources = folders.map(|folder| folder.join("cuda-loader/tests/fake/driver.rs"));
+    let source = sources.find(|file| file.exists()).expect("the fake driver's source");
     let built = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
         .args(["--edition=2024", "--crate-type=cdylib", "-Copt-level=1"])
         .arg("-Clink-arg=-Wl,-soname,libcuda.so.1")

@@ -56,7 +56,7 @@ int main(void) {
     const deft_block_tables tables = {.ids = ids, .lens = lens, .sequences = SEQUENCES, .stride = STRIDE,
                                       .page_size = PAGE};
     deft_plan *plan;
-    CHECK(deft_plan_new(Q_HEADS, KV_HEADS, DIM, DEFT_F32, &tables, &plan));
+    CHECK(deft_plan_new(Q_HEADS, KV_HEADS, DIM, DEFT_F32, -1, &tables, &plan));
     uint64_t tokens[2];
     CHECK(deft_plan_tokens(plan, tokens));
     printf("%d tokens, %d of them different\n", (int)tokens[0], (int)tokens[1]);

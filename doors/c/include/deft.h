@@ -13,7 +13,7 @@ extern "C" {
 #endif
 
 /* Raised when a function or a struct changes. */
-#define DEFT_ABI_VERSION 1
+#define DEFT_ABI_VERSION 2
 
 #define DEFT_OK 0
 #define DEFT_INVALID 1  /* an argument is refused */
@@ -39,15 +39,17 @@ const char *deft_last_error(void);
 /* A tensor of up to four dimensions; strides are in elements, the last one is 1. */
 typedef struct deft_tensor {
     void *data;
-    int32_t device;
+    int32_t device;    /* DEFT_CPU or DEFT_CUDA */
+    int32_t device_id; /* which GPU, as the driver counts; not read for the CPU */
     int32_t dtype;
     int32_t ndim;
-    int32_t reserved;
     int64_t shape[4];
     int64_t strides[4];
 } deft_tensor;
 
-/* ---- Your paged cache, in place (CPU) ---- */
+/* ---- Your paged cache, in place (CPU and CUDA) ----
+ * On a GPU: f16 and bf16, head dimensions 64 and 128, pointers at multiples of 16 bytes, strides multiples of 8 elements;
+ * block tables are the host's arrays everywhere. */
 
 /* Sequences of an engine with a paged cache. Those that begin with the same blocks are a tree. */
 typedef struct deft_block_tables {
@@ -64,17 +66,22 @@ typedef struct deft_block_tables {
 
 typedef struct deft_plan deft_plan;
 
-int32_t deft_plan_new(uint32_t q_heads, uint32_t kv_heads, uint32_t head_dim, int32_t dtype,
+/* gpu: -1 for the CPU, otherwise a GPU's number: where the tensors of its calls are. */
+int32_t deft_plan_new(uint32_t q_heads, uint32_t kv_heads, uint32_t head_dim, int32_t dtype, int32_t gpu,
                       const deft_block_tables *tables, deft_plan **plan);
 /* Other tables in place of those before; cheap where sequences have only grown. `update` may be NULL. */
 int32_t deft_plan_update(deft_plan *plan, const deft_block_tables *tables, int32_t *update);
+/* Enqueues copies of what is new of a plan to its GPU. Attention does it by itself, but not while `stream` is captured as a
+ * CUDA graph. `moved` (may be NULL) is 1 where graphs captured before must be captured anew. */
+int32_t deft_plan_upload(deft_plan *plan, uintptr_t stream, int32_t *moved);
 /* tokens[0]: what queries see, counted once a sequence; tokens[1]: how many different ones. */
 int32_t deft_plan_tokens(const deft_plan *plan, uint64_t tokens[2]);
 void deft_plan_free(deft_plan *plan);
 
 /* Attention of one layer. q, out: [rows, q_heads, head_dim], contiguous. k, v: [blocks, page_size, kv_heads, head_dim] by
  * their strides, so NHD and HND, apart or in one tensor. lse: NULL or f32 [rows, q_heads]. scale 0: 1 / sqrt(head_dim);
- * soft_cap 0: none. Nothing is written but out and lse. */
+ * soft_cap 0: none. Nothing is written but out and lse. On a GPU the tensors are made and used on `stream`, and the calls of
+ * a plan are on streams that come one after the other. */
 int32_t deft_paged_tree_attention(deft_plan *plan, const deft_tensor *q, const deft_tensor *k,
                                   const deft_tensor *v, const deft_tensor *out, const deft_tensor *lse,
                                   float scale, float soft_cap, uintptr_t stream);

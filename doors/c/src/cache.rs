@@ -2,6 +2,7 @@
 
 use deft::{Batch, DType, DraftNode, Kv, NodeKey, Out, TreeCache};
 
+use crate::device::{Device, open};
 use crate::error::{Error, Status, check_slice, free, given, given_mut, guard, refuse, slice};
 use crate::plan::update_code;
 use crate::tensor::{Tensor, dtype, typed};
@@ -46,6 +47,7 @@ pub struct Cache {
     /// What it is to Rust.
     pub inner: TreeCache,
     dtype: DType,
+    device: Device,
 }
 
 impl Cache {
@@ -54,17 +56,13 @@ impl Cache {
     /// # Errors
     /// [`Error`], naming the argument.
     pub fn new(shape: &Shape) -> Result<Self, Error> {
-        let device = match shape.gpu {
-            -1 => deft::Device::cpu(),
-            gpu => match u32::try_from(gpu) {
-                Ok(gpu) => deft::Device::cuda(gpu)?,
-                Err(_) => {
-                    return refuse!("gpu is {gpu}; it must be -1 for the CPU, or a GPU's number");
-                }
-            },
-        };
+        let device = Device::numbered(shape.gpu)?;
         let dtype = dtype(shape.dtype)?;
-        let mut builder = TreeCache::builder(&device)
+        let place = match device {
+            Device::Cpu => deft::Device::cpu(),
+            Device::Cuda(gpu) => open(gpu)?.into(),
+        };
+        let mut builder = TreeCache::builder(&place)
             .layers(shape.layers)
             .heads(shape.q_heads, shape.kv_heads, shape.head_dim)
             .dtype(dtype)
@@ -75,7 +73,7 @@ impl Cache {
         if shape.soft_cap != 0.0 {
             builder = builder.soft_cap(shape.soft_cap);
         }
-        Ok(Self { inner: builder.build()?, dtype })
+        Ok(Self { inner: builder.build()?, dtype, device })
     }
 
     /// Puts a draft below `trunk`.
@@ -109,6 +107,7 @@ impl Cache {
     ) -> Result<(), Error> {
         let config = self.inner.config();
         let shape = dims(batch, config.kv_heads, config.head_dim);
+        self.check_here([("k", k), ("v", v)])?;
         // SAFETY: the caller's.
         typed!(self.dtype, T => unsafe {
             let (k, v) = (k.rows::<T>("k", &shape, stream)?, v.rows::<T>("v", &shape, stream)?);
@@ -133,10 +132,12 @@ impl Cache {
     ) -> Result<(), Error> {
         let config = self.inner.config();
         let shape = dims(batch, config.q_heads, config.head_dim);
+        self.check_here([("q", q), ("out", out)])?;
         q.check_rows("q", &shape)?;
         out.check_rows("out", &shape)?;
         out.check_apart("out", &[("q", q)])?;
         if let Some(lse) = lse {
+            self.check_here([("lse", lse)])?;
             lse.check_rows("lse", &shape[..2])?;
             lse.check_apart("lse", &[("q", q), ("out", out)])?;
         }
@@ -147,6 +148,17 @@ impl Cache {
             let lse = lse.map(|lse| lse.rows_mut("lse", &shape[..2], stream)).transpose()?;
             Ok(self.inner.attend(layer, batch, q, Out { out, lse })?)
         })
+    }
+
+    /// Rows are in the host's memory, or on the cache's GPU.
+    fn check_here<const N: usize>(&self, tensors: [(&str, &Tensor); N]) -> Result<(), Error> {
+        for (name, tensor) in tensors {
+            let found = tensor.device(name)?;
+            if !matches!(found, Device::Cpu) && found != self.device {
+                return refuse!("{name} is on {found}; the cache is on {}", self.device);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! `DEFT_INTERNAL`, so none crosses the border.
 
 mod cache;
+mod device;
 mod error;
 mod plan;
 mod tensor;
@@ -11,14 +12,15 @@ mod tensor;
 use std::ffi::{CStr, c_char};
 
 pub use cache::*;
+pub use device::Device;
 pub use error::{Error, Status, deft_last_error};
 pub use plan::*;
-pub use tensor::{Device, Tensor, dtype};
+pub use tensor::{Tensor, dtype};
 
 /// Raised when a function or a struct of the header changes.
 #[unsafe(no_mangle)]
 pub extern "C" fn deft_abi_version() -> u32 {
-    1
+    2
 }
 
 /// The library's version.

@@ -1,10 +1,11 @@
 //! Plans from block tables, and attention over foreign caches in place.
 
-use deft::attention::cpu::InPlace;
-use deft::attention::{AttentionParams, PagedAttend, PagedTensor};
+use deft::attention::{AttentionParams, PagedAttend, PagedTensor, cpu};
+use deft::cuda::{self, CudaDevice, RawStream, Stream};
 use deft::plan::{BlockTables, Grouping, PagedPlan};
 use deft::{DType, PlanUpdate};
 
+use crate::device::{Device, open};
 use crate::error::{Error, Status, free, given, given_mut, guard, refuse, slice};
 use crate::tensor::{Tensor, dtype};
 
@@ -38,7 +39,14 @@ pub struct Plan {
     heads: [u32; 3],
     dtype: DType,
     plan: PagedPlan,
-    backend: InPlace,
+    device: Device,
+    backend: Backend,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Cpu(cpu::InPlace),
+    Gpu(CudaDevice, Box<cuda::InPlace>),
 }
 
 impl Tables {
@@ -75,24 +83,41 @@ impl Tables {
 }
 
 impl Plan {
-    /// Plans `tables` for query heads, KV heads and a head dimension.
+    /// Plans `tables` for query heads, KV heads and a head dimension, on the CPU (`gpu` -1) or a GPU.
     ///
     /// # Safety
     /// The pointers of `tables` are null or valid for their shapes.
     ///
     /// # Errors
     /// [`Error`], naming the argument.
-    pub unsafe fn new(heads: [u32; 3], dtype: DType, tables: &Tables) -> Result<Self, Error> {
+    pub unsafe fn new(
+        heads: [u32; 3],
+        dtype: DType,
+        gpu: i32,
+        tables: &Tables,
+    ) -> Result<Self, Error> {
         let [q_heads, kv_heads, _] = heads;
         if q_heads == 0 || !q_heads.is_multiple_of(kv_heads) {
             return refuse!(
                 "q_heads is {q_heads}; it must be a positive multiple of kv_heads, {kv_heads}"
             );
         }
-        let config = InPlace::plan_config(Grouping::Flatten, heads, dtype);
+        let device = Device::numbered(gpu)?;
+        let (backend, config) = match device {
+            Device::Cpu => {
+                let config = cpu::InPlace::plan_config(Grouping::Flatten, heads, dtype);
+                (Backend::Cpu(cpu::InPlace::default()), config)
+            }
+            Device::Cuda(gpu) => {
+                let gpu = open(gpu)?;
+                let in_place = cuda::InPlace::new(&gpu, heads, dtype)?;
+                let config = in_place.plan_config(Grouping::Flatten);
+                (Backend::Gpu(gpu, Box::new(in_place)), config)
+            }
+        };
         // SAFETY: the caller's.
         let plan = PagedPlan::new(config, &unsafe { tables.read() }?)?;
-        Ok(Self { heads, dtype, plan, backend: InPlace::default() })
+        Ok(Self { heads, dtype, plan, device, backend })
     }
 
     /// Plans `tables` in place of those before: 0 for a plan that was kept, 1 patched, 2 made anew.
@@ -106,6 +131,44 @@ impl Plan {
         // SAFETY: the caller's.
         let tables = unsafe { tables.read() }?;
         Ok(update_code(self.plan.update(&tables)?))
+    }
+
+    /// Brings the plan to its GPU, as the next attention would. Whether graphs captured before are not to be launched again.
+    ///
+    /// # Safety
+    /// `stream` is a stream of the GPU's primary context.
+    ///
+    /// # Errors
+    /// [`Error`], from the GPU.
+    pub unsafe fn upload(&mut self, stream: usize) -> Result<bool, Error> {
+        self.check_stream(stream)?;
+        match &mut self.backend {
+            Backend::Cpu(_) => Ok(false),
+            Backend::Gpu(device, in_place) => {
+                // SAFETY: the caller's.
+                let stream = unsafe { Stream::borrow_raw(device, RawStream(stream)) };
+                Ok(in_place.update(&self.plan, &stream)?)
+            }
+        }
+    }
+
+    fn check_here(&self, tensors: &[(&str, &Tensor)]) -> Result<(), Error> {
+        for (name, tensor) in tensors {
+            let (found, expected) = (tensor.device(name)?, self.device);
+            if found != expected {
+                return refuse!("{name} is on {found}; it must be on {expected}, as the plan is");
+            }
+        }
+        Ok(())
+    }
+
+    fn check_stream(&self, stream: usize) -> Result<(), Error> {
+        match self.device {
+            Device::Cpu if stream != 0 => {
+                refuse!("stream is {stream:#x}; it must be 0, there is none on the CPU")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Tokens that queries see, counted once a sequence; how many different ones they are.
@@ -123,10 +186,12 @@ impl Plan {
         self.plan.plan().queries()
     }
 
-    /// Attention of one layer: `scale` 0 for `1 / sqrt(head_dim)`, `soft_cap` 0 for none.
+    /// Attention of one layer: `scale` 0 for `1 / sqrt(head_dim)`, `soft_cap` 0 for none. On a GPU it is enqueued on `stream`,
+    /// which the tensors are made and used on.
     ///
     /// # Safety
-    /// The tensors' memory is valid; nobody writes it meanwhile, nor reads `out` and `lse`.
+    /// The tensors' memory is valid; nobody writes it meanwhile, nor reads `out` and `lse`: on a GPU in the order of `stream`,
+    /// a stream of its primary context.
     ///
     /// # Errors
     /// [`Error`], naming the argument; nothing is written then.
@@ -136,6 +201,7 @@ impl Plan {
         lse: Option<&Tensor>,
         scale: f32,
         soft_cap: f32,
+        stream: usize,
     ) -> Result<(), Error> {
         let ([q_heads, kv_heads, head_dim], rows) = (self.heads, self.rows());
         let dim = |name, len: u32| (name, Some(u64::from(len)));
@@ -157,10 +223,13 @@ impl Plan {
             lse.check_apart("lse", &inputs)?;
             lse.check_apart("lse", &[("out", out)])?;
         }
+        self.check_stream(stream)?;
+        self.check_here(&inputs)?;
+        self.check_here(&[("out", out), ("lse", lse.unwrap_or(out))])?;
         // SAFETY: the caller's; what is written is apart from the rest.
         unsafe {
             let paged = |name, tensor: &Tensor| {
-                let elements = tensor.elements(name, &of_cache)?;
+                let elements = tensor.elements(name, &of_cache, stream)?;
                 let strides = [0, 1, 2].map(|at| tensor.strides[at] as usize);
                 Ok::<_, Error>(PagedTensor { elements, blocks: tensor.shape[0] as usize, strides })
             };
@@ -169,9 +238,10 @@ impl Plan {
             if found != self.dtype {
                 return refuse!("k is {found}, the plan is for {}", self.dtype);
             }
-            let q_rows = q.contiguous("q", &of_rows)?;
-            let written = out.contiguous_mut("out", &of_rows)?;
-            let lse = lse.map(|lse| lse.contiguous_mut("lse", &of_rows[..2])).transpose()?;
+            let q_rows = q.contiguous("q", &of_rows, stream)?;
+            let written = out.contiguous_mut("out", &of_rows, stream)?;
+            let lse =
+                lse.map(|lse| lse.contiguous_mut("lse", &of_rows[..2], stream)).transpose()?;
             let mut params = AttentionParams::new(head_dim);
             if scale != 0.0 {
                 params.scale = scale;
@@ -187,7 +257,11 @@ impl Plan {
                 lse,
                 params,
             };
-            Ok(self.backend.attend(&self.plan, call)?)
+            match &mut self.backend {
+                Backend::Cpu(in_place) => in_place.attend(&self.plan, call)?,
+                Backend::Gpu(_, in_place) => in_place.attend(&self.plan, call)?,
+            }
+            Ok(())
         }
     }
 }
@@ -210,13 +284,14 @@ pub unsafe extern "C" fn deft_plan_new(
     kv_heads: u32,
     head_dim: u32,
     dtype_code: i32,
+    gpu: i32,
     tables: *const Tables,
     plan: *mut *mut Plan,
 ) -> Status {
     // SAFETY: the caller's.
     guard(|| unsafe {
         let (tables, plan) = (given("tables", tables)?, given_mut("plan", plan)?);
-        let made = Plan::new([q_heads, kv_heads, head_dim], dtype(dtype_code)?, tables)?;
+        let made = Plan::new([q_heads, kv_heads, head_dim], dtype(dtype_code)?, gpu, tables)?;
         *plan = Box::into_raw(Box::new(made));
         Ok(())
     })
@@ -237,6 +312,26 @@ pub unsafe extern "C" fn deft_plan_update(
         let done = given_mut("plan", plan)?.update(given("tables", tables)?)?;
         if let Some(update) = update.as_mut() {
             *update = done;
+        }
+        Ok(())
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// Pointers are null or valid for what the header says of them.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn deft_plan_upload(
+    plan: *mut Plan,
+    stream: usize,
+    moved: *mut i32,
+) -> Status {
+    // SAFETY: the caller's.
+    guard(|| unsafe {
+        let done = given_mut("plan", plan)?.upload(stream)?;
+        if let Some(moved) = moved.as_mut() {
+            *moved = i32::from(done);
         }
         Ok(())
     })
@@ -284,9 +379,6 @@ pub unsafe extern "C" fn deft_paged_tree_attention(
     // SAFETY: the caller's.
     guard(|| unsafe {
         let tensors = [given("q", q)?, given("k", k)?, given("v", v)?, given("out", out)?];
-        if stream != 0 {
-            return refuse!("stream is {stream:#x}; it must be 0, there is none on the CPU");
-        }
-        given_mut("plan", plan)?.attend(tensors, lse.as_ref(), scale, soft_cap)
+        given_mut("plan", plan)?.attend(tensors, lse.as_ref(), scale, soft_cap, stream)
     })
 }

@@ -7,6 +7,7 @@ use deft::cache::{Elements, ElementsMut, KvElement};
 use deft::cuda::{DevicePtr, DeviceRows, RawStream};
 use deft::{DType, Rows, RowsMut};
 
+use crate::device::Device;
 use crate::error::{Error, refuse};
 
 /// `deft_tensor`: a tensor of up to four dimensions.
@@ -17,25 +18,16 @@ pub struct Tensor {
     pub data: *mut c_void,
     /// DLPack's number: 1 for the host's memory, 2 for a GPU's.
     pub device: i32,
+    /// Which GPU, as the driver counts; not read for the host's memory.
+    pub device_id: i32,
     /// 0 f16, 1 bf16, 2 f32.
     pub dtype: i32,
     /// Dimensions that are used.
     pub ndim: i32,
-    /// Zero.
-    pub reserved: i32,
     /// Elements of each dimension.
     pub shape: [i64; 4],
     /// Elements from one of a dimension to the next.
     pub strides: [i64; 4],
-}
-
-/// Where a tensor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// The host's memory.
-    Cpu,
-    /// A GPU's.
-    Cuda,
 }
 
 /// An element type by its number.
@@ -72,14 +64,14 @@ pub(crate) use typed;
 
 impl Tensor {
     /// Where it is.
-    ///
-    /// # Errors
-    /// For another device.
-    pub fn device(&self, name: &str) -> Result<Device, Error> {
-        match self.device {
-            1 => Ok(Device::Cpu),
-            2 => Ok(Device::Cuda),
-            other => refuse!("{name}.device is {other}; it must be 1 (CPU) or 2 (CUDA)"),
+    pub(crate) fn device(&self, name: &str) -> Result<Device, Error> {
+        match (self.device, u32::try_from(self.device_id)) {
+            (1, _) => Ok(Device::Cpu),
+            (2, Ok(gpu)) => Ok(Device::Cuda(gpu)),
+            (2, Err(_)) => {
+                refuse!("{name}.device_id is {}; it must be a GPU's number", self.device_id)
+            }
+            (other, _) => refuse!("{name}.device is {other}; it must be 1 (CPU) or 2 (CUDA)"),
         }
     }
 
@@ -174,20 +166,25 @@ impl Tensor {
         Ok(())
     }
 
-    /// A tensor in the host's memory, from its first element to its last.
+    /// A tensor from its first element to its last.
     ///
     /// # Safety
-    /// Its memory is valid for `'a` and not written meanwhile.
+    /// Its memory is valid for `'a` and not written meanwhile; on a GPU that of [`DeviceRows::new`].
     pub(crate) unsafe fn elements<'a>(
         &self,
         name: &str,
         shape: &[(&str, Option<u64>)],
+        stream: usize,
     ) -> Result<Elements<'a>, Error> {
         let len = self.check(name, shape)?;
-        self.on_host(name)?;
-        let dtype = dtype(self.dtype)?;
+        let (device, dtype) = (self.device(name)?, dtype(self.dtype)?);
         // SAFETY: the caller's; the extent was checked.
-        Ok(typed!(dtype, T => <T as KvElement>::elements(unsafe { self.slice(len) })))
+        Ok(unsafe {
+            typed!(dtype, T => match device {
+                Device::Cpu => <T as KvElement>::elements(self.slice(len)),
+                Device::Cuda(_) => self.on_gpu::<T>(len, stream).elements(),
+            })
+        })
     }
 
     /// As [`Tensor::elements`], contiguous.
@@ -198,35 +195,32 @@ impl Tensor {
         &self,
         name: &str,
         shape: &[(&str, Option<u64>)],
+        stream: usize,
     ) -> Result<Elements<'a>, Error> {
         self.check_rows(name, shape)?;
         // SAFETY: the caller's.
-        unsafe { self.elements(name, shape) }
+        unsafe { self.elements(name, shape, stream) }
     }
 
     /// As [`Tensor::contiguous`], to be written.
     ///
     /// # Safety
-    /// Its memory is valid for `'a` and nobody else's meanwhile.
+    /// Its memory is valid for `'a` and nobody else's meanwhile; on a GPU that of [`DeviceRows::new`].
     pub(crate) unsafe fn contiguous_mut<'a>(
         &self,
         name: &str,
         shape: &[(&str, Option<u64>)],
+        stream: usize,
     ) -> Result<ElementsMut<'a>, Error> {
         let len = self.check_rows(name, shape)?;
-        self.on_host(name)?;
-        let dtype = dtype(self.dtype)?;
+        let (device, dtype) = (self.device(name)?, dtype(self.dtype)?);
         // SAFETY: the caller's; the extent was checked.
-        Ok(typed!(dtype, T => <T as KvElement>::elements_mut(unsafe { self.slice_mut(len) })))
-    }
-
-    fn on_host(&self, name: &str) -> Result<(), Error> {
-        match self.device(name)? {
-            Device::Cpu => Ok(()),
-            Device::Cuda => refuse!(
-                "{name} is on a GPU; foreign caches are read in place on the CPU only: import them into a cache"
-            ),
-        }
+        Ok(unsafe {
+            typed!(dtype, T => match device {
+                Device::Cpu => <T as KvElement>::elements_mut(self.slice_mut(len)),
+                Device::Cuda(_) => self.on_gpu::<T>(len, stream).elements_mut(),
+            })
+        })
     }
 
     /// Contiguous rows, wherever they are.
@@ -244,7 +238,7 @@ impl Tensor {
         unsafe {
             Ok(match self.device(name)? {
                 Device::Cpu => Rows::Host(self.slice(len)),
-                Device::Cuda => Rows::Device(self.on_gpu(len, stream)),
+                Device::Cuda(_) => Rows::Device(self.on_gpu(len, stream)),
             })
         }
     }
@@ -264,7 +258,7 @@ impl Tensor {
         unsafe {
             Ok(match self.device(name)? {
                 Device::Cpu => RowsMut::Host(self.slice_mut(len)),
-                Device::Cuda => RowsMut::Device(self.on_gpu(len, stream)),
+                Device::Cuda(_) => RowsMut::Device(self.on_gpu(len, stream)),
             })
         }
     }

@@ -1,10 +1,15 @@
-//! The C functions on `doors/cases.json`, the table that every door is tested with.
+//! The C functions on `doors/cases.json`, the table that every door is tested with, on the CPU and on a GPU.
+
+#[path = "../../../cuda-loader/tests/fake/mod.rs"]
+mod fake;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_void};
+use std::path::Path;
 use std::ptr::{null, null_mut};
 
 use deft::cache::KvElement;
+use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, Stream};
 use deft::{bf16, f16};
 use deft_c::*;
 use deft_tests::inputs::unwritten;
@@ -132,21 +137,54 @@ fn last_error() -> String {
     unsafe { CStr::from_ptr(deft_last_error()) }.to_str().unwrap().to_owned()
 }
 
+/// A GPU, or a fake one, on which no kernel runs.
+struct Gpu {
+    device: CudaDevice,
+    stream: Stream,
+    fake: bool,
+}
+
+impl Gpu {
+    fn open() -> Option<Self> {
+        // SAFETY: the driver's library may be loaded at any time.
+        let fake = unsafe { libloading::Library::new("libcuda.so.1") }.is_err();
+        if fake {
+            fake::Fake::load(Path::new(env!("CARGO_TARGET_TMPDIR"))).fail_from_now(0, 0);
+        }
+        let device = match CudaDevice::new(0) {
+            Err(CudaError::NoDevice { .. }) => return None,
+            device => device.unwrap(),
+        };
+        println!("on {}", device.describe());
+        Some(Self { stream: Stream::new(&device).unwrap(), device, fake })
+    }
+
+    fn upload<T: KvElement>(&self, host: &[T]) -> DeviceBuffer<T> {
+        DeviceBuffer::from_slice(&self.device, "elements", host).unwrap()
+    }
+
+    fn download<T: KvElement>(&self, from: &DeviceBuffer<T>, host: &mut [T]) {
+        from.read(0, host, &self.stream).unwrap();
+        self.stream.synchronize().unwrap();
+    }
+}
+
+/// A tensor in memory of which `data` is the first element.
 fn tensor<T>(data: *const T, code: i32, shape: &[usize], strides: &[usize]) -> Tensor {
     let four = |values: &[usize]| std::array::from_fn(|at| values.get(at).map_or(0, |&x| x as i64));
     Tensor {
         data: data.cast_mut().cast::<c_void>(),
         device: 1,
+        device_id: 0,
         dtype: code,
         ndim: shape.len() as i32,
-        reserved: 0,
         shape: four(shape),
         strides: four(strides),
     }
 }
 
 /// What the case does, and whether that is right: the error, or none.
-fn run<T: KvElement>(case: &Case, code: i32) -> Option<String> {
+fn run<T: KvElement>(case: &Case, code: i32, gpu: Option<&Gpu>) -> Option<String> {
     let ([q_heads, kv_heads, dim], page) = (case.heads(), case.number("page_size"));
     let (begins, strides, len) = case.layout();
     let memory: Vec<T> = (0..len).map(|i| T::from_f32(value(1, i))).collect();
@@ -176,9 +214,11 @@ fn run<T: KvElement>(case: &Case, code: i32) -> Option<String> {
     };
     let mut plan = null_mut();
     let heads = [q_heads, kv_heads, dim].map(|count| count as u32);
+    let number = if gpu.is_some() { 0 } else { -1 };
     // SAFETY: all pointers are of arrays of these shapes.
-    let status =
-        unsafe { deft_plan_new(heads[0], heads[1], heads[2], code, &block_tables, &mut plan) };
+    let status = unsafe {
+        deft_plan_new(heads[0], heads[1], heads[2], code, number, &block_tables, &mut plan)
+    };
     if status != 0 {
         assert_eq!(status, 1);
         return Some(last_error());
@@ -186,13 +226,30 @@ fn run<T: KvElement>(case: &Case, code: i32) -> Option<String> {
     let of_rows = [q_heads * dim, dim, 1];
     let of_cache = [strides[0], strides[1], strides[2], 1];
     let cache_shape = [case.number("blocks"), page, kv_heads, dim];
+    let on_gpu =
+        gpu.map(|gpu| ([&memory, &q, &out].map(|host| gpu.upload(host)), gpu.upload(&lse)));
+    let address = |pointer: u64| std::ptr::without_provenance::<T>(pointer as usize);
+    let (places, lse_place, stream) = match (&on_gpu, gpu) {
+        (Some((buffers, lse)), Some(gpu)) => (
+            buffers.each_ref().map(|buffer| address(buffer.pointer().0)),
+            address(lse.pointer().0).cast(),
+            gpu.stream.raw().0,
+        ),
+        _ => ([memory.as_ptr(), q.as_ptr(), out.as_ptr()], lse.as_ptr(), 0),
+    };
+    let [memory_place, q_place, out_place] = places;
+    let half = |begin| tensor(memory_place.wrapping_add(begin), code, &cache_shape, &of_cache);
     let mut tensors = BTreeMap::from([
-        ("q", tensor(q.as_ptr(), code, &[rows, q_heads, dim], &of_rows)),
-        ("k", tensor(memory[begins[0]..].as_ptr(), code, &cache_shape, &of_cache)),
-        ("v", tensor(memory[begins[1]..].as_ptr(), code, &cache_shape, &of_cache)),
-        ("out", tensor(out.as_mut_ptr(), code, &[rows, q_heads, dim], &of_rows)),
+        ("q", tensor(q_place, code, &[rows, q_heads, dim], &of_rows)),
+        ("k", half(begins[0])),
+        ("v", half(begins[1])),
+        ("out", tensor(out_place, code, &[rows, q_heads, dim], &of_rows)),
     ]);
-    let lse_tensor = tensor(lse.as_mut_ptr(), 2, &[rows, q_heads], &[q_heads, 1]);
+    let mut lse_tensor = tensor(lse_place, 2, &[rows, q_heads], &[q_heads, 1]);
+    if gpu.is_some() {
+        lse_tensor.device = 2;
+        tensors.values_mut().for_each(|tensor| tensor.device = 2);
+    }
     let k = tensors["k"];
     if let Some((name, what)) = case.text("change").split_once('.') {
         let tensor = tensors.get_mut(name).unwrap();
@@ -211,10 +268,14 @@ fn run<T: KvElement>(case: &Case, code: i32) -> Option<String> {
     let status = unsafe {
         deft_plan_tokens(plan, &mut tokens);
         let [q, k, v, out] = ["q", "k", "v", "out"].map(|name| &raw const tensors[name]);
-        let status = deft_paged_tree_attention(plan, q, k, v, out, &lse_tensor, 0.0, 0.0, 0);
+        let status = deft_paged_tree_attention(plan, q, k, v, out, &lse_tensor, 0.0, 0.0, stream);
         deft_plan_free(plan);
         status
     };
+    if let (Some(([.., of_out], of_lse)), Some(gpu)) = (&on_gpu, gpu) {
+        gpu.download(of_out, &mut out);
+        gpu.download(of_lse, &mut lse);
+    }
     if status != 0 {
         assert_eq!(status, 1);
         assert_eq!(bytes(&out), bytes(&unwritten::<T>(q.len())), "nothing is written");
@@ -222,6 +283,9 @@ fn run<T: KvElement>(case: &Case, code: i32) -> Option<String> {
     }
     if let Some(expected) = case.list("tokens") {
         assert_eq!(tokens.map(|count| count as i64), expected[..]);
+    }
+    if gpu.is_some_and(|gpu| gpu.fake) {
+        return None;
     }
     let scale = 1.0 / (dim as f64).sqrt();
     let params = ReferenceParams { q_heads, kv_heads, head_dim: dim, scale, soft_cap: None };
@@ -253,22 +317,31 @@ fn bytes<T: KvElement>(values: &[T]) -> Vec<u8> {
     T::elements(values).bytes().unwrap().to_vec()
 }
 
-#[test]
-fn every_case_gives_what_it_says() {
+/// Runs all cases; on a GPU those of f32 in bf16, and expects of them what they say of a GPU.
+fn run_all(gpu: Option<&Gpu>) {
     for case in Case::all() {
         let error = match case.text("dtype") {
-            "f16" => run::<f16>(&case, 0),
-            "bf16" => run::<bf16>(&case, 1),
-            _ => run::<f32>(&case, 2),
+            "f16" => run::<f16>(&case, 0, gpu),
+            "f32" if gpu.is_none() => run::<f32>(&case, 2, gpu),
+            _ => run::<bf16>(&case, 1, gpu),
         };
-        let (name, expected) = (case.text("name"), case.text("error"));
-        match error {
-            None => assert_eq!("", expected, "{name}"),
-            Some(error) => assert!(
-                !expected.is_empty() && error.contains(expected),
-                "{name}: {error:?}, not {expected:?}"
-            ),
-        }
+        let own = gpu.map_or("", |_| case.text("gpu error"));
+        let expected = if own.is_empty() { case.text("error") } else { own };
+        let (name, found) = (case.text("name"), error.unwrap_or_default());
+        let right = found.contains(expected) && expected.is_empty() == found.is_empty();
+        assert!(right, "{name}: {found:?}, not {expected:?}");
+    }
+}
+
+#[test]
+fn every_case_gives_what_it_says() {
+    run_all(None);
+}
+
+#[test]
+fn every_case_gives_the_same_on_a_gpu() {
+    if let Some(gpu) = Gpu::open() {
+        run_all(Some(&gpu));
     }
 }
 
@@ -299,13 +372,13 @@ fn null_and_numbers_of_nothing_are_refused_by_name() {
     };
     // SAFETY: null pointers are refused, the others are valid.
     unsafe {
-        assert_eq!(deft_plan_new(1, 1, 64, 2, null(), &mut plan), 1);
+        assert_eq!(deft_plan_new(1, 1, 64, 2, -1, null(), &mut plan), 1);
         assert_eq!(last_error(), "tables is NULL");
-        assert_eq!(deft_plan_new(1, 1, 64, 2, &tables, null_mut()), 1);
+        assert_eq!(deft_plan_new(1, 1, 64, 2, -1, &tables, null_mut()), 1);
         assert_eq!(last_error(), "plan is NULL");
-        assert_eq!(deft_plan_new(1, 1, 64, 3, &tables, &mut plan), 1);
+        assert_eq!(deft_plan_new(1, 1, 64, 3, -1, &tables, &mut plan), 1);
         assert_eq!(last_error(), "dtype is 3; it must be 0 (f16), 1 (bf16) or 2 (f32)");
-        assert_eq!(deft_plan_new(1, 1, 64, 2, &tables, &mut plan), 1);
+        assert_eq!(deft_plan_new(1, 1, 64, 2, -1, &tables, &mut plan), 1);
         assert_eq!(last_error(), "block_tables is NULL; it must have 1 elements");
         let mut cache = null_mut();
         assert_eq!(deft_cache_new(&Shape { gpu: -2, ..shape }, &mut cache), 1);

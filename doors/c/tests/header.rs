@@ -100,7 +100,7 @@ fn structs_of_the_header_lie_as_those_of_the_library() {
                 stringify!($field), offset_of!($rust, $field));)*
         };
     }
-    same!("deft_tensor", Tensor: data device dtype ndim reserved shape strides);
+    same!("deft_tensor", Tensor: data device device_id dtype ndim shape strides);
     same!("deft_block_tables", Tables: ids lens queries masks sequences stride mask_words page_size reserved);
     same!("deft_cache_shape", Shape: capacity_bytes layers q_heads kv_heads head_dim dtype gpu scale soft_cap);
     same!("deft_draft_node", Draft: parent tokens);

@@ -5,7 +5,7 @@ use std::ffi::{c_char, c_void};
 use deft_c::Tensor;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyCapsule;
+use pyo3::types::{IntoPyDict, PyCapsule};
 
 /// `DLTensor` of `dlpack.h`, version 0; what follows it in a `DLManagedTensor` is not read.
 #[repr(C)]
@@ -37,7 +37,7 @@ pub(crate) struct Array {
 impl Array {
     /// The array's tensor, its element type left open, and what its elements are.
     fn read(name: &str, array: &Bound<'_, PyAny>) -> PyResult<(Self, [u8; 2])> {
-        let capsule = array.call_method0("__dlpack__").map_err(|error| {
+        let capsule = Self::capsule(array).map_err(|error| {
             PyValueError::new_err(format!("{name} gives no DLPack tensor: {error}"))
         })?;
         let held = capsule.clone().unbind();
@@ -69,9 +69,23 @@ impl Array {
             }
         }
         let data = tensor.data.wrapping_byte_add(tensor.byte_offset as usize);
-        let device = tensor.device[0];
-        let tensor_of = Tensor { data, device, dtype: -1, ndim, reserved: 0, shape, strides };
+        let [device, device_id] = tensor.device;
+        let tensor_of = Tensor { data, device, device_id, dtype: -1, ndim, shape, strides };
         Ok((Self { tensor: tensor_of, _capsule: held }, [tensor.kind, tensor.bits]))
+    }
+
+    /// The array's capsule. A GPU's array need not wait for anything: the caller names the stream that it is used on.
+    fn capsule<'py>(array: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        const NO_WAIT: i32 = -1;
+        let (device, _): (i32, i32) = array.call_method0("__dlpack_device__")?.extract()?;
+        match device {
+            2 => array.call_method(
+                "__dlpack__",
+                (),
+                Some(&[("stream", NO_WAIT)].into_py_dict(array.py())?),
+            ),
+            _ => array.call_method0("__dlpack__"),
+        }
     }
 
     /// An array of floats. 16-bit integers are taken as bf16 where `dtype` says so, for numpy has none.

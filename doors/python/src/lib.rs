@@ -90,10 +90,12 @@ struct Plan {
 #[pymethods]
 impl Plan {
     #[new]
-    #[pyo3(signature = (heads, dtype, page_size, block_tables, lens, queries=None, masks=None))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of the package's class")]
+    #[pyo3(signature = (heads, dtype, gpu, page_size, block_tables, lens, queries=None, masks=None))]
     fn new(
         heads: [u32; 3],
         dtype: &str,
+        gpu: i32,
         page_size: u32,
         block_tables: &Bound<'_, PyAny>,
         lens: &Bound<'_, PyAny>,
@@ -104,7 +106,7 @@ impl Plan {
         let (code, tables) = (code(dtype)?, given.tables()?);
         let of = self::dtype(code).map_err(refused)?;
         // SAFETY: the arrays are held by `given`, their shapes were read.
-        let inner = unsafe { deft_c::Plan::new(heads, of, &tables) }.map_err(refused)?;
+        let inner = unsafe { deft_c::Plan::new(heads, of, gpu, &tables) }.map_err(refused)?;
         Ok(Self { inner, dtype: code })
     }
 
@@ -122,6 +124,11 @@ impl Plan {
         // SAFETY: as in `new`.
         let update = unsafe { self.inner.update(&tables) }.map_err(refused)?;
         Ok(name_of(update))
+    }
+
+    fn upload(&mut self, stream: usize) -> PyResult<bool> {
+        // SAFETY: the caller's stream.
+        unsafe { self.inner.upload(stream) }.map_err(refused)
     }
 
     #[getter]
@@ -145,6 +152,7 @@ impl Plan {
         lse: Option<&Bound<'_, PyAny>>,
         scale: f32,
         soft_cap: f32,
+        stream: usize,
     ) -> PyResult<()> {
         let read = |name, array| Array::tensor(name, array, self.dtype);
         let (q, k, v) = (read("q", q)?, read("k", k)?, read("v", v)?);
@@ -155,8 +163,9 @@ impl Plan {
         let held = Held(tensors, lse);
         py.detach(move || {
             let Held(tensors, lse) = { held };
-            // SAFETY: the arrays are held by this call's arguments; what is written is compared with the others.
-            unsafe { plan.attend(tensors.each_ref(), lse.as_ref(), scale, soft_cap) }
+            // SAFETY: the arrays are held by this call's arguments, on a GPU by the caller until its stream has done the work;
+            // what is written is compared with the others.
+            unsafe { plan.attend(tensors.each_ref(), lse.as_ref(), scale, soft_cap, stream) }
         })
         .map_err(refused)
     }

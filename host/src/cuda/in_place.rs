@@ -79,10 +79,18 @@ impl InPlace {
     /// taken anew it is true, and they are not to be launched again.
     ///
     /// # Errors
-    /// [`CudaError::GroupSize`], [`CudaError::ItemRows`], [`CudaError::OutOfMemory`], [`CudaError::Driver`].
+    /// [`CudaError::Argument`] for a plan that is not there while the stream is captured; [`CudaError::GroupSize`],
+    /// [`CudaError::ItemRows`], [`CudaError::OutOfMemory`], [`CudaError::Driver`].
     pub fn update(&mut self, plan: &PagedPlan, stream: &Stream) -> Result<bool, CudaError> {
         if self.number == Some(plan.number()) {
             return Ok(false);
+        }
+        if stream.is_captured()? {
+            return Err(CudaError::Argument {
+                argument: "plan",
+                value: "newer than what the device has".to_owned(),
+                expected: "brought there before its stream is captured".to_owned(),
+            });
         }
         self.number = None;
         let mut moved = false;

@@ -84,6 +84,20 @@ impl Stream {
         }
     }
 
+    /// Whether work is recorded instead of run, by whomever.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub(super) fn is_captured(&self) -> Result<bool, CudaError> {
+        let _current = self.device.activate()?;
+        let mut status = 0;
+        // SAFETY: a live stream of this context (by construction), and a valid place for one int.
+        check("cuStreamIsCapturing", unsafe {
+            sys::cuStreamIsCapturing(self.raw.handle(), &mut status)
+        })?;
+        Ok(status != sys::CAPTURE_NONE)
+    }
+
     /// Has later work of this stream wait for what `event` was recorded behind, without the host waiting.
     ///
     /// # Errors

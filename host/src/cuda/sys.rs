@@ -34,6 +34,8 @@ pub(super) const EVENT_DISABLE_TIMING: u32 = 2;
 pub(super) const HOST_ALLOC_PORTABLE: u32 = 1;
 /// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`.
 pub(super) const CAPTURE_THREAD_LOCAL: u32 = 1;
+/// `CU_STREAM_CAPTURE_STATUS_NONE`.
+pub(super) const CAPTURE_NONE: i32 = 0;
 
 /// `CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN` and its siblings.
 pub(super) const DEVICE_MULTIPROCESSORS: i32 = 16;
@@ -240,6 +242,7 @@ entry_points! {
     fn cuStreamGetCtx(stream: Handle, context: *mut Handle);
     fn cuStreamBeginCapture_v2(stream: Handle, mode: u32);
     fn cuStreamEndCapture(stream: Handle, graph: *mut Handle);
+    fn cuStreamIsCapturing(stream: Handle, status: *mut i32);
     fn cuGraphInstantiateWithFlags(executable: *mut Handle, graph: Handle, flags: u64);
     fn cuGraphLaunch(executable: Handle, stream: Handle);
     fn cuGraphDestroy(graph: Handle);

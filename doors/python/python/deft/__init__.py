@@ -1,11 +1,14 @@
 """Tree attention for LLM decoding: queries that share a prefix read its keys and values once.
 
-Arrays are numpy's, torch's, or anybody's with ``__dlpack__``. numpy has no bfloat16: ``uint16`` arrays hold its bits
-where ``dtype="bfloat16"`` is said. What is refused is a ``ValueError`` that names the argument, its value and the limit.
+Arrays are numpy's, torch's, or anybody's with ``__dlpack__``, on the CPU or a GPU. numpy has no bfloat16: ``uint16`` arrays
+hold its bits where ``dtype="bfloat16"`` is said. On a GPU work is enqueued on the current stream of torch, or of cupy, or
+else on the default stream. What is refused is a ``ValueError`` that names the argument, its value and the limit.
 """
 
 from __future__ import annotations
 
+import sys
+import threading
 from typing import Any, Sequence
 
 import numpy as np
@@ -52,7 +55,25 @@ def _like(array: Array, shape: Sequence[int], lse: bool = False) -> Array:
         import torch
 
         return array.new_empty(tuple(shape), dtype=torch.float32 if lse else array.dtype)
-    return np.empty(tuple(shape), dtype=np.float32 if lse else array.dtype)
+    library = np if _gpu(array) < 0 else array.__array_namespace__()
+    return library.empty(tuple(shape), dtype=library.float32 if lse else array.dtype)
+
+
+def _gpu(array: Array) -> int:
+    """The number of the GPU that an array is on, -1 for the CPU."""
+    kind, number = array.__dlpack_device__() if hasattr(array, "__dlpack_device__") else (1, 0)
+    return number if kind == 2 else -1
+
+
+def _stream(gpu: int, array: Array | None = None) -> int:
+    """The current stream for GPU `gpu` of the array's library, or of the one that is in use."""
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if gpu < 0:
+        return 0
+    of_cupy = type(array).__module__.startswith("cupy")
+    if torch is not None and torch.cuda.is_initialized() and not of_cupy:
+        return torch.cuda.current_stream(gpu).cuda_stream
+    return 0 if cupy is None else cupy.cuda.get_current_stream().ptr
 
 
 def _in_order(array: Array, order: str) -> Array:
@@ -89,7 +110,8 @@ class Plan:
 
     ``block_tables`` is int32 ``[sequences, blocks]``, ``lens`` the tokens of each sequence, those of its queries
     included. A sequence's queries are its last tokens: one, or ``queries[s]``. ``masks`` (see `ancestor_masks`) says
-    which of them each sees. ``heads`` are query heads, KV heads and head dimension. One plan serves all layers.
+    which of them each sees. ``heads`` are query heads, KV heads and head dimension. One plan serves all layers. It is for
+    arrays on GPU ``gpu``, or on the CPU; block tables may be anywhere, and are copied to the host.
     """
 
     def __init__(
@@ -100,18 +122,24 @@ class Plan:
         heads: tuple[int, int, int],
         page_size: int,
         dtype: str = "float32",
+        gpu: int = -1,
         queries: Array | None = None,
         masks: np.ndarray | None = None,
     ) -> None:
-        self.page_size, self.dtype = page_size, dtype
+        self.page_size, self.dtype, self.gpu = page_size, dtype, gpu
         arrays = (_i32(block_tables), _i32(lens), _i32(queries), masks)
-        self._plan = _deft.Plan(tuple(heads), dtype, page_size, *arrays)
+        self._plan = _deft.Plan(tuple(heads), dtype, gpu, page_size, *arrays)
 
     def update(
         self, block_tables: Array, lens: Array, *, queries: Array | None = None, masks: np.ndarray | None = None
     ) -> str:
         """Other tables in place of those before: "unchanged", "patched" or "replanned"."""
         return self._plan.update(self.page_size, _i32(block_tables), _i32(lens), _i32(queries), masks)
+
+    def upload(self) -> bool:
+        """Enqueues copies of what is new of the plan to its GPU, which `attend` does by itself, but not in a CUDA graph's
+        capture. Whether graphs captured before must be captured anew."""
+        return self._plan.upload(_stream(self.gpu))
 
     @property
     def rows(self) -> int:
@@ -146,8 +174,29 @@ def attend(
     k, v = _in_order(k_cache, order), _in_order(v_cache, order)
     out = _like(q, q.shape) if out is None else out
     wanted = _like(q, q.shape[:2], lse=True) if lse is True else (None if lse is False else lse)
-    plan._plan.attend(q, k, v, out, wanted, scale or 0.0, soft_cap or 0.0)
+    plan._plan.attend(q, k, v, out, wanted, scale or 0.0, soft_cap or 0.0, _stream(plan.gpu, q))
     return out if wanted is None else (out, wanted)
+
+
+_recent = threading.local()
+_KEPT = 8
+
+
+def _planned(
+    stream: int, block_tables: Array, lens: Array, queries: Array | None, masks: np.ndarray | None, **of: Any
+) -> Plan:
+    """A plan, made of one that this thread used for the like on the same stream if it is kept."""
+    plans = _recent.__dict__.setdefault("plans", {})
+    key = (stream, *of.values())
+    plan = plans.pop(key, None)
+    if plan is None:
+        plan = Plan(block_tables, lens, queries=queries, masks=masks, **of)
+        if len(plans) >= _KEPT:
+            del plans[next(iter(plans))]
+    else:
+        plan.update(block_tables, lens, queries=queries, masks=masks)
+    plans[key] = plan
+    return plan
 
 
 def paged_tree_attention(
@@ -163,19 +212,14 @@ def paged_tree_attention(
     dtype: str | None = None,
     **options: Any,
 ) -> Any:
-    """A plan of ``block_tables`` and `attend` in one; keep a `Plan` where several layers use the same tables."""
+    """A plan of ``block_tables`` and `attend` in one, on the device of ``q``; keep a `Plan` where several layers use the same
+    tables, and for CUDA graphs."""
     shape = _in_order(k_cache, order).shape
     if len(q.shape) != 3:
         raise ValueError(f"q has {len(q.shape)} dimensions; it must have 3, [rows, q_heads, head_dim]")
-    plan = Plan(
-        block_tables,
-        lens,
-        heads=(q.shape[1], shape[2], shape[3]),
-        page_size=shape[1],
-        dtype=_dtype(q, dtype),
-        queries=queries,
-        masks=masks,
-    )
+    heads, gpu = (q.shape[1], shape[2], shape[3]), _gpu(q)
+    of = dict(heads=heads, page_size=shape[1], dtype=_dtype(q, dtype), gpu=gpu)
+    plan = _planned(_stream(gpu, q), block_tables, lens, queries, masks, **of)
     return attend(plan, q, k_cache, v_cache, order=order, **options)
 
 
@@ -193,15 +237,6 @@ def verify(
     queries = [len(draft) for draft in parents]
     masks = ancestor_masks(parents)
     return paged_tree_attention(q, k_cache, v_cache, block_tables, lens, queries=queries, masks=masks, **options)
-
-
-def _stream(array: Array) -> int:
-    """torch's current stream, where the array is on a GPU."""
-    if getattr(getattr(array, "device", None), "type", "cpu") != "cuda":
-        return 0
-    import torch
-
-    return torch.cuda.current_stream(array.device).cuda_stream
 
 
 class TreeCache:
@@ -255,7 +290,7 @@ class TreeCache:
 
     def append(self, layer: int, batch: Batch, k: Array, v: Array) -> None:
         """Writes K and V of the batch's rows, ``[rows, kv_heads, head_dim]``."""
-        self._cache.append(layer, batch, k, v, _stream(k))
+        self._cache.append(layer, batch, k, v, _stream(_gpu(k), k))
 
     def attend(
         self, layer: int, batch: Batch, q: Array, *, out: Array | None = None, lse: Array | bool = False
@@ -263,5 +298,5 @@ class TreeCache:
         """Attention of one layer: ``q`` and the output are ``[rows, q_heads, head_dim]``; with ``lse``, both."""
         out = _like(q, q.shape) if out is None else out
         wanted = _like(q, q.shape[:2], lse=True) if lse is True else (None if lse is False else lse)
-        self._cache.attend(layer, batch, q, out, wanted, _stream(q))
+        self._cache.attend(layer, batch, q, out, wanted, _stream(_gpu(q), q))
         return out if wanted is None else (out, wanted)

@@ -13,6 +13,7 @@ class Plan:
         self,
         heads: tuple[int, int, int],
         dtype: str,
+        gpu: int,
         page_size: int,
         block_tables: Any,
         lens: Any,
@@ -22,8 +23,9 @@ class Plan:
     def update(
         self, page_size: int, block_tables: Any, lens: Any, queries: Any = None, masks: Any = None
     ) -> str: ...
+    def upload(self, stream: int) -> bool: ...
     def attend(
-        self, q: Any, k: Any, v: Any, out: Any, lse: Any, scale: float, soft_cap: float
+        self, q: Any, k: Any, v: Any, out: Any, lse: Any, scale: float, soft_cap: float, stream: int
     ) -> None: ...
     @property
     def rows(self) -> int: ...
