@@ -20,13 +20,11 @@ use deft::cache::{DType, LayerMap};
 use deft::retain::Policy;
 use deft::{Batch, CacheError, Device, Grouping, KvFormat, TreeCache};
 
-pub use self::retain::Retain;
-
 use self::forward::Scratch;
 use self::params::Params;
-use self::retain::Retaining;
 use crate::config::{ConfigError, LlamaConfig, Turn};
 use crate::ranks::{Communicator, Memory, RankError, Shard};
+use crate::retain::{Retain, Retaining};
 use crate::tree_model::Traffic;
 use crate::weights::{Weights, WeightsError};
 

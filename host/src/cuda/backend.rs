@@ -34,7 +34,7 @@ use crate::format::KvFormat;
 use crate::plan::{Grouping, PlanConfig, shares_for};
 use kernels_gpu::abi::{AppendTarget, RowSource, RowTarget, TokenMove};
 
-pub(crate) use self::graph::{RecordedStep, Seen, StepCall};
+pub(crate) use self::graph::{RecordedStep, ScoreCall, Seen, StepCall};
 pub(super) use self::mirror::aligned;
 
 /// Plans that are on the device at a time.

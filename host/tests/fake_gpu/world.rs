@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use deft::attention::BackendError;
 use deft::cache::Store;
 use deft::cuda::{Append, CudaDevice, DeviceBuffer, DeviceRows, RawStream, Stream};
+use deft::retain::Observe;
 use deft::{
     Batch, CacheError, DType, DraftNode, Kv, NodeKey, Out, RotaryTable, Step, StepGraph,
     StepOptions, StepRun, TreeCache, bf16,
@@ -27,6 +28,8 @@ pub(crate) struct World {
     nodes: HashMap<NodeKey, (Option<NodeKey>, Vec<Token>)>,
     layers: Vec<Tensors>,
     pub(crate) table: Option<RotaryTable>,
+    /// The scores that steps leave.
+    pub(crate) observe: Option<Observe>,
     seed: u64,
 }
 
@@ -80,6 +83,7 @@ impl World {
             nodes: HashMap::new(),
             layers: (0..LAYERS).map(tensors).collect(),
             table: None,
+            observe: None,
             seed,
         }
     }
@@ -190,7 +194,8 @@ impl World {
         batch: &Batch,
     ) -> Result<StepRun, CacheError> {
         let (layers, table, stream) = (&self.layers, self.table.as_ref(), self.stream.raw());
-        self.cache.capture(graph, batch, |step| run(step, layers, table, stream))
+        let observe = self.observe;
+        self.cache.capture(graph, batch, |step| run(step, layers, (table, observe), stream))
     }
 
     /// Runs a step call by call.
@@ -208,6 +213,14 @@ impl World {
             self.cache.append(layer, batch, kv)?;
         }
         Ok(())
+    }
+
+    /// All scores of some nodes' full pages.
+    pub(crate) fn scores(&mut self, nodes: &[NodeKey]) -> Vec<u32> {
+        let heads = (0..LAYERS).flat_map(|layer| (0..KV_HEADS as u32).map(move |h| (layer, h)));
+        let all = nodes.iter().flat_map(|&node| heads.clone().map(move |(l, h)| (node, l, h)));
+        let read = |(node, layer, head)| self.cache.scores(node, layer, head).unwrap();
+        all.flat_map(read).flatten().collect()
     }
 
     /// Waits for the caller's stream alone, and compares the results of the step with the definition.
@@ -417,7 +430,7 @@ pub(crate) fn ones(nodes: &[NodeKey]) -> Vec<(NodeKey, u32)> {
 fn run(
     step: &mut Step<'_>,
     layers: &[Tensors],
-    table: Option<&RotaryTable>,
+    (table, observe): (Option<&RotaryTable>, Option<Observe>),
     stream: RawStream,
 ) -> Result<(), CacheError> {
     let rows = step.batch().rows();
@@ -428,6 +441,11 @@ fn run(
         kv.rope = table;
         step.append(layer, kv)?;
         attend(step, layer, tensors, stream)?;
+        if let Some(observe) = observe {
+            let q = at(&tensors.q, rows * GROUP * width, stream);
+            let lse = at(&tensors.lse, rows * KV_HEADS * GROUP, stream);
+            step.score(layer, observe, q, lse)?;
+        }
     }
     Ok(())
 }
