@@ -229,6 +229,10 @@ impl Backend for CudaBackend {
         self.cache.plan_config(grouping, group_size)
     }
 
+    fn score_plan_config(&self, group_size: u32) -> Option<PlanConfig> {
+        Some(self.plan_config(Grouping::NodeChunk, group_size))
+    }
+
     fn append(
         &mut self,
         layer: u32,
