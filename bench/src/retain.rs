@@ -243,10 +243,10 @@ impl<'g> Case<'g> {
         self.cache.score(0, &self.batch, observe, &self.q, &self.lse)?;
         let wrong = self.check_scores(reduce)?;
         let (gpu, args) = (self.gpu, self.args);
+        let plan = self.cache.score_plan(&self.batch)?.clone();
         let cache = self.cache.cuda().context("the cache is on a GPU")?.cache();
-        let plan = self.batch.plan();
-        let mut room = cache.reserve(PlanCapacity::of(plan), plan.group_size())?;
-        room.update(plan, &gpu.stream)?;
+        let mut room = cache.reserve(PlanCapacity::of(&plan), plan.group_size())?;
+        room.update(&plan, &gpu.stream)?;
         let q = DeviceBuffer::from_slice(&gpu.device, "queries", &self.q)?;
         let lse = DeviceBuffer::from_slice(&gpu.device, "LSEs", &self.lse)?;
         let visible = vec![args.prefix + 1; args.leaves];

@@ -4,6 +4,8 @@
 
 mod fake_gpu;
 
+use deft::attention::Reduce;
+use deft::retain::Observe;
 use deft::{CacheError, Kv, PlanUpdate, RotaryTable, Step, StepGraph, StepOptions, StepRun, bf16};
 use fake_gpu::world::ones;
 
@@ -55,6 +57,38 @@ fn one_graph_of_eight_rows_serves_steps_of_three_to_eight_tokens() {
         refused.to_string(),
         "append in a step of 16 rows for 3 tokens: such rows are for launches of your own"
     );
+}
+
+#[test]
+fn a_graph_leaves_the_scores_that_calls_leave() {
+    let _fake = fake_gpu::load();
+    let [mut captured, mut called] = [11, 11].map(|seed| {
+        let mut world = fake_gpu::world(seed);
+        world.observe = Some(Observe { reduce: Reduce::Max, window: 1 });
+        let root = world.root();
+        let prompt = world.cache.batch(&[(root, 130)]).unwrap();
+        world.step(&mut StepGraph::new(), &prompt, "prompt");
+        let nodes = [world.fork(root, 3), vec![root]].concat();
+        (world, nodes)
+    });
+    let mut graph = StepGraph::new();
+    let mut runs = Vec::new();
+    // Leaves come into a second page, and the scores of their first are there.
+    for step in 0..70 {
+        for of in [(&mut captured, &mut graph), (&mut called, &mut StepGraph::new())] {
+            let ((world, nodes), graph) = of;
+            let batch = world.cache.batch(&ones(&nodes[..3])).unwrap();
+            runs.push(world.step(graph, &batch, &format!("step {step}")));
+        }
+        if step % 16 == 5 {
+            let [got, right] =
+                [&mut captured, &mut called].map(|(world, nodes)| world.scores(nodes));
+            assert!(got.len() >= 2 * 2 * 128 && got.iter().all(|&p| p > 0), "step {step}");
+            assert_eq!(got, right, "step {step}");
+        }
+    }
+    let replayed = runs.iter().filter(|&&run| run == StepRun::Replayed).count();
+    assert!(replayed > 60, "{replayed} of 70 steps were replayed");
 }
 
 #[test]

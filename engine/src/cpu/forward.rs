@@ -6,9 +6,9 @@ use super::CpuModel;
 use super::matmul::{Matrix, Onto, apply_all};
 use super::ops::{add_to_rows, gate_mul, rms_norm, rms_norm_in_place, soft_cap};
 use super::params::Layer;
-use super::retain::Retaining;
 use crate::config::Turn;
 use crate::ranks::{Communicator, RankError, best_of_all};
+use crate::retain::Retaining;
 use crate::select::{self, Select, Selected};
 use crate::tree_model::ModelError;
 

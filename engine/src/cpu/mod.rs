@@ -21,14 +21,13 @@ use deft::retain::Policy;
 use deft::{Batch, CacheError, Device, Grouping, KvFormat, TreeCache};
 
 pub use self::layers::AttentionRows;
-pub use self::retain::Retain;
 
 use self::forward::Scratch;
 use self::params::Params;
-use self::retain::Retaining;
 use crate::config::{ConfigError, LlamaConfig, Turn};
 use crate::less::read_less;
 use crate::ranks::{Communicator, Memory, RankError, Shard};
+use crate::retain::{Retain, Retaining};
 use crate::tree_model::Traffic;
 use crate::weights::{Weights, WeightsError};
 

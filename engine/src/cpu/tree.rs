@@ -139,8 +139,7 @@ impl CpuModel {
         for &leaf in leaves {
             self.check_context(self.path_length(leaf)? + 1)?;
         }
-        self.maintain_if_due()?;
-        self.before_pass(0);
+        self.begin_step()?;
         let ones = || leaves.iter().map(|&leaf| (leaf, 1));
         let kept = self.step.take();
         let batch = match kept.filter(|batch| batch.nodes().iter().copied().eq(ones())) {
@@ -173,8 +172,7 @@ impl CpuModel {
         let tokens: Vec<u32> = draft.iter().map(|token| token.token).collect();
         self.check_tokens("draft", &tokens)?;
         let nodes: Vec<DraftNode> = draft.iter().map(|token| node(token.parent)).collect();
-        self.maintain_if_due()?;
-        self.before_pass(0);
+        self.begin_step()?;
         let keys = self.cache.insert_draft(trunk, &nodes)?;
         match self.run_draft(&keys, |model, batch| run(model, &tokens, batch)) {
             Ok(found) => Ok((keys, found)),

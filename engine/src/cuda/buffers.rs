@@ -77,6 +77,8 @@ pub(super) struct Buffers {
     pub(super) q: DeviceBuffer<u16>,
     /// `[rows, q_heads, head_dim]`.
     pub(super) attended: DeviceBuffer<u16>,
+    /// `[rows, q_heads]`: attention's LSE, for scores; of a model that leaves some.
+    pub(super) lse: Option<DeviceBuffer<f32>>,
     /// `[rows, 2 ffn]`.
     pub(super) gate_up: DeviceBuffer<u16>,
     /// `[rows, ffn]`.
@@ -124,6 +126,7 @@ impl Buffers {
             qkv: halves("queries, keys and values", rows, heads)?,
             q: halves("rotated queries", rows, config.q_width())?,
             attended: halves("attention's output", rows, config.q_width())?,
+            lse: None,
             gate_up: halves("gate and up", rows, 2 * config.ffn)?,
             gated: halves("gated", rows, config.ffn)?,
             logits: DeviceBuffer::uninitialized(
@@ -152,6 +155,7 @@ impl Buffers {
             + self.sampling.len()
             + self.chosen.len()
             + self.asked.as_ref().map_or(0, DeviceBuffer::len)
+            + self.lse.as_ref().map_or(0, DeviceBuffer::len)
             + self.history.len();
         let floats = [&self.x, &self.logits, &self.cos, &self.sin];
         let halves = [&self.normed, &self.qkv, &self.q, &self.attended, &self.gate_up, &self.gated];

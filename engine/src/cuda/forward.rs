@@ -3,7 +3,8 @@
 
 use super::ops::{Embed, ModelOps, RotateAppend, SiluMul};
 use deft::cuda::{DeviceBuffer, DevicePtr, DeviceRows, Rotary, Stream};
-use deft::{DType, KvElement, Step, StepGpu, bf16, f16};
+use deft::retain::Observe;
+use deft::{DType, KvElement, Out, Step, StepGpu, bf16, f16};
 
 use super::buffers::{Buffers, Input};
 use super::cublas::{Cublas, Sums};
@@ -39,12 +40,14 @@ pub(super) struct Pass {
     pub(super) attention: bool,
     /// The same of what ranks tell each other.
     pub(super) ranks: bool,
+    /// The scores that attention leaves.
+    pub(super) observe: Option<Observe>,
 }
 
 impl Pass {
     /// All of a pass.
     pub(super) const fn whole(tail: Tail) -> Self {
-        Self { tail, attention: true, ranks: true }
+        Self { tail, attention: true, ranks: true, observe: None }
     }
 }
 
@@ -127,7 +130,7 @@ impl<'r, 's> Run<'r, 's> {
             ops.embed(&embed, stream)?;
             observer.saw(0, Stage::Embedded, self.rows.floats(x, config.hidden))?;
             for layer in 0..config.layers {
-                self.attention(layer, pass.attention, observer)?;
+                self.attention(layer, pass, observer)?;
                 self.feed_forward(layer, observer)?;
             }
             self.tail(pass.tail, observer)
@@ -139,7 +142,7 @@ impl<'r, 's> Run<'r, 's> {
     unsafe fn attention(
         &mut self,
         layer: u32,
-        attend: bool,
+        pass: Pass,
         observer: &mut dyn Observer,
     ) -> Result<(), CudaModelError> {
         let Rows { forward, count, stream, .. } = self.rows;
@@ -177,8 +180,8 @@ impl<'r, 's> Run<'r, 's> {
             };
             ops.rotate_append(gpu.cache, layer, &append, &rotary, stream)?;
             observer.saw(layer, Stage::Queries, self.rows.halves(&buffers.q, q))?;
-            if attend {
-                self.attend(layer)?;
+            if pass.attention {
+                self.attend(layer, pass.observe)?;
             }
             observer.saw(layer, Stage::Attended, self.rows.halves(&buffers.attended, q))?;
             self.rows.add(buffers.attended.pointer(), &w.output, q)?;
@@ -189,28 +192,44 @@ impl<'r, 's> Run<'r, 's> {
 
     /// # Safety
     /// As [`Run::enqueue`].
-    unsafe fn attend(&mut self, layer: u32) -> Result<(), CudaModelError> {
+    unsafe fn attend(
+        &mut self,
+        layer: u32,
+        observe: Option<Observe>,
+    ) -> Result<(), CudaModelError> {
         // SAFETY: the caller's.
         unsafe {
             match self.rows.forward.weights.dtype() {
-                DType::F16 => self.attend_as::<f16>(layer),
-                _ => self.attend_as::<bf16>(layer),
+                DType::F16 => self.attend_as::<f16>(layer, observe),
+                _ => self.attend_as::<bf16>(layer, observe),
             }
         }
     }
 
     /// # Safety
     /// As [`Run::enqueue`]; `T` is the model's type.
-    unsafe fn attend_as<T: KvElement>(&mut self, layer: u32) -> Result<(), CudaModelError> {
+    unsafe fn attend_as<T: KvElement>(
+        &mut self,
+        layer: u32,
+        observe: Option<Observe>,
+    ) -> Result<(), CudaModelError> {
         let Rows { forward, stream, .. } = self.rows;
-        let width = forward.weights.part().q_width() as usize;
-        let elements = self.step.batch().rows() * width;
+        let config = forward.weights.part();
+        let rows = self.step.batch().rows();
+        let elements = rows * config.q_width() as usize;
+        let heads = rows * config.q_heads as usize;
         // SAFETY: the buffers have room for the rows, live as long as the model's graphs, and are used on this stream.
         let rows = |buffer: &DeviceBuffer<u16>| unsafe {
             DeviceRows::<T>::new(buffer.pointer(), elements, stream)
         };
         let (q, out) = (rows(&forward.buffers.q), rows(&forward.buffers.attended));
-        Ok(self.step.attend::<T>(layer, q, out)?)
+        let Some((observe, lse)) = observe.zip(forward.buffers.lse.as_ref()) else {
+            return Ok(self.step.attend::<T>(layer, q, out)?);
+        };
+        // SAFETY: as above.
+        let lse = || unsafe { DeviceRows::<f32>::new(lse.pointer(), heads, stream) };
+        self.step.attend::<T>(layer, q, Out::with_lse(out, lse()))?;
+        Ok(self.step.score::<T>(layer, observe, q, lse())?)
     }
 
     /// Enqueues attention of all layers, and nothing else.
@@ -220,7 +239,7 @@ impl<'r, 's> Run<'r, 's> {
     pub(super) unsafe fn attend_only(&mut self) -> Result<(), CudaModelError> {
         for layer in 0..self.rows.forward.weights.part().layers {
             // SAFETY: the caller's.
-            unsafe { self.attend(layer) }?;
+            unsafe { self.attend(layer, None) }?;
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ impl<'e> Timed<'e> {
     }
 
     pub(super) fn pass(&self, tail: Tail) -> Pass {
-        Pass { tail, attention: self.attention, ranks: self.ranks }
+        Pass { attention: self.attention, ranks: self.ranks, ..Pass::whole(tail) }
     }
 }
 

@@ -48,6 +48,7 @@
 //! | `select` | what is asked of a pass, chosen on the device |
 //! | `tree` | the model as a [`TreeModel`](crate::TreeModel) |
 //! | `prompt` | prompts of the past: kept, demoted, brought back |
+//! | `retain` | upkeep: dropping what a policy finds minor |
 //! | `decode` | steps whose tokens stay on the device |
 //! | `timing` | attention by itself |
 //! | `probe` | every stage's output, to find the first that is wrong |
@@ -69,6 +70,7 @@ mod pass;
 mod probe;
 mod prompt;
 mod ranks;
+mod retain;
 mod rows;
 mod select;
 mod tail;

@@ -1,7 +1,7 @@
 //! The model on a device: its forest and pages, and how a pass gets there.
 
 use deft::cache::{DType, StoreBytes};
-use deft::cuda::{CudaBackend, CudaDevice, Stream};
+use deft::cuda::{CudaBackend, CudaDevice, DeviceBuffer, Stream};
 use deft::plan::Grouping;
 use deft::{Batch, NodeKey, StepGraph, TreeCache};
 
@@ -14,6 +14,7 @@ use super::ranks::DeviceRanks;
 use super::rows::bucket;
 use super::{CudaMemory, CudaModelError, CudaOptions, CudaWeights};
 use crate::ranks::{Memory, Shard};
+use crate::retain::Retaining;
 use crate::{Communicator, LlamaConfig, ModelError, RankError, Traffic};
 
 /// A language model on a GPU.
@@ -30,6 +31,7 @@ pub struct CudaModel {
     pub(super) batch: Option<Batch>,
     pub(super) options: CudaOptions,
     pub(super) traffic: Traffic,
+    pub(super) retain: Option<Retaining>,
     /// The last field: what enqueues on its stream goes first.
     pub(super) cache: TreeCache,
 }
@@ -58,7 +60,7 @@ impl CudaModel {
         options: CudaOptions,
         ranks: Box<dyn Communicator>,
     ) -> Result<Self, CudaModelError> {
-        options.check()?;
+        options.check(ranks.ranks())?;
         check_rank(weights.shard(), &*ranks)?;
         let config = weights.part();
         let kv_bytes = weights.shard().page_budget(options.kv_bytes, weights.dtype());
@@ -77,7 +79,16 @@ impl CudaModel {
         let blas = unsafe { Cublas::new(device, options.cublas.as_deref(), stream) }?;
         let table = config.rotary_table(config.positions(cache.forest().pool()))?;
         let rows = options.max_rows.max(options.prefill_rows);
-        let buffers = Buffers::new(device, config, &table, bucket(rows), bucket(options.max_rows))?;
+        let retain = options.retain.clone().map(Retaining::new);
+        let mut buffers =
+            Buffers::new(device, config, &table, bucket(rows), bucket(options.max_rows))?;
+        if retain.as_ref().and_then(Retaining::observe).is_some() {
+            buffers.lse = Some(DeviceBuffer::uninitialized(
+                device,
+                "LSEs",
+                (bucket(rows) * config.q_heads) as usize,
+            )?);
+        }
         let ranks = match ranks.ranks() {
             1 => None,
             _ => {
@@ -97,6 +108,7 @@ impl CudaModel {
             graphs: Vec::new(),
             options,
             traffic: Traffic::default(),
+            retain,
             cache,
         })
     }

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use deft::cache::{CacheShape, DType, PagePool, Store};
 use deft::plan::Grouping;
+use deft::retain::Policy;
 
 use super::CudaModelError;
-use crate::LlamaConfig;
+use crate::{LlamaConfig, Retain};
 
 /// Most rows of a pass that an option may ask for.
 const MAX_ROWS: u32 = 4096;
@@ -29,6 +30,8 @@ pub struct CudaOptions {
     pub prefill_rows: u32,
     /// How queries and KV are grouped; prompts are always run with [`Grouping::Flatten`].
     pub grouping: Grouping,
+    /// Which tokens are kept; `None` keeps all. On one rank.
+    pub retain: Option<Retain>,
     /// cuBLAS's file or folder; left out, the environment variable [`CUBLAS_VARIABLE`](super::CUBLAS_VARIABLE) and
     /// the usual places are looked at.
     pub cublas: Option<PathBuf>,
@@ -47,6 +50,7 @@ impl Default for CudaOptions {
             max_rows: 256,
             prefill_rows: 512,
             grouping: Grouping::Flatten,
+            retain: None,
             cublas: None,
             nccl: None,
         }
@@ -64,7 +68,20 @@ impl CudaOptions {
         }
     }
 
-    pub(super) fn check(&self) -> Result<(), CudaModelError> {
+    pub(super) fn check(&self, ranks: u32) -> Result<(), CudaModelError> {
+        if let Some(Retain { policy, .. }) = &self.retain {
+            let expected = match policy {
+                _ if ranks > 1 => Some(format!("none on one of {ranks} ranks")),
+                Policy::Less { .. } => {
+                    Some("a policy without residues, which GPUs do not read".to_owned())
+                }
+                _ => None,
+            };
+            if let Some(expected) = expected {
+                let value = policy.to_string();
+                return Err(CudaModelError::Option { option: "retain", value, expected });
+            }
+        }
         for (option, value) in [("max_rows", self.max_rows), ("prefill_rows", self.prefill_rows)] {
             if value == 0 || value > MAX_ROWS {
                 return Err(CudaModelError::Option {
@@ -145,8 +162,22 @@ mod tests {
     #[test]
     fn options_out_of_range_are_named() {
         let options = CudaOptions { max_rows: 0, ..CudaOptions::default() };
-        let error = options.check().unwrap_err().to_string();
+        let error = options.check(1).unwrap_err().to_string();
         assert_eq!(error, "max_rows is 0; it must be between 1 and 4096");
-        assert!(CudaOptions::default().check().is_ok());
+        assert!(CudaOptions::default().check(2).is_ok());
+        let keeping = |policy: &str| {
+            let policy = policy.parse().unwrap();
+            let retain = Retain { policy, budget: deft::retain::Budget::Tokens(0), every: 1 };
+            CudaOptions { retain: Some(retain), ..CudaOptions::default() }
+        };
+        let error = keeping("less:weights,h2o:64").check(1).unwrap_err().to_string();
+        assert!(
+            error.starts_with("retain is less:weights,h2o:64; it must be a policy without"),
+            "{error}"
+        );
+        let options = keeping("sinks:4,64");
+        assert!(options.check(1).is_ok());
+        let error = options.check(2).unwrap_err().to_string();
+        assert_eq!(error, "retain is sinks:4,64; it must be none on one of 2 ranks");
     }
 }

@@ -23,6 +23,7 @@ impl CudaModel {
         for &leaf in leaves {
             self.check_context(self.tokens_of(leaf)? + 1)?;
         }
+        self.begin_step()?;
         let is_theirs = |batch: &&mut Batch| batch.nodes().iter().copied().eq(ones(leaves));
         if let Some(batch) = self.batch.as_mut().filter(is_theirs) {
             self.cache.advance(batch, 1)?;
@@ -61,6 +62,7 @@ impl CudaModel {
         events: Option<(&Event, &Event)>,
     ) -> Result<(), ModelError> {
         self.forward.check()?;
+        let pass = self.observing(pass);
         let batch = self.batch.as_ref().expect("it was planned");
         let rows = bucket(batch.rows() as u32);
         if let Some(tokens) = tokens {

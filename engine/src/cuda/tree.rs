@@ -151,6 +151,7 @@ impl CudaModel {
         self.check_pass(tokens.len(), &tokens)?;
         let nodes: Vec<DraftNode> =
             draft.iter().map(|node| DraftNode { parent: node.parent, tokens: 1 }).collect();
+        self.begin_step()?;
         let keys = self.cache.insert_draft(trunk, &nodes)?;
         let outcome = self
             .check_paths(&keys)
@@ -177,7 +178,11 @@ impl CudaModel {
         self.check_tokens(tokens)?;
         self.check_context(tokens.len() as u64)?;
         let Opened { node: root, matched } = prompt::open(&mut self.cache, tokens)?;
-        for part in tokens[matched as usize..].chunks(self.options().prefill_rows as usize) {
+        let tokens = &tokens[matched as usize..];
+        let mut left = tokens.len();
+        for part in tokens.chunks(self.options().prefill_rows as usize) {
+            left -= part.len();
+            self.before_pass(left);
             if let Err(error) = self.run_part(root, part, pass, &mut Nobody) {
                 self.cache.prune(root)?;
                 return Err(error);
@@ -195,6 +200,7 @@ impl CudaModel {
         observer: &mut dyn Observer,
     ) -> Result<(), ModelError> {
         self.forward.check()?;
+        let pass = self.observing(pass);
         let rows = tokens.len() as u32;
         self.cache.set_grouping(Grouping::Flatten);
         let batch = self.cache.batch(&[(root, rows)])?;

@@ -41,6 +41,11 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
         config
     }
 
+    /// The same for score passes; `None` where the plan of attention is as good.
+    fn score_plan_config(&self, _group_size: u32) -> Option<PlanConfig> {
+        None
+    }
+
     /// Writes K and V of new tokens of one layer: row `i` of `k` and `v`, both
     /// `[targets, kv_heads, head_dim]`, goes where `targets[i]` says. No place is named twice.
     ///

@@ -34,7 +34,7 @@ use crate::format::KvFormat;
 use crate::plan::{Grouping, PlanConfig, shares_for};
 use kernels_gpu::abi::{AppendTarget, RowSource, RowTarget, TokenMove};
 
-pub(crate) use self::graph::{RecordedStep, Seen, StepCall};
+pub(crate) use self::graph::{RecordedStep, ScoreCall, Seen, StepCall};
 pub(super) use self::mirror::aligned;
 
 /// Plans that are on the device at a time.
@@ -227,6 +227,10 @@ impl Backend for CudaBackend {
 
     fn plan_config(&self, grouping: Grouping, group_size: u32) -> PlanConfig {
         self.cache.plan_config(grouping, group_size)
+    }
+
+    fn score_plan_config(&self, group_size: u32) -> Option<PlanConfig> {
+        Some(self.plan_config(Grouping::NodeChunk, group_size))
     }
 
     fn append(

@@ -55,7 +55,7 @@ mod writers;
 
 pub use crate::cache::device_rows::{DeviceElements, DevicePtr, DeviceRows, RawStream};
 pub use backend::CudaBackend;
-pub(crate) use backend::{RecordedStep, Seen, StepCall};
+pub(crate) use backend::{RecordedStep, ScoreCall, Seen, StepCall};
 pub use cache::{AttendBuffers, CudaCache};
 pub use capacity::PlanCapacity;
 pub use device::CudaDevice;

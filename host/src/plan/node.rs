@@ -33,9 +33,11 @@ pub(super) fn deal(
             let count = piece.queries.end - piece.queries.start;
             let mut pages = piece.pages.clone();
             let mut groups = piece.groups;
+            // As many chunks as it takes, as even as they get.
+            let all = pages.end - pages.start;
+            let chunk = chunk.map_or(all, |chunk| all.div_ceil(all.div_ceil(chunk).max(1)));
             loop {
-                let left = pages.end - pages.start;
-                let take = chunk.map_or(left, |chunk| chunk.min(left));
+                let take = chunk.min(pages.end - pages.start);
                 let taken = groups.min(take.saturating_mul(PAGE_GROUPS));
                 let ns = costs.item_ns
                     + f64::from(taken) * costs.rates_in(count, piece.weight).of(piece.shared)

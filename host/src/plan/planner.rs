@@ -1,5 +1,7 @@
 //! From a view of a forest to a plan.
 
+use kernels_gpu::abi::PAGE_TOKENS;
+
 use super::check::check;
 use super::choose::{Chooser, Request};
 use super::cost::{CostModel, Costs};
@@ -83,6 +85,27 @@ impl Planner {
         plan.share_ns.extend(draft.share_ns.iter().map(|&ns| ns.round() as u64));
         Ok(())
     }
+    /// Plans a pass over `view` that leaves nothing to merge, as scores are, with a planner of
+    /// [`Grouping::NodeChunk`](super::Grouping::NodeChunk): chunks are as long as makes shares even.
+    pub(crate) fn plan_scores_into(
+        &mut self,
+        view: &TreeView,
+        plan: &mut Plan,
+    ) -> Result<(), PlanError> {
+        let most = self.config.max_queries();
+        let tokens = view.runs.iter().map(|run| {
+            let tiles = (run.queries.end - run.queries.start).div_ceil(most);
+            u64::from(run.tokens) * u64::from(tiles)
+        });
+        let pages = tokens.sum::<u64>().div_ceil(u64::from(PAGE_TOKENS));
+        self.config.chunk_pages = pages.div_ceil(self.config.shares.into()).max(1) as u32;
+        self.plan_into(view, plan)?;
+        plan.partial_slots = 0;
+        plan.merge_rows.clear();
+        plan.merge_slots.clear();
+        Ok(())
+    }
+
     /// What the plan made last would take by other costs, in nanoseconds: a measured time is that of a plan, and
     /// stays so while constants are fitted to it. 0 if nothing was planned.
     ///

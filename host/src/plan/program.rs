@@ -173,7 +173,6 @@ impl Plan {
     }
 
     /// The plan's number: another one after every change.
-    #[cfg(feature = "cuda")]
     pub(crate) fn number(&self) -> u64 {
         self.identity.number
     }

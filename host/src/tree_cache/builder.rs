@@ -1,5 +1,6 @@
 //! Making a cache.
 
+use super::score::ScorePlans;
 use super::{CacheConfig, CacheError, Device, TreeCache, next_id};
 use crate::attention::Backend;
 use crate::cache::{CacheShape, DType, LayerMap, SLAB_PAGES, Store};
@@ -257,6 +258,7 @@ impl CacheBuilder {
             targets: Vec::new(),
             dirty: Vec::new(),
             scored: None,
+            score_plans: ScorePlans::default(),
             prepared: None,
         };
         cache.map_initial()?;

@@ -1,14 +1,13 @@
 //! Steps that are captured once and replayed.
 
-use super::{Batch, CacheError, Kv, Out, Rows, TreeCache};
-use crate::cache::KvElement;
+use super::step::Step;
+#[cfg(feature = "cuda")]
+use super::step::StepOptions;
+use super::{Batch, CacheError, TreeCache};
 #[cfg(feature = "cuda")]
 use crate::{
     attention::{Backend, BackendError},
-    cuda::{
-        CudaBackend, CudaCache, CudaError, DevicePtr, Event, PlanCapacity, RawStream, RecordedStep,
-        Seen, StepCall,
-    },
+    cuda::{CudaBackend, CudaError, Event, PlanCapacity, RecordedStep, ScoreCall, Seen, StepCall},
 };
 
 /// Most numbers of rows that a [`StepGraph`] holds graphs of.
@@ -44,39 +43,6 @@ pub enum StepRun {
     Captured,
     /// As a graph that was there.
     Replayed,
-}
-
-/// A step that is being run or captured: the cache for one batch.
-#[derive(Debug)]
-pub struct Step<'a> {
-    cache: &'a mut TreeCache,
-    batch: &'a Batch,
-    /// Of the graph: those of the batch, or more.
-    rows: usize,
-}
-
-/// How [`TreeCache::capture_with`] runs a step.
-#[cfg(feature = "cuda")]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct StepOptions<'e> {
-    /// Rows of the graph, where these are more than the batch has, so that one graph serves batches of several sizes.
-    /// Rows without a token have the append target [`NONE`](crate::abi::NONE), and attention passes them over.
-    pub rows: usize,
-    /// Recorded on the cache's stream right before and right after the step's launches.
-    pub events: Option<(&'e Event, &'e Event)>,
-}
-
-/// The GPU's side of a step, for launches of your own in the place of [`Step::append`].
-#[cfg(feature = "cuda")]
-#[derive(Clone, Copy, Debug)]
-pub struct StepGpu<'a> {
-    /// Pages and counters.
-    pub cache: &'a CudaCache,
-    /// Where each row's K and V go: `[rows]` [`AppendTarget`](crate::abi::AppendTarget)s, with
-    /// [`StepOptions::rows`].
-    pub targets: DevicePtr,
-    /// The cache's stream: what is enqueued there is part of the graph.
-    pub stream: RawStream,
 }
 
 impl StepGraph {
@@ -118,61 +84,6 @@ impl StepGraph {
             self.sizes.remove(0);
         }
         self.sizes.push((rows, size));
-    }
-}
-
-impl Step<'_> {
-    /// The batch.
-    pub fn batch(&self) -> &Batch {
-        self.batch
-    }
-
-    /// As [`TreeCache::append`].
-    ///
-    /// # Errors
-    /// Those of [`TreeCache::append`]; [`BackendError::NotOnDevice`](crate::attention::BackendError::NotOnDevice) for
-    /// rows of the host in a step that is captured; [`CacheError::PaddedStep`].
-    pub fn append<T: KvElement>(&mut self, layer: u32, kv: Kv<'_, T>) -> Result<(), CacheError> {
-        if self.rows != self.batch.rows() {
-            return Err(CacheError::PaddedStep { rows: self.rows, tokens: self.batch.rows() });
-        }
-        self.cache.append(layer, self.batch, kv)
-    }
-
-    /// As [`TreeCache::attend`].
-    ///
-    /// # Errors
-    /// Those of [`TreeCache::attend`], and as [`Step::append`].
-    pub fn attend<'a, T: KvElement>(
-        &mut self,
-        layer: u32,
-        q: impl Into<Rows<'a, T>>,
-        out: impl Into<Out<'a, T>>,
-    ) -> Result<(), CacheError> {
-        self.cache.attend(layer, self.batch, q, out)
-    }
-
-    /// What launches of your own need that write K and V in the place of [`Step::append`]; counters and targets are
-    /// right once the stream is there. `None` on the CPU.
-    ///
-    /// # Errors
-    /// The device's.
-    #[cfg(feature = "cuda")]
-    pub fn gpu(&mut self) -> Result<Option<StepGpu<'_>>, CacheError> {
-        let call = step_call(&self.cache.forest, self.batch, self.rows);
-        let Some(backend) = gpu(&mut *self.cache.backend) else {
-            return Ok(None);
-        };
-        let targets = backend.step_targets(&call)?;
-        let (cache, stream) = (backend.cache(), backend.stream().raw());
-        Ok(Some(StepGpu { cache, targets, stream }))
-    }
-
-    /// The cache's stream, for launches of your own: what they enqueue there is part of the graph. `None` on the CPU.
-    #[cfg(feature = "cuda")]
-    pub fn stream(&mut self) -> Option<RawStream> {
-        let backend = gpu(&mut *self.cache.backend)?;
-        Some(backend.stream().raw())
     }
 }
 
@@ -295,9 +206,11 @@ impl TreeCache {
             None => {
                 self.gpu().look();
                 self.gpu().record(events.map(|(begin, _)| begin)).map_err(CacheError::from)?;
+                self.score_plans.observed = None;
                 work(&mut Step { cache: self, batch, rows })?;
                 self.gpu().record(events.map(|(_, end)| end)).map_err(CacheError::from)?;
-                let seen = self.gpu().seen().clone();
+                let mut seen = self.gpu().seen().clone();
+                seen.observe = self.score_plans.observed;
                 if seen.on_device() {
                     graph.put(rows, Size::Run(seen));
                 }
@@ -341,7 +254,9 @@ impl TreeCache {
         before: Option<PlanCapacity>,
         work: impl FnOnce(&mut Step<'_>) -> Result<(), E>,
     ) -> Result<RecordedStep, E> {
-        let call = step_call(&self.forest, batch, rows);
+        let visible = self.before_scores(batch, seen)?;
+        let scores = visible.as_deref().map(|visible| self.score_plans.call(batch, visible));
+        let call = step_call(&self.forest, batch, rows, scores);
         let backend = gpu(&mut *self.backend).expect("the backend is one of a GPU");
         let stream = backend.shared_stream();
         backend.prepare(&call, before).map_err(CacheError::from)?;
@@ -365,21 +280,38 @@ impl TreeCache {
         rows: usize,
         events: Option<(&Event, &Event)>,
     ) -> Result<bool, CacheError> {
-        let call = step_call(&self.forest, batch, rows);
+        let visible = self.before_scores(batch, step.seen())?;
+        let scores = visible.as_deref().map(|visible| self.score_plans.call(batch, visible));
+        let call = step_call(&self.forest, batch, rows, scores);
         let backend = gpu(&mut *self.backend).expect("the backend is one of a GPU");
         if !backend.can_replay(step, &call).map_err(BackendError::from)? {
             return Ok(false);
         }
         backend.replay(step, &call, events)?;
+        if let Some(observe) = step.seen().observe {
+            self.note_scores(batch, observe)?;
+        }
         Ok(true)
+    }
+
+    /// What comes before the scores of a captured step, if it leaves some: how many tokens each row sees.
+    fn before_scores(
+        &mut self,
+        batch: &Batch,
+        seen: &Seen,
+    ) -> Result<Option<Vec<u32>>, CacheError> {
+        let Some(observe) = seen.observe else { return Ok(None) };
+        self.begin_scores(batch, observe)?;
+        Ok(Some(batch.visible(observe.window)))
     }
 }
 
 #[cfg(feature = "cuda")]
-fn step_call<'a>(
+pub(super) fn step_call<'a>(
     forest: &'a crate::tree::TokenForest,
     batch: &'a Batch,
     rows: usize,
+    scores: Option<ScoreCall<'a>>,
 ) -> StepCall<'a> {
     StepCall {
         rows,
@@ -387,5 +319,6 @@ fn step_call<'a>(
         counters: super::counters(forest),
         targets: batch.targets(),
         positions: batch.positions(),
+        scores,
     }
 }

@@ -15,6 +15,7 @@ mod rows;
 mod saved;
 mod score;
 mod seal;
+mod step;
 mod store;
 
 use std::ops::Range;
@@ -24,15 +25,16 @@ use kernels_gpu::abi::AppendTarget;
 
 pub use self::batch::Batch;
 pub use self::builder::CacheBuilder;
-pub use self::capture::{Step, StepGraph, StepRun};
-#[cfg(feature = "cuda")]
-pub use self::capture::{StepGpu, StepOptions};
+pub use self::capture::{StepGraph, StepRun};
 pub use self::config::{CacheConfig, Device};
 pub use self::demoted::{Demoted, RestoreFrom};
 pub use self::error::CacheError;
 pub use self::restore::Restored;
 pub use self::rows::{Kv, Out, Rows, RowsMut};
 pub use self::seal::FormatBytes;
+pub use self::step::Step;
+#[cfg(feature = "cuda")]
+pub use self::step::{StepGpu, StepOptions};
 
 use self::builder::Settings;
 
@@ -77,6 +79,7 @@ pub struct TreeCache {
     dirty: Vec<Range<u32>>,
     /// What scores there are.
     scored: Option<score::Scored>,
+    score_plans: score::ScorePlans,
     /// The extent without memory that the backend was told to prepare.
     prepared: Option<u32>,
 }

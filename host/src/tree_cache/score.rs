@@ -7,6 +7,9 @@ use kernels_gpu::abi::{PAGE_TOKENS, RowSource, RowTarget};
 use super::{Batch, CacheError, Rows, TreeCache, counters};
 use crate::attention::{Backend, BackendError, Reduce, Score};
 use crate::cache::{KvElement, PageId};
+#[cfg(feature = "cuda")]
+use crate::cuda::ScoreCall;
+use crate::plan::{Plan, Planner};
 use crate::retain::Observe;
 use crate::tree::{NodeKey, TokenForest};
 
@@ -18,6 +21,30 @@ pub(super) struct Scored {
     pub(super) reduce: Reduce,
     /// Of nodes whose queries were scored, how many tokens the last of those saw.
     until: HashMap<NodeKey, u32>,
+}
+
+/// The plan of a batch's score passes, where it is not that of attention.
+#[derive(Debug, Default)]
+pub(super) struct ScorePlans {
+    planner: Option<Planner>,
+    plan: Plan,
+    /// Number of the batch's plan.
+    of: u64,
+    /// What the last score pass was asked.
+    pub(super) observed: Option<Observe>,
+}
+
+impl ScorePlans {
+    /// The one made last, if there is one, else that of attention.
+    pub(super) fn plan<'a>(&'a self, batch: &'a Batch) -> &'a Plan {
+        if self.of == batch.plan().number() { &self.plan } else { batch.plan() }
+    }
+
+    /// What a captured step has to bring.
+    #[cfg(feature = "cuda")]
+    pub(super) fn call<'a>(&'a self, batch: &'a Batch, visible: &'a [u32]) -> ScoreCall<'a> {
+        ScoreCall { plan: self.plan(batch), visible }
+    }
 }
 
 impl TreeCache {
@@ -41,16 +68,11 @@ impl TreeCache {
         q: impl Into<Rows<'a, T>>,
         lse: impl Into<Rows<'a, f32>>,
     ) -> Result<(), CacheError> {
-        self.check_fresh(batch)?;
+        self.begin_scores(batch, observe)?;
         let layer = self.plane(layer)?;
-        let held = self.scored.as_ref().map(|scored| scored.reduce);
-        if let Some(held) = held.filter(|&held| held != observe.reduce) {
-            return Err(CacheError::ScoreKind { held, asked: observe.reduce });
-        }
-        self.clear_fresh()?;
         self.backend.score(Score {
             layer,
-            plan: batch.plan(),
+            plan: self.score_plans.plan(batch),
             counters: counters(&self.forest),
             q: q.into().elements(),
             lse: lse.into().elements(),
@@ -58,6 +80,54 @@ impl TreeCache {
             reduce: observe.reduce,
             params: self.params,
         })?;
+        self.score_plans.observed = Some(observe);
+        self.note_scores(batch, observe)
+    }
+
+    /// The plan that score passes over `batch` go by: the batch's own, or one of the backend's for them.
+    ///
+    /// # Errors
+    /// [`CacheError::StaleBatch`], [`CacheError::ForeignBatch`], the planner's.
+    pub fn score_plan<'a>(&'a mut self, batch: &'a Batch) -> Result<&'a Plan, CacheError> {
+        self.check_fresh(batch)?;
+        let group_size = self.config.group_size();
+        let planned = self.score_plans.of == batch.plan().number();
+        if let Some(mut config) = self.backend.score_plan_config(group_size).filter(|_| !planned) {
+            let planner = match &mut self.score_plans.planner {
+                Some(planner) => planner,
+                none => {
+                    (self.settings)(&mut config);
+                    none.insert(Planner::new(config)?)
+                }
+            };
+            self.forest.view_tokens_into(batch.nodes(), &mut self.view_scratch, &mut self.view)?;
+            self.score_plans.of = 0;
+            planner.plan_scores_into(&self.view, &mut self.score_plans.plan)?;
+            self.score_plans.of = batch.plan().number();
+        }
+        Ok(self.score_plans.plan(batch))
+    }
+
+    /// What comes before score passes over `batch`, in whichever layer.
+    pub(super) fn begin_scores(
+        &mut self,
+        batch: &Batch,
+        observe: Observe,
+    ) -> Result<(), CacheError> {
+        self.score_plan(batch)?;
+        let held = self.scored.as_ref().map(|scored| scored.reduce);
+        if let Some(held) = held.filter(|&held| held != observe.reduce) {
+            return Err(CacheError::ScoreKind { held, asked: observe.reduce });
+        }
+        Ok(self.clear_fresh()?)
+    }
+
+    /// Remembers that the batch's nodes were scored.
+    pub(super) fn note_scores(
+        &mut self,
+        batch: &Batch,
+        observe: Observe,
+    ) -> Result<(), CacheError> {
         let scored = self.scored.get_or_insert_with(|| {
             self.forest.pool_mut().watch_fresh(true);
             Scored { reduce: observe.reduce, until: HashMap::new() }

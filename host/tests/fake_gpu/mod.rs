@@ -11,7 +11,8 @@ use std::ffi::{CStr, c_char};
 use std::path::Path;
 
 use deft::abi::{
-    APPEND_LIVE, MergeRow, NONE, PAGE_TOKENS, ProgramHeader, Segment, TokenMove, WorkItem,
+    APPEND_LIVE, MergeRow, NONE, PAGE_TOKENS, ProgramHeader, SCORE_MAX, Segment, TokenMove,
+    WorkItem,
 };
 use deft::bf16;
 use deft::cache::Store;
@@ -61,6 +62,7 @@ extern "C" fn kernels(name: *const c_char, blocks: u32, arguments: *const u64, c
             "copy_d64" => copy(a),
             "attend_bf16_d64" => attend(blocks, a, native),
             "attend_fp8_bf16_d64" => attend(blocks, a, fp8),
+            "score_bf16_d64" => score(blocks, a),
             "merge_bf16_d64" => merge(a),
             "import_pages_bf16_d64" => transfer(a, true),
             "export_pages_d64" => transfer(a, false),
@@ -237,76 +239,154 @@ unsafe fn fp8(a: &[u64], place: u32, head: u32, value: bool, dim: u32) -> f64 {
     }
 }
 
+/// Programs as a launch reads them.
+struct Programs {
+    shares: u32,
+    stride: u32,
+    q: u64,
+    words: u64,
+    masks: u64,
+    lengths: u64,
+    kv_heads: u32,
+    group: u32,
+    scale: f64,
+}
+
+/// One row of a work item.
+struct ItemRow {
+    item: WorkItem,
+    /// Counted within the item.
+    query: u32,
+    member: u32,
+    kv_head: u32,
+    /// Its place in `[queries, q_heads]`.
+    row: usize,
+}
+
+impl Programs {
+    /// Tells each row what it sees: places and their logits.
+    unsafe fn each_row(
+        &self,
+        key: impl Fn(u32, u32, u32) -> f64,
+        mut each: impl FnMut(&ItemRow, &[(u32, f64)]),
+    ) {
+        let heads = (0..self.shares).flat_map(|share| (0..self.kv_heads).map(move |h| (share, h)));
+        for (share, kv_head) in heads {
+            let program = self.words + u64::from(share * self.stride) * 4;
+            // SAFETY: as in `append`.
+            unsafe {
+                let header: ProgramHeader = read(program, 0);
+                let items = program + size_of::<ProgramHeader>() as u64;
+                let segments = items + u64::from(header.items) * size_of::<WorkItem>() as u64;
+                for item in 0..header.items {
+                    let item: WorkItem = read(items, item as usize);
+                    for query in 0..item.query_count {
+                        let places = self.places(program, segments, &item, query);
+                        let row = match item.row_word {
+                            NONE => item.query_begin + query,
+                            word => read(program, (word + query) as usize),
+                        };
+                        for member in 0..self.group {
+                            let row =
+                                ((row * self.kv_heads + kv_head) * self.group + member) as usize;
+                            let logit = |place| {
+                                let q =
+                                    |dim| read::<bf16>(self.q, row * DIM as usize + dim as usize);
+                                let of = |dim| q(dim).to_f64() * key(place, kv_head, dim);
+                                (place, (0..DIM).map(of).sum::<f64>() * self.scale)
+                            };
+                            let seen: Vec<_> = places.iter().map(|&place| logit(place)).collect();
+                            each(&ItemRow { item, query, member, kv_head, row }, &seen);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The places that a query of an item sees.
+    unsafe fn places(&self, program: u64, segments: u64, item: &WorkItem, query: u32) -> Vec<u32> {
+        let mut places = Vec::new();
+        for index in 0..item.segment_count {
+            // SAFETY: as in `append`.
+            unsafe {
+                let segment: Segment = read(segments, (item.segment_begin + index) as usize);
+                if !(segment.visible_begin()..segment.visible_end()).contains(&query) {
+                    continue;
+                }
+                let length = match segment.length_slot {
+                    NONE => 0,
+                    slot => read(self.lengths, slot as usize),
+                };
+                for token in 0..segment.tokens_at(length) {
+                    let (page, bit) = (token / PAGE_TOKENS, token % PAGE_TOKENS);
+                    let word = segment.mask.wrapping_add(page * item.query_count + query);
+                    if segment.mask == NONE
+                        || read::<u64>(self.masks, word as usize) >> bit & 1 == 1
+                    {
+                        let page: u32 = read(program, (segment.page_word + page) as usize);
+                        places.push(page * PAGE_TOKENS + bit);
+                    }
+                }
+            }
+        }
+        places
+    }
+}
+
 unsafe fn attend(shares: u32, a: &[u64], element: unsafe fn(&[u64], u32, u32, bool, u32) -> f64) {
     let [stride, kv_heads, group, partial_slots] = [a[9], a[10], a[11], a[12]].map(|n| n as u32);
     let scale = f64::from(f32::from_bits(a[13] as u32));
     assert_eq!(f32::from_bits(a[14] as u32), 0.0, "no soft cap here");
-    for (share, kv_head) in
-        (0..shares).flat_map(|share| (0..kv_heads).map(move |head| (share, head)))
-    {
-        let program = a[2] + u64::from(share * stride) * 4;
-        // SAFETY: as in `append`.
-        unsafe {
-            let header: ProgramHeader = read(program, 0);
-            let items = program + size_of::<ProgramHeader>() as u64;
-            let segments = items + u64::from(header.items) * size_of::<WorkItem>() as u64;
-            for item in 0..header.items {
-                let item: WorkItem = read(items, item as usize);
-                for (query, member) in
-                    (0..item.query_count).flat_map(|q| (0..group).map(move |m| (q, m)))
-                {
-                    let row = match item.row_word {
-                        NONE => item.query_begin + query,
-                        word => read(program, (word + query) as usize),
-                    };
-                    let row = ((row * kv_heads + kv_head) * group + member) as usize;
-                    let mut softmax = Softmax::new();
-                    for index in 0..item.segment_count {
-                        let segment: Segment =
-                            read(segments, (item.segment_begin + index) as usize);
-                        if !(segment.visible_begin()..segment.visible_end()).contains(&query) {
-                            continue;
-                        }
-                        let length = match segment.length_slot {
-                            NONE => 0,
-                            slot => read(a[4], slot as usize),
-                        };
-                        for token in 0..segment.tokens_at(length) {
-                            let (page, bit) = (token / PAGE_TOKENS, token % PAGE_TOKENS);
-                            let word = segment.mask.wrapping_add(page * item.query_count + query);
-                            if segment.mask != NONE
-                                && read::<u64>(a[3], word as usize) >> bit & 1 == 0
-                            {
-                                continue;
-                            }
-                            let page: u32 = read(program, (segment.page_word + page) as usize);
-                            let value = |value, dim: usize| {
-                                let place = page * PAGE_TOKENS + bit;
-                                element(a, place, kv_head, value, dim as u32)
-                            };
-                            let q = |dim| read::<bf16>(a[0], row * DIM as usize + dim).to_f64();
-                            let logit: f64 =
-                                (0..DIM as usize).map(|dim| q(dim) * value(false, dim)).sum();
-                            softmax.add(logit * scale, |dim| value(true, dim));
-                        }
-                    }
-                    if item.partial_slot == NONE {
-                        softmax.store(a[5], a[6], row);
-                        continue;
-                    }
-                    let slot =
-                        (kv_head * partial_slots + item.partial_slot + query) * group + member;
-                    for dim in 0..DIM as usize {
-                        write(
-                            a[7],
-                            slot as usize * DIM as usize + dim,
-                            softmax.normalised(dim) as f32,
-                        );
-                    }
-                    write(a[8], slot as usize, softmax.lse() as f32);
-                }
+    let [q, words, masks, lengths] = [a[0], a[2], a[3], a[4]];
+    let programs = Programs { shares, stride, q, words, masks, lengths, kv_heads, group, scale };
+    // SAFETY: as in `append`.
+    unsafe {
+        let key = |place, kv_head, dim| element(a, place, kv_head, false, dim);
+        programs.each_row(key, |row, seen| {
+            let ItemRow { item, query, member, kv_head, row } = *row;
+            let mut softmax = Softmax::new();
+            for &(place, logit) in seen {
+                softmax.add(logit, |dim| element(a, place, kv_head, true, dim as u32));
             }
-        }
+            if item.partial_slot == NONE {
+                softmax.store(a[5], a[6], row);
+                return;
+            }
+            let slot = (kv_head * partial_slots + item.partial_slot + query) * group + member;
+            for dim in 0..DIM as usize {
+                write(a[7], slot as usize * DIM as usize + dim, softmax.normalised(dim) as f32);
+            }
+            write(a[8], slot as usize, softmax.lse() as f32);
+        });
+    }
+}
+
+/// The largest probabilities of native pages.
+unsafe fn score(shares: u32, a: &[u64]) {
+    let [stride, kv_heads, group] = [a[10], a[12], a[13]].map(|n| n as u32);
+    let scale = f64::from(f32::from_bits(a[14] as u32));
+    assert_eq!(a[16] as u32, SCORE_MAX, "no other scores here");
+    let [q, words, masks, lengths] = [a[0], a[4], a[5], a[6]];
+    let programs = Programs { shares, stride, q, words, masks, lengths, kv_heads, group, scale };
+    // SAFETY: as in `append`.
+    unsafe {
+        let key = |place, kv_head, dim| {
+            let at = element(kv_heads, place, kv_head, false, dim);
+            read::<bf16>(a[1], at).to_f64()
+        };
+        programs.each_row(key, |row, seen| {
+            if read::<u32>(a[8], row.row / (kv_heads * group) as usize) == 0 {
+                return;
+            }
+            for &(place, logit) in seen {
+                let lse = f64::from(read::<f32>(a[7], row.row)) * std::f64::consts::LOG2_E;
+                let cell = place / PAGE_TOKENS * kv_heads + row.kv_head;
+                let at = (cell * PAGE_TOKENS + place % PAGE_TOKENS) as usize;
+                let p = ((logit - lse).exp2() as f32).max(read::<f32>(a[9], at));
+                write(a[9], at, p);
+            }
+        });
     }
 }
 

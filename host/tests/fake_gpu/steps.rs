@@ -2,6 +2,7 @@
 
 use deft::attention::BackendError;
 use deft::cuda::{Append, RawStream};
+use deft::retain::Observe;
 use deft::{
     Batch, CacheError, DraftNode, Kv, NodeKey, Out, RotaryTable, Step, StepGraph, StepOptions,
     StepRun,
@@ -17,7 +18,8 @@ impl World {
         batch: &Batch,
     ) -> Result<StepRun, CacheError> {
         let (layers, table, stream) = (&self.layers, self.table.as_ref(), self.stream.raw());
-        self.cache.capture(graph, batch, |step| run(step, layers, table, stream))
+        let observe = self.observe;
+        self.cache.capture(graph, batch, |step| run(step, layers, (table, observe), stream))
     }
 
     /// Runs a step call by call.
@@ -118,7 +120,7 @@ impl World {
 fn run(
     step: &mut Step<'_>,
     layers: &[Tensors],
-    table: Option<&RotaryTable>,
+    (table, observe): (Option<&RotaryTable>, Option<Observe>),
     stream: RawStream,
 ) -> Result<(), CacheError> {
     let rows = step.batch().rows();
@@ -129,6 +131,11 @@ fn run(
         kv.rope = table;
         step.append(layer, kv)?;
         attend(step, layer, tensors, stream)?;
+        if let Some(observe) = observe {
+            let q = at(&tensors.q, rows * GROUP * width, stream);
+            let lse = at(&tensors.lse, rows * KV_HEADS * GROUP, stream);
+            step.score(layer, observe, q, lse)?;
+        }
     }
     Ok(())
 }

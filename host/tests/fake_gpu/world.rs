@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use deft::cache::Store;
 use deft::cuda::{CudaDevice, DeviceBuffer, DeviceRows, RawStream, Stream};
+use deft::retain::Observe;
 use deft::{Batch, CacheError, DType, Kv, NodeKey, Out, RotaryTable, TreeCache, bf16};
 
 pub(crate) const LAYERS: u32 = 2;
@@ -27,6 +28,8 @@ pub(crate) struct World {
     nodes: HashMap<NodeKey, (Option<NodeKey>, Vec<Token>)>,
     layers: Vec<Tensors>,
     pub(crate) table: Option<RotaryTable>,
+    /// The scores that steps leave.
+    pub(crate) observe: Option<Observe>,
     seed: u64,
 }
 
@@ -80,6 +83,7 @@ impl World {
             nodes: HashMap::new(),
             layers: (0..LAYERS).map(tensors).collect(),
             table: None,
+            observe: None,
             seed,
         }
     }
@@ -193,6 +197,14 @@ impl World {
             self.cache.append(layer, batch, kv)?;
         }
         Ok(())
+    }
+
+    /// All scores of some nodes' full pages.
+    pub(crate) fn scores(&mut self, nodes: &[NodeKey]) -> Vec<u32> {
+        let heads = (0..LAYERS).flat_map(|layer| (0..KV_HEADS as u32).map(move |h| (layer, h)));
+        let all = nodes.iter().flat_map(|&node| heads.clone().map(move |(l, h)| (node, l, h)));
+        let read = |(node, layer, head)| self.cache.scores(node, layer, head).unwrap();
+        all.flat_map(read).flatten().collect()
     }
 
     /// Waits for the caller's stream alone, and compares the results of the step with the definition.

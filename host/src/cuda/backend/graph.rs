@@ -12,6 +12,7 @@ use crate::cuda::{
     RawStream, Stream,
 };
 use crate::plan::Plan;
+use crate::retain::Observe;
 
 /// What a step brings to the device, whatever its layers do.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +23,16 @@ pub(crate) struct StepCall<'a> {
     pub(crate) positions: &'a [u32],
     /// Rows of the step: as many as targets, or more.
     pub(crate) rows: usize,
+    /// Of a step with score passes.
+    pub(crate) scores: Option<ScoreCall<'a>>,
+}
+
+/// What score passes bring besides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ScoreCall<'a> {
+    pub(crate) plan: &'a Plan,
+    /// `[rows]`, or fewer.
+    pub(crate) visible: &'a [u32],
 }
 
 impl StepCall<'_> {
@@ -42,6 +53,14 @@ pub(super) struct StepInputs {
     pub(super) targets: Mirror<u32>,
     pub(super) positions: Mirror<u32>,
     tables: Vec<Arc<Table>>,
+    pub(super) scores: Option<ScoreInputs>,
+}
+
+/// The same of score passes.
+#[derive(Debug)]
+pub(super) struct ScoreInputs {
+    pub(super) plan: CudaPlan,
+    pub(super) visible: Mirror<u32>,
 }
 
 impl StepInputs {
@@ -59,6 +78,8 @@ pub(crate) struct Seen {
     /// Streams other than the cache's.
     streams: Vec<RawStream>,
     on_host: bool,
+    /// The scores that they left.
+    pub(crate) observe: Option<Observe>,
 }
 
 impl Seen {
@@ -150,7 +171,13 @@ impl CudaBackend {
             targets: Mirror::new("a step's append targets"),
             positions: Mirror::new("a step's positions"),
             tables: Vec::new(),
+            scores: None,
         };
+        if let Some(scores) = call.scores {
+            let visible = Mirror::new("a step's visible tokens");
+            let plan = self.room(scores.plan, None, Some(0))?;
+            inputs.scores = Some(ScoreInputs { plan, visible });
+        }
         self.bring(&mut inputs, call, true)?;
         self.capturing = Some(inputs);
         Ok(())
@@ -194,7 +221,9 @@ impl CudaBackend {
         }
         let moved = (now.lengths, now.tail_pages) != (then.lengths, then.tail_pages)
             || self.cache.compacted.generation != step.compacted;
-        Ok(!moved && step.inputs.plan.could_hold(call.plan))
+        let scores = step.inputs.scores.as_ref().zip(call.scores);
+        let scored = scores.is_none_or(|(inputs, call)| inputs.plan.could_hold(call.plan));
+        Ok(!moved && scored && step.inputs.plan.could_hold(call.plan))
     }
 
     /// Launches a captured step, for which nothing but what differs from the step before is copied.
@@ -226,6 +255,13 @@ impl CudaBackend {
         self.set_counters(call.counters)?;
         inputs.plan.update(call.plan, &self.stream)?;
         inputs.targets.fill(&self.stream, &call.padded())?;
+        if let (Some(inputs), Some(scores)) = (&mut inputs.scores, call.scores) {
+            check_plan(self.cache.shape(), scores.plan, call.counters)?;
+            inputs.plan.update(scores.plan, &self.stream)?;
+            let mut visible = scores.visible.to_vec();
+            visible.resize(call.rows, 0);
+            inputs.visible.fill(&self.stream, &visible)?;
+        }
         if rotated {
             inputs.positions.fill(&self.stream, call.positions)?;
         }
@@ -245,7 +281,8 @@ impl RecordedStep {
     }
     /// Bytes of device memory.
     pub(crate) fn bytes(&self) -> usize {
-        self.inputs.plan.bytes()
+        let scores = self.inputs.scores.as_ref();
+        self.inputs.plan.bytes() + scores.map_or(0, |inputs| inputs.plan.bytes())
     }
     /// Streams that it was captured from.
     pub(crate) fn seen(&self) -> &Seen {

@@ -1,28 +1,35 @@
 //! Scores and compaction, of arguments that were checked.
 
 use super::CudaBackend;
-use crate::attention::{Backend, BackendError, Compact, Score};
+use crate::attention::{BackendError, Compact, Score};
 use crate::cuda::{CudaError, ScoreBuffers};
 
 impl CudaBackend {
     /// As the backend's score.
     pub(super) fn score_checked(&mut self, call: Score<'_>) -> Result<(), BackendError> {
-        if self.capturing.is_some() {
-            return Err(BackendError::Scores { backend: format!("{} in a graph", self.name()) });
-        }
         let rows = [call.q.on_device(), call.lse.on_device()];
         self.see(&[("q", rows[0]), ("lse", rows[1])])?;
         self.set_counters(call.counters)?;
-        self.load(call.plan, call.counters)?;
-        self.cache.make_scores(call.layer, &self.stream)?;
+        if self.capturing.is_none() {
+            self.load(call.plan, call.counters)?;
+            // A captured step has made them when it ran before.
+            self.cache.make_scores(call.layer, &self.stream)?;
+        }
         let stream = &self.stream;
+        let inputs = self.capturing.as_ref().and_then(|inputs| inputs.scores.as_ref());
         let buffers = ScoreBuffers {
             q: self.q.source("q", call.q, stream)?,
             lse: self.lse.source("lse", call.lse, stream)?,
-            visible: self.visible.fill(stream, call.visible)?.pointer(),
+            visible: match inputs {
+                Some(inputs) => inputs.visible.pointer_of(call.visible),
+                None => self.visible.fill(stream, call.visible)?.pointer(),
+            },
         };
         self.enter(&rows)?;
-        let plan = self.plans.last().expect("the plan was just loaded");
+        let plan = match inputs {
+            Some(inputs) => &inputs.plan,
+            None => self.plans.last().expect("the plan was just loaded"),
+        };
         let (reduce, stream) = (call.reduce, self.stream.raw());
         // SAFETY: the buffers have the lengths that were checked, the plan's pages and counters were checked when it was
         // loaded; buffers of ours are used on one stream only, and the caller's are kept by their promise.

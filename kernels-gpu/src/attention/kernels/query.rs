@@ -195,6 +195,39 @@ unsafe fn load_by<const D: usize>(
     }
 }
 
+/// [`load`] of rows `0..16`, by one warp.
+///
+/// # Safety
+/// The warp is whole; the item has at most 16 rows, and nobody else uses the tile.
+#[inline(always)]
+pub(super) unsafe fn load_narrow<const D: usize>(
+    q: *const u16,
+    tile: Shared<Row>,
+    map: &RowMap,
+    lane: u32,
+) {
+    const PIECES: usize = 8;
+    let steps = D as u32 / 32;
+    let mut first = 0;
+    while first < 16 {
+        let row = first + lane % 8;
+        let mut pieces = [[0u32; 4]; PIECES];
+        // SAFETY: 8 dims each of a row of the item's; the pieces lie within the tile.
+        unsafe {
+            if row < map.rows {
+                let origin = q.add(map.head_index(row) * D + lane as usize / 8 * 8);
+                for i in 0..steps as usize {
+                    pieces[i] = global::load_v4_u32(origin.add(32 * i).cast());
+                }
+            }
+            for i in 0..steps {
+                tile.at(first * (D as u32 / 8) + lane + 32 * i).cast().store(pieces[i as usize]);
+            }
+        }
+        first += 8;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Group;

@@ -4,11 +4,12 @@ use super::{CONSUMERS, COUNTED_SEGMENTS, PROGRAM_BYTES};
 use crate::Arch;
 use crate::abi::PAGE_TOKENS;
 
-/// Threads of a block: all compute, and on Hopper a warp more loads.
+/// Threads of a block: all compute, and on Hopper a warp more loads, with three idle companions, since registers are dealt
+/// out by warpgroup.
 pub const fn threads(arch: Arch) -> u32 {
     match arch {
         Arch::Sm80 => CONSUMERS,
-        Arch::Sm90a => CONSUMERS + 32,
+        Arch::Sm90a => CONSUMERS + 128,
     }
 }
 
@@ -39,8 +40,12 @@ impl<const D: usize, const KIB: u32> Tile<D, KIB> {
     pub const HALF_BYTES: u32 = PAGE_TOKENS * D as u32 * 2;
     /// Bytes of 8 tokens of K, or of 8 rows.
     pub const GROUP_BYTES: u32 = super::group_bytes(D);
-    /// Pages that there is room for; even, so that each is always the same warpgroup's.
+    /// Pages that there is room for.
     pub const STAGES: u32 = KIB * 1024 / Self::HALF_BYTES;
+    /// Most rows of an item that a warp takes alone.
+    pub const NARROW_ROWS: u32 = 16;
+    /// Warps that take such items: so many have a place in the query tile.
+    pub const NARROW_WARPS: u32 = Self::MAX_ROWS / Self::NARROW_ROWS;
     /// Offset of the query tile.
     pub const QUERY: u32 = KIB * 1024;
     /// Offset of the program.

@@ -83,12 +83,9 @@ fn on_device(weights: &Weights, args: &Args) -> Result<Option<Placed>> {
         budget: Budget::Tokens(args.retain_rows),
         every: UPKEEP,
     });
-    let on_gpu = || match (kv, &retain) {
-        (_, Some(retain)) => {
-            anyhow::bail!("--retain {} is not available on CUDA yet", retain.policy)
-        }
-        (KvFormat::Native, _) => on_gpu(weights, &ranks),
-        (format, _) => anyhow::bail!("KV format {format} is not available on CUDA yet"),
+    let on_gpu = || match kv {
+        KvFormat::Native => on_gpu(weights, retain.clone(), &ranks),
+        format => anyhow::bail!("KV format {format} is not available on CUDA yet"),
     };
     match args.device {
         DeviceArg::Cpu => on_cpu(weights, (kv, &retain), &ranks, None),
@@ -143,7 +140,7 @@ fn on_cpu(
 }
 
 #[cfg(feature = "cuda")]
-fn on_gpu(weights: &Weights, ranks: &Ranks) -> Result<Option<Placed>> {
+fn on_gpu(weights: &Weights, retain: Option<Retain>, ranks: &Ranks) -> Result<Option<Placed>> {
     use std::sync::{Arc, OnceLock};
 
     use deft::DType;
@@ -159,9 +156,11 @@ fn on_gpu(weights: &Weights, ranks: &Ranks) -> Result<Option<Placed>> {
     let model = ranks.model(move |ranks| {
         let (rank, count) = (ranks.rank(), ranks.ranks());
         let device = CudaDevice::new(at.gpu(rank))?;
+        let mut options = CudaOptions::default();
+        options.retain = retain.clone();
         let shard = Shard::new(weights.config(), rank, count)?;
         let weights = CudaWeights::read_shard(&device, &weights, DType::F16, shard)?;
-        let model = CudaModel::new_rank(&device, weights, CudaOptions::default(), ranks)?;
+        let model = CudaModel::new_rank(&device, weights, options, ranks)?;
         if rank == 0 {
             let name = match model.nccl() {
                 None => format!("{}, {}, {}", device.name(), model.dtype(), model.cublas()),
@@ -185,7 +184,7 @@ fn on_gpu(weights: &Weights, ranks: &Ranks) -> Result<Option<Placed>> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn on_gpu(_: &Weights, _: &Ranks) -> Result<Option<Placed>> {
+fn on_gpu(_: &Weights, _: Option<Retain>, _: &Ranks) -> Result<Option<Placed>> {
     anyhow::bail!("this program was built without GPUs (feature `cuda`)")
 }
 

@@ -8,6 +8,7 @@ mod plain;
 mod prompts;
 mod rank;
 mod real;
+mod retained;
 mod rotate;
 mod rows;
 mod select;

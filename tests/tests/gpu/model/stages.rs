@@ -13,21 +13,21 @@ use super::select;
 use super::walk::{argmax, tokens, walk};
 
 /// What rounding and the order of sums leave, relative to a row's length.
-struct Limits {
+pub(crate) struct Limits {
     /// Of what is rounded to the model's type.
     half: f64,
     attention: f64,
     /// Of sums of exact products.
     float: f64,
     /// Logits of the model against those of the f32 one.
-    model: f64,
+    pub(crate) model: f64,
 }
 
 impl Limits {
     const BF16: Self = Self { half: 4e-3, attention: 1e-2, float: 1e-4, model: 0.05 };
 
     /// f16 has three bits more than bf16.
-    fn of(dtype: DType) -> Self {
+    pub(crate) fn of(dtype: DType) -> Self {
         let finer = if dtype == DType::F16 { 8.0 } else { 1.0 };
         Self {
             half: Self::BF16.half / finer,
@@ -39,7 +39,7 @@ impl Limits {
 }
 
 /// Small shapes: SmolLM2's heads, Llama 3's with a head of its own, and what Qwen3, Qwen2 and SmolLM3 do otherwise.
-fn shapes() -> [(&'static str, LlamaConfig); 4] {
+pub(crate) fn shapes() -> [(&'static str, LlamaConfig); 4] {
     let small = LlamaConfig {
         layers: 3,
         hidden: 576,

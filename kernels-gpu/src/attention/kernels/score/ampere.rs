@@ -1,18 +1,16 @@
 //! `score` on Ampere and what follows it: all eight warps load and compute. Four share a page's tokens, and the other four
 //! have the other half of the rows.
 
-use super::{Block, Score, Totals, hide};
-use crate::abi::{PAGE_TOKENS, WorkItem};
+use super::narrow::{self, Columns, Landed};
+use super::{Block, Score};
+use crate::abi::PAGE_TOKENS;
 use crate::attention::kernels::ampere::load_program;
 use crate::attention::kernels::cells::{self, Cells};
 use crate::attention::kernels::cursor::{Cursor, Kept};
 use crate::attention::kernels::format::token_of;
-use crate::attention::kernels::group_layout::Cores;
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::kernels::query;
-use crate::attention::kernels::rows::soft_cap;
-use crate::attention::kernels::warp_tile::WarpTile;
 use crate::attention::tile::{CONSUMERS, score::Ampere as Tile};
 use device::matrix::Row;
 use device::shared::{Shared, dynamic_shared_mem};
@@ -65,60 +63,36 @@ pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
             }
             let padded = map.rows.next_multiple_of(CHUNK);
             let tile = base.offset(Tile::<D>::QUERY).cast();
+            let kept = base.offset(Tile::<D>::ROWS).cast();
+            // On its way while queries are loaded.
+            let asked = block.ask_row(&map, thread_index);
             query::load::<D>(a.q, tile, &map, padded, thread_index);
             if thread_index < Tile::<D>::MAX_ROWS {
-                block.keep_row(&map, thread_index, base.offset(Tile::<D>::ROWS).cast());
+                kept.at(thread_index).store(block.kept(asked));
             }
             thread::sync_threads();
+            let warp_index = thread_index / 32;
+            let columns = Columns {
+                queries: tile,
+                kept,
+                first: warp_index / 4 * CHUNK,
+                step: 2 * CHUNK,
+                end: padded,
+            };
             let mut left = program.cell_pages(header.items, &item);
             while left > 0 {
-                let (key, page, cell) = keys.next();
-                tokens_of::<E, D, KS>(&block, &item, padded, key, page, cell);
+                let landed = keys.next();
+                // Without rows of its own a warp has nothing to say.
+                if columns.first < padded {
+                    let first = warp_index % 4 * 16;
+                    narrow::score::<E, D, KS, { CHUNK as usize / 2 }>(
+                        &block, &item, landed, first, columns,
+                    );
+                }
                 left -= 1;
             }
             index += 1;
         }
-    }
-}
-
-/// A page: this warp's sixteen tokens and its rows.
-#[inline(always)]
-unsafe fn tokens_of<E: Element, const D: usize, const KS: usize>(
-    block: &Block,
-    item: &WorkItem,
-    padded: u32,
-    key: Shared<Row>,
-    page: PartialPage,
-    cell: u32,
-) {
-    let warp_index = block.thread / 32;
-    let lane = block.thread % 32;
-    let first_token = warp_index % 4 * 16;
-    let queries: Shared<Row> = block.shared.offset(Tile::<D>::QUERY).cast();
-    let kept = block.shared.offset(Tile::<D>::ROWS).cast::<[u32; 2]>();
-    let mut row = warp_index / 4 * CHUNK;
-    // Without rows of its own a warp has nothing to say.
-    if row >= padded {
-        return;
-    }
-    // SAFETY: the warp is whole; K and queries are there.
-    unsafe {
-        let mut totals = Totals::new(block, page, cell, first_token + lane / 4);
-        let own = key.offset(first_token / 8 * Tile::<D>::GROUP_BYTES);
-        // The sixteen tokens are what an item's rows are to attention.
-        let tile = WarpTile::<KS, 0>::new::<D>(own);
-        while row < padded {
-            let rows = queries.offset(row / 8 * Tile::<D>::GROUP_BYTES);
-            let mut s: [f32; CHUNK as usize / 2] = tile.logits::<E, Cores, D, _>(rows);
-            soft_cap(&mut s, block.logits);
-            if page.tokens != 0 {
-                let first = row + lane % 4 * 2;
-                hide(&mut s, block, item, page, first_token + lane / 4, first);
-            }
-            totals.add(&s, block, kept.at(row));
-            row += 2 * CHUNK;
-        }
-        totals.store(block, page, cell, first_token + lane / 4);
     }
 }
 
@@ -154,7 +128,7 @@ impl<const D: usize> Keys<'_, D> {
 
     /// Waits for the next page, for all threads, which are through with the one before: its K, what it is, and its cell.
     #[inline(always)]
-    unsafe fn next(&mut self) -> (Shared<Row>, PartialPage, u32) {
+    unsafe fn next(&mut self) -> Landed {
         match Tile::<D>::STAGES {
             8 => async_copy::wait_group::<6>(),
             4 => async_copy::wait_group::<2>(),
@@ -168,7 +142,7 @@ impl<const D: usize> Keys<'_, D> {
             self.stage = if stage + 1 == stages { 0 } else { stage + 1 };
             let record = self.record(stage);
             let page = PartialPage { tokens: record.load(), place: record.at(1).load() };
-            (self.key(stage), page, record.at(2).load())
+            Landed { key: self.key(stage), page, cell: record.at(2).load() }
         }
     }
 

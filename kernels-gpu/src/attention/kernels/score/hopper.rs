@@ -1,25 +1,24 @@
-//! `score` on Hopper: a warp streams K of the program's pages into a ring, two warpgroups take turns at pages.
+//! `score` on Hopper: a warp streams K of the program's pages into a ring. Of items of many rows two warpgroups take turns at
+//! pages, of others all warps.
 
+use super::narrow::{self, Columns, Landed};
+use super::ring::{READERS, Ring};
 use super::{Block, Score, Totals, hide};
-use crate::abi::{ProgramHeader, WorkItem};
+use crate::abi::{PAGE_TOKENS, ProgramHeader, WorkItem};
 use crate::attention::kernels::ampere::load_program;
 use crate::attention::kernels::cells::{self, Cells};
 use crate::attention::kernels::cursor::{Cursor, Kept};
-use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
-use crate::attention::kernels::query;
+use crate::attention::kernels::query::{self, RowMap};
 use crate::attention::kernels::rows::soft_cap;
-use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS, score::Hopper as Tile};
+use crate::attention::tile::{CONSUMERS, score::Hopper as Tile};
 use device::bulk::{self, Bytes};
 use device::matrix::Row;
-use device::mbarrier::{self, Barrier};
+use device::mbarrier;
 use device::shared::{Shared, dynamic_shared_mem};
 use device::warp::FULL_MASK;
 use device::wgmma::{Descriptor, Operand};
-use device::{Element, thread, warp, wgmma};
-
-/// Warps of the one warpgroup that reads a page.
-const READERS: u32 = CONSUMER_WARPS / 2;
+use device::{Element, register, thread, warp, wgmma};
 
 /// One block of `score`. `KS = D / 16` for head dimension `D`.
 ///
@@ -57,9 +56,13 @@ pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
         let mut block = Block::new(a, base, thread_index, kv_head, program);
         block.items = header.items;
         if thread_index < CONSUMERS {
+            register::set_max_inc::<232>();
             consume::<E, D, KS>(&block, header);
         } else {
-            produce::<D>(&block, header);
+            register::set_max_dec::<40>();
+            if thread_index < CONSUMERS + 32 {
+                produce::<D>(&block, header);
+            }
         }
     }
 }
@@ -96,172 +99,227 @@ unsafe fn consume<E: Element, const D: usize, const KS: usize>(
     header: ProgramHeader,
 ) {
     let mut ring = Ring::<D>::new(block.shared);
-    // SAFETY: all consumers go the same way.
+    let mut turn = 0;
+    let mut was_narrow = true;
+    let mut index = 0;
+    // SAFETY: all consumers go the same way, or each warp its own through items whose rows are the warp's alone.
     unsafe {
-        let mut index = 0;
         while index < header.items {
             let item = block.program.item(index);
             let map = block.row_map(&item);
-            let padded = map.rows.next_multiple_of(64);
-            if index > 0 {
+            let pages = block.program.cell_pages(header.items, &item);
+            let is_narrow = map.rows <= Tile::<D>::NARROW_ROWS;
+            if index > 0 && !(is_narrow && was_narrow) {
                 // The item before still reads queries and rows.
                 thread::named_barrier_sync::<1>(CONSUMERS);
             }
-            let tile = block.shared.offset(Tile::<D>::QUERY).cast();
-            query::load::<D>(block.score.q, tile, &map, padded, block.thread);
-            if block.thread < Tile::<D>::MAX_ROWS {
-                let rows = block.shared.offset(Tile::<D>::ROWS).cast();
-                block.keep_row(&map, block.thread, rows);
+            if is_narrow {
+                few_rows::<E, D, KS>(block, &item, &map, ring, turn, pages);
+            } else {
+                many_rows::<E, D, KS>(block, &item, &map, ring, turn, pages);
             }
-            bulk::fence_proxy_async_shared();
-            thread::named_barrier_sync::<1>(CONSUMERS);
-            let mut left = block.program.cell_pages(header.items, &item);
-            while left > 0 {
-                if ring.stage % 2 == block.thread / 128 {
-                    tokens_of::<E, D, KS>(block, &item, &ring, padded);
-                }
-                ring.advance();
-                left -= 1;
-            }
+            ring = ring.further(pages);
+            turn += pages;
+            was_narrow = is_narrow;
             index += 1;
         }
     }
 }
 
-/// A page, by one warpgroup, 64 rows at a time.
+/// An item of few rows: warps take turns at its pages, and each that has one has the rows in a place of its own. So many
+/// such items are under way at once.
 #[inline(always)]
-unsafe fn tokens_of<E: Element, const D: usize, const KS: usize>(
+unsafe fn few_rows<E: Element, const D: usize, const KS: usize>(
     block: &Block,
     item: &WorkItem,
-    ring: &Ring<D>,
-    padded: u32,
+    map: &RowMap,
+    ring: Ring<D>,
+    turn: u32,
+    pages: u32,
 ) {
-    let group = Tile::<D>::GROUP_BYTES;
-    let lane = block.thread % 32;
-    let token = block.thread % 128 / 32 * 16 + lane / 4;
-    let queries: Shared<Row> = block.shared.offset(Tile::<D>::QUERY).cast();
-    let kept: Shared<[u32; 2]> = block.shared.offset(Tile::<D>::ROWS).cast();
-    let operand =
-        |first| Operand { descriptor: Descriptor::new(first, 128, group), step_bytes: 256 };
-    // SAFETY: all warps of the warpgroup are here; a stage is read between its arrival and its release.
+    let (own, lane) = (block.thread / 32, block.thread % 32);
+    let mut at = own.wrapping_sub(turn) % Tile::<D>::NARROW_WARPS;
+    if own >= Tile::<D>::NARROW_WARPS || at >= pages {
+        return;
+    }
+    let rows = Tile::<D>::NARROW_ROWS;
+    let columns = Columns {
+        queries: block
+            .shared
+            .offset(Tile::<D>::QUERY + own * rows / 8 * Tile::<D>::GROUP_BYTES)
+            .cast(),
+        kept: kept::<D>(block).at(own * rows),
+        first: 0,
+        step: rows,
+        end: rows,
+    };
+    // SAFETY: the warp is whole, and nobody else has its rows; a stage is read between its arrival and its release.
     unsafe {
-        mbarrier::wait_parity(ring.full(), ring.phase);
-        let (page, cell) = ring.page();
-        // The same for all lanes, which the compiler cannot see.
-        let key = warp::warp_shuffle_idx(FULL_MASK, ring.key(), 0);
-        let mut totals = Totals::new(block, page, cell, token);
-        let mut row = 0;
-        while row < padded {
-            let mut s = [0.0f32; 32];
-            let rows = operand(queries.offset(row / 8 * group));
-            wgmma::fence();
-            wgmma::mma_shared::<E, false, false, KS, _>(&mut s, operand(key), rows, false);
-            wgmma::commit_group();
-            wgmma::wait_group_settle::<0, _>(&mut s);
-            if row + 64 == padded {
-                ring.release();
+        warp::sync_warp(FULL_MASK);
+        let asked = block.ask_row(map, lane);
+        query::load_narrow::<D>(block.score.q, columns.queries, map, lane);
+        if lane < rows {
+            columns.kept.at(lane).store(block.kept(asked));
+        }
+        warp::sync_warp(FULL_MASK);
+        while at < pages {
+            let ring = ring.further(at);
+            let landed = ring.wait();
+            let tokens = if landed.page.tokens == 0 { PAGE_TOKENS } else { landed.page.tokens };
+            let mut first = 0;
+            while first < tokens {
+                narrow::score::<E, D, KS, 8>(block, item, landed, first, columns);
+                first += 16;
             }
-            soft_cap(&mut s, block.logits);
-            if page.tokens != 0 {
-                hide(&mut s, block, item, page, token, row + lane % 4 * 2);
-            }
-            totals.add(&s, block, kept.at(row));
-            row += 64;
-        }
-        totals.store(block, page, cell, token);
-    }
-}
-
-/// A position in the ring of halves of pages.
-#[derive(Clone, Copy)]
-struct Ring<const D: usize> {
-    shared: Shared<u8>,
-    stage: u32,
-    phase: u32,
-}
-
-impl<const D: usize> Ring<D> {
-    #[inline(always)]
-    fn new(shared: Shared<u8>) -> Self {
-        Self { shared, stage: 0, phase: 0 }
-    }
-
-    /// Sets up the barriers; one thread.
-    #[inline(always)]
-    unsafe fn init(mut self) {
-        while self.phase == 0 {
-            // SAFETY: nobody uses the barriers yet.
-            unsafe {
-                mbarrier::init(self.full(), 1);
-                mbarrier::init(self.empty(), READERS);
-            }
-            self.advance();
-        }
-    }
-
-    #[inline(always)]
-    fn record(&self) -> Shared<u8> {
-        self.shared.offset(Tile::<D>::RECORDS + self.stage * Tile::<D>::RECORD_BYTES)
-    }
-
-    /// Completes when the stage's bytes have landed.
-    #[inline(always)]
-    fn full(&self) -> Barrier {
-        Barrier::at(self.record().cast())
-    }
-
-    /// Completes when the stage may be overwritten.
-    #[inline(always)]
-    fn empty(&self) -> Barrier {
-        Barrier::at(self.record().offset(8).cast())
-    }
-
-    #[inline(always)]
-    fn key(&self) -> Shared<Row> {
-        self.shared.offset(self.stage * Tile::<D>::HALF_BYTES).cast()
-    }
-
-    #[inline(always)]
-    fn advance(&mut self) {
-        self.stage += 1;
-        if self.stage == Tile::<D>::STAGES {
-            self.stage = 0;
-            self.phase ^= 1;
-        }
-    }
-
-    /// Producer: says what the stage's page is.
-    #[inline(always)]
-    unsafe fn describe(&self, page: PartialPage, cell: u32) {
-        let words: Shared<u32> = self.record().offset(16).cast();
-        // SAFETY: the stage is the producer's until it says that it is full.
-        unsafe {
-            words.store(page.tokens);
-            words.at(1).store(page.place);
-            words.at(2).store(cell);
-        }
-    }
-
-    /// Consumer: what the stage's page is, and its cell.
-    #[inline(always)]
-    unsafe fn page(&self) -> (PartialPage, u32) {
-        let words: Shared<u32> = self.record().offset(16).cast();
-        // SAFETY: the stage has arrived, with its description.
-        unsafe {
-            let page = PartialPage { tokens: words.load(), place: words.at(1).load() };
-            (page, words.at(2).load())
-        }
-    }
-
-    /// Consumer warp: gives the stage back.
-    #[inline(always)]
-    unsafe fn release(&self) {
-        // SAFETY: the warp is whole; one arrival a warp of the warpgroup that has the page.
-        unsafe {
             warp::sync_warp(FULL_MASK);
-            if warp::lane_id() == 0 {
-                mbarrier::arrive(self.empty());
+            if lane < READERS {
+                mbarrier::arrive(ring.empty());
             }
+            at += Tile::<D>::NARROW_WARPS;
         }
     }
+}
+
+/// An item of more rows: warpgroups take turns at its pages.
+#[inline(always)]
+unsafe fn many_rows<E: Element, const D: usize, const KS: usize>(
+    block: &Block,
+    item: &WorkItem,
+    map: &RowMap,
+    mut ring: Ring<D>,
+    turn: u32,
+    mut pages: u32,
+) {
+    let padded = map.rows.next_multiple_of(64);
+    let tile = block.shared.offset(Tile::<D>::QUERY).cast();
+    let mut mine = block.thread / 128 == turn % 2;
+    // SAFETY: all consumers are here.
+    unsafe {
+        // On its way while queries are loaded.
+        let asked = block.ask_row(map, block.thread);
+        query::load::<D>(block.score.q, tile, map, padded, block.thread);
+        if block.thread < Tile::<D>::MAX_ROWS {
+            kept::<D>(block).at(block.thread).store(block.kept(asked));
+        }
+        bulk::fence_proxy_async_shared();
+        thread::named_barrier_sync::<1>(CONSUMERS);
+        while pages > 0 {
+            if mine {
+                let page = Page::wait(block, &ring);
+                if padded > 64 && page.landed.page.tokens == 0 {
+                    page.whole::<E, D, KS>(block, &ring);
+                } else {
+                    page.in_part::<E, D, KS>(block, item, &ring, padded);
+                }
+            }
+            mine = !mine;
+            ring.advance();
+            pages -= 1;
+        }
+    }
+}
+
+/// A page before a warpgroup.
+struct Page {
+    landed: Landed,
+    /// The thread's first.
+    token: u32,
+}
+
+impl Page {
+    /// Waits for the stage.
+    #[inline(always)]
+    unsafe fn wait<const D: usize>(block: &Block, ring: &Ring<D>) -> Self {
+        // SAFETY: the caller's.
+        let mut landed = unsafe { ring.wait() };
+        // The same for all lanes, which the compiler cannot see.
+        // SAFETY: the warp is whole.
+        landed.key = unsafe { warp::warp_shuffle_idx(FULL_MASK, landed.key, 0) };
+        Self { landed, token: block.thread % 128 / 32 * 16 + block.thread % 32 / 4 }
+    }
+
+    /// A page that some rows see in part, 64 rows at a time.
+    #[inline(always)]
+    unsafe fn in_part<E: Element, const D: usize, const KS: usize>(
+        &self,
+        block: &Block,
+        item: &WorkItem,
+        ring: &Ring<D>,
+        padded: u32,
+    ) {
+        let Landed { page, cell, .. } = self.landed;
+        // SAFETY: all warps of the warpgroup are here; a stage is read before its release.
+        unsafe {
+            let mut totals = Totals::new(block, page, cell, self.token);
+            let mut row = 0;
+            while row < padded {
+                let mut s = [0.0f32; 32];
+                self.multiply::<E, D, KS>(block, row, &mut s);
+                wgmma::wait_group_settle::<0, _>(&mut s);
+                if row + 64 == padded {
+                    ring.release();
+                }
+                soft_cap(&mut s, block.logits);
+                if page.tokens != 0 {
+                    let first = row + block.thread % 4 * 2;
+                    hide(&mut s, block, item, page, self.token, first);
+                }
+                totals.add(&s, block, kept::<D>(block).at(row));
+                row += 64;
+            }
+            totals.store(block, page, cell, self.token);
+        }
+    }
+
+    /// A page that more than 64 rows see whole: one half of them is multiplied while the other is reduced.
+    #[inline(always)]
+    unsafe fn whole<E: Element, const D: usize, const KS: usize>(
+        &self,
+        block: &Block,
+        ring: &Ring<D>,
+    ) {
+        let Landed { page, cell, .. } = self.landed;
+        let (mut first, mut second) = ([0.0f32; 32], [0.0f32; 32]);
+        // SAFETY: as in `in_part`.
+        unsafe {
+            self.multiply::<E, D, KS>(block, 0, &mut first);
+            self.multiply::<E, D, KS>(block, 64, &mut second);
+            let mut totals = Totals::new(block, page, cell, self.token);
+            wgmma::wait_group_settle::<1, _>(&mut first);
+            soft_cap(&mut first, block.logits);
+            totals.add(&first, block, kept::<D>(block));
+            wgmma::wait_group_settle::<0, _>(&mut second);
+            ring.release();
+            soft_cap(&mut second, block.logits);
+            totals.add(&second, block, kept::<D>(block).at(64));
+            totals.store(block, page, cell, self.token);
+        }
+    }
+
+    /// Starts the product with 64 rows.
+    #[inline(always)]
+    unsafe fn multiply<E: Element, const D: usize, const KS: usize>(
+        &self,
+        block: &Block,
+        row: u32,
+        s: &mut [f32; 32],
+    ) {
+        let group = Tile::<D>::GROUP_BYTES;
+        let operand =
+            |first| Operand { descriptor: Descriptor::new(first, 128, group), step_bytes: 256 };
+        let rows: Shared<Row> = block.shared.offset(Tile::<D>::QUERY + row / 8 * group).cast();
+        // SAFETY: all warps of the warpgroup are here; page and rows are there.
+        unsafe {
+            wgmma::fence();
+            let (tokens, rows) = (operand(self.landed.key), operand(rows));
+            wgmma::mma_shared::<E, false, false, KS, _>(s, tokens, rows, false);
+            wgmma::commit_group();
+        }
+    }
+}
+
+/// What is kept of an item's rows.
+#[inline(always)]
+fn kept<const D: usize>(block: &Block) -> Shared<[u32; 2]> {
+    block.shared.offset(Tile::<D>::ROWS).cast()
 }

@@ -5,6 +5,8 @@
 
 pub mod ampere;
 pub mod hopper;
+mod narrow;
+mod ring;
 
 use super::page::PartialPage;
 use super::program::Program;
@@ -16,7 +18,7 @@ use crate::abi::{
 use device::atomic::{self, Order, Scope};
 use device::shared::Shared;
 use device::warp::FULL_MASK;
-use device::{global, math, warp};
+use device::{global, math, register, warp};
 
 const LOG2_E: f32 = core::f32::consts::LOG2_E;
 
@@ -104,24 +106,31 @@ impl Block {
         RowMap::new(item, self.program, self.group, self.score.kv_heads, self.kv_head)
     }
 
-    /// Keeps what is asked of the rows of an item; a thread has one. A barrier has to follow.
+    /// Asks for the LSE of one of an item's rows, and for the tokens that its query sees; both 0 past the last row. They are
+    /// on their way when this returns.
     #[inline(always)]
-    unsafe fn keep_row(&self, map: &RowMap, row: u32, rows: Shared<[u32; 2]>) {
-        let mut kept = [f32::NEG_INFINITY.to_bits(), 0];
-        // SAFETY: the item has the row, and its query a number; nobody else has the place.
+    unsafe fn ask_row(&self, map: &RowMap, row: u32) -> (f32, u32) {
+        if row >= map.rows {
+            return (0.0, 0);
+        }
+        // SAFETY: the item has the row, and its query a number.
         unsafe {
-            if row < map.rows {
-                let lse = global::load_f32(self.score.lse.add(map.head_index(row)));
-                let visible = self.score.visible.add(map.query_row(row) as usize);
-                let visible = global::load_u32(visible);
-                // A NaN compares as false.
-                if visible > 0 && lse < f32::INFINITY && lse > f32::NEG_INFINITY {
-                    let last = self.score.reduce == SCORE_LAST;
-                    let threshold = if last { math::log2(visible as f32) } else { 0.0 };
-                    kept = [math::fma(lse, -LOG2_E, threshold).to_bits(), visible];
-                }
-            }
-            rows.at(row).store(kept);
+            let lse = global::load_f32(self.score.lse.add(map.head_index(row)));
+            let visible = self.score.visible.add(map.query_row(row) as usize);
+            (lse, global::load_u32(visible))
+        }
+    }
+
+    /// What is kept of a row: see [`Totals`].
+    #[inline(always)]
+    fn kept(&self, (lse, visible): (f32, u32)) -> [u32; 2] {
+        // A NaN compares as false.
+        if visible > 0 && lse < f32::INFINITY && lse > f32::NEG_INFINITY {
+            let last = self.score.reduce == SCORE_LAST;
+            let threshold = if last { math::log2(visible as f32) } else { 0.0 };
+            [math::fma(lse, -LOG2_E, threshold).to_bits(), visible]
+        } else {
+            [f32::NEG_INFINITY.to_bits(), 0]
         }
     }
 
@@ -173,7 +182,8 @@ impl Totals {
         let pair = |j: usize| unsafe { rows.at(4 * j as u32).load() };
         let exponent =
             |i: usize, offset: u32| math::fma(s[i], block.logits.scale, f32::from_bits(offset));
-        match block.score.reduce {
+        // Predicates that hold through the loop over pages would leave one for all comparisons.
+        match register::late(block.score.reduce) {
             SCORE_LAST => {
                 for j in 0..N / 4 {
                     let [first, first_sees, second, second_sees] = pair(j);
@@ -222,7 +232,7 @@ impl Totals {
     /// The warp is whole, and has the same tokens in the four threads of a quad; the layer has the cell.
     #[inline(always)]
     unsafe fn store(self, block: &Block, page: PartialPage, cell: u32, token: u32) {
-        let reduce = block.score.reduce;
+        let [reduce, thread] = [block.score.reduce, block.thread].map(register::late);
         // SAFETY: the caller's.
         let [first, second] = self.bits.map(|bits| unsafe {
             match reduce {
@@ -232,7 +242,7 @@ impl Totals {
             }
         });
         // Two of a quad's threads have a token each.
-        let e = block.thread % 4;
+        let e = thread % 4;
         let (bits, bias) = if e == 0 { (first, self.bias[0]) } else { (second, self.bias[1]) };
         let token = token + 8 * e;
         let tokens = if page.tokens == 0 { PAGE_TOKENS } else { page.tokens };
