@@ -22,7 +22,7 @@ fn a_policy_drops_on_the_gpu_what_it_drops_on_the_cpu() {
                 gpu.watchdog.now(&what);
                 let policy = policy.parse().unwrap();
                 let retain = Some(Retain { policy, budget: Budget::Tokens(60), every: 1 });
-                let options = CpuOptions { retain, ..CpuOptions::default() };
+                let options = CpuOptions { retain: retain.clone(), ..CpuOptions::default() };
                 let mut cpu = CpuModel::load(&weights, options, |_, _| {}).unwrap();
                 let mut options = CudaOptions::default();
                 options.kv_bytes = 256 << 20;
