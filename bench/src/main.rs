@@ -10,6 +10,7 @@ mod document;
 mod draw;
 mod engine;
 mod fit;
+mod formats;
 mod gpu;
 mod in_place;
 mod layers;
@@ -69,6 +70,7 @@ enum Command {
     Layers(layers::Args),
     Tiers(tiers::Args),
     Retain(retain::Args),
+    Formats(formats::Args),
 }
 
 /// Which device runs it, with which kernels.
@@ -207,6 +209,7 @@ fn main() -> ExitCode {
         Command::Layers(args) => layers::run(&args),
         Command::Tiers(args) => tiers::run(&args),
         Command::Retain(args) => retain::run(&args),
+        Command::Formats(args) => formats::run(&args),
     };
     match outcome {
         Ok(0) => ExitCode::SUCCESS,

@@ -13,7 +13,7 @@ use kernels_gpu::Arch;
 use kernels_gpu::attention::hopper::Boxes;
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
 use kernels_gpu::attention::{
-    self as kernels, CellPool, Coded, Compacted, Foreign, Format, Fp8, Merge, Native, Pool, tile,
+    self as kernels, CellPool, Coded, Codes, Compacted, Foreign, Format, Merge, Native, Pool, tile,
 };
 
 use super::rows::{CompactedRows, Directory};
@@ -241,7 +241,7 @@ impl Call<'_> {
                 let coded = kernel.map_or(Coded::default(), |kernel| Coded {
                     half_bytes: kernel.half_bytes,
                     per_slab: kernel.per_slab,
-                    detail: kernel.detail,
+                    format: kernel.format,
                     cells: directory.cells(),
                     cell_stride: directory.stride,
                     biases: directory.biases(),
@@ -269,8 +269,8 @@ impl Call<'_> {
                                 )
                             }
                         },
-                        (Some("fp8"), None) => {
-                            block::<E, Fp8, D, KS, NT, O, CODED>(self.arch, arguments, coded)
+                        (Some("coded"), None) => {
+                            block::<E, Codes, D, KS, NT, O, CODED>(self.arch, arguments, coded)
                         }
                         (Some("compacted"), None) => {
                             block::<E, Compacted, D, KS, NT, O, NATIVE>(self.arch, arguments, coded)

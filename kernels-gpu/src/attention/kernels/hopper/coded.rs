@@ -1,7 +1,7 @@
 //! Pages of other formats on their way into the ring.
 //!
-//! The producer copies codes, half a page a *slot*, to the memory that the ring of native pages leaves; the three warps
-//! beside the producer decode them into the ring, so consumers read pages as always.
+//! The producer copies codes, half a page a *slot*, to the memory that the ring of native pages leaves. The three warps
+//! beside the producer take turns at slots and decode them into the ring, so consumers read pages as always.
 //!
 //! ```text
 //! ring: S pages | slots of half a page | slot records, reaching up to the query tile
@@ -9,7 +9,7 @@
 
 use super::ring::Ring;
 use crate::abi::NONE;
-use crate::attention::kernels::format::{self, Coded, CodedPages, Format};
+use crate::attention::kernels::format::{self, Coded, CodedPages, Crew};
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::tile::hopper::Tile;
 use device::bulk::{self, Bytes};
@@ -18,10 +18,10 @@ use device::shared::Shared;
 use device::warp::FULL_MASK;
 use device::{Element, warp};
 
-/// Warps that decode.
-pub(super) const DECODERS: u32 = 3;
+/// Warps that decode, a half page each at a time.
+const DECODERS: u32 = 3;
 /// Pieces that a thread decodes at a time: enough loads under way for one warp a scheduler.
-const BATCH: usize = 5;
+const BATCH: usize = 4;
 
 /// Most slots: as many as have a record.
 const MAX_SLOTS: u32 = 16;
@@ -56,7 +56,7 @@ impl<const D: usize, const S: u32> Slots<D, S> {
             // SAFETY: nobody uses the barriers yet.
             unsafe {
                 mbarrier::init(self.full(), 1);
-                mbarrier::init(self.empty(), DECODERS);
+                mbarrier::init(self.empty(), 1);
             }
             self.advance();
         }
@@ -109,14 +109,17 @@ impl<const D: usize, const S: u32> Slots<D, S> {
         }
     }
 
-    /// Producer: says that there are no more pages.
+    /// Producer: says to each decoder that there are no more pages.
     #[inline(always)]
     pub(super) unsafe fn end(&mut self) {
-        // SAFETY: as in `send`.
-        unsafe {
-            mbarrier::wait_parity(self.empty(), self.phase ^ 1);
-            self.describe(PartialPage { tokens: 0, place: NONE });
-            mbarrier::arrive(self.full());
+        for _decoder in 0..DECODERS {
+            // SAFETY: as in `send`.
+            unsafe {
+                mbarrier::wait_parity(self.empty(), self.phase ^ 1);
+                self.describe(PartialPage { tokens: 0, place: NONE });
+                mbarrier::arrive(self.full());
+            }
+            self.advance();
         }
     }
 
@@ -142,29 +145,35 @@ impl<const D: usize, const S: u32> Slots<D, S> {
         }
     }
 
-    /// Decoder warp: gives the slot back and moves to the next.
+    /// The slot `slots` further on.
     #[inline(always)]
-    unsafe fn release(&mut self) {
-        // SAFETY: the warp is whole; one arrival a warp.
-        unsafe {
-            warp::sync_warp(FULL_MASK);
-            if warp::lane_id() == 0 {
-                mbarrier::arrive(self.empty());
-            }
+    fn further(mut self, slots: u32) -> Self {
+        for _slot in 0..slots {
+            self.advance();
         }
-        self.advance();
+        self
     }
 }
 
-/// Decoder warps: decode every page into the ring; `thread` counts their threads.
+/// Decoder warp `warp`: decodes every third half page into the ring.
 #[inline(always)]
-pub(super) unsafe fn decode<F: Format, E: Element, const D: usize, const S: u32>(
+pub(super) unsafe fn decode<E: Element, const D: usize, const S: u32>(
     shared: Shared<u8>,
     coded: Coded,
-    thread: u32,
+    warp: u32,
 ) {
     let mut ring = Ring::<D, S>::new(shared);
     let mut slots = Slots::<D, S>::new(shared, coded);
+    // Slots are K, V, K, ...
+    let mut value = warp == 1;
+    if warp > 0 {
+        slots = slots.further(1);
+    }
+    if warp > 1 {
+        slots = slots.further(1);
+        ring.advance();
+    }
+    let lane = warp::lane_id();
     // SAFETY: slots are read between arrival and release, a stage is written while it is empty.
     unsafe {
         loop {
@@ -173,22 +182,25 @@ pub(super) unsafe fn decode<F: Format, E: Element, const D: usize, const S: u32>
                 return;
             }
             ring.wait_empty();
-            for to in [ring.key(), ring.value()] {
-                slots.receive();
-                let threads = 32 * DECODERS;
-                format::decode::<F, E, D, BATCH>(slots.codes(), to, coded.detail, thread, threads);
-                slots.release();
-            }
-            if thread == 0 {
+            let to = if value { ring.value() } else { ring.key() };
+            let crew = Crew { thread: lane, threads: 32 };
+            format::decode::<E, D, BATCH>(slots.codes(), to, (coded.format, value), crew);
+            if lane == 0 && !value {
                 ring.describe(page);
             }
             // `wgmma` reads through the other proxy.
             bulk::fence_proxy_async_shared();
             warp::sync_warp(FULL_MASK);
-            if warp::lane_id() == 0 {
+            if lane == 0 {
+                mbarrier::arrive(slots.empty());
                 mbarrier::arrive(ring.full());
             }
+            slots = slots.further(DECODERS);
             ring.advance();
+            if value {
+                ring.advance();
+            }
+            value = !value;
         }
     }
 }

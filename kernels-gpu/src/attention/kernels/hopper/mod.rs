@@ -22,7 +22,7 @@ use super::group_layout::GroupLayout;
 use super::program::Program;
 use super::query;
 use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS, PROGRAM_BYTES, hopper::Tile};
-use coded::{DECODERS, Slots};
+use coded::Slots;
 use device::bulk::{self, Bytes};
 use device::mbarrier::{self, Barrier};
 use device::shared::{Shared, dynamic_shared_mem};
@@ -92,7 +92,7 @@ pub unsafe fn attend<
         let warp_index = warp::warp_id();
         let words = a.program(thread::block_idx_x());
         if thread_index == CONSUMERS {
-            prologue::<D, S>(base, words, a.stride, if F::CODED { DECODERS } else { C::PRODUCERS });
+            prologue::<D, S>(base, words, a.stride, if F::CODED { ring::DECODED } else { C::PRODUCERS });
             if F::CODED {
                 Slots::<D, S>::new(base, coded).init();
                 mbarrier::fence_init();
@@ -120,8 +120,7 @@ pub unsafe fn attend<
                     grid::wait_dependencies();
                 }
             } else if F::CODED {
-                let thread = thread_index - CONSUMERS - 32;
-                coded::decode::<F, E, D, S>(base, coded, thread);
+                coded::decode::<E, D, S>(base, coded, warp_index - CONSUMER_WARPS - 1);
             }
         } else {
             register::set_max_inc::<232>();
