@@ -201,8 +201,8 @@ impl Call<'_> {
         let partial_lse = memory.unwritten::<f32>("partial lse", partial_rows);
         let lse_pointer = || lse.map_or(std::ptr::null_mut(), |lse| lse.as_mut_ptr());
         let threads = match self.arch {
-            Arch::Sm80 => tile::ampere::THREADS,
-            Arch::Sm90a => tile::hopper::THREADS,
+            Arch::Sm80 => [tile::ampere::THREADS; 2],
+            Arch::Sm90a => [tile::hopper::THREADS, tile::hopper::Tile::<D>::CODED_THREADS],
         };
         let shared_bytes = |compacted| match (self.arch, compacted) {
             (Arch::Sm80, false) => tile::ampere::Tile::<D>::SHARED_BYTES,
@@ -214,9 +214,10 @@ impl Call<'_> {
         for format in formats {
             let programs = memory.constant("programs", &super::programs(plan, format));
             let kernel = format.kernel(self.shape.page());
+            let coded = kernel.is_some_and(|kernel| kernel.family == "coded");
             // On a GPU the launches of one call overlap; they write to different slots.
             let launch = self
-                .launch([plan.shares(), kv_heads, 1], threads)
+                .launch([plan.shares(), kv_heads, 1], threads[usize::from(coded)])
                 .shared_bytes(shared_bytes(format == KvFormat::Compacted))
                 // Of a page's last group of tokens, K is multiplied and then masked.
                 .poison_matrix_reads();

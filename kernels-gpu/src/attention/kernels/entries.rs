@@ -21,6 +21,14 @@ const ATTEND_THREADS: u32 = match device::ARCH {
     Arch::Sm90a => tile::hopper::THREADS,
 };
 
+/// Threads of one that decodes pages.
+const fn coded_threads<const D: usize>() -> u32 {
+    match device::ARCH {
+        Arch::Sm80 => tile::ampere::THREADS,
+        Arch::Sm90a => tile::hopper::Tile::<D>::CODED_THREADS,
+    }
+}
+
 /// Dynamic shared memory of such a block, in bytes.
 const fn attend_shared_bytes<const D: usize>() -> u32 {
     match device::ARCH {
@@ -113,7 +121,7 @@ attend_entry! {
 attend_entry! {
     /// [`attend`] over pages of a format, which `format` says.
     #[kernel(
-        threads = ATTEND_THREADS,
+        threads = coded_threads::<D>(),
         shared = attend_shared_bytes::<D>(),
         group = "attend_coded_d{D}",
         instances(

@@ -1,7 +1,7 @@
 //! Pages of other formats on their way into the ring.
 //!
-//! The producer copies codes, half a page a *slot*, to the memory that the ring of native pages leaves. The three warps
-//! beside the producer take turns at slots and decode them into the ring, so consumers read pages as always.
+//! The producer copies codes, half a page a *slot*, to the memory that the ring of native pages leaves. The warps behind the
+//! producer take turns at parts of slots and decode them into the ring, so consumers read pages as always.
 //!
 //! ```text
 //! ring: S pages | slots of half a page | slot records, reaching up to the query tile
@@ -11,6 +11,7 @@ use super::ring::Ring;
 use crate::abi::NONE;
 use crate::attention::kernels::format::{self, Coded, CodedPages, Crew};
 use crate::attention::kernels::page::PartialPage;
+use crate::attention::tile::CONSUMERS;
 use crate::attention::tile::hopper::Tile;
 use device::bulk::{self, Bytes};
 use device::mbarrier::{self, Barrier};
@@ -18,9 +19,11 @@ use device::shared::Shared;
 use device::warp::FULL_MASK;
 use device::{Element, warp};
 
-/// Warps that decode, a half page each at a time.
-const DECODERS: u32 = 3;
-/// Pieces that a thread decodes at a time: enough loads under way for one warp a scheduler.
+/// Parts of a slot, each a warp's.
+const PARTS: u32 = 2;
+/// Arrivals that fill a stage of the ring.
+pub(super) const FILLERS: u32 = 2 * PARTS;
+/// Pieces that a thread decodes at a time: what a thread has registers for.
 const BATCH: usize = 4;
 
 /// Most slots: as many as have a record.
@@ -39,6 +42,9 @@ pub(super) struct Slots<const D: usize, const S: u32> {
 }
 
 impl<const D: usize, const S: u32> Slots<D, S> {
+    /// Warps that decode: all behind the producer's.
+    const DECODERS: u32 = (Tile::<D>::CODED_THREADS - CONSUMERS) / 32 - 1;
+
     /// The first slot, in the shared memory that begins at `shared`.
     #[inline(always)]
     pub(super) fn new(shared: Shared<u8>, coded: Coded) -> Self {
@@ -56,7 +62,7 @@ impl<const D: usize, const S: u32> Slots<D, S> {
             // SAFETY: nobody uses the barriers yet.
             unsafe {
                 mbarrier::init(self.full(), 1);
-                mbarrier::init(self.empty(), 1);
+                mbarrier::init(self.empty(), PARTS);
             }
             self.advance();
         }
@@ -112,7 +118,8 @@ impl<const D: usize, const S: u32> Slots<D, S> {
     /// Producer: says to each decoder that there are no more pages.
     #[inline(always)]
     pub(super) unsafe fn end(&mut self) {
-        for _decoder in 0..DECODERS {
+        let mut told = 0;
+        while told < Self::DECODERS {
             // SAFETY: as in `send`.
             unsafe {
                 mbarrier::wait_parity(self.empty(), self.phase ^ 1);
@@ -120,6 +127,7 @@ impl<const D: usize, const S: u32> Slots<D, S> {
                 mbarrier::arrive(self.full());
             }
             self.advance();
+            told += PARTS;
         }
     }
 
@@ -145,62 +153,74 @@ impl<const D: usize, const S: u32> Slots<D, S> {
         }
     }
 
-    /// The slot `slots` further on.
+    /// Decoder warp: gives its part of the slot back.
     #[inline(always)]
-    fn further(mut self, slots: u32) -> Self {
-        for _slot in 0..slots {
-            self.advance();
-        }
-        self
+    unsafe fn release(&self) {
+        // SAFETY: one arrival a part.
+        unsafe { mbarrier::arrive(self.empty()) };
     }
 }
 
-/// Decoder warp `warp`: decodes every third half page into the ring.
+/// Where a decoder is: a part of a half page.
+#[derive(Clone, Copy)]
+struct Turn<const D: usize, const S: u32> {
+    slots: Slots<D, S>,
+    ring: Ring<D, S>,
+    /// Of V, not of K.
+    value: bool,
+    part: u32,
+}
+
+impl<const D: usize, const S: u32> Turn<D, S> {
+    /// Moves `parts` further.
+    #[inline(always)]
+    fn further(&mut self, parts: u32) {
+        self.part += parts;
+        while self.part >= PARTS {
+            self.part -= PARTS;
+            self.slots.advance();
+            if self.value {
+                self.ring.advance();
+            }
+            self.value = !self.value;
+        }
+    }
+}
+
+/// Decoder warp `warp`: decodes its parts of all pages into the ring.
 #[inline(always)]
 pub(super) unsafe fn decode<E: Element, const D: usize, const S: u32>(
     shared: Shared<u8>,
     coded: Coded,
     warp: u32,
 ) {
-    let mut ring = Ring::<D, S>::new(shared);
-    let mut slots = Slots::<D, S>::new(shared, coded);
-    // Slots are K, V, K, ...
-    let mut value = warp == 1;
-    if warp > 0 {
-        slots = slots.further(1);
-    }
-    if warp > 1 {
-        slots = slots.further(1);
-        ring.advance();
-    }
+    let (slots, ring) = (Slots::new(shared, coded), Ring::new(shared));
+    let mut turn = Turn::<D, S> { slots, ring, value: false, part: 0 };
+    turn.further(warp);
     let lane = warp::lane_id();
     // SAFETY: slots are read between arrival and release, a stage is written while it is empty.
     unsafe {
         loop {
+            let Turn { slots, ring, value, part } = turn;
             let page = slots.receive();
             if page.place == NONE {
                 return;
             }
             ring.wait_empty();
             let to = if value { ring.value() } else { ring.key() };
-            let crew = Crew { thread: lane, threads: 32 };
+            let crew = Crew { thread: 32 * part + lane, threads: 32 * PARTS };
             format::decode::<E, D, BATCH>(slots.codes(), to, (coded.format, value), crew);
-            if lane == 0 && !value {
+            if !value && crew.thread == 0 {
                 ring.describe(page);
             }
             // `wgmma` reads through the other proxy.
             bulk::fence_proxy_async_shared();
             warp::sync_warp(FULL_MASK);
             if lane == 0 {
-                mbarrier::arrive(slots.empty());
+                slots.release();
                 mbarrier::arrive(ring.full());
             }
-            slots = slots.further(DECODERS);
-            ring.advance();
-            if value {
-                ring.advance();
-            }
-            value = !value;
+            turn.further(Slots::<D, S>::DECODERS);
         }
     }
 }

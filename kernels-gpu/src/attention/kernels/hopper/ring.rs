@@ -21,9 +21,6 @@ const PHASE: u32 = 1 << 31;
 /// Whether every thread gives a stage back, not one lane for its warp: racecheck does not follow `bar.warp.sync` there.
 const EVERY_THREAD: bool = cfg!(feature = "every-thread-arrives");
 
-/// Arrivals that fill a stage with decoded pages: of K, and of V.
-pub(super) const DECODED: u32 = 2;
-
 /// Arrivals that empty a stage.
 pub(super) const RELEASES: u32 = if EVERY_THREAD { CONSUMERS } else { CONSUMER_WARPS };
 
