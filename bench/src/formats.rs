@@ -2,15 +2,16 @@
 
 use anyhow::{Context, Result, ensure};
 use deft::attention::AttentionParams;
-use deft::cache::{KvElement, PagedOrder, PagedTable};
+use deft::cache::{PagedOrder, PagedTable};
 use deft::cuda::{AttendBuffers, DeviceBuffer, PlanCapacity, Stream};
-use deft::{Batch, DType, Device, Kv, KvFormat, NodeKey, Out, TreeCache, bf16};
+use deft::{Batch, DType, Device, Kv, KvFormat, NodeKey, TreeCache, bf16};
 use deft_tests::inputs::normals;
 use deft_tests::oracle::{reference_params, relative_l2};
 use deft_tests::problem::heads;
 use deft_tests::reference::attention::attend_row;
 
 use crate::gpu::{Gpu, Repeats};
+use crate::retain::exact;
 use crate::trees::{cost_constant, set_cost};
 use crate::{GpuArgs, say};
 
@@ -56,13 +57,16 @@ const DIMS: u32 = 128;
 pub(crate) fn run(args: &Args) -> Result<usize> {
     let gpu = args.gpu.open()?;
     say(&gpu.device.describe());
-    say(&format!("{:20} {:>10} {:>9} {:>17} {:>17}", "us", "format", "native", "above leaves", "all"));
+    say(&format!(
+        "{:20} {:>10} {:>9} {:>17} {:>17}",
+        "us", "format", "native", "above leaves", "all"
+    ));
     let mut wrong = 0;
     for tree in TREES.iter().filter(|tree| tree.0.contains(&args.filter)) {
         let mut case = Case::new(args, &gpu, tree)?;
         let native = case.time(tree.0, &mut wrong)?;
         for &format in &args.formats {
-            let mut line = format!("{:20} {format:>10} {native:9.2}", tree.0);
+            let mut line = format!("{:20} {:>10} {native:9.2}", tree.0, format.to_string());
             for nodes in [case.inner.clone(), case.leaves.clone()] {
                 for node in nodes {
                     case.cache.seal_as(node, format)?;
@@ -149,9 +153,8 @@ impl<'g> Case<'g> {
         let buffers = AttendBuffers { q: q.pointer(), out: out.pointer(), lse: lse.pointer() };
         let params = AttentionParams::new(DIMS);
         // SAFETY: the buffers have the batch's rows, counters are on the device since `check`.
-        let work = |stream: &Stream| unsafe {
-            cache.attend(0, &room, &buffers, &params, stream.raw())
-        };
+        let work =
+            |stream: &Stream| unsafe { cache.attend(0, &room, &buffers, &params, stream.raw()) };
         let mut graph = gpu.capture(work)?;
         let repeats = Repeats { warmup: 10, measured: self.iterations };
         // SAFETY: all that the graph uses is held here.
@@ -163,7 +166,7 @@ impl<'g> Case<'g> {
         let [q_heads, kv_heads] = self.heads.map(|heads| heads as usize);
         let dims = DIMS as usize;
         let mut out = vec![bf16::NAN; self.q.len()];
-        self.cache.attend(0, &self.batch, &self.q, Out::new(&mut out))?;
+        self.cache.attend(0, &self.batch, &self.q, &mut out)?;
         let shape = heads(self.heads[0], self.heads[1], DIMS);
         let params = reference_params(shape, &AttentionParams::new(DIMS));
         let mut wrong = 0;
@@ -213,8 +216,4 @@ fn fill(cache: &mut TreeCache, node: NodeKey, tokens: u32, width: usize) -> Resu
     }
     ensure!(cache.forest().format(node)?.0 == KvFormat::Native, "nothing is sealed yet");
     Ok(())
-}
-
-fn exact<T: KvElement>(row: &[T]) -> Vec<f64> {
-    row.iter().map(|x| x.to_f32().into()).collect()
 }

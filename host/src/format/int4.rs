@@ -72,7 +72,8 @@ impl Half for TokenGroups {
             let group = core % chunks * SIDE / self.group as usize;
             let at = token * (groups / PAGE_TOKENS as usize) + group;
             for (dim, value) in values.iter_mut().enumerate() {
-                *value = element(scales[at], zeros[at], code_at(codes, self.bits, SIDE * row + dim));
+                *value =
+                    element(scales[at], zeros[at], code_at(codes, self.bits, SIDE * row + dim));
             }
         }
     }

@@ -208,9 +208,8 @@ fn an_element_is_off_by_half_a_step_at_most() {
 fn what_cannot_be_stored_is_named_and_nothing_written() {
     let of = shape(64, DType::Bf16);
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -3e38, 65_536.0] {
-        let stored = |format: &KvFormat| {
-            value == 65_536.0 && !matches!(format, KvFormat::Fp8 { .. })
-        };
+        let stored =
+            |format: &KvFormat| value == 65_536.0 && !matches!(format, KvFormat::Fp8 { .. });
         for format in formats(64).into_iter().filter(|format| !stored(format)) {
             let good = values(of, 1);
             let mut bad = good.clone();

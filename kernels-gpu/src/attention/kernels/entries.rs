@@ -10,8 +10,8 @@ use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
 
 use super::{
-    Attend, CellPool, Coded, Codes, Compacted, Foreign, Format, Merge, Native, Pool, ampere, hopper,
-    score,
+    Attend, CellPool, Coded, Codes, Compacted, Foreign, Format, Merge, Native, Pool, ampere,
+    hopper, score,
 };
 use kernel_macros::kernel;
 

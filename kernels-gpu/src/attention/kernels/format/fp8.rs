@@ -25,8 +25,7 @@ fn factor<E: Element>(scale: f32) -> u32 {
 /// The codes in the high bytes of both lanes, as elements: sign, exponent and mantissa where the type has them.
 #[inline(always)]
 fn pair<E: Element>(codes: u32) -> u32 {
-    let magnitude =
-        if E::IS_BF16 { codes >> 4 & 0x07f0_07f0 } else { codes >> 1 & 0x3f80_3f80 };
+    let magnitude = if E::IS_BF16 { codes >> 4 & 0x07f0_07f0 } else { codes >> 1 & 0x3f80_3f80 };
     codes & 0x8000_8000 | magnitude
 }
 

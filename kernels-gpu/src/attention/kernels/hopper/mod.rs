@@ -92,7 +92,12 @@ pub unsafe fn attend<
         let warp_index = warp::warp_id();
         let words = a.program(thread::block_idx_x());
         if thread_index == CONSUMERS {
-            prologue::<D, S>(base, words, a.stride, if F::CODED { coded::FILLERS } else { C::PRODUCERS });
+            prologue::<D, S>(
+                base,
+                words,
+                a.stride,
+                if F::CODED { coded::FILLERS } else { C::PRODUCERS },
+            );
             if F::CODED {
                 Slots::<D, S>::new(base, coded).init();
                 mbarrier::fence_init();
