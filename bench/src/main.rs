@@ -10,6 +10,7 @@ mod document;
 mod draw;
 mod engine;
 mod fit;
+mod formats;
 mod gpu;
 mod in_place;
 mod layers;
@@ -71,6 +72,7 @@ enum Command {
     Trace(trace::Args),
     Tiers(tiers::Args),
     Retain(retain::Args),
+    Formats(formats::Args),
 }
 
 /// Which device runs it, with which kernels.
@@ -210,6 +212,7 @@ fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args),
         Command::Tiers(args) => tiers::run(&args),
         Command::Retain(args) => retain::run(&args),
+        Command::Formats(args) => formats::run(&args),
     };
     match outcome {
         Ok(0) => ExitCode::SUCCESS,

@@ -326,6 +326,6 @@ fn push_merged(head: &mut HeadCompaction, new: &mut Vec<Row>, rows: &[Row], set:
     new.push((mean(|row| &row.0), mean(|row| &row.1), bias.into()));
 }
 
-fn exact<T: KvElement>(row: &[T]) -> Vec<f64> {
+pub(crate) fn exact<T: KvElement>(row: &[T]) -> Vec<f64> {
     row.iter().map(|x| x.to_f32().into()).collect()
 }

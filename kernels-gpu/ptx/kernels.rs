@@ -6,8 +6,8 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_80",
         group: "attend_coded_d128",
         entries: &[
-            Entry { name: "attend_fp8_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
-            Entry { name: "attend_fp8_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
         sha256: "09055502b7edad0c7aa2774aae9c35d10ca61062967e2833b26ee19e3cd37907",
         ptx: include_str!("sm_80/attend_coded_d128.ptx"),
@@ -16,8 +16,8 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_80",
         group: "attend_coded_d256",
         entries: &[
-            Entry { name: "attend_fp8_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
-            Entry { name: "attend_fp8_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
         sha256: "bd472b7ae818bdbfbc9c629513bd94bd98904fa83a2ed27f43cf6648d99de473",
         ptx: include_str!("sm_80/attend_coded_d256.ptx"),
@@ -26,8 +26,8 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_80",
         group: "attend_coded_d64",
         entries: &[
-            Entry { name: "attend_fp8_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
-            Entry { name: "attend_fp8_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
         sha256: "4a39f3e6d604d3bea9db490c6c42cae46abf735de3fc0d22af1f8ad63093cc81",
         ptx: include_str!("sm_80/attend_coded_d64.ptx"),
@@ -269,8 +269,8 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_90a",
         group: "attend_coded_d128",
         entries: &[
-            Entry { name: "attend_fp8_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
-            Entry { name: "attend_fp8_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
         sha256: "ff809b1db28f67250c93987290f4ba450b29555c7407d89c07d40f9023b6f265",
         ptx: include_str!("sm_90a/attend_coded_d128.ptx"),
@@ -279,8 +279,8 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_90a",
         group: "attend_coded_d256",
         entries: &[
-            Entry { name: "attend_fp8_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
-            Entry { name: "attend_fp8_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
         sha256: "80720b74436f4f0fcf37da417790137ab6050a414a6bac24a8f1eed642bf8453",
         ptx: include_str!("sm_90a/attend_coded_d256.ptx"),
@@ -289,8 +289,8 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_90a",
         group: "attend_coded_d64",
         entries: &[
-            Entry { name: "attend_fp8_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
-            Entry { name: "attend_fp8_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
         sha256: "76215735f36e7396e73f74d2f8ebb001dba2a339caa06ca02ef243b6d322f1fd",
         ptx: include_str!("sm_90a/attend_coded_d64.ptx"),
@@ -514,7 +514,7 @@ pub const IMAGES: &[Image] = &[
         entries: &[
             Entry { name: "selftest_arithmetic", threads: 256, shared_bytes: 65536, parameters: &[8, 8] },
             Entry { name: "selftest_conversions", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
-            Entry { name: "selftest_e4m3", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
+            Entry { name: "selftest_pairs", threads: 256, shared_bytes: 65536, parameters: &[8, 8] },
             Entry { name: "selftest_shared_widths", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
             Entry { name: "selftest_global_widths", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
             Entry { name: "selftest_bulk_copies", threads: 64, shared_bytes: 65536, parameters: &[8, 8] },
@@ -631,7 +631,7 @@ AttendBoxes {
     shift: u32 = "`u32`",
 } }
 
-arguments! { "Arguments of `attend_fp8_bf16_d128`, `attend_fp8_bf16_d256`, `attend_fp8_bf16_d64`, `attend_fp8_f16_d128`, `attend_fp8_f16_d256`, `attend_fp8_f16_d64`."
+arguments! { "Arguments of `attend_coded_bf16_d128`, `attend_coded_bf16_d256`, `attend_coded_bf16_d64`, `attend_coded_f16_d128`, `attend_coded_f16_d256`, `attend_coded_f16_d64`."
 AttendCoded {
     q: u64 = "`*const u16`",
     pool: u64 = "`*const u16`",
@@ -650,7 +650,7 @@ AttendCoded {
     soft_cap: f32 = "`f32`",
     half_bytes: u32 = "`u32`",
     per_slab: u32 = "`u32`",
-    detail: u32 = "`u32`",
+    format: u32 = "`u32`",
 } }
 
 arguments! { "Arguments of `attend_compacted_bf16_d128`, `attend_compacted_bf16_d256`, `attend_compacted_bf16_d64`, `attend_compacted_f16_d128`, `attend_compacted_f16_d256`, `attend_compacted_f16_d64`."

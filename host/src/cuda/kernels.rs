@@ -90,7 +90,7 @@ impl Reader {
         rows: &CompactedPointers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
-        let FormatKernel { half_bytes, per_slab, detail, .. } = self.pages;
+        let FormatKernel { half_bytes, per_slab, format, .. } = self.pages;
         let pool = native.pool;
         // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the rest is the caller's.
         unsafe {
@@ -104,7 +104,7 @@ impl Reader {
                 self.kernel.launch(launch, arguments, stream)
             } else {
                 let arguments =
-                    beside_native!(AttendCoded of native { pool, half_bytes, per_slab, detail });
+                    beside_native!(AttendCoded of native { pool, half_bytes, per_slab, format });
                 self.kernel.launch(launch, arguments, stream)
             }
         }

@@ -5,16 +5,23 @@
 //! scales  one f32 and 12 zero bytes, or [64 tokens] f32
 //! ```
 //!
-//! An element is `scale * e4m3(code)`, and the largest of those that share a scale has the largest code, 448.
+//! Of four dims the second and third are swapped ([`pack::place`]).
+//!
+//! An element is `scale * e4m3(code)`. The largest of those that share a scale has the code of 256: so a scale has no more
+//! bits than an element, and the product, rounded once, is what multiplying in the element type gives. Larger codes would
+//! only reach further down: numbers below 2^-14 of the largest one get fewer bits.
 
 use kernels_gpu::abi::PAGE_TOKENS;
 use kernels_gpu::layout::CORE;
 
 use super::PageShape;
 use super::half::Half;
+use super::pack;
 
 /// The largest number of E4M3.
 const LARGEST: f32 = 448.0;
+/// What the largest element's code stands for.
+const TOP: f32 = 256.0;
 const SIDE: usize = CORE as usize;
 
 /// What has a scale of its own.
@@ -56,7 +63,7 @@ pub fn f32_to_e4m3(value: f32) -> u8 {
 }
 
 impl Fp8Scale {
-    pub(super) fn scales(self) -> usize {
+    fn scales(self) -> usize {
         match self {
             Self::Head => 1,
             Self::TokenHead => PAGE_TOKENS as usize,
@@ -87,13 +94,12 @@ impl Half for Fp8Scale {
         }
         for scale in &mut scales {
             // A quotient by a number that is not normal would be of few bits.
-            *scale = (*scale / LARGEST).max(f32::MIN_POSITIVE);
+            *scale = (*scale / TOP).max(f32::MIN_POSITIVE);
         }
-        let rows = values.chunks_exact(SIDE).zip(codes.chunks_exact_mut(SIDE));
-        for (row, (values, codes)) in rows.enumerate() {
+        for (row, values) in values.chunks_exact(SIDE).enumerate() {
             let scale = scales[self.of_row(row, chunks)];
-            for (code, value) in codes.iter_mut().zip(values) {
-                *code = f32_to_e4m3(value / scale);
+            for (dim, value) in values.iter().enumerate() {
+                codes[pack::place(8, SIDE * row + dim).0] = f32_to_e4m3(value / scale);
             }
         }
         params.fill(0);
@@ -106,11 +112,10 @@ impl Half for Fp8Scale {
         let chunks = shape.head_dim as usize / SIDE;
         let (codes, params) = bytes.split_at(shape.half_elements());
         let scales: Vec<f32> = params.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
-        let rows = values.chunks_exact_mut(SIDE).zip(codes.chunks_exact(SIDE));
-        for (row, (values, codes)) in rows.enumerate() {
+        for (row, values) in values.chunks_exact_mut(SIDE).enumerate() {
             let scale = scales[self.of_row(row, chunks)];
-            for (value, &code) in values.iter_mut().zip(codes) {
-                *value = scale * TABLE[code as usize];
+            for (dim, value) in values.iter_mut().enumerate() {
+                *value = scale * TABLE[usize::from(pack::code_at(codes, 8, SIDE * row + dim))];
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Groups of channels of one token: Int4's K and V, and KIVI's V.
 //!
 //! ```text
-//! codes   [8 token groups][head_dim / 8][8 tokens][8 dims], `bits` bits each, the first in a byte's lowest bits
+//! codes   [8 token groups][head_dim / 8][8 tokens][8 dims], `bits` bits each, eight dims as [`place`](super::pack::place) says
 //! scales  [64 tokens][head_dim / group], of the cache's element type
 //! zeros   as scales
 //! ```
@@ -66,15 +66,14 @@ impl Half for TokenGroups {
         let affine = pack::affine(shape.dtype, params);
         let (scales, zeros) = affine.split_at(groups);
         let chunks = shape.head_dim as usize / SIDE;
-        let row_bytes = self.bits as usize;
-        let rows = values.chunks_exact_mut(SIDE).zip(codes.chunks_exact(row_bytes));
-        for (row, (values, codes)) in rows.enumerate() {
+        for (row, values) in values.chunks_exact_mut(SIDE).enumerate() {
             let (core, token) = (row / SIDE, row % SIDE);
             let token = core / chunks * SIDE + token;
             let group = core % chunks * SIDE / self.group as usize;
             let at = token * (groups / PAGE_TOKENS as usize) + group;
             for (dim, value) in values.iter_mut().enumerate() {
-                *value = element(scales[at], zeros[at], code_at(codes, self.bits, dim));
+                *value =
+                    element(scales[at], zeros[at], code_at(codes, self.bits, SIDE * row + dim));
             }
         }
     }

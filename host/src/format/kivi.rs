@@ -1,7 +1,7 @@
 //! Groups of tokens of one channel: KIVI's K. Its V is [`super::int4`]'s.
 //!
 //! ```text
-//! codes   [8 token groups][head_dim / 8][8 tokens][8 dims], `bits` bits each, the first in a byte's lowest bits
+//! codes   [8 token groups][head_dim / 8][8 tokens][8 dims], `bits` bits each, eight dims as [`place`](super::pack::place) says
 //! scales  [64 / group][head_dim], of the cache's element type
 //! zeros   as scales
 //! ```
@@ -68,15 +68,13 @@ impl Half for ChannelGroups {
         let (scales, zeros) = affine.split_at(groups);
         let head_dim = shape.head_dim as usize;
         let chunks = head_dim / SIDE;
-        let row_bytes = self.bits as usize;
-        let rows = values.chunks_exact_mut(SIDE).zip(codes.chunks_exact(row_bytes));
-        for (row, (values, codes)) in rows.enumerate() {
+        for (row, values) in values.chunks_exact_mut(SIDE).enumerate() {
             let core = row / SIDE;
             let token_group = core / chunks * SIDE / self.group as usize;
             let at = token_group * head_dim + core % chunks * SIDE;
             let params = scales[at..at + SIDE].iter().zip(&zeros[at..at + SIDE]);
             for (dim, (value, (&scale, &zero))) in values.iter_mut().zip(params).enumerate() {
-                *value = element(scale, zero, code_at(codes, self.bits, dim));
+                *value = element(scale, zero, code_at(codes, self.bits, SIDE * row + dim));
             }
         }
     }

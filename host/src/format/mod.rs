@@ -70,8 +70,8 @@ pub struct FormatKernel {
     pub half_bytes: u32,
     /// Pages that a slab holds.
     pub per_slab: u32,
-    /// A number that the format's kernels ask for.
-    pub detail: u32,
+    /// The format, as the kernels know it: its [`KvFormat::code`].
+    pub format: u32,
 }
 
 /// What a page holds, beside its format: 64 tokens of one KV head.
@@ -131,13 +131,14 @@ impl KvFormat {
 
     /// The kernels that read its pages on a GPU; `None` if there are none.
     pub fn kernel(self, shape: PageShape) -> Option<FormatKernel> {
-        let (family, detail) = match self {
-            Self::Fp8 { scale } => ("fp8", scale.scales() as u32),
-            Self::Compacted => ("compacted", 0),
-            _ => return None,
+        let family = match self {
+            Self::Fp8 { .. } | Self::Int4 { .. } | Self::Kivi { .. } => "coded",
+            Self::Compacted => "compacted",
+            Self::Native | Self::Thin { .. } => return None,
         };
         let half_bytes = self.page_bytes(shape) as u32 / 2;
-        Some(FormatKernel { family, half_bytes, per_slab: self.pages_per_slab(shape), detail })
+        let (per_slab, format) = (self.pages_per_slab(shape), self.code());
+        Some(FormatKernel { family, half_bytes, per_slab, format })
     }
 
     /// Its pages as a pool counts them.
@@ -171,8 +172,9 @@ impl KvFormat {
         page: &mut [u8],
     ) -> Result<(), FormatError> {
         assert_eq!(channels.len() as u32, self.kept_channels().unwrap_or(0));
-        check_values(shape, "k", k)?;
-        check_values(shape, "v", v)?;
+        let most = self.largest(shape.dtype);
+        check_values(shape, "k", k, most)?;
+        check_values(shape, "v", v, most)?;
         self.halves(|of_k, of_v| {
             let (page_k, page_v) = page.split_at_mut(of_k.bytes(shape));
             of_k.encode(shape, k, channels, page_k);
@@ -197,6 +199,17 @@ impl KvFormat {
     /// The channels that a page of this format keeps; none if none were chosen.
     pub fn channels(self, page: &[u8]) -> &[u8] {
         &page[..self.kept_channels().unwrap_or(0) as usize]
+    }
+
+    /// The largest magnitude that can be stored.
+    fn largest(self, dtype: DType) -> f32 {
+        match (self, dtype) {
+            // Half of the range, so that the range of a group is a number.
+            (_, DType::F16) => ::half::f16::MAX.to_f32() / 2.0,
+            // Kernels multiply with 2^112 times the largest element of a page.
+            (Self::Fp8 { .. }, DType::Bf16) => 65_280.0,
+            _ => f32::MAX / 2.0,
+        }
     }
 
     /// How K and how V is stored.
@@ -302,13 +315,14 @@ impl std::str::FromStr for KvFormat {
     }
 }
 
-/// Finds what no format can store: half of the element type's range, so that the range of a group is a number.
-fn check_values(shape: PageShape, half: &'static str, values: &[f32]) -> Result<(), FormatError> {
+/// Finds what is not a number, or beyond `most`.
+fn check_values(
+    shape: PageShape,
+    half: &'static str,
+    values: &[f32],
+    most: f32,
+) -> Result<(), FormatError> {
     assert_eq!(values.len(), shape.half_elements());
-    let most = match shape.dtype {
-        DType::F16 => ::half::f16::MAX.to_f32() / 2.0,
-        DType::Bf16 | DType::F32 => f32::MAX / 2.0,
-    };
     let storable = |value: &f32| value.abs() <= most;
     match values.iter().position(|value| !storable(value)) {
         None => Ok(()),

@@ -80,19 +80,27 @@ pub(super) fn element(scale: f32, zero: f32, code: u8) -> f32 {
     scale * f32::from(code) + zero
 }
 
-/// Code `index` of codes of `bits` bits, the first in the lowest bits.
+/// Byte and bit at which the code of element `index` of a native page lies. A *piece*, eight dims of a token, has its codes
+/// in words of two lanes of 16 bits, dims of even number in the low lane: as tensor cores read pairs.
 #[inline(always)]
-pub(super) fn code_at(bytes: &[u8], bits: u32, index: usize) -> u8 {
-    let per_byte = (8 / bits) as usize;
-    let shift = index % per_byte * bits as usize;
-    bytes[index / per_byte] >> shift & ((1 << bits) - 1)
+pub(super) fn place(bits: u32, index: usize) -> (usize, u32) {
+    let (piece, dim) = (index / 8, index % 8);
+    let lane = dim as u32 % 2 * 16;
+    let (word, bit) = match bits {
+        8 => (2 * piece + dim / 4, dim as u32 / 2 % 2 * 8),
+        4 => (piece, dim as u32 / 2 * 4),
+        // A word has two pieces, 32 apart.
+        _ => (piece / 64 * 32 + piece % 32, piece as u32 / 32 % 2 * 8 + dim as u32 / 2 * 2),
+    };
+    let bit = lane + bit;
+    (4 * word + bit as usize / 8, bit % 8)
 }
 
-/// Writes code `index` where zeros are.
+/// The code of element `index`.
 #[inline(always)]
-pub(super) fn put_code(bytes: &mut [u8], bits: u32, index: usize, code: u8) {
-    let per_byte = (8 / bits) as usize;
-    bytes[index / per_byte] |= code << (index % per_byte * bits as usize);
+pub(super) fn code_at(codes: &[u8], bits: u32, index: usize) -> u8 {
+    let (byte, bit) = place(bits, index);
+    codes[byte] >> bit & ((1u32 << bits) - 1) as u8
 }
 
 /// Quantises `values` in `groups` of places, each of which is rounded between its least and largest: codes of `bits`
@@ -109,7 +117,8 @@ pub(super) fn quantise<G: Iterator<Item = usize> + Clone>(
     for places in groups {
         let group = Affine::of(dtype, bits, places.clone().map(|at| values[at]));
         for at in places {
-            put_code(codes, bits, at, group.code(values[at]));
+            let (byte, bit) = place(bits, at);
+            codes[byte] |= group.code(values[at]) << bit;
         }
         affine.push(group);
     }

@@ -21,6 +21,7 @@ use crate::format::{KvFormat, PageShape};
 /// | `merge_ns` | 1,800 | fitted to 449 timed plans of 40 drawn trees, as the next two |
 /// | `merge_slot_ns` | 90 | a warp asks for eight partial results of its row at a time, and waits 700 ns |
 /// | `tail_tokens` | 64 | a page takes as long if it holds 15 tokens as if it holds 64 |
+/// | `decode_bytes_per_ns` | 160 | guessed: what decoding takes from products that run beside it |
 ///
 /// `deft-bench trees --cost NAME=VALUE` tries another; what was tried is in docs/notebook.md. An SM alone can read faster than its
 /// 1/132 of 3,088 GB/s, and does so beside others that read from the cache: hence 42 for a share by itself and
@@ -30,7 +31,8 @@ use crate::format::{KvFormat, PageShape};
 /// rows rounded up to what the kernels' tiles hold (16, 64, 128, 256) and the tokens to `tail_tokens`. Where plans are
 /// compared, a product of 64 dims costs 1.5 times its part of one of 128, one of 256 dims 1.4 times, and a row 1.12 times
 /// as much in a tile of up to 64. Pages that several row tiles, or PerQuery's queries, read while they are in the cache
-/// cost `bytes / cache_bytes_per_ns` instead. A partial slot costs its bytes once written and once read.
+/// cost `bytes / cache_bytes_per_ns` instead. Of pages in a format `bytes` are those of their codes, and products wait for
+/// `native bytes / decode_bytes_per_ns` besides. A partial slot costs its bytes once written and once read.
 ///
 /// The whole plan takes `launch_ns`, and what its costliest share takes and what all that comes from memory takes at the
 /// shares' mean rate: these delay each other, by the cube root of the sum of their cubes. Where there are partial results
@@ -60,6 +62,8 @@ pub struct CostModel {
     pub merge_ns: f64,
     /// What the merge waits for besides, for each partial result of the row that has most.
     pub merge_slot_ns: f64,
+    /// Bytes of native elements that are decoded in a nanosecond.
+    pub decode_bytes_per_ns: f64,
     /// Tokens to whose multiple those of a run's last page are rounded up: 64 where a page takes as long if it is not full.
     pub tail_tokens: f64,
 }
@@ -77,6 +81,7 @@ impl CostModel {
         launch_ns: 4_800.0,
         merge_ns: 1_800.0,
         merge_slot_ns: 90.0,
+        decode_bytes_per_ns: 160.0,
         tail_tokens: 64.0,
     };
     /// One core of a CPU: a few GB/s of the shared memory bus, 8-lane FMA at half its rate.
@@ -91,11 +96,12 @@ impl CostModel {
         launch_ns: 5_000.0,
         merge_ns: 1_000.0,
         merge_slot_ns: 10.0,
+        decode_bytes_per_ns: 4.0,
         tail_tokens: 8.0,
     };
 
     /// Every constant by its field's name.
-    pub(super) const fn constants(&self) -> [(&'static str, f64); 11] {
+    pub(super) const fn constants(&self) -> [(&'static str, f64); 12] {
         [
             ("bytes_per_ns", self.bytes_per_ns),
             ("flops_per_ns", self.flops_per_ns),
@@ -107,6 +113,7 @@ impl CostModel {
             ("launch_ns", self.launch_ns),
             ("merge_ns", self.merge_ns),
             ("merge_slot_ns", self.merge_slot_ns),
+            ("decode_bytes_per_ns", self.decode_bytes_per_ns),
             ("tail_tokens", self.tail_tokens),
         ]
     }
@@ -131,6 +138,8 @@ pub(super) struct Costs {
     group_ns: f64,
     /// The same, when other shares read it as well.
     shared_group_ns: f64,
+    /// Decoding one.
+    decode_ns: f64,
     /// Computing one row against one group of eight tokens.
     row_ns: f64,
     /// What products cost in a score over what they cost in a cut.
@@ -166,6 +175,7 @@ impl Costs {
             page: page_shape(head_dim, element_bytes),
             group_ns: group_bytes / model.bytes_per_ns,
             shared_group_ns: group_bytes / model.cache_bytes_per_ns.max(model.bytes_per_ns),
+            decode_ns: group_bytes / model.decode_bytes_per_ns,
             row_ns: 4.0 * group_elements / model.flops_per_ns,
             product_factor: product_factor(head_dim),
             step: ((model.tail_tokens / f64::from(CORE)) as u32).clamp(1, PAGE_GROUPS),
@@ -182,36 +192,46 @@ impl Costs {
     /// What token groups cost in an item of `queries` queries.
     #[inline]
     pub(super) fn rates(&self, queries: u32) -> Rates {
-        self.rates_in(queries, 1.0)
+        self.rates_in(queries, Reading::NATIVE)
     }
 
-    /// The same for pages of `weight` times the bytes of native ones.
+    /// The same for pages of a format.
     #[inline]
-    pub(super) fn rates_in(&self, queries: u32, weight: f64) -> Rates {
-        self.rates_of(self.row_ns * f64::from(tile_rows(queries * self.group_size)), weight)
+    pub(super) fn rates_in(&self, queries: u32, reading: Reading) -> Rates {
+        self.rates_of(self.row_ns * f64::from(tile_rows(queries * self.group_size)), reading)
     }
 
     /// The same when plans are compared: what products cost besides says which tiles are best, and cuts no share better.
-    pub(super) fn scored_rates(&self, queries: u32, weight: f64) -> Rates {
+    pub(super) fn scored_rates(&self, queries: u32, reading: Reading) -> Rates {
         let rows = tile_rows(queries * self.group_size);
         let narrow = if rows <= 64 { NARROW_ROW } else { 1.0 };
-        self.rates_of(self.row_ns * f64::from(rows) * self.product_factor * narrow, weight)
+        self.rates_of(self.row_ns * f64::from(rows) * self.product_factor * narrow, reading)
     }
 
     #[inline]
-    fn rates_of(&self, compute_ns: f64, weight: f64) -> Rates {
+    fn rates_of(&self, compute_ns: f64, Reading { weight, decode_ns }: Reading) -> Rates {
         Rates {
-            own: (self.group_ns * weight).max(compute_ns),
-            shared: (self.shared_group_ns * weight).max(compute_ns),
+            own: (self.group_ns * weight).max(compute_ns + decode_ns),
+            shared: (self.shared_group_ns * weight).max(compute_ns + decode_ns),
         }
     }
 
-    /// Bytes of a page of `format` over those of a native one.
-    pub(super) fn weight(&self, format: KvFormat) -> f64 {
-        if format == KvFormat::Native || format.check(self.page).is_err() {
+    /// What pages of `format` take.
+    pub(super) fn reading(&self, format: KvFormat) -> Reading {
+        let elements = matches!(format, KvFormat::Native | KvFormat::Compacted);
+        if elements || format.check(self.page).is_err() {
+            return Reading::NATIVE;
+        }
+        let weight = format.page_bytes(self.page) as f64 / self.page.native_bytes() as f64;
+        Reading { weight, decode_ns: self.decode_ns }
+    }
+
+    /// Native groups that cost as much as one of another format, in an item of `queries` queries.
+    pub(super) fn as_native(&self, queries: u32, reading: Reading, shared: bool) -> f64 {
+        if reading == Reading::NATIVE {
             return 1.0;
         }
-        format.page_bytes(self.page) as f64 / self.page.native_bytes() as f64
+        self.rates_in(queries, reading).of(shared) / self.rates(queries).of(shared)
     }
 
     /// Groups of eight tokens that `tokens` tokens of a run cost as much as.
@@ -252,6 +272,19 @@ pub(super) fn page_shape(head_dim: u32, element_bytes: u32) -> PageShape {
         _ => DType::F32,
     };
     PageShape { head_dim, dtype }
+}
+
+/// What reading pages of a format takes beside native ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Reading {
+    /// Their bytes over those of native ones.
+    pub(super) weight: f64,
+    /// Decoding a group of eight tokens.
+    decode_ns: f64,
+}
+
+impl Reading {
+    pub(super) const NATIVE: Self = Self { weight: 1.0, decode_ns: 0.0 };
 }
 
 /// Cost of one group of eight tokens, by who reads it.

@@ -195,7 +195,7 @@ impl<'a> Filling<'a> {
             return ways;
         }
         if count > open.rated_queries {
-            joint.rates = self.costs.rates_in(count, piece.weight);
+            joint.rates = self.costs.rates_in(count, piece.reading);
             joint.rated_queries = self.costs.tile_queries(count);
             joint.kv_ns = joint.rates.cost(joint.groups);
         }

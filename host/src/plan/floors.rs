@@ -31,8 +31,8 @@ impl<'a> Floors<'a> {
             if queries == 0 || run.tokens == 0 {
                 continue;
             }
-            let bytes = f64::from(run.tokens.div_ceil(CORE)) * costs.weight(run.format);
-            let groups = f64::from(costs.groups(run.tokens)) * costs.weight(run.format);
+            let bytes = f64::from(run.tokens.div_ceil(CORE)) * costs.reading(run.format).weight;
+            let groups = f64::from(costs.groups(run.tokens)) * costs.reading(run.format).weight;
             let tiles = queries.div_ceil(max_queries);
             let tile = costs.rates(queries.div_ceil(tiles)).of(tiles > 1);
             floors.memory += bytes * costs.memory_group_ns / f64::from(config.shares);

@@ -71,6 +71,7 @@ impl CostModel {
             launch_ns: Self::H100.launch_ns / clock,
             merge_ns: Self::H100.merge_ns / clock,
             merge_slot_ns: Self::H100.merge_slot_ns / clock,
+            decode_bytes_per_ns: Self::H100.decode_bytes_per_ns * clock,
             tail_tokens: Self::H100.tail_tokens,
         }
     }

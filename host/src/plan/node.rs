@@ -40,7 +40,7 @@ pub(super) fn deal(
                 let take = chunk.min(pages.end - pages.start);
                 let taken = groups.min(take.saturating_mul(PAGE_GROUPS));
                 let ns = costs.item_ns
-                    + f64::from(taken) * costs.rates_in(count, piece.weight).of(piece.shared)
+                    + f64::from(taken) * costs.rates_in(count, piece.reading).of(piece.shared)
                     + f64::from(count) * costs.slot_ns;
                 let item = draft.items.len() as u32;
                 dealer.order.push((Reverse((ns * 1e3) as u64), item));

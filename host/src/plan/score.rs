@@ -92,7 +92,7 @@ impl Scorer {
         };
         for index in 0..self.met_again.len() {
             let run = self.met_again[index];
-            passing.weight = costs.weight(view.runs[run as usize].format);
+            passing.weight = costs.reading(view.runs[run as usize].format).weight;
             self.pass(run, view, draft, &mut passing);
         }
         for (ns, walk) in draft.share_ns.iter_mut().zip(&self.walks) {
@@ -123,9 +123,9 @@ impl Scorer {
         let mut asked = 0.0;
         for item in &draft.items {
             let queries = item.queries.end - item.queries.start;
-            let weight = costs.weight(item_format(view, draft, item));
+            let reading = costs.reading(item_format(view, draft, item));
             let (rates, cut) =
-                (costs.scored_rates(queries, weight), costs.rates_in(queries, weight));
+                (costs.scored_rates(queries, reading), costs.rates_in(queries, reading));
             let walk = &mut self.walks[item.share as usize];
             let slots = if item.partial_slot == NONE { 0 } else { queries };
             let fixed_ns = costs.item_ns + f64::from(slots) * costs.slot_ns;
@@ -154,7 +154,7 @@ impl Scorer {
                 walk.cut_ns += groups * cut.of(shared);
                 walk.pages += segment.pages.end - segment.pages.start + segment.joined.pages;
                 // Joined pages are read by many tiles, and come from the cache as the pages before them do.
-                asked += own * weight;
+                asked += own * reading.weight;
             }
         }
         asked

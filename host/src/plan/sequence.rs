@@ -10,8 +10,8 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::cost::{Costs, Groups, PAGE_GROUPS, Rates};
-use super::tiles::{Part, for_each_part, tile_edges, tile_queries, work_ns};
+use super::cost::{Costs, Groups, PAGE_GROUPS, Rates, Reading};
+use super::tiles::{Part, Width, for_each_part, tile_edges, tile_queries, work_ns};
 use crate::format::KvFormat;
 use crate::tree::{Run, TreeView};
 use kernels_gpu::abi::PAGE_TOKENS;
@@ -33,8 +33,8 @@ pub(super) struct Piece {
     /// Other row tiles have the same pages.
     pub(super) shared: bool,
     pub(super) format: KvFormat,
-    /// Its pages' bytes over those of native ones.
-    pub(super) weight: f64,
+    /// What its pages take.
+    pub(super) reading: Reading,
     /// What token groups cost in an item of its own, and the most queries for which they do.
     pub(super) rates: Rates,
     pub(super) rated_queries: u32,
@@ -45,15 +45,15 @@ pub(super) struct Piece {
 impl Piece {
     #[inline]
     fn whole(index: usize, run: &Run, queries: Range<u32>, shared: bool, costs: &Costs) -> Self {
-        let weight = costs.weight(run.format);
-        let rates = costs.rates_in(queries.end - queries.start, weight);
+        let reading = costs.reading(run.format);
+        let rates = costs.rates_in(queries.end - queries.start, reading);
         Self {
             run: index as u32,
             rates,
             rated_queries: costs.tile_queries(queries.end - queries.start),
             rate: rates.of(shared),
             format: run.format,
-            weight,
+            reading,
             queries,
             pages: 0..run.pages.end - run.pages.start,
             own_pages: run.pages.end - run.pages.start,
@@ -79,6 +79,7 @@ impl Piece {
 pub(super) struct Unit {
     pub(super) pieces: Range<u32>,
     pub(super) queries: Range<u32>,
+    /// Its token groups, those of formats as the native ones that cost as much.
     pub(super) groups: Groups,
     /// Which of its tree's row tiles it is, and how many there are.
     pub(super) tile: u32,
@@ -107,8 +108,8 @@ pub(super) struct Sequence {
     pub(super) pieces: Vec<Piece>,
     pub(super) units: Vec<Unit>,
     trees: Vec<Tree>,
-    /// By tree, the token groups of its runs of as many queries, by their bytes: all that the width of its tiles depends on.
-    widths: Vec<(u32, f64)>,
+    /// By tree, the token groups of its runs of as many queries: all that the width of its tiles depends on.
+    widths: Vec<Width>,
     /// Row tiles of the tree at hand: first query of each, and an end.
     edges: Vec<u32>,
     /// What each row tile sees of the tree at hand.
@@ -130,10 +131,18 @@ impl Sequence {
         self.units.clear();
     }
 
-    fn push_unit(&mut self, pieces: Range<usize>, queries: Range<u32>, tile: u32, tiles: u32) {
+    fn push_unit(
+        &mut self,
+        pieces: Range<usize>,
+        queries: Range<u32>,
+        (tile, tiles): (u32, u32),
+        costs: &Costs,
+    ) {
         let mut groups = Groups::default();
+        let count = queries.end - queries.start;
         for piece in &self.pieces[pieces.clone()] {
-            groups.add(f64::from(piece.groups) * piece.weight, piece.shared);
+            let native = costs.as_native(count, piece.reading, piece.shared);
+            groups.add(f64::from(piece.groups) * native, piece.shared);
         }
         self.units.push(Unit {
             pieces: pieces.start as u32..pieces.end as u32,
@@ -184,7 +193,7 @@ impl Sequence {
                     let queries = run.queries.clone();
                     self.pieces.push(Piece::whole(runs.start + i, run, queries, false, costs));
                 }
-                self.push_unit(first..self.pieces.len(), queries, 0, 1);
+                self.push_unit(first..self.pieces.len(), queries, (0, 1), costs);
             } else {
                 let most = costs.tile_queries(tile).min(max_queries);
                 tile_edges(tree, tile, most, &mut self.edges);
@@ -211,15 +220,13 @@ impl Sequence {
             let first = self.widths.len();
             for run in below[..len].iter().filter(|run| counts(run)) {
                 let queries = run.queries.end - run.queries.start;
-                let groups = f64::from(costs.groups(run.tokens)) * costs.weight(run.format);
                 let place = &mut self.places[queries as usize];
-                match self.widths.get_mut(*place as usize) {
-                    Some(width) if *place as usize >= first => width.1 += groups,
-                    _ => {
-                        *place = self.widths.len() as u32;
-                        self.widths.push((queries, groups));
-                    }
+                if *place == u32::MAX || (*place as usize) < first {
+                    *place = self.widths.len() as u32;
+                    self.widths.push(Width::of(queries));
                 }
+                let reading = costs.reading(run.format);
+                self.widths[*place as usize].add(f64::from(costs.groups(run.tokens)), reading);
             }
             self.trees.push(Tree {
                 runs: at as u32..(at + len) as u32,
@@ -286,7 +293,7 @@ impl Sequence {
         for tile in 0..tiles {
             let end = first + self.places[tile] as usize;
             let queries = self.edges[tile]..self.edges[tile + 1];
-            self.push_unit(begin..end, queries, tile as u32, tiles as u32);
+            self.push_unit(begin..end, queries, (tile as u32, tiles as u32), costs);
             begin = end;
         }
     }
@@ -319,7 +326,7 @@ impl Sequence {
                 }
             }
             if self.pieces.len() > first {
-                self.push_unit(first..self.pieces.len(), query..query + 1, 0, 1);
+                self.push_unit(first..self.pieces.len(), query..query + 1, (0, 1), costs);
             }
         }
     }

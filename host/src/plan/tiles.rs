@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use kernels_gpu::abi::PAGE_TOKENS;
 
-use super::cost::Costs;
+use super::cost::{Costs, Reading};
 use super::sequence::counts;
 use crate::format::KvFormat;
 use crate::tree::Run;
@@ -16,10 +16,41 @@ use crate::tree::Run;
 /// A wider tile is kept unless a narrower one is cheaper by this.
 const WORTH: f64 = 0.98;
 
+/// Token groups of runs of as many queries.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Width {
+    queries: u32,
+    native: f64,
+    /// Those of formats, taken to be the one that was met last.
+    coded: f64,
+    reading: Reading,
+}
+
+impl Width {
+    pub(super) fn of(queries: u32) -> Self {
+        Self { queries, native: 0.0, coded: 0.0, reading: Reading::NATIVE }
+    }
+
+    pub(super) fn add(&mut self, groups: f64, reading: Reading) {
+        if reading == Reading::NATIVE {
+            self.native += groups;
+        } else {
+            self.coded += groups;
+            self.reading = reading;
+        }
+    }
+
+    /// What they cost in an item of `queries` queries.
+    fn cost(&self, queries: u32, shared: bool, costs: &Costs) -> f64 {
+        let rate = |reading| costs.rates_in(queries, reading).of(shared);
+        self.native * rate(Reading::NATIVE) + self.coded * rate(self.reading)
+    }
+}
+
 /// Queries a tile of a tree should have: `widest`, or fewer where that makes its shares cheaper, when a share is to
 /// cost about `share_ns`. The tree has `queries` queries and runs of `widths`.
 pub(super) fn tile_queries(
-    widths: &[(u32, f64)],
+    widths: &[Width],
     queries: u32,
     widest: u32,
     costs: &Costs,
@@ -52,12 +83,12 @@ pub(super) fn tile_queries(
 }
 
 /// Cost of all token groups of runs, by their number of queries, in tiles of `tile` queries.
-pub(super) fn work_ns(widths: &[(u32, f64)], tile: u32, costs: &Costs) -> f64 {
-    let runs = widths.iter().map(|&(queries, groups)| {
-        if queries <= tile {
-            groups * costs.rates(queries).of(false)
+pub(super) fn work_ns(widths: &[Width], tile: u32, costs: &Costs) -> f64 {
+    let runs = widths.iter().map(|width| {
+        if width.queries <= tile {
+            width.cost(width.queries, false, costs)
         } else {
-            groups * f64::from(queries.div_ceil(tile)) * costs.rates(tile).of(true)
+            f64::from(width.queries.div_ceil(tile)) * width.cost(tile, true, costs)
         }
     });
     runs.sum()

@@ -61,7 +61,7 @@ extern "C" fn kernels(name: *const c_char, blocks: u32, arguments: *const u64, c
             }
             "copy_d64" => copy(a),
             "attend_bf16_d64" => attend(blocks, a, native),
-            "attend_fp8_bf16_d64" => attend(blocks, a, fp8),
+            "attend_coded_bf16_d64" => attend(blocks, a, fp8),
             "score_bf16_d64" => score(blocks, a),
             "merge_bf16_d64" => merge(a),
             "import_pages_bf16_d64" => transfer(a, true),
@@ -224,18 +224,24 @@ unsafe fn native(a: &[u64], place: u32, head: u32, value: bool, dim: u32) -> f64
 
 /// The same in pages of E4M3.
 unsafe fn fp8(a: &[u64], place: u32, head: u32, value: bool, dim: u32) -> f64 {
-    let [kv_heads, half_bytes, per_slab, scales] =
+    let [kv_heads, half_bytes, per_slab, format] =
         [a[10], a[15], a[16], a[17]].map(|number| number as u32);
     let (page, token) = (place / PAGE_TOKENS, place % PAGE_TOKENS);
     let slab = page_offset(DIM, kv_heads, page / per_slab * SLAB_PAGES, 0) * 2;
     let half = 2 * (page % per_slab * kv_heads + head) + u32::from(value);
     let half = a[1] + slab + u64::from(half * half_bytes);
     let scale = half + u64::from(half_page_elements(DIM));
+    // Of four dims the second and third are swapped.
+    let dim = dim & !3 | dim >> 1 & 1 | dim << 1 & 2;
+    let at = match format {
+        1 => 0,
+        2 => token as usize,
+        other => panic!("not a format of E4M3: {other}"),
+    };
     // SAFETY: as in `append`.
     unsafe {
         let code = read::<u8>(half, element_offset(DIM, token, dim) as usize);
-        f64::from(e4m3_to_f32(code))
-            * f64::from(read::<f32>(scale, (token & (scales - 1)) as usize))
+        f64::from(e4m3_to_f32(code)) * f64::from(read::<f32>(scale, at))
     }
 }
 

@@ -10,6 +10,6 @@ pub mod tile;
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub use kernels::{
-    Attend, Cache, CellPool, Coded, Compacted, Foreign, Format, Fp8, Merge, Native, Pool, ampere,
+    Attend, Cache, CellPool, Coded, Codes, Compacted, Foreign, Format, Merge, Native, Pool, ampere,
     hopper, merge, score,
 };

@@ -59,22 +59,23 @@ pub unsafe fn conversions(input: *const u32, output: *mut u32) {
     }
 }
 
-/// `input: [threads][1]`: four E4M3 codes. `output: [threads][4]`: their numbers.
+/// `input: [threads][3]`: words a, b, c of two elements. `output: [threads][2]`: a * b + c in bf16, and in f16.
 ///
 /// # Safety
 /// As the module says.
 #[kernel(
-    threads = 64,
+    threads = 256,
     shared = super::SHARED_BYTES,
     group = "selftest",
     archs("sm_90a"),
-    instances(selftest_e4m3)
+    instances(selftest_pairs)
 )]
 #[inline(always)]
-pub unsafe fn e4m3(input: *const u32, output: *mut u32) {
+pub unsafe fn pairs(input: *const u32, output: *mut u32) {
     // SAFETY: the caller's.
     unsafe {
-        let [word] = own_words(input);
-        store_own_words(output, math::unpack_e4m3(word).map(f32::to_bits));
+        let [a, b, c] = own_words(input);
+        let results = [math::fma_pairs::<Bf16>(a, b, c), math::fma_pairs::<F16>(a, b, c)];
+        store_own_words(output, results);
     }
 }

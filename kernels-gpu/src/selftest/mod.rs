@@ -15,7 +15,7 @@ mod warpgroup;
 use device::shared::Shared;
 use device::{global, thread};
 
-pub use arithmetic::{arithmetic, conversions, e4m3};
+pub use arithmetic::{arithmetic, conversions, pairs};
 pub use copies::{async_copies, bulk_copies, global_widths, shared_widths};
 pub use lanes::{barriers, shuffles, votes};
 pub use matrices::{ldmatrix, mma, stmatrix};

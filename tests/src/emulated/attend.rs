@@ -13,7 +13,7 @@ use kernels_gpu::Arch;
 use kernels_gpu::attention::hopper::Boxes;
 use kernels_gpu::attention::tile::{MERGE_THREADS, MERGE_WARPS};
 use kernels_gpu::attention::{
-    self as kernels, CellPool, Coded, Compacted, Foreign, Format, Fp8, Merge, Native, Pool, tile,
+    self as kernels, CellPool, Coded, Codes, Compacted, Foreign, Format, Merge, Native, Pool, tile,
 };
 
 use super::rows::{CompactedRows, Directory};
@@ -201,8 +201,8 @@ impl Call<'_> {
         let partial_lse = memory.unwritten::<f32>("partial lse", partial_rows);
         let lse_pointer = || lse.map_or(std::ptr::null_mut(), |lse| lse.as_mut_ptr());
         let threads = match self.arch {
-            Arch::Sm80 => tile::ampere::THREADS,
-            Arch::Sm90a => tile::hopper::THREADS,
+            Arch::Sm80 => [tile::ampere::THREADS; 2],
+            Arch::Sm90a => [tile::hopper::THREADS, tile::hopper::Tile::<D>::CODED_THREADS],
         };
         let shared_bytes = |compacted| match (self.arch, compacted) {
             (Arch::Sm80, false) => tile::ampere::Tile::<D>::SHARED_BYTES,
@@ -214,9 +214,10 @@ impl Call<'_> {
         for format in formats {
             let programs = memory.constant("programs", &super::programs(plan, format));
             let kernel = format.kernel(self.shape.page());
+            let coded = kernel.is_some_and(|kernel| kernel.family == "coded");
             // On a GPU the launches of one call overlap; they write to different slots.
             let launch = self
-                .launch([plan.shares(), kv_heads, 1], threads)
+                .launch([plan.shares(), kv_heads, 1], threads[usize::from(coded)])
                 .shared_bytes(shared_bytes(format == KvFormat::Compacted))
                 // Of a page's last group of tokens, K is multiplied and then masked.
                 .poison_matrix_reads();
@@ -241,7 +242,7 @@ impl Call<'_> {
                 let coded = kernel.map_or(Coded::default(), |kernel| Coded {
                     half_bytes: kernel.half_bytes,
                     per_slab: kernel.per_slab,
-                    detail: kernel.detail,
+                    format: kernel.format,
                     cells: directory.cells(),
                     cell_stride: directory.stride,
                     biases: directory.biases(),
@@ -269,8 +270,8 @@ impl Call<'_> {
                                 )
                             }
                         },
-                        (Some("fp8"), None) => {
-                            block::<E, Fp8, D, KS, NT, O, CODED>(self.arch, arguments, coded)
+                        (Some("coded"), None) => {
+                            block::<E, Codes, D, KS, NT, O, CODED>(self.arch, arguments, coded)
                         }
                         (Some("compacted"), None) => {
                             block::<E, Compacted, D, KS, NT, O, NATIVE>(self.arch, arguments, coded)

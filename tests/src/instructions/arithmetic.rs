@@ -6,7 +6,7 @@ use rand::RngExt;
 use super::{Case, Half, rng};
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![arithmetic(), special_arithmetic(), conversions(), e4m3()]
+    vec![arithmetic(), special_arithmetic(), conversions(), decoded_codes(), pairs()]
 }
 
 fn arithmetic() -> Case {
@@ -88,11 +88,47 @@ fn conversions() -> Case {
     Case::exact("selftest_conversions", selftest::conversions, 128, input, output)
 }
 
-/// Every code but the NaNs, by the codec's table.
-fn e4m3() -> Case {
-    let codes: Vec<u8> =
-        (0..=255).map(|code: u8| if code & 0x7f == 0x7f { 0 } else { code }).collect();
-    let output = codes.iter().map(|&code| deft::format::e4m3_to_f32(code).to_bits()).collect();
-    let input = bytemuck::cast_slice::<_, u32>(&codes).to_vec();
-    Case::exact("selftest_e4m3", selftest::e4m3, 64, input, output)
+/// Numbers as kernels have those of E4M3 before they are multiplied: subnormal ones among them.
+fn decoded_codes() -> Case {
+    let mut rng = rng(32);
+    let triples = (0..256u32).map(|code| {
+        let (sign, magnitude) = ((code & 0x80) << 8, code & 0x7f);
+        let factor = rng.random_range(0..0x7c00u32);
+        [sign | magnitude << 4 | (sign | magnitude << 7) << 16, factor * 0x0001_0001, 0x8000_8000]
+    });
+    of_pairs(triples.collect()).named("of codes")
+}
+
+fn pairs() -> Case {
+    let mut rng = rng(33);
+    // Between 2^-8 and 2^8 in bf16, which is 2^-0.5 to 2 in f16.
+    let mut number = || rng.random_range(0x3b80..0x4380u32) | rng.random_range(0..2u32) << 15;
+    let triples = (0..256).map(|_| [(); 3].map(|()| number() | number() << 16));
+    of_pairs(triples.collect()).named("of any numbers")
+}
+
+fn of_pairs(triples: Vec<[u32; 3]>) -> Case {
+    let output = triples.iter().flat_map(|&triple| {
+        [Half::Bf16, Half::F16].map(|half| {
+            let lane = |shift: u32| {
+                let [a, b, c] = triple.map(|word| f64::from(half.value((word >> shift) as u16)));
+                u32::from(nearest(half, a * b + c))
+            };
+            lane(0) | lane(16) << 16
+        })
+    });
+    let output = output.collect();
+    let threads = triples.len() as u32;
+    Case::exact("selftest_pairs", selftest::pairs, threads, triples.concat(), output)
+}
+
+/// A number rounded once: to a multiple of the last place that its exponent has.
+fn nearest(half: Half, x: f64) -> u16 {
+    let (bits, least) = match half {
+        Half::Bf16 => (8, -126),
+        Half::F16 => (11, -14),
+    };
+    let exponent = (x.to_bits() >> 52 & 0x7ff) as i32 - 1023;
+    let place = 2f64.powi(exponent.max(least) + 1 - bits);
+    half.bits(((x / place).round_ties_even() * place) as f32)
 }

@@ -8,8 +8,8 @@ use deft_tests::world::Place;
 use kernels_gpu::Arch;
 use rayon::prelude::*;
 
-fn formats() -> [KvFormat; 2] {
-    ["fp8", "fp8-token"].map(|name| name.parse().unwrap())
+fn formats() -> [KvFormat; 5] {
+    ["fp8", "fp8-token", "int4-g64", "kivi4", "kivi2"].map(|name| name.parse().unwrap())
 }
 
 fn check_forest<T: KvElement>(arch: Arch, heads: HeadShape, formats: &[KvFormat], seed: u64) {
@@ -28,7 +28,9 @@ fn random_forests_of_every_format_head_dim_and_ratio_agree_with_the_decoded_cach
     for arch in Arch::ALL {
         for head_dim in [64, 128, 256] {
             for shape in [heads(1, 1, head_dim), heads(8, 2, head_dim), heads(7, 1, head_dim)] {
-                for format in formats() {
+                // Of both element types, and over all cases every format.
+                for _dtype in 0..2 {
+                    let format = formats()[cases.len() % formats().len()];
                     cases.push((cases.len() as u64, arch, shape, format));
                 }
             }
@@ -65,7 +67,7 @@ fn items_of_any_number_of_rows_read_pages_of_formats() {
         }
     }
     cases.into_par_iter().for_each(|(seed, arch, queries, group, dim)| {
-        let format = formats()[seed as usize % 2];
+        let format = formats()[seed as usize % formats().len()];
         let place = Place::Emulated(arch);
         let mut world = Coded::<bf16>::on(&place, heads(group, 1, dim), 1, 128, seed);
         let root = world.root(650);

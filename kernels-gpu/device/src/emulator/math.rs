@@ -79,15 +79,31 @@ pub fn unpack_f16(word: u32) -> [f32; 2] {
     [word, word >> 16].map(|half| f16::from_bits(half as u16).to_f32())
 }
 
-/// `cvt.rn.f16x2.e4m3x2`, twice, and four `cvt.f32.f16`.
-pub fn unpack_e4m3(word: u32) -> [f32; 4] {
-    word.to_le_bytes().map(|code| {
-        let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-        let magnitude = match (exponent, code & 7) {
-            (15, 7) => f32::NAN,
-            (0, _) => mantissa / 512.0,
-            _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
-        };
-        if code & 0x80 == 0 { magnitude } else { -magnitude }
-    })
+/// `fma.rn.bf16x2`.
+pub fn fma_bf16(a: u32, b: u32, c: u32) -> u32 {
+    fma_lanes([a, b, c], |bits| bf16::from_bits(bits).to_f32(), |x| bf16::from_f32(x).to_bits())
+}
+
+/// `fma.rn.f16x2`.
+pub fn fma_f16(a: u32, b: u32, c: u32) -> u32 {
+    fma_lanes([a, b, c], |bits| f16::from_bits(bits).to_f32(), |x| f16::from_f32(x).to_bits())
+}
+
+fn fma_lanes(words: [u32; 3], value: impl Fn(u16) -> f32, bits: impl Fn(f32) -> u16) -> u32 {
+    let lane = |shift: u32| {
+        let [a, b, c] = words.map(|word| f64::from(value((word >> shift) as u16)));
+        u32::from(bits(to_odd(a * b + c))) << shift
+    };
+    lane(0) | lane(16)
+}
+
+/// The f32 next to a number towards zero, with its last bit set if it is another: as good as the number itself to whoever
+/// rounds it to fewer bits.
+fn to_odd(x: f64) -> f32 {
+    let near = x as f32;
+    if f64::from(near) == x || !near.is_finite() {
+        return near;
+    }
+    let beyond = f64::from(near).abs() > x.abs();
+    f32::from_bits(near.to_bits() - u32::from(beyond) | 1)
 }

@@ -18,6 +18,9 @@ pub trait Element: sealed::Sealed + Copy + 'static {
 
     /// See [`super::math::unpack`].
     fn unpack(word: u32) -> [f32; 2];
+
+    /// See [`super::math::fma_pairs`].
+    fn fma(a: u32, b: u32, c: u32) -> u32;
 }
 
 /// bfloat16: `f32`'s exponent, 8 bits of precision.
@@ -53,6 +56,22 @@ impl Element for Bf16 {
     #[inline(always)]
     fn unpack(word: u32) -> [f32; 2] {
         [f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]
+    }
+
+    #[inline(always)]
+    fn fma(a: u32, b: u32, c: u32) -> u32 {
+        bodies! {
+            ptx {
+                let word: u32;
+                // SAFETY: arithmetic.
+                unsafe {
+                    asm!("fma.rn.bf16x2 {0}, {1}, {2}, {3};", out(reg32) word, in(reg32) a,
+                        in(reg32) b, in(reg32) c, options(pure, nomem, nostack));
+                }
+                word
+            }
+            emulated { crate::emulator::math::fma_bf16(a, b, c) }
+        }
     }
 }
 
@@ -90,6 +109,22 @@ impl Element for F16 {
                 [low, high]
             }
             emulated { crate::emulator::math::unpack_f16(word) }
+        }
+    }
+
+    #[inline(always)]
+    fn fma(a: u32, b: u32, c: u32) -> u32 {
+        bodies! {
+            ptx {
+                let word: u32;
+                // SAFETY: arithmetic.
+                unsafe {
+                    asm!("fma.rn.f16x2 {0}, {1}, {2}, {3};", out(reg32) word, in(reg32) a,
+                        in(reg32) b, in(reg32) c, options(pure, nomem, nostack));
+                }
+                word
+            }
+            emulated { crate::emulator::math::fma_f16(a, b, c) }
         }
     }
 }

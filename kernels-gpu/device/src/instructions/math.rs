@@ -4,10 +4,6 @@
 use super::bodies;
 use super::element::Element;
 #[cfg(target_arch = "nvptx64")]
-use super::element::F16;
-#[cfg(target_arch = "nvptx64")]
-use crate::Arch;
-#[cfg(target_arch = "nvptx64")]
 use core::arch::asm;
 
 macro_rules! unary {
@@ -90,33 +86,8 @@ pub fn unpack<E: Element>(word: u32) -> [f32; 2] {
     E::unpack(word)
 }
 
-/// The four E4M3 numbers of a word, the lowest byte's first.
+/// `a * b + c` of both 16-bit elements of words, rounded once; subnormal numbers are numbers.
 #[inline(always)]
-pub fn unpack_e4m3(word: u32) -> [f32; 4] {
-    bodies! {
-        ptx {
-            let pairs: [u32; 2] = match super::ARCH {
-                Arch::Sm90a => {
-                    let (low, high): (u32, u32);
-                    // SAFETY: arithmetic.
-                    unsafe {
-                        asm!("{{ .reg .b16 l, h; mov.b32 {{l, h}}, {2};",
-                            "cvt.rn.f16x2.e4m3x2 {0}, l; cvt.rn.f16x2.e4m3x2 {1}, h; }}",
-                            out(reg32) low, out(reg32) high, in(reg32) word,
-                            options(pure, nomem, nostack));
-                    }
-                    [low, high]
-                }
-                // Sign, exponent and mantissa are where f16 has them: numbers come out 2^8 times too small.
-                Arch::Sm80 => [word, word >> 16].map(|pair| {
-                    let bytes = (pair & 0xff) << 8 | (pair & 0xff00) << 16;
-                    bytes & 0x8000_8000 | (bytes & 0x7f00_7f00) >> 1
-                }),
-            };
-            let scale = if matches!(super::ARCH, Arch::Sm80) { 256.0 } else { 1.0 };
-            let [[a, b], [c, d]] = pairs.map(unpack::<F16>);
-            [a, b, c, d].map(|x| x * scale)
-        }
-        emulated { crate::emulator::math::unpack_e4m3(word) }
-    }
+pub fn fma_pairs<E: Element>(a: u32, b: u32, c: u32) -> u32 {
+    E::fma(a, b, c)
 }

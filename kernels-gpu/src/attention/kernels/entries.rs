@@ -10,8 +10,8 @@ use device::wgmma::Accumulators;
 use device::{Bf16, Element, F16};
 
 use super::{
-    Attend, CellPool, Coded, Compacted, Foreign, Format, Fp8, Merge, Native, Pool, ampere, hopper,
-    score,
+    Attend, CellPool, Coded, Codes, Compacted, Foreign, Format, Merge, Native, Pool, ampere,
+    hopper, score,
 };
 use kernel_macros::kernel;
 
@@ -20,6 +20,14 @@ const ATTEND_THREADS: u32 = match device::ARCH {
     Arch::Sm80 => tile::ampere::THREADS,
     Arch::Sm90a => tile::hopper::THREADS,
 };
+
+/// Threads of one that decodes pages.
+const fn coded_threads<const D: usize>() -> u32 {
+    match device::ARCH {
+        Arch::Sm80 => tile::ampere::THREADS,
+        Arch::Sm90a => tile::hopper::Tile::<D>::CODED_THREADS,
+    }
+}
 
 /// Dynamic shared memory of such a block, in bytes.
 const fn attend_shared_bytes<const D: usize>() -> u32 {
@@ -111,28 +119,28 @@ attend_entry! {
 }
 
 attend_entry! {
-    /// [`attend`] over pages of format `F`.
+    /// [`attend`] over pages of a format, which `format` says.
     #[kernel(
-        threads = ATTEND_THREADS,
+        threads = coded_threads::<D>(),
         shared = attend_shared_bytes::<D>(),
         group = "attend_coded_d{D}",
         instances(
-            attend_fp8_bf16_d64: <Bf16, Fp8, 64, 4, 8, 32, 8>,
-            attend_fp8_bf16_d128: <Bf16, Fp8, 128, 8, 16, 64, 4>,
-            attend_fp8_bf16_d256: <Bf16, Fp8, 256, 16, 32, 128, 2>,
-            attend_fp8_f16_d64: <F16, Fp8, 64, 4, 8, 32, 8>,
-            attend_fp8_f16_d128: <F16, Fp8, 128, 8, 16, 64, 4>,
-            attend_fp8_f16_d256: <F16, Fp8, 256, 16, 32, 128, 2>
+            attend_coded_bf16_d64: <Bf16, 64, 4, 8, 32, 8>,
+            attend_coded_bf16_d128: <Bf16, 128, 8, 16, 64, 4>,
+            attend_coded_bf16_d256: <Bf16, 256, 16, 32, 128, 2>,
+            attend_coded_f16_d64: <F16, 64, 4, 8, 32, 8>,
+            attend_coded_f16_d128: <F16, 128, 8, 16, 64, 4>,
+            attend_coded_f16_d256: <F16, 256, 16, 32, 128, 2>
         )
     )]
     attend_coded[
-        E: Element, F: Format, const D: usize, const KS: usize, const NT: usize, const O: usize, const S: u32
+        E: Element, const D: usize, const KS: usize, const NT: usize, const O: usize, const S: u32
     ]
-    reads(pool: *const u16) more(half_bytes: u32, per_slab: u32, detail: u32)
+    reads(pool: *const u16) more(half_bytes: u32, per_slab: u32, format: u32)
     where[[f32; O]: Accumulators,]
     pool(pool) |a| {
-        let coded = Coded { half_bytes, per_slab, detail, ..Coded::default() };
-        run::<E, F, D, KS, NT, O, S>(a, coded)
+        let coded = Coded { half_bytes, per_slab, format, ..Coded::default() };
+        run::<E, Codes, D, KS, NT, O, S>(a, coded)
     }
 }
 

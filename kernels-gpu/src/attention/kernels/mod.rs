@@ -25,7 +25,7 @@ mod sink;
 mod warp_tile;
 
 pub use cache::{Cache, CellPool, Foreign, Pool};
-pub use format::{Coded, Compacted, Format, Fp8, Native};
+pub use format::{Coded, Codes, Compacted, Format, Native};
 pub use merge::{Merge, merge};
 
 /// What an `attend` launch reads and writes. Grid: `[shares, kv_heads]`.

@@ -24,6 +24,9 @@ impl<const D: usize> Tile<D> {
     pub const GROUP_BYTES: u32 = super::group_bytes(D);
     /// The query tile, at least what the epilogues exchange.
     pub const QUERY_BYTES: u32 = 32 * 1024;
+    /// Threads of a block that decodes pages: the producer's companions do, and four warps more where a consumer's accumulators
+    /// leave registers for them.
+    pub const CODED_THREADS: u32 = if D <= 128 { THREADS + 128 } else { THREADS };
     /// Pages in flight.
     pub const STAGES: u32 = (224 * 1024 - Self::QUERY_BYTES) / Self::PAGE_BYTES;
     /// Offset of the query tile.

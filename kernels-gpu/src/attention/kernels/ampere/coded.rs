@@ -9,7 +9,7 @@ use core::marker::PhantomData;
 
 use crate::abi::ProgramHeader;
 use crate::attention::kernels::cursor::{Cursor, Kept};
-use crate::attention::kernels::format::{self, CodedPages, Format};
+use crate::attention::kernels::format::{self, CodedPages, Crew};
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::{CONSUMERS, ampere::Tile};
@@ -29,7 +29,7 @@ const fn slots(head_dim: usize) -> u32 {
 }
 
 /// The slots, and where the program's pages come from.
-pub(super) struct Codes<F, E, const D: usize> {
+pub(super) struct Codes<E, const D: usize> {
     shared: Shared<u8>,
     thread: u32,
     pages: CodedPages,
@@ -39,10 +39,10 @@ pub(super) struct Codes<F, E, const D: usize> {
     value: bool,
     /// Its page.
     last: Cursor<Kept>,
-    kind: PhantomData<(F, E)>,
+    kind: PhantomData<E>,
 }
 
-impl<F: Format, E: Element, const D: usize> Codes<F, E, D> {
+impl<E: Element, const D: usize> Codes<E, D> {
     /// Nothing is asked for yet.
     #[inline(always)]
     pub(super) fn new(
@@ -120,12 +120,13 @@ impl<F: Format, E: Element, const D: usize> Codes<F, E, D> {
 
     /// Decodes the half that has landed, and asks for one in its place.
     #[inline(always)]
-    unsafe fn decode(&mut self) -> Shared<Row> {
+    unsafe fn decode(&mut self, value: bool) -> Shared<Row> {
         let to = self.shared.cast();
         // SAFETY: nobody reads the half before; after the barrier nobody reads the slot.
         unsafe {
-            let (codes, detail) = (self.codes(self.slot), self.pages.coded.detail);
-            format::decode::<F, E, D, 2>(codes, to, detail, self.thread, CONSUMERS);
+            let (codes, format) = (self.codes(self.slot), self.pages.coded.format);
+            let crew = Crew { thread: self.thread, threads: CONSUMERS };
+            format::decode::<E, D, 2>(codes, to, (format, value), crew);
             thread::sync_threads();
             self.ask(self.slot);
         }
@@ -144,7 +145,7 @@ impl<F: Format, E: Element, const D: usize> Codes<F, E, D> {
             self.await_half();
             let record = self.record(self.slot);
             let page = PartialPage { tokens: record.load(), place: record.at(1).load() };
-            (self.decode(), page)
+            (self.decode(false), page)
         }
     }
 
@@ -154,7 +155,7 @@ impl<F: Format, E: Element, const D: usize> Codes<F, E, D> {
         // SAFETY: the caller's.
         unsafe {
             self.await_half();
-            self.decode()
+            self.decode(true)
         }
     }
 }

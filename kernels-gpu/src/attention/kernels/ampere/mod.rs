@@ -73,7 +73,7 @@ pub unsafe fn attend<
         let of_head = cache.pages::<D>(&a, kv_head);
         let mut pages = Pages::<E, _, D>::new(base, thread_index, program, header, of_head);
         let of_format = CodedPages::new::<D>(&a, kv_head, coded);
-        let mut codes = Codes::<F, E, D>::new(base, thread_index, program, header, of_format);
+        let mut codes = Codes::<E, D>::new(base, thread_index, program, header, of_format);
         if F::CODED {
             codes.start();
         } else {
@@ -147,7 +147,7 @@ unsafe fn run<
 >(
     work: &Work,
     pages: &mut Pages<E, P, D>,
-    codes: &mut Codes<F, E, D>,
+    codes: &mut Codes<E, D>,
     rows: u32,
 ) {
     let block = work.block;

@@ -1,62 +1,70 @@
 //! Pages in other formats: what an `attend` of a format does beside that of native pages.
 //!
 //! The codes of half a page, K or V, are copied to shared memory as they are, and decoded there into core matrices of
-//! the element type; from there on everything is as for native pages. `host/src/format` defines the formats.
+//! the element type; from there on everything is as for native pages. `host/src/format` defines the formats. One kernel
+//! reads all of them: which one a launch reads decides nothing but [`decode`]'s loop.
 
+mod affine;
 mod fp8;
 
 use super::Attend;
 use crate::abi::Cell;
 use crate::layout::{self, SLAB_PAGES};
-use device::Element;
+use affine::{ChannelGroups, TokenGroups};
 use device::matrix::Row;
 use device::shared::Shared;
+use device::{Element, register};
+use fp8::Fp8;
 
-pub use fp8::Fp8;
-
-/// How half a page is stored. A *piece* is eight dims of a token, counted in the order of a native page.
+/// Which pages a kernel reads.
 pub trait Format {
-    /// Whether there is anything to decode.
-    const CODED: bool = true;
-    /// Whether page ids are places in a directory of cells, which may have biases.
+    /// Pages that are decoded, of the format that [`Coded::format`] says.
+    const CODED: bool;
+    /// Page ids are places in a directory of cells, which may have biases.
+    const COMPACTED: bool;
+}
+
+/// Pages of the pool as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Native;
+
+/// Rows of compacted nodes, as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Compacted;
+
+/// Pages of one of the formats that have codes.
+#[derive(Clone, Copy, Debug)]
+pub struct Codes;
+
+impl Format for Native {
+    const CODED: bool = false;
     const COMPACTED: bool = false;
+}
+
+impl Format for Compacted {
+    const CODED: bool = false;
+    const COMPACTED: bool = true;
+}
+
+impl Format for Codes {
+    const CODED: bool = true;
+    const COMPACTED: bool = false;
+}
+
+/// How half a page is stored, with what is read of it once. A *piece* is eight dims of a token, counted in the order of a
+/// native page; its codes lie in words of two lanes of 16 bits, dims of even number in the low one.
+trait Half: Copy {
     /// What is loaded to decode a piece.
     type Piece: Copy;
 
-    /// Loads piece `piece` of the half page at `half`.
+    /// Loads a piece.
     ///
     /// # Safety
-    /// The half page is there, and `detail` is the launch's.
-    unsafe fn load<const D: usize>(half: Shared<u8>, detail: u32, piece: u32) -> Self::Piece;
+    /// The half page is there.
+    unsafe fn load<const D: usize>(self, piece: u32) -> Self::Piece;
 
     /// The piece as 16-bit elements, each rounded once.
-    fn decode<E: Element>(piece: Self::Piece) -> [u32; 4];
-}
-
-/// Elements as they are, in pages or in the cells of compacted nodes.
-#[derive(Clone, Copy, Debug)]
-pub struct Elements<const COMPACTED: bool>;
-
-/// Pages of the pool.
-pub type Native = Elements<false>;
-/// Rows of compacted nodes.
-pub type Compacted = Elements<true>;
-
-impl<const C: bool> Format for Elements<C> {
-    const CODED: bool = false;
-    const COMPACTED: bool = C;
-    type Piece = [u32; 4];
-
-    #[inline(always)]
-    unsafe fn load<const D: usize>(half: Shared<u8>, _detail: u32, piece: u32) -> Self::Piece {
-        // SAFETY: the caller's.
-        unsafe { half.cast::<Row>().at(piece).cast().load() }
-    }
-
-    #[inline(always)]
-    fn decode<E: Element>(piece: Self::Piece) -> [u32; 4] {
-        piece
-    }
+    fn decode<E: Element>(self, piece: Self::Piece) -> [u32; 4];
 }
 
 /// What a launch is told of its format's pages; zeros for native ones.
@@ -66,8 +74,8 @@ pub struct Coded {
     pub half_bytes: u32,
     /// Pages that a slab holds.
     pub per_slab: u32,
-    /// A number that the format asks for.
-    pub detail: u32,
+    /// The format: `KvFormat::code` of the host.
+    pub format: u32,
     /// The layer's directory, `[kv_heads][cell_stride]`, linked ([`crate::directory`]).
     pub cells: *const Cell,
     /// Indices of a KV head in it.
@@ -81,7 +89,7 @@ impl Coded {
     pub const NATIVE: Self = Self {
         half_bytes: 0,
         per_slab: 0,
-        detail: 0,
+        format: 0,
         cells: core::ptr::null(),
         cell_stride: 0,
         biases: core::ptr::null(),
@@ -129,38 +137,59 @@ impl CodedPages {
     }
 }
 
-/// Decodes half a page at `half` into core matrices at `to`, `BATCH` pieces a thread at a time; by `threads` threads,
-/// this one being `thread`.
+/// The threads that decode a half page, and which of them this is.
+#[derive(Clone, Copy)]
+pub(super) struct Crew {
+    pub(super) thread: u32,
+    pub(super) threads: u32,
+}
+
+/// Decodes half a page of `format`, K or V, at `half` into core matrices at `to`, `BATCH` pieces a thread at a time.
 ///
 /// # Safety
 /// The half page is there, and nobody reads `to`.
 #[inline(always)]
-pub(super) unsafe fn decode<F: Format, E: Element, const D: usize, const BATCH: usize>(
+pub(super) unsafe fn decode<E: Element, const D: usize, const BATCH: usize>(
     half: Shared<u8>,
     to: Shared<Row>,
-    detail: u32,
-    thread: u32,
-    threads: u32,
+    (format, value): (u32, bool),
+    crew: Crew,
 ) {
-    let pieces = 8 * D as u32;
-    let mut first = thread;
+    // `KvFormat::code`: kind, bits if there are several kinds of codes, group.
+    let (kind, bits, group) = (format & 15, format >> 4 & 15, format >> 8 & 0xfff);
+    let codes = affine::Packed::new(half, if kind == 3 { 4 } else { bits });
+    // SAFETY: the caller's.
+    unsafe {
+        match (kind, value) {
+            (1, _) => walk::<_, E, D, BATCH>(Fp8::<false>::new::<E, D>(half), to, crew),
+            (2, _) => walk::<_, E, D, BATCH>(Fp8::<true>::new::<E, D>(half), to, crew),
+            // Its scales and zeros are many registers.
+            (4, false) => walk::<_, E, D, 2>(ChannelGroups(codes), to, crew),
+            _ => walk::<_, E, D, BATCH>(TokenGroups::new::<D>(codes, group), to, crew),
+        }
+    }
+}
+
+/// Decodes all pieces of a half page, whose number is a multiple of `BATCH` for every thread.
+#[inline(always)]
+unsafe fn walk<H: Half, E: Element, const D: usize, const BATCH: usize>(
+    half: H,
+    to: Shared<Row>,
+    Crew { thread, threads }: Crew,
+) {
+    let mut first = 0;
     // SAFETY: the pieces lie within the half page.
     unsafe {
-        // Without a condition of its own a piece is decoded while the next is.
-        while first + (BATCH as u32 - 1) * threads < pieces {
-            let at = |i: usize| first + i as u32 * threads;
-            let loaded: [F::Piece; BATCH] =
-                core::array::from_fn(|i| F::load::<D>(half, detail, at(i)));
-            let decoded: [[u32; 4]; BATCH] = loaded.map(F::decode::<E>);
+        // Not unrolled: all formats' loops are in a kernel.
+        while first < register::late(8 * D as u32) {
+            let at = |i: usize| first + i as u32 * threads + thread;
+            let loaded: [H::Piece; BATCH] = core::array::from_fn(|i| half.load::<D>(at(i)));
+            // Without a condition of its own a piece is decoded while the next is.
+            let decoded: [[u32; 4]; BATCH] = loaded.map(|piece| half.decode::<E>(piece));
             for i in 0..BATCH {
                 to.at(at(i)).cast().store(decoded[i]);
             }
             first += BATCH as u32 * threads;
-        }
-        while first < pieces {
-            let piece = F::load::<D>(half, detail, first);
-            to.at(first).cast().store(F::decode::<E>(piece));
-            first += threads;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Pages of other formats on their way into the ring.
 //!
-//! The producer copies codes, half a page a *slot*, to the memory that the ring of native pages leaves; the three warps
-//! beside the producer decode them into the ring, so consumers read pages as always.
+//! The producer copies codes, half a page a *slot*, to the memory that the ring of native pages leaves. The warps behind the
+//! producer take turns at parts of slots and decode them into the ring, so consumers read pages as always.
 //!
 //! ```text
 //! ring: S pages | slots of half a page | slot records, reaching up to the query tile
@@ -9,8 +9,9 @@
 
 use super::ring::Ring;
 use crate::abi::NONE;
-use crate::attention::kernels::format::{self, Coded, CodedPages, Format};
+use crate::attention::kernels::format::{self, Coded, CodedPages, Crew};
 use crate::attention::kernels::page::PartialPage;
+use crate::attention::tile::CONSUMERS;
 use crate::attention::tile::hopper::Tile;
 use device::bulk::{self, Bytes};
 use device::mbarrier::{self, Barrier};
@@ -18,10 +19,12 @@ use device::shared::Shared;
 use device::warp::FULL_MASK;
 use device::{Element, warp};
 
-/// Warps that decode.
-pub(super) const DECODERS: u32 = 3;
-/// Pieces that a thread decodes at a time: enough loads under way for one warp a scheduler.
-const BATCH: usize = 5;
+/// Parts of a slot, each a warp's.
+const PARTS: u32 = 2;
+/// Arrivals that fill a stage of the ring.
+pub(super) const FILLERS: u32 = 2 * PARTS;
+/// Pieces that a thread decodes at a time: what a thread has registers for.
+const BATCH: usize = 4;
 
 /// Most slots: as many as have a record.
 const MAX_SLOTS: u32 = 16;
@@ -39,6 +42,9 @@ pub(super) struct Slots<const D: usize, const S: u32> {
 }
 
 impl<const D: usize, const S: u32> Slots<D, S> {
+    /// Warps that decode: all behind the producer's.
+    const DECODERS: u32 = (Tile::<D>::CODED_THREADS - CONSUMERS) / 32 - 1;
+
     /// The first slot, in the shared memory that begins at `shared`.
     #[inline(always)]
     pub(super) fn new(shared: Shared<u8>, coded: Coded) -> Self {
@@ -56,7 +62,7 @@ impl<const D: usize, const S: u32> Slots<D, S> {
             // SAFETY: nobody uses the barriers yet.
             unsafe {
                 mbarrier::init(self.full(), 1);
-                mbarrier::init(self.empty(), DECODERS);
+                mbarrier::init(self.empty(), PARTS);
             }
             self.advance();
         }
@@ -109,14 +115,19 @@ impl<const D: usize, const S: u32> Slots<D, S> {
         }
     }
 
-    /// Producer: says that there are no more pages.
+    /// Producer: says to each decoder that there are no more pages.
     #[inline(always)]
     pub(super) unsafe fn end(&mut self) {
-        // SAFETY: as in `send`.
-        unsafe {
-            mbarrier::wait_parity(self.empty(), self.phase ^ 1);
-            self.describe(PartialPage { tokens: 0, place: NONE });
-            mbarrier::arrive(self.full());
+        let mut told = 0;
+        while told < Self::DECODERS {
+            // SAFETY: as in `send`.
+            unsafe {
+                mbarrier::wait_parity(self.empty(), self.phase ^ 1);
+                self.describe(PartialPage { tokens: 0, place: NONE });
+                mbarrier::arrive(self.full());
+            }
+            self.advance();
+            told += PARTS;
         }
     }
 
@@ -142,53 +153,74 @@ impl<const D: usize, const S: u32> Slots<D, S> {
         }
     }
 
-    /// Decoder warp: gives the slot back and moves to the next.
+    /// Decoder warp: gives its part of the slot back.
     #[inline(always)]
-    unsafe fn release(&mut self) {
-        // SAFETY: the warp is whole; one arrival a warp.
-        unsafe {
-            warp::sync_warp(FULL_MASK);
-            if warp::lane_id() == 0 {
-                mbarrier::arrive(self.empty());
-            }
-        }
-        self.advance();
+    unsafe fn release(&self) {
+        // SAFETY: one arrival a part.
+        unsafe { mbarrier::arrive(self.empty()) };
     }
 }
 
-/// Decoder warps: decode every page into the ring; `thread` counts their threads.
+/// Where a decoder is: a part of a half page.
+#[derive(Clone, Copy)]
+struct Turn<const D: usize, const S: u32> {
+    slots: Slots<D, S>,
+    ring: Ring<D, S>,
+    /// Of V, not of K.
+    value: bool,
+    part: u32,
+}
+
+impl<const D: usize, const S: u32> Turn<D, S> {
+    /// Moves `parts` further.
+    #[inline(always)]
+    fn further(&mut self, parts: u32) {
+        self.part += parts;
+        while self.part >= PARTS {
+            self.part -= PARTS;
+            self.slots.advance();
+            if self.value {
+                self.ring.advance();
+            }
+            self.value = !self.value;
+        }
+    }
+}
+
+/// Decoder warp `warp`: decodes its parts of all pages into the ring.
 #[inline(always)]
-pub(super) unsafe fn decode<F: Format, E: Element, const D: usize, const S: u32>(
+pub(super) unsafe fn decode<E: Element, const D: usize, const S: u32>(
     shared: Shared<u8>,
     coded: Coded,
-    thread: u32,
+    warp: u32,
 ) {
-    let mut ring = Ring::<D, S>::new(shared);
-    let mut slots = Slots::<D, S>::new(shared, coded);
+    let (slots, ring) = (Slots::new(shared, coded), Ring::new(shared));
+    let mut turn = Turn::<D, S> { slots, ring, value: false, part: 0 };
+    turn.further(warp);
+    let lane = warp::lane_id();
     // SAFETY: slots are read between arrival and release, a stage is written while it is empty.
     unsafe {
         loop {
+            let Turn { slots, ring, value, part } = turn;
             let page = slots.receive();
             if page.place == NONE {
                 return;
             }
             ring.wait_empty();
-            for to in [ring.key(), ring.value()] {
-                slots.receive();
-                let threads = 32 * DECODERS;
-                format::decode::<F, E, D, BATCH>(slots.codes(), to, coded.detail, thread, threads);
-                slots.release();
-            }
-            if thread == 0 {
+            let to = if value { ring.value() } else { ring.key() };
+            let crew = Crew { thread: 32 * part + lane, threads: 32 * PARTS };
+            format::decode::<E, D, BATCH>(slots.codes(), to, (coded.format, value), crew);
+            if !value && crew.thread == 0 {
                 ring.describe(page);
             }
             // `wgmma` reads through the other proxy.
             bulk::fence_proxy_async_shared();
             warp::sync_warp(FULL_MASK);
-            if warp::lane_id() == 0 {
+            if lane == 0 {
+                slots.release();
                 mbarrier::arrive(ring.full());
             }
-            ring.advance();
+            turn.further(Slots::<D, S>::DECODERS);
         }
     }
 }

@@ -22,7 +22,7 @@ use super::group_layout::GroupLayout;
 use super::program::Program;
 use super::query;
 use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS, PROGRAM_BYTES, hopper::Tile};
-use coded::{DECODERS, Slots};
+use coded::Slots;
 use device::bulk::{self, Bytes};
 use device::mbarrier::{self, Barrier};
 use device::shared::{Shared, dynamic_shared_mem};
@@ -62,7 +62,7 @@ pub trait Source: Copy {
 /// for head dimension `D`; the ring has `S` pages, [`Tile::STAGES`] of native ones and fewer beside codes.
 ///
 /// # Safety
-/// Blocks have [`THREADS`](crate::attention::tile::hopper::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic shared memory
+/// Blocks have [`THREADS`](crate::attention::tile::hopper::THREADS) threads ([`Tile::CODED_THREADS`] for formats) and [`Tile::SHARED_BYTES`] of dynamic shared memory
 /// ([`Tile::COMPACTED_SHARED_BYTES`] for compacted nodes). The pointers
 /// are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie within pool, lengths and
 /// partials, and its segments lie in program order, each in one work item. Items are of the format, and their pages are
@@ -92,7 +92,12 @@ pub unsafe fn attend<
         let warp_index = warp::warp_id();
         let words = a.program(thread::block_idx_x());
         if thread_index == CONSUMERS {
-            prologue::<D, S>(base, words, a.stride, if F::CODED { DECODERS } else { C::PRODUCERS });
+            prologue::<D, S>(
+                base,
+                words,
+                a.stride,
+                if F::CODED { coded::FILLERS } else { C::PRODUCERS },
+            );
             if F::CODED {
                 Slots::<D, S>::new(base, coded).init();
                 mbarrier::fence_init();
@@ -120,11 +125,14 @@ pub unsafe fn attend<
                     grid::wait_dependencies();
                 }
             } else if F::CODED {
-                let thread = thread_index - CONSUMERS - 32;
-                coded::decode::<F, E, D, S>(base, coded, thread);
+                coded::decode::<E, D, S>(base, coded, warp_index - CONSUMER_WARPS - 1);
             }
         } else {
-            register::set_max_inc::<232>();
+            if F::CODED && D <= 128 {
+                register::set_max_inc::<216>();
+            } else {
+                register::set_max_inc::<232>();
+            }
             mbarrier::wait_parity(program_barrier::<D>(base), 0);
             let block = Block::new(&a, base, thread_index, warp_index, kv_head, coded.biases);
             consume::<E, F, C, D, KS, NT, O, S>(&block, program);
