@@ -55,7 +55,7 @@ fn rankings_are_one_rank_s_and_bring_a_few_words_of_each_row_together() {
                     }
                 };
                 let ranks = Box::new(Tapped { inner, tap });
-                CpuModel::load_rank(&weights, options, ranks, |_, _| {})
+                CpuModel::load_rank(&weights, options.clone(), ranks, |_, _| {})
             };
             let mut model = Ranked::in_threads(ranks, LONG, load).unwrap();
             let root = model.insert_prompt(&tokens(3, 20), &mut Vec::new()).unwrap();

@@ -68,8 +68,8 @@ pub(crate) struct Args {
     #[arg(long, default_value = "native")]
     pub(crate) kv: KvArg,
 
-    /// Drop tokens that a policy finds minor for all branches, every 16 passes (on the CPU only so far): corm:64,
-    /// h2o:64, snapkv:32, sinks:4,256, merge:0.75, less:WEIGHTS,corm:64; docs/retention.md says which to choose.
+    /// Drop tokens that a policy finds minor for all branches, every 16 passes: corm:64, h2o:64, snapkv:32, sinks:4,256,
+    /// merge:0.75, less:WEIGHTS,corm:64 (the last on the CPU only); docs/retention.md says which to choose.
     #[arg(long, value_name = "POLICY", conflicts_with_all = ["gpus", "launched"])]
     pub(crate) retain: Option<Policy>,
 

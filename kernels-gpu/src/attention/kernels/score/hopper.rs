@@ -206,7 +206,7 @@ unsafe fn many_rows<E: Element, const D: usize, const KS: usize>(
         while pages > 0 {
             if mine {
                 let page = Page::wait(block, &ring);
-                if padded > 64 && page.landed.page.tokens == 0 {
+                if Tile::<D>::MAX_ROWS > 64 && padded > 64 && page.landed.page.tokens == 0 {
                     page.whole::<E, D, KS>(block, &ring);
                 } else {
                     page.in_part::<E, D, KS>(block, item, &ring, padded);
