@@ -36,11 +36,11 @@ fn rankings_are_one_rank_s_and_bring_a_few_words_of_each_row_together() {
     // 97 entries and heads that no number of ranks divides.
     let config = LlamaConfig { q_heads: 8, ffn: 72, ..tiny(false) };
     let weights = Weights::synthetic(config, 11).unwrap();
-    let options = CpuOptions { capacity_bytes: 16 << 20, ..CpuOptions::default() };
+    let options = || CpuOptions { capacity_bytes: 16 << 20, ..CpuOptions::default() };
     let vocabulary = weights.config().vocabulary as usize;
     let top = [1, 5, 3, vocabulary].map(|k| Select::Top { k });
     let mixed = [Select::Top { k: 4 }, Select::Of(vec![0, 96]), Select::Logits];
-    let mut one = CpuModel::load(&weights, options, |_, _| {}).unwrap();
+    let mut one = CpuModel::load(&weights, options(), |_, _| {}).unwrap();
     for (select, merged) in [(&top[..], true), (&top[..3], true), (&mixed[..], false)] {
         let expected = answers(&mut one, select);
         for ranks in [1, 2, 3, 4, 8] {
@@ -55,7 +55,7 @@ fn rankings_are_one_rank_s_and_bring_a_few_words_of_each_row_together() {
                     }
                 };
                 let ranks = Box::new(Tapped { inner, tap });
-                CpuModel::load_rank(&weights, options.clone(), ranks, |_, _| {})
+                CpuModel::load_rank(&weights, options(), ranks, |_, _| {})
             };
             let mut model = Ranked::in_threads(ranks, LONG, load).unwrap();
             let root = model.insert_prompt(&tokens(3, 20), &mut Vec::new()).unwrap();

@@ -105,5 +105,5 @@ fn to_odd(x: f64) -> f32 {
         return near;
     }
     let beyond = f64::from(near).abs() > x.abs();
-    f32::from_bits(near.to_bits() - u32::from(beyond) | 1)
+    f32::from_bits((near.to_bits() - u32::from(beyond)) | 1)
 }
