@@ -9,7 +9,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "09055502b7edad0c7aa2774aae9c35d10ca61062967e2833b26ee19e3cd37907",
+        sha256: "b40ecfa34283286bbdf21deed5558528289fa7b00fc9be367af378404a337484",
         ptx: include_str!("sm_80/attend_coded_d128.ptx"),
     },
     Image {
@@ -19,7 +19,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "bd472b7ae818bdbfbc9c629513bd94bd98904fa83a2ed27f43cf6648d99de473",
+        sha256: "9ba1d54f2d7d4fba5457fdb5296ab0634e1fe9e9b840452f8f4001350189ecaa",
         ptx: include_str!("sm_80/attend_coded_d256.ptx"),
     },
     Image {
@@ -29,7 +29,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "4a39f3e6d604d3bea9db490c6c42cae46abf735de3fc0d22af1f8ad63093cc81",
+        sha256: "e0c3c9f824b94049f8ce03a7d1d942b9e94f4727d80016a073d8c6c5fe390daa",
         ptx: include_str!("sm_80/attend_coded_d64.ptx"),
     },
     Image {
@@ -39,7 +39,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d128", threads: 256, shared_bytes: 100888, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d128", threads: 256, shared_bytes: 100888, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "97570fe643570d9759fc18e3d997f9500e5d60c5ecce48e343d8dfe331e82e1a",
+        sha256: "c50a048281379ee0e3cdf859c74a921a90484976d4316978deba8ffc6a09164a",
         ptx: include_str!("sm_80/attend_compacted_d128.ptx"),
     },
     Image {
@@ -49,7 +49,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d256", threads: 256, shared_bytes: 100876, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d256", threads: 256, shared_bytes: 100876, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "ef7989e179d9081245d530c01ee44890e1c5c8e663b9e72b4cf645886e04bbfb",
+        sha256: "70b10f59429f27ee15498a341c05c3309009f4260431337a3a9e7d377252512b",
         ptx: include_str!("sm_80/attend_compacted_d256.ptx"),
     },
     Image {
@@ -59,7 +59,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d64", threads: 256, shared_bytes: 100912, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d64", threads: 256, shared_bytes: 100912, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "0db9342ee28fd55598253386712e790df058739d2f7c853875b029a5406eed5f",
+        sha256: "4914969f04cdcabfc9abc6fbad9218ed593468935c5ab06a02d6aba0e2ae59fd",
         ptx: include_str!("sm_80/attend_compacted_d64.ptx"),
     },
     Image {
@@ -69,7 +69,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "35ba5080ddcd949db797e55b02507bddd3900b30a3e7e730da3c4c5c43f37e4e",
+        sha256: "9536fb1bf90b99d4725c892d03393618c8afe8787eb2f10f29f32457e5704dfb",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
@@ -79,7 +79,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "5b10f92dcbdb904ec63a04e61946526c4960bdef3f2bded3fb56095c0948920a",
+        sha256: "fb11a61264cc3b63dca034e881b1ba523879ac8f4ce7c377174cbcb707c694b7",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
@@ -89,7 +89,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "a86f67f9cd87f265b7c5e083cc240e16eaa83f10a31076d6d6dc37fb3a4b347b",
+        sha256: "dfbee6f059352c58d52cee70a93eca8a517225cd9c20cc15f4a75208f76b05b2",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
@@ -99,7 +99,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "f9beb5024467264870c73664bc8c814477df4afed3a5bd90141166eb7c8e01b7",
+        sha256: "d861be19ca4816593d3863caaccbe01f5ced534966b5e781de0a89c29470d187",
         ptx: include_str!("sm_80/attend_in_place_d128.ptx"),
     },
     Image {
@@ -109,7 +109,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "35855ebb93c8064fa1dca7d28f8234fd9db449285b42e12f30f067f8cee6c2f8",
+        sha256: "997e3427fa96704e8acd5310df9ecb45cb289dd1503312da9bbe85e719ad56c2",
         ptx: include_str!("sm_80/attend_in_place_d64.ptx"),
     },
     Image {
@@ -222,7 +222,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d128", threads: 256, shared_bytes: 100992, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d128", threads: 256, shared_bytes: 100992, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "b963b546ce678c04f2ab9ef522e7c972c2980187958b6b735a031c05b95be1db",
+        sha256: "5278827eaa94e7cf6b908995783162a13d01edf346ba992d89e67dd732d02ecb",
         ptx: include_str!("sm_80/score_d128.ptx"),
     },
     Image {
@@ -232,7 +232,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d256", threads: 256, shared_bytes: 100416, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d256", threads: 256, shared_bytes: 100416, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "6c69eba32fd6bdce06e11a84842282f3fbf8f8e765a9b85e9b633622f0601036",
+        sha256: "02389227edc0b18b68890902d4237e2c5b030574fc7e8cc77bc7c8ee3b518e63",
         ptx: include_str!("sm_80/score_d256.ptx"),
     },
     Image {
@@ -242,7 +242,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d64", threads: 256, shared_bytes: 84736, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d64", threads: 256, shared_bytes: 84736, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "c6c82ce24bd9066e1a57ae2a9bdb3851359592f75ccd831559b99325c28b2aee",
+        sha256: "f70259691d9c25baea4f7a0fd64655fd445ce0139d8e7f58ffb99d00dcb7a97b",
         ptx: include_str!("sm_80/score_d64.ptx"),
     },
     Image {
@@ -252,7 +252,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_boxes_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_boxes_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "aee1c5634f12b5d6708496d6e478e5d9e12313a39815a4e5a7ce94cca67e75e0",
+        sha256: "64e33b4a591869919d9d66d5e527bd33711ab077808c730db4aa64a0c19c1b97",
         ptx: include_str!("sm_90a/attend_boxes_d128.ptx"),
     },
     Image {
@@ -262,17 +262,17 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_boxes_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_boxes_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "f63e5c224b1c341de06ec4a8711f8d870e902e5df7935507bd9c4afa06e5897a",
+        sha256: "c59ce4e4b10ce2b67f32422321b21cd7adb243f66b0314243b5333d29af55fcf",
         ptx: include_str!("sm_90a/attend_boxes_d64.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "attend_coded_d128",
         entries: &[
-            Entry { name: "attend_coded_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
-            Entry { name: "attend_coded_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_bf16_d128", threads: 512, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_f16_d128", threads: 512, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "ff809b1db28f67250c93987290f4ba450b29555c7407d89c07d40f9023b6f265",
+        sha256: "f28871b22043653e66b5a81fcfc128424ab3636c0e0cb3abb3243daeddb77d63",
         ptx: include_str!("sm_90a/attend_coded_d128.ptx"),
     },
     Image {
@@ -282,17 +282,17 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "80720b74436f4f0fcf37da417790137ab6050a414a6bac24a8f1eed642bf8453",
+        sha256: "5de1975a236dc184454588808abd499252dc6a62172aa2b04406b3bc3ba2caea",
         ptx: include_str!("sm_90a/attend_coded_d256.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "attend_coded_d64",
         entries: &[
-            Entry { name: "attend_coded_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
-            Entry { name: "attend_coded_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_bf16_d64", threads: 512, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "attend_coded_f16_d64", threads: 512, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "76215735f36e7396e73f74d2f8ebb001dba2a339caa06ca02ef243b6d322f1fd",
+        sha256: "d7b39cc6af0962662fa5946d18aa6942bd2adf2765bd704abd726cf2533fa427",
         ptx: include_str!("sm_90a/attend_coded_d64.ptx"),
     },
     Image {
@@ -302,7 +302,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d128", threads: 384, shared_bytes: 232112, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d128", threads: 384, shared_bytes: 232112, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "c3311adaeb1b371528dff615ed8e09d846fd30c7cc8a5e8382e0961bbfd21541",
+        sha256: "8ec0d6c386c5399fdb6ca7ceed16df3d545c9b82ab8b10f584553e9a8f5e5e9f",
         ptx: include_str!("sm_90a/attend_compacted_d128.ptx"),
     },
     Image {
@@ -312,7 +312,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d256", threads: 384, shared_bytes: 232028, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d256", threads: 384, shared_bytes: 232028, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "2586865ba1a1fe5ca1b98b8786de90d13662afca7e998f78c1cacdc914139fb4",
+        sha256: "033dee1a3fbbd089e0877b7346ae07c924b6ba29aec80a53d5f00ad76054b7c8",
         ptx: include_str!("sm_90a/attend_compacted_d256.ptx"),
     },
     Image {
@@ -322,7 +322,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d64", threads: 384, shared_bytes: 232280, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d64", threads: 384, shared_bytes: 232280, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "bb18f781f16a8af97105cd181efc645181e1e3d848f34d3bad9410570cbcd9c4",
+        sha256: "7c781ca5d22f845284c722f03d2ffb58520aae4f7608b527efc25388c3930924",
         ptx: include_str!("sm_90a/attend_compacted_d64.ptx"),
     },
     Image {
@@ -332,7 +332,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "7069c3379705a8c32fd74a716684ca3863bd9c6b35cf17a72b3d136ef3ce6272",
+        sha256: "ba8b4b920b2543eb5ddc2aa51fe4a95aa30983726791d490f2079f844cb5fc7e",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
@@ -342,7 +342,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "8c4b48eb05042b5a03b0d851a86768a165e710780cb20c4ee55be93c6ea07c95",
+        sha256: "82bb560925e0ed2cd975f20f82173d556fb29b42dfd3acb09a6cf3757660c577",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
@@ -352,7 +352,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "5f19cbf2f2553f456ad4484b42abd4ffea454a5890fcad0467028444a60eded6",
+        sha256: "464a3af05b29996c132617126929e515907ec37e66a568c809c632d564d2f062",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {
@@ -362,7 +362,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "454727b50b3c46e34d53c1f58be1ac4d1d2b6ed101303bba5f2efbe07ec26e31",
+        sha256: "105a6024289c5c74c7992835baf316e491a6c3ad1f41cf010890749690cb6e17",
         ptx: include_str!("sm_90a/attend_in_place_d128.ptx"),
     },
     Image {
@@ -372,7 +372,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "b8da7979fafd5fc62d9f0279b903a57fcc30671c19063fec17820bfeec93e0a4",
+        sha256: "cb5eec7d20d21efb67d08aebf718529865e23eed0ebe3af1dc9283f609381a5f",
         ptx: include_str!("sm_90a/attend_in_place_d64.ptx"),
     },
     Image {
@@ -482,30 +482,30 @@ pub const IMAGES: &[Image] = &[
         arch: "sm_90a",
         group: "score_d128",
         entries: &[
-            Entry { name: "score_bf16_d128", threads: 288, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
-            Entry { name: "score_f16_d128", threads: 288, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "score_bf16_d128", threads: 384, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "score_f16_d128", threads: 384, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "831e4d72ff0747615b1cc2d24c79d1fbb07b9cc09a96b8eece42af897a36b18e",
+        sha256: "7f03437a9c4c626ad0bd254d956aec8cbd7e19715fee54d7b7b32354a412bdff",
         ptx: include_str!("sm_90a/score_d128.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "score_d256",
         entries: &[
-            Entry { name: "score_bf16_d256", threads: 288, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
-            Entry { name: "score_f16_d256", threads: 288, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "score_bf16_d256", threads: 384, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "score_f16_d256", threads: 384, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "022e8c8ee7c03fa4a5bdd9a66875339bfc4e107c10dff98990ac736fae59fc30",
+        sha256: "ce8af4e6576b235bfe9c742cdfe73a334ed15153f481ccc58612c3c7890df1c5",
         ptx: include_str!("sm_90a/score_d256.ptx"),
     },
     Image {
         arch: "sm_90a",
         group: "score_d64",
         entries: &[
-            Entry { name: "score_bf16_d64", threads: 288, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
-            Entry { name: "score_f16_d64", threads: 288, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "score_bf16_d64", threads: 384, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "score_f16_d64", threads: 384, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "0af88332fd595d4a0522ac86649a41432c365d4719cbec38c8cfadb7229ea4c0",
+        sha256: "a4fd03fa66a126d4241deebae5f97e0bebf61d7458231a4e92d20e6fe140c9cd",
         ptx: include_str!("sm_90a/score_d64.ptx"),
     },
     Image {
@@ -540,7 +540,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "selftest_wgmma_n64_registers", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
             Entry { name: "selftest_wgmma_n128_registers_trans_b", threads: 128, shared_bytes: 65536, parameters: &[8, 8] },
         ],
-        sha256: "5f53cd3c370ccbc7b67fafa3f6b737cbdab96fbc97db86f3b1eddcc6ad6c3687",
+        sha256: "78c7c583397b99d8cbca328012a7b57483caab06a9af87979315d5306965479b",
         ptx: include_str!("sm_90a/selftest.ptx"),
     },
 ];
