@@ -129,8 +129,8 @@ fn a_backend_without_formats_refuses_them_by_name() {
             .capacity_bytes(2 << 20)
             .backend(|shape| Ok(Box::new(Emulated::new(shape, 1).with_kernels(Arch::Sm80))))
     };
-    let format: KvFormat = "int4-g64".parse().unwrap();
-    let message = "KV format int4-g64 is not available on GPU kernels for sm_80, emulated yet; seal as native";
+    let format: KvFormat = "native-keep48".parse().unwrap();
+    let message = "KV format native-keep48 is not available on GPU kernels for sm_80, emulated yet; seal as native";
     let error = builder().sealed_format(format).build().unwrap_err();
     assert_eq!(error.to_string(), message);
     let mut cache = builder().build().unwrap();

@@ -172,12 +172,15 @@ struct Turn<const D: usize, const S: u32> {
 }
 
 impl<const D: usize, const S: u32> Turn<D, S> {
-    /// Moves `parts` further.
+    /// Moves `parts` further, waiting for every slot on the way: copies end in any order, and a wait that skips a slot's round
+    /// would take the round before for it.
     #[inline(always)]
-    fn further(&mut self, parts: u32) {
+    unsafe fn further(&mut self, parts: u32) {
         self.part += parts;
         while self.part >= PARTS {
             self.part -= PARTS;
+            // SAFETY: a barrier of the slots'.
+            unsafe { mbarrier::wait_parity(self.slots.full(), self.slots.phase) };
             self.slots.advance();
             if self.value {
                 self.ring.advance();
@@ -196,10 +199,10 @@ pub(super) unsafe fn decode<E: Element, const D: usize, const S: u32>(
 ) {
     let (slots, ring) = (Slots::new(shared, coded), Ring::new(shared));
     let mut turn = Turn::<D, S> { slots, ring, value: false, part: 0 };
-    turn.further(warp);
     let lane = warp::lane_id();
     // SAFETY: slots are read between arrival and release, a stage is written while it is empty.
     unsafe {
+        turn.further(warp);
         loop {
             let Turn { slots, ring, value, part } = turn;
             let page = slots.receive();
