@@ -272,7 +272,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d128", threads: 512, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d128", threads: 512, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "f28871b22043653e66b5a81fcfc128424ab3636c0e0cb3abb3243daeddb77d63",
+        sha256: "6c0c2981e7dbd6ac38827406c856c24455ed479bb56bf439d2e9dc07cf0093ed",
         ptx: include_str!("sm_90a/attend_coded_d128.ptx"),
     },
     Image {
@@ -282,7 +282,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "5de1975a236dc184454588808abd499252dc6a62172aa2b04406b3bc3ba2caea",
+        sha256: "2321be66c076e438c967ba832c7c141db459d611a6bf30561f6acddec924d257",
         ptx: include_str!("sm_90a/attend_coded_d256.ptx"),
     },
     Image {
@@ -292,7 +292,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d64", threads: 512, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d64", threads: 512, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d7b39cc6af0962662fa5946d18aa6942bd2adf2765bd704abd726cf2533fa427",
+        sha256: "5667e5c01915b0a9e470738c46dc03b5b98cf0835bcd51dc592a47d3786a3285",
         ptx: include_str!("sm_90a/attend_coded_d64.ptx"),
     },
     Image {
