@@ -172,7 +172,8 @@ mod tests {
         };
         let error = keeping("less:weights,h2o:64").check(1).unwrap_err().to_string();
         assert!(
-            error.starts_with("retain is less:weights,h2o:64; it must be a policy without"),
+            error.starts_with("retain is less:weights,h2o:64,")
+                && error.contains("it must be a policy without residues"),
             "{error}"
         );
         let options = keeping("sinks:4,64");

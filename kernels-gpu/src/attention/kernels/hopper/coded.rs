@@ -62,7 +62,7 @@ impl<const D: usize, const S: u32> Slots<D, S> {
             // SAFETY: nobody uses the barriers yet.
             unsafe {
                 mbarrier::init(self.full(), 1);
-                mbarrier::init(self.empty(), PARTS);
+                mbarrier::init(self.empty(), Self::DECODERS);
             }
             self.advance();
         }
@@ -115,19 +115,14 @@ impl<const D: usize, const S: u32> Slots<D, S> {
         }
     }
 
-    /// Producer: says to each decoder that there are no more pages.
+    /// Producer: says that there are no more pages.
     #[inline(always)]
     pub(super) unsafe fn end(&mut self) {
-        let mut told = 0;
-        while told < Self::DECODERS {
-            // SAFETY: as in `send`.
-            unsafe {
-                mbarrier::wait_parity(self.empty(), self.phase ^ 1);
-                self.describe(PartialPage { tokens: 0, place: NONE });
-                mbarrier::arrive(self.full());
-            }
-            self.advance();
-            told += PARTS;
+        // SAFETY: as in `send`.
+        unsafe {
+            mbarrier::wait_parity(self.empty(), self.phase ^ 1);
+            self.describe(PartialPage { tokens: 0, place: NONE });
+            mbarrier::arrive(self.full());
         }
     }
 
@@ -153,77 +148,61 @@ impl<const D: usize, const S: u32> Slots<D, S> {
         }
     }
 
-    /// Decoder warp: gives its part of the slot back.
+    /// Decoder warp: gives the slot back; one lane.
     #[inline(always)]
     unsafe fn release(&self) {
-        // SAFETY: one arrival a part.
+        // SAFETY: one arrival a warp.
         unsafe { mbarrier::arrive(self.empty()) };
     }
 }
 
-/// Where a decoder is: a part of a half page.
-#[derive(Clone, Copy)]
-struct Turn<const D: usize, const S: u32> {
-    slots: Slots<D, S>,
-    ring: Ring<D, S>,
-    /// Of V, not of K.
-    value: bool,
-    part: u32,
-}
-
-impl<const D: usize, const S: u32> Turn<D, S> {
-    /// Moves `parts` further, waiting for every slot on the way: copies end in any order, and a wait that skips a slot's round
-    /// would take the round before for it.
-    #[inline(always)]
-    unsafe fn further(&mut self, parts: u32) {
-        self.part += parts;
-        while self.part >= PARTS {
-            self.part -= PARTS;
-            // SAFETY: a barrier of the slots'.
-            unsafe { mbarrier::wait_parity(self.slots.full(), self.slots.phase) };
-            self.slots.advance();
-            if self.value {
-                self.ring.advance();
-            }
-            self.value = !self.value;
-        }
-    }
-}
-
 /// Decoder warp `warp`: decodes its parts of all pages into the ring.
+///
+/// It receives and gives back every slot, its own or not: a wait tells a round from the next, but not from the one after that.
 #[inline(always)]
 pub(super) unsafe fn decode<E: Element, const D: usize, const S: u32>(
     shared: Shared<u8>,
     coded: Coded,
     warp: u32,
 ) {
-    let (slots, ring) = (Slots::new(shared, coded), Ring::new(shared));
-    let mut turn = Turn::<D, S> { slots, ring, value: false, part: 0 };
+    let mut slots = Slots::<D, S>::new(shared, coded);
+    let mut ring = Ring::<D, S>::new(shared);
     let lane = warp::lane_id();
+    // Whether the slot has V, not K; and which part is this warp's, its slot's if there is such a one.
+    let (mut value, mut part) = (false, warp);
     // SAFETY: slots are read between arrival and release, a stage is written while it is empty.
     unsafe {
-        turn.further(warp);
         loop {
-            let Turn { slots, ring, value, part } = turn;
             let page = slots.receive();
             if page.place == NONE {
                 return;
             }
-            ring.wait_empty();
-            let to = if value { ring.value() } else { ring.key() };
-            let crew = Crew { thread: 32 * part + lane, threads: 32 * PARTS };
-            format::decode::<E, D, BATCH>(slots.codes(), to, (coded.format, value), crew);
-            if !value && crew.thread == 0 {
-                ring.describe(page);
+            let own = part < PARTS;
+            if own {
+                ring.wait_empty();
+                let to = if value { ring.value() } else { ring.key() };
+                let crew = Crew { thread: 32 * part + lane, threads: 32 * PARTS };
+                format::decode::<E, D, BATCH>(slots.codes(), to, (coded.format, value), crew);
+                if !value && crew.thread == 0 {
+                    ring.describe(page);
+                }
+                // `wgmma` reads through the other proxy.
+                bulk::fence_proxy_async_shared();
+                part += Slots::<D, S>::DECODERS;
             }
-            // `wgmma` reads through the other proxy.
-            bulk::fence_proxy_async_shared();
             warp::sync_warp(FULL_MASK);
             if lane == 0 {
                 slots.release();
-                mbarrier::arrive(ring.full());
+                if own {
+                    mbarrier::arrive(ring.full());
+                }
             }
-            turn.further(Slots::<D, S>::DECODERS);
+            part -= PARTS;
+            slots.advance();
+            if value {
+                ring.advance();
+            }
+            value = !value;
         }
     }
 }
