@@ -272,7 +272,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d128", threads: 512, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d128", threads: 512, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "6c0c2981e7dbd6ac38827406c856c24455ed479bb56bf439d2e9dc07cf0093ed",
+        sha256: "376d94dba205babd0fba796aed1bfd5efe57bf2601654b67d39ccdff51a0dfe4",
         ptx: include_str!("sm_90a/attend_coded_d128.ptx"),
     },
     Image {
@@ -282,7 +282,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "2321be66c076e438c967ba832c7c141db459d611a6bf30561f6acddec924d257",
+        sha256: "07f4a74c2a55afe09a38233bb4139f164d789bfee29e6b519f67c1cd3137f7d0",
         ptx: include_str!("sm_90a/attend_coded_d256.ptx"),
     },
     Image {
@@ -292,7 +292,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d64", threads: 512, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d64", threads: 512, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "5667e5c01915b0a9e470738c46dc03b5b98cf0835bcd51dc592a47d3786a3285",
+        sha256: "dfdce88ef5616b2b2cd4450220b56e22aa019be0d86c49f509fc0f5c394ebe8c",
         ptx: include_str!("sm_90a/attend_coded_d64.ptx"),
     },
     Image {
