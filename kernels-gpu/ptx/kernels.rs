@@ -485,7 +485,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d128", threads: 384, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d128", threads: 384, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "4115ee01b2fd1d74b8ca803fccab774b4c718d37bab3bf9619e94682dc7abac1",
+        sha256: "7f03437a9c4c626ad0bd254d956aec8cbd7e19715fee54d7b7b32354a412bdff",
         ptx: include_str!("sm_90a/score_d128.ptx"),
     },
     Image {
@@ -495,7 +495,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d256", threads: 384, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d256", threads: 384, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "214e8c0479eacec79a6ba483726789f326f6098f8aa242a30da42517d34e05a1",
+        sha256: "ce8af4e6576b235bfe9c742cdfe73a334ed15153f481ccc58612c3c7890df1c5",
         ptx: include_str!("sm_90a/score_d256.ptx"),
     },
     Image {
@@ -505,7 +505,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d64", threads: 384, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d64", threads: 384, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "326fb925ee32222a62cf960b15d7af1985a7f97edd3e15cea4704ea40387af4c",
+        sha256: "a4fd03fa66a126d4241deebae5f97e0bebf61d7458231a4e92d20e6fe140c9cd",
         ptx: include_str!("sm_90a/score_d64.ptx"),
     },
     Image {

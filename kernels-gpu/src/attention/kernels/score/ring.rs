@@ -91,14 +91,12 @@ impl<const D: usize> Ring<D> {
         }
     }
 
-    /// Consumer: waits for the stage's page; the stage's last page but one has been given back.
+    /// Consumer: waits for the stage's page.
     #[inline(always)]
     pub(super) unsafe fn wait(&self) -> Landed {
         let words: Shared<u32> = self.record().offset(16).cast();
         // SAFETY: once the stage has arrived its description is there.
         unsafe {
-            // The page before may be another warp's, and copies end in any order: one round is told from the next only.
-            mbarrier::wait_parity(self.full(), self.phase ^ 1);
             mbarrier::wait_parity(self.full(), self.phase);
             let page = PartialPage { tokens: words.load(), place: words.at(1).load() };
             Landed { key: self.key(), page, cell: words.at(2).load() }
