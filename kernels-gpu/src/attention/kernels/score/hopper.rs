@@ -2,7 +2,7 @@
 //! pages, of others all warps.
 
 use super::narrow::{self, Columns, Landed};
-use super::ring::{READERS, Ring};
+use super::ring::Ring;
 use super::{Block, Score, Totals, hide};
 use crate::abi::{PAGE_TOKENS, ProgramHeader, WorkItem};
 use crate::attention::kernels::ampere::load_program;
@@ -133,14 +133,14 @@ unsafe fn few_rows<E: Element, const D: usize, const KS: usize>(
     block: &Block,
     item: &WorkItem,
     map: &RowMap,
-    ring: Ring<D>,
+    mut ring: Ring<D>,
     turn: u32,
     pages: u32,
 ) {
     let (own, lane) = (block.thread / 32, block.thread % 32);
     let mut at = own.wrapping_sub(turn) % Tile::<D>::NARROW_WARPS;
-    if own >= Tile::<D>::NARROW_WARPS || at >= pages {
-        return;
+    if own >= Tile::<D>::NARROW_WARPS {
+        at = pages;
     }
     let rows = Tile::<D>::NARROW_ROWS;
     let columns = Columns {
@@ -155,27 +155,32 @@ unsafe fn few_rows<E: Element, const D: usize, const KS: usize>(
     };
     // SAFETY: the warp is whole, and nobody else has its rows; a stage is read between its arrival and its release.
     unsafe {
-        warp::sync_warp(FULL_MASK);
-        let asked = block.ask_row(map, lane);
-        query::load_narrow::<D>(block.score.q, columns.queries, map, lane);
-        if lane < rows {
-            columns.kept.at(lane).store(block.kept(asked));
-        }
-        warp::sync_warp(FULL_MASK);
-        while at < pages {
-            let ring = ring.further(at);
-            let landed = ring.wait();
-            let tokens = if landed.page.tokens == 0 { PAGE_TOKENS } else { landed.page.tokens };
-            let mut first = 0;
-            while first < tokens {
-                narrow::score::<E, D, KS, 8>(block, item, landed, first, columns);
-                first += 16;
+        if at < pages {
+            warp::sync_warp(FULL_MASK);
+            let asked = block.ask_row(map, lane);
+            query::load_narrow::<D>(block.score.q, columns.queries, map, lane);
+            if lane < rows {
+                columns.kept.at(lane).store(block.kept(asked));
             }
             warp::sync_warp(FULL_MASK);
-            if lane < READERS {
-                mbarrier::arrive(ring.empty());
+        }
+        let mut page = 0;
+        while page < pages {
+            if page == at {
+                let landed = ring.wait();
+                let tokens = if landed.page.tokens == 0 { PAGE_TOKENS } else { landed.page.tokens };
+                let mut first = 0;
+                while first < tokens {
+                    narrow::score::<E, D, KS, 8>(block, item, landed, first, columns);
+                    first += 16;
+                }
+                ring.release();
+                at += Tile::<D>::NARROW_WARPS;
+            } else {
+                ring.skip();
             }
-            at += Tile::<D>::NARROW_WARPS;
+            ring.advance();
+            page += 1;
         }
     }
 }
@@ -211,6 +216,8 @@ unsafe fn many_rows<E: Element, const D: usize, const KS: usize>(
                 } else {
                     page.in_part::<E, D, KS>(block, item, &ring, padded);
                 }
+            } else {
+                ring.skip();
             }
             mine = !mine;
             ring.advance();

@@ -9,9 +9,6 @@ use device::shared::Shared;
 use device::warp;
 use device::warp::FULL_MASK;
 
-/// Arrivals that empty a stage: the warps of a warpgroup that reads a page, or as many lanes of a warp.
-pub(super) const READERS: u32 = CONSUMER_WARPS / 2;
-
 /// A position in the ring of halves of pages.
 #[derive(Clone, Copy)]
 pub(super) struct Ring<const D: usize> {
@@ -33,7 +30,7 @@ impl<const D: usize> Ring<D> {
             // SAFETY: nobody uses the barriers yet.
             unsafe {
                 mbarrier::init(self.full(), 1);
-                mbarrier::init(self.empty(), READERS);
+                mbarrier::init(self.empty(), CONSUMER_WARPS);
             }
             self.advance();
         }
@@ -106,12 +103,22 @@ impl<const D: usize> Ring<D> {
     /// Consumer warp: gives the stage back.
     #[inline(always)]
     pub(super) unsafe fn release(&self) {
-        // SAFETY: the warp is whole; one arrival a warp of the warpgroup that has the page.
+        // SAFETY: the warp is whole; one arrival a warp.
         unsafe {
             warp::sync_warp(FULL_MASK);
             if warp::lane_id() == 0 {
                 mbarrier::arrive(self.empty());
             }
+        }
+    }
+
+    /// Consumer warp: lets a page of another's pass. A wait tells a round from the next, but not from the one after that.
+    #[inline(always)]
+    pub(super) unsafe fn skip(&self) {
+        // SAFETY: as for a page that is read.
+        unsafe {
+            mbarrier::wait_parity(self.full(), self.phase);
+            self.release();
         }
     }
 }
