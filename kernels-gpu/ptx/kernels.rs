@@ -485,7 +485,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d128", threads: 384, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d128", threads: 384, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "7f03437a9c4c626ad0bd254d956aec8cbd7e19715fee54d7b7b32354a412bdff",
+        sha256: "eec8ea4885ec162aa04d5562af2827d45bb073ff1fdbad8476c7eecde69fed69",
         ptx: include_str!("sm_90a/score_d128.ptx"),
     },
     Image {
@@ -495,7 +495,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d256", threads: 384, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d256", threads: 384, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "ce8af4e6576b235bfe9c742cdfe73a334ed15153f481ccc58612c3c7890df1c5",
+        sha256: "21425ef9e936e9ed0f2fefb3751951172ae1e8a7d5387c2de0ea9c67bef99446",
         ptx: include_str!("sm_90a/score_d256.ptx"),
     },
     Image {
@@ -505,7 +505,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d64", threads: 384, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d64", threads: 384, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "a4fd03fa66a126d4241deebae5f97e0bebf61d7458231a4e92d20e6fe140c9cd",
+        sha256: "5645911690ca12825098b5c8beadfd0ea610c4495b8bc558e2b9ff308299d113",
         ptx: include_str!("sm_90a/score_d64.ptx"),
     },
     Image {
