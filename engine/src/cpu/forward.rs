@@ -8,7 +8,6 @@ use super::ops::{add_to_rows, gate_mul, rms_norm, rms_norm_in_place, soft_cap};
 use super::params::Layer;
 use crate::config::Turn;
 use crate::ranks::{Communicator, RankError, best_of_all};
-use crate::retain::Retaining;
 use crate::select::{self, Select, Selected};
 use crate::tree_model::ModelError;
 
@@ -220,7 +219,7 @@ impl CpuModel {
         if cache.layer_map().is_none_or(|map| map.is_own(index)) {
             cache.append(index, batch, kv)?;
         }
-        match self.retain.as_ref().and_then(Retaining::observe) {
+        match self.retain.observe() {
             None => cache.attend(index, batch, &scratch.q, &mut scratch.attended)?,
             Some(observe) => {
                 scratch.lse.resize(scratch.q.len() / self.config.head_dim as usize, 0.0);

@@ -106,7 +106,7 @@ pub struct CpuModel {
     cache: TreeCache,
     /// Of the last step; good as long as its leaves are stepped on.
     step: Option<Batch>,
-    retain: Option<Retaining>,
+    retain: Retaining,
     traffic: Traffic,
     scratch: Scratch,
     ranks: Box<dyn Communicator>,
@@ -162,7 +162,7 @@ impl CpuModel {
         Ok(Self {
             rotary: config.rotary_table(positions)?,
             local_rotary: turns_itself.then(|| config.local_rotary_table(positions)).transpose()?,
-            retain: options.retain.clone().map(Retaining::new),
+            retain: Retaining::new(options.retain.clone()),
             params,
             options,
             config,

@@ -4,13 +4,12 @@ use deft::NodeKey;
 use deft::retain::{Compaction, Maintained};
 
 use super::CpuModel;
-use crate::retain::Retaining;
 use crate::tree_model::ModelError;
 
 impl CpuModel {
     /// What upkeep has done so far; `None` for a model that keeps all.
     pub fn maintained(&self) -> Option<Maintained> {
-        self.retain.as_ref().map(|retaining| retaining.done)
+        self.retain.done()
     }
 
     /// Drops what the model's policy finds minor, if the cache holds more than its budget
@@ -19,10 +18,7 @@ impl CpuModel {
     /// # Errors
     /// The cache's.
     pub fn maintain(&mut self) -> Result<Maintained, ModelError> {
-        let Some(retaining) = &mut self.retain else {
-            return Ok(Maintained::default());
-        };
-        let done = retaining.maintain(&mut self.cache)?;
+        let done = self.retain.maintain(&mut self.cache)?;
         if done.nodes > 0 {
             self.step = None;
         }
@@ -35,10 +31,10 @@ impl CpuModel {
     /// # Errors
     /// The cache's.
     pub fn compact(&mut self, node: NodeKey, keep: f64) -> Result<Option<Compaction>, ModelError> {
-        let Some(retaining) = &mut self.retain else {
+        let Some(retain) = &mut self.retain.retain else {
             return Ok(None);
         };
-        let chosen = self.cache.select(&mut retaining.retain.policy, node, keep)?;
+        let chosen = self.cache.select(&mut retain.policy, node, keep)?;
         if let Some(chosen) = &chosen {
             self.cache.compact_node(node, chosen)?;
             self.step = None;
@@ -48,17 +44,9 @@ impl CpuModel {
 
     /// Upkeep, if it is due; then a step or a draft begins.
     pub(super) fn begin_step(&mut self) -> Result<(), ModelError> {
-        if self.retain.as_ref().is_some_and(Retaining::is_due) {
-            self.maintain()?;
+        if self.retain.begin_step(&mut self.cache)? {
+            self.step = None;
         }
-        self.before_pass(0);
         Ok(())
-    }
-
-    /// Says that `after` tokens of a prompt come after those of the next pass.
-    pub(super) fn before_pass(&mut self, after: usize) {
-        if let Some(retaining) = &mut self.retain {
-            retaining.begin_pass(after);
-        }
     }
 }

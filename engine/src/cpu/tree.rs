@@ -225,7 +225,7 @@ impl CpuModel {
         let mut chunks = tokens.chunks(CHUNK).peekable();
         while let Some(chunk) = chunks.next() {
             left -= chunk.len();
-            self.before_pass(left);
+            self.retain.begin_pass(left);
             let batch = self.cache.batch(&[(leaf, chunk.len() as u32)])?;
             let last = chunks.peek().is_none();
             let wanted = if last { of_last } else { Wanted::None };

@@ -31,7 +31,7 @@ pub struct CudaModel {
     pub(super) batch: Option<Batch>,
     pub(super) options: CudaOptions,
     pub(super) traffic: Traffic,
-    pub(super) retain: Option<Retaining>,
+    pub(super) retain: Retaining,
     /// The last field: what enqueues on its stream goes first.
     pub(super) cache: TreeCache,
 }
@@ -79,10 +79,10 @@ impl CudaModel {
         let blas = unsafe { Cublas::new(device, options.cublas.as_deref(), stream) }?;
         let table = config.rotary_table(config.positions(cache.forest().pool()))?;
         let rows = options.max_rows.max(options.prefill_rows);
-        let retain = options.retain.clone().map(Retaining::new);
+        let retain = Retaining::new(options.retain.clone());
         let mut buffers =
             Buffers::new(device, config, &table, bucket(rows), bucket(options.max_rows))?;
-        if retain.as_ref().and_then(Retaining::observe).is_some() {
+        if retain.observe().is_some() {
             buffers.lse = Some(DeviceBuffer::uninitialized(
                 device,
                 "LSEs",

@@ -182,7 +182,7 @@ impl CudaModel {
         let mut left = tokens.len();
         for part in tokens.chunks(self.options().prefill_rows as usize) {
             left -= part.len();
-            self.before_pass(left);
+            self.retain.begin_pass(left);
             if let Err(error) = self.run_part(root, part, pass, &mut Nobody) {
                 self.cache.prune(root)?;
                 return Err(error);

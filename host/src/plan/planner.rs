@@ -85,6 +85,7 @@ impl Planner {
         plan.share_ns.extend(draft.share_ns.iter().map(|&ns| ns.round() as u64));
         Ok(())
     }
+
     /// Plans a pass over `view` that leaves nothing to merge, as scores are, with a planner of
     /// [`Grouping::NodeChunk`](super::Grouping::NodeChunk): chunks are as long as makes shares even.
     pub(crate) fn plan_scores_into(

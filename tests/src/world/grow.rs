@@ -1,10 +1,11 @@
 //! Random forests.
 
-use deft::{DraftNode, KvElement, NodeKey};
+use deft::{DraftNode, KvElement, NodeKey, PlanUpdate};
 use rand::RngExt;
 
 use super::{Expected, World};
 use crate::forests::pick;
+use crate::problem::GROUPINGS;
 
 /// A random forest of which `change` changes some nodes, growing ones as well; all its nodes.
 ///
@@ -44,6 +45,39 @@ pub fn grow<T: KvElement, S: Expected>(
         }
     }
     all
+}
+
+/// Three leaves behind 128 tokens that `change` changes decode 70 tokens, which takes no new plan; under every grouping.
+///
+/// # Panics
+/// If it does, or attention is wrong.
+pub fn decode_behind<T: KvElement, S: Expected>(
+    world: &mut World<T, S>,
+    context: &str,
+    mut change: impl FnMut(&mut World<T, S>, NodeKey),
+) {
+    let root = world.root(130);
+    let leaves = world.fork(root, 3);
+    for &leaf in &leaves {
+        world.push(leaf, 128);
+        change(world, leaf);
+    }
+    for grouping in GROUPINGS {
+        world.cache.set_grouping(grouping);
+        let asked: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
+        let mut batch = world.cache.batch(&asked).unwrap();
+        world.write(&batch);
+        let mut updates = Vec::new();
+        for step in 1..=70 {
+            updates.push(world.cache.advance(&mut batch, 1).unwrap());
+            world.write(&batch);
+            if step % 20 == 1 || step == 70 {
+                world.check_batch(&batch, context);
+            }
+        }
+        assert!(!updates.contains(&PlanUpdate::Replanned), "{context}: {updates:?}");
+        assert!(updates.contains(&PlanUpdate::Patched), "{context}: {updates:?}");
+    }
 }
 
 /// Nodes to ask, each for one or several of its last tokens: those that have some that are not compacted.

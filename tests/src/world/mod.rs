@@ -18,7 +18,7 @@ use crate::oracle::{reference_params, relative_l2};
 use crate::reference::attention::{KeyValue, attend_biased_row};
 use crate::shadow::Token;
 
-pub use self::grow::{ask, grow};
+pub use self::grow::{ask, decode_behind, grow};
 pub use self::place::Place;
 
 /// What a cache should hold.

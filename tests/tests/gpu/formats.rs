@@ -3,12 +3,12 @@
 
 use deft::cache::HEAD_DIMS;
 use deft::plan::HeadShape;
-use deft::{DType, Grouping, KvElement, KvFormat, PlanUpdate, bf16, f16};
+use deft::{DType, Grouping, KvElement, KvFormat, bf16, f16};
 use deft_tests::coded::Coded;
 use deft_tests::forests::pick;
 use deft_tests::gpu::{Gpu, say, setting, wanted};
 use deft_tests::problem::{GROUPINGS, heads};
-use deft_tests::world::Place;
+use deft_tests::world::{Place, decode_behind};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -61,29 +61,9 @@ fn a_leaf_grows_behind_sealed_pages_without_a_new_plan() {
     for gpu in Gpu::each() {
         let place = Place::Gpu(gpu.device.clone());
         let mut world = Coded::<bf16>::on(&place, heads(8, 2, 128), 1, 200, 1);
-        let root = world.root(130);
-        let leaves = world.fork(root, 3);
-        for &leaf in &leaves {
-            world.push(leaf, 128);
+        decode_behind(&mut world, gpu.arch(), |world, leaf| {
             assert_eq!(world.seal(leaf, formats()[0]), 2);
-        }
-        for grouping in GROUPINGS {
-            world.cache.set_grouping(grouping);
-            let asked: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
-            let mut batch = world.cache.batch(&asked).unwrap();
-            world.write(&batch);
-            let mut updates = Vec::new();
-            for step in 0..70 {
-                updates.push(world.cache.advance(&mut batch, 1).unwrap());
-                world.write(&batch);
-                if step % 20 == 0 {
-                    world.check_batch(&batch, "behind sealed pages");
-                }
-            }
-            world.check_batch(&batch, "behind sealed pages");
-            assert!(!updates.contains(&PlanUpdate::Replanned), "{updates:?}");
-            assert!(updates.contains(&PlanUpdate::Patched), "{updates:?}");
-        }
+        });
     }
 }
 

@@ -6,10 +6,10 @@ mod residue;
 
 use deft::plan::HeadShape;
 use deft::retain::{Compaction, HeadCompaction, Source};
-use deft::{Grouping, KvElement, PlanUpdate, bf16, f16};
+use deft::{Grouping, KvElement, bf16, f16};
 use deft_tests::compacted::{Compacted, Thinning};
 use deft_tests::problem::{GROUPINGS, heads};
-use deft_tests::world::Place;
+use deft_tests::world::{Place, decode_behind};
 
 fn check_forest<T: KvElement>(heads: HeadShape, thinning: Thinning, seed: u64) {
     let mut world = Compacted::<T>::on(&Place::Cpu, heads, 2, 400, seed);
@@ -42,28 +42,11 @@ fn random_forests_of_every_head_dim_and_ratio_agree_with_what_is_left_of_them() 
 #[test]
 fn a_leaf_grows_behind_rows_without_a_new_plan() {
     let mut world = Compacted::<f32>::on(&Place::Cpu, heads(2, 1, 64), 1, 200, 1);
-    let root = world.root(130);
-    let leaves = world.fork(root, 3);
-    for &leaf in &leaves {
-        world.push(leaf, 128);
+    decode_behind(&mut world, "behind rows", |world, leaf| {
         let of = Compaction { tokens: 128, heads: vec![HeadCompaction::keep((0..128).step_by(3))] };
         // 43 rows take one page.
         assert_eq!(world.compact(leaf, &of).unwrap(), 1);
-    }
-    for grouping in GROUPINGS {
-        world.cache.set_grouping(grouping);
-        let asked: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
-        let mut batch = world.cache.batch(&asked).unwrap();
-        world.write(&batch);
-        let mut updates = Vec::new();
-        for _ in 0..70 {
-            updates.push(world.cache.advance(&mut batch, 1).unwrap());
-            world.write(&batch);
-        }
-        world.check_batch(&batch, "behind rows");
-        assert!(!updates.contains(&PlanUpdate::Replanned), "{updates:?}");
-        assert!(updates.contains(&PlanUpdate::Patched), "{updates:?}");
-    }
+    });
 }
 
 #[test]

@@ -6,13 +6,12 @@ mod prefixes;
 use deft::format::ThinKeys;
 use deft::plan::HeadShape;
 use deft::{
-    DType, Device, DraftNode, Grouping, Kv, KvElement, KvFormat, NodeKey, Out, PlanUpdate,
-    TreeCache, bf16, f16,
+    DType, Device, DraftNode, Grouping, Kv, KvElement, KvFormat, NodeKey, Out, TreeCache, bf16, f16,
 };
 use deft_tests::coded::Coded;
 use deft_tests::forests::pick;
 use deft_tests::problem::{GROUPINGS, heads};
-use deft_tests::world::{Place, ask};
+use deft_tests::world::{Place, ask, decode_behind};
 use rand::RngExt;
 
 fn formats(head_dim: u32) -> Vec<KvFormat> {
@@ -182,26 +181,9 @@ fn whatever_happens_to_a_tree_its_sealed_pages_go_with_it() {
 #[test]
 fn a_leaf_grows_behind_sealed_pages_without_a_new_plan() {
     let mut world = Coded::<f32>::on(&Place::Cpu, heads(2, 1, 64), 2, 200, 1);
-    let root = world.root(130);
-    let leaves = world.fork(root, 3);
-    for &leaf in &leaves {
-        world.push(leaf, 128);
+    decode_behind(&mut world, "behind sealed pages", |world, leaf| {
         assert_eq!(world.seal(leaf, "kivi4".parse().unwrap()), 2);
-    }
-    for grouping in GROUPINGS {
-        world.cache.set_grouping(grouping);
-        let asked: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
-        let mut batch = world.cache.batch(&asked).unwrap();
-        world.write(&batch);
-        let mut updates = Vec::new();
-        for _ in 0..70 {
-            updates.push(world.cache.advance(&mut batch, 1).unwrap());
-            world.write(&batch);
-        }
-        world.check_batch(&batch, "behind sealed pages");
-        assert!(!updates.contains(&PlanUpdate::Replanned), "{updates:?}");
-        assert!(updates.contains(&PlanUpdate::Patched), "{updates:?}");
-    }
+    });
 }
 
 /// Bits of attention at three leaves of a root of 192 tokens, Node by Node, sealed as `format`.
