@@ -26,7 +26,8 @@ pub struct PlanCapacity {
     pub merge_slots: usize,
     /// Partial slots a KV head.
     pub partial_slots: u32,
-    /// Formats other than the native one that items may have: each has programs of its own, and a launch.
+    /// Formats that launches read, each with programs of its own ([`Plan::launches`]). The native one is among them only for
+    /// plans that have no other: their pages go with the others' elsewhere.
     pub formats: Vec<KvFormat>,
 }
 
@@ -40,13 +41,29 @@ impl PlanCapacity {
             merge_rows: plan.merge_rows().len(),
             merge_slots: plan.merge_slots().len(),
             partial_slots: plan.partial_slots(),
-            formats: plan.formats(),
+            formats: plan.launches().into_iter().map(|pages| pages.format).collect(),
         }
     }
 
-    /// Room for `plan`, for others that are larger, and for those that had room `before`.
+    /// Room for `plan`, for others that are larger, and for those that had room `before`; for a launch of native pages alone
+    /// only if `plan` has one, since a graph would make it of nothing.
     pub(super) fn with_headroom(plan: &Plan, before: Option<Self>) -> Self {
-        before.into_iter().fold(Self::of(plan).scaled(HEADROOM), Self::max)
+        let of_plan = Self::of(plan);
+        let kept = |&format: &KvFormat| format != KvFormat::Native || of_plan.has_native();
+        let before = before.map(|before| Self {
+            formats: before.formats.iter().copied().filter(kept).collect(),
+            ..before
+        });
+        before.into_iter().fold(of_plan.clone().scaled(HEADROOM), Self::max)
+    }
+
+    fn has_native(&self) -> bool {
+        self.place_of(KvFormat::Native).is_some()
+    }
+
+    /// Which of the launches reads pages of `format`.
+    pub(super) fn place_of(&self, format: KvFormat) -> Option<usize> {
+        self.formats.iter().position(|of| *of == format)
     }
 
     /// Room for either.
@@ -83,12 +100,12 @@ impl PlanCapacity {
         }
     }
 
-    /// Words of all programs, those of native pages first.
+    /// Words of all programs.
     pub(super) fn words(&self) -> usize {
-        (1 + self.formats.len()) * self.words_of_one()
+        self.formats.len() * self.words_of_one()
     }
 
-    /// Words of the programs of one format.
+    /// Words of the programs of one launch.
     pub(super) fn words_of_one(&self) -> usize {
         self.shares as usize * self.stride_words as usize
     }

@@ -210,9 +210,9 @@ impl Call<'_> {
             (Arch::Sm90a, false) => tile::hopper::Tile::<D>::SHARED_BYTES,
             (Arch::Sm90a, true) => tile::hopper::Tile::<D>::COMPACTED_SHARED_BYTES,
         };
-        let formats = [&[KvFormat::Native][..], &plan.formats()].concat();
-        for format in formats {
-            let programs = memory.constant("programs", &super::programs(plan, format));
+        for pages in plan.launches() {
+            let format = pages.format;
+            let programs = memory.constant("programs", &super::programs(plan, pages));
             let kernel = format.kernel(self.shape.page());
             let coded = kernel.is_some_and(|kernel| kernel.family == "coded");
             // On a GPU the launches of one call overlap; they write to different slots.
