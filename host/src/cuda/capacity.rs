@@ -45,20 +45,17 @@ impl PlanCapacity {
         }
     }
 
-    /// Room for `plan`, for others that are larger, and for those that had room `before`; for a launch of native pages alone
-    /// only if `plan` has one, since a graph would make it of nothing.
+    /// Room for `plan`, for others that are larger, and for those that had room `before`.
     pub(super) fn with_headroom(plan: &Plan, before: Option<Self>) -> Self {
-        let of_plan = Self::of(plan);
-        let kept = |&format: &KvFormat| format != KvFormat::Native || of_plan.has_native();
-        let before = before.map(|before| Self {
-            formats: before.formats.iter().copied().filter(kept).collect(),
-            ..before
-        });
-        before.into_iter().fold(of_plan.clone().scaled(HEADROOM), Self::max)
+        before.into_iter().fold(Self::of(plan).scaled(HEADROOM), Self::and_before)
     }
 
-    fn has_native(&self) -> bool {
-        self.place_of(KvFormat::Native).is_some()
+    /// Room for either; for a launch of native pages alone only if `self` has one, since a graph would make it of nothing.
+    fn and_before(self, mut before: Self) -> Self {
+        if self.place_of(KvFormat::Native).is_none() {
+            before.formats.retain(|&format| format != KvFormat::Native);
+        }
+        self.max(before)
     }
 
     /// Which of the launches reads pages of `format`.
@@ -179,5 +176,18 @@ mod tests {
         );
         let both = small.clone().max(needed.clone());
         assert_eq!((both.holds(&needed), both.holds(&small)), (Ok(()), Ok(())));
+    }
+
+    #[test]
+    fn a_launch_of_native_pages_alone_is_kept_for_plans_that_have_one() {
+        let fp8: KvFormat = "fp8".parse().unwrap();
+        let of = |formats: &[KvFormat]| {
+            let capacity = PlanCapacity::of(&Plan::empty());
+            PlanCapacity { formats: formats.to_vec(), ..capacity }
+        };
+        assert_eq!(PlanCapacity::of(&Plan::empty()).formats, [KvFormat::Native]);
+        let both = of(&[KvFormat::Native, fp8]);
+        assert_eq!(of(&[KvFormat::Native]).and_before(both.clone()).formats, both.formats);
+        assert_eq!(of(&[fp8]).and_before(both).formats, [fp8]);
     }
 }

@@ -33,12 +33,7 @@ impl Cells {
     /// # Safety
     /// There are cells of the head, if there are any.
     #[inline(always)]
-    pub(super) unsafe fn new(
-        cells: *const Cell,
-        stride: u32,
-        kv_heads: u32,
-        kv_head: u32,
-    ) -> Self {
+    pub(super) unsafe fn new(cells: *const Cell, stride: u32, kv_heads: u32, kv_head: u32) -> Self {
         let mut first = cells;
         if !cells.is_null() {
             // SAFETY: the caller's.

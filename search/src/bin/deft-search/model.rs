@@ -185,11 +185,7 @@ fn on_gpu(
 }
 
 #[cfg(not(feature = "cuda"))]
-fn on_gpu(
-    _: &Weights,
-    _: (KvFormat, &Option<Retain>),
-    _: &Ranks,
-) -> Result<Option<Placed>> {
+fn on_gpu(_: &Weights, _: (KvFormat, &Option<Retain>), _: &Ranks) -> Result<Option<Placed>> {
     anyhow::bail!("this program was built without GPUs (feature `cuda`)")
 }
 

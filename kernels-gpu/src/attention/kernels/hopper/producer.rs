@@ -123,7 +123,13 @@ unsafe fn produce<F: Format, const D: usize, const S: u32>(
                     } else {
                         let first = segment.page_word;
                         stream::<F, D, S>(
-                            &mut ring, &program, first, tokens, index, whole, pages.native,
+                            &mut ring,
+                            &program,
+                            first,
+                            tokens,
+                            index,
+                            whole,
+                            pages.native,
                         );
                     }
                 }
