@@ -11,7 +11,6 @@ use deft::plan::HeadShape;
 use deft::{
     Batch, CacheConfig, DType, DraftNode, Grouping, Kv, KvElement, NodeKey, Out, TreeCache,
 };
-use kernels_gpu::abi::PAGE_TOKENS;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
