@@ -26,7 +26,7 @@ pub(crate) struct Gpu {
     pub(crate) device: CudaDevice,
     pub(crate) stream: Stream,
     flush: Flush,
-    events: (Event, Event),
+    pub(crate) events: (Event, Event),
 }
 
 #[derive(Debug)]
@@ -79,6 +79,11 @@ impl Gpu {
         Ok(())
     }
 
+    /// Enqueues what empties the L2.
+    pub(crate) fn empty_l2(&self) -> Result<()> {
+        self.flush.enqueue(&self.stream)
+    }
+
     /// Records what `work` enqueues.
     pub(crate) fn capture(
         &self,
@@ -99,7 +104,7 @@ impl Gpu {
     ) -> Result<Spread> {
         let mut samples = Vec::with_capacity(repeats.measured);
         for round in 0..repeats.warmup + repeats.measured {
-            self.flush.enqueue(&self.stream)?;
+            self.empty_l2()?;
             self.events.0.record(&self.stream)?;
             // SAFETY: the caller vouches for the graph's memory.
             unsafe { graph.launch(&self.stream) }?;

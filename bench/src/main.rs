@@ -12,6 +12,7 @@ mod engine;
 mod fit;
 mod formats;
 mod gpu;
+mod head_dims;
 mod in_place;
 mod layers;
 mod paper;
@@ -73,6 +74,7 @@ enum Command {
     Tiers(tiers::Args),
     Retain(retain::Args),
     Formats(formats::Args),
+    HeadDims(head_dims::Args),
 }
 
 /// Which device runs it, with which kernels.
@@ -213,6 +215,7 @@ fn main() -> ExitCode {
         Command::Tiers(args) => tiers::run(&args),
         Command::Retain(args) => retain::run(&args),
         Command::Formats(args) => formats::run(&args),
+        Command::HeadDims(args) => head_dims::run(&args),
     };
     match outcome {
         Ok(0) => ExitCode::SUCCESS,

@@ -28,7 +28,7 @@ pub struct LlamaConfig {
     pub q_heads: u32,
     /// KV heads of a layer.
     pub kv_heads: u32,
-    /// Elements of a head's query, key and value: 64, 128 or 256.
+    /// Elements of a head's query, key and value: one of [`HEAD_DIMS`].
     pub head_dim: u32,
     /// Tokens that there are.
     pub vocabulary: u32,
@@ -186,7 +186,8 @@ impl LlamaConfig {
             return Err(error("q_heads", self.q_heads, expected));
         }
         if !HEAD_DIMS.contains(&self.head_dim) {
-            return Err(error("head_dim", self.head_dim, "64, 128 or 256"));
+            let expected = "64, 80, 96, 112, 128, 192 or 256";
+            return Err(error("head_dim", self.head_dim, expected));
         }
         within("vocabulary", self.vocabulary, MAX_WIDTH)?;
         within("context", self.context, MAX_WIDTH)?;
@@ -288,7 +289,18 @@ impl LlamaConfig {
     /// # Errors
     /// [`ConfigError`] for a shape that [`LlamaConfig::validate`] refuses.
     pub fn rotary_table(&self, positions: u32) -> Result<RotaryTable, ConfigError> {
-        let table = RotaryTable::from_frequencies(&self.rope_frequencies()?, positions);
+        self.rotary_table_of(self.head_dim, positions)
+    }
+
+    /// The same for heads of `head_dim`, as large or larger, whose further dims do not turn: both halves of a head have some.
+    pub(crate) fn rotary_table_of(
+        &self,
+        head_dim: u32,
+        positions: u32,
+    ) -> Result<RotaryTable, ConfigError> {
+        let mut frequencies = self.rope_frequencies()?;
+        frequencies.resize(head_dim as usize / 2, 0.0);
+        let table = RotaryTable::from_frequencies(&frequencies, positions);
         table.map_err(|problem| error("head_dim", self.head_dim, problem.to_string()))
     }
 

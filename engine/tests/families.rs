@@ -47,6 +47,10 @@ fn families() -> Vec<(&'static str, Value)> {
             ),
         ),
         ("qwen3", base("qwen3")),
+        ("llama", with(base("llama"), json!({"head_dim": 80}))),
+        ("qwen3", with(base("qwen3"), json!({"head_dim": 96}))),
+        ("qwen2", with(base("qwen2"), json!({"head_dim": 112}))),
+        ("gemma", with(with(base("gemma"), gemma.clone()), json!({"head_dim": 192}))),
         (
             "smollm3",
             with(

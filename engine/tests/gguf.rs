@@ -343,7 +343,7 @@ fn rotary_divisors_and_factors_become_the_scaling() {
         let mut wide = file.clone();
         wide.set_u32("llama.attention.key_length", u32::MAX);
         let error = opened(&folder, wide.bytes()).unwrap_err().to_string();
-        assert_eq!(error, "head_dim is 4294967295; it must be 64, 128 or 256");
+        assert_eq!(error, "head_dim is 4294967295; it must be 64, 80, 96, 112, 128, 192 or 256");
         file.set_text("llama.rope.scaling.type", "none");
         assert_eq!(scaling(&file), RopeScaling::None);
     }

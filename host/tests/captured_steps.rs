@@ -27,6 +27,38 @@ fn one_graph_serves_a_loop_of_prompts_drafts_and_decoding() {
 }
 
 #[test]
+fn heads_without_kernels_come_in_padded_and_go_out_cut_whether_called_or_captured() {
+    let fake = fake_gpu::load();
+    for (dim, rotated) in [(80, true), (96, false), (112, true), (192, true)] {
+        let mut world = fake_gpu::world_of_heads(dim, 11);
+        world.table = rotated.then(|| RotaryTable::new(dim, 2000, 10_000.0).unwrap());
+        let runs = world.mixed_loop(24, &format!("heads of {dim}"));
+        assert!(runs.contains(&StepRun::Replayed), "{runs:?}");
+        drop(world);
+        assert_eq!(fake.live_objects(), 0);
+    }
+    assert_eq!(fake.misused(), 0);
+}
+
+#[test]
+fn heads_with_kernels_take_no_launch_more_and_others_three_a_layer() {
+    let fake = fake_gpu::load();
+    let launches = |dim| {
+        let mut world = fake_gpu::world_of_heads(dim, 5);
+        let root = world.root();
+        let batch = world.cache.batch(&[(root, 5)]).unwrap();
+        let inputs = world.inputs(&batch);
+        world.upload(&inputs);
+        fake.fail_from_now(0, 0);
+        world.call(&batch).unwrap();
+        let launches = fake.calls_named("cuLaunchKernelEx");
+        world.check(&batch, &inputs, "launches");
+        launches
+    };
+    assert_eq!(launches(96), launches(128) + 3 * u64::from(fake_gpu::world::LAYERS));
+}
+
+#[test]
 fn one_graph_of_eight_rows_serves_steps_of_three_to_eight_tokens() {
     let _fake = fake_gpu::load();
     let mut world = fake_gpu::world(9);

@@ -6,21 +6,27 @@ mod fake_gpu;
 
 use std::io::Cursor;
 
-use deft::cache::{PagedOrder, PagedTable, Store};
+use deft::cache::{CacheShape, PagedOrder, PagedTable, Store};
 use deft::cuda::CudaDevice;
 use deft::{CacheError, DType, Demoted, Device, Kv, NodeKey, RestoreFrom, TreeCache, bf16};
 use fake_gpu::driver::Fake;
 
 const LAYERS: u32 = 2;
 const KV_HEADS: u32 = 2;
-const ROW: usize = 128;
 const TOKENS: u32 = 700;
 
 fn cache(store: fn(u64) -> Store) -> TreeCache {
+    cache_of(store, 64)
+}
+
+/// With heads of `head_dim`, and as many pages whichever it is.
+fn cache_of(store: fn(u64) -> Store, head_dim: u32) -> TreeCache {
     let device = Device::from(CudaDevice::new(0).unwrap());
-    let pages = 64 * u64::from(LAYERS) * (64 * 2 * ROW * 2) as u64;
-    let builder = TreeCache::builder(&device).layers(LAYERS).heads(2, KV_HEADS, 64);
-    builder.dtype(DType::Bf16).store(store(pages)).build().unwrap()
+    let dtype = DType::Bf16;
+    let shape = CacheShape { layers: LAYERS, kv_heads: KV_HEADS, head_dim, dtype, pages: 1 };
+    let pages = 64 * shape.padded().page_bytes();
+    let builder = TreeCache::builder(&device).layers(LAYERS).heads(2, KV_HEADS, head_dim);
+    builder.dtype(dtype).store(store(pages)).build().unwrap()
 }
 
 fn fixed(bytes: u64) -> Store {
@@ -32,21 +38,21 @@ fn elastic(reserve: u64) -> Store {
 }
 
 /// K or V of a token: it tells all that it is of.
-fn row(id: u32, layer: u32, part: u32) -> impl Iterator<Item = bf16> {
-    (0..ROW as u32).map(move |dim| {
+fn row(cache: &TreeCache, id: u32, layer: u32, part: u32) -> impl Iterator<Item = bf16> + use<> {
+    (0..KV_HEADS * cache.config().head_dim).map(move |dim| {
         let mixed = (id * 4 + layer * 2 + part).wrapping_mul(2_654_435_761) ^ (dim * 40_503);
         bf16::from_f32((mixed >> 8 & 0xff) as f32 / 16.0 - 8.0)
     })
 }
 
-fn rows(ids: &[u32], layer: u32, part: u32) -> Vec<bf16> {
-    ids.iter().flat_map(|&id| row(id, layer, part)).collect()
+fn rows(cache: &TreeCache, ids: &[u32], layer: u32, part: u32) -> Vec<bf16> {
+    ids.iter().flat_map(|&id| row(cache, id, layer, part)).collect()
 }
 
 fn compute(cache: &mut TreeCache, leaf: NodeKey, ids: &[u32]) -> Result<(), CacheError> {
     let batch = cache.batch(&[(leaf, ids.len() as u32)])?;
     for layer in 0..LAYERS {
-        let [k, v] = [0, 1].map(|part| rows(ids, layer, part));
+        let [k, v] = [0, 1].map(|part| rows(cache, ids, layer, part));
         cache.append(layer, &batch, Kv::new(&k, &v))?;
     }
     Ok(())
@@ -77,11 +83,12 @@ fn check(cache: &mut TreeCache, leaf: NodeKey, what: &str) {
     assert_eq!(cache.forest().context_length(leaf), Ok(u64::from(TOKENS)), "{what}");
     let table = PagedTable { order: PagedOrder::Nhd, page_size: TOKENS, pages: &[0] };
     for layer in 0..LAYERS {
-        let mut held = [(); 2].map(|()| vec![bf16::NAN; TOKENS as usize * ROW]);
+        let elements = (TOKENS * KV_HEADS * cache.config().head_dim) as usize;
+        let mut held = [(); 2].map(|()| vec![bf16::NAN; elements]);
         let [k, v] = &mut held;
         cache.export(layer, leaf, 0..TOKENS, &table, k, v).unwrap();
         for (part, held) in (0..).zip(held) {
-            assert!(held == rows(&ids(), layer, part), "{what}: layer {layer}, part {part}");
+            assert!(held == rows(cache, &ids(), layer, part), "{what}: layer {layer}, part {part}");
         }
     }
     cache.forest().debug_assert_invariants();
@@ -90,8 +97,9 @@ fn check(cache: &mut TreeCache, leaf: NodeKey, what: &str) {
 #[test]
 fn what_was_demoted_is_promoted_bit_by_bit() {
     let fake = fake_gpu::load();
-    for store in [fixed, elastic] {
-        let mut cache = cache(store);
+    let fixed: fn(u64) -> Store = fixed;
+    for (store, head_dim) in [(fixed, 64), (elastic, 64), (fixed, 80), (elastic, 192)] {
+        let mut cache = cache_of(store, head_dim);
         let demoted = demoted(&mut cache);
         assert_eq!(demoted.tokens(), ids());
         for held in [0, 1, 64, 130, TOKENS - 1, TOKENS] {

@@ -3,14 +3,16 @@
 
 mod fake_gpu;
 
-use deft::cache::{PagedOrder, PagedTable};
+use deft::cache::{CacheShape, PagedOrder, PagedTable};
 use deft::cuda::CudaDevice;
 use deft::{DType, Device, Kv, KvFormat, NodeKey, Out, PlanUpdate, TreeCache, bf16};
 
-/// One layer of 4 query heads over 2 KV heads of 64.
-fn cache(device: &Device) -> TreeCache {
-    let builder = TreeCache::builder(device).layers(1).heads(4, 2, 64).dtype(DType::Bf16);
-    builder.capacity_bytes(128 << 15).build().unwrap()
+/// One layer of 4 query heads over 2 KV heads; 128 pages on a GPU.
+fn cache(device: &Device, head_dim: u32) -> TreeCache {
+    let dtype = DType::Bf16;
+    let shape = CacheShape { layers: 1, kv_heads: 2, head_dim, dtype, pages: 1 };
+    let builder = TreeCache::builder(device).layers(1).heads(4, 2, head_dim).dtype(dtype);
+    builder.capacity_bytes(128 * shape.padded().page_bytes()).build().unwrap()
 }
 
 /// The same tree on a GPU and on the CPU.
@@ -27,10 +29,14 @@ fn values(count: usize, seed: usize) -> Vec<bf16> {
 }
 
 impl Pair {
-    /// A root of 300 tokens and four leaves.
     fn new() -> Self {
+        Self::of(64)
+    }
+
+    /// A root of 300 tokens and four leaves.
+    fn of(head_dim: u32) -> Self {
         let (gpu, cpu) = (CudaDevice::new(0).unwrap().into(), Device::cpu());
-        let (gpu, cpu) = (cache(&gpu), cache(&cpu));
+        let (gpu, cpu) = (cache(&gpu, head_dim), cache(&cpu, head_dim));
         let mut pair = Self { gpu, cpu, nodes: Vec::new(), written: 0 };
         let roots = pair.both().map(|cache| cache.insert_root().unwrap());
         pair.nodes.push(roots);
@@ -44,13 +50,19 @@ impl Pair {
         pair
     }
 
+    /// Elements of a token's K.
+    fn width(&self) -> usize {
+        2 * self.cpu.config().head_dim as usize
+    }
+
     fn both(&mut self) -> [&mut TreeCache; 2] {
         [&mut self.gpu, &mut self.cpu]
     }
 
     fn push(&mut self, node: usize, tokens: u32) {
         self.written += 1;
-        let [k, v] = [0, 1].map(|half| values(tokens as usize * 128, 2 * self.written + half));
+        let elements = tokens as usize * self.width();
+        let [k, v] = [0, 1].map(|half| values(elements, 2 * self.written + half));
         let keys = self.nodes[node];
         for (cache, key) in self.both().into_iter().zip(keys) {
             let batch = cache.batch(&[(key, tokens)]).unwrap();
@@ -70,12 +82,13 @@ impl Pair {
     /// Attends at all leaves, and compares.
     fn check(&mut self, what: &str) {
         let leaves = self.nodes[1..].to_vec();
-        let q = values(leaves.len() * 256, 5);
+        let width = self.width();
+        let q = values(leaves.len() * 2 * width, 5);
         let mut results = Vec::new();
         for (of, cache) in self.both().into_iter().enumerate() {
             let asked: Vec<_> = leaves.iter().map(|keys| (keys[of], 1)).collect();
             let batch = cache.batch_held(&asked).unwrap();
-            let (mut out, mut lse) = (vec![bf16::NAN; q.len()], vec![f32::NAN; q.len() / 64]);
+            let (mut out, mut lse) = (vec![bf16::NAN; q.len()], vec![f32::NAN; leaves.len() * 4]);
             cache.attend(0, &batch, &q, Out::with_lse(&mut out, &mut lse)).unwrap();
             results.push((out, lse));
         }
@@ -89,12 +102,12 @@ impl Pair {
 
     /// Exports a leaf's path from both.
     fn check_exports(&mut self, leaf: usize) {
-        let keys = self.nodes[leaf];
+        let (keys, width) = (self.nodes[leaf], self.width());
         let mut results = Vec::new();
         for (cache, key) in self.both().into_iter().zip(keys) {
             let tokens = cache.forest().context_length(key).unwrap() as u32;
             let table = PagedTable { order: PagedOrder::Nhd, page_size: tokens, pages: &[0] };
-            let [mut k, mut v] = [(); 2].map(|()| vec![bf16::NAN; tokens as usize * 128]);
+            let [mut k, mut v] = [(); 2].map(|()| vec![bf16::NAN; tokens as usize * width]);
             cache.export(0, key, 0..tokens, &table, &mut k, &mut v).unwrap();
             results.push([k, v].concat());
         }
@@ -105,9 +118,11 @@ impl Pair {
 #[test]
 fn nodes_are_sealed_read_exported_and_made_native_again() {
     let fake = fake_gpu::load();
-    for name in ["fp8", "fp8-token"] {
+    let dims = [64, 96, 192];
+    for (name, dim) in ["fp8", "fp8-token"].into_iter().flat_map(|name| dims.map(|dim| (name, dim)))
+    {
         let format: KvFormat = name.parse().unwrap();
-        let mut pair = Pair::new();
+        let mut pair = Pair::of(dim);
         pair.check("native");
         for (node, pages) in [(0, 4), (4, 1), (2, 0)] {
             assert_eq!(pair.seal(node, format), pages);
@@ -123,6 +138,26 @@ fn nodes_are_sealed_read_exported_and_made_native_again() {
         drop(pair);
         assert_eq!(fake.live_objects(), 0);
     }
+    assert_eq!(fake.misused(), 0);
+}
+
+#[test]
+fn padded_heads_refuse_formats_that_group_dims_by_name_and_stay_native() {
+    let fake = fake_gpu::load();
+    let mut pair = Pair::of(96);
+    let [root, _] = pair.nodes[0];
+    for name in ["int4-g32", "kivi4"] {
+        let refused = pair.gpu.seal_as(root, name.parse().unwrap()).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            format!(
+                "KV format {name} groups the dims of a head; head_dim is 96, kept as 128 here: seal as native, fp8 or \
+                 fp8-token"
+            )
+        );
+    }
+    pair.check("native still");
+    drop(pair);
     assert_eq!(fake.misused(), 0);
 }
 

@@ -141,6 +141,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
             Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
             Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "pad_rows", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4, 4] },
             Entry { name: "import_pages_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "import_pages_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "import_pages_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
@@ -151,7 +152,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "export_pages_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "export_pages_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "f036b6462fa00c26c500868320349e9d75f0faa33c38317b69f0c9e1d856ac23",
+        sha256: "5e974a5bd65d4c29735f338c5c7c65aaccb234c50a9d04883bad14b66c27a070",
         ptx: include_str!("sm_80/cache.ptx"),
     },
     Image {
@@ -404,6 +405,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
             Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
             Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "pad_rows", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4, 4] },
             Entry { name: "import_pages_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "import_pages_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "import_pages_bf16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
@@ -414,7 +416,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "export_pages_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "export_pages_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "4d019d2eded09f06e328b2854bb93275d91da41feb6ab5254a8ddbe8ffee50d3",
+        sha256: "900b1f4b76ced5d85933a135ff8b4ddb53ff78c28e435a7a8a1c80d36c3ff006",
         ptx: include_str!("sm_90a/cache.ptx"),
     },
     Image {
@@ -828,6 +830,16 @@ MoveWords {
     moves: u64 = "`*const u32`",
     count: u32 = "`u32`",
     kv_heads: u32 = "`u32`",
+} }
+
+arguments! { "Arguments of `pad_rows`."
+PadRows {
+    first: u64 = "`*const u16`",
+    second: u64 = "`*const u16`",
+    target: u64 = "`*mut u16`",
+    count: u32 = "`u32`",
+    from: u32 = "`u32`",
+    to: u32 = "`u32`",
 } }
 
 arguments! { "Arguments of `pick_tokens`."

@@ -214,7 +214,8 @@ impl<T: KvElement> Coded<T> {
         for used in self.cache.bytes() {
             let shape = self.cache.backend().shape();
             let heads = u64::from(shape.layers * shape.kv_heads);
-            let bytes = used.format.page_bytes(self.page()) as u64 * heads;
+            let page = self.cache.backend().stored().page();
+            let bytes = used.format.page_bytes(page) as u64 * heads;
             let expected = match used.format {
                 KvFormat::Native => native.len() as u32,
                 format => pages.get(&format).copied().unwrap_or(0),

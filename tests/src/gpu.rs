@@ -8,12 +8,14 @@ use std::fmt;
 use std::io::Write;
 
 use bytemuck::Pod;
-use deft::attention::{AttentionParams, BackendError, PagedAttend, PagedTensor};
-use deft::cache::{DType, Elements, KvElement};
+use deft::attention::{AttentionParams, Backend, BackendError, PagedAttend, PagedTensor};
+use deft::cache::{DType, Elements, HEAD_DIMS, KERNEL_HEAD_DIMS, KvElement};
 use deft::cuda::{
     Arch, CudaBackend, CudaDevice, CudaError, DeviceBuffer, DeviceRows, InPlace, Stream,
 };
 use deft::plan::{HeadShape, PagedPlan};
+use kernels_gpu::attention::tile::max_rows;
+use kernels_gpu::layout::CORE;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
@@ -25,8 +27,8 @@ use crate::transfers::Inspect;
 use crate::watchdog::Watchdog;
 
 /// KV heads and query heads a KV head: MHA, GQA up to 16, MQA, odd ones.
-const HEADS: [(u32, u32); 9] =
-    [(1, 1), (2, 1), (8, 1), (8, 4), (2, 7), (3, 3), (4, 8), (1, 12), (1, 16)];
+const HEADS: [(u32, u32); 11] =
+    [(1, 1), (2, 1), (8, 1), (8, 4), (1, 5), (2, 7), (3, 3), (4, 8), (1, 12), (1, 16), (1, 71)];
 /// Wrong cases that are described before the rest are only counted.
 const DESCRIBED: u32 = 10;
 
@@ -171,8 +173,23 @@ impl Inspect for CudaBackend {
         let stream = Stream::new(self.cache().device()).unwrap();
         let mut elements = vec![0; pool.len()];
         pool.read(0, &mut elements, &stream).unwrap();
-        elements
+        unpadded(self, elements)
     }
+}
+
+/// Pages as of heads that are not padded.
+///
+/// # Panics
+/// If there is anything but zeros in the padding.
+fn unpadded(backend: &CudaBackend, pool: Vec<u16>) -> Vec<u16> {
+    let [own, padded] = [*backend.shape(), backend.stored()].map(|shape| shape.head_dim);
+    // Eight tokens' part of half a head, one chunk after the other.
+    let [own, padded] = [own, padded].map(|head_dim| (head_dim / 2 * CORE) as usize);
+    let parts = pool.chunks_exact(padded).flat_map(|part| {
+        assert!(part[own..].iter().all(|&bits| bits == 0), "the padding was written");
+        &part[..own]
+    });
+    parts.copied().collect()
 }
 
 /// Whether `DEFT_FILTER` lets kernels of this name through.
@@ -182,14 +199,24 @@ pub fn wanted(name: &str) -> bool {
 
 /// The 16-bit types with every head dimension, those that are wanted.
 pub fn variants() -> Vec<(DType, u32)> {
-    let dims = deft::cache::HEAD_DIMS.into_iter();
+    variants_of(&HEAD_DIMS)
+}
+
+/// The same of the head dimensions that there are kernels for, which calls with device pointers take.
+pub fn kernel_variants() -> Vec<(DType, u32)> {
+    variants_of(&KERNEL_HEAD_DIMS)
+}
+
+fn variants_of(dims: &[u32]) -> Vec<(DType, u32)> {
+    let dims = dims.iter().copied();
     let all = dims.flat_map(|dim| [(DType::Bf16, dim), (DType::F16, dim)]);
     all.filter(|(dtype, dim)| wanted(&format!("{dtype}_d{dim}"))).collect()
 }
 
 /// Random head counts of a layer, now and then with a soft cap.
 pub fn random_layer(rng: &mut SmallRng, head_dim: u32) -> (HeadShape, AttentionParams) {
-    let (kv_heads, group) = pick(rng, &HEADS);
+    let fit = HEADS.into_iter().filter(|&(_, group)| group <= max_rows(head_dim));
+    let (kv_heads, group) = pick(rng, &fit.collect::<Vec<_>>());
     let mut params = AttentionParams::new(head_dim);
     if rng.random_ratio(1, 4) {
         params.soft_cap = Some(rng.random_range(5..=50) as f32);

@@ -101,7 +101,7 @@ impl<'a, T: KvElement> Recorded<'a, T> {
             .layers(1)
             .heads(heads.q_heads, heads.kv_heads, heads.head_dim)
             .dtype(T::DTYPE)
-            .capacity_bytes(u64::from(shape.pages) * shape.page_bytes())
+            .capacity_bytes(u64::from(shape.pages) * shape.padded().page_bytes())
             .scale(params.scale);
         if let Some(cap) = params.soft_cap {
             builder = builder.soft_cap(cap);

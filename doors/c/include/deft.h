@@ -93,7 +93,7 @@ typedef struct deft_cache_shape {
     uint32_t layers;
     uint32_t q_heads;
     uint32_t kv_heads;
-    uint32_t head_dim; /* 64, 128 or 256 */
+    uint32_t head_dim; /* 64, 80, 96, 112, 128, 192 or 256 */
     int32_t dtype;
     int32_t gpu;    /* -1: the CPU; otherwise a GPU's number */
     float scale;    /* 0: 1 / sqrt(head_dim) */

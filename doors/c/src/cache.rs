@@ -19,7 +19,7 @@ pub struct Shape {
     pub q_heads: u32,
     /// KV heads.
     pub kv_heads: u32,
-    /// Elements of a head: 64, 128 or 256.
+    /// Elements of a head: 64, 80, 96, 112, 128, 192 or 256.
     pub head_dim: u32,
     /// 0 f16, 1 bf16, 2 f32.
     pub dtype: i32,

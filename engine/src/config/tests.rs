@@ -31,7 +31,10 @@ fn fields_out_of_range_are_named() {
         refused(|config| config.q_heads = 10),
         "q_heads is 10; it must be a multiple of kv_heads, 3"
     );
-    assert_eq!(refused(|config| config.head_dim = 96), "head_dim is 96; it must be 64, 128 or 256");
+    assert_eq!(
+        refused(|config| config.head_dim = 72),
+        "head_dim is 72; it must be 64, 80, 96, 112, 128, 192 or 256"
+    );
     for (field, message) in [
         (refused(|config| config.ffn = 0), "ffn is 0"),
         (refused(|config| config.kv_heads = 0), "kv_heads is 0"),

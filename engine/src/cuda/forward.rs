@@ -176,7 +176,7 @@ impl<'r, 's> Run<'r, 's> {
                 targets: gpu.targets,
                 count,
                 q_heads: config.q_heads,
-                eps: config.rms_eps,
+                eps: weights.head_eps(),
             };
             ops.rotate_append(gpu.cache, layer, &append, &rotary, stream)?;
             observer.saw(layer, Stage::Queries, self.rows.halves(&buffers.q, q))?;

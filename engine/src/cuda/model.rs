@@ -68,6 +68,7 @@ impl CudaModel {
         let cache = TreeCache::builder(&device.clone().into())
             .layers(config.layers)
             .heads(config.q_heads, config.kv_heads, config.head_dim)
+            .scale(weights.attention_scale())
             .dtype(weights.dtype())
             .store(options.store(|bytes| weights.shard().page_budget(bytes, weights.dtype())))
             .prefix_bytes(weights.shard().page_budget(options.prefix_bytes, weights.dtype()))
@@ -78,7 +79,7 @@ impl CudaModel {
         let stream = on_gpu(&cache).stream().raw();
         // SAFETY: the stream is that of the cache, the model's last field, so it outlives the handle.
         let blas = unsafe { Cublas::new(device, options.cublas.as_deref(), stream) }?;
-        let table = config.rotary_table(config.positions(cache.forest().pool()))?;
+        let table = weights.rotary_table(config.positions(cache.forest().pool()))?;
         let rows = options.max_rows.max(options.prefill_rows);
         let retain = Retaining::new(options.retain.clone());
         let mut buffers =

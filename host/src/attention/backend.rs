@@ -22,6 +22,12 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
     /// The cache's dimensions.
     fn shape(&self) -> &CacheShape;
 
+    /// The dimensions of its pages, whose rows may be longer than those that come in and go out
+    /// ([`CacheShape::padded`]).
+    fn stored(&self) -> CacheShape {
+        *self.shape()
+    }
+
     /// A name for people: `CPU (AVX2, 8 threads)`.
     fn name(&self) -> String;
 

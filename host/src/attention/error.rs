@@ -153,6 +153,19 @@ pub enum BackendError {
         /// The backend's name.
         backend: String,
     },
+    /// A format whose groups of dims would hold padding.
+    #[error(
+        "KV format {format} groups the dims of a head; head_dim is {head_dim}, kept as {padded} here: seal as native, fp8 \
+         or fp8-token"
+    )]
+    PaddedFormat {
+        /// The format asked for.
+        format: KvFormat,
+        /// The cache's.
+        head_dim: u32,
+        /// That of its pages.
+        padded: u32,
+    },
     /// The backend makes no scores of tokens.
     #[error("scores of tokens are not available on {backend}")]
     Scores {

@@ -25,7 +25,7 @@ pub use layers::LayerMap;
 pub use paged::{PagedOrder, PagedTable};
 pub use pool::{PagePool, PoolError};
 pub(crate) use shape::in_range;
-pub use shape::{CacheShape, HEAD_DIMS, MAX_HEADS, ShapeError};
+pub use shape::{CacheShape, HEAD_DIMS, KERNEL_HEAD_DIMS, MAX_HEADS, ShapeError, padded_head_dim};
 pub use slabs::SLAB_PAGES;
 pub(crate) use slabs::SlabClass;
 pub(crate) use storage::HostPages;

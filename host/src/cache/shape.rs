@@ -5,8 +5,11 @@ use kernels_gpu::layout;
 
 use super::DType;
 
-/// Head dimensions that there are kernels for.
-pub const HEAD_DIMS: [u32; 3] = [64, 128, 256];
+/// Head dimensions that a cache takes.
+pub const HEAD_DIMS: [u32; 7] = [64, 80, 96, 112, 128, 192, 256];
+/// Those that a GPU has kernels for. It keeps the others as the next larger of these
+/// ([`CacheShape::padded`]).
+pub const KERNEL_HEAD_DIMS: [u32; 3] = [64, 128, 256];
 /// Most layers or KV heads of a cache.
 pub const MAX_HEADS: u32 = 1 << 12;
 
@@ -39,11 +42,22 @@ pub enum ShapeError {
         /// Most allowed.
         max: u64,
     },
-    /// There are no kernels for this head dimension.
-    #[error("head_dim is {head_dim}; there are kernels for 64, 128 and 256")]
+    /// No cache has heads of this dimension.
+    #[error("head_dim is {head_dim}; it must be 64, 80, 96, 112, 128, 192 or 256")]
     HeadDim {
         /// What it was.
         head_dim: u32,
+    },
+    /// There are no kernels for this head dimension, and rows are not padded here.
+    #[error(
+        "head_dim is {head_dim}; there are kernels for 64, 128 and 256: pad each half of a row with zeros, to {} elements",
+        padded / 2
+    )]
+    NoKernel {
+        /// What it was.
+        head_dim: u32,
+        /// The next larger one that has kernels.
+        padded: u32,
     },
     /// The cache would not fit the address space.
     #[error("a cache of {pages} pages of {page_bytes} bytes does not fit the address space")]
@@ -77,6 +91,16 @@ pub enum ShapeError {
     },
 }
 
+impl ShapeError {
+    /// Of a head dimension that there are no kernels for.
+    pub fn no_kernel(head_dim: u32) -> Self {
+        match padded_head_dim(head_dim) {
+            padded if padded > head_dim => Self::NoKernel { head_dim, padded },
+            _ => Self::HeadDim { head_dim },
+        }
+    }
+}
+
 impl CacheShape {
     /// Whether every dimension is in its range.
     ///
@@ -91,6 +115,26 @@ impl CacheShape {
             Some(bytes) if bytes <= isize::MAX as u64 => Ok(()),
             _ => Err(ShapeError::TooLarge { pages: self.pages, page_bytes: self.page_bytes() }),
         }
+    }
+
+    /// As [`Self::validate`], and whether there are kernels for such heads.
+    ///
+    /// # Errors
+    /// [`ShapeError`], naming the dimension.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn validate_for_kernels(&self) -> Result<(), ShapeError> {
+        self.validate()?;
+        match KERNEL_HEAD_DIMS.contains(&self.head_dim) {
+            true => Ok(()),
+            false => Err(ShapeError::no_kernel(self.head_dim)),
+        }
+    }
+
+    /// The same with the next larger head dimension that there are kernels for, which is how a GPU keeps it: each half of
+    /// a key or value, then zeros. So dims that a rotary embedding turns together are half a row apart there too.
+    #[must_use]
+    pub fn padded(&self) -> Self {
+        Self { head_dim: padded_head_dim(self.head_dim), ..*self }
     }
 
     /// Whether there is a layer `layer`.
@@ -137,6 +181,11 @@ impl CacheShape {
     }
 }
 
+/// The next head dimension, from `head_dim` on, that there are kernels for; itself where there is none.
+pub fn padded_head_dim(head_dim: u32) -> u32 {
+    KERNEL_HEAD_DIMS.into_iter().find(|&dim| dim >= head_dim).unwrap_or(head_dim)
+}
+
 pub(crate) fn in_range(name: &'static str, value: u64, max: u64) -> Result<(), ShapeError> {
     if (1..=max).contains(&value) {
         return Ok(());
@@ -159,6 +208,12 @@ mod tests {
     }
 
     #[test]
+    fn heads_are_padded_to_the_next_dimension_with_kernels_and_those_that_have_some_stay() {
+        let padded = HEAD_DIMS.map(|head_dim| CacheShape { head_dim, ..SHAPE }.padded().head_dim);
+        assert_eq!(padded, [64, 128, 128, 128, 128, 256, 256]);
+    }
+
+    #[test]
     fn dimensions_out_of_range_are_named() {
         let message = |shape: CacheShape| shape.validate().unwrap_err().to_string();
         let layers = 0;
@@ -171,11 +226,12 @@ mod tests {
             message(CacheShape { kv_heads, ..SHAPE }),
             "kv_heads is 5000; it must be between 1 and 4096"
         );
-        let head_dim = 80;
-        assert_eq!(
-            message(CacheShape { head_dim, ..SHAPE }),
-            "head_dim is 80; there are kernels for 64, 128 and 256"
-        );
+        for head_dim in [72, 512] {
+            assert_eq!(
+                message(CacheShape { head_dim, ..SHAPE }),
+                format!("head_dim is {head_dim}; it must be 64, 80, 96, 112, 128, 192 or 256")
+            );
+        }
         let pages = 0;
         assert!(message(CacheShape { pages, ..SHAPE }).starts_with("pages is 0"));
         let huge = CacheShape {

@@ -4,35 +4,37 @@
 //! against the caller's stream by events; what is the same as in the call before (plan, counters, targets, positions,
 //! rotary tables) is not copied again.
 
+mod append;
 mod elastic;
 mod graph;
 mod loader;
 mod mirror;
 mod order;
+mod padded;
 mod plans;
 mod rotary;
 mod scores;
 mod transfer;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use self::graph::StepInputs;
 use self::loader::Loader;
 use self::mirror::{Mirror, Scratch};
+use self::padded::{PaddedBuffers, Padding};
 use self::rotary::Table;
 use super::pinned::PinnedBytes;
-use super::{
-    Append, AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DevicePtr, Event, Stream,
-};
+use super::{AttendBuffers, CudaCache, CudaDevice, CudaError, CudaPlan, DevicePtr, Event, Stream};
 use crate::attention::{
     Attend, Backend, BackendError, Compact, Counters, ElasticMemory, HostBytes, PageLoader,
-    PagedTokens, Rotation, Score, check_append, check_attend, check_cells, check_compact,
-    check_export, check_import, check_moves, check_pages, check_score, on_host, staged,
+    PagedTokens, Rotation, Score, check_attend, check_cells, check_compact, check_export,
+    check_import, check_moves, check_pages, check_score, on_host, staged,
 };
 use crate::cache::{CacheShape, Elements, ElementsMut, PageId};
 use crate::format::KvFormat;
 use crate::plan::{Grouping, PlanConfig, shares_for};
-use kernels_gpu::abi::{AppendTarget, RowSource, RowTarget, TokenMove};
+use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, RowSource, RowTarget, TokenMove};
 
 pub(crate) use self::graph::{RecordedStep, ScoreCall, Seen, StepCall};
 pub(super) use self::mirror::aligned;
@@ -46,7 +48,11 @@ pub struct CudaBackend {
     stream: Arc<Stream>,
     /// Says how far a stream has come to another.
     passed: Event,
+    /// Of rows as they come in and go out; that of pages is the cache's.
+    shape: CacheShape,
     cache: CudaCache,
+    /// Where the two differ.
+    padded: Option<PaddedBuffers>,
     /// The plan used last comes last.
     plans: Vec<CudaPlan>,
     q: Scratch<u16>,
@@ -69,12 +75,13 @@ pub struct CudaBackend {
 }
 
 impl CudaBackend {
-    /// A zeroed cache of `shape` on `device`, with a stream of its own.
+    /// A zeroed cache of `shape` on `device`, with a stream of its own. Heads that there are no kernels for are padded
+    /// ([`CacheShape::padded`]) on their way in, and cut on their way out.
     ///
     /// # Errors
     /// Those of [`CudaCache::new`].
     pub fn new(device: &CudaDevice, shape: CacheShape) -> Result<Self, CudaError> {
-        Self::of(device, |slots| CudaCache::new(device, shape, slots))
+        Self::of(device, shape, CudaCache::new)
     }
 
     /// The same for an elastic store.
@@ -82,17 +89,21 @@ impl CudaBackend {
     /// # Errors
     /// Those of [`CudaCache::elastic`].
     pub fn elastic(device: &CudaDevice, shape: CacheShape) -> Result<Self, CudaError> {
-        Self::of(device, |slots| CudaCache::elastic(device, shape, slots))
+        Self::of(device, shape, CudaCache::elastic)
     }
 
     fn of(
         device: &CudaDevice,
-        cache: impl FnOnce(u32) -> Result<CudaCache, CudaError>,
+        shape: CacheShape,
+        cache: impl FnOnce(&CudaDevice, CacheShape, u32) -> Result<CudaCache, CudaError>,
     ) -> Result<Self, CudaError> {
+        shape.validate()?;
         Ok(Self {
+            shape,
+            padded: Padding::new(device, &shape)?.map(PaddedBuffers::new),
             stream: Arc::new(Stream::new(device)?),
             passed: Event::new(device)?,
-            cache: cache(64)?,
+            cache: cache(device, shape.padded(), 64)?,
             plans: Vec::new(),
             q: Scratch::new("queries"),
             out: Scratch::new("outputs"),
@@ -111,7 +122,7 @@ impl CudaBackend {
         })
     }
 
-    /// The cache, for calls with device pointers.
+    /// The cache, for calls with device pointers: of rows padded as its shape says.
     pub fn cache(&self) -> &CudaCache {
         &self.cache
     }
@@ -133,59 +144,15 @@ impl CudaBackend {
         }
         self.cache.set_counters(counters.lengths, counters.tail_pages, &self.stream).map(drop)
     }
-
-    /// Appends rows, rotated or as they are.
-    fn write(
-        &mut self,
-        layer: u32,
-        targets: &[AppendTarget],
-        counters: Counters<'_>,
-        rows: [Elements<'_>; 2],
-        rotation: Option<Rotation<'_>>,
-    ) -> Result<(), BackendError> {
-        check_append(self.shape(), layer, targets, counters, rows, rotation)?;
-        let on_device = rows.map(|rows| rows.on_device());
-        self.see(&[("k", on_device[0]), ("v", on_device[1])])?;
-        self.set_counters(counters)?;
-        let append = self.sources(targets, rows)?;
-        let rotary = rotation.map(|rotation| self.rotary(rotation)).transpose()?;
-        self.enter(&on_device)?;
-        let stream = self.stream.raw();
-        // SAFETY: the buffers hold a row for each target, targets name pages and counters that exist, and with a
-        // rotation there is a position for each, and its row of the tables (checked above); our buffers are used on
-        // one stream only, and the caller's are kept by their promise.
-        unsafe {
-            match rotary {
-                None => self.cache.append(layer, &append, stream),
-                Some(rotary) => self.cache.append_rotated(layer, &append, &rotary, stream),
-            }
-        }?;
-        Ok(self.leave(&on_device)?)
-    }
-
-    /// What an append reads, brought to the device where it is not.
-    fn sources(
-        &mut self,
-        targets: &[AppendTarget],
-        [k, v]: [Elements<'_>; 2],
-    ) -> Result<Append, BackendError> {
-        let stream = &self.stream;
-        let on_device = match &mut self.capturing {
-            Some(inputs) => inputs.targets.pointer_of(targets),
-            None => self.targets.fill(stream, targets)?.pointer(),
-        };
-        Ok(Append {
-            targets: on_device,
-            count: targets.len() as u32,
-            k: self.k.source("k", k, stream)?,
-            v: self.v.source("v", v, stream)?,
-        })
-    }
 }
 
 impl Backend for CudaBackend {
     fn shape(&self) -> &CacheShape {
-        self.cache.shape()
+        &self.shape
+    }
+
+    fn stored(&self) -> CacheShape {
+        *self.cache.shape()
     }
 
     fn name(&self) -> String {
@@ -193,8 +160,12 @@ impl Backend for CudaBackend {
     }
 
     fn check_format(&self, format: KvFormat) -> Result<(), BackendError> {
-        let page = self.shape().page();
-        format.check(page).map_err(BackendError::FormatShape)?;
+        let page = self.stored().page();
+        format.check(self.shape.page()).map_err(BackendError::FormatShape)?;
+        if self.padded.is_some() && !format.is_by_element() {
+            let (head_dim, padded) = (self.shape.head_dim, page.head_dim);
+            return Err(BackendError::PaddedFormat { format, head_dim, padded });
+        }
         if format != KvFormat::Native && format.kernel(page).is_none() {
             return Err(BackendError::Format { format, backend: "CUDA".to_owned() });
         }
@@ -218,7 +189,7 @@ impl Backend for CudaBackend {
     }
 
     fn max_group_size(&self) -> u32 {
-        kernels_gpu::attention::tile::max_rows(self.shape().head_dim)
+        kernels_gpu::attention::tile::max_rows(self.stored().head_dim)
     }
 
     fn shares(&self) -> u32 {
@@ -287,6 +258,33 @@ impl Backend for CudaBackend {
         Ok(self.export_checked(paged, foreign)?)
     }
 
+    fn export_part(
+        &mut self,
+        format: KvFormat,
+        tokens: Range<usize>,
+        paged: PagedTokens<'_>,
+        foreign: [ElementsMut<'_>; 2],
+    ) -> Result<(), BackendError> {
+        self.check_format(format)?;
+        match self.padded {
+            None => staged::export(self, format, tokens, paged, foreign),
+            Some(_) => self.export_padded(format, tokens, paged, foreign),
+        }
+    }
+
+    fn read_cells(
+        &mut self,
+        layer: u32,
+        cells: &[u32],
+        rows: [&mut [f32]; 2],
+    ) -> Result<(), BackendError> {
+        check_cells(self.shape(), layer, cells, cells.len() * PAGE_TOKENS as usize)?;
+        match self.padded {
+            None => staged::read_cells(self, layer, cells, rows),
+            Some(_) => self.read_padded_cells(layer, cells, rows),
+        }
+    }
+
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {
         check_attend(self.shape(), &call)?;
         let lse_rows = call.lse.as_ref().and_then(ElementsMut::on_device);
@@ -311,15 +309,22 @@ impl Backend for CudaBackend {
             lse,
         };
         self.enter(&rows)?;
+        let heads = call.q.len() / self.shape.head_dim as usize;
+        // SAFETY: as below.
+        let padded = unsafe { self.padded_attend(buffers, heads) }?;
         let plan = match &self.capturing {
             Some(inputs) => &inputs.plan,
             None => self.plans.last().expect("the plan was just loaded"),
         };
         debug_assert!(plan.holds(call.plan));
+        let stream = &self.stream;
         // SAFETY: the buffers have the lengths that were checked above, the plan's pages and counters
         // were checked when it was loaded; buffers of ours are used on one stream only, and the caller's are kept by
         // their promise.
-        unsafe { self.cache.attend(call.layer, plan, &buffers, &call.params, stream.raw()) }?;
+        unsafe {
+            self.cache.attend(call.layer, plan, &padded, &call.params, stream.raw())?;
+            self.cut_out(padded.out, buffers.out, heads)?;
+        }
         self.leave(&rows)?;
         if let Some(bytes) = call.out.into_bytes() {
             self.out.read(bytemuck::cast_slice_mut(bytes), stream)?;

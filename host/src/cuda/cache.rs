@@ -82,7 +82,7 @@ impl CudaCache {
         slots: u32,
         pool: impl FnOnce() -> Result<(DeviceBuffer<u16>, Option<ElasticPages>), CudaError>,
     ) -> Result<Self, CudaError> {
-        shape.validate()?;
+        shape.validate_for_kernels()?;
         if shape.dtype == DType::F32 {
             return Err(CudaError::DType { dtype: shape.dtype });
         }

@@ -38,17 +38,18 @@ impl InPlace {
         [q_heads, kv_heads, head_dim]: [u32; 3],
         dtype: DType,
     ) -> Result<Self, CudaError> {
-        let shape = CacheShape { layers: 1, kv_heads, head_dim, dtype, pages: 1 };
-        shape.validate()?;
-        if dtype == DType::F32 {
-            return Err(CudaError::DType { dtype });
-        }
+        // Before the shape's check, which knows more of them.
         if !matches!(head_dim, 64 | 128) {
             return Err(CudaError::Argument {
                 argument: "head_dim",
                 value: head_dim.to_string(),
                 expected: "64 or 128, which the kernels read in place".to_owned(),
             });
+        }
+        let shape = CacheShape { layers: 1, kv_heads, head_dim, dtype, pages: 1 };
+        shape.validate()?;
+        if dtype == DType::F32 {
+            return Err(CudaError::DType { dtype });
         }
         if q_heads == 0 || !q_heads.is_multiple_of(kv_heads) {
             return Err(CudaError::Argument {

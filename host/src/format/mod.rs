@@ -141,6 +141,12 @@ impl KvFormat {
         Some(FormatKernel { family, half_bytes, per_slab, format })
     }
 
+    /// Whether what it makes of an element does not depend on which dims lie beside it.
+    #[cfg(feature = "cuda")]
+    pub(crate) const fn is_by_element(self) -> bool {
+        matches!(self, Self::Native | Self::Fp8 { .. } | Self::Compacted)
+    }
+
     /// Its pages as a pool counts them.
     pub(crate) fn slab_class(self, shape: PageShape) -> SlabClass {
         let (key, per_slab) = (self.code(), self.pages_per_slab(shape));

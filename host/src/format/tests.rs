@@ -1,7 +1,7 @@
 use kernels_gpu::layout::element_offset;
 
 use super::*;
-use crate::cache::HEAD_DIMS;
+use crate::cache::{HEAD_DIMS, KERNEL_HEAD_DIMS};
 
 const DTYPES: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
 
@@ -13,6 +13,11 @@ fn formats(head_dim: u32) -> Vec<KvFormat> {
     formats.push(KvFormat::Int4 { group: head_dim });
     for keys in [ThinKeys::Native, ThinKeys::Kivi4] {
         formats.push(KvFormat::Thin { keep: head_dim, keys });
+    }
+    // Groups of dims divide a head: 32 do not divide 80 and 112, nor 64 those, 96 and 192 but the last.
+    if !KERNEL_HEAD_DIMS.contains(&head_dim) {
+        formats.retain(|format| format.check(shape(head_dim, DType::F32)).is_ok());
+        assert!(formats.len() >= 8, "{head_dim}: {formats:?}");
     }
     formats
 }

@@ -94,7 +94,8 @@ impl CacheBuilder {
         self
     }
 
-    /// Heads of a layer: query heads, a multiple of the KV heads; KV heads; elements of a head (64, 128 or 256).
+    /// Heads of a layer: query heads, a multiple of the KV heads; KV heads; elements of a head
+    /// ([`HEAD_DIMS`](crate::cache::HEAD_DIMS)).
     pub fn heads(mut self, q_heads: u32, kv_heads: u32, head_dim: u32) -> Self {
         self.heads = Some([q_heads, kv_heads, head_dim]);
         self
@@ -209,15 +210,18 @@ impl CacheBuilder {
             scale: self.scale,
             soft_cap: self.soft_cap,
         };
-        let stored = self.layer_map.as_ref().map(LayerMap::stored);
+        let layers = self.layer_map.as_ref().map_or(config.layers, LayerMap::stored);
         let elastic = matches!(store, Store::Elastic { .. });
         let extent_pages = |shape: &CacheShape| match &self.backend {
             Source::Device(device) => device.extent_pages(shape),
             Source::Own(_) => Ok(SLAB_PAGES),
         };
-        let stored = stored.unwrap_or(config.layers);
-        let (shape, pool) = config.resolve(stored, store, extent_pages)?;
-        let prefix = prefix_index(self.prefix_bytes, &shape)?;
+        let stored = |shape: &CacheShape| match &self.backend {
+            Source::Device(device) => device.stored(shape),
+            Source::Own(_) => *shape,
+        };
+        let (shape, pool) = config.resolve(layers, store, stored, extent_pages)?;
+        let prefix = prefix_index(self.prefix_bytes, &stored(&shape))?;
         let mut backend = match self.backend {
             Source::Device(device) => device.backend(shape, elastic)?,
             Source::Own(make) => make(shape)?,

@@ -90,6 +90,15 @@ impl Device {
         }
     }
 
+    /// The shape of the pages that a cache of `shape` has there.
+    pub(super) fn stored(&self, shape: &CacheShape) -> CacheShape {
+        match &self.kind {
+            Kind::Cpu => *shape,
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(_) => shape.padded(),
+        }
+    }
+
     /// Pages whose memory comes and goes together in an elastic store.
     pub(super) fn extent_pages(&self, shape: &CacheShape) -> Result<u32, CacheError> {
         match &self.kind {
@@ -120,7 +129,8 @@ pub struct CacheConfig {
     pub q_heads: u32,
     /// KV heads of a layer.
     pub kv_heads: u32,
-    /// Elements of a head's query, key and value: 64, 128 or 256.
+    /// Elements of a head's query, key and value: 64, 80, 96, 112, 128, 192 or 256. A GPU keeps what it has no kernels for
+    /// as the next larger of 64, 128 and 256; rows that go in and come out are of this many.
     pub head_dim: u32,
     /// Type of K and V as stored, of queries, and of outputs.
     pub dtype: DType,
@@ -146,15 +156,17 @@ impl CacheConfig {
         self.q_heads / self.kv_heads
     }
 
-    /// Checks every field; the shape and the page pool of a cache that stores so many layers there.
+    /// Checks every field; the shape and the page pool of a cache of so many `layers` of its own, whose pages are as
+    /// `stored` says.
     pub(super) fn resolve(
         &self,
-        stored: u32,
+        layers: u32,
         store: Store,
+        stored: impl Fn(&CacheShape) -> CacheShape,
         extent_pages: impl FnOnce(&CacheShape) -> Result<u32, CacheError>,
     ) -> Result<(CacheShape, PagePool), CacheError> {
         let mut shape = CacheShape {
-            layers: stored,
+            layers,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             dtype: self.dtype,
@@ -166,14 +178,15 @@ impl CacheConfig {
             return Err(CacheError::Heads { q_heads, kv_heads });
         }
         check_params(&self.params())?;
+        let pages = stored(&shape);
         let pool = match store {
-            Store::Fixed { bytes } => PagePool::with_capacity_bytes(bytes, shape.page_bytes())?,
+            Store::Fixed { bytes } => PagePool::with_capacity_bytes(bytes, pages.page_bytes())?,
             Store::Elastic { reserve, initial } => {
-                elastic_pool(&shape, [reserve, initial], extent_pages(&shape)?)?
+                elastic_pool(&pages, [reserve, initial], extent_pages(&pages)?)?
             }
         };
         shape.pages = pool.capacity();
-        shape.validate()?;
+        stored(&shape).validate()?;
         Ok((shape, pool))
     }
 }
@@ -184,7 +197,8 @@ mod tests {
 
     fn resolve(config: CacheConfig) -> Result<(CacheShape, PagePool), CacheError> {
         let store = Store::Fixed { bytes: config.capacity_bytes };
-        config.resolve(config.layers, store, |_| unreachable!("the store is fixed"))
+        let extents = |_: &CacheShape| unreachable!("the store is fixed");
+        config.resolve(config.layers, store, |shape| *shape, extents)
     }
 
     fn refuse(config: CacheConfig) -> String {
@@ -261,8 +275,8 @@ mod tests {
         }
         let layers = 0;
         assert!(refuse(CacheConfig { layers, ..good }).starts_with("layers is 0"));
-        let head_dim = 96;
-        assert!(refuse(CacheConfig { head_dim, ..good }).starts_with("head_dim is 96"));
+        let head_dim = 72;
+        assert!(refuse(CacheConfig { head_dim, ..good }).starts_with("head_dim is 72"));
         let capacity_bytes = 0;
         assert_eq!(
             refuse(CacheConfig { capacity_bytes, ..good }),

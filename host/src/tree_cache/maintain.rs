@@ -86,7 +86,7 @@ impl TreeCache {
         let (held, budget) = match budget {
             Budget::Bytes(budget) => {
                 let pages = self.forest.pool().live() - self.forest.pool().slab_pages();
-                ((u64::from(pages) * self.backend.shape().page_bytes()) as f64, budget as f64)
+                ((u64::from(pages) * self.backend.stored().page_bytes()) as f64, budget as f64)
             }
             Budget::Tokens(budget) => (self.held_rows()?, budget as f64),
         };

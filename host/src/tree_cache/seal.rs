@@ -70,7 +70,7 @@ impl TreeCache {
             let of = "[layers, kv_heads, head_dim]";
             crate::attention::check_length("weights", weights.len(), elements, of)?;
         }
-        let class = format.slab_class(shape.page());
+        let class = format.slab_class(self.backend.stored().page());
         let above = format.kept_channels().and_then(|_| self.forest.page_above(node, format));
         let begun = self.with_slabs(|forest| forest.begin_seal(node, format, class))?;
         let Some(recoding) = begun else {
@@ -137,7 +137,7 @@ impl TreeCache {
     /// What pages take, by format: the native ones first, then every format that was used. Of compacted nodes it is the
     /// pages that their rows lie in.
     pub fn bytes(&self) -> Vec<FormatBytes> {
-        let (pool, shape) = (self.forest.pool(), self.backend.shape());
+        let (pool, shape) = (self.forest.pool(), self.backend.stored());
         let compacted = self.forest.compacted_pages();
         let native = pool.live() - pool.slab_pages() - compacted;
         let of = |format, pages| {

@@ -18,7 +18,7 @@ impl TreeCache {
 
     /// What the pages take: those that nodes hold, all that have memory, and all there may be.
     pub fn store_bytes(&mut self) -> StoreBytes {
-        let shape = *self.backend.shape();
+        let shape = self.backend.stored();
         let bytes = |pages: u32| u64::from(pages) * shape.page_bytes();
         let reserved = bytes(shape.pages);
         let memory = self.backend.elastic().map_or(reserved, |memory| memory.bytes());

@@ -5,7 +5,7 @@ use deft::bf16;
 use deft::format::e4m3_to_f32;
 use deft::layout::{SLAB_PAGES, element_offset, half_page_elements, page_offset};
 
-use super::{DIM, element, read, write};
+use super::{element, head_dim, read, write};
 
 /// A running softmax in base 2.
 struct Softmax {
@@ -16,7 +16,7 @@ struct Softmax {
 
 impl Softmax {
     fn new() -> Self {
-        Self { max: f64::NEG_INFINITY, sum: 0.0, out: vec![0.0; DIM as usize] }
+        Self { max: f64::NEG_INFINITY, sum: 0.0, out: vec![0.0; head_dim() as usize] }
     }
 
     fn add(&mut self, logit: f64, value: impl Fn(usize) -> f64) {
@@ -44,8 +44,8 @@ impl Softmax {
     unsafe fn store(&self, out: u64, lse: u64, row: usize) {
         // SAFETY: as in `append`.
         unsafe {
-            for dim in 0..DIM as usize {
-                write(out, row * DIM as usize + dim, bf16::from_f64(self.normalised(dim)));
+            for dim in 0..head_dim() as usize {
+                write(out, row * head_dim() as usize + dim, bf16::from_f64(self.normalised(dim)));
             }
             if lse != 0 {
                 write(lse, row, (self.lse() * std::f64::consts::LN_2) as f32);
@@ -65,10 +65,10 @@ pub(super) unsafe fn fp8(a: &[u64], place: u32, head: u32, value: bool, dim: u32
     let [kv_heads, half_bytes, per_slab, format] =
         [a[10], a[15], a[16], a[17]].map(|number| number as u32);
     let (page, token) = (place / PAGE_TOKENS, place % PAGE_TOKENS);
-    let slab = page_offset(DIM, kv_heads, page / per_slab * SLAB_PAGES, 0) * 2;
+    let slab = page_offset(head_dim(), kv_heads, page / per_slab * SLAB_PAGES, 0) * 2;
     let half = 2 * (page % per_slab * kv_heads + head) + u32::from(value);
     let half = a[1] + slab + u64::from(half * half_bytes);
-    let scale = half + u64::from(half_page_elements(DIM));
+    let scale = half + u64::from(half_page_elements(head_dim()));
     // Of four dims the second and third are swapped.
     let dim = dim & !3 | dim >> 1 & 1 | dim << 1 & 2;
     let at = match format {
@@ -78,7 +78,7 @@ pub(super) unsafe fn fp8(a: &[u64], place: u32, head: u32, value: bool, dim: u32
     };
     // SAFETY: as in `append`.
     unsafe {
-        let code = read::<u8>(half, element_offset(DIM, token, dim) as usize);
+        let code = read::<u8>(half, element_offset(head_dim(), token, dim) as usize);
         f64::from(e4m3_to_f32(code)) * f64::from(read::<f32>(scale, at))
     }
 }
@@ -134,10 +134,11 @@ impl Programs {
                             let row =
                                 ((row * self.kv_heads + kv_head) * self.group + member) as usize;
                             let logit = |place| {
-                                let q =
-                                    |dim| read::<bf16>(self.q, row * DIM as usize + dim as usize);
+                                let q = |dim| {
+                                    read::<bf16>(self.q, row * head_dim() as usize + dim as usize)
+                                };
                                 let of = |dim| q(dim).to_f64() * key(&item, place, kv_head, dim);
-                                (place, (0..DIM).map(of).sum::<f64>() * self.scale)
+                                (place, (0..head_dim()).map(of).sum::<f64>() * self.scale)
                             };
                             let seen: Vec<_> = places.iter().map(|&place| logit(place)).collect();
                             each(&ItemRow { item, query, member, kv_head, row }, &seen);
@@ -204,8 +205,12 @@ pub(super) unsafe fn attend(
                 return;
             }
             let slot = (kv_head * partial_slots + item.partial_slot + query) * group + member;
-            for dim in 0..DIM as usize {
-                write(a[7], slot as usize * DIM as usize + dim, softmax.normalised(dim) as f32);
+            for dim in 0..head_dim() as usize {
+                write(
+                    a[7],
+                    slot as usize * head_dim() as usize + dim,
+                    softmax.normalised(dim) as f32,
+                );
             }
             write(a[8], slot as usize, softmax.lse() as f32);
         });
@@ -256,7 +261,8 @@ pub(super) unsafe fn merge(a: &[u64]) {
                 for entry in 0..merged.slot_count {
                     let slot: u32 = read(a[3], (merged.slot_begin + entry) as usize);
                     let slot = ((kv_head * partial_slots + slot) * group + member) as usize;
-                    let partial = |dim| f64::from(read::<f32>(a[0], slot * DIM as usize + dim));
+                    let partial =
+                        |dim| f64::from(read::<f32>(a[0], slot * head_dim() as usize + dim));
                     softmax.add(f64::from(read::<f32>(a[1], slot)), partial);
                 }
                 let row = (merged.row * kv_heads + kv_head) * group + member;

@@ -1,5 +1,5 @@
 //! A GPU for suites that run everywhere: the fake driver, whose streams run as late as they may, and kernels in plain
-//! arithmetic for caches of bf16 with heads of 64. They read what the library put into device memory, as the real ones
+//! arithmetic for caches of bf16. They read what the library put into device memory, as the real ones
 //! do, when their turn comes.
 
 mod attention;
@@ -8,6 +8,7 @@ pub(crate) mod driver;
 #[allow(dead_code, reason = "not every suite uses all of it")]
 pub(crate) mod world;
 
+use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::path::Path;
 
@@ -20,8 +21,17 @@ use deft::layout::{element_offset, half_page_elements, page_offset};
 use driver::Fake;
 use world::World;
 
-/// Elements of a head.
+/// Elements of a head, where it does not matter.
 const DIM: u32 = 64;
+
+thread_local! {
+    /// Elements of a head of the kernel that runs.
+    static HEAD_DIM: Cell<u32> = const { Cell::new(DIM) };
+}
+
+fn head_dim() -> u32 {
+    HEAD_DIM.get()
+}
 
 /// A world on the fake GPU.
 #[allow(dead_code, reason = "not every suite uses it")]
@@ -38,6 +48,12 @@ pub(crate) fn elastic_world(seed: u64) -> World {
     World::of_store(&device, DIM as usize, Some(3), seed, store)
 }
 
+/// The same with heads of `dim`.
+#[allow(dead_code, reason = "not every suite uses it")]
+pub(crate) fn world_of_heads(dim: u32, seed: u64) -> World {
+    World::new(&CudaDevice::new(0).unwrap(), dim as usize, Some(3), seed)
+}
+
 /// The fake driver with these kernels.
 pub(crate) fn load() -> Fake {
     let fake = Fake::load(Path::new(env!("CARGO_TARGET_TMPDIR")));
@@ -52,19 +68,24 @@ extern "C" fn kernels(name: *const c_char, blocks: u32, arguments: *const u64, c
     unsafe {
         let name = CStr::from_ptr(name).to_str().unwrap();
         let a = std::slice::from_raw_parts(arguments, count);
-        match name {
-            "append_bf16_d64" => append(a, None),
-            "append_rope_bf16_d64" => {
+        if name == "pad_rows" {
+            return pad_rows(a);
+        }
+        let (kernel, dim) = name.rsplit_once("_d").unwrap();
+        HEAD_DIM.set(dim.parse().unwrap());
+        match kernel {
+            "append_bf16" => append(a, None),
+            "append_rope_bf16" => {
                 append(&[&a[..6], &a[9..]].concat(), Some([a[6], a[7], a[8]]));
             }
-            "copy_d64" => copy(a),
-            "attend_bf16_d64" => attend(blocks, a, native),
-            "attend_coded_bf16_d64" => attend(blocks, a, fp8),
-            "score_bf16_d64" => score(blocks, a),
-            "merge_bf16_d64" => merge(a),
-            "import_pages_bf16_d64" => transfer(a, true),
-            "export_pages_d64" => transfer(a, false),
-            other => panic!("no kernel {other}"),
+            "copy" => copy(a),
+            "attend_bf16" => attend(blocks, a, native),
+            "attend_coded_bf16" => attend(blocks, a, fp8),
+            "score_bf16" => score(blocks, a),
+            "merge_bf16" => merge(a),
+            "import_pages_bf16" => transfer(a, true),
+            "export_pages" => transfer(a, false),
+            _ => panic!("no kernel {name}"),
         }
     }
 }
@@ -81,9 +102,25 @@ unsafe fn write<T>(array: u64, index: usize, value: T) {
 
 /// Where K (or V) of a token begins in a plane, up to its dim.
 fn element(kv_heads: u32, place: u32, head: u32, value: bool, dim: u32) -> usize {
-    let page = page_offset(DIM, kv_heads, place / PAGE_TOKENS, head) as usize;
-    let half = if value { half_page_elements(DIM) } else { 0 };
-    page + (half + element_offset(DIM, place % PAGE_TOKENS, dim)) as usize
+    let page = page_offset(head_dim(), kv_heads, place / PAGE_TOKENS, head) as usize;
+    let half = if value { half_page_elements(head_dim()) } else { 0 };
+    page + (half + element_offset(head_dim(), place % PAGE_TOKENS, dim)) as usize
+}
+
+unsafe fn pad_rows(a: &[u64]) {
+    let [count, from, to] = [a[3], a[4], a[5]].map(|number| number as usize);
+    let sources = [a[0], a[1]].into_iter().filter(|&array| array != 0);
+    for (array, source) in sources.enumerate() {
+        for row in 0..count {
+            for dim in 0..to {
+                // SAFETY: as in `append`.
+                unsafe {
+                    let value: u16 = if dim < from { read(source, row * from + dim) } else { 0 };
+                    write(a[2], (array * count + row) * to + dim, value);
+                }
+            }
+        }
+    }
 }
 
 unsafe fn append(a: &[u64], rotation: Option<[u64; 3]>) {
@@ -102,15 +139,17 @@ unsafe fn append(a: &[u64], rotation: Option<[u64; 3]>) {
                 place => place,
             };
             for head in 0..kv_heads {
-                let at = |dim: u32| (row as u32 * kv_heads + head) * DIM + dim;
-                for dim in 0..DIM {
+                let at = |dim: u32| (row as u32 * kv_heads + head) * head_dim() + dim;
+                for dim in 0..head_dim() {
                     let mut key: bf16 = read(a[1], at(dim) as usize);
                     if let Some([positions, cos, sin]) = rotation {
-                        let turn = read::<u32>(positions, row) * (DIM / 2) + dim % (DIM / 2);
+                        let turn =
+                            read::<u32>(positions, row) * (head_dim() / 2) + dim % (head_dim() / 2);
                         let (cos, sin): (f32, f32) =
                             (read(cos, turn as usize), read(sin, turn as usize));
-                        let other: bf16 = read(a[1], at((dim + DIM / 2) % DIM) as usize);
-                        let sign = if dim < DIM / 2 { -1.0 } else { 1.0 };
+                        let other: bf16 =
+                            read(a[1], at((dim + head_dim() / 2) % head_dim()) as usize);
+                        let sign = if dim < head_dim() / 2 { -1.0 } else { 1.0 };
                         key = bf16::from_f32(key.to_f32() * cos + sign * other.to_f32() * sin);
                     }
                     write(a[0], element(kv_heads, place, head, false, dim), key);
@@ -124,7 +163,7 @@ unsafe fn append(a: &[u64], rotation: Option<[u64; 3]>) {
 
 unsafe fn copy(a: &[u64]) {
     let [count, layers, pages, kv_heads] = [a[2], a[3], a[4], a[5]].map(|number| number as u32);
-    let plane = (pages * kv_heads * 2 * half_page_elements(DIM)) as usize;
+    let plane = (pages * kv_heads * 2 * half_page_elements(head_dim())) as usize;
     for index in 0..count as usize {
         // SAFETY: as in `append`.
         unsafe {
@@ -142,7 +181,7 @@ unsafe fn copy(a: &[u64]) {
 
 fn elements(kv_heads: u32) -> impl Iterator<Item = (u32, bool, u32)> {
     let heads = (0..kv_heads).flat_map(|head| [(head, false), (head, true)]);
-    heads.flat_map(|(head, value)| (0..DIM).map(move |dim| (head, value, dim)))
+    heads.flat_map(|(head, value)| (0..head_dim()).map(move |dim| (head, value, dim)))
 }
 
 unsafe fn transfer(a: &[u64], import: bool) {
@@ -156,7 +195,8 @@ unsafe fn transfer(a: &[u64], import: bool) {
             for (head, value, dim) in elements(kv_heads) {
                 let row =
                     page * page_stride + token % page_size * token_stride + head * head_stride;
-                let (array, foreign) = (a[1 + usize::from(value)], (row * DIM + dim) as usize);
+                let (array, foreign) =
+                    (a[1 + usize::from(value)], (row * head_dim() + dim) as usize);
                 let ours = element(kv_heads, place, head, value, dim);
                 match import {
                     true => write(a[0], ours, read::<u16>(array, foreign)),

@@ -6,7 +6,7 @@ mod steps;
 
 use std::collections::HashMap;
 
-use deft::cache::Store;
+use deft::cache::{CacheShape, Store};
 use deft::cuda::{CudaDevice, DeviceBuffer, DeviceRows, RawStream, Stream};
 use deft::retain::Observe;
 use deft::{Batch, CacheError, DType, Kv, NodeKey, Out, RotaryTable, TreeCache, bf16};
@@ -70,11 +70,18 @@ impl World {
                 lse: DeviceBuffer::uninitialized(device, "LSEs", ROWS * KV_HEADS * GROUP).unwrap(),
             }
         };
+        let shape = CacheShape {
+            layers: LAYERS,
+            kv_heads: KV_HEADS as u32,
+            head_dim: dim as u32,
+            dtype: DType::Bf16,
+            pages: 1,
+        };
         let cache = TreeCache::builder(&device.clone().into())
             .layers(LAYERS)
             .heads((KV_HEADS * GROUP) as u32, KV_HEADS as u32, dim as u32)
             .dtype(DType::Bf16)
-            .store(store(PAGES * u64::from(LAYERS) * (2 * 64 * kv * 2) as u64))
+            .store(store(PAGES * shape.padded().page_bytes()))
             .planner(move |config| config.shares = shares.unwrap_or(config.shares));
         Self {
             dim,

@@ -11,6 +11,7 @@ mod append_rope;
 mod compact;
 mod copy;
 mod non_finite;
+mod pad;
 mod paged;
 
 pub use advance::advance;
@@ -21,6 +22,7 @@ pub(crate) use append_rope::{kept_keys, load_pair, store_pair, turn_pair};
 pub use compact::{compact, move_words};
 pub use copy::copy;
 pub(crate) use non_finite::{NAN, carries, is_finite, kept_key, kept_value};
+pub use pad::pad_rows;
 pub use paged::{export_pages, import_pages};
 
 /// Threads of a block of any of these kernels.

@@ -6,11 +6,11 @@ mod place;
 use std::marker::PhantomData;
 
 use deft::attention::RotaryTable;
+use deft::cache::CacheShape;
 use deft::plan::HeadShape;
 use deft::{
     Batch, CacheConfig, DType, DraftNode, Grouping, Kv, KvElement, NodeKey, Out, TreeCache,
 };
-use kernels_gpu::abi::PAGE_TOKENS;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -56,10 +56,11 @@ impl<T: KvElement, S: Expected> World<T, S> {
     /// # Panics
     /// If that place cannot have them.
     pub fn on(place: &Place, heads: HeadShape, layers: u32, pages: u64, seed: u64) -> Self {
-        let page = 2 * u64::from(PAGE_TOKENS) * u64::from(heads.kv_heads * heads.head_dim * layers);
+        let HeadShape { kv_heads, head_dim, .. } = heads;
+        let shape = CacheShape { layers, kv_heads, head_dim, dtype: T::DTYPE, pages: 1 };
         let builder = place.builder(seed).layers(layers).dtype(T::DTYPE);
         let builder = builder.heads(heads.q_heads, heads.kv_heads, heads.head_dim);
-        let cache = builder.capacity_bytes(pages * page * T::DTYPE.bytes() as u64).build().unwrap();
+        let cache = builder.capacity_bytes(pages * shape.padded().page_bytes()).build().unwrap();
         Self {
             expected: S::new(cache.config(), place),
             cache,

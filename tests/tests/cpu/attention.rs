@@ -68,6 +68,23 @@ fn random_forests_agree_with_the_definition_in_every_type_and_head_shape() {
 }
 
 #[test]
+fn heads_between_powers_of_two_agree_with_the_definition_at_every_ratio() {
+    let mut seed = 300;
+    for head_dim in [80, 96, 112, 192] {
+        for (kv_heads, group) in [(3, 1), (2, 5), (1, 7), (2, 12), (1, 71)] {
+            let heads = heads(kv_heads * group, kv_heads, head_dim);
+            let view = views::random(seed, 12);
+            match seed % 3 {
+                0 => check::<f32>(view, heads, plain(head_dim), seed),
+                1 => check::<bf16>(view, heads, plain(head_dim), seed),
+                _ => check::<f16>(view, heads, plain(head_dim), seed),
+            }
+            seed += 1;
+        }
+    }
+}
+
+#[test]
 fn many_random_forests_of_small_heads_agree_with_the_definition() {
     for seed in 1000..1040 {
         let heads = heads(2, 1, 64);

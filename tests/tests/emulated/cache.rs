@@ -199,6 +199,44 @@ fn moves_are_done_in_order_in_every_layer_and_head() {
 }
 
 #[test]
+fn rows_are_padded_with_zeros_and_cut_again_and_nothing_else_is_written() {
+    let mut rng = SmallRng::seed_from_u64(9);
+    for (short, long) in [(40, 64), (48, 64), (56, 64), (96, 128)] {
+        for rows in [1, 17, 37, 65] {
+            let [first, second] = [(); 2].map(|()| {
+                let bits = (0..rows * short).map(|_| rng.random_range(1..=u16::MAX));
+                bits.collect::<Vec<_>>()
+            });
+            let both = pad(&[&first, &second], rows, [short, long]);
+            let sources = [&first[..], &second].concat();
+            for (padded, row) in both.chunks_exact(long).zip(sources.chunks_exact(short)) {
+                assert_eq!(padded[..short], *row, "{rows} rows of {short}");
+                assert!(padded[short..].iter().all(|&bits| bits == 0), "{rows} rows of {short}");
+            }
+            let cut = pad(&[&both[..rows * long]], rows, [long, short]);
+            assert!(cut == first, "{rows} rows of {short}");
+        }
+    }
+}
+
+/// What `pad_rows` makes of one or two arrays of `rows` rows.
+fn pad(sources: &[&[u16]], rows: usize, [from, to]: [usize; 2]) -> Vec<u16> {
+    let mut memory = Memory::new();
+    let target = memory.unwritten::<u16>("target", sources.len() * rows * to);
+    let sources: Vec<_> = sources.iter().map(|rows| memory.constant("source", rows)).collect();
+    let threads = (sources.len() * rows * to / 8) as u32;
+    Launch::new([threads.div_ceil(THREADS), 1, 1], THREADS)
+        // SAFETY: the emulator checks every access.
+        .run(&mut memory, || unsafe {
+            let (first, target) = (sources[0].as_ptr(), target.as_mut_ptr());
+            let second = sources.get(1).map_or(std::ptr::null(), |second| second.as_ptr());
+            cache::pad_rows(first, second, target, rows as u32, from as u32, to as u32);
+        })
+        .unwrap();
+    memory.read(target).unwrap()
+}
+
+#[test]
 fn advance_counts_each_named_counter_once_and_no_other() {
     let mut memory = Memory::new();
     let lengths = memory.buffer("lengths", &[5_u32; 300]);

@@ -2,7 +2,7 @@
 
 use deft::attention::cpu;
 use deft::attention::{Counters, PagedTokens, RotaryTable, Rotation};
-use deft::cache::{CacheShape, HEAD_DIMS, KvElement, PagedOrder};
+use deft::cache::{CacheShape, KERNEL_HEAD_DIMS, KvElement, PagedOrder};
 use deft_tests::emulated::Emulated;
 use deft_tests::inputs::normals;
 use deft_tests::transfers::{
@@ -49,7 +49,7 @@ fn append_rotated_as_the_cpu<T: KvElement>(kv_heads: u32, head_dim: u32, count: 
 
 #[test]
 fn keys_are_rotated_to_the_very_bits_of_the_cpu() {
-    for head_dim in HEAD_DIMS {
+    for head_dim in KERNEL_HEAD_DIMS {
         for (kv_heads, count) in [(1, 1), (3, 17), (2, 37)] {
             append_rotated_as_the_cpu::<bf16>(kv_heads, head_dim, count);
             append_rotated_as_the_cpu::<f16>(kv_heads, head_dim, count);
@@ -68,7 +68,7 @@ fn sequence(shape: &CacheShape, page_size: u32, tokens: u32) -> Sequence<bf16> {
 
 #[test]
 fn foreign_pages_come_and_go_as_on_the_cpu() {
-    for head_dim in HEAD_DIMS {
+    for head_dim in KERNEL_HEAD_DIMS {
         for order in [PagedOrder::Nhd, PagedOrder::Hnd] {
             for (page_size, tokens) in [(1, 3), (16, 1), (16, 37), (7, 50), (64, 130), (300, 17)] {
                 let shape = shape::<bf16>(3, head_dim);

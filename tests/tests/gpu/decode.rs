@@ -9,7 +9,7 @@ use deft::cuda::{Append, AttendBuffers, CudaCache, CudaPlan, DeviceBuffer, Graph
 use deft::plan::{Grouping, HeadShape, Patch, Plan, Planner};
 use deft::tree::{GrowthCursor, NodeKey, TokenForest};
 use deft_tests::forests::shuffled_forest;
-use deft_tests::gpu::{Gpu, Tally, random_layer, say, setting, variants};
+use deft_tests::gpu::{Gpu, Tally, kernel_variants, random_layer, say, setting, variants};
 use deft_tests::inputs::{Inputs, normals};
 use deft_tests::oracle::{Oracle, Outputs, Verdict};
 use deft_tests::problem::heads;
@@ -75,7 +75,7 @@ struct Buffers<T> {
 fn one_graph_decodes_a_tree_that_grows_branches_and_is_pruned() {
     let mut wrong = 0;
     for gpu in Gpu::each() {
-        for (dtype, head_dim) in variants() {
+        for (dtype, head_dim) in kernel_variants() {
             for grouping in [Grouping::Flatten, Grouping::Node] {
                 wrong += match dtype {
                     DType::F16 => decode::<f16>(&gpu, head_dim, grouping),

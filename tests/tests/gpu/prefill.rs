@@ -158,7 +158,7 @@ fn cache<T: KvElement>(gpu: &Gpu, heads: HeadShape, params: &AttentionParams) ->
         .layers(LAYERS)
         .heads(heads.q_heads, heads.kv_heads, heads.head_dim)
         .dtype(T::DTYPE)
-        .capacity_bytes(u64::from(PAGES * LAYERS) * shape.page_bytes())
+        .capacity_bytes(u64::from(PAGES * LAYERS) * shape.padded().page_bytes())
         .scale(params.scale);
     if let Some(cap) = params.soft_cap {
         builder = builder.soft_cap(cap);

@@ -215,7 +215,7 @@ fn path_there_and_back<T: KvElement>(device: &Device, heads: HeadShape, rng: &mu
         .layers(LAYERS)
         .heads(heads.q_heads, heads.kv_heads, heads.head_dim)
         .dtype(T::DTYPE)
-        .capacity_bytes(u64::from(16 * LAYERS) * shape.page_bytes())
+        .capacity_bytes(u64::from(16 * LAYERS) * shape.padded().page_bytes())
         .build()
         .unwrap();
     // Three nodes of the path, and a sibling each that only takes pages.

@@ -7,7 +7,7 @@ mod buffers;
 mod check;
 
 use deft::DType;
-use deft::cache::{HEAD_DIMS, ShapeError};
+use deft::cache::{KERNEL_HEAD_DIMS, ShapeError};
 use deft::cuda::{CudaCache, CudaDevice, CudaError, DevicePtr, Kernel, Launch, RawStream, Rotary};
 use kernels_gpu::model::limits::FILL_BLOCKS;
 use kernels_gpu::ptx::{self, Arguments as _};
@@ -54,8 +54,8 @@ impl ModelOps {
         if !matches!(dtype, DType::Bf16 | DType::F16) {
             return Err(CudaError::DType { dtype });
         }
-        if !HEAD_DIMS.contains(&head_dim) {
-            return Err(ShapeError::HeadDim { head_dim }.into());
+        if !KERNEL_HEAD_DIMS.contains(&head_dim) {
+            return Err(ShapeError::no_kernel(head_dim).into());
         }
         let typed = |name: &str, bytes: &[u32]| device.kernel(&format!("{name}_{dtype}"), bytes);
         let rotate = format!("rotate_append_{dtype}_d{head_dim}");

@@ -1,11 +1,14 @@
 //! A model's weights in device memory, f16 or bf16; projections that share their input lie together.
 
+mod padded;
 mod source;
 
+use self::padded::{Half, on_device};
 use self::source::{Maker, Reader, some};
 use super::ops::ModelOps;
-use deft::DType;
+use deft::attention::AttentionParams;
 use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Stream};
+use deft::{DType, RotaryTable};
 
 use super::CudaModelError;
 use crate::ranks::Shard;
@@ -14,7 +17,7 @@ use crate::{ConfigError, LlamaConfig, Tensor, Turn, Variant, Weights, WeightsErr
 /// A model's weights on a device.
 #[derive(Debug)]
 pub struct CudaWeights {
-    /// The shape of what the rank computes.
+    /// The shape of what the rank computes, with heads that there are kernels for.
     part: LlamaConfig,
     shard: Shard,
     dtype: DType,
@@ -83,7 +86,8 @@ impl CudaWeights {
         let config = weights.config().clone();
         refuse_variants(&config)?;
         let stream = Stream::new(device)?;
-        let reader = Reader { device, weights, dtype, stream: &stream };
+        let half = Half::of(&config);
+        let reader = Reader { device, weights, dtype, stream: &stream, half };
         let layers = (0..config.layers).map(|layer| reader.layer(layer));
         Ok(Self {
             layers: layers.collect::<Result<_, _>>()?,
@@ -93,7 +97,7 @@ impl CudaWeights {
                 true => None,
                 false => Some(reader.rows("head", &[Tensor::Head], shard.vocabulary())?),
             },
-            part: config,
+            part: on_device(&config),
             shard,
             dtype,
         })
@@ -101,7 +105,8 @@ impl CudaWeights {
 
     /// Random weights of `config`'s shape, made on the device: uniform with variance `1 / inputs`, norms 1, biases 0.
     /// Only `distinct_layers` layers are kept; layer `l` has the weights of layer `l % distinct_layers`, so
-    /// that timings of a model that is larger than the device's memory can be taken.
+    /// that timings of a model that is larger than the device's memory can be taken. Heads that there are no kernels for are
+    /// as large as they are kept.
     ///
     /// # Errors
     /// [`CudaModelError::Config`], [`CudaModelError::Option`], [`CudaError::DType`], or out of device memory.
@@ -128,7 +133,7 @@ impl CudaWeights {
         distinct_layers: u32,
         seed: u64,
     ) -> Result<Self, CudaModelError> {
-        let config = shard.config();
+        let config = on_device(&shard.config());
         refuse_variants(&config)?;
         if distinct_layers == 0 || distinct_layers > config.layers {
             return Err(CudaModelError::Option {
@@ -189,9 +194,27 @@ impl CudaWeights {
         &self.shard
     }
 
-    /// The shape of that part; the vocabulary is the model's.
+    /// The shape of that part as the device computes it: heads are as large as kernels are for, the vocabulary is the
+    /// model's.
     pub(super) fn part(&self) -> &LlamaConfig {
         &self.part
+    }
+
+    /// What `q k` is multiplied by.
+    pub(super) fn attention_scale(&self) -> f32 {
+        AttentionParams::new(self.config().head_dim).scale
+    }
+
+    /// What is added to the mean of squares of a head as the device has it.
+    pub(super) fn head_eps(&self) -> f32 {
+        let Half { own, padded } = Half::of(self.config());
+        self.part.rms_eps * (own as f32 / padded as f32)
+    }
+
+    /// [`LlamaConfig::rotary_table`] for heads as the device has them: what is padded does not turn.
+    pub(super) fn rotary_table(&self, positions: u32) -> Result<RotaryTable, ConfigError> {
+        let own = self.shard.config();
+        own.rotary_table_of(self.part.head_dim, positions)
     }
 
     /// The type of matrices; norms are f32.

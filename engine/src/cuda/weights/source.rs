@@ -6,6 +6,7 @@ use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, Stream};
 use deft::{DType, KvElement, bf16, f16};
 
 use super::LayerWeights;
+use super::padded::Half;
 use crate::cuda::CudaModelError;
 use crate::cuda::ops::{FillRandom, ModelOps};
 use crate::{LayerTensor, Tensor, Weights};
@@ -19,6 +20,7 @@ pub(super) struct Reader<'a> {
     pub(super) weights: &'a Weights,
     pub(super) dtype: DType,
     pub(super) stream: &'a Stream,
+    pub(super) half: Half,
 }
 
 impl Reader<'_> {
@@ -29,14 +31,14 @@ impl Reader<'_> {
         let variant = &self.weights.config().variant;
         Ok(LayerWeights {
             attention_norm: self.vector("attention norm", &[of(AttentionNorm)])?,
-            qkv: self.matrix("QKV weights", &[of(Query), of(Key), of(Value)])?,
+            qkv: self.head_rows("QKV weights", &[of(Query), of(Key), of(Value)])?,
             qkv_bias: some(variant.qkv_bias, || {
-                self.vector("QKV biases", &[QueryBias, KeyBias, ValueBias].map(of))
+                self.head_vector("QKV biases", &[QueryBias, KeyBias, ValueBias].map(of))
             })?,
             head_norms: some(variant.qk_norm, || {
-                self.vector("query and key norms", &[QueryNorm, KeyNorm].map(of))
+                self.head_gains("query and key norms", &[QueryNorm, KeyNorm].map(of))
             })?,
-            output: self.matrix("output weights", &[of(Output)])?,
+            output: self.head_columns("output weights", of(Output))?,
             ffn_norm: self.vector("FFN norm", &[of(FfnNorm)])?,
             gate_up: self.matrix("gate and up weights", &[of(Gate), of(Up)])?,
             down: self.matrix("down weights", &[of(Down)])?,
@@ -49,13 +51,22 @@ impl Reader<'_> {
         what: &'static str,
         tensors: &[Tensor],
     ) -> Result<DeviceBuffer<f32>, CudaModelError> {
+        Ok(DeviceBuffer::from_slice(self.device, what, &self.values(tensors)?)?)
+    }
+
+    pub(super) fn values(&self, tensors: &[Tensor]) -> Result<Vec<f32>, CudaModelError> {
         let mut values = Vec::new();
         for &tensor in tensors {
             let begin = values.len();
             values.resize(begin + self.weights.shape(tensor)[1], 0.0);
             self.weights.read_f32(tensor, 0..1, &mut values[begin..])?;
         }
-        Ok(DeviceBuffer::from_slice(self.device, what, &values)?)
+        Ok(values)
+    }
+
+    /// Rows of so many columns that are read at a time.
+    pub(super) fn block_rows(columns: usize) -> usize {
+        (BLOCK_ELEMENTS / columns).max(1)
     }
 
     /// `tensors`, which have as many columns, one below the other.
@@ -95,7 +106,7 @@ impl Reader<'_> {
         let mut first = 0;
         for &tensor in tensors {
             let [_, columns] = self.weights.shape(tensor);
-            let block = (BLOCK_ELEMENTS / columns).max(1);
+            let block = Self::block_rows(columns);
             for begin in rows(tensor).step_by(block) {
                 let end = (begin + block).min(rows(tensor).end);
                 staged.resize((end - begin) * columns, T::default());

@@ -8,8 +8,8 @@ use kernels_gpu::abi::NONE;
 use super::{CudaBackend, Mirror, Table};
 use crate::attention::{BackendError, Counters, check_plan};
 use crate::cuda::{
-    CachePointers, CudaError, CudaPlan, DeviceElements, DevicePtr, Event, Graph, PlanCapacity,
-    RawStream, Stream,
+    CachePointers, CudaError, CudaPlan, DeviceBuffer, DeviceElements, DevicePtr, Event, Graph,
+    PlanCapacity, RawStream, Stream,
 };
 use crate::plan::Plan;
 use crate::retain::Observe;
@@ -53,6 +53,10 @@ pub(super) struct StepInputs {
     pub(super) targets: Mirror<u32>,
     pub(super) positions: Mirror<u32>,
     tables: Vec<Arc<Table>>,
+    /// Query heads of all rows.
+    pub(super) q_heads: usize,
+    /// Padded rows.
+    padded: Vec<Arc<DeviceBuffer<u16>>>,
     pub(super) scores: Option<ScoreInputs>,
 }
 
@@ -68,6 +72,13 @@ impl StepInputs {
     pub(super) fn read_table(&mut self, table: &Arc<Table>) {
         if !self.tables.iter().any(|held| Arc::ptr_eq(held, table)) {
             self.tables.push(table.clone());
+        }
+    }
+
+    /// Keeps padded rows as long as the step.
+    pub(super) fn use_rows(&mut self, rows: &Arc<DeviceBuffer<u16>>) {
+        if !self.padded.iter().any(|held| Arc::ptr_eq(held, rows)) {
+            self.padded.push(rows.clone());
         }
     }
 }
@@ -166,11 +177,17 @@ impl CudaBackend {
         call: &StepCall<'_>,
         before: Option<PlanCapacity>,
     ) -> Result<(), BackendError> {
+        let q_heads = call.rows * (call.plan.group_size() * self.shape.kv_heads) as usize;
+        if let Some(padded) = &mut self.padded {
+            padded.prepare(self.cache.device(), q_heads)?;
+        }
         let mut inputs = StepInputs {
             plan: self.room(call.plan, before, Some(call.rows))?,
             targets: Mirror::new("a step's append targets"),
             positions: Mirror::new("a step's positions"),
             tables: Vec::new(),
+            q_heads,
+            padded: Vec::new(),
             scores: None,
         };
         if let Some(scores) = call.scores {

@@ -1,20 +1,26 @@
 //! Pages of saved prefixes on their way to the device, on a stream and a thread of their own.
 
 use super::CudaBackend;
+use super::padded::Padding;
 use crate::attention::{BackendError, LoadedPage, PageLoader};
 use crate::cache::{CacheShape, PagedOrder};
 use crate::cuda::paged::PagedKernels;
-use crate::cuda::{CachePointers, CudaError, DeviceBuffer, PagedBuffers, Stream};
+use crate::cuda::{CachePointers, CudaError, DeviceBuffer, DevicePtr, PagedBuffers, Stream};
 
 /// Copies pages to the device and has a kernel bring their rows to their places.
 pub(super) struct Loader {
     stream: Stream,
+    /// Of the cache's pages.
     shape: CacheShape,
+    /// What pads rows that are read, if the cache's are padded.
+    padding: Option<Padding>,
     kernels: PagedKernels,
     /// Of each layer.
     layers: Vec<CachePointers>,
     /// Pages as they were read.
     staged: Option<DeviceBuffer<u8>>,
+    /// Those pages, padded.
+    padded: Option<DeviceBuffer<u8>>,
     places: Option<DeviceBuffer<u32>>,
     /// The number of a page's only foreign page: 0.
     zero: DeviceBuffer<u32>,
@@ -32,9 +38,11 @@ impl Loader {
         Ok(Self {
             stream,
             shape,
+            padding: backend.padded.as_ref().map(|padded| padded.padding().clone()),
             kernels: cache.paged.clone(),
             layers: layers.collect::<Result<_, _>>()?,
             staged: None,
+            padded: None,
             places: None,
             zero: DeviceBuffer::from_slice(device, "foreign pages", &[0])?,
         })
@@ -68,6 +76,24 @@ impl Loader {
         Ok(())
     }
 
+    /// Where a page's rows are that lie in `staged` from byte `at` on: there, or padded in `padded`.
+    fn rows<'a>(
+        &self,
+        page: &LoadedPage<'_>,
+        (staged, at): (&'a DeviceBuffer<u8>, usize),
+        padded: Option<&'a DeviceBuffer<u8>>,
+    ) -> Result<(&'a DeviceBuffer<u8>, usize), CudaError> {
+        let (Some(padding), Some(padded)) = (&self.padding, padded) else {
+            return Ok((staged, at));
+        };
+        let half = padding.half();
+        let (to, heads) = (half.padded_bytes(at), half.heads(page.rows.len()));
+        let rows = [staged.at(at), DevicePtr::NULL];
+        // SAFETY: the page's rows are there and fit, padded, from `to` on; who enqueues waits before they go.
+        unsafe { padding.widen(rows, heads, padded.at(to), self.stream.raw()) }?;
+        Ok((padded, to))
+    }
+
     fn load_all(&mut self, pages: &[LoadedPage<'_>]) -> Result<(), CudaError> {
         let bytes: usize = pages.iter().map(|page| page.rows.len()).sum();
         let tokens: usize = pages.iter().map(|page| page.places.len()).sum();
@@ -80,20 +106,30 @@ impl Loader {
             Some(places) => places,
             None => DeviceBuffer::uninitialized(&device, "places of tokens", tokens)?,
         };
+        let padded = match &self.padding {
+            Some(padding) => {
+                let (bytes, what) = (padding.half().padded_bytes(bytes), "padded pages");
+                let held = self.padded.take().filter(|held| held.len() >= bytes);
+                let make = |_| DeviceBuffer::uninitialized(&device, what, bytes);
+                Some(held.ok_or(()).or_else(make)?)
+            }
+            None => None,
+        };
         let (mut at, mut first) = (0, 0);
         let mut enqueued = Ok(());
         for page in pages {
             // SAFETY: who called `load` keeps the rows until it returns, and it waits below.
             enqueued = unsafe { staged.enqueue_write(at, page.rows, &self.stream) }
                 .and_then(|()| places.upload(first, page.places, &self.stream))
-                .and_then(|()| self.enqueue(page, (&staged, at), (&places, first)));
+                .and_then(|()| self.rows(page, (&staged, at), padded.as_ref()))
+                .and_then(|rows| self.enqueue(page, rows, (&places, first)));
             if enqueued.is_err() {
                 break;
             }
             (at, first) = (at + page.rows.len(), first + page.places.len());
         }
         let waited = self.stream.synchronize();
-        (self.staged, self.places) = (Some(staged), Some(places));
+        (self.staged, self.places, self.padded) = (Some(staged), Some(places), padded);
         enqueued.and(waited)
     }
 }

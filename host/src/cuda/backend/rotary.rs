@@ -49,8 +49,10 @@ impl CudaBackend {
                 });
             }
             None => {
-                let device = self.stream.device();
-                let copy = |what, values: &[f32]| DeviceBuffer::from_slice(device, what, values);
+                let (device, half) = (self.stream.device(), self.half());
+                let copy = |what, values: &[f32]| {
+                    DeviceBuffer::from_slice(device, what, &half.table(values))
+                };
                 let table = Table {
                     id,
                     cos: copy("rotary cosines", rotation.table.cos())?,

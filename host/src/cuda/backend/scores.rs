@@ -26,6 +26,11 @@ impl CudaBackend {
             },
         };
         self.enter(&rows)?;
+        let heads = call.q.len() / self.shape.head_dim as usize;
+        // SAFETY: as below.
+        let q = unsafe { self.padded_q(buffers.q, heads) }?;
+        let buffers = ScoreBuffers { q, ..buffers };
+        let inputs = self.capturing.as_ref().and_then(|inputs| inputs.scores.as_ref());
         let plan = match inputs {
             Some(inputs) => &inputs.plan,
             None => self.plans.last().expect("the plan was just loaded"),

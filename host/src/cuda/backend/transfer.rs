@@ -1,10 +1,13 @@
 //! Import and export of host slices: only the tokens' rows are moved.
 
 use super::CudaBackend;
-use crate::attention::staged::PageMemory;
-use crate::attention::{BackendError, PagedTokens};
-use crate::cache::{CacheShape, PagedOrder};
+use std::ops::Range;
+
+use crate::attention::staged::{self, PageMemory};
+use crate::attention::{BackendError, PagedTokens, on_host};
+use crate::cache::{CacheShape, DType, ElementsMut, PagedOrder, PagedTable};
 use crate::cuda::{CudaError, DeviceBuffer, PagedBuffers};
+use crate::format::KvFormat;
 
 impl PageMemory for CudaBackend {
     fn shape(&self) -> &CacheShape {
@@ -58,12 +61,12 @@ impl CudaBackend {
         paged: PagedTokens<'_>,
         foreign: [&[u16]; 2],
     ) -> Result<(), CudaError> {
-        let shape = *self.cache.shape();
-        let dim = shape.head_dim as usize;
+        let (shape, stored, half) = (self.shape, *self.cache.shape(), self.half());
+        let (dim, padded) = (shape.head_dim as usize, stored.head_dim as usize);
         let rows = foreign.map(|foreign| {
-            let mut rows = vec![0; paged.places.len() * shape.row_elements()];
-            for (row, at) in rows.chunks_exact_mut(dim).zip(offsets(&shape, paged)) {
-                row.copy_from_slice(&foreign[at..at + dim]);
+            let mut rows = vec![0; paged.places.len() * stored.row_elements()];
+            for (row, at) in rows.chunks_exact_mut(padded).zip(offsets(&shape, paged)) {
+                half.widen(&foreign[at..at + dim], row);
             }
             rows
         });
@@ -85,9 +88,7 @@ impl CudaBackend {
         paged: PagedTokens<'_>,
         foreign: [&mut [u16]; 2],
     ) -> Result<(), CudaError> {
-        let shape = *self.cache.shape();
-        let dim = shape.head_dim as usize;
-        let elements = paged.places.len() * shape.row_elements();
+        let elements = paged.places.len() * self.cache.shape().row_elements();
         let device = self.cache.device();
         let rows = Rows {
             k: DeviceBuffer::uninitialized(device, "foreign keys", elements)?,
@@ -100,12 +101,76 @@ impl CudaBackend {
         let (mut k, mut v) = (vec![0; elements], vec![0; elements]);
         rows.k.read(0, &mut k, &self.stream)?;
         rows.v.read(0, &mut v, &self.stream)?;
-        for (foreign, rows) in foreign.into_iter().zip([k, v]) {
-            for (row, at) in rows.chunks_exact(dim).zip(offsets(&shape, paged)) {
-                foreign[at..at + dim].copy_from_slice(row);
+        let tokens = 0..paged.places.len();
+        self.cut_rows(tokens, paged, [&k, &v], foreign);
+        Ok(())
+    }
+
+    /// As the backend's export of a part, of padded pages.
+    pub(super) fn export_padded(
+        &self,
+        format: KvFormat,
+        tokens: Range<usize>,
+        paged: PagedTokens<'_>,
+        foreign: [ElementsMut<'_>; 2],
+    ) -> Result<(), BackendError> {
+        let [k, v] = foreign.map(|foreign| foreign.into_bytes().map(bytemuck::cast_slice_mut));
+        let foreign: [&mut [u16]; 2] = [on_host("k", k)?, on_host("v", v)?];
+        let all = paged.places.len();
+        let elements = all * self.cache.shape().row_elements();
+        let (mut k, mut v) = (vec![0; elements], vec![0; elements]);
+        let dtype = self.shape.dtype;
+        let padded = [&mut k, &mut v].map(|rows| of_dtype(dtype, rows));
+        let table = PagedTable { order: PagedOrder::Nhd, page_size: all as u32, pages: &[0] };
+        let part = PagedTokens { table, ..paged };
+        staged::export(self, format, tokens.clone(), part, padded)?;
+        self.cut_rows(tokens, paged, [&k, &v], foreign);
+        Ok(())
+    }
+
+    /// Copies tokens of rows as they are on the device to the foreign cache.
+    fn cut_rows(
+        &self,
+        tokens: Range<usize>,
+        paged: PagedTokens<'_>,
+        padded: [&[u16]; 2],
+        foreign: [&mut [u16]; 2],
+    ) {
+        let (dim, stored) = (self.shape.head_dim as usize, self.cache.shape());
+        let heads = self.shape.kv_heads as usize;
+        for (foreign, rows) in foreign.into_iter().zip(padded) {
+            let rows = rows.chunks_exact(stored.head_dim as usize);
+            let all = rows.zip(offsets(&self.shape, paged));
+            for (row, at) in all.skip(tokens.start * heads).take(tokens.len() * heads) {
+                self.half().cut(row, &mut foreign[at..at + dim]);
             }
         }
+    }
+
+    /// As the backend's read of cells, of padded pages.
+    pub(super) fn read_padded_cells(
+        &self,
+        layer: u32,
+        cells: &[u32],
+        mut rows: [&mut [f32]; 2],
+    ) -> Result<(), BackendError> {
+        let (dim, padded_dim) =
+            (self.shape.head_dim as usize, self.cache.shape().head_dim as usize);
+        let mut padded = rows.each_ref().map(|rows| vec![0.0; rows.len() / dim * padded_dim]);
+        let [k, v] = &mut padded;
+        staged::read_cells(self, layer, cells, [k, v])?;
+        for (padded, rows) in padded.iter().zip(&mut rows) {
+            self.half().cut(padded, rows);
+        }
         Ok(())
+    }
+}
+
+/// 16-bit elements as those of a cache.
+fn of_dtype(dtype: DType, elements: &mut [u16]) -> ElementsMut<'_> {
+    match dtype {
+        DType::F16 => ElementsMut::F16(bytemuck::cast_slice_mut(elements)),
+        _ => ElementsMut::Bf16(bytemuck::cast_slice_mut(elements)),
     }
 }
 

@@ -4,6 +4,7 @@ mod life;
 mod refusals;
 mod residue;
 
+use deft::cache::HEAD_DIMS;
 use deft::plan::HeadShape;
 use deft::retain::{Compaction, HeadCompaction, Source};
 use deft::{Grouping, KvElement, bf16, f16};
@@ -23,7 +24,7 @@ fn check_forest<T: KvElement>(heads: HeadShape, thinning: Thinning, seed: u64) {
 
 #[test]
 fn random_forests_of_every_head_dim_and_ratio_agree_with_what_is_left_of_them() {
-    for head_dim in [64, 128, 256] {
+    for head_dim in HEAD_DIMS {
         for (at, heads) in
             (0..).zip([heads(1, 1, head_dim), heads(4, 1, head_dim), heads(6, 2, head_dim)])
         {

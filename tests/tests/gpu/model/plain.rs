@@ -83,6 +83,10 @@ impl Plain {
         self.config.layers
     }
 
+    pub(crate) fn head_dim(&self) -> u32 {
+        self.config.head_dim
+    }
+
     /// The type of weights, activations, K and V.
     pub(crate) fn dtype(&self) -> DType {
         self.dtype

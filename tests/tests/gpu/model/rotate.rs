@@ -1,7 +1,7 @@
 //! Rotation with append, against the append by itself and the host's rotation.
 
 use deft::attention::RotaryTable;
-use deft::cache::{CacheShape, HEAD_DIMS, KvElement};
+use deft::cache::{CacheShape, KERNEL_HEAD_DIMS, KvElement};
 use deft::cuda::{Append, CudaCache, Rotary};
 use deft_engine::cuda::ops::{ModelOps, RotateAppend};
 use kernels_gpu::abi::{APPEND_LIVE, NONE};
@@ -21,7 +21,7 @@ const POSITIONS: u32 = 3000;
 
 pub(super) fn cases<'a, T: KvElement>(gpu: &'a Gpu) -> Vec<Case<'a>> {
     let mut cases: Vec<Case<'a>> = Vec::new();
-    for head_dim in HEAD_DIMS {
+    for head_dim in KERNEL_HEAD_DIMS {
         for (q_heads, kv_heads) in [(9, 3), (32, 8), (1, 1)] {
             cases.push((
                 format!("rotate_append_{}_d{head_dim} {q_heads}/{kv_heads} heads", T::DTYPE),

@@ -1,5 +1,6 @@
 //! Is the model on the GPU right, and if not, where does it go wrong?
 
+use deft::cache::padded_head_dim;
 use deft::{DType, NodeKey};
 use deft_engine::cuda::instrument::{self, Probe, Stage};
 use deft_engine::cuda::{Choice, CudaModel, CudaOptions, CudaWeights};
@@ -39,7 +40,7 @@ impl Limits {
 }
 
 /// Small shapes: SmolLM2's heads, Llama 3's with a head of its own, and what Qwen3, Qwen2 and SmolLM3 do otherwise.
-pub(crate) fn shapes() -> [(&'static str, LlamaConfig); 4] {
+pub(crate) fn shapes() -> [(&'static str, LlamaConfig); 6] {
     let small = LlamaConfig {
         layers: 3,
         hidden: 576,
@@ -68,11 +69,15 @@ pub(crate) fn shapes() -> [(&'static str, LlamaConfig); 4] {
         },
         ..small.clone()
     };
+    let padded = LlamaConfig { head_dim: 96, ..normed.clone() };
+    let padded_biased = LlamaConfig { head_dim: 80, ..biased.clone() };
     [
         ("9 heads of 64 over 3", small),
         ("8 heads of 128 over 2", llama),
         ("8 normed heads of 128 over 2", normed),
         ("9 heads of 64 over 3 with biases, one layer that does not turn", biased),
+        ("8 normed heads of 96 over 2", padded),
+        ("9 heads of 80 over 3 with biases, one layer that does not turn", padded_biased),
     ]
 }
 
@@ -145,26 +150,36 @@ fn faults(plain: &Plain, path: &[u32], probes: &[Probe]) -> Vec<String> {
             return faults;
         }
         let right = plain.stage(layer, stage, path, &before);
+        let got = unpadded(stage, &probe.values, plain.head_dim());
         let limit = match stage {
             Stage::Attended => limits.attention,
             _ if is_half(stage) => limits.half,
             _ => limits.float,
         };
         let width = right.len() / path.len();
-        let rows = right.chunks(width).zip(probe.values.chunks(width));
+        let rows = right.chunks(width).zip(got.chunks(width));
         let errors = rows.map(|(right, got)| relative_l2(got, right));
         let bad = errors.enumerate().find(|&(_, error)| error > limit);
         if let Some((row, error)) = bad {
-            let (got, right) = (&probe.values[row * width..], &right[row * width..]);
+            let (got, right) = (&got[row * width..], &right[row * width..]);
             faults.push(format!(
                 "{name}: row {row} is off by {error:.2e} (limit {limit:.0e}); it begins {:.5?}, not {:.5?}",
                 &got[..3],
                 &right[..3]
             ));
         }
-        before.set(stage, probe.values.iter().map(|&x| f64::from(x)).collect());
+        before.set(stage, got.iter().map(|&x| f64::from(x)).collect());
     }
     faults
+}
+
+/// What a stage left without the zeros that follow each half of a padded head.
+fn unpadded(stage: Stage, values: &[f32], head_dim: u32) -> Vec<f32> {
+    let [own, padded] = [head_dim, padded_head_dim(head_dim)].map(|dim| dim as usize / 2);
+    if own == padded || !matches!(stage, Stage::Projected | Stage::Queries | Stage::Attended) {
+        return values.to_vec();
+    }
+    values.chunks_exact(padded).flat_map(|half| &half[..own]).copied().collect()
 }
 
 /// Trees that grow, branch, are drafted on and pruned, on the GPU and on the CPU.
