@@ -1,7 +1,4 @@
 //! Nodes in KV formats on the fake GPU, against the CPU's: launches, captured steps, exports.
-#![cfg(feature = "cuda")]
-
-mod fake_gpu;
 
 use deft::cache::{PagedOrder, PagedTable};
 use deft::cuda::CudaDevice;
@@ -104,7 +101,7 @@ impl Pair {
 
 #[test]
 fn nodes_are_sealed_read_exported_and_made_native_again() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     for name in ["fp8", "fp8-token"] {
         let format: KvFormat = name.parse().unwrap();
         let mut pair = Pair::new();
@@ -128,7 +125,7 @@ fn nodes_are_sealed_read_exported_and_made_native_again() {
 
 #[test]
 fn a_plan_has_a_launch_for_each_format_and_none_for_those_it_lacks() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     let mut pair = Pair::new();
     let launches = |pair: &mut Pair| {
         let before = fake.calls_named("cuLaunchKernelEx");
@@ -144,7 +141,7 @@ fn a_plan_has_a_launch_for_each_format_and_none_for_those_it_lacks() {
 
 #[test]
 fn a_leaf_grows_behind_sealed_pages_by_patches() {
-    let _fake = fake_gpu::load();
+    let _fake = crate::load();
     let mut pair = Pair::new();
     pair.seal(0, "fp8".parse().unwrap());
     let keys = pair.nodes[3];
