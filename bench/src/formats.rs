@@ -41,7 +41,7 @@ pub(crate) struct Args {
 type Tree = (&'static str, [u32; 2], &'static [(usize, u32)]);
 
 /// Query and KV heads of 128 beside levels.
-const TREES: [Tree; 8] = [
+const TREES: [Tree; 12] = [
     ("fewshot_16k_w4", [32, 8], &[(1, 16_384), (4, 256)]),
     ("fewshot_16k_w16", [32, 8], &[(1, 16_384), (16, 256)]),
     ("fewshot_16k_w32", [32, 8], &[(1, 16_384), (32, 256)]),
@@ -50,6 +50,11 @@ const TREES: [Tree; 8] = [
     ("drafts64_32k", [32, 8], &[(1, 32_768), (64, 1)]),
     ("tot_4k_10_100", [32, 8], &[(1, 4_096), (10, 300), (10, 120)]),
     ("fewshot_8k_w32_g8", [64, 8], &[(1, 8_192), (32, 256)]),
+    // Nothing was fitted to these.
+    ("held_11k_w7", [32, 8], &[(1, 11_300), (7, 190)]),
+    ("held_23k_w24", [32, 8], &[(1, 23_000), (24, 90)]),
+    ("held_drafts40_14k", [32, 8], &[(1, 14_000), (40, 1)]),
+    ("held_6k_5_40", [16, 4], &[(1, 6_100), (5, 700), (8, 60)]),
 ];
 const DIMS: u32 = 128;
 

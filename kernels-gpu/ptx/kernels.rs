@@ -9,7 +9,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "b40ecfa34283286bbdf21deed5558528289fa7b00fc9be367af378404a337484",
+        sha256: "6dd62dd54728d3f72425a22850992af0b99a314fb774a5e2ec7ae7e364fdae67",
         ptx: include_str!("sm_80/attend_coded_d128.ptx"),
     },
     Image {
@@ -19,7 +19,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "9ba1d54f2d7d4fba5457fdb5296ab0634e1fe9e9b840452f8f4001350189ecaa",
+        sha256: "0c39581d32e725d062814cab70470c257b71b4b7bec63f1040e96782dbb63106",
         ptx: include_str!("sm_80/attend_coded_d256.ptx"),
     },
     Image {
@@ -29,7 +29,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "e0c3c9f824b94049f8ce03a7d1d942b9e94f4727d80016a073d8c6c5fe390daa",
+        sha256: "6a13c0f1e1e1733c7b162f088f2e756a5cbdf6e4bf2860181fe426aafb4c4921",
         ptx: include_str!("sm_80/attend_coded_d64.ptx"),
     },
     Image {
@@ -39,7 +39,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d128", threads: 256, shared_bytes: 100888, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d128", threads: 256, shared_bytes: 100888, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "c50a048281379ee0e3cdf859c74a921a90484976d4316978deba8ffc6a09164a",
+        sha256: "d340894cbcaabb52e795c5d64dada939e01871fc966befd29d2e85b65658a7f8",
         ptx: include_str!("sm_80/attend_compacted_d128.ptx"),
     },
     Image {
@@ -49,7 +49,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d256", threads: 256, shared_bytes: 100876, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d256", threads: 256, shared_bytes: 100876, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "70b10f59429f27ee15498a341c05c3309009f4260431337a3a9e7d377252512b",
+        sha256: "0db173e01c6b8b8e8e50d0e2d15610763b5629e2967d092542c70394077a0410",
         ptx: include_str!("sm_80/attend_compacted_d256.ptx"),
     },
     Image {
@@ -59,7 +59,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d64", threads: 256, shared_bytes: 100912, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d64", threads: 256, shared_bytes: 100912, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "4914969f04cdcabfc9abc6fbad9218ed593468935c5ab06a02d6aba0e2ae59fd",
+        sha256: "af4757eea74e1a9219f7683652d787aa6c14cd46eebaeca546d77027141fbf71",
         ptx: include_str!("sm_80/attend_compacted_d64.ptx"),
     },
     Image {
@@ -69,7 +69,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "9536fb1bf90b99d4725c892d03393618c8afe8787eb2f10f29f32457e5704dfb",
+        sha256: "dc8f2893ee4d70ffa9ead0695c6ba1dd086ffda0357cf31399bcd9d076373b0f",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
@@ -79,7 +79,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "fb11a61264cc3b63dca034e881b1ba523879ac8f4ce7c377174cbcb707c694b7",
+        sha256: "4b438776e8b9b631e4238e7729ea1f4233a9665dd54aef3006c9a605dd2b102d",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
@@ -89,7 +89,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "dfbee6f059352c58d52cee70a93eca8a517225cd9c20cc15f4a75208f76b05b2",
+        sha256: "2d7b0dbb599a7b379e9f8aec2a108a13c08cba38bc5601e9278c9d2cfebd21b8",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
@@ -99,7 +99,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d861be19ca4816593d3863caaccbe01f5ced534966b5e781de0a89c29470d187",
+        sha256: "274c3fcaedb6becf4d38a52c76880bfc04c434f4c834a3d33ff449ebfa97e2d4",
         ptx: include_str!("sm_80/attend_in_place_d128.ptx"),
     },
     Image {
@@ -109,7 +109,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "997e3427fa96704e8acd5310df9ecb45cb289dd1503312da9bbe85e719ad56c2",
+        sha256: "09fb9d7a50f702f2f74bc76df9893d7d874d49276ece6476ccb101ad96d55db0",
         ptx: include_str!("sm_80/attend_in_place_d64.ptx"),
     },
     Image {
@@ -222,7 +222,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d128", threads: 256, shared_bytes: 100992, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d128", threads: 256, shared_bytes: 100992, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "5278827eaa94e7cf6b908995783162a13d01edf346ba992d89e67dd732d02ecb",
+        sha256: "3e4f2677c7fab35a0f3437b74a464bdc16062c31b2e0b595820e3f53d126acbe",
         ptx: include_str!("sm_80/score_d128.ptx"),
     },
     Image {
@@ -232,7 +232,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d256", threads: 256, shared_bytes: 100416, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d256", threads: 256, shared_bytes: 100416, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "02389227edc0b18b68890902d4237e2c5b030574fc7e8cc77bc7c8ee3b518e63",
+        sha256: "d6b8dd7de8a7adcfd159c01586bd9bb6006e7de702ebb19879071717beba21b1",
         ptx: include_str!("sm_80/score_d256.ptx"),
     },
     Image {
@@ -242,7 +242,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d64", threads: 256, shared_bytes: 84736, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d64", threads: 256, shared_bytes: 84736, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "f70259691d9c25baea4f7a0fd64655fd445ce0139d8e7f58ffb99d00dcb7a97b",
+        sha256: "cefc2e8f9ecb3580250af755c0a352f0fb3026979d0504ed2cc86c105e7cbc64",
         ptx: include_str!("sm_80/score_d64.ptx"),
     },
     Image {
@@ -272,7 +272,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d128", threads: 512, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d128", threads: 512, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "376d94dba205babd0fba796aed1bfd5efe57bf2601654b67d39ccdff51a0dfe4",
+        sha256: "891e7b9011d119a8fabfd68f5cff1573973bd8d2caf2caff53995908cebfad5f",
         ptx: include_str!("sm_90a/attend_coded_d128.ptx"),
     },
     Image {
@@ -282,7 +282,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "07f4a74c2a55afe09a38233bb4139f164d789bfee29e6b519f67c1cd3137f7d0",
+        sha256: "39df0948ae45537356973ca189e431ab4b0c37ca860ff27858856819569cbe94",
         ptx: include_str!("sm_90a/attend_coded_d256.ptx"),
     },
     Image {
@@ -292,7 +292,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d64", threads: 512, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d64", threads: 512, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "dfdce88ef5616b2b2cd4450220b56e22aa019be0d86c49f509fc0f5c394ebe8c",
+        sha256: "0bd3b9e1084d879800b506e1c70422864c35e176dea2ee85936f2c072f5ccc7a",
         ptx: include_str!("sm_90a/attend_coded_d64.ptx"),
     },
     Image {
@@ -302,7 +302,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d128", threads: 384, shared_bytes: 232112, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d128", threads: 384, shared_bytes: 232112, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "8ec0d6c386c5399fdb6ca7ceed16df3d545c9b82ab8b10f584553e9a8f5e5e9f",
+        sha256: "8d9a8267caf4f28849efd4a3c2f8404e8ab47904cda4613ce77366f20bee8010",
         ptx: include_str!("sm_90a/attend_compacted_d128.ptx"),
     },
     Image {
@@ -312,7 +312,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d256", threads: 384, shared_bytes: 232028, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d256", threads: 384, shared_bytes: 232028, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "033dee1a3fbbd089e0877b7346ae07c924b6ba29aec80a53d5f00ad76054b7c8",
+        sha256: "d41b720271c75e01ccabc00b27cc003e16bfac62c82134fa59d6c65ff533b2ad",
         ptx: include_str!("sm_90a/attend_compacted_d256.ptx"),
     },
     Image {
@@ -322,7 +322,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d64", threads: 384, shared_bytes: 232280, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d64", threads: 384, shared_bytes: 232280, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "7c781ca5d22f845284c722f03d2ffb58520aae4f7608b527efc25388c3930924",
+        sha256: "3c7619f5e26993abebcaa404c368bb030a40ade76626e16cf1db31703d07696e",
         ptx: include_str!("sm_90a/attend_compacted_d64.ptx"),
     },
     Image {
@@ -332,7 +332,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "ba8b4b920b2543eb5ddc2aa51fe4a95aa30983726791d490f2079f844cb5fc7e",
+        sha256: "18afb17d4b9894bf37278824d0c41e4cc7c914c9639e9024cd1edb6307fecc55",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
@@ -342,7 +342,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "82bb560925e0ed2cd975f20f82173d556fb29b42dfd3acb09a6cf3757660c577",
+        sha256: "86e445a5d098611b5a5c3fd4ff151fa8007d5ff0bd0b5ecb4bde732ff515d858",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
@@ -352,7 +352,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "464a3af05b29996c132617126929e515907ec37e66a568c809c632d564d2f062",
+        sha256: "baa33348bcff6db0ae55075613d99dfb0bb3e69b52ae062b378235cdeef905a0",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {
@@ -362,7 +362,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "105a6024289c5c74c7992835baf316e491a6c3ad1f41cf010890749690cb6e17",
+        sha256: "ce6247482a21bace08db0ec69e4b4d1444c6e90f039d1d2718c9e1f1d687d1bc",
         ptx: include_str!("sm_90a/attend_in_place_d128.ptx"),
     },
     Image {
@@ -372,7 +372,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "cb5eec7d20d21efb67d08aebf718529865e23eed0ebe3af1dc9283f609381a5f",
+        sha256: "d1039bd63739aa8aa22d294dcaa86d1c2c48c9cf85de43abaf027a408c04085a",
         ptx: include_str!("sm_90a/attend_in_place_d64.ptx"),
     },
     Image {
@@ -485,7 +485,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d128", threads: 384, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d128", threads: 384, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "eec8ea4885ec162aa04d5562af2827d45bb073ff1fdbad8476c7eecde69fed69",
+        sha256: "51f54a8a797a1cf5c0742dd244d3cb01b10e06e46123c8498813b03b52488b2a",
         ptx: include_str!("sm_90a/score_d128.ptx"),
     },
     Image {
@@ -495,7 +495,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d256", threads: 384, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d256", threads: 384, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "21425ef9e936e9ed0f2fefb3751951172ae1e8a7d5387c2de0ea9c67bef99446",
+        sha256: "1b8ce2c64e9d113006516a0f644f1dafa89d297aa9ec0af66684983f759a0aae",
         ptx: include_str!("sm_90a/score_d256.ptx"),
     },
     Image {
@@ -505,7 +505,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d64", threads: 384, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d64", threads: 384, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "5645911690ca12825098b5c8beadfd0ea610c4495b8bc558e2b9ff308299d113",
+        sha256: "f35aa236cff4da3e309863627768de101b88f7d3920e32e1696bf16137a1a09e",
         ptx: include_str!("sm_90a/score_d64.ptx"),
     },
     Image {

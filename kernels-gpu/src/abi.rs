@@ -30,8 +30,29 @@ pub struct ProgramHeader {
     pub segments: u32,
     /// Words of the whole program, this header included, padding not.
     pub words: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Items of native pages, and in the upper half their segments. In the program of a launch they come first, and those
+    /// of the launch's format after them.
+    pub native: u32,
+}
+
+impl ProgramHeader {
+    /// [`ProgramHeader::native`].
+    #[inline(always)]
+    pub const fn pack_native(items: u32, segments: u32) -> u32 {
+        items | segments << 16
+    }
+
+    /// Items of native pages.
+    #[inline(always)]
+    pub const fn native_items(&self) -> u32 {
+        self.native & 0xffff
+    }
+
+    /// Segments of native pages.
+    #[inline(always)]
+    pub const fn native_segments(&self) -> u32 {
+        self.native >> 16
+    }
 }
 
 /// A range of queries and what they attend to here.

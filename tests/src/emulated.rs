@@ -14,7 +14,7 @@ use deft::attention::{
     check_attend, check_cells, check_compact, check_export, check_import, check_moves, check_score,
 };
 use deft::cache::{CacheShape, DType, Elements, ElementsMut, KvElement, PageId};
-use deft::plan::{Grouping, Plan, PlanConfig};
+use deft::plan::{Grouping, LaunchPages, Plan, PlanConfig};
 use device::emulator::{Launch, Report};
 use kernels_gpu::Arch;
 use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS, TokenMove};
@@ -110,11 +110,11 @@ fn words_mut<'a>(rows: ElementsMut<'a>) -> &'a mut [u16] {
     bytemuck::cast_slice_mut(rows.into_bytes().expect("rows are on the host"))
 }
 
-/// The plan's programs of one format, `[shares][stride]` words.
-fn programs(plan: &Plan, format: KvFormat) -> Vec<u32> {
+/// The plan's programs of one launch, `[shares][stride]` words.
+fn programs(plan: &Plan, pages: LaunchPages) -> Vec<u32> {
     let mut words = vec![0; plan.words().len()];
     for share in 0..plan.shares() {
-        let program = plan.share(share).of_format(format);
+        let program = plan.share(share).of_launch(pages);
         words[(share * plan.stride()) as usize..][..program.len()].copy_from_slice(&program);
     }
     words
@@ -262,6 +262,10 @@ impl Backend for Emulated {
 
     fn page_memory(&mut self) -> Option<&mut dyn PageMemory> {
         Some(self)
+    }
+
+    fn score_plan_config(&self, group_size: u32) -> Option<PlanConfig> {
+        Some(self.plan_config(Grouping::NodeChunk, group_size))
     }
 
     fn attend(&mut self, call: Attend<'_>) -> Result<(), BackendError> {

@@ -73,6 +73,7 @@ impl CudaModel {
             .prefix_bytes(weights.shard().page_budget(options.prefix_bytes, weights.dtype()))
             .identity(weights.identity()?)
             .grouping(options.grouping)
+            .sealed_format(options.kv)
             .build()?;
         let stream = on_gpu(&cache).stream().raw();
         // SAFETY: the stream is that of the cache, the model's last field, so it outlives the handle.

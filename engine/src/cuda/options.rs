@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use deft::KvFormat;
 use deft::cache::{CacheShape, DType, PagePool, Store};
 use deft::plan::Grouping;
 use deft::retain::Policy;
@@ -30,7 +31,9 @@ pub struct CudaOptions {
     pub prefill_rows: u32,
     /// How queries and KV are grouped; prompts are always run with [`Grouping::Flatten`].
     pub grouping: Grouping,
-    /// Which tokens are kept; `None` keeps all. On one rank.
+    /// How K and V of forked nodes are stored; thin keys are on CPUs only.
+    pub kv: KvFormat,
+    /// Which tokens are kept; `None` keeps all. On one rank, with native K and V.
     pub retain: Option<Retain>,
     /// cuBLAS's file or folder; left out, the environment variable [`CUBLAS_VARIABLE`](super::CUBLAS_VARIABLE) and
     /// the usual places are looked at.
@@ -50,6 +53,7 @@ impl Default for CudaOptions {
             max_rows: 256,
             prefill_rows: 512,
             grouping: Grouping::Flatten,
+            kv: KvFormat::Native,
             retain: None,
             cublas: None,
             nccl: None,
@@ -72,6 +76,9 @@ impl CudaOptions {
         if let Some(Retain { policy, .. }) = &self.retain {
             let expected = match policy {
                 _ if ranks > 1 => Some(format!("none on one of {ranks} ranks")),
+                _ if self.kv != KvFormat::Native => {
+                    Some(format!("none beside KV format {}", self.kv))
+                }
                 Policy::Less { .. } => {
                     Some("a policy without residues, which GPUs do not read".to_owned())
                 }
@@ -180,5 +187,8 @@ mod tests {
         assert!(options.check(1).is_ok());
         let error = options.check(2).unwrap_err().to_string();
         assert_eq!(error, "retain is sinks:4,64; it must be none on one of 2 ranks");
+        let kv = KvFormat::Kivi { bits: 4, group: 32 };
+        let error = CudaOptions { kv, ..options }.check(1).unwrap_err().to_string();
+        assert_eq!(error, "retain is sinks:4,64; it must be none beside KV format kivi4");
     }
 }

@@ -26,7 +26,8 @@ pub struct PlanCapacity {
     pub merge_slots: usize,
     /// Partial slots a KV head.
     pub partial_slots: u32,
-    /// Formats other than the native one that items may have: each has programs of its own, and a launch.
+    /// Formats that launches read, each with programs of its own ([`Plan::launches`]). The native one is among them only for
+    /// plans that have no other: their pages go with the others' elsewhere.
     pub formats: Vec<KvFormat>,
 }
 
@@ -40,13 +41,26 @@ impl PlanCapacity {
             merge_rows: plan.merge_rows().len(),
             merge_slots: plan.merge_slots().len(),
             partial_slots: plan.partial_slots(),
-            formats: plan.formats(),
+            formats: plan.launches().into_iter().map(|pages| pages.format).collect(),
         }
     }
 
     /// Room for `plan`, for others that are larger, and for those that had room `before`.
     pub(super) fn with_headroom(plan: &Plan, before: Option<Self>) -> Self {
-        before.into_iter().fold(Self::of(plan).scaled(HEADROOM), Self::max)
+        before.into_iter().fold(Self::of(plan).scaled(HEADROOM), Self::and_before)
+    }
+
+    /// Room for either; for a launch of native pages alone only if `self` has one, since a graph would make it of nothing.
+    fn and_before(self, mut before: Self) -> Self {
+        if self.place_of(KvFormat::Native).is_none() {
+            before.formats.retain(|&format| format != KvFormat::Native);
+        }
+        self.max(before)
+    }
+
+    /// Which of the launches reads pages of `format`.
+    pub(super) fn place_of(&self, format: KvFormat) -> Option<usize> {
+        self.formats.iter().position(|of| *of == format)
     }
 
     /// Room for either.
@@ -83,12 +97,12 @@ impl PlanCapacity {
         }
     }
 
-    /// Words of all programs, those of native pages first.
+    /// Words of all programs.
     pub(super) fn words(&self) -> usize {
-        (1 + self.formats.len()) * self.words_of_one()
+        self.formats.len() * self.words_of_one()
     }
 
-    /// Words of the programs of one format.
+    /// Words of the programs of one launch.
     pub(super) fn words_of_one(&self) -> usize {
         self.shares as usize * self.stride_words as usize
     }
@@ -162,5 +176,18 @@ mod tests {
         );
         let both = small.clone().max(needed.clone());
         assert_eq!((both.holds(&needed), both.holds(&small)), (Ok(()), Ok(())));
+    }
+
+    #[test]
+    fn a_launch_of_native_pages_alone_is_kept_for_plans_that_have_one() {
+        let fp8: KvFormat = "fp8".parse().unwrap();
+        let of = |formats: &[KvFormat]| {
+            let capacity = PlanCapacity::of(&Plan::empty());
+            PlanCapacity { formats: formats.to_vec(), ..capacity }
+        };
+        assert_eq!(PlanCapacity::of(&Plan::empty()).formats, [KvFormat::Native]);
+        let both = of(&[KvFormat::Native, fp8]);
+        assert_eq!(of(&[KvFormat::Native]).and_before(both.clone()).formats, both.formats);
+        assert_eq!(of(&[fp8]).and_before(both).formats, [fp8]);
     }
 }

@@ -6,14 +6,15 @@ use super::kernels::Reader;
 use super::plan::PlanImages;
 use super::{CudaDevice, CudaError, DeviceBuffer, PlanCapacity, Stream};
 use crate::cache::CacheShape;
+use crate::format::KvFormat;
 use crate::plan::Plan;
 
 /// A plan on the device, with the partial results its work items leave.
 #[derive(Debug)]
 pub struct CudaPlan {
     pub(super) images: PlanImages,
-    /// The kernels of the formats that there is room for.
-    pub(super) readers: Vec<Reader>,
+    /// The kernels of the formats that there is room for; none of its own for native pages.
+    pub(super) readers: Vec<Option<Reader>>,
     pub(super) partial_o: DeviceBuffer<f32>,
     pub(super) partial_lse: DeviceBuffer<f32>,
     pub(super) group_size: u32,
@@ -58,7 +59,10 @@ impl CudaPlan {
     ) -> Result<Self, CudaError> {
         let rows = capacity.partial_slots as usize * group_size as usize * shape.kv_heads as usize;
         let o = rows * shape.head_dim as usize;
-        let readers = capacity.formats.iter().map(|&format| Reader::new(device, shape, format));
+        let readers = capacity.formats.iter().map(|&format| match format {
+            KvFormat::Native => Ok(None),
+            format => Reader::new(device, shape, format).map(Some),
+        });
         Ok(Self {
             readers: readers.collect::<Result<_, _>>()?,
             images: PlanImages::new(device, capacity)?,

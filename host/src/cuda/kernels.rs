@@ -220,17 +220,19 @@ impl AttentionKernels {
         let (images, arguments) = (&plan.images, self.arguments(plan, pointers, params));
         let capacity = images.capacity();
         let grid = [capacity.shares, self.kv_heads, 1];
-        let launch = Launch { grid, overlaps_predecessor: false };
-        // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the caller
-        // vouches for the memory and the stream, the plan for its buffers.
-        unsafe { self.attend.launch(launch, arguments, stream) }?;
-        for (reader, of) in plan.readers.iter().zip(1..) {
+        for (of, reader) in plan.readers.iter().enumerate() {
             // Blocks without items of one format make room for those of the next, which end after them.
-            let launch = Launch { grid, overlaps_predecessor: true };
-            let programs = images.words.at(of * capacity.words_of_one());
-            let arguments = ptx::Attend { programs: programs.0, ..arguments };
-            // SAFETY: as above; the room has programs for each of its formats.
-            unsafe { reader.launch(launch, arguments, &pointers.compacted, stream) }?;
+            let launch = Launch { grid, overlaps_predecessor: of > 0 };
+            let programs = images.words.at(of * capacity.words_of_one()).0;
+            let arguments = ptx::Attend { programs, ..arguments };
+            // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the caller
+            // vouches for the memory and the stream, the plan for its buffers.
+            unsafe {
+                match reader {
+                    Some(reader) => reader.launch(launch, arguments, &pointers.compacted, stream),
+                    None => self.attend.launch(launch, arguments, stream),
+                }
+            }?;
         }
         Ok(())
     }

@@ -10,12 +10,12 @@ use kernels_gpu::abi::{MergeRow, NONE};
 
 use super::{CudaDevice, CudaError, DeviceBuffer, PlanCapacity, Stream};
 use crate::format::KvFormat;
-use crate::plan::Plan;
+use crate::plan::{LaunchPages, Plan};
 
 /// What device memory holds, as the host lays it out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct PlanImage {
-    /// `[1 + formats][shares][stride_words]`: programs of native pages, then those of each format.
+    /// `[formats][shares][stride_words]`: the programs of each launch.
     words: Vec<u32>,
     masks: Vec<u64>,
     merge_rows: Vec<MergeRow>,
@@ -44,13 +44,15 @@ impl PlanImage {
         changes: &mut Changes,
     ) {
         let stride = plan.stride();
+        let launches = plan.launches();
         for range in dirty.iter().filter(|range| !range.is_empty()) {
             let share = range.start / stride;
             if plan.has_formats() {
-                self.set_share(capacity, plan, share, changes);
+                self.set_share(capacity, (plan, &launches), share, changes);
                 continue;
             }
-            let begin = (share * capacity.stride_words + range.start % stride) as usize;
+            let first = capacity.place_of(KvFormat::Native).unwrap_or(0) * capacity.words_of_one();
+            let begin = first + (share * capacity.stride_words + range.start % stride) as usize;
             let place = begin..begin + range.len();
             let words = &plan.words()[range.start as usize..range.end as usize];
             self.words[place.clone()].copy_from_slice(words);
@@ -60,8 +62,9 @@ impl PlanImage {
 
     /// Lays `plan` out and adds what changed to `changes`.
     fn set(&mut self, capacity: &PlanCapacity, plan: &Plan, changes: &mut Changes) {
+        let launches = plan.launches();
         for share in 0..capacity.shares {
-            self.set_share(capacity, plan, share, changes);
+            self.set_share(capacity, (plan, &launches), share, changes);
         }
         overwrite(&mut self.masks, 0, plan.masks(), &mut changes.masks);
         let slots = plan.merge_slots();
@@ -80,21 +83,21 @@ impl PlanImage {
     fn set_share(
         &mut self,
         capacity: &PlanCapacity,
-        plan: &Plan,
+        (plan, launches): (&Plan, &[LaunchPages]),
         share: u32,
         changes: &mut Changes,
     ) {
-        let formats = [&[KvFormat::Native][..], &capacity.formats].concat();
-        for (of, format) in formats.into_iter().enumerate() {
+        for (of, &format) in capacity.formats.iter().enumerate() {
             let begin = of * capacity.words_of_one() + (share * capacity.stride_words) as usize;
-            // Word 0 of a header is its item count: 0 makes an empty program.
-            let program = if share >= plan.shares() {
-                vec![0; 4]
-            } else if plan.has_formats() || of > 0 {
-                plan.share(share).of_format(format)
-            } else {
-                let program = &plan.words()[(share * plan.stride()) as usize..];
-                program[..program[2] as usize].to_vec()
+            let pages = launches.iter().find(|pages| pages.format == format);
+            let program = match pages.filter(|_| share < plan.shares()) {
+                // Word 0 of a header is its item count: 0 makes an empty program.
+                None => vec![0; 4],
+                Some(&pages) if plan.has_formats() => plan.share(share).of_launch(pages),
+                Some(_) => {
+                    let program = &plan.words()[(share * plan.stride()) as usize..];
+                    program[..program[2] as usize].to_vec()
+                }
             };
             overwrite(&mut self.words, begin, &program, &mut changes.words);
         }

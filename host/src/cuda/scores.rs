@@ -76,8 +76,8 @@ impl CudaCache {
         scores.make(&device, &shape, layer, stream).map(drop)
     }
 
-    /// Enqueues a score pass of one layer, whose scores [`CudaCache::make_scores`] has made: a launch for native pages, and
-    /// one for compacted nodes where the plan has room for them.
+    /// Enqueues a score pass of one layer, whose scores [`CudaCache::make_scores`] has made: one launch, in which native pages
+    /// go with those of compacted nodes.
     ///
     /// # Safety
     /// As [`CudaCache::attend`], with the arrays that `buffers` names.
@@ -101,7 +101,7 @@ impl CudaCache {
         };
         let at = self.layer_pointers(layer)?;
         let (images, capacity) = (&plan.images, plan.capacity());
-        let native = ptx::Score {
+        let score = ptx::Score {
             q: buffers.q.0,
             pool: at.pool.0,
             cells: 0,
@@ -124,23 +124,29 @@ impl CudaCache {
                 Reduce::Max => SCORE_MAX,
             },
         };
-        let grid = [capacity.shares, shape.kv_heads, 1];
-        let launch = Launch { grid, overlaps_predecessor: false };
-        // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the caller vouches for buffers
-        // and stream, the rest is ours.
-        unsafe { kernel.launch(launch, native, stream) }?;
-        let of = capacity.formats.iter().position(|format| *format == KvFormat::Compacted);
-        if let Some(of) = of {
-            let rows = self.compacted.at(shape, layer);
-            let compacted = ptx::Score {
-                cells: rows.cells.0,
-                biases: rows.biases.0,
-                cell_stride: rows.cell_stride,
-                programs: images.words.at((1 + of) * capacity.words_of_one()).0,
-                ..native
+        let rows = self.compacted.at(shape, layer);
+        for (of, format) in capacity.formats.iter().enumerate() {
+            let programs = images.words.at(of * capacity.words_of_one()).0;
+            let arguments = match *format {
+                KvFormat::Native => ptx::Score { programs, ..score },
+                KvFormat::Compacted => ptx::Score {
+                    programs,
+                    cells: rows.cells.0,
+                    biases: rows.biases.0,
+                    cell_stride: rows.cell_stride,
+                    ..score
+                },
+                format => {
+                    let expected = "one for scores, without pages that are decoded".to_owned();
+                    let value = format!("one with pages in {format}");
+                    return Err(CudaError::Argument { argument: "plan", value, expected });
+                }
             };
-            // SAFETY: as above; the room has programs for each of its formats.
-            unsafe { kernel.launch(launch, compacted, stream) }?;
+            let grid = [capacity.shares, shape.kv_heads, 1];
+            let launch = Launch { grid, overlaps_predecessor: false };
+            // SAFETY: the arguments are the kernel's own (sizes compared when it was loaded); the caller vouches for buffers
+            // and stream, the rest is ours; the room has programs for each of its formats.
+            unsafe { kernel.launch(launch, arguments, stream) }?;
         }
         Ok(())
     }

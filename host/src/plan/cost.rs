@@ -21,7 +21,7 @@ use crate::format::{KvFormat, PageShape};
 /// | `merge_ns` | 1,800 | fitted to 449 timed plans of 40 drawn trees, as the next two |
 /// | `merge_slot_ns` | 90 | a warp asks for eight partial results of its row at a time, and waits 700 ns |
 /// | `tail_tokens` | 64 | a page takes as long if it holds 15 tokens as if it holds 64 |
-/// | `decode_bytes_per_ns` | 160 | guessed: what decoding takes from products that run beside it |
+/// | `decode_bytes_per_ns` | 300 | of 60 to 1,000 the best for eight trees in fp8: what decoding takes from products beside it |
 ///
 /// `deft-bench trees --cost NAME=VALUE` tries another; what was tried is in docs/notebook.md. An SM alone can read faster than its
 /// 1/132 of 3,088 GB/s, and does so beside others that read from the cache: hence 42 for a share by itself and
@@ -81,7 +81,7 @@ impl CostModel {
         launch_ns: 4_800.0,
         merge_ns: 1_800.0,
         merge_slot_ns: 90.0,
-        decode_bytes_per_ns: 160.0,
+        decode_bytes_per_ns: 300.0,
         tail_tokens: 64.0,
     };
     /// One core of a CPU: a few GB/s of the shared memory bus, 8-lane FMA at half its rate.

@@ -24,6 +24,8 @@ struct Cursor {
     item: u32,
     segment: u32,
     page: u64,
+    /// Items and segments of native pages.
+    native: [u32; 2],
 }
 
 const HEADER: u32 = words_of::<ProgramHeader>();
@@ -50,6 +52,10 @@ impl Encoder {
         for item in &draft.items {
             let share = &mut self.shares[item.share as usize];
             share.item += 1;
+            if item_format(view, draft, item) == KvFormat::Native {
+                share.native[0] += 1;
+                share.native[1] += item.segments.end - item.segments.start;
+            }
             if !self.in_order {
                 share.page += u64::from(item.queries.end - item.queries.start);
             }
@@ -87,13 +93,14 @@ impl Encoder {
                 items: share.item,
                 segments: share.segment,
                 words: share.words() as u32,
-                reserved: 0,
+                native: ProgramHeader::pack_native(share.native[0], share.native[1]),
             };
             put(program, 0, &header);
             *share = Cursor {
                 item: HEADER,
                 segment: HEADER + share.item * ITEM,
                 page: u64::from(HEADER + share.item * ITEM + share.segment * SEGMENT),
+                ..*share
             };
         }
         self.write(view, config, draft, plan);

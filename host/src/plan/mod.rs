@@ -57,6 +57,7 @@ pub use io::{HeadShape, IssuedIo, unique_kv_bytes};
 pub use patch::{Patch, PlanUpdate};
 pub use planner::Planner;
 pub use program::{Item, Plan, PlanResidue, Share};
+pub use split::LaunchPages;
 
 /// How queries and KV are grouped into work items.
 #[non_exhaustive]

@@ -36,6 +36,9 @@ pub struct Plan {
     /// Some item's pages are not native.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) formats: bool,
+    /// It is of a score pass.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(super) scores: bool,
     /// Where runs grow, by length counter.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) live: Vec<LiveTail>,
@@ -146,6 +149,7 @@ impl Plan {
             predicted_ns: 0,
             reuse_pages: 0,
             formats: false,
+            scores: false,
             live: Vec::new(),
             bounds: Bounds::default(),
             identity: Identity::EMPTY,
@@ -161,6 +165,7 @@ impl Plan {
         self.predicted_ns = 0;
         self.reuse_pages = 0;
         self.formats = false;
+        self.scores = false;
         self.words.clear();
         self.masks.clear();
         self.merge_rows.clear();

@@ -2,34 +2,65 @@
 
 use kernels_gpu::abi::{NONE, ProgramHeader, Segment, WorkItem, words_of};
 
-use super::{Plan, Share};
+use super::{Item, Plan, Share};
 use crate::format::KvFormat;
 
+/// What a launch reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchPages {
+    /// The format of its pages.
+    pub format: KvFormat,
+    /// Whether it reads native pages besides, or alone if that is its format.
+    pub native: bool,
+}
+
+impl LaunchPages {
+    const NATIVE: Self = Self { format: KvFormat::Native, native: true };
+
+    fn reads(self, code: u32) -> bool {
+        code == self.format.code() || self.native && code == KvFormat::Native.code()
+    }
+}
+
 impl Plan {
-    /// The formats other than the native one that items have, in the order of their codes.
-    pub fn formats(&self) -> Vec<KvFormat> {
+    /// The launches that a GPU makes of the plan: one for each format that items have, in the order of their codes. Native
+    /// pages go with those of one of the others, since launches would follow one another: with compacted nodes if there
+    /// are some. Of a plan for scores no launch reads pages that are decoded.
+    pub fn launches(&self) -> Vec<LaunchPages> {
         if !self.has_formats() {
-            return Vec::new();
+            return vec![LaunchPages::NATIVE];
         }
         let shares = (0..self.shares()).map(|share| self.share(share));
         let mut codes: Vec<u32> =
             shares.flat_map(|share| share.items().map(|item| item.record.format)).collect();
         codes.sort_unstable();
         codes.dedup();
-        codes.into_iter().filter(|&code| code != 0).filter_map(KvFormat::from_code).collect()
+        let formats = codes.into_iter().filter_map(KvFormat::from_code).filter(|&format| {
+            format == KvFormat::Compacted || format != KvFormat::Native && !self.scores
+        });
+        let mut launches: Vec<_> =
+            formats.map(|format| LaunchPages { format, native: false }).collect();
+        let compacted = launches.iter().position(|pages| pages.format == KvFormat::Compacted);
+        match launches.get_mut(compacted.unwrap_or(0)) {
+            Some(carrier) => carrier.native = true,
+            None => launches.push(LaunchPages::NATIVE),
+        }
+        launches
     }
 }
 
 impl Share<'_> {
-    /// The share's program of those items alone that have pages of `format`, laid out as the whole one is: no more
-    /// words than that has.
-    pub fn of_format(&self, format: KvFormat) -> Vec<u32> {
-        let items = self.items().filter(|item| item.record.format == format.code());
-        let items: Vec<_> = items.collect();
-        let segments: usize = items.iter().map(|item| item.segments.len()).sum();
+    /// The share's program of those items alone that the launch of `pages` reads, those of native pages first, laid out as
+    /// the whole one is: no more words than that has.
+    pub fn of_launch(&self, pages: LaunchPages) -> Vec<u32> {
+        let read = self.items().filter(|item| pages.reads(item.record.format));
+        let (mut items, others): (Vec<_>, Vec<_>) =
+            read.partition(|item| item.record.format == KvFormat::Native.code());
+        let native = ProgramHeader::pack_native(items.len() as u32, segments(&items));
+        items.extend(others);
         let [header, item, segment] =
             [words_of::<ProgramHeader>(), words_of::<WorkItem>(), words_of::<Segment>()];
-        let lists = header + items.len() as u32 * item + segments as u32 * segment;
+        let lists = header + items.len() as u32 * item + segments(&items) * segment;
         let (mut records, mut seen) = (Vec::new(), Vec::new());
         let mut rest: Vec<u32> = Vec::new();
         for item in &items {
@@ -52,7 +83,7 @@ impl Share<'_> {
             items: records.len() as u32,
             segments: seen.len() as u32,
             words: lists + rest.len() as u32,
-            reserved: 0,
+            native,
         };
         let mut words: Vec<u32> = bytemuck::cast_slice(&[header]).to_vec();
         words.extend_from_slice(bytemuck::cast_slice(&records));
@@ -60,4 +91,8 @@ impl Share<'_> {
         words.extend(rest);
         words
     }
+}
+
+fn segments(items: &[Item<'_>]) -> u32 {
+    items.iter().map(|item| item.segments.len() as u32).sum()
 }

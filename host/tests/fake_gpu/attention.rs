@@ -111,7 +111,7 @@ impl Programs {
     /// Tells each row what it sees: places and their logits.
     unsafe fn each_row(
         &self,
-        key: impl Fn(u32, u32, u32) -> f64,
+        key: impl Fn(&WorkItem, u32, u32, u32) -> f64,
         mut each: impl FnMut(&ItemRow, &[(u32, f64)]),
     ) {
         let heads = (0..self.shares).flat_map(|share| (0..self.kv_heads).map(move |h| (share, h)));
@@ -136,7 +136,7 @@ impl Programs {
                             let logit = |place| {
                                 let q =
                                     |dim| read::<bf16>(self.q, row * DIM as usize + dim as usize);
-                                let of = |dim| q(dim).to_f64() * key(place, kv_head, dim);
+                                let of = |dim| q(dim).to_f64() * key(&item, place, kv_head, dim);
                                 (place, (0..DIM).map(of).sum::<f64>() * self.scale)
                             };
                             let seen: Vec<_> = places.iter().map(|&place| logit(place)).collect();
@@ -190,12 +190,14 @@ pub(super) unsafe fn attend(
     let programs = Programs { shares, stride, q, words, masks, lengths, kv_heads, group, scale };
     // SAFETY: as in `append`.
     unsafe {
-        let key = |place, kv_head, dim| element(a, place, kv_head, false, dim);
+        // Native items go with those of a format.
+        let of = |item: &WorkItem| if item.format == 0 { native } else { element };
+        let key = |item: &_, place, kv_head, dim| of(item)(a, place, kv_head, false, dim);
         programs.each_row(key, |row, seen| {
             let ItemRow { item, query, member, kv_head, row } = *row;
             let mut softmax = Softmax::new();
             for &(place, logit) in seen {
-                softmax.add(logit, |dim| element(a, place, kv_head, true, dim as u32));
+                softmax.add(logit, |dim| of(&item)(a, place, kv_head, true, dim as u32));
             }
             if item.partial_slot == NONE {
                 softmax.store(a[5], a[6], row);
@@ -219,7 +221,7 @@ pub(super) unsafe fn score(shares: u32, a: &[u64]) {
     let programs = Programs { shares, stride, q, words, masks, lengths, kv_heads, group, scale };
     // SAFETY: as in `append`.
     unsafe {
-        let key = |place, kv_head, dim| {
+        let key = |_: &_, place, kv_head, dim| {
             let at = element(kv_heads, place, kv_head, false, dim);
             read::<bf16>(a[1], at).to_f64()
         };

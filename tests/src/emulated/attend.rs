@@ -175,7 +175,7 @@ impl Call<'_> {
         let mut memory = Memory::new();
         let q = memory.constant("q", self.q);
         let (mut pool, mut foreign) = (None, None);
-        let variants = matches!(self.kv, Kv::Foreign { .. }) || !plan.formats().is_empty();
+        let variants = matches!(self.kv, Kv::Foreign { .. }) || plan.has_formats();
         let dtype = super::dtype_of_variants(self.shape.head_dim);
         assert!(!variants || self.shape.dtype == dtype, "emulated in {dtype} only");
         match self.kv {
@@ -215,9 +215,9 @@ impl Call<'_> {
             (Arch::Sm90a, false) => tile::hopper::Tile::<D>::SHARED_BYTES,
             (Arch::Sm90a, true) => tile::hopper::Tile::<D>::COMPACTED_SHARED_BYTES,
         };
-        let formats = [&[KvFormat::Native][..], &plan.formats()].concat();
-        for format in formats {
-            let programs = memory.constant("programs", &super::programs(plan, format));
+        for pages in plan.launches() {
+            let format = pages.format;
+            let programs = memory.constant("programs", &super::programs(plan, pages));
             let kernel = format.kernel(self.shape.page());
             let coded = kernel.is_some_and(|kernel| kernel.family == "coded");
             // On a GPU the launches of one call overlap; they write to different slots.

@@ -55,12 +55,10 @@ impl Emulated {
         let directory =
             Directory::new(&mut memory, &self.compacted_rows(call.layer, call.counters));
         let arch = self.arch;
-        for format in [KvFormat::Native, KvFormat::Compacted] {
-            let programs = memory.constant("programs", &super::programs(plan, format));
-            let compacted = format == KvFormat::Compacted;
-            if compacted && directory.cells().is_null() {
-                continue;
-            }
+        for pages in plan.launches() {
+            let programs = memory.constant("programs", &super::programs(plan, pages));
+            let compacted = pages.format == KvFormat::Compacted;
+            assert!(compacted || pages.format == KvFormat::Native, "a plan of attention");
             let launch = self
                 .launch([plan.shares(), kv_heads, 1], tile::score::threads(self.arch))
                 .shared_bytes(tile::score::shared_bytes::<D>(self.arch))

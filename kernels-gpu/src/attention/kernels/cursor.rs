@@ -35,6 +35,8 @@ pub(super) struct Cursor<C> {
     header: ProgramHeader,
     /// Work items begun.
     items: u32,
+    /// One past the last item.
+    last_item: u32,
     /// One past the segments of the present item.
     end: u32,
     /// What a segment is visible to if the whole item sees it.
@@ -47,7 +49,7 @@ pub(super) struct Cursor<C> {
     left: u32,
     /// Word of the present page's id.
     word: u32,
-    /// The present page; of compacted nodes its cell.
+    /// The present page; after [`Cursor::advance_cell`] its cell.
     id: u32,
     /// What the directory says of that cell.
     cell: LinkedCell,
@@ -64,6 +66,7 @@ impl<C: Counts> Cursor<C> {
             counts,
             header,
             items: 0,
+            last_item: header.items,
             end: 0,
             everybody: 0,
             segments: 0,
@@ -74,6 +77,20 @@ impl<C: Counts> Cursor<C> {
             cell: LinkedCell { cell: 0, bits: 0 },
             place: 0,
         }
+    }
+
+    /// The same, of the items of native pages alone.
+    #[inline(always)]
+    pub(super) fn native(program: Program, header: ProgramHeader, counts: C) -> Self {
+        let last_item = header.native_items();
+        Self { last_item, ..Self::new(program, header, counts) }
+    }
+
+    /// The same, of the other items alone.
+    #[inline(always)]
+    pub(super) fn of_format(program: Program, header: ProgramHeader, counts: C) -> Self {
+        let (items, segments) = (header.native_items(), header.native_segments());
+        Self { items, segments, end: segments, ..Self::new(program, header, counts) }
     }
 
     /// Moves to the next page.
@@ -98,7 +115,7 @@ impl<C: Counts> Cursor<C> {
     #[inline(always)]
     unsafe fn next_segment(&mut self) -> bool {
         while self.segments == self.end {
-            if self.items == self.header.items {
+            if self.items == self.last_item {
                 return false;
             }
             // SAFETY: an item of the program's; the warp is whole.
@@ -143,7 +160,7 @@ impl<C: Counts> Cursor<C> {
 }
 
 impl Cursor<Kept> {
-    /// As [`Cursor::advance`], of a program whose cells are counted; its pages are cells, if there is a directory.
+    /// As [`Cursor::advance`], of a program whose cells are counted: a page of the format is one, a native page is told as one.
     #[inline(always)]
     pub(super) unsafe fn advance_cell(&mut self) {
         if self.left > PAGE_TOKENS {
@@ -160,13 +177,16 @@ impl Cursor<Kept> {
             }
         }
         if self.left > 0 {
-            // SAFETY: the word is one of the segment's page ids, which the directory has.
+            // SAFETY: the word is one of the segment's page ids, which the directory has if they are of the format.
             unsafe {
-                self.id = self.program.word(self.word);
-                if self.program.cells.are_there() {
-                    self.cell = self.program.cells.at(self.id);
-                    self.id = self.cell.cell;
-                }
+                let id = self.program.word(self.word);
+                self.cell = if self.program.is_of_format(self.segments - 1) {
+                    self.program.cells.at(id)
+                } else {
+                    let cell = self.program.cells.of_page(id);
+                    LinkedCell { cell, bits: self.page_tokens() }
+                };
+                self.id = self.cell.cell;
             }
         }
     }
@@ -174,11 +194,7 @@ impl Cursor<Kept> {
     /// As [`Cursor::page_tokens`], after [`Cursor::advance_cell`].
     #[inline(always)]
     pub(super) fn rows(&self) -> u32 {
-        if self.left > 0 && self.program.cells.are_there() {
-            self.cell.rows()
-        } else {
-            self.page_tokens()
-        }
+        if self.left > 0 { self.cell.rows() } else { 0 }
     }
 
     /// As [`Cursor::describe`], after [`Cursor::advance_cell`]: [`CELL_BIASED`](crate::abi::CELL_BIASED) is in the place.

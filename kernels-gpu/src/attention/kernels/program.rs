@@ -60,8 +60,8 @@ impl Program {
     #[inline(always)]
     pub(super) unsafe fn header(&self) -> ProgramHeader {
         // SAFETY: every program has a header.
-        let [items, segments, words, reserved] = unsafe { self.uniform4(0) };
-        ProgramHeader { items, segments, words, reserved }
+        let [items, segments, words, native] = unsafe { self.uniform4(0) };
+        ProgramHeader { items, segments, words, native }
     }
 
     /// Work item `index`.
@@ -131,13 +131,21 @@ impl Program {
         }
     }
 
-    /// Tokens of as many pages as the KV head has cells of `segment`, in a program of compacted pages; else those of
-    /// [`Program::tokens`].
+    /// Whether the pages of segment `index` are of the launch's format.
     #[inline(always)]
-    pub(super) unsafe fn cell_tokens(&self, segment: &Segment) -> u32 {
-        // SAFETY: a segment of the program's; its page ids are those of cells, if there are any.
+    pub(super) unsafe fn is_of_format(&self, index: u32) -> bool {
+        const NATIVE: u32 = core::mem::offset_of!(ProgramHeader, native) as u32 / 4;
+        // SAFETY: every program has a header. Read anew each time, since registers are for the accumulators.
+        index >= unsafe { self.word(NATIVE) } >> 16
+    }
+
+    /// Tokens of as many pages as the KV head has cells of `segment`, number `index` of a program of compacted pages; those of
+    /// [`Program::tokens`] if its pages are native.
+    #[inline(always)]
+    pub(super) unsafe fn cell_tokens(&self, index: u32, segment: &Segment) -> u32 {
+        // SAFETY: a segment of the program's; its page ids are those of cells, if they are of the format.
         unsafe {
-            if !self.cells.are_there() {
+            if !self.is_of_format(index) {
                 return self.tokens(segment);
             }
             let first = self.cells.at(self.word(segment.page_word));
@@ -150,7 +158,7 @@ impl Program {
     pub(super) unsafe fn ask_cells(&self, header: &ProgramHeader, thread: u32) -> u32 {
         if thread < header.segments && thread < COUNTED_SEGMENTS {
             // SAFETY: a segment of the program's.
-            unsafe { self.cell_tokens(&self.segment(header.items, thread)) }
+            unsafe { self.cell_tokens(thread, &self.segment(header.items, thread)) }
         } else {
             0
         }
@@ -164,7 +172,7 @@ impl Program {
             if index < COUNTED_SEGMENTS {
                 self.counts.at(index).load()
             } else {
-                self.cell_tokens(&self.segment(items, index))
+                self.cell_tokens(index, &self.segment(items, index))
             }
         }
     }

@@ -64,7 +64,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "gpus")]
     pub(crate) launched: bool,
 
-    /// How keys and values above a fork are kept: in the model's type, or in fewer bits (on the CPU only so far).
+    /// How keys and values above a fork are kept: in the model's type, or in fewer bits.
     #[arg(long, default_value = "native")]
     pub(crate) kv: KvArg,
 

@@ -83,10 +83,7 @@ fn on_device(weights: &Weights, args: &Args) -> Result<Option<Placed>> {
         budget: Budget::Tokens(args.retain_rows),
         every: UPKEEP,
     });
-    let on_gpu = || match kv {
-        KvFormat::Native => on_gpu(weights, retain.clone(), &ranks),
-        format => anyhow::bail!("KV format {format} is not available on CUDA yet"),
-    };
+    let on_gpu = || on_gpu(weights, (kv, &retain), &ranks);
     match args.device {
         DeviceArg::Cpu => on_cpu(weights, (kv, &retain), &ranks, None),
         DeviceArg::Cuda => on_gpu(),
@@ -140,7 +137,11 @@ fn on_cpu(
 }
 
 #[cfg(feature = "cuda")]
-fn on_gpu(weights: &Weights, retain: Option<Retain>, ranks: &Ranks) -> Result<Option<Placed>> {
+fn on_gpu(
+    weights: &Weights,
+    (kv, retain): (KvFormat, &Option<Retain>),
+    ranks: &Ranks,
+) -> Result<Option<Placed>> {
     use std::sync::{Arc, OnceLock};
 
     use deft::DType;
@@ -157,7 +158,7 @@ fn on_gpu(weights: &Weights, retain: Option<Retain>, ranks: &Ranks) -> Result<Op
         let (rank, count) = (ranks.rank(), ranks.ranks());
         let device = CudaDevice::new(at.gpu(rank))?;
         let mut options = CudaOptions::default();
-        options.retain = retain.clone();
+        (options.kv, options.retain) = (kv, retain.clone());
         let shard = Shard::new(weights.config(), rank, count)?;
         let weights = CudaWeights::read_shard(&device, &weights, DType::F16, shard)?;
         let model = CudaModel::new_rank(&device, weights, options, ranks)?;
@@ -184,7 +185,7 @@ fn on_gpu(weights: &Weights, retain: Option<Retain>, ranks: &Ranks) -> Result<Op
 }
 
 #[cfg(not(feature = "cuda"))]
-fn on_gpu(_: &Weights, _: Option<Retain>, _: &Ranks) -> Result<Option<Placed>> {
+fn on_gpu(_: &Weights, _: (KvFormat, &Option<Retain>), _: &Ranks) -> Result<Option<Placed>> {
     anyhow::bail!("this program was built without GPUs (feature `cuda`)")
 }
 

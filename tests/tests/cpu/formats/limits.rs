@@ -2,12 +2,14 @@
 
 use deft::cache::{PagedOrder, PagedTable};
 use deft::format::ThinKeys;
+use deft::plan::LaunchPages;
 use deft::{DType, Device, Grouping, Kv, KvFormat, TreeCache, bf16};
 use deft_tests::coded::Coded;
 use deft_tests::emulated::Emulated;
 use deft_tests::problem::heads;
 use deft_tests::world::Place;
 use kernels_gpu::Arch;
+use kernels_gpu::abi::{ProgramHeader, WorkItem};
 
 #[test]
 fn pages_come_back_at_once_and_bytes_are_what_the_format_says() {
@@ -226,4 +228,47 @@ fn items_are_of_one_format_and_bytes_are_counted_in_it() {
         let coded = 2 * 40 * format.page_bytes(world.page()) as u64;
         assert_eq!(io.kv, native + coded, "{grouping:?}");
     }
+}
+
+#[test]
+fn native_items_come_first_in_the_launch_of_one_format() {
+    let mut world = Coded::<bf16>::on(&Place::Cpu, heads(4, 2, 128), 1, 300, 5);
+    let root = world.root(64 * 12 + 10);
+    let leaves = world.fork(root, 3);
+    for &leaf in &leaves {
+        world.push(leaf, 70);
+    }
+    let asked: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
+    let [kivi2, fp8]: [KvFormat; 2] = ["kivi2", "fp8"].map(|name| name.parse().unwrap());
+    let pages = |format, native| LaunchPages { format, native };
+    let check = |world: &mut Coded<bf16>, expected: &[LaunchPages]| {
+        let batch = world.cache.batch_held(&asked).unwrap();
+        let plan = batch.plan();
+        assert_eq!(plan.launches(), expected);
+        for share in (0..plan.shares()).map(|share| plan.share(share)) {
+            let mut left = share.items().len();
+            for launch in expected {
+                let words = share.of_launch(*launch);
+                let header: &ProgramHeader =
+                    bytemuck::from_bytes(bytemuck::cast_slice(&words[..4]));
+                let items: &[WorkItem] =
+                    bytemuck::cast_slice(&words[4..][..8 * header.items as usize]);
+                let (native, others) = items.split_at(header.native_items() as usize);
+                assert!(
+                    native.iter().all(|item| item.format == 0)
+                        && (launch.native || native.is_empty())
+                );
+                assert!(others.iter().all(|item| item.format == launch.format.code()));
+                let segments: u32 = native.iter().map(|item| item.segment_count).sum();
+                assert_eq!(segments, header.native_segments());
+                left -= items.len();
+            }
+            assert_eq!(left, 0, "each item is in one launch");
+        }
+    };
+    check(&mut world, &[pages(KvFormat::Native, true)]);
+    world.seal(root, kivi2);
+    check(&mut world, &[pages(kivi2, true)]);
+    world.seal(leaves[1], fp8);
+    check(&mut world, &[pages(fp8, true), pages(kivi2, false)]);
 }

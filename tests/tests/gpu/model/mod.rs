@@ -3,6 +3,7 @@
 //!
 //! Without a GPU it says so and passes. Matrix products are cuBLAS's; `DEFT_CUBLAS` names its file or folder.
 
+mod formats;
 mod ops;
 mod plain;
 mod prompts;

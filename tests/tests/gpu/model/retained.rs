@@ -5,10 +5,9 @@ use deft::retain::Budget;
 use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
 use deft_engine::{CpuModel, CpuOptions, Retain, Weights};
 use deft_tests::gpu::{Gpu, say};
-use deft_tests::oracle::relative_l2;
 
 use super::stages::{Limits, shapes};
-use super::walk::walk;
+use super::walk::{farthest, walk};
 
 #[test]
 fn a_policy_drops_on_the_gpu_what_it_drops_on_the_cpu() {
@@ -32,14 +31,7 @@ fn a_policy_drops_on_the_gpu_what_it_drops_on_the_cpu() {
                 let mut model = CudaModel::new(&gpu.device, on_gpu, options).unwrap();
                 let right = walk(&mut cpu, |_| {});
                 let got = walk(&mut model, |what| gpu.watchdog.now(what));
-                let mut largest = 0.0_f64;
-                for ((_, right), (_, got)) in right.iter().zip(&got) {
-                    let vocabulary = weights.config().vocabulary as usize;
-                    for (right, got) in right.chunks(vocabulary).zip(got.chunks(vocabulary)) {
-                        let right: Vec<f64> = right.iter().map(|&x| f64::from(x)).collect();
-                        largest = largest.max(relative_l2(got, &right));
-                    }
-                }
+                let largest = farthest(&got, &right, weights.config().vocabulary);
                 let [right, got] = [cpu.maintained().unwrap(), model.maintained().unwrap()];
                 say(&format!(
                     "{what}: logits within {largest:.1e}; {} nodes, {} of {} rows left, the CPU's {} of {}; {} graphs",

@@ -1,5 +1,5 @@
 //! Pages of other formats on their way into shared memory: codes are copied ahead, half a page a *slot*, and each half is
-//! decoded by all threads when its turn comes, over the half before.
+//! decoded by all threads when its turn comes, over the half before. Native pages of the same program come first (`pages`).
 //!
 //! ```text
 //! half a page, decoded | slots: codes and a record of 16 bytes each
@@ -37,6 +37,8 @@ pub(super) struct Codes<E, const D: usize> {
     slot: u32,
     /// The half that was asked for last is a V.
     value: bool,
+    /// Pages were asked for.
+    begun: bool,
     /// Its page.
     last: Cursor<Kept>,
     kind: PhantomData<E>,
@@ -52,13 +54,20 @@ impl<E: Element, const D: usize> Codes<E, D> {
         header: ProgramHeader,
         pages: CodedPages,
     ) -> Self {
-        let last = Cursor::new(program, header, Kept { program, header });
-        Self { shared, thread, pages, slot: 0, value: true, last, kind: PhantomData }
+        let last = Cursor::of_format(program, header, Kept { program, header });
+        Self { shared, thread, pages, slot: 0, value: true, begun: false, last, kind: PhantomData }
     }
 
-    /// Asks for the program's first pages. Called by all threads once program and token counts are there.
+    /// Whether [`Codes::start`] was called.
+    #[inline(always)]
+    pub(super) fn have_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Asks for the first pages after those of native items. Called by all threads, which are through with those.
     #[inline(always)]
     pub(super) unsafe fn start(&mut self) {
+        self.begun = true;
         for slot in 0..slots(D) {
             // SAFETY: the slots are empty.
             unsafe { self.ask(slot) };

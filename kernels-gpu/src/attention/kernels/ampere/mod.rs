@@ -31,8 +31,8 @@ use pages::Pages;
 /// # Safety
 /// Blocks have [`THREADS`](crate::attention::tile::ampere::THREADS) threads and [`Tile::SHARED_BYTES`] of dynamic
 /// shared memory ([`Tile::COMPACTED_SHARED_BYTES`] for compacted nodes). The pointers are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie
-/// within pool, lengths and partials, and its segments lie in program order, each in one work item. Items are of the
-/// format, and their pages are full where it is not the native one.
+/// within pool, lengths and partials, and its segments lie in program order, each in one work item. Items are of native pages, or of the format,
+/// whose pages are full; those of native pages come first.
 #[inline(always)]
 pub unsafe fn attend<
     E: Element,
@@ -59,7 +59,7 @@ pub unsafe fn attend<
             counts: base.offset(Tile::<D>::COUNTS).cast(),
             words,
             lengths: a.lengths,
-            cells: Cells::of::<F>(&coded, kv_head),
+            cells: Cells::of::<F>(&coded, a.kv_heads, kv_head),
         };
         let header = program.header();
         let tokens = if F::COMPACTED {
@@ -71,14 +71,10 @@ pub unsafe fn attend<
         thread::sync_threads();
         let block = Block::new(&a, base, thread_index, warp::warp_id(), kv_head, coded.biases);
         let of_head = cache.pages::<D>(&a, kv_head);
-        let mut pages = Pages::<E, _, D>::new(base, thread_index, program, header, of_head);
+        let mut pages = Pages::<E, _, D>::new::<F>(base, thread_index, program, header, of_head);
         let of_format = CodedPages::new::<D>(&a, kv_head, coded);
         let mut codes = Codes::<E, D>::new(base, thread_index, program, header, of_format);
-        if F::CODED {
-            codes.start();
-        } else {
-            pages.start();
-        }
+        pages.start();
         let mut index = 0;
         while index < header.items {
             let item = program.item(index);
@@ -86,6 +82,9 @@ pub unsafe fn attend<
             if index > 0 {
                 // The last item's epilogue still reads the query tile.
                 thread::sync_threads();
+            }
+            if F::CODED && index == header.native_items() {
+                codes.start();
             }
             let tile = base.offset(Tile::<D>::QUERY).cast();
             // As many as all warps' tiles have.
@@ -155,6 +154,7 @@ unsafe fn run<
     let first_token = block.warp % PARTS as u32 * 2 * S as u32;
     let own = first_token / 8 * group_bytes(D);
     let lane = block.thread % 32;
+    let coded = F::CODED && codes.have_begun();
     // Tiles past the item's last row take part in loads and barriers only.
     let active = row_tile * 16 < rows;
     let query = block.shared.offset(Tile::<D>::QUERY + row_tile * 2 * group_bytes(D));
@@ -164,7 +164,7 @@ unsafe fn run<
         let mut left = work.pages;
         while left > 0 {
             let mut p = [0.0f32; S];
-            let (key, page) = if F::CODED { codes.next_key() } else { pages.next_key() };
+            let (key, page) = if coded { codes.next_key() } else { pages.next_key() };
             if active {
                 p = tile.logits::<E, Cores, D, S>(key.offset(own));
                 soft_cap(&mut p, block.logits);
@@ -183,7 +183,7 @@ unsafe fn run<
                 };
                 tile.rescale(factor);
             }
-            let value = if F::CODED { codes.next_value() } else { pages.next_value() };
+            let value = if coded { codes.next_value() } else { pages.next_value() };
             if active {
                 tile.weigh::<E, Cores, D, S>(&p, value.offset(own));
             }

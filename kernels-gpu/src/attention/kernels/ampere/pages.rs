@@ -15,7 +15,7 @@ use core::marker::PhantomData;
 use crate::abi::ProgramHeader;
 use crate::attention::kernels::cache;
 use crate::attention::kernels::cursor::{Cursor, Kept};
-use crate::attention::kernels::format::token_of;
+use crate::attention::kernels::format::{Format, token_of};
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
 use crate::attention::tile::{CONSUMERS, ampere::Tile};
@@ -43,18 +43,23 @@ pub(super) struct Pages<E, P, const D: usize> {
 impl<E: Element, P: cache::Pages, const D: usize> Pages<E, P, D> {
     /// Nothing is asked for yet.
     #[inline(always)]
-    pub(super) fn new(
+    pub(super) fn new<F: Format>(
         shared: Shared<u8>,
         thread: u32,
         program: Program,
         header: ProgramHeader,
         pages: P,
     ) -> Self {
-        let last = Cursor::new(program, header, Kept { program, header });
+        let counts = Kept { program, header };
+        let last = if F::CODED {
+            Cursor::native(program, header, counts)
+        } else {
+            Cursor::new(program, header, counts)
+        };
         Self { shared, thread, pages, stage: 0, last, kind: PhantomData }
     }
 
-    /// Asks for the program's first pages. Called by all threads once program and token counts are there.
+    /// Asks for the first pages, of a program with codes those of its native items. Called by all threads once program and token counts are there.
     #[inline(always)]
     pub(super) unsafe fn start(&mut self) {
         for stage in 0..Tile::<D>::STAGES {

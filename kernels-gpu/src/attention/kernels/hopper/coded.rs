@@ -1,7 +1,8 @@
 //! Pages of other formats on their way into the ring.
 //!
 //! The producer copies codes, half a page a *slot*, to the memory that the ring of native pages leaves. The warps behind the
-//! producer take turns at parts of slots and decode them into the ring, so consumers read pages as always.
+//! producer take turns at parts of slots and decode them into the ring, so consumers read pages as always. Native pages of the
+//! same program come before them, and go into the ring as they are.
 //!
 //! ```text
 //! ring: S pages | slots of half a page | slot records, reaching up to the query tile
@@ -28,8 +29,8 @@ const BATCH: usize = 4;
 
 /// Most slots: as many as have a record.
 const MAX_SLOTS: u32 = 16;
-/// Two barriers and two words.
-const RECORD_BYTES: u32 = 24;
+/// Two barriers and three words.
+const RECORD_BYTES: u32 = 32;
 
 /// A position in the slots.
 #[derive(Clone, Copy)]
@@ -97,9 +98,15 @@ impl<const D: usize, const S: u32> Slots<D, S> {
         }
     }
 
-    /// Producer: copies a page, K and V.
+    /// Producer: copies a page, K and V, which is to be decoded into the stage of `ring`.
     #[inline(always)]
-    pub(super) unsafe fn send(&mut self, pages: &CodedPages, id: u32, page: PartialPage) {
+    pub(super) unsafe fn send(
+        &mut self,
+        pages: &CodedPages,
+        id: u32,
+        ring: &Ring<D, S>,
+        page: PartialPage,
+    ) {
         let bytes = Bytes::new(self.bytes);
         // SAFETY: the page lies in the pool, and a slot is written only when it is empty.
         unsafe {
@@ -107,6 +114,7 @@ impl<const D: usize, const S: u32> Slots<D, S> {
             for _half in 0..2 {
                 mbarrier::wait_parity(self.empty(), self.phase ^ 1);
                 self.describe(page);
+                self.stage().store(ring.position());
                 mbarrier::arrive_expect_tx(self.full(), bytes);
                 bulk::copy_global_to_shared(self.codes().cast(), source, bytes, self.full());
                 self.advance();
@@ -133,6 +141,12 @@ impl<const D: usize, const S: u32> Slots<D, S> {
             self.record().offset(16).cast().store(page.tokens);
             self.record().offset(20).cast().store(page.place);
         }
+    }
+
+    /// Where the slot says which stage of the ring it is for.
+    #[inline(always)]
+    fn stage(&self) -> Shared<u32> {
+        self.record().offset(24).cast()
     }
 
     /// Decoder: waits for the slot, and says of which page it is.
@@ -166,7 +180,6 @@ pub(super) unsafe fn decode<E: Element, const D: usize, const S: u32>(
     warp: u32,
 ) {
     let mut slots = Slots::<D, S>::new(shared, coded);
-    let mut ring = Ring::<D, S>::new(shared);
     let lane = warp::lane_id();
     // Whether the slot has V, not K; and which part is this warp's, its slot's if there is such a one.
     let (mut value, mut part) = (false, warp);
@@ -178,6 +191,7 @@ pub(super) unsafe fn decode<E: Element, const D: usize, const S: u32>(
                 return;
             }
             let own = part < PARTS;
+            let ring = Ring::<D, S>::at(shared, slots.stage().load());
             if own {
                 ring.wait_empty();
                 let to = if value { ring.value() } else { ring.key() };
@@ -199,9 +213,6 @@ pub(super) unsafe fn decode<E: Element, const D: usize, const S: u32>(
             }
             part -= PARTS;
             slots.advance();
-            if value {
-                ring.advance();
-            }
             value = !value;
         }
     }

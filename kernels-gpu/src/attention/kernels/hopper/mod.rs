@@ -65,8 +65,8 @@ pub trait Source: Copy {
 /// Blocks have [`THREADS`](crate::attention::tile::hopper::THREADS) threads ([`Tile::CODED_THREADS`] for formats) and [`Tile::SHARED_BYTES`] of dynamic shared memory
 /// ([`Tile::COMPACTED_SHARED_BYTES`] for compacted nodes). The pointers
 /// are valid for what the plan and the sizes say; the plan's page ids, slots and masks lie within pool, lengths and
-/// partials, and its segments lie in program order, each in one work item. Items are of the format, and their pages are
-/// full where it is not the native one.
+/// partials, and its segments lie in program order, each in one work item. Items are of native pages, or of the format, whose pages are full.
+/// Those of native pages come first.
 #[inline(always)]
 pub unsafe fn attend<
     E: Element,
@@ -112,7 +112,7 @@ pub unsafe fn attend<
             counts: base.offset(Tile::<D>::COUNTS).cast(),
             words,
             lengths: a.lengths,
-            cells: Cells::of::<F>(&coded, kv_head),
+            cells: Cells::of::<F>(&coded, a.kv_heads, kv_head),
         };
         if warp_index >= CONSUMER_WARPS {
             register::set_max_dec::<40>();

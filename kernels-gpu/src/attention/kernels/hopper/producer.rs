@@ -1,6 +1,6 @@
 //! The producer warp: streams the program's pages into the ring.
 
-use super::coded::Slots;
+use super::coded::{FILLERS, Slots};
 use super::ring::Ring;
 use super::{Source, cells};
 use crate::abi::{NONE, PAGE_TOKENS, Segment};
@@ -37,27 +37,33 @@ impl Source for Pool {
     ) {
         // SAFETY: the caller's.
         unsafe {
-            let PoolPages { first, stride } = self.pages::<D>(a, kv_head);
-            let first = if F::COMPACTED { a.pool.cast() } else { first };
-            let codes = CodedPages::new::<D>(a, kv_head, coded);
-            produce::<F, D, S>(shared, program, first, stride, codes);
+            let pages = Sources {
+                native: self.pages::<D>(a, kv_head),
+                codes: CodedPages::new::<D>(a, kv_head, coded),
+                cells: a.pool.cast(),
+            };
+            produce::<F, D, S>(shared, program, pages);
         }
     }
 }
 
+/// Where pages come from.
+struct Sources {
+    native: PoolPages,
+    codes: CodedPages,
+    /// The layer's first cell.
+    cells: *const Row,
+}
+
 /// Streams every page of the program, in program order.
-///
-/// `pool` is the KV head's first page; pages lie `page_stride` bytes apart. Those of another format go where `codes` says.
 #[inline(always)]
 unsafe fn produce<F: Format, const D: usize, const S: u32>(
     shared: Shared<u8>,
     program: Program,
-    pool: *const Row,
-    page_stride: u64,
-    codes: CodedPages,
+    pages: Sources,
 ) {
     let mut ring = Ring::<D, S>::new(shared);
-    let mut slots = Slots::<D, S>::new(shared, if F::CODED { codes.coded } else { ANY });
+    let mut slots = Slots::<D, S>::new(shared, if F::CODED { pages.codes.coded } else { ANY });
     let lane = warp::lane_id();
     // SAFETY: the program is the caller's.
     let header = unsafe { program.header() };
@@ -69,16 +75,18 @@ unsafe fn produce<F: Format, const D: usize, const S: u32>(
         let record = unsafe { program.item(item) };
         let everybody = Segment::pack_visible(0, record.query_count);
         let end = record.segment_begin + record.segment_count;
+        let is_native = item < header.native_items();
         while index < end {
             if index % 32 == 0 {
                 // 32 lengths are asked for at once: growing nodes cost one trip to memory, not one each.
                 tokens = if index + lane < header.segments {
                     // SAFETY: a segment of the program's.
                     unsafe {
+                        let segment = program.segment(header.items, index + lane);
                         if F::COMPACTED {
-                            program.cell_tokens(&program.segment(header.items, index + lane))
+                            program.cell_tokens(index + lane, &segment)
                         } else {
-                            program.tokens(&program.segment(header.items, index + lane))
+                            program.tokens(&segment)
                         }
                     }
                 } else {
@@ -88,10 +96,7 @@ unsafe fn produce<F: Format, const D: usize, const S: u32>(
             // SAFETY: a segment of the program's.
             let segment = unsafe { program.segment(header.items, index) };
             // A node that has stopped growing is streamed while the others' lengths are on their way.
-            let tokens = if F::COMPACTED {
-                // SAFETY: the warp is whole, the segment being the same for all lanes.
-                unsafe { warp::warp_shuffle_idx(FULL_MASK, tokens, index % 32) }
-            } else if segment.length_slot == NONE {
+            let tokens = if !F::COMPACTED && segment.length_slot == NONE {
                 segment.tokens
             } else {
                 // SAFETY: the warp is whole, the segment being the same for all lanes.
@@ -101,35 +106,30 @@ unsafe fn produce<F: Format, const D: usize, const S: u32>(
                 let whole = segment.mask == NONE && segment.visible == everybody;
                 // SAFETY: one lane streams; the segment is the program's.
                 unsafe {
-                    if F::CODED {
+                    if F::CODED && !is_native {
                         let mut page = 0;
                         while page * PAGE_TOKENS < tokens {
                             let id = program.word(segment.page_word + page);
                             let tokens = if whole { 0 } else { PAGE_TOKENS };
                             let place = index | page << 16;
-                            slots.send(&codes, id, PartialPage { tokens, place });
+                            slots.send(&pages.codes, id, &ring, PartialPage { tokens, place });
+                            ring.advance();
                             page += 1;
                         }
-                    } else if F::COMPACTED {
+                    } else if F::COMPACTED && !is_native {
                         let first = program.word(segment.page_word);
-                        cells::stream(
-                            &mut ring,
-                            program.cells,
-                            first..first + tokens / PAGE_TOKENS,
-                            index,
-                            whole,
-                            pool,
-                        );
+                        let places = first..first + tokens / PAGE_TOKENS;
+                        cells::stream(&mut ring, program.cells, places, index, whole, pages.cells);
                     } else {
-                        stream(
+                        let first = segment.page_word;
+                        stream::<F, D, S>(
                             &mut ring,
                             &program,
-                            segment.page_word,
+                            first,
                             tokens,
                             index,
                             whole,
-                            pool,
-                            page_stride,
+                            pages.native,
                         );
                     }
                 }
@@ -144,18 +144,16 @@ unsafe fn produce<F: Format, const D: usize, const S: u32>(
     }
 }
 
-/// Streams one segment.
-#[expect(clippy::too_many_arguments, reason = "a segment's figures, in registers")]
+/// Streams one segment of native pages.
 #[inline(always)]
-unsafe fn stream<const D: usize, const S: u32>(
+unsafe fn stream<F: Format, const D: usize, const S: u32>(
     ring: &mut Ring<D, S>,
     program: &Program,
     first_word: u32,
     tokens: u32,
     segment: u32,
     whole: bool,
-    pool: *const Row,
-    page_stride: u64,
+    pages: PoolPages,
 ) {
     let mut left = tokens;
     let mut page = 0;
@@ -164,13 +162,22 @@ unsafe fn stream<const D: usize, const S: u32>(
         let whole = whole && here == PAGE_TOKENS;
         // SAFETY: the page lies in the pool, and a stage is written only when it is empty.
         unsafe {
-            let source =
-                pool.byte_add((program.word(first_word + page) as u64 * page_stride) as usize);
+            let offset = program.word(first_word + page) as u64 * pages.stride;
+            let source = pages.first.byte_add(offset as usize);
             ring.wait_empty();
             ring.describe(PartialPage {
                 tokens: if whole { 0 } else { here },
                 place: segment | page << 16,
             });
+            if F::COMPACTED {
+                ring.describe_cell(NONE);
+            }
+            if F::CODED {
+                // Of a page that is decoded there is an arrival a part.
+                for _ in 1..FILLERS {
+                    mbarrier::arrive(ring.full());
+                }
+            }
             if here > PAGE_TOKENS - 8 {
                 let bytes = Bytes::new(Tile::<D>::PAGE_BYTES);
                 mbarrier::arrive_expect_tx(ring.full(), bytes);

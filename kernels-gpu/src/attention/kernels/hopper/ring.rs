@@ -31,6 +31,18 @@ impl<const D: usize, const S: u32> Ring<D, S> {
         Self { shared, position: 0 }
     }
 
+    /// The position that [`Ring::position`] tells.
+    #[inline(always)]
+    pub(super) fn at(shared: Shared<u8>, position: u32) -> Self {
+        Self { shared, position }
+    }
+
+    /// What a position in the same ring is made of.
+    #[inline(always)]
+    pub(super) fn position(&self) -> u32 {
+        self.position
+    }
+
     #[inline(always)]
     fn stage(&self) -> u32 {
         self.position & !PHASE

@@ -39,7 +39,7 @@ pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
             counts: base.offset(Tile::<D>::COUNTS).cast(),
             words,
             lengths: a.lengths,
-            cells: Cells::new(a.cells, a.cell_stride, kv_head),
+            cells: Cells::new(a.cells, a.cell_stride, a.kv_heads, kv_head),
         };
         let header = program.header();
         let tokens = program.ask_cells(&header, thread_index);
@@ -154,7 +154,7 @@ impl<const D: usize> Keys<'_, D> {
         unsafe {
             self.last.advance_cell();
             if self.last.rows() > 0 {
-                let (cell, tokens) = (self.block.cell(self.last.id()), self.last.rows());
+                let (cell, tokens) = (self.last.id(), self.last.rows());
                 if thread == 0 {
                     let page = self.last.describe_cell();
                     let record = self.record(stage);

@@ -47,7 +47,7 @@ pub unsafe fn score<E: Element, const D: usize, const KS: usize>(a: Score) {
             counts: base.offset(Tile::<D>::COUNTS).cast(),
             words,
             lengths: a.lengths,
-            cells: Cells::new(a.cells, a.cell_stride, kv_head),
+            cells: Cells::new(a.cells, a.cell_stride, a.kv_heads, kv_head),
         };
         let header = program.header();
         let tokens = program.ask_cells(&header, thread_index);
@@ -78,7 +78,7 @@ unsafe fn produce<const D: usize>(block: &Block, header: ProgramHeader) {
         cursor.advance_cell();
         while cursor.rows() > 0 {
             if warp::lane_id() == 0 {
-                let (cell, tokens) = (block.cell(cursor.id()), cursor.rows());
+                let (cell, tokens) = (cursor.id(), cursor.rows());
                 let source = cells::key::<D>(block.score.pool, cell);
                 let bytes = Bytes::new(tokens.div_ceil(8) * Tile::<D>::GROUP_BYTES);
                 mbarrier::wait_parity(ring.empty(), ring.phase ^ 1);

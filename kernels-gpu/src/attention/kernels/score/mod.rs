@@ -30,8 +30,8 @@ pub struct Score {
     pub q: *const u16,
     /// The layer's pages, as of `attend`.
     pub pool: *const u16,
-    /// The layer's directory, `[kv_heads][cell_stride]`, linked ([`crate::directory`]); null where the programs' page ids
-    /// are those of pages.
+    /// The layer's directory, `[kv_heads][cell_stride]`, linked ([`crate::directory`]); null where all of the programs'
+    /// pages are native.
     pub cells: *const Cell,
     /// The layer's biases, `[cell][64]`, natural logarithms; read where a cell says that it has some.
     pub biases: *const f32,
@@ -132,12 +132,6 @@ impl Block {
         } else {
             [f32::NEG_INFINITY.to_bits(), 0]
         }
-    }
-
-    /// The cell of a program's page.
-    #[inline(always)]
-    fn cell(&self, id: u32) -> u32 {
-        if self.program.cells.are_there() { id } else { id * self.score.kv_heads + self.kv_head }
     }
 }
 
