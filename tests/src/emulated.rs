@@ -13,7 +13,7 @@ use deft::attention::{
     Attend, Backend, BackendError, Compact, Counters, PagedTokens, Rotation, Score, check_append,
     check_attend, check_cells, check_compact, check_export, check_import, check_moves, check_score,
 };
-use deft::cache::{CacheShape, Elements, ElementsMut, KvElement, PageId};
+use deft::cache::{CacheShape, DType, Elements, ElementsMut, KvElement, PageId};
 use deft::plan::{Grouping, LaunchPages, Plan, PlanConfig};
 use device::emulator::{Launch, Report};
 use kernels_gpu::Arch;
@@ -90,6 +90,14 @@ impl Emulated {
     fn launch(&self, blocks: [u32; 3], threads: u32) -> Launch {
         Launch::new(blocks, threads).seed(self.seed)
     }
+}
+
+/// The element type in which scores and attention over anything but native pages are emulated at a head dimension.
+///
+/// Each instance of a kernel takes seconds to compile. Native pages have all of them, and with these every format, score
+/// and way of reading in place meets both element types and every head dimension.
+pub fn dtype_of_variants(head_dim: u32) -> DType {
+    if head_dim == 128 { DType::Bf16 } else { DType::F16 }
 }
 
 /// 16-bit elements in the host's memory.

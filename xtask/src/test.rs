@@ -122,7 +122,7 @@ fn miri() -> Result<Outcome> {
     // Random forests take minutes under miri: the tests with fixed inputs run here.
     let suites: [&[&str]; 2] = [
         &["--package=deft-attention", "--lib", "--", "tree::", "plan::"],
-        &["--package=deft-tests", "--test=forest", "--", "hostile::"],
+        &["--package=deft-tests", "--test=cpu", "--", "forest::hostile::"],
     ];
     for suite in suites {
         let mut command = Command::new("rustup");

@@ -60,8 +60,7 @@ pub(crate) fn compile(
         .args(["--", "--emit=asm", "-Dwarnings"])
         .env("CARGO_ENCODED_RUSTFLAGS", flags(arch))
         .envs(PROFILE);
-    let what = format!("kernels for {}", arch.name());
-    let (stdout, stderr) = process::capture(&mut command, &what, listener)?;
+    let (stdout, stderr) = process::capture(&mut command, "kernels", listener)?;
     pass_warnings(&stderr, listener);
     let path = assembly(&stdout, &manifest)
         .with_context(|| format!("`{}` reports no crate", process::shown(&command)))?;

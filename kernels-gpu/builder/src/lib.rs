@@ -50,9 +50,10 @@ pub mod wheel;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use rayon::prelude::*;
 
 pub use device::Arch;
 pub use manifest::Manifest;
@@ -60,6 +61,7 @@ pub use toolchain::{NoToolchain, rustup_toolchains};
 
 use assemble::Job;
 use budget::Policy;
+use toolchain::Toolchain;
 
 /// What a build tells whoever waits for it.
 #[derive(Clone, Copy, Debug)]
@@ -222,6 +224,17 @@ impl PtxBuilder<'_> {
         source::hash(&self.folder, &self.sources, &self.except, &compile::flags(arch))
     }
 
+    /// A module an architecture, side by side: each is one unit of code, which keeps one processor busy.
+    fn compile(&self, toolchain: &Toolchain, folder: &Path) -> Result<Vec<String>> {
+        let one = |&arch: &Arch| {
+            // Cargo locks a target folder.
+            let target = self.target.join("kernels").join(arch.name());
+            let target = (target.as_path(), &*self.features);
+            compile::compile(toolchain, folder, target, arch, self.listener)
+        };
+        self.archs().par_iter().map(one).collect()
+    }
+
     fn make(&self, policy: Policy) -> Result<Made> {
         let committed = Manifest::load(&self.output)?;
         let toolchain =
@@ -232,15 +245,8 @@ impl PtxBuilder<'_> {
         let mut manifest = committed.clone();
         let mut files = BTreeMap::new();
         let mut jobs = Vec::new();
-        for &arch in self.archs() {
-            let target = self.target.join("kernels");
-            let module = compile::compile(
-                &toolchain,
-                &folder,
-                (&target, &self.features),
-                arch,
-                self.listener,
-            )?;
+        let modules = self.compile(&toolchain, &folder)?;
+        for (&arch, module) in self.archs().iter().zip(modules) {
             let groups = ptx::split(&module, arch)?;
             manifest.replace(arch, &toolchain.version, &self.source(arch)?, &groups)?;
             for (name, group) in groups {

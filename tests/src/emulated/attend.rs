@@ -142,9 +142,9 @@ impl Call<'_> {
 
     fn run_e<E: Element>(self) -> Result<(), Box<Report>> {
         match self.shape.head_dim {
-            64 => self.run_d::<E, 64, 4, 8, 32, 2, 12, 8>(),
-            128 => self.run_d::<E, 128, 8, 16, 64, 4, 6, 4>(),
-            _ => self.run_d::<E, 256, 16, 32, 128, 8, 3, 2>(),
+            64 => self.run_d::<E, F16, 64, 4, 8, 32, 2, 12, 8>(),
+            128 => self.run_d::<E, Bf16, 128, 8, 16, 64, 4, 6, 4>(),
+            _ => self.run_d::<E, F16, 256, 16, 32, 128, 8, 3, 2>(),
         }
     }
 
@@ -152,13 +152,15 @@ impl Call<'_> {
         Launch::new(blocks, threads).seed(self.seed)
     }
 
+    /// Native pages are read in `E`, everything else in `V`: see [`super::dtype_of_variants`].
     fn run_d<
         E: Element,
+        V: Element,
         const D: usize,
         const KS: usize,
         const NT: usize,
         const O: usize,
-        const V: usize,
+        const PER_LANE: usize,
         const NATIVE: u32,
         const CODED: u32,
     >(
@@ -173,6 +175,9 @@ impl Call<'_> {
         let mut memory = Memory::new();
         let q = memory.constant("q", self.q);
         let (mut pool, mut foreign) = (None, None);
+        let variants = matches!(self.kv, Kv::Foreign { .. }) || plan.has_formats();
+        let dtype = super::dtype_of_variants(self.shape.head_dim);
+        assert!(!variants || self.shape.dtype == dtype, "emulated in {dtype} only");
         match self.kv {
             Kv::Pool(pages) => pool = Some(memory.constant("pool", pages)),
             Kv::Foreign { kv: [k, v], blocks, ids, strides, shift } => {
@@ -253,28 +258,31 @@ impl Call<'_> {
                         (None, None) => {
                             block::<E, Native, D, KS, NT, O, NATIVE>(self.arch, arguments, coded)
                         }
+                        (None, Some(_)) if const { D == 256 } => {
+                            panic!("reading in place is not emulated at a head dimension of 256")
+                        }
                         (None, Some((k, v, maps, table, strides, shift))) => match self.arch {
                             Arch::Sm80 => {
                                 let [k, v] = [k, v].map(|half| half.as_ptr());
                                 let table = table.as_ptr();
                                 let cache = Foreign { k, v, table, strides, shift };
-                                kernels::ampere::attend::<E, Native, _, D, KS, NT>(
+                                kernels::ampere::attend::<V, Native, _, D, KS, NT>(
                                     arguments, cache, coded,
                                 )
                             }
                             Arch::Sm90a => {
                                 let [k, v] = maps.map(|map| map.as_ptr().cast());
                                 let cache = Boxes { k, v, table: table.as_ptr(), shift };
-                                kernels::hopper::attend::<E, Native, _, D, KS, NT, O, NATIVE>(
+                                kernels::hopper::attend::<V, Native, _, D, KS, NT, O, NATIVE>(
                                     arguments, cache, coded,
                                 )
                             }
                         },
                         (Some("coded"), None) => {
-                            block::<E, Codes, D, KS, NT, O, CODED>(self.arch, arguments, coded)
+                            block::<V, Codes, D, KS, NT, O, CODED>(self.arch, arguments, coded)
                         }
                         (Some("compacted"), None) => {
-                            block::<E, Compacted, D, KS, NT, O, NATIVE>(self.arch, arguments, coded)
+                            block::<V, Compacted, D, KS, NT, O, NATIVE>(self.arch, arguments, coded)
                         }
                         (family, _) => panic!("there is no kernel for {family:?}"),
                     }
@@ -299,7 +307,7 @@ impl Call<'_> {
                         group,
                     };
                     // SAFETY: the emulator checks every access.
-                    unsafe { kernels::merge::<E, D, V>(arguments) }
+                    unsafe { kernels::merge::<E, D, PER_LANE>(arguments) }
                 },
             )?;
         }

@@ -2,7 +2,7 @@
 
 use deft::KvFormat;
 use deft::attention::{Reduce, Score};
-use deft::cache::{CacheShape, DType};
+use deft::cache::CacheShape;
 use device::emulator::Memory;
 use device::emulator::Report;
 use device::{Bf16, Element, F16};
@@ -28,17 +28,12 @@ impl Emulated {
     }
 
     pub(super) fn score_any(&mut self, call: Score<'_>) -> Result<(), Box<Report>> {
-        match self.shape.dtype {
-            DType::Bf16 => self.score_e::<Bf16>(call),
-            _ => self.score_e::<F16>(call),
-        }
-    }
-
-    fn score_e<E: Element>(&mut self, call: Score<'_>) -> Result<(), Box<Report>> {
+        let dtype = super::dtype_of_variants(self.shape.head_dim);
+        assert!(self.shape.dtype == dtype, "emulated in {dtype} only");
         match self.shape.head_dim {
-            64 => self.score_d::<E, 64, 4>(call),
-            128 => self.score_d::<E, 128, 8>(call),
-            _ => self.score_d::<E, 256, 16>(call),
+            64 => self.score_d::<F16, 64, 4>(call),
+            128 => self.score_d::<Bf16, 128, 8>(call),
+            _ => self.score_d::<F16, 256, 16>(call),
         }
     }
 

@@ -1,9 +1,9 @@
 //! The kernels of compacted nodes, emulated, against f64 over the rows that are left: gathered, read and moved by them.
 
-use deft::KvElement;
 use deft::plan::HeadShape;
-use deft::{Grouping, bf16, f16};
+use deft::{DType, Grouping, KvElement, bf16, f16};
 use deft_tests::compacted::{Compacted, Thinning, random_compaction};
+use deft_tests::emulated::dtype_of_variants;
 use deft_tests::problem::{GROUPINGS, heads};
 use deft_tests::world::Place;
 use kernels_gpu::Arch;
@@ -30,8 +30,8 @@ fn random_forests_of_every_head_dim_and_ratio_agree_with_what_is_left_of_them() 
     }
     cases.into_par_iter().for_each(|(seed, arch, shape, merges)| {
         let thinning = Thinning { keep: 15 + 20 * (seed % 4) as u32, merges };
-        match seed % 4 / 2 {
-            0 => check_forest::<bf16>(arch, shape, thinning, seed),
+        match dtype_of_variants(shape.head_dim) {
+            DType::Bf16 => check_forest::<bf16>(arch, shape, thinning, seed),
             _ => check_forest::<f16>(arch, shape, thinning, seed),
         }
     });
@@ -50,18 +50,25 @@ fn items_of_any_number_of_rows_read_ragged_cells_with_biases() {
         }
     }
     cases.into_par_iter().for_each(|(seed, arch, queries, group, dim)| {
-        let place = Place::Emulated(arch);
-        let mut world = Compacted::<bf16>::on(&place, heads(3 * group, 3, dim), 1, 128, seed);
-        let root = world.root(1300);
-        let leaves = world.fork(root, queries);
-        let thinning = Thinning { keep: 80, merges: true };
-        let compaction = random_compaction(&mut world, root, thinning).unwrap();
-        world.compact(root, &compaction).unwrap();
-        for &leaf in &leaves {
-            world.push(leaf, 2);
+        let shape = heads(3 * group, 3, dim);
+        match dtype_of_variants(dim) {
+            DType::Bf16 => check_rows::<bf16>(arch, queries, shape, seed),
+            _ => check_rows::<f16>(arch, queries, shape, seed),
         }
-        let asked: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
-        let context = format!("{}, {queries} x {group} rows of {dim}", arch.name());
-        world.check(&asked, Grouping::Node, &context);
     });
+}
+
+fn check_rows<T: KvElement>(arch: Arch, queries: usize, heads: HeadShape, seed: u64) {
+    let mut world = Compacted::<T>::on(&Place::Emulated(arch), heads, 1, 128, seed);
+    let root = world.root(1300);
+    let leaves = world.fork(root, queries);
+    let thinning = Thinning { keep: 80, merges: true };
+    let compaction = random_compaction(&mut world, root, thinning).unwrap();
+    world.compact(root, &compaction).unwrap();
+    for &leaf in &leaves {
+        world.push(leaf, 2);
+    }
+    let asked: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
+    let context = format!("{}, {queries} queries, {heads:?}", arch.name());
+    world.check(&asked, Grouping::Node, &context);
 }

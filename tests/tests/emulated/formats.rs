@@ -1,8 +1,9 @@
 //! The kernels of formats, emulated, against f64 over the decoded cache.
 
 use deft::plan::HeadShape;
-use deft::{Grouping, KvElement, KvFormat, bf16, f16};
+use deft::{DType, Grouping, KvElement, KvFormat, bf16, f16};
 use deft_tests::coded::Coded;
+use deft_tests::emulated::dtype_of_variants;
 use deft_tests::problem::{GROUPINGS, heads};
 use deft_tests::world::Place;
 use kernels_gpu::Arch;
@@ -12,7 +13,15 @@ fn formats() -> [KvFormat; 5] {
     ["fp8", "fp8-token", "int4-g64", "kivi4", "kivi2"].map(|name| name.parse().unwrap())
 }
 
-fn check_forest<T: KvElement>(arch: Arch, heads: HeadShape, formats: &[KvFormat], seed: u64) {
+/// In the element type of the head dimension.
+fn check_forest(arch: Arch, heads: HeadShape, formats: &[KvFormat], seed: u64) {
+    match dtype_of_variants(heads.head_dim) {
+        DType::Bf16 => check_forest_of::<bf16>(arch, heads, formats, seed),
+        _ => check_forest_of::<f16>(arch, heads, formats, seed),
+    }
+}
+
+fn check_forest_of<T: KvElement>(arch: Arch, heads: HeadShape, formats: &[KvFormat], seed: u64) {
     let mut world = Coded::<T>::on(&Place::Emulated(arch), heads, 1, 320, seed);
     let asked = world.grow_sealed(formats);
     let context = format!("{}, seed {seed}, {heads:?}, {} in {formats:?}", arch.name(), T::DTYPE);
@@ -28,24 +37,23 @@ fn random_forests_of_every_format_head_dim_and_ratio_agree_with_the_decoded_cach
     for arch in Arch::ALL {
         for head_dim in [64, 128, 256] {
             for shape in [heads(1, 1, head_dim), heads(8, 2, head_dim), heads(7, 1, head_dim)] {
-                // Of both element types, and over all cases every format.
-                for _dtype in 0..2 {
+                // Two formats each, and over all cases every one.
+                for _ in 0..2 {
                     let format = formats()[cases.len() % formats().len()];
                     cases.push((cases.len() as u64, arch, shape, format));
                 }
             }
         }
     }
-    cases.into_par_iter().for_each(|(seed, arch, shape, format)| match seed % 2 {
-        0 => check_forest::<bf16>(arch, shape, &[format], seed),
-        _ => check_forest::<f16>(arch, shape, &[format], seed),
+    cases.into_par_iter().for_each(|(seed, arch, shape, format)| {
+        check_forest(arch, shape, &[format], seed);
     });
 }
 
 #[test]
 fn forests_of_all_formats_at_once_agree_with_the_decoded_cache() {
     for (seed, arch) in (500..).zip(Arch::ALL) {
-        check_forest::<bf16>(arch, heads(4, 2, 128), &formats(), seed);
+        check_forest(arch, heads(4, 2, 128), &formats(), seed);
     }
 }
 
@@ -67,17 +75,23 @@ fn items_of_any_number_of_rows_read_pages_of_formats() {
         }
     }
     cases.into_par_iter().for_each(|(seed, arch, queries, group, dim)| {
-        let format = formats()[seed as usize % formats().len()];
-        let place = Place::Emulated(arch);
-        let mut world = Coded::<bf16>::on(&place, heads(group, 1, dim), 1, 128, seed);
-        let root = world.root(650);
-        let leaves = world.fork(root, queries);
-        assert_eq!(world.seal(root, format), 10);
-        for &leaf in &leaves {
-            world.push(leaf, 2);
+        match dtype_of_variants(dim) {
+            DType::Bf16 => check_rows::<bf16>(arch, queries, heads(group, 1, dim), seed),
+            _ => check_rows::<f16>(arch, queries, heads(group, 1, dim), seed),
         }
-        let asked: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
-        let context = format!("{}, {queries} x {group} rows of {dim} in {format}", arch.name());
-        world.check(&asked, Grouping::Node, &context);
     });
+}
+
+fn check_rows<T: KvElement>(arch: Arch, queries: usize, heads: HeadShape, seed: u64) {
+    let format = formats()[seed as usize % formats().len()];
+    let mut world = Coded::<T>::on(&Place::Emulated(arch), heads, 1, 128, seed);
+    let root = world.root(650);
+    let leaves = world.fork(root, queries);
+    assert_eq!(world.seal(root, format), 10);
+    for &leaf in &leaves {
+        world.push(leaf, 2);
+    }
+    let asked: Vec<_> = leaves.iter().map(|&leaf| (leaf, 1)).collect();
+    let context = format!("{}, {queries} queries, {heads:?} in {format}", arch.name());
+    world.check(&asked, Grouping::Node, &context);
 }

@@ -1,10 +1,10 @@
 //! The score kernels' own source, on the emulator, against the definition of scores.
 
 use deft::attention::AttentionParams;
-use deft::cache::KvElement;
+use deft::cache::{DType, KvElement};
 use deft::plan::{Grouping, HeadShape, PlanConfig, Planner};
 use deft::tree::TreeView;
-use deft_tests::emulated::Emulated;
+use deft_tests::emulated::{Emulated, dtype_of_variants};
 use deft_tests::problem::{GROUPINGS, Problem, heads};
 use deft_tests::views;
 use half::{bf16, f16};
@@ -13,14 +13,20 @@ use kernels_gpu::attention::tile::max_rows;
 use rayon::prelude::*;
 
 /// Checks `view` on the emulated kernels of every architecture, cut into `shares`.
-fn check<T: KvElement>(
-    view: TreeView,
-    heads: HeadShape,
-    params: AttentionParams,
+fn check(view: TreeView, heads: HeadShape, cut: (Grouping, u32), seed: u64) {
+    let params = AttentionParams::new(heads.head_dim);
+    match dtype_of_variants(heads.head_dim) {
+        DType::Bf16 => check_problem(&Problem::<bf16>::new(view, heads, params, seed), cut, seed),
+        _ => check_problem(&Problem::<f16>::new(view, heads, params, seed), cut, seed),
+    }
+}
+
+fn check_problem<T: KvElement>(
+    problem: &Problem<T>,
     (grouping, shares): (Grouping, u32),
     seed: u64,
 ) {
-    let problem = Problem::<T>::new(view, heads, params, seed);
+    let heads = problem.inputs.heads;
     let mut config = PlanConfig::new(grouping, heads.group_size(), heads.head_dim, shares);
     config.max_rows = max_rows(heads.head_dim);
     let plan = Planner::new(config).unwrap().plan(&problem.view).unwrap();
@@ -42,8 +48,8 @@ fn a_prefix_of_many_queries_is_scored_by_the_definition_in_every_head_dimension(
         }
     }
     cases.into_par_iter().for_each(|(seed, dim, queries, group)| {
-        let (view, params) = (views::star(200, queries, 3), AttentionParams::new(dim));
-        check::<f16>(view, heads(group, 1, dim), params, (Grouping::Flatten, 3), seed);
+        let view = views::star(200, queries, 3);
+        check(view, heads(group, 1, dim), (Grouping::Flatten, 3), seed);
     });
 }
 
@@ -53,7 +59,6 @@ fn random_forests_are_scored_by_the_definition_under_every_grouping() {
     let cases = (0..).zip(shapes).flat_map(|(seed, shape)| GROUPINGS.map(|by| (seed, shape, by)));
     let cases: Vec<(u64, HeadShape, Grouping)> = cases.collect();
     cases.into_par_iter().for_each(|(seed, shape, grouping)| {
-        let params = AttentionParams::new(shape.head_dim);
-        check::<bf16>(views::random(seed, 16), shape, params, (grouping, 1 + seed as u32), seed);
+        check(views::random(seed, 16), shape, (grouping, 1 + seed as u32), seed);
     });
 }

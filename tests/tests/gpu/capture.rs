@@ -1,6 +1,6 @@
 //! Steps of a cache captured as CUDA graphs on a GPU: loops of prompts, chunks, drafts, decoding, forks and pruning by one
 //! graph, rows on a stream of the caller's, every step against f64. The same loop runs on the fake driver in CI
-//! (`host/tests/captured_steps.rs`). Half of them have pages whose memory comes as they are taken.
+//! (`host/tests/fake_gpu/captured_steps.rs`). Half of them have pages whose memory comes as they are taken.
 //!
 //! Without a GPU it says so and passes. `DEFT_STEPS` sets the steps of the loop at head dimension 128, 300 if it is not
 //! set; the others have a third of them.

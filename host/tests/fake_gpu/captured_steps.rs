@@ -1,19 +1,16 @@
 //! Steps of a cache on the fake GPU, called and captured, each against f64: growth, new plans, prompts, drafts and
 //! decoding in one loop, and what a step costs in calls of the driver.
-#![cfg(feature = "cuda")]
 
-mod fake_gpu;
-
+use crate::world::ones;
 use deft::attention::Reduce;
 use deft::retain::Observe;
 use deft::{CacheError, Kv, PlanUpdate, RotaryTable, Step, StepGraph, StepOptions, StepRun, bf16};
-use fake_gpu::world::ones;
 
 #[test]
 fn one_graph_serves_a_loop_of_prompts_drafts_and_decoding() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     for rotated in [false, true] {
-        let mut world = fake_gpu::world(7);
+        let mut world = crate::world(7);
         world.table = rotated.then(|| RotaryTable::new(64, 2000, 10_000.0).unwrap());
         let runs = world.mixed_loop(90, &format!("rotated {rotated}"));
         let count = |kind| runs.iter().filter(|&&run| run == kind).count();
@@ -28,7 +25,7 @@ fn one_graph_serves_a_loop_of_prompts_drafts_and_decoding() {
 
 #[test]
 fn heads_without_kernels_come_in_padded_and_go_out_cut_whether_called_or_captured() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     for (dim, rotated) in [(80, true), (96, false), (112, true), (192, true)] {
         let mut world = fake_gpu::world_of_heads(dim, 11);
         world.table = rotated.then(|| RotaryTable::new(dim, 2000, 10_000.0).unwrap());
@@ -42,7 +39,7 @@ fn heads_without_kernels_come_in_padded_and_go_out_cut_whether_called_or_capture
 
 #[test]
 fn heads_with_kernels_take_no_launch_more_and_others_three_a_layer() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     let launches = |dim| {
         let mut world = fake_gpu::world_of_heads(dim, 5);
         let root = world.root();
@@ -60,8 +57,8 @@ fn heads_with_kernels_take_no_launch_more_and_others_three_a_layer() {
 
 #[test]
 fn one_graph_of_eight_rows_serves_steps_of_three_to_eight_tokens() {
-    let _fake = fake_gpu::load();
-    let mut world = fake_gpu::world(9);
+    let _fake = crate::load();
+    let mut world = crate::world(9);
     let root = world.root();
     let prompt = world.cache.batch(&[(root, 70)]).unwrap();
     world.step(&mut StepGraph::new(), &prompt, "prompt");
@@ -93,9 +90,9 @@ fn one_graph_of_eight_rows_serves_steps_of_three_to_eight_tokens() {
 
 #[test]
 fn a_graph_leaves_the_scores_that_calls_leave() {
-    let _fake = fake_gpu::load();
+    let _fake = crate::load();
     let [mut captured, mut called] = [11, 11].map(|seed| {
-        let mut world = fake_gpu::world(seed);
+        let mut world = crate::world(seed);
         world.observe = Some(Observe { reduce: Reduce::Max, window: 1 });
         let root = world.root();
         let prompt = world.cache.batch(&[(root, 130)]).unwrap();
@@ -125,8 +122,8 @@ fn a_graph_leaves_the_scores_that_calls_leave() {
 
 #[test]
 fn two_batches_take_turns_with_graphs_of_their_own() {
-    let _fake = fake_gpu::load();
-    let mut world = fake_gpu::world(3);
+    let _fake = crate::load();
+    let mut world = crate::world(3);
     let roots = [world.root(), world.root()];
     let mut batches = roots.map(|root| world.cache.batch(&[(root, 1)]).unwrap());
     let mut graphs = [StepGraph::new(), StepGraph::new()];
@@ -139,7 +136,7 @@ fn two_batches_take_turns_with_graphs_of_their_own() {
             assert_eq!(run == StepRun::Replayed, step > 1, "step {step}");
         }
     }
-    let mut other = fake_gpu::world(4);
+    let mut other = crate::world(4);
     let root = other.root();
     let batch = other.cache.batch(&[(root, 1)]).unwrap();
     let refused = other.capture(&mut graphs[0], &batch).unwrap_err();
@@ -161,8 +158,8 @@ const COUNTED: [&str; 9] = [
 
 #[test]
 fn a_step_that_only_grows_waits_for_nothing_and_allocates_nothing() {
-    let fake = fake_gpu::load();
-    let mut world = fake_gpu::world(11);
+    let fake = crate::load();
+    let mut world = crate::world(11);
     world.table = Some(RotaryTable::new(64, 400, 10_000.0).unwrap());
     let root = world.root();
     let leaves = world.fork(root, 5);

@@ -1,13 +1,10 @@
 //! Every call of the driver that an operation of a cache makes is made to fail: an error changes nothing, the same
 //! operation then works, and attention agrees with f64.
-#![cfg(feature = "cuda")]
 
-mod fake_gpu;
-
+use crate::driver::Fake;
+use crate::world::{Inputs, LAYERS, World, ones};
 use deft::cache::{PagedOrder, PagedTable};
 use deft::{Batch, CacheError, NodeKey, RotaryTable, StepGraph};
-use fake_gpu::driver::Fake;
-use fake_gpu::world::{Inputs, LAYERS, World, ones};
 
 type Operation = dyn FnMut(&mut World) -> Result<(), CacheError>;
 
@@ -25,7 +22,7 @@ struct Ready {
 
 /// A prompt of five tokens with three leaves of as many tokens.
 fn grown(rotated: bool, tokens: u32) -> (World, Vec<NodeKey>) {
-    let mut world = fake_gpu::world(5);
+    let mut world = crate::world(5);
     world.table = rotated.then(|| RotaryTable::new(64, 300, 10_000.0).unwrap());
     let root = world.root();
     let prompt = world.cache.batch(&[(root, 5)]).unwrap();
@@ -161,7 +158,7 @@ fn fail_each_call(fake: &Fake, name: &str, make: impl Fn() -> Ready) {
 
 #[test]
 fn a_step_that_fails_anywhere_changes_nothing() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     for rotated in [false, true] {
         fail_each_call(&fake, "a called step", || step(rotated, false, 1));
         fail_each_call(&fake, "a first step", || step(rotated, true, 0));
@@ -172,7 +169,7 @@ fn a_step_that_fails_anywhere_changes_nothing() {
 
 #[test]
 fn a_replayed_step_into_a_new_page_that_fails_anywhere_changes_nothing() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     fail_each_call(&fake, "a page more", || {
         let (mut world, leaves) = grown(true, 61);
         let mut batch = world.cache.batch(&ones(&leaves)).unwrap();
@@ -191,14 +188,14 @@ fn a_replayed_step_into_a_new_page_that_fails_anywhere_changes_nothing() {
 
 #[test]
 fn a_draft_or_a_chain_whose_tokens_cannot_be_moved_stays() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     fail_each_call(&fake, "accept", accept);
     fail_each_call(&fake, "merge_chain", merge);
 }
 
 #[test]
 fn an_import_or_an_export_that_fails_anywhere_can_be_repeated() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     fail_each_call(&fake, "import", import);
     fail_each_call(&fake, "export", export);
 }

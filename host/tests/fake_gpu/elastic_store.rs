@@ -1,11 +1,8 @@
 //! A cache whose memory comes and goes, on the fake GPU: what it computes, what memory it has, and what happens when
 //! the driver refuses. Pages without memory read as NaN.
-#![cfg(feature = "cuda")]
 
-mod fake_gpu;
-
+use crate::world::{World, ones};
 use deft::{CacheError, NodeKey, RotaryTable, StepRun};
-use fake_gpu::world::{World, ones};
 
 /// Bytes of an extent: 16 pages.
 const EXTENT: u64 = 1 << 20;
@@ -23,8 +20,8 @@ fn grow(world: &mut World, leaf: NodeKey, tokens: u32) {
 
 #[test]
 fn one_graph_serves_a_loop_whose_pages_get_memory_as_they_are_taken() {
-    let fake = fake_gpu::load();
-    let mut world = fake_gpu::elastic_world(7);
+    let fake = crate::load();
+    let mut world = crate::elastic_world(7);
     world.table = Some(RotaryTable::new(64, 2000, 10_000.0).unwrap());
     let runs = world.mixed_loop(90, "elastic");
     let captured = runs.iter().filter(|&&run| run == StepRun::Captured).count();
@@ -37,8 +34,8 @@ fn one_graph_serves_a_loop_whose_pages_get_memory_as_they_are_taken() {
 
 #[test]
 fn memory_follows_the_pages_that_are_held() {
-    let fake = fake_gpu::load();
-    let mut world = fake_gpu::elastic_world(3);
+    let fake = crate::load();
+    let mut world = crate::elastic_world(3);
     assert_eq!(world.cache.store_bytes().held, 0);
     let roots = [world.root(), world.root(), world.root()];
     for (count, &root) in (1..).zip(&roots) {
@@ -61,8 +58,8 @@ fn memory_follows_the_pages_that_are_held() {
 
 #[test]
 fn memory_goes_back_only_after_what_reads_it() {
-    let fake = fake_gpu::load();
-    let mut world = fake_gpu::elastic_world(4);
+    let fake = crate::load();
+    let mut world = crate::elastic_world(4);
     let roots = [world.root(), world.root(), world.root()];
     for &root in &roots {
         grow(&mut world, root, 1000);
@@ -83,8 +80,8 @@ fn memory_goes_back_only_after_what_reads_it() {
 
 #[test]
 fn an_extent_that_was_leaving_is_taken_again_as_it_is() {
-    let fake = fake_gpu::load();
-    let mut world = fake_gpu::elastic_world(5);
+    let fake = crate::load();
+    let mut world = crate::elastic_world(5);
     let roots = [world.root(), world.root(), world.root()];
     for &root in &roots {
         grow(&mut world, root, 1000);
@@ -105,8 +102,8 @@ fn an_extent_that_was_leaving_is_taken_again_as_it_is() {
 
 #[test]
 fn where_the_device_has_no_more_memory_prefixes_go_and_then_it_is_an_error() {
-    let fake = fake_gpu::load();
-    let mut world = fake_gpu::elastic_world(6);
+    let fake = crate::load();
+    let mut world = crate::elastic_world(6);
     fake.limit_memory(3 * EXTENT as usize);
     let ids: Vec<u32> = (0..1000).collect();
     let opened = world.cache.open(&ids, 0).unwrap();
@@ -134,8 +131,8 @@ fn where_the_device_has_no_more_memory_prefixes_go_and_then_it_is_an_error() {
 /// What is to be done under faults, in a world with two prompts of an extent each.
 type Operation = fn(&mut World, [NodeKey; 2]) -> Result<(), CacheError>;
 
-fn operate(fake: &fake_gpu::driver::Fake, operation: Operation, call: u64) -> u64 {
-    let mut world = fake_gpu::elastic_world(8);
+fn operate(fake: &crate::driver::Fake, operation: Operation, call: u64) -> u64 {
+    let mut world = crate::elastic_world(8);
     let roots = [world.root(), world.root()];
     for root in roots {
         grow(&mut world, root, 1000);
@@ -161,7 +158,7 @@ fn operate(fake: &fake_gpu::driver::Fake, operation: Operation, call: u64) -> u6
 }
 
 fn fail_each_call(operation: Operation) {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     // The thread that maps ahead makes some of them now and some later.
     let most = (0..3).map(|_| operate(&fake, operation, 0)).max().unwrap();
     for call in 1..=most + 2 {
@@ -196,8 +193,8 @@ fn pruning_that_fails_to_give_back_memory_is_pruning() {
 
 #[test]
 fn pages_that_move_are_the_same_pages() {
-    let fake = fake_gpu::load();
-    let mut world = fake_gpu::elastic_world(9);
+    let fake = crate::load();
+    let mut world = crate::elastic_world(9);
     let root = world.root();
     grow(&mut world, root, 100);
     let leaves = world.fork(root, 24);

@@ -1,15 +1,12 @@
 //! Prefixes that go to pinned memory and come back on the fake GPU, loaded alone and met by passes, with every call of
 //! the driver failing once.
-#![cfg(feature = "cuda")]
-
-mod fake_gpu;
 
 use std::io::Cursor;
 
+use crate::driver::Fake;
 use deft::cache::{CacheShape, PagedOrder, PagedTable, Store};
 use deft::cuda::CudaDevice;
 use deft::{CacheError, DType, Demoted, Device, Kv, NodeKey, RestoreFrom, TreeCache, bf16};
-use fake_gpu::driver::Fake;
 
 const LAYERS: u32 = 2;
 const KV_HEADS: u32 = 2;
@@ -96,7 +93,7 @@ fn check(cache: &mut TreeCache, leaf: NodeKey, what: &str) {
 
 #[test]
 fn what_was_demoted_is_promoted_bit_by_bit() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     let fixed: fn(u64) -> Store = fixed;
     for (store, head_dim) in [(fixed, 64), (elastic, 64), (fixed, 80), (elastic, 192)] {
         let mut cache = cache_of(store, head_dim);
@@ -121,7 +118,7 @@ fn what_was_demoted_is_promoted_bit_by_bit() {
 
 #[test]
 fn below_a_prefix_that_ends_within_a_page_the_pages_are_cut_otherwise() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     let mut cache = cache(fixed);
     // Two sealed nodes, of 130 and of 570 tokens: pages of the second begin at token 130.
     let first = seal(&mut cache, 130);
@@ -162,7 +159,7 @@ fn meet<'a>(
 
 #[test]
 fn passes_and_loads_meet_with_nothing_missing() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     for store in [fixed, elastic] {
         let mut cache = cache(store);
         let demoted = demoted(&mut cache);
@@ -193,7 +190,7 @@ fn passes_and_loads_meet_with_nothing_missing() {
 
 #[test]
 fn without_room_for_both_sides_what_is_read_waits_on_the_host() {
-    let _fake = fake_gpu::load();
+    let _fake = crate::load();
     let mut cache = cache(fixed);
     let demoted = demoted(&mut cache);
     // 11 pages are wanted, 22 for both; 15 are free.
@@ -235,19 +232,19 @@ fn fail_each_call(
 
 #[test]
 fn loads_that_fail_anywhere_leave_nothing_behind() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     fail_each_call(&fake, |cache, demoted| Ok(cache.promote(demoted, 0)?.node));
 }
 
 #[test]
 fn meetings_that_fail_anywhere_leave_nothing_behind_or_are_computed() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     fail_each_call(&fake, |cache, demoted| Ok(meet(cache, demoted, 0)?.node));
 }
 
 #[test]
 fn a_prefix_whose_pinned_memory_is_refused_stays() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     let (mut call, mut calls) = (1, 1);
     while call <= calls {
         let mut cache = cache(fixed);

@@ -1,7 +1,4 @@
 //! Nodes in KV formats on the fake GPU, against the CPU's: launches, captured steps, exports.
-#![cfg(feature = "cuda")]
-
-mod fake_gpu;
 
 use deft::cache::{CacheShape, PagedOrder, PagedTable};
 use deft::cuda::CudaDevice;
@@ -117,7 +114,7 @@ impl Pair {
 
 #[test]
 fn nodes_are_sealed_read_exported_and_made_native_again() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     let dims = [64, 96, 192];
     for (name, dim) in ["fp8", "fp8-token"].into_iter().flat_map(|name| dims.map(|dim| (name, dim)))
     {
@@ -143,7 +140,7 @@ fn nodes_are_sealed_read_exported_and_made_native_again() {
 
 #[test]
 fn padded_heads_refuse_formats_that_group_dims_by_name_and_stay_native() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     let mut pair = Pair::of(96);
     let [root, _] = pair.nodes[0];
     for name in ["int4-g32", "kivi4"] {
@@ -163,7 +160,7 @@ fn padded_heads_refuse_formats_that_group_dims_by_name_and_stay_native() {
 
 #[test]
 fn a_plan_has_a_launch_for_each_format_and_none_more_for_native_pages() {
-    let fake = fake_gpu::load();
+    let fake = crate::load();
     let mut pair = Pair::new();
     let launches = |pair: &mut Pair| {
         let before = fake.calls_named("cuLaunchKernelEx");
@@ -179,7 +176,7 @@ fn a_plan_has_a_launch_for_each_format_and_none_more_for_native_pages() {
 
 #[test]
 fn a_leaf_grows_behind_sealed_pages_by_patches() {
-    let _fake = fake_gpu::load();
+    let _fake = crate::load();
     let mut pair = Pair::new();
     pair.seal(0, "fp8".parse().unwrap());
     let keys = pair.nodes[3];

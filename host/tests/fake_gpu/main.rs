@@ -1,12 +1,17 @@
 //! A GPU for suites that run everywhere: the fake driver, whose streams run as late as they may, and kernels in plain
 //! arithmetic for caches of bf16. They read what the library put into device memory, as the real ones
 //! do, when their turn comes.
+#![cfg(feature = "cuda")]
 
 mod attention;
+mod cache_faults;
+mod captured_steps;
+mod demoted_prefixes;
 #[path = "../../../cuda-loader/tests/fake/mod.rs"]
-pub(crate) mod driver;
-#[allow(dead_code, reason = "not every suite uses all of it")]
-pub(crate) mod world;
+mod driver;
+mod elastic_store;
+mod sealed_pages;
+mod world;
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
@@ -34,15 +39,13 @@ fn head_dim() -> u32 {
 }
 
 /// A world on the fake GPU.
-#[allow(dead_code, reason = "not every suite uses it")]
-pub(crate) fn world(seed: u64) -> World {
+fn world(seed: u64) -> World {
     let device = CudaDevice::new(0).unwrap();
     World::new(&device, DIM as usize, Some(3), seed)
 }
 
 /// The same whose pages get memory as they are taken, a MiB at a time.
-#[allow(dead_code, reason = "not every suite uses it")]
-pub(crate) fn elastic_world(seed: u64) -> World {
+fn elastic_world(seed: u64) -> World {
     let device = CudaDevice::new(0).unwrap();
     let store = |reserve| Store::Elastic { reserve, initial: 0 };
     World::of_store(&device, DIM as usize, Some(3), seed, store)
@@ -55,7 +58,7 @@ pub(crate) fn world_of_heads(dim: u32, seed: u64) -> World {
 }
 
 /// The fake driver with these kernels.
-pub(crate) fn load() -> Fake {
+fn load() -> Fake {
     let fake = Fake::load(Path::new(env!("CARGO_TARGET_TMPDIR")));
     // SAFETY: the kernels take whatever the driver has.
     unsafe { (fake.kernels)(kernels) };
