@@ -27,7 +27,7 @@ fn one_graph_serves_a_loop_of_prompts_drafts_and_decoding() {
 fn heads_without_kernels_come_in_padded_and_go_out_cut_whether_called_or_captured() {
     let fake = crate::load();
     for (dim, rotated) in [(80, true), (96, false), (112, true), (192, true)] {
-        let mut world = fake_gpu::world_of_heads(dim, 11);
+        let mut world = crate::world_of_heads(dim, 11);
         world.table = rotated.then(|| RotaryTable::new(dim, 2000, 10_000.0).unwrap());
         let runs = world.mixed_loop(24, &format!("heads of {dim}"));
         assert!(runs.contains(&StepRun::Replayed), "{runs:?}");
@@ -41,7 +41,7 @@ fn heads_without_kernels_come_in_padded_and_go_out_cut_whether_called_or_capture
 fn heads_with_kernels_take_no_launch_more_and_others_three_a_layer() {
     let fake = crate::load();
     let launches = |dim| {
-        let mut world = fake_gpu::world_of_heads(dim, 5);
+        let mut world = crate::world_of_heads(dim, 5);
         let root = world.root();
         let batch = world.cache.batch(&[(root, 5)]).unwrap();
         let inputs = world.inputs(&batch);
@@ -52,7 +52,7 @@ fn heads_with_kernels_take_no_launch_more_and_others_three_a_layer() {
         world.check(&batch, &inputs, "launches");
         launches
     };
-    assert_eq!(launches(96), launches(128) + 3 * u64::from(fake_gpu::world::LAYERS));
+    assert_eq!(launches(96), launches(128) + 3 * u64::from(crate::world::LAYERS));
 }
 
 #[test]
