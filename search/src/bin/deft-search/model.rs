@@ -153,6 +153,7 @@ fn on_gpu(
     let spinner = ProgressBar::new_spinner().with_message("reading weights");
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
     let (weights, at, name) = (weights.clone(), ranks.clone(), Arc::new(OnceLock::new()));
+    let retain = retain.clone();
     let told = name.clone();
     let model = ranks.model(move |ranks| {
         let (rank, count) = (ranks.rank(), ranks.ranks());

@@ -4,9 +4,10 @@ use deft::{DType, KvFormat};
 use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
 use deft_engine::{CpuModel, CpuOptions, Weights};
 use deft_tests::gpu::{Gpu, say};
+use deft_tests::oracle::relative_l2;
 
 use super::stages::{Limits, shapes};
-use super::walk::{farthest, walk};
+use super::walk::walk;
 
 #[test]
 fn forked_nodes_in_a_format_answer_on_the_gpu_as_on_the_cpu() {
@@ -41,4 +42,23 @@ fn forked_nodes_in_a_format_answer_on_the_gpu_as_on_the_cpu() {
             assert!(changed > 1e-4, "{what}: nothing was kept in the format");
         }
     }
+}
+
+/// How far answers are from the right ones where they are farthest, relative to a row's length.
+pub(super) fn farthest(
+    got: &[(String, Vec<f32>)],
+    right: &[(String, Vec<f32>)],
+    vocabulary: u32,
+) -> f64 {
+    assert_eq!(got.len(), right.len());
+    let mut largest = 0.0_f64;
+    for ((_, got), (_, right)) in got.iter().zip(right) {
+        assert_eq!(got.len(), right.len());
+        let rows = right.chunks(vocabulary as usize).zip(got.chunks(vocabulary as usize));
+        for (right, got) in rows {
+            let right: Vec<f64> = right.iter().map(|&x| f64::from(x)).collect();
+            largest = largest.max(relative_l2(got, &right));
+        }
+    }
+    largest
 }

@@ -6,8 +6,9 @@ use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
 use deft_engine::{CpuModel, CpuOptions, Retain, Weights};
 use deft_tests::gpu::{Gpu, say};
 
+use super::formats::farthest;
 use super::stages::{Limits, shapes};
-use super::walk::{farthest, walk};
+use super::walk::walk;
 
 #[test]
 fn a_policy_drops_on_the_gpu_what_it_drops_on_the_cpu() {

@@ -2,7 +2,6 @@
 
 use deft::NodeKey;
 use deft_engine::{DraftToken, TreeModel};
-use deft_tests::oracle::relative_l2;
 
 use kernels_gpu::random::word;
 
@@ -76,25 +75,6 @@ pub(crate) fn walk(
     let live = walk.model.forest().pool().live();
     assert_eq!(live, 0, "pages are in use without a tree");
     walk.answers
-}
-
-/// How far answers are from the right ones where they are farthest, relative to a row's length.
-pub(crate) fn farthest(
-    got: &[(String, Vec<f32>)],
-    right: &[(String, Vec<f32>)],
-    vocabulary: u32,
-) -> f64 {
-    assert_eq!(got.len(), right.len());
-    let mut largest = 0.0_f64;
-    for ((_, got), (_, right)) in got.iter().zip(right) {
-        assert_eq!(got.len(), right.len());
-        let rows = right.chunks(vocabulary as usize).zip(got.chunks(vocabulary as usize));
-        for (right, got) in rows {
-            let right: Vec<f64> = right.iter().map(|&x| f64::from(x)).collect();
-            largest = largest.max(relative_l2(got, &right));
-        }
-    }
-    largest
 }
 
 impl Walk<'_> {
