@@ -41,7 +41,7 @@ impl PlanCapacity {
             merge_rows: plan.merge_rows().len(),
             merge_slots: plan.merge_slots().len(),
             partial_slots: plan.partial_slots(),
-            formats: plan.launches().into_iter().map(|pages| pages.format).collect(),
+            formats: plan.launches().iter().map(|pages| pages.format).collect(),
         }
     }
 

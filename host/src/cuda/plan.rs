@@ -10,7 +10,7 @@ use kernels_gpu::abi::{MergeRow, NONE};
 
 use super::{CudaDevice, CudaError, DeviceBuffer, PlanCapacity, Stream};
 use crate::format::KvFormat;
-use crate::plan::{LaunchPages, Plan};
+use crate::plan::Plan;
 
 /// What device memory holds, as the host lays it out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,11 +44,10 @@ impl PlanImage {
         changes: &mut Changes,
     ) {
         let stride = plan.stride();
-        let launches = plan.launches();
         for range in dirty.iter().filter(|range| !range.is_empty()) {
             let share = range.start / stride;
             if plan.has_formats() {
-                self.set_share(capacity, (plan, &launches), share, changes);
+                self.set_share(capacity, plan, share, changes);
                 continue;
             }
             let first = capacity.place_of(KvFormat::Native).unwrap_or(0) * capacity.words_of_one();
@@ -62,9 +61,8 @@ impl PlanImage {
 
     /// Lays `plan` out and adds what changed to `changes`.
     fn set(&mut self, capacity: &PlanCapacity, plan: &Plan, changes: &mut Changes) {
-        let launches = plan.launches();
         for share in 0..capacity.shares {
-            self.set_share(capacity, (plan, &launches), share, changes);
+            self.set_share(capacity, plan, share, changes);
         }
         overwrite(&mut self.masks, 0, plan.masks(), &mut changes.masks);
         let slots = plan.merge_slots();
@@ -83,13 +81,13 @@ impl PlanImage {
     fn set_share(
         &mut self,
         capacity: &PlanCapacity,
-        (plan, launches): (&Plan, &[LaunchPages]),
+        plan: &Plan,
         share: u32,
         changes: &mut Changes,
     ) {
         for (of, &format) in capacity.formats.iter().enumerate() {
             let begin = of * capacity.words_of_one() + (share * capacity.stride_words) as usize;
-            let pages = launches.iter().find(|pages| pages.format == format);
+            let pages = plan.launches().iter().find(|pages| pages.format == format);
             let program = match pages.filter(|_| share < plan.shares()) {
                 // Word 0 of a header is its item count: 0 makes an empty program.
                 None => vec![0; 4],

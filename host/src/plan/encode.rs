@@ -16,6 +16,8 @@ pub(super) struct Encoder {
     shares: Vec<Cursor>,
     /// Query `q` is row `q`: no rows are listed.
     in_order: bool,
+    /// Formats of items, the native one apart.
+    formats: Vec<KvFormat>,
 }
 
 /// Counts, or positions, within one share's program.
@@ -45,6 +47,7 @@ impl Encoder {
         draft: &Draft,
         plan: &mut Plan,
     ) -> Result<(), PlanError> {
+        self.formats.clear();
         self.shares.clear();
         self.shares.resize(draft.share_ns.len(), Cursor::default());
         self.in_order = (0..).zip(&view.query_order).all(|(query, &row)| query == row);
@@ -52,9 +55,13 @@ impl Encoder {
         for item in &draft.items {
             let share = &mut self.shares[item.share as usize];
             share.item += 1;
-            if item_format(view, draft, item) == KvFormat::Native {
-                share.native[0] += 1;
-                share.native[1] += item.segments.end - item.segments.start;
+            match item_format(view, draft, item) {
+                KvFormat::Native => {
+                    share.native[0] += 1;
+                    share.native[1] += item.segments.end - item.segments.start;
+                }
+                format if self.formats.contains(&format) => {}
+                format => self.formats.push(format),
             }
             if !self.in_order {
                 share.page += u64::from(item.queries.end - item.queries.start);
@@ -104,6 +111,9 @@ impl Encoder {
             };
         }
         self.write(view, config, draft, plan);
+        self.formats.sort_unstable_by_key(|format| format.code());
+        plan.formats = !self.formats.is_empty();
+        plan.set_launches(&self.formats);
         plan.live.sort_unstable();
         Ok(())
     }
@@ -134,7 +144,6 @@ impl Encoder {
                 program[at..at + rows.len()].copy_from_slice(rows);
                 cursor.page += rows.len() as u64;
             }
-            plan.formats |= record.format != 0;
             put(program, cursor.item, &record);
             cursor.item += ITEM;
             for segment in &draft.segments[item.segments.start as usize..item.segments.end as usize]

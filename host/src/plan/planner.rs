@@ -101,7 +101,7 @@ impl Planner {
         let pages = tokens.sum::<u64>().div_ceil(u64::from(PAGE_TOKENS));
         self.config.chunk_pages = pages.div_ceil(self.config.shares.into()).max(1) as u32;
         self.plan_into(view, plan)?;
-        plan.scores = true;
+        plan.leave_out_decoded();
         plan.partial_slots = 0;
         plan.merge_rows.clear();
         plan.merge_slots.clear();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernels_gpu::abi::{MergeRow, NONE, ProgramHeader, Segment, WorkItem, words_of};
 
-use super::Grouping;
+use super::{Grouping, LaunchPages};
 use crate::format::KvFormat;
 
 /// What every backend executes: which queries meet which pages where, and how the parts merge.
@@ -36,9 +36,8 @@ pub struct Plan {
     /// Some item's pages are not native.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) formats: bool,
-    /// It is of a score pass.
     #[cfg_attr(feature = "serde", serde(skip))]
-    pub(super) scores: bool,
+    pub(super) launches: Vec<LaunchPages>,
     /// Where runs grow, by length counter.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) live: Vec<LiveTail>,
@@ -149,7 +148,7 @@ impl Plan {
             predicted_ns: 0,
             reuse_pages: 0,
             formats: false,
-            scores: false,
+            launches: vec![LaunchPages::NATIVE],
             live: Vec::new(),
             bounds: Bounds::default(),
             identity: Identity::EMPTY,
@@ -165,7 +164,7 @@ impl Plan {
         self.predicted_ns = 0;
         self.reuse_pages = 0;
         self.formats = false;
-        self.scores = false;
+        self.set_launches(&[]);
         self.words.clear();
         self.masks.clear();
         self.merge_rows.clear();

@@ -15,7 +15,7 @@ pub struct LaunchPages {
 }
 
 impl LaunchPages {
-    const NATIVE: Self = Self { format: KvFormat::Native, native: true };
+    pub(super) const NATIVE: Self = Self { format: KvFormat::Native, native: true };
 
     fn reads(self, code: u32) -> bool {
         code == self.format.code() || self.native && code == KvFormat::Native.code()
@@ -26,26 +26,26 @@ impl Plan {
     /// The launches that a GPU makes of the plan: one for each format that items have, in the order of their codes. Native
     /// pages go with those of one of the others, since launches would follow one another: with compacted nodes if there
     /// are some. Of a plan for scores no launch reads pages that are decoded.
-    pub fn launches(&self) -> Vec<LaunchPages> {
-        if !self.has_formats() {
-            return vec![LaunchPages::NATIVE];
-        }
-        let shares = (0..self.shares()).map(|share| self.share(share));
-        let mut codes: Vec<u32> =
-            shares.flat_map(|share| share.items().map(|item| item.record.format)).collect();
-        codes.sort_unstable();
-        codes.dedup();
-        let formats = codes.into_iter().filter_map(KvFormat::from_code).filter(|&format| {
-            format == KvFormat::Compacted || format != KvFormat::Native && !self.scores
-        });
-        let mut launches: Vec<_> =
-            formats.map(|format| LaunchPages { format, native: false }).collect();
+    pub fn launches(&self) -> &[LaunchPages] {
+        &self.launches
+    }
+
+    /// Has a launch for each of `formats`, the native one apart, which are in the order of their codes.
+    pub(super) fn set_launches(&mut self, formats: &[KvFormat]) {
+        let launches = &mut self.launches;
+        launches.clear();
+        launches.extend(formats.iter().map(|&format| LaunchPages { format, native: false }));
         let compacted = launches.iter().position(|pages| pages.format == KvFormat::Compacted);
         match launches.get_mut(compacted.unwrap_or(0)) {
             Some(carrier) => carrier.native = true,
             None => launches.push(LaunchPages::NATIVE),
         }
-        launches
+    }
+
+    /// Makes no launch for pages that are decoded.
+    pub(super) fn leave_out_decoded(&mut self) {
+        let has_compacted = self.launches.iter().any(|pages| pages.format == KvFormat::Compacted);
+        self.set_launches(if has_compacted { &[KvFormat::Compacted] } else { &[] });
     }
 }
 

@@ -215,7 +215,7 @@ impl Call<'_> {
             (Arch::Sm90a, false) => tile::hopper::Tile::<D>::SHARED_BYTES,
             (Arch::Sm90a, true) => tile::hopper::Tile::<D>::COMPACTED_SHARED_BYTES,
         };
-        for pages in plan.launches() {
+        for &pages in plan.launches() {
             let format = pages.format;
             let programs = memory.constant("programs", &super::programs(plan, pages));
             let kernel = format.kernel(self.shape.page());

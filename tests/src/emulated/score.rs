@@ -55,7 +55,7 @@ impl Emulated {
         let directory =
             Directory::new(&mut memory, &self.compacted_rows(call.layer, call.counters));
         let arch = self.arch;
-        for pages in plan.launches() {
+        for &pages in plan.launches() {
             let programs = memory.constant("programs", &super::programs(plan, pages));
             let compacted = pages.format == KvFormat::Compacted;
             assert!(compacted || pages.format == KvFormat::Native, "a plan of attention");
