@@ -18,6 +18,16 @@ fn grow(world: &mut World, leaf: NodeKey, tokens: u32) {
     }
 }
 
+/// A world with three trees of 1,000 tokens.
+fn grown(seed: u64) -> (World, [NodeKey; 3]) {
+    let mut world = crate::elastic_world(seed);
+    let roots = [world.root(), world.root(), world.root()];
+    for &root in &roots {
+        grow(&mut world, root, 1000);
+    }
+    (world, roots)
+}
+
 #[test]
 fn one_graph_serves_a_loop_whose_pages_get_memory_as_they_are_taken() {
     let fake = crate::load();
@@ -59,11 +69,7 @@ fn memory_follows_the_pages_that_are_held() {
 #[test]
 fn memory_goes_back_only_after_what_reads_it() {
     let fake = crate::load();
-    let mut world = crate::elastic_world(4);
-    let roots = [world.root(), world.root(), world.root()];
-    for &root in &roots {
-        grow(&mut world, root, 1000);
-    }
+    let (mut world, roots) = grown(4);
     let batch = world.cache.batch(&ones(&roots)).unwrap();
     let inputs = world.inputs(&batch);
     world.upload(&inputs);
@@ -81,11 +87,7 @@ fn memory_goes_back_only_after_what_reads_it() {
 #[test]
 fn an_extent_that_was_leaving_is_taken_again_as_it_is() {
     let fake = crate::load();
-    let mut world = crate::elastic_world(5);
-    let roots = [world.root(), world.root(), world.root()];
-    for &root in &roots {
-        grow(&mut world, root, 1000);
-    }
+    let (mut world, roots) = grown(5);
     let batch = world.cache.batch(&ones(&roots[..1])).unwrap();
     let inputs = world.inputs(&batch);
     world.upload(&inputs);

@@ -48,8 +48,7 @@ impl Reader<'_> {
         what: &'static str,
         tensors: &[Tensor],
     ) -> Result<DeviceBuffer<f32>, CudaModelError> {
-        let values = self.half.widen(&self.values(tensors)?);
-        Ok(DeviceBuffer::from_slice(self.device, what, &values)?)
+        self.head_values(what, tensors, 1.0)
     }
 
     /// The same of gains of norms of heads. A mean over a padded head is smaller, and so are the gains.
@@ -59,8 +58,17 @@ impl Reader<'_> {
         tensors: &[Tensor],
     ) -> Result<DeviceBuffer<f32>, CudaModelError> {
         let less = (self.half.own as f32 / self.half.padded as f32).sqrt();
+        self.head_values(what, tensors, less)
+    }
+
+    fn head_values(
+        &self,
+        what: &'static str,
+        tensors: &[Tensor],
+        factor: f32,
+    ) -> Result<DeviceBuffer<f32>, CudaModelError> {
         let mut values = self.half.widen(&self.values(tensors)?);
-        values.iter_mut().for_each(|value| *value *= less);
+        values.iter_mut().for_each(|value| *value *= factor);
         Ok(DeviceBuffer::from_slice(self.device, what, &values)?)
     }
 
