@@ -138,4 +138,19 @@ impl<T: KvElement> Runner<'_, T> {
             Self::Cpu(_) => Ok(None),
         }
     }
+
+    /// Median microseconds of attention and of the part before its merge, with the kernels' code in the caches and the
+    /// data not; none on the CPU.
+    pub(crate) fn time_with_warm_code(
+        &self,
+        twin: &Self,
+        repeats: Repeats,
+        what: &str,
+    ) -> Result<Option<[f64; 2]>> {
+        let (Self::Gpu(session), Self::Gpu(twin)) = (self, twin) else {
+            return Ok(None);
+        };
+        let time = |part| session.time_with_warm_code(twin, part, repeats, what);
+        Ok(Some([time(Part::Whole)?.median, time(Part::Partial)?.median]))
+    }
 }

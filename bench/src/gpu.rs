@@ -102,9 +102,28 @@ impl Gpu {
         repeats: Repeats,
         what: &str,
     ) -> Result<Spread> {
+        // SAFETY: the caller's.
+        unsafe { self.time_after(None, graph, repeats, what) }
+    }
+
+    /// The same, with `first` replayed between emptying the L2 and measuring.
+    ///
+    /// # Safety
+    /// The memory that the graphs use is there.
+    pub(crate) unsafe fn time_after(
+        &self,
+        mut first: Option<&mut Graph>,
+        graph: &mut Graph,
+        repeats: Repeats,
+        what: &str,
+    ) -> Result<Spread> {
         let mut samples = Vec::with_capacity(repeats.measured);
         for round in 0..repeats.warmup + repeats.measured {
             self.empty_l2()?;
+            if let Some(first) = &mut first {
+                // SAFETY: the caller vouches for the graph's memory.
+                unsafe { first.launch(&self.stream) }?;
+            }
             self.events.0.record(&self.stream)?;
             // SAFETY: the caller vouches for the graph's memory.
             unsafe { graph.launch(&self.stream) }?;

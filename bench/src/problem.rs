@@ -71,6 +71,7 @@ pub(crate) fn row<T: KvElement>(
         candidates: config.candidates,
         max_rows: config.max_rows,
         partial_us: None,
+        warm_code_us: None,
         median_us: 0.0,
         p20_us: 0.0,
         p80_us: 0.0,

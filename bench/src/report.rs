@@ -30,6 +30,9 @@ pub(crate) struct Row {
     pub(crate) p80_us: f64,
     /// Median without the merge, if that was asked for.
     pub(crate) partial_us: Option<f64>,
+    /// Medians with the kernels' code in the caches, whole and without the merge, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) warm_code_us: Option<[f64; 2]>,
     /// KV of all tokens once.
     pub(crate) bytes_unique: u64,
     /// All that the plan reads, whether DRAM or a cache serves it.
@@ -91,8 +94,14 @@ impl Row {
             Some(us) => format!("; {us:.2} us without the merge"),
             None => String::new(),
         };
+        let warm_code = match self.warm_code_us {
+            Some([whole, part]) => {
+                format!("; code warm: {whole:.2} us, {part:.2} without the merge")
+            }
+            None => String::new(),
+        };
         format!(
-            "{:24} {:10} {:6} {:5} {:8.2} {:7.2}-{:<7.2} {:7.1} {:7.1} {:6.2} {peer} {:8.1e} {:5} {:5} {:5.2}{partial}",
+            "{:24} {:10} {:6} {:5} {:8.2} {:7.2}-{:<7.2} {:7.1} {:7.1} {:6.2} {peer} {:8.1e} {:5} {:5} {:5.2}{partial}{warm_code}",
             self.workload,
             self.plans(),
             self.shares,

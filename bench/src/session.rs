@@ -131,4 +131,19 @@ impl<'g, T: KvElement> Session<'g, T> {
         // SAFETY: all buffers are this session's, which outlives the graph.
         unsafe { self.gpu.time(&mut graph, repeats, what) }
     }
+
+    /// The same right after `twin`, another session's of the same shape, which leaves the kernels' code in the caches
+    /// and nothing of this session's data.
+    pub(crate) fn time_with_warm_code(
+        &self,
+        twin: &Self,
+        part: Part,
+        repeats: Repeats,
+        what: &str,
+    ) -> Result<Spread> {
+        let mut first = self.gpu.capture(|stream| twin.enqueue(part, stream))?;
+        let mut graph = self.gpu.capture(|stream| self.enqueue(part, stream))?;
+        // SAFETY: all buffers are the sessions', which outlive the graphs.
+        unsafe { self.gpu.time_after(Some(&mut first), &mut graph, repeats, what) }
+    }
 }

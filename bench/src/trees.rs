@@ -63,6 +63,10 @@ pub(crate) struct Args {
     /// Time attention without its merge as well.
     #[arg(long)]
     parts: bool,
+    /// Time attention, whole and without its merge, with the kernels' code in the caches as well: right after the
+    /// same attention over a copy of the data.
+    #[arg(long)]
+    warm_code: bool,
     /// A constant of the planner's cost model, to refit it: such as `bytes_per_ns=42` (see `CostModel`).
     #[arg(long, value_name = "NAME=VALUE", value_parser = cost_constant)]
     cost: Vec<(String, f64)>,
@@ -166,6 +170,11 @@ fn run_workload<T: KvElement>(
         row.set_time(time);
         if args.parts {
             row.partial_us = runner.time_partial(repeats, &what)?;
+        }
+        if args.warm_code {
+            let mut twin = device.runner(&problem)?;
+            twin.load(&plan)?;
+            row.warm_code_us = runner.time_with_warm_code(&twin, repeats, &what)?;
         }
         say(&row.line());
         report.rows.push(row);
