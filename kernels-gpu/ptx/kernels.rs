@@ -9,7 +9,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "6dd62dd54728d3f72425a22850992af0b99a314fb774a5e2ec7ae7e364fdae67",
+        sha256: "298730f1483bc7917f96a2d33d90cee166462b0d0667b22f5025754d08398f4e",
         ptx: include_str!("sm_80/attend_coded_d128.ptx"),
     },
     Image {
@@ -19,7 +19,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "0c39581d32e725d062814cab70470c257b71b4b7bec63f1040e96782dbb63106",
+        sha256: "79a17f5c748187735b59944314429765bff4b8b39942cbd74de564735a5b998e",
         ptx: include_str!("sm_80/attend_coded_d256.ptx"),
     },
     Image {
@@ -29,7 +29,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "6a13c0f1e1e1733c7b162f088f2e756a5cbdf6e4bf2860181fe426aafb4c4921",
+        sha256: "217ad4ef17c266f3c6d86fe3df63ba8ad9822dcb5ad95284a1c6d2a06c6fce82",
         ptx: include_str!("sm_80/attend_coded_d64.ptx"),
     },
     Image {
@@ -39,7 +39,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d128", threads: 256, shared_bytes: 100888, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d128", threads: 256, shared_bytes: 100888, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d340894cbcaabb52e795c5d64dada939e01871fc966befd29d2e85b65658a7f8",
+        sha256: "c06db42a5653d4eb3342763dc033b9f1d2f6aa03536a5c4dd4cdaf67940f3237",
         ptx: include_str!("sm_80/attend_compacted_d128.ptx"),
     },
     Image {
@@ -49,7 +49,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d256", threads: 256, shared_bytes: 100876, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d256", threads: 256, shared_bytes: 100876, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "0db173e01c6b8b8e8e50d0e2d15610763b5629e2967d092542c70394077a0410",
+        sha256: "1eab23398f3aef453069036894c44fd95d7f34908f2ec83449007c5717797e98",
         ptx: include_str!("sm_80/attend_compacted_d256.ptx"),
     },
     Image {
@@ -59,7 +59,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d64", threads: 256, shared_bytes: 100912, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d64", threads: 256, shared_bytes: 100912, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "af4757eea74e1a9219f7683652d787aa6c14cd46eebaeca546d77027141fbf71",
+        sha256: "2983d35572ff041948089880b72c9374a250ebfb5db3343dc4e6d0f6ef8378ed",
         ptx: include_str!("sm_80/attend_compacted_d64.ptx"),
     },
     Image {
@@ -69,7 +69,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "dc8f2893ee4d70ffa9ead0695c6ba1dd086ffda0357cf31399bcd9d076373b0f",
+        sha256: "c50e12b14bc18a27be61c39eb9ed5e996037d7575eadb606ae25994b3288a5dc",
         ptx: include_str!("sm_80/attend_d128.ptx"),
     },
     Image {
@@ -79,7 +79,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 256, shared_bytes: 100872, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "4b438776e8b9b631e4238e7729ea1f4233a9665dd54aef3006c9a605dd2b102d",
+        sha256: "d0bba1571391ae992371dd31ce5ace2641a4d7a662c781eca48aa8548de1ed02",
         ptx: include_str!("sm_80/attend_d256.ptx"),
     },
     Image {
@@ -89,7 +89,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "2d7b0dbb599a7b379e9f8aec2a108a13c08cba38bc5601e9278c9d2cfebd21b8",
+        sha256: "fbbb6eb5244b64cbd4bde50b2c0aedfd33ac8ea29024bbca7b7c181e8e4104c3",
         ptx: include_str!("sm_80/attend_d64.ptx"),
     },
     Image {
@@ -99,7 +99,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "274c3fcaedb6becf4d38a52c76880bfc04c434f4c834a3d33ff449ebfa97e2d4",
+        sha256: "096c9e1d2cd2923fad5fea65198163ee181cb93f8e71d14bb2a24d5e7ee58210",
         ptx: include_str!("sm_80/attend_in_place_d128.ptx"),
     },
     Image {
@@ -109,7 +109,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "09fb9d7a50f702f2f74bc76df9893d7d874d49276ece6476ccb101ad96d55db0",
+        sha256: "77be85b9e537e75caac4f808d2df8680553fecd03b2052cf1f0e6bc9ccc6dd28",
         ptx: include_str!("sm_80/attend_in_place_d64.ptx"),
     },
     Image {
@@ -223,7 +223,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d128", threads: 256, shared_bytes: 100992, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d128", threads: 256, shared_bytes: 100992, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "3e4f2677c7fab35a0f3437b74a464bdc16062c31b2e0b595820e3f53d126acbe",
+        sha256: "c2ea0157572d0d9dc189bffea1b038f5eee9eded8e59156b31af6c64c04913c4",
         ptx: include_str!("sm_80/score_d128.ptx"),
     },
     Image {
@@ -233,7 +233,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d256", threads: 256, shared_bytes: 100416, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d256", threads: 256, shared_bytes: 100416, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d6b8dd7de8a7adcfd159c01586bd9bb6006e7de702ebb19879071717beba21b1",
+        sha256: "2e12f1680649351f51b8f3044707c7433ed49b522b855a9b14626cac455e43bc",
         ptx: include_str!("sm_80/score_d256.ptx"),
     },
     Image {
@@ -243,7 +243,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d64", threads: 256, shared_bytes: 84736, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d64", threads: 256, shared_bytes: 84736, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "cefc2e8f9ecb3580250af755c0a352f0fb3026979d0504ed2cc86c105e7cbc64",
+        sha256: "261ba6310ea728473ae269273bcda7a24668e4b966573a382b3d84b4896c3950",
         ptx: include_str!("sm_80/score_d64.ptx"),
     },
     Image {
@@ -253,7 +253,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_boxes_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_boxes_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "64e33b4a591869919d9d66d5e527bd33711ab077808c730db4aa64a0c19c1b97",
+        sha256: "65848d8062ce14455de1d8a33f98af785b09a805abbdb1b85b2524bc5d0f9f7c",
         ptx: include_str!("sm_90a/attend_boxes_d128.ptx"),
     },
     Image {
@@ -263,7 +263,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_boxes_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_boxes_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 128, 128, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "c59ce4e4b10ce2b67f32422321b21cd7adb243f66b0314243b5333d29af55fcf",
+        sha256: "b100181a0c0817cd8822cc08ff7143451965cfc81a65849eb5811cbf662ef5dc",
         ptx: include_str!("sm_90a/attend_boxes_d64.ptx"),
     },
     Image {
@@ -273,7 +273,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d128", threads: 512, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d128", threads: 512, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "891e7b9011d119a8fabfd68f5cff1573973bd8d2caf2caff53995908cebfad5f",
+        sha256: "6558f8e0a89403c0ea1200869449c8135e01a3b53264f3b510221133fe04e133",
         ptx: include_str!("sm_90a/attend_coded_d128.ptx"),
     },
     Image {
@@ -283,7 +283,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "39df0948ae45537356973ca189e431ab4b0c37ca860ff27858856819569cbe94",
+        sha256: "4cf0e060c19293601e5234a3c893ade7357c36058b88ba44a4927fc240e68a39",
         ptx: include_str!("sm_90a/attend_coded_d256.ptx"),
     },
     Image {
@@ -293,7 +293,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_coded_bf16_d64", threads: 512, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_coded_f16_d64", threads: 512, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "0bd3b9e1084d879800b506e1c70422864c35e176dea2ee85936f2c072f5ccc7a",
+        sha256: "375bb3f1e353f354999b5b35e00ef60009315659c2242dc3ddd9c3d415547ba4",
         ptx: include_str!("sm_90a/attend_coded_d64.ptx"),
     },
     Image {
@@ -303,7 +303,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d128", threads: 384, shared_bytes: 232112, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d128", threads: 384, shared_bytes: 232112, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "8d9a8267caf4f28849efd4a3c2f8404e8ab47904cda4613ce77366f20bee8010",
+        sha256: "b4976ad5e30dead35d5f423bcca3d2b012c8ea521dc2bcd84ffd3ae88447b8c1",
         ptx: include_str!("sm_90a/attend_compacted_d128.ptx"),
     },
     Image {
@@ -313,7 +313,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d256", threads: 384, shared_bytes: 232028, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d256", threads: 384, shared_bytes: 232028, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d41b720271c75e01ccabc00b27cc003e16bfac62c82134fa59d6c65ff533b2ad",
+        sha256: "1691ef779ae81e27d8f1da33abadfd9a4dcf74508cfe4e429d8035670b71474e",
         ptx: include_str!("sm_90a/attend_compacted_d256.ptx"),
     },
     Image {
@@ -323,7 +323,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_compacted_bf16_d64", threads: 384, shared_bytes: 232280, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_compacted_f16_d64", threads: 384, shared_bytes: 232280, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "3c7619f5e26993abebcaa404c368bb030a40ade76626e16cf1db31703d07696e",
+        sha256: "c4ca40c87f8bf549a41408d9f22bf38a954852526025ebefcfe4187ad12b067c",
         ptx: include_str!("sm_90a/attend_compacted_d64.ptx"),
     },
     Image {
@@ -333,7 +333,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d128", threads: 384, shared_bytes: 232088, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "18afb17d4b9894bf37278824d0c41e4cc7c914c9639e9024cd1edb6307fecc55",
+        sha256: "dc57c8eb09845e99abfdbcccdc4b48d02fdf0e8e0fa4978df32320aa2d740395",
         ptx: include_str!("sm_90a/attend_d128.ptx"),
     },
     Image {
@@ -343,7 +343,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d256", threads: 384, shared_bytes: 232016, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "86e445a5d098611b5a5c3fd4ff151fa8007d5ff0bd0b5ecb4bde732ff515d858",
+        sha256: "296b35677cee88a9bcdd8e43c5f3768e76e8b059650d3d610b6398cffcd138ef",
         ptx: include_str!("sm_90a/attend_d256.ptx"),
     },
     Image {
@@ -353,7 +353,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_bf16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_f16_d64", threads: 384, shared_bytes: 232232, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "baa33348bcff6db0ae55075613d99dfb0bb3e69b52ae062b378235cdeef905a0",
+        sha256: "dd513edfbbf9493205945b0e3dd4204cb0bc43dd4f1afb52bce1279fdab4d1c6",
         ptx: include_str!("sm_90a/attend_d64.ptx"),
     },
     Image {
@@ -363,7 +363,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d128", threads: 256, shared_bytes: 100880, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "ce6247482a21bace08db0ec69e4b4d1444c6e90f039d1d2718c9e1f1d687d1bc",
+        sha256: "98fd20171cc3773512d8b054d551701c32985b68505259a685e4f987a5b96563",
         ptx: include_str!("sm_90a/attend_in_place_d128.ptx"),
     },
     Image {
@@ -373,7 +373,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "attend_in_place_bf16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "attend_in_place_f16_d64", threads: 256, shared_bytes: 100896, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "d1039bd63739aa8aa22d294dcaa86d1c2c48c9cf85de43abaf027a408c04085a",
+        sha256: "9bc8dfae6da2840afdca592eda83e936af5a958a48435d362923c7d3d4c69409",
         ptx: include_str!("sm_90a/attend_in_place_d64.ptx"),
     },
     Image {
@@ -487,7 +487,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d128", threads: 384, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d128", threads: 384, shared_bytes: 232320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "51f54a8a797a1cf5c0742dd244d3cb01b10e06e46123c8498813b03b52488b2a",
+        sha256: "289896fe015e993204ba88cd52acf6d44d11f2e25b192b8eaa42c0150ab49a7f",
         ptx: include_str!("sm_90a/score_d128.ptx"),
     },
     Image {
@@ -497,7 +497,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d256", threads: 384, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d256", threads: 384, shared_bytes: 231616, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "1b8ce2c64e9d113006516a0f644f1dafa89d297aa9ec0af66684983f759a0aae",
+        sha256: "42e12c992a7be65139ca81176117368fb71008461b551e708727b265b268997e",
         ptx: include_str!("sm_90a/score_d256.ptx"),
     },
     Image {
@@ -507,7 +507,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "score_bf16_d64", threads: 384, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
             Entry { name: "score_f16_d64", threads: 384, shared_bytes: 216320, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "f35aa236cff4da3e309863627768de101b88f7d3920e32e1696bf16137a1a09e",
+        sha256: "83d05d0fbb15c2a4dd67637261cafa74534bdb55d1f2a75967437972219a5d0e",
         ptx: include_str!("sm_90a/score_d64.ptx"),
     },
     Image {

@@ -61,6 +61,17 @@ pub fn global_to_shared(destination: u32, source: *const u8, bytes: u32, mbarrie
     });
 }
 
+/// `cp.async.bulk.prefetch.L2.global`: nothing changes, but the range has to be valid.
+#[track_caller]
+pub fn prefetch_l2(source: *const u8, bytes: u32) {
+    instruction(Location::caller(), |block| {
+        check_aligned("global", source as u64, 16)?;
+        check_aligned("size of a prefetch as an", bytes.into(), 16)?;
+        block.grid.memory.span(source as u64, bytes)?;
+        Ok(())
+    });
+}
+
 /// `cp.async.bulk.global.shared::cta.bulk_group`.
 #[track_caller]
 pub fn shared_to_global(destination: *mut u8, source: u32, bytes: u32) {

@@ -128,6 +128,25 @@ pub unsafe fn copy_global_to_shared<T>(
     }
 }
 
+/// Starts bringing `bytes` at `source` to the L2 cache (PTX ISA, "cp.async.bulk.prefetch.L2").
+///
+/// # Safety
+/// The range is valid, 16-byte aligned, and `bytes` is a multiple of 16.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn prefetch_l2<T>(source: *const T, bytes: Bytes) {
+    bodies! {
+        // SAFETY: the caller's.
+        ptx {
+            unsafe {
+                asm!("cp.async.bulk.prefetch.L2.global [{0}], {1};",
+                    in(reg64) source, in(reg32) bytes.0, options(nostack))
+            }
+        }
+        emulated { crate::emulator::bulk::prefetch_l2(source.cast(), bytes.0) }
+    }
+}
+
 /// [`copy_global_to_shared`] with an L2 policy.
 ///
 /// # Safety

@@ -56,6 +56,14 @@ pub struct PoolPages {
     pub(super) stride: u64,
 }
 
+impl PoolPages {
+    /// K of page `page`, which V follows.
+    #[inline(always)]
+    pub(super) fn at(&self, page: u32) -> *const Row {
+        self.first.wrapping_byte_add((u64::from(page) * self.stride) as usize)
+    }
+}
+
 impl Cache for Pool {
     type Pages = PoolPages;
 

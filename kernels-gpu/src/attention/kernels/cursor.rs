@@ -1,9 +1,13 @@
 //! The way through a program's pages.
 
+use super::format::Format;
 use super::page::PartialPage;
 use super::program::Program;
 use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment};
 use crate::directory::LinkedCell;
+use core::marker::PhantomData;
+use device::warp;
+use device::warp::FULL_MASK;
 
 /// Tells how many tokens segments hold at present.
 pub(super) trait Counts {
@@ -25,6 +29,60 @@ impl Counts for Kept {
     unsafe fn tokens(&mut self, index: u32, _segment: &Segment) -> u32 {
         // SAFETY: the caller's.
         unsafe { self.program.counted_tokens(self.header.items, index) }
+    }
+}
+
+/// The counts of 32 segments at a time, asked for together: growing nodes cost one trip to memory, not one each.
+pub(super) struct Asked<F> {
+    program: Program,
+    header: ProgramHeader,
+    /// Of the lane's segment the node's length; of a program of compacted pages its tokens.
+    asked: u32,
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Asked<F> {
+    /// Asks for the first of them.
+    #[inline(always)]
+    pub(super) unsafe fn new(program: Program, header: ProgramHeader) -> Self {
+        let mut asked = Self { program, header, asked: 0, format: PhantomData };
+        // SAFETY: the caller's.
+        unsafe { asked.ask(0) };
+        asked
+    }
+
+    #[inline(always)]
+    unsafe fn ask(&mut self, first: u32) {
+        let own = first + warp::lane_id();
+        if own < self.header.segments {
+            // SAFETY: a segment of the program's.
+            unsafe {
+                let segment = self.program.segment(self.header.items, own);
+                if F::COMPACTED {
+                    self.asked = self.program.cell_tokens(own, &segment);
+                } else if segment.length_slot != NONE {
+                    self.asked = self.program.length(&segment);
+                }
+            }
+        }
+    }
+}
+
+impl<F: Format> Counts for Asked<F> {
+    #[inline(always)]
+    unsafe fn tokens(&mut self, index: u32, segment: &Segment) -> u32 {
+        // SAFETY: the warp is whole, the segment being the same for all lanes.
+        unsafe {
+            if index > 0 && index.is_multiple_of(32) {
+                self.ask(index);
+            }
+            // A node that has stopped growing is streamed while the others' lengths are on their way.
+            if !F::COMPACTED && segment.length_slot == NONE {
+                return segment.tokens;
+            }
+            let asked = warp::warp_shuffle_idx(FULL_MASK, self.asked, index % 32);
+            if F::COMPACTED { asked } else { segment.tokens_at(asked) }
+        }
     }
 }
 

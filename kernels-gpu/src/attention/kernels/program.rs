@@ -5,7 +5,7 @@ use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment, WorkItem, words_of};
 use crate::attention::tile::{COUNTED_SEGMENTS, PROGRAM_BYTES};
 use device::shared::Shared;
 use device::warp::FULL_MASK;
-use device::{global, warp};
+use device::{global, register, warp};
 
 /// Where the program's words are.
 #[derive(Clone, Copy)]
@@ -107,27 +107,40 @@ impl Program {
         }
     }
 
+    /// Length of the growing node that `segment` is of.
+    #[inline(always)]
+    pub(super) unsafe fn length(&self, segment: &Segment) -> u32 {
+        // SAFETY: the slot is a counter's.
+        unsafe { global::load_u32(self.lengths.add(segment.length_slot as usize)) }
+    }
+
     /// Tokens that `segment` holds at present.
     #[inline(always)]
     pub(super) unsafe fn tokens(&self, segment: &Segment) -> u32 {
-        let length = if segment.length_slot == NONE {
-            0
-        } else {
-            // SAFETY: the slot is a counter's.
-            unsafe { global::load_u32(self.lengths.add(segment.length_slot as usize)) }
-        };
+        // SAFETY: a segment of the program's.
+        let length = if segment.length_slot == NONE { 0 } else { unsafe { self.length(segment) } };
         segment.tokens_at(length)
     }
 
-    /// Consumer: asks for the present token count of the segment that is this thread's to keep. The value is on its
-    /// way when this returns: what comes before [`Program::keep_count`] costs no time of its own.
+    /// Consumer: asks for the present token count of the segment that is this thread's to keep.
     #[inline(always)]
-    pub(super) unsafe fn ask_count(&self, header: &ProgramHeader, thread: u32) -> u32 {
+    pub(super) unsafe fn ask_count(&self, header: &ProgramHeader, thread: u32) -> AskedCount {
         if thread < header.segments && thread < COUNTED_SEGMENTS {
             // SAFETY: a segment of the program's.
-            unsafe { self.tokens(&self.segment(header.items, thread)) }
+            unsafe {
+                let segment = self.segment(header.items, thread);
+                if segment.length_slot == NONE {
+                    AskedCount::known(segment.tokens)
+                } else {
+                    AskedCount {
+                        length: self.length(&segment),
+                        first_token: segment.first_token,
+                        room: segment.page_count * PAGE_TOKENS,
+                    }
+                }
+            }
         } else {
-            0
+            AskedCount::known(0)
         }
     }
 
@@ -155,12 +168,14 @@ impl Program {
 
     /// As [`Program::ask_count`], of [`Program::cell_tokens`].
     #[inline(always)]
-    pub(super) unsafe fn ask_cells(&self, header: &ProgramHeader, thread: u32) -> u32 {
+    pub(super) unsafe fn ask_cells(&self, header: &ProgramHeader, thread: u32) -> AskedCount {
         if thread < header.segments && thread < COUNTED_SEGMENTS {
             // SAFETY: a segment of the program's.
-            unsafe { self.cell_tokens(thread, &self.segment(header.items, thread)) }
+            unsafe {
+                AskedCount::known(self.cell_tokens(thread, &self.segment(header.items, thread)))
+            }
         } else {
-            0
+            AskedCount::known(0)
         }
     }
 
@@ -192,10 +207,10 @@ impl Program {
 
     /// Consumers, together: keeps the counts that [`Program::ask_count`] brought; a barrier has to follow.
     #[inline(always)]
-    pub(super) unsafe fn keep_count(&self, header: &ProgramHeader, thread: u32, tokens: u32) {
+    pub(super) unsafe fn keep_count(&self, header: &ProgramHeader, thread: u32, asked: AskedCount) {
         if thread < header.segments && thread < COUNTED_SEGMENTS {
             // SAFETY: one thread a count.
-            unsafe { self.counts.at(thread).store(tokens) };
+            unsafe { self.counts.at(thread).store(asked.tokens()) };
         }
     }
 
@@ -225,5 +240,32 @@ impl Program {
         // The same for all lanes, which the compiler cannot see.
         // SAFETY: the warp is whole.
         unsafe { warp::warp_shuffle_idx(FULL_MASK, pages, 0) }
+    }
+}
+
+/// Tokens that a segment holds at present, on their way: what is done before [`AskedCount::tokens`] costs no time of its own.
+#[derive(Clone, Copy)]
+pub(super) struct AskedCount {
+    /// The node's length.
+    length: u32,
+    /// Of it the segment's first token.
+    first_token: u32,
+    /// Most tokens that the segment has.
+    room: u32,
+}
+
+impl AskedCount {
+    /// A count that nobody has to wait for.
+    #[inline(always)]
+    pub(super) fn known(tokens: u32) -> Self {
+        Self { length: tokens, first_token: 0, room: u32::MAX }
+    }
+
+    /// The count, as [`Segment::tokens_at`] has it.
+    #[inline(always)]
+    pub(super) fn tokens(&self) -> u32 {
+        // Subtracted from where it was asked for, the length would be waited for there.
+        let rest = register::late(self.length).saturating_sub(self.first_token);
+        if rest < self.room { rest } else { self.room }
     }
 }

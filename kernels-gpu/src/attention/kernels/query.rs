@@ -2,10 +2,10 @@
 
 use super::program::Program;
 use crate::abi::{NONE, WorkItem};
-use crate::attention::tile::CONSUMERS;
-use device::global;
+use crate::attention::tile::{CONSUMERS, max_rows};
 use device::matrix::Row;
 use device::shared::Shared;
+use device::{global, register};
 
 /// Where rows of a work item lie in `[queries, q_heads, head_dim]`.
 #[derive(Clone, Copy)]
@@ -121,6 +121,12 @@ impl Group {
         Self { size, reciprocal: 0x10000_u32.div_ceil(size) }
     }
 
+    /// The same, divided by now and not where it is used first.
+    #[inline(always)]
+    pub(super) fn divided(self) -> Self {
+        Self { size: self.size, reciprocal: register::late(self.reciprocal) }
+    }
+
     /// Query of `row`, relative to the item's first: exact for rows below 256 and sizes up to 256, where
     /// rounding the reciprocal up adds less than `row / 2^16 < 1 / size`.
     #[inline(always)]
@@ -129,8 +135,96 @@ impl Group {
     }
 }
 
-/// Loads rows `0..padded` as core matrices `[row group of 8][dim chunk of 8][8 rows][8 dims]`, zeros past the
-/// item's last row. All consumers take part.
+/// Pieces of the largest tile a thread has: all its loads are in flight together.
+const PIECES: usize = 8;
+
+/// A thread's part of a query tile, on its way: 8 dims of a row a piece.
+#[derive(Clone, Copy)]
+pub(super) struct Asked([[u32; 4]; PIECES]);
+
+/// A thread's first row of a tile.
+#[inline(always)]
+const fn first_row<const D: usize>(thread: u32) -> u32 {
+    thread / D as u32 * 8 + thread % 8
+}
+
+/// From a thread's row to its next: a whole number of row groups.
+const fn row_step<const D: usize>() -> u32 {
+    CONSUMERS / (D as u32 / 8)
+}
+
+/// `$run` with where a thread's dims of row 0 are, and how many elements from there they are of a row: whether rows are listed
+/// is asked here, once.
+macro_rules! by_place {
+    ($q:expr, $map:expr, $thread:expr, |$origin:ident, $place:ident| $run:expr) => {{
+        let (map, dims) = ($map, $q.add(($thread / 8 % (D as u32 / 8)) as usize * 8));
+        if map.listed() {
+            let ($origin, $place) = (dims, |row: u32| map.index(row) * D);
+            $run
+        } else {
+            let $origin = dims.add(map.first() * D);
+            let $place = |row: u32| (map.offset(row) * D as u32) as usize;
+            $run
+        }
+    }};
+}
+
+/// Asks for the rows of a thread's from `first` on, as many as it may have in flight. Whatever comes between this and
+/// [`Asked::keep`] costs no time of its own.
+#[inline(always)]
+unsafe fn ask_from<const D: usize>(
+    map: &RowMap,
+    first: u32,
+    origin: *const u16,
+    place: impl Fn(u32) -> usize,
+) -> Asked {
+    let rows: [u32; PIECES] = core::array::from_fn(|i| first + i as u32 * row_step::<D>());
+    // All places before any piece, for a listed row's place is in memory too; past the last row that row's,
+    // since places asked for under the pieces' conditions would be moved to them, one wait a row.
+    let places = rows.map(|row| place(row.min(map.rows - 1)));
+    let mut pieces = [[0u32; 4]; PIECES];
+    for i in 0..PIECES {
+        if rows[i] < map.rows {
+            // SAFETY: 8 dims of a row of the item's.
+            pieces[i] = unsafe { global::load_v4_u32(origin.add(places[i]).cast()) };
+        }
+    }
+    Asked(pieces)
+}
+
+/// Asks for the item's rows, all of them. All consumers take part.
+#[inline(always)]
+pub(super) unsafe fn ask<const D: usize>(q: *const u16, map: &RowMap, thread: u32) -> Asked {
+    const { assert!(PIECES as u32 * row_step::<D>() >= max_rows(D as u32)) }
+    // SAFETY: rows of the item's, and in them the thread's dims.
+    unsafe {
+        by_place!(q, map, thread, |origin, place| {
+            ask_from::<D>(map, first_row::<D>(thread), origin, place)
+        })
+    }
+}
+
+impl Asked {
+    /// Keeps what [`ask`] asked for as rows `0..padded` of core matrices, `[row group of 8][dim chunk of 8][8 rows][8 dims]`, zeros
+    /// past the item's last row.
+    #[inline(always)]
+    pub(super) unsafe fn keep<const D: usize>(self, tile: Shared<Row>, padded: u32, thread: u32) {
+        // SAFETY: the caller's.
+        unsafe { self.keep_from::<D>(tile.at(thread), padded, first_row::<D>(thread)) };
+    }
+
+    #[inline(always)]
+    unsafe fn keep_from<const D: usize>(self, tile: Shared<Row>, padded: u32, first: u32) {
+        for i in 0..PIECES {
+            if first + i as u32 * row_step::<D>() < padded {
+                // SAFETY: the piece lies within the tile.
+                unsafe { tile.at(i as u32 * CONSUMERS).cast().store(self.0[i]) };
+            }
+        }
+    }
+}
+
+/// Loads rows `0..padded`, as [`Asked::keep`] keeps them. All consumers take part.
 #[inline(always)]
 pub(super) unsafe fn load<const D: usize>(
     q: *const u16,
@@ -139,63 +233,21 @@ pub(super) unsafe fn load<const D: usize>(
     padded: u32,
     thread: u32,
 ) {
-    let chunk = thread / 8 % (D as u32 / 8);
-    // SAFETY: rows of the item's, and in them the thread's dims.
+    // SAFETY: rows of the item's, and in them the thread's dims; pieces lie within the tile.
     unsafe {
-        if map.listed() {
-            load_by::<D>(tile, map, padded, thread, q.add(chunk as usize * 8), |row| {
-                map.index(row) * D
-            });
-        } else {
-            let origin = q.add(map.first() * D + chunk as usize * 8);
-            load_by::<D>(tile, map, padded, thread, origin, |row| {
-                (map.offset(row) * D as u32) as usize
-            });
-        }
+        by_place!(q, map, thread, |origin, place| {
+            let mut row = first_row::<D>(thread);
+            let mut tile = tile.at(thread);
+            while row < padded {
+                ask_from::<D>(map, row, origin, place).keep_from::<D>(tile, padded, row);
+                row += PIECES as u32 * row_step::<D>();
+                tile = tile.at(PIECES as u32 * CONSUMERS);
+            }
+        });
     }
 }
 
-/// [`load`], where `place` says how many elements from `origin` the thread's dims of a row are.
-#[inline(always)]
-unsafe fn load_by<const D: usize>(
-    tile: Shared<Row>,
-    map: &RowMap,
-    padded: u32,
-    thread: u32,
-    origin: *const u16,
-    place: impl Fn(u32) -> usize,
-) {
-    // Rows a thread has of the largest tile: all its loads are in flight together.
-    const BATCH: usize = 8;
-    let chunks = D as u32 / 8;
-    // A piece is 8 dims of a row; from a thread's piece to its next is a whole number of row groups.
-    let row_step = CONSUMERS / chunks;
-    let mut row = thread / (8 * chunks) * 8 + thread % 8;
-    let mut tile = tile.at(thread);
-    while row < padded {
-        let rows: [u32; BATCH] = core::array::from_fn(|i| row + i as u32 * row_step);
-        // All places before any piece, for a listed row's place is in memory too; past the last row that row's,
-        // since places asked for under the pieces' conditions would be moved to them, one wait a row.
-        let places = rows.map(|row| place(row.min(map.rows - 1)));
-        let mut pieces = [[0u32; 4]; BATCH];
-        for i in 0..BATCH {
-            if rows[i] < map.rows {
-                // SAFETY: 8 dims of a row of the item's.
-                pieces[i] = unsafe { global::load_v4_u32(origin.add(places[i]).cast()) };
-            }
-        }
-        for i in 0..BATCH {
-            if rows[i] < padded {
-                // SAFETY: the piece lies within the tile.
-                unsafe { tile.at(i as u32 * CONSUMERS).cast().store(pieces[i]) };
-            }
-        }
-        row += BATCH as u32 * row_step;
-        tile = tile.at(BATCH as u32 * CONSUMERS);
-    }
-}
-
-/// [`load`] of rows `0..16`, by one warp.
+/// Loads rows `0..16` as [`Asked::keep`] keeps them, by one warp.
 ///
 /// # Safety
 /// The warp is whole; the item has at most 16 rows, and nobody else uses the tile.
@@ -206,7 +258,6 @@ pub(super) unsafe fn load_narrow<const D: usize>(
     map: &RowMap,
     lane: u32,
 ) {
-    const PIECES: usize = 8;
     let steps = D as u32 / 32;
     let mut first = 0;
     while first < 16 {

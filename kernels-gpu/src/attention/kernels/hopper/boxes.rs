@@ -2,12 +2,12 @@
 //!
 //! One warp has K, another V. A lane has eight tokens of one of four pages: it looks up their block and copies the box.
 
-use super::Source;
 use super::ring::Ring;
-use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment};
+use super::{Source, after_queries};
+use crate::abi::PAGE_TOKENS;
 use crate::attention::kernels::Attend;
-use crate::attention::kernels::cursor::{Counts, Cursor};
-use crate::attention::kernels::format::{Coded, Format};
+use crate::attention::kernels::cursor::{Asked, Cursor};
+use crate::attention::kernels::format::{Coded, Format, Native};
 use crate::attention::kernels::group_layout::Swizzled;
 use crate::attention::kernels::page::PartialPage;
 use crate::attention::kernels::program::Program;
@@ -62,9 +62,9 @@ impl Source for Boxes {
                 tensor::prefetch(half);
             }
             let header = program.header();
-            let asked = Asked { program, header, lane, tokens: 0 };
-            let mut cursor = Cursor::new(program, header, asked);
+            let mut cursor = Cursor::new(program, header, Asked::new(program, header));
             let mut ring = Ring::<D, S>::new(shared);
+            after_queries::<Self>(&header);
             loop {
                 // Waited for while the ring is full.
                 let batch = self.take(&mut cursor, lane);
@@ -113,7 +113,7 @@ const WHOLE: u32 = 1 << 31;
 impl Boxes {
     /// Looks up the blocks of the next pages.
     #[inline(always)]
-    unsafe fn take(&self, cursor: &mut Cursor<Asked>, lane: u32) -> Batch {
+    unsafe fn take(&self, cursor: &mut Cursor<Asked<Native>>, lane: u32) -> Batch {
         let mut batch = Batch { tokens: 0, place: 0, block: 0 };
         let mut id = 0;
         let mut page = 0;
@@ -154,33 +154,5 @@ impl Batch {
             let bytes = Bytes::new(tokens.div_ceil(8) * Tile::<D>::GROUP_BYTES);
             mbarrier::arrive_expect_tx(ring.full(), bytes);
         }
-    }
-}
-
-/// The counts of 32 segments at a time, asked for together: growing nodes cost one trip to memory, not one each.
-struct Asked {
-    program: Program,
-    header: ProgramHeader,
-    lane: u32,
-    tokens: u32,
-}
-
-impl Counts for Asked {
-    #[inline(always)]
-    unsafe fn tokens(&mut self, index: u32, segment: &Segment) -> u32 {
-        if index.is_multiple_of(32) {
-            let own = index + self.lane;
-            self.tokens = if own < self.header.segments {
-                // SAFETY: a segment of the program's.
-                unsafe { self.program.tokens(&self.program.segment(self.header.items, own)) }
-            } else {
-                0
-            };
-        }
-        if segment.length_slot == NONE {
-            return segment.tokens;
-        }
-        // SAFETY: the warp is whole, the segment being the same for all lanes.
-        unsafe { warp::warp_shuffle_idx(FULL_MASK, self.tokens, index % 32) }
     }
 }

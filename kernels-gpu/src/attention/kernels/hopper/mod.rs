@@ -21,6 +21,7 @@ use super::format::{Coded, Format};
 use super::group_layout::GroupLayout;
 use super::program::Program;
 use super::query;
+use crate::abi::ProgramHeader;
 use crate::attention::tile::{CONSUMER_WARPS, CONSUMERS, PROGRAM_BYTES, hopper::Tile};
 use coded::Slots;
 use device::bulk::{self, Bytes};
@@ -133,8 +134,9 @@ pub unsafe fn attend<
             } else {
                 register::set_max_inc::<232>();
             }
+            let mut block = Block::new(&a, base, thread_index, warp_index, kv_head, coded.biases);
+            block.group = block.group.divided();
             mbarrier::wait_parity(program_barrier::<D>(base), 0);
-            let block = Block::new(&a, base, thread_index, warp_index, kv_head, coded.biases);
             consume::<E, F, C, D, KS, NT, O, S>(&block, program);
         }
     }
@@ -175,6 +177,24 @@ fn program_barrier<const D: usize>(base: Shared<u8>) -> Barrier {
     Barrier::at(base.offset(end).cast())
 }
 
+/// Barrier that consumers come to when they have asked for the first item's queries.
+const QUERIES_ASKED: u32 = 4;
+
+/// Threads that come to it.
+const fn threads_at_queries<C: Source>() -> u32 {
+    CONSUMERS + 32 * C::PRODUCERS
+}
+
+/// Producer warps: waits until the first item's queries are asked for. A ring of pages is microseconds of traffic, and what is
+/// asked for behind it comes after it, while no page can be used without queries.
+#[inline(always)]
+unsafe fn after_queries<C: Source>(header: &ProgramHeader) {
+    if header.items > 0 {
+        // SAFETY: all threads that are counted come here once, if there are items.
+        unsafe { thread::named_barrier_sync::<QUERIES_ASKED>(threads_at_queries::<C>()) };
+    }
+}
+
 /// The consumers' way through the program's work items.
 #[inline(always)]
 unsafe fn consume<
@@ -207,20 +227,16 @@ unsafe fn consume<
             let map = block.row_map(&item, program);
             let narrow = map.rows <= 16;
             let padded = if narrow { 16 } else { map.rows.next_multiple_of(64) };
-            if index > 0 {
+            let queries = query::ask::<D>(block.q, &map, block.thread);
+            if index == 0 {
+                thread::named_barrier_arrive::<QUERIES_ASKED>(threads_at_queries::<C>());
+                program.keep_count(&header, block.thread, tokens);
+            } else {
                 // The last item's epilogue still reads the query tile.
                 thread::named_barrier_sync::<1>(CONSUMERS);
             }
-            query::load::<D>(
-                block.q,
-                block.shared.offset(Tile::<D>::QUERY).cast(),
-                &map,
-                padded,
-                block.thread,
-            );
-            if index == 0 {
-                program.keep_count(&header, block.thread, tokens);
-            }
+            let tile = block.shared.offset(Tile::<D>::QUERY).cast();
+            queries.keep::<D>(tile, padded, block.thread);
             bulk::fence_proxy_async_shared();
             thread::named_barrier_sync::<1>(CONSUMERS);
             let work = Work {

@@ -2,10 +2,11 @@
 
 use super::coded::{FILLERS, Slots};
 use super::ring::Ring;
-use super::{Source, cells};
-use crate::abi::{NONE, PAGE_TOKENS, Segment};
+use super::{Source, after_queries, cells};
+use crate::abi::{NONE, PAGE_TOKENS, ProgramHeader, Segment};
 use crate::attention::kernels::Attend;
 use crate::attention::kernels::cache::{Cache, Pool, PoolPages};
+use crate::attention::kernels::cursor::{Asked, Counts};
 use crate::attention::kernels::format::{Coded, CodedPages, Format};
 use crate::attention::kernels::group_layout::Cores;
 use crate::attention::kernels::page::PartialPage;
@@ -14,7 +15,6 @@ use crate::attention::tile::hopper::Tile;
 use device::bulk::{self, Bytes};
 use device::matrix::Row;
 use device::shared::Shared;
-use device::warp::FULL_MASK;
 use device::{mbarrier, warp};
 
 /// Of a launch without codes nobody looks at the slots; a size has to be there.
@@ -67,7 +67,16 @@ unsafe fn produce<F: Format, const D: usize, const S: u32>(
     let lane = warp::lane_id();
     // SAFETY: the program is the caller's.
     let header = unsafe { program.header() };
-    let mut tokens = 0;
+    // SAFETY: the warp is whole.
+    let mut counts = unsafe { Asked::<F>::new(program, header) };
+    let mut gate = Gate { header, passed: 0 };
+    // SAFETY: the warp is whole.
+    unsafe {
+        if F::CODED || F::COMPACTED {
+            gate.open();
+        }
+        prefetch::<D>(&program, &header, pages.native);
+    }
     let mut index = 0;
     let mut item = 0;
     while item < header.items {
@@ -77,34 +86,13 @@ unsafe fn produce<F: Format, const D: usize, const S: u32>(
         let end = record.segment_begin + record.segment_count;
         let is_native = item < header.native_items();
         while index < end {
-            if index % 32 == 0 {
-                // 32 lengths are asked for at once: growing nodes cost one trip to memory, not one each.
-                tokens = if index + lane < header.segments {
-                    // SAFETY: a segment of the program's.
-                    unsafe {
-                        let segment = program.segment(header.items, index + lane);
-                        if F::COMPACTED {
-                            program.cell_tokens(index + lane, &segment)
-                        } else {
-                            program.tokens(&segment)
-                        }
-                    }
-                } else {
-                    0
-                };
-            }
             // SAFETY: a segment of the program's.
             let segment = unsafe { program.segment(header.items, index) };
-            // A node that has stopped growing is streamed while the others' lengths are on their way.
-            let tokens = if !F::COMPACTED && segment.length_slot == NONE {
-                segment.tokens
-            } else {
-                // SAFETY: the warp is whole, the segment being the same for all lanes.
-                unsafe { warp::warp_shuffle_idx(FULL_MASK, tokens, index % 32) }
-            };
-            if lane == 0 {
-                let whole = segment.mask == NONE && segment.visible == everybody;
-                // SAFETY: one lane streams; the segment is the program's.
+            // SAFETY: the warp is whole; segments are taken in order.
+            let tokens = unsafe { counts.tokens(index, &segment) };
+            let whole = segment.mask == NONE && segment.visible == everybody;
+            if lane == 0 || !(F::CODED || F::COMPACTED) {
+                // SAFETY: one lane copies; the segment is the program's.
                 unsafe {
                     if F::CODED && !is_native {
                         let mut page = 0;
@@ -121,16 +109,8 @@ unsafe fn produce<F: Format, const D: usize, const S: u32>(
                         let places = first..first + tokens / PAGE_TOKENS;
                         cells::stream(&mut ring, program.cells, places, index, whole, pages.cells);
                     } else {
-                        let first = segment.page_word;
-                        stream::<F, D, S>(
-                            &mut ring,
-                            &program,
-                            first,
-                            tokens,
-                            index,
-                            whole,
-                            pages.native,
-                        );
+                        let run = Run { index, first_word: segment.page_word, tokens, whole };
+                        stream::<F, D, S>(&mut ring, &mut gate, &program, run, pages.native);
                     }
                 }
             }
@@ -138,60 +118,139 @@ unsafe fn produce<F: Format, const D: usize, const S: u32>(
         }
         item += 1;
     }
-    if F::CODED && lane == 0 {
-        // SAFETY: one lane sends.
-        unsafe { slots.end() };
+    // SAFETY: the warp is whole; one lane sends.
+    unsafe {
+        if !(F::CODED || F::COMPACTED) {
+            gate.open();
+        }
+        if F::CODED && lane == 0 {
+            slots.end();
+        }
     }
 }
 
-/// Streams one segment of native pages.
+/// What pages pass on their way: all but the first wait for the queries.
+struct Gate {
+    header: ProgramHeader,
+    passed: u32,
+}
+
+impl Gate {
+    /// Lets a page pass; the whole warp comes here.
+    #[inline(always)]
+    unsafe fn pass(&mut self) {
+        if self.passed == 1 {
+            // SAFETY: the caller's.
+            unsafe { self.open() };
+        }
+        self.passed += 1;
+    }
+
+    /// Waits for the queries, unless that was done.
+    #[inline(always)]
+    unsafe fn open(&mut self) {
+        if self.passed < 2 {
+            // SAFETY: the caller's.
+            unsafe { after_queries::<Pool>(&self.header) };
+            self.passed = 2;
+        }
+    }
+}
+
+/// Brings the first page to the L2 cache, as much of it as there was when the plan was made, if it is a growing node's: its copy
+/// has to wait for the length. Others' pages would have left the cache before they are copied.
+#[inline(always)]
+unsafe fn prefetch<const D: usize>(program: &Program, header: &ProgramHeader, pages: PoolPages) {
+    if warp::lane_id() > 0 || header.segments == 0 {
+        return;
+    }
+    // SAFETY: a segment of the program's, and pages of the pool.
+    unsafe {
+        let segment = program.segment(header.items, 0);
+        if segment.length_slot != NONE && segment.tokens > 0 {
+            let page = pages.at(program.word(segment.page_word));
+            let groups = segment.tokens.min(PAGE_TOKENS).div_ceil(8);
+            let bytes = Bytes::new(groups * Tile::<D>::GROUP_BYTES);
+            bulk::prefetch_l2(page, bytes);
+            bulk::prefetch_l2(page.byte_add(Tile::<D>::HALF_BYTES as usize), bytes);
+        }
+    }
+}
+
+/// Native pages of one segment.
+struct Run {
+    /// The segment's number.
+    index: u32,
+    /// Where its page ids begin.
+    first_word: u32,
+    /// Tokens that it holds at present.
+    tokens: u32,
+    /// Every query of its item sees all of them.
+    whole: bool,
+}
+
+/// Streams one segment of native pages: the whole warp where nothing but native pages is, else one lane.
 #[inline(always)]
 unsafe fn stream<F: Format, const D: usize, const S: u32>(
     ring: &mut Ring<D, S>,
+    gate: &mut Gate,
     program: &Program,
-    first_word: u32,
-    tokens: u32,
-    segment: u32,
-    whole: bool,
+    run: Run,
     pages: PoolPages,
 ) {
-    let mut left = tokens;
+    let mut left = run.tokens;
     let mut page = 0;
     while left > 0 {
         let here = if left < PAGE_TOKENS { left } else { PAGE_TOKENS };
-        let whole = whole && here == PAGE_TOKENS;
-        // SAFETY: the page lies in the pool, and a stage is written only when it is empty.
+        // SAFETY: the page lies in the pool; one lane copies.
         unsafe {
-            let offset = program.word(first_word + page) as u64 * pages.stride;
-            let source = pages.first.byte_add(offset as usize);
-            ring.wait_empty();
-            ring.describe(PartialPage {
-                tokens: if whole { 0 } else { here },
-                place: segment | page << 16,
-            });
-            if F::COMPACTED {
-                ring.describe_cell(NONE);
+            if !(F::CODED || F::COMPACTED) {
+                gate.pass();
             }
-            if F::CODED {
-                // Of a page that is decoded there is an arrival a part.
-                for _ in 1..FILLERS {
-                    mbarrier::arrive(ring.full());
-                }
-            }
-            if here > PAGE_TOKENS - 8 {
-                let bytes = Bytes::new(Tile::<D>::PAGE_BYTES);
-                mbarrier::arrive_expect_tx(ring.full(), bytes);
-                bulk::copy_global_to_shared(ring.key(), source, bytes, ring.full());
-            } else {
-                let bytes = Bytes::new(here.div_ceil(8) * Tile::<D>::GROUP_BYTES);
-                let values = source.byte_add(Tile::<D>::HALF_BYTES as usize);
-                mbarrier::arrive_expect_tx(ring.full(), bytes * 2);
-                bulk::copy_global_to_shared(ring.key(), source, bytes, ring.full());
-                bulk::copy_global_to_shared(ring.value(), values, bytes, ring.full());
+            if warp::lane_id() == 0 {
+                let source = pages.at(program.word(run.first_word + page));
+                let tokens = if run.whole && here == PAGE_TOKENS { 0 } else { here };
+                let place = run.index | page << 16;
+                copy::<F, D, S>(ring, source, here, PartialPage { tokens, place });
             }
         }
         ring.advance();
         left -= here;
         page += 1;
+    }
+}
+
+/// Copies the `tokens` of a page at `source` to the ring.
+#[inline(always)]
+unsafe fn copy<F: Format, const D: usize, const S: u32>(
+    ring: &Ring<D, S>,
+    source: *const Row,
+    tokens: u32,
+    page: PartialPage,
+) {
+    // SAFETY: the page is the caller's, and a stage is written only when it is empty.
+    unsafe {
+        ring.wait_empty();
+        ring.describe(page);
+        if F::COMPACTED {
+            ring.describe_cell(NONE);
+        }
+        if F::CODED {
+            // Of a page that is decoded there is an arrival a part.
+            for _ in 1..FILLERS {
+                mbarrier::arrive(ring.full());
+            }
+        }
+        if tokens > PAGE_TOKENS - 8 {
+            let bytes = Bytes::new(Tile::<D>::PAGE_BYTES);
+            mbarrier::arrive_expect_tx(ring.full(), bytes);
+            bulk::copy_global_to_shared(ring.key(), source, bytes, ring.full());
+        } else {
+            let bytes = Bytes::new(tokens.div_ceil(8) * Tile::<D>::GROUP_BYTES);
+            let values = source.byte_add(Tile::<D>::HALF_BYTES as usize);
+            mbarrier::arrive_expect_tx(ring.full(), bytes * 2);
+            bulk::copy_global_to_shared(ring.key(), source, bytes, ring.full());
+            bulk::copy_global_to_shared(ring.value(), values, bytes, ring.full());
+        }
     }
 }
