@@ -51,6 +51,11 @@ impl<M: TreeModel> Soak<M> {
         Self { model, happened: Happened::default(), leaves, numbers: Numbers(seed), logits }
     }
 
+    /// From here on the requests of `seed` again.
+    pub(crate) fn restart(&mut self, seed: u64) {
+        self.numbers = Numbers(seed);
+    }
+
     /// One random operation; afterwards the counts are right.
     pub(crate) fn turn(&mut self) {
         match self.numbers.below(40) {
