@@ -31,6 +31,7 @@ mod scaling;
 mod search;
 mod session;
 mod side_by_side;
+mod speculate;
 mod stats;
 mod tiers;
 mod trace;
@@ -68,6 +69,7 @@ enum Command {
     Peers(side_by_side::Args),
     Engine(engine::Args),
     Search(search::Args),
+    Speculate(speculate::Args),
     Quality(quality::Args),
     Layers(layers::Args),
     Trace(trace::Args),
@@ -209,6 +211,7 @@ fn main() -> ExitCode {
         Command::Peers(args) => side_by_side::run(&args),
         Command::Engine(args) => engine::run(&args),
         Command::Search(args) => search::run(&args),
+        Command::Speculate(args) => speculate::run(&args),
         Command::Quality(args) => quality::run(&args),
         Command::Layers(args) => layers::run(&args),
         Command::Trace(args) => trace::run(&args),

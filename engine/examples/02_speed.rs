@@ -2,60 +2,141 @@
 //!
 //! ```sh
 //! cargo xtask model
-//! cargo run --release -p deft-engine --example 02_speed -- target/models/SmolLM2-135M-Instruct.Q4_1.gguf 1024
+//! cargo run --release -p deft-engine --example 02_speed -- target/models/SmolLM2-135M-Instruct.Q4_1.gguf \
+//!     prompt:512 leaves:1:1024 leaves:32:1024
 //! ```
 //!
-//! Times are the least of several, in milliseconds: as they pass, and of all threads' processors. On a machine that
-//! does other work too, compare those of programs that take turns, and no others.
+//! `prompt:N` runs a prompt of `N` tokens, `leaves:L:N` steps of `L` leaves on one. Instead of these, `-` reads them
+//! from standard input, one a line, so that programs can take turns; the prompt below leaves is kept between such lines.
+//!
+//! A JSON object a line. Times are the least of several, in milliseconds: as they pass, and of all threads' processors.
+//! On a machine that does other work too, compare those of programs that take turns, and no others. Memory is what is
+//! resident now and was at most so far, in MiB. `likeliest` is the token after the prompt, or after the last step of the
+//! first leaf.
 
 use std::error::Error;
+use std::io::BufRead;
 use std::path::Path;
+use std::str::FromStr;
 use std::time::Instant;
 
+use deft::NodeKey;
 use deft_engine::{CpuModel, CpuOptions, Gguf, ModelError, TreeModel};
+use serde_json::json;
 
-const STEPS: usize = 12;
-const PROMPT: usize = 512;
+const STEPS: usize = 4;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let (Some(path), Some(context)) = (args.next(), args.next()) else {
-        return Err("usage: 02_speed MODEL.gguf CONTEXT".into());
+    let (Some(path), cases) = (args.next(), args.collect::<Vec<_>>()) else {
+        return Err("usage: 02_speed MODEL.gguf CASE...".into());
     };
-    let context: usize = context.parse()?;
     let gguf = Gguf::open(Path::new(&path))?;
-    let mut model = CpuModel::load(gguf.weights(), CpuOptions::default(), |_, _| {})?;
-    println!("memory_mib loaded {:.0}", memory_mib("VmRSS:").unwrap_or(f64::NAN));
-
-    let mut logits = Vec::new();
-    let mut prompt = Least::default();
-    for _ in 0..2 {
-        let root = prompt.time(|| model.insert_prompt(&tokens(PROMPT), &mut logits))?;
-        model.prune(root)?;
+    let mut speed = Speed {
+        model: CpuModel::load(gguf.weights(), CpuOptions::default(), |_, _| {})?,
+        held: None,
+        logits: Vec::new(),
+    };
+    speed.print("loaded", &Least::default());
+    if cases == ["-"] {
+        for line in std::io::stdin().lock().lines() {
+            speed.run(&line?)?;
+        }
+        return Ok(());
     }
-    prompt.print(&format!("prompt_{PROMPT}"));
-
-    decode(&mut model, 16, 1)?;
-    for leaves in [8, 32, 64] {
-        decode(&mut model, context, leaves)?;
-    }
-    println!("memory_mib most {:.0}", memory_mib("VmHWM:").unwrap_or(f64::NAN));
-    Ok(())
+    cases.iter().try_for_each(|case| speed.run(case))
 }
 
-/// Steps of `leaves` leaves on a prompt of `context` tokens.
-fn decode(model: &mut CpuModel, context: usize, leaves: usize) -> Result<(), ModelError> {
-    let mut logits = Vec::new();
-    let root = model.insert_prompt(&tokens(context), &mut logits)?;
-    let nodes = model.fork(root, leaves)?;
-    let mut step = Least::default();
-    for at in 0..STEPS {
-        let next: Vec<u32> = tokens(at + leaves).split_off(at);
-        step.time(|| model.step(&nodes, &next, &mut logits))?;
+/// What is timed.
+enum Case {
+    /// A prompt of so many tokens.
+    Prompt(usize),
+    /// So many leaves on a prompt of so many tokens.
+    Leaves(usize, usize),
+}
+
+impl FromStr for Case {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(':');
+        let (name, numbers) =
+            (parts.next(), parts.map(usize::from_str).collect::<Result<Vec<_>, _>>());
+        match (name, numbers.as_deref()) {
+            (Some("prompt"), Ok(&[tokens])) if tokens > 0 => Ok(Self::Prompt(tokens)),
+            (Some("leaves"), Ok(&[leaves, tokens])) if leaves.min(tokens) > 0 => {
+                Ok(Self::Leaves(leaves, tokens))
+            }
+            _ => Err(format!("`{text}` is neither prompt:TOKENS nor leaves:LEAVES:TOKENS")),
+        }
     }
-    step.print(&format!("leaves_{leaves}_on_{context}"));
-    model.prune(root)?;
-    Ok(())
+}
+
+struct Speed {
+    model: CpuModel,
+    /// The prompt that the last leaves were on, and its tokens.
+    held: Option<(usize, NodeKey)>,
+    logits: Vec<f32>,
+}
+
+impl Speed {
+    fn run(&mut self, case: &str) -> Result<(), Box<dyn Error>> {
+        let mut least = Least::default();
+        match case.parse()? {
+            Case::Prompt(count) => {
+                self.drop_held()?;
+                let root =
+                    least.time(|| self.model.insert_prompt(&tokens(count), &mut self.logits))?;
+                self.model.prune(root)?;
+            }
+            Case::Leaves(leaves, context) => {
+                let root = self.hold(context)?;
+                let nodes = self.model.fork(root, leaves)?;
+                for at in 0..STEPS {
+                    let next: Vec<u32> = tokens(at + leaves).split_off(at);
+                    least.time(|| self.model.step(&nodes, &next, &mut self.logits))?;
+                }
+                for node in nodes {
+                    self.model.prune(node)?;
+                }
+            }
+        }
+        self.print(case, &least);
+        Ok(())
+    }
+
+    /// The root of a prompt of `context` tokens.
+    fn hold(&mut self, context: usize) -> Result<NodeKey, ModelError> {
+        match self.held {
+            Some((held, root)) if held == context => Ok(root),
+            _ => {
+                self.drop_held()?;
+                let root = self.model.insert_prompt(&tokens(context), &mut self.logits)?;
+                self.held = Some((context, root));
+                Ok(root)
+            }
+        }
+    }
+
+    fn drop_held(&mut self) -> Result<(), ModelError> {
+        if let Some((_, root)) = self.held.take() {
+            self.model.prune(root)?;
+        }
+        Ok(())
+    }
+
+    fn print(&self, case: &str, least: &Least) {
+        let row = self.logits.chunks(self.model.vocabulary()).next().unwrap_or(&[]);
+        let line = json!({
+            "case": case,
+            "wall_ms": least.0[0],
+            "processor_ms": least.0[1],
+            "resident_mib": memory_mib("VmRSS:"),
+            "most_mib": memory_mib("VmHWM:"),
+            "likeliest": (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])),
+        });
+        println!("{line}");
+    }
 }
 
 /// Tokens that any model has, without meaning.
@@ -81,10 +162,6 @@ impl Least {
             self.0[1] = self.0[1].min(end - begin);
         }
         result
-    }
-
-    fn print(&self, what: &str) {
-        println!("{what} {:.2} {:.2}", self.0[0], self.0[1]);
     }
 }
 

@@ -1,6 +1,6 @@
 //! `deft-bench search`: how often search methods are right on tasks with checkers.
 
-mod model;
+pub(crate) mod model;
 mod report;
 mod task;
 
@@ -173,7 +173,7 @@ fn count(
 #[cfg(test)]
 #[allow(dead_code, reason = "the search tests use all of it")]
 #[path = "../../../search/tests/searches/mock.rs"]
-mod mock;
+pub(crate) mod mock;
 
 #[cfg(test)]
 mod tests {

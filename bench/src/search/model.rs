@@ -11,16 +11,18 @@ use deft_search::TextCodec;
 use crate::device::Device;
 
 /// A model and its tokenizer.
-pub(super) struct Opened {
+pub(crate) struct Opened {
     /// The file's name and what it runs in.
-    pub(super) name: String,
-    model: Box<dyn TreeModel>,
-    tokenizer: Tokenizer,
+    pub(crate) name: String,
+    /// The file's chat template.
+    pub(crate) template: Option<String>,
+    pub(crate) model: Box<dyn TreeModel>,
+    pub(crate) tokenizer: Tokenizer,
 }
 
 impl Opened {
     /// Reads a GGUF file and brings it to `device`.
-    pub(super) fn read(path: &Path, device: &Device, cublas: Option<&Path>) -> Result<Self> {
+    pub(crate) fn read(path: &Path, device: &Device, cublas: Option<&Path>) -> Result<Self> {
         ensure!(
             path.exists(),
             "there is no {}; `cargo xtask model` fetches the default model, --model names another file",
@@ -28,6 +30,7 @@ impl Opened {
         );
         let gguf = Gguf::open(path)?;
         let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
+        let template = gguf.metadata().text("tokenizer.chat_template")?.map(str::to_owned);
         let weights = gguf.weights();
         let (model, precision): (Box<dyn TreeModel>, _) = match device {
             Device::Cpu => (
@@ -44,7 +47,8 @@ impl Opened {
             }
         };
         let file = path.file_name().context("--model is no file")?;
-        Ok(Self { name: format!("{} in {precision}", file.to_string_lossy()), model, tokenizer })
+        let name = format!("{} in {precision}", file.to_string_lossy());
+        Ok(Self { name, template, model, tokenizer })
     }
 
     pub(super) fn parts(&mut self) -> (&mut dyn TreeModel, &dyn TextCodec) {

@@ -5,6 +5,8 @@ pub(crate) mod definition;
 #[allow(dead_code, reason = "other suites use the rest")]
 mod files;
 #[allow(dead_code, reason = "other suites use the rest")]
+pub(crate) mod soak;
+#[allow(dead_code, reason = "other suites use the rest")]
 pub(crate) mod tapped;
 
 use deft_engine::{LayerTensor, LlamaConfig, RopeScaling, Tensor, Weights};
@@ -38,6 +40,7 @@ pub(crate) fn tiny(tied_embeddings: bool) -> LlamaConfig {
 }
 
 /// Tokens from a seed.
+#[allow(dead_code, reason = "the soak draws its own")]
 pub(crate) fn tokens(seed: u32, count: usize) -> Vec<u32> {
     let mut state = seed;
     let next = || {

@@ -13,5 +13,6 @@ mod retained;
 mod rotate;
 mod rows;
 mod select;
+mod soak;
 mod stages;
 mod walk;

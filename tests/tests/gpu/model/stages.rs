@@ -39,8 +39,9 @@ impl Limits {
     }
 }
 
-/// Small shapes: SmolLM2's heads, Llama 3's with a head of its own, and what Qwen3, Qwen2 and SmolLM3 do otherwise.
-pub(crate) fn shapes() -> [(&'static str, LlamaConfig); 6] {
+/// Small shapes: SmolLM2's heads, Llama 3's with a head of its own, what Qwen3, Qwen2 and SmolLM3 do otherwise, and every
+/// head dimension that is padded.
+pub(crate) fn shapes() -> [(&'static str, LlamaConfig); 8] {
     let small = LlamaConfig {
         layers: 3,
         hidden: 576,
@@ -71,6 +72,8 @@ pub(crate) fn shapes() -> [(&'static str, LlamaConfig); 6] {
     };
     let padded = LlamaConfig { head_dim: 96, ..normed.clone() };
     let padded_biased = LlamaConfig { head_dim: 80, ..biased.clone() };
+    let widest = LlamaConfig { head_dim: 192, ..llama.clone() };
+    let padded_most = LlamaConfig { head_dim: 112, ..small.clone() };
     [
         ("9 heads of 64 over 3", small),
         ("8 heads of 128 over 2", llama),
@@ -78,6 +81,8 @@ pub(crate) fn shapes() -> [(&'static str, LlamaConfig); 6] {
         ("9 heads of 64 over 3 with biases, one layer that does not turn", biased),
         ("8 normed heads of 96 over 2", padded),
         ("9 heads of 80 over 3 with biases, one layer that does not turn", padded_biased),
+        ("8 heads of 192 over 2", widest),
+        ("9 heads of 112 over 3", padded_most),
     ]
 }
 
