@@ -17,6 +17,7 @@ mod relocate;
 mod residue;
 mod scratch;
 mod seal;
+mod seen_draft;
 mod split;
 mod take_over;
 mod targets;

@@ -7,6 +7,7 @@ use kernels_gpu::abi::{NONE, PAGE_TOKENS};
 use super::node::{BlockKey, Content, State};
 use super::own_pages::{self, OwnPages};
 use super::scratch::Marks;
+use super::seen_draft::{SeenDraft, page_bits};
 use super::view_grown::GrownRuns;
 use super::{ForestError, NodeKey, ResidueRun, Run, TokenForest, TreeView};
 use crate::format::KvFormat;
@@ -55,20 +56,6 @@ struct SeenBlock {
     grown: Option<u32>,
     /// First of its nodes in [`ViewScratch::drafts`]; they end where the next block's begin.
     begin: u32,
-}
-
-/// A draft node that some query sees, in depth-first order.
-#[derive(Clone, Debug)]
-pub(super) struct SeenDraft {
-    /// Parent's place in [`ViewScratch::drafts`], or [`NONE`].
-    pub(super) parent: u32,
-    /// Its tokens, by position in the block.
-    pub(super) begin: u32,
-    pub(super) end: u32,
-    /// Its queries: one for each of its last tokens.
-    pub(super) queries: Range<u32>,
-    /// The same, of a grown draft in the end with those of the nodes below it.
-    pub(super) below: Range<u32>,
 }
 
 impl TokenForest {
@@ -378,14 +365,6 @@ impl Seen {
     }
 }
 
-impl SeenDraft {
-    /// Where what each of its queries sees of the node ends, by position in the block: one token further each.
-    pub(super) fn ends(&self) -> impl Iterator<Item = u32> {
-        let rows = self.queries.end - self.queries.start;
-        (0..rows).map(move |row| self.end - (rows - 1 - row))
-    }
-}
-
 /// Where the runs of the next grown draft begin.
 fn next_grown(blocks: &[SeenBlock], grown: &GrownRuns) -> usize {
     let next = blocks.iter().find_map(|block| block.grown);
@@ -416,14 +395,4 @@ pub(crate) fn close_query_ranges(runs: &mut [Run]) {
             parent.end = parent.end.max(end);
         }
     }
-}
-
-/// Bits of tokens `begin..end` within the page whose first token is `page_begin`.
-pub(super) fn page_bits(begin: u32, end: u32, page_begin: u32) -> u64 {
-    let begin = begin.clamp(page_begin, page_begin + PAGE_TOKENS) - page_begin;
-    let end = end.clamp(page_begin, page_begin + PAGE_TOKENS) - page_begin;
-    if begin == end {
-        return 0;
-    }
-    (u64::MAX >> (PAGE_TOKENS - (end - begin))) << begin
 }

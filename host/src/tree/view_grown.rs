@@ -9,7 +9,7 @@ use kernels_gpu::abi::{NONE, PAGE_TOKENS};
 
 use super::node::Block;
 use super::own_pages;
-use super::view_build::{SeenDraft, page_bits};
+use super::seen_draft::{SeenDraft, page_bits};
 use super::{Run, TreeView};
 
 /// Queries of a run, if nobody says how many an item has.
