@@ -1,6 +1,6 @@
 //! Drafts that grow, as beam search has them: what a step adds, and the best of all that may follow.
 
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 
 use deft::NodeKey;
 
@@ -56,20 +56,39 @@ impl Grown {
             let tokens = tokens.filter(|&(_, &log_prob)| log_prob > f64::NEG_INFINITY);
             best.extend(tokens.map(|(&token, &log_prob)| BestToken { row, token, log_prob }));
         }
-        let order = |a: &BestToken, b: &BestToken| before(a, b, grown);
-        if k < best.len() {
-            best.select_nth_unstable_by(k, order);
-            best.truncate(k);
-        }
-        best.sort_unstable_by(order);
+        sort(&mut best, grown);
+        best.truncate(k);
         Self { nodes, best, undefined }
     }
 }
 
-/// How continuations are ranked.
-pub(crate) fn before(a: &BestToken, b: &BestToken, grown: &[GrownToken]) -> Ordering {
+/// Sorts continuations as [`Grown::best`] has them.
+pub(crate) fn sort(best: &mut [BestToken], grown: &[GrownToken]) {
     let total = |one: &BestToken| grown[one.row as usize].score + one.log_prob;
-    total(b).total_cmp(&total(a)).then(a.row.cmp(&b.row)).then(a.token.cmp(&b.token))
+    best.sort_by_cached_key(|one| (Reverse(Total(total(one))), one.row, one.token));
+}
+
+/// A number that is ordered as [`f64::total_cmp`] has it.
+struct Total(f64);
+
+impl PartialEq for Total {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Total {}
+
+impl PartialOrd for Total {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Total {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
 }
 
 /// Whether scores are numbers, and something is asked for.

@@ -162,7 +162,7 @@ impl CudaModel {
             log_prob: f64::from(log_prob),
         });
         let mut best: Vec<BestToken> = tokens.collect();
-        best.sort_unstable_by(|a, b| grown::before(a, b, grown));
+        grown::sort(&mut best, grown);
         Ok(Grown { nodes: Vec::new(), best, undefined: undefined.map(|row| row as u32) })
     }
 

@@ -21,7 +21,7 @@ mod store;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kernels_gpu::abi::AppendTarget;
+use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS};
 
 pub use self::batch::Batch;
 pub use self::builder::CacheBuilder;
@@ -205,6 +205,10 @@ impl TreeCache {
     /// [`ForestError::NoDraft`](crate::tree::ForestError::NoDraft), out of pages, and the device's: then the draft is as
     /// it was.
     pub fn gather_draft(&mut self, trunk: NodeKey) -> Result<(), CacheError> {
+        let pages = self.forest.draft_use(trunk)?.tokens.div_ceil(PAGE_TOKENS);
+        if self.forest.pool().ready() < pages {
+            self.provide(pages.into())?;
+        }
         let moves = self.forest.gather_moves(trunk)?;
         self.backend.copy_apart(&moves)?;
         self.forest.gathered(trunk);

@@ -230,17 +230,27 @@ impl Front {
         tree.stepped(growing.len());
     }
 
-    /// Moves the draft's tokens together where many pages hold few.
+    /// Moves the draft's tokens together where many pages hold few, if there is room for that.
     fn gather_if_spread(&self, tree: &mut SearchTree<'_>) -> Result<(), SearchError> {
         let draft = tree.forest_result(tree.model.forest().draft_use(self.trunk))?;
         let packed = draft.tokens.div_ceil(PAGE_TOKENS);
-        if draft.pages > SPREAD * packed + SPARE_PAGES
-            && packed <= tree.model.forest().pool().free()
-        {
-            tree.model.gather_draft(self.trunk)?;
-            tree.stats.moved += u64::from(draft.tokens);
+        let free = tree.model.forest().pool().free();
+        if draft.pages > SPREAD * packed + SPARE_PAGES && packed <= free {
+            self.gather(tree, draft.tokens)?;
         }
         Ok(())
+    }
+
+    /// Moves the draft's tokens together; whether there was memory for that.
+    fn gather(&self, tree: &mut SearchTree<'_>, tokens: u32) -> Result<bool, SearchError> {
+        match tree.model.gather_draft(self.trunk) {
+            Ok(()) => {
+                tree.stats.moved += u64::from(tokens);
+                Ok(true)
+            }
+            Err(error) if is_out_of_pages(&error) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Makes room for some of `growing`, at the cost of the worst; whether there may be enough now.
@@ -252,9 +262,7 @@ impl Front {
         let draft = tree.forest_result(tree.model.forest().draft_use(self.trunk))?;
         let packed = draft.tokens.div_ceil(PAGE_TOKENS);
         let free = tree.model.make_room(packed)?;
-        if packed < draft.pages && packed <= free {
-            tree.model.gather_draft(self.trunk)?;
-            tree.stats.moved += u64::from(draft.tokens);
+        if packed < draft.pages && packed <= free && self.gather(tree, draft.tokens)? {
             return Ok(true);
         }
         loop {
