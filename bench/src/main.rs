@@ -3,6 +3,7 @@
 //! One program with everything in it (kernels as PTX, workloads, the peers' times), so that it can be
 //! carried to a machine that has a GPU and nothing else.
 
+mod beams;
 mod clock;
 mod cpu;
 mod device;
@@ -68,6 +69,7 @@ enum Command {
     Fit(fit::Args),
     Peers(side_by_side::Args),
     Engine(engine::Args),
+    Beams(beams::Args),
     Search(search::Args),
     Speculate(speculate::Args),
     Quality(quality::Args),
@@ -209,6 +211,7 @@ fn main() -> ExitCode {
         Command::Draw(args) => draw::run(&args),
         Command::Fit(args) => fit::run(&args),
         Command::Peers(args) => side_by_side::run(&args),
+        Command::Beams(args) => beams::run(&args),
         Command::Engine(args) => engine::run(&args),
         Command::Search(args) => search::run(&args),
         Command::Speculate(args) => speculate::run(&args),

@@ -138,6 +138,23 @@ impl LlamaConfig {
         }
     }
 
+    /// Qwen3-1.7B's.
+    pub fn qwen3_1_7b() -> Self {
+        Self {
+            layers: 28,
+            hidden: 2048,
+            ffn: 6144,
+            q_heads: 16,
+            tied_embeddings: true,
+            ..Self::qwen3_8b()
+        }
+    }
+
+    /// Qwen3-0.6B's.
+    pub fn qwen3_0_6b() -> Self {
+        Self { hidden: 1024, ffn: 3072, ..Self::qwen3_1_7b() }
+    }
+
     /// CodeLlama-7B's.
     pub fn codellama_7b() -> Self {
         Self {

@@ -7,6 +7,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod gguf;
+pub mod grown;
 mod less;
 mod prompt;
 mod quiet;
@@ -25,6 +26,7 @@ pub use codec::TextCodec;
 pub use config::{Activation, ConfigError, LlamaConfig, RopeScaling, Turn, Variant};
 pub use cpu::{AttentionRows, CpuModel, CpuOptions, LoadError};
 pub use gguf::Gguf;
+pub use grown::{BestToken, Grown, GrownToken};
 /// Random numbers by counter: weights, and the noise of samples that a device draws.
 pub use kernels_gpu::random;
 pub use less::read_less;

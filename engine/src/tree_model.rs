@@ -3,6 +3,7 @@
 use deft::tree::TokenForest;
 use deft::{CacheError, NodeKey, PrefixStats};
 
+use crate::grown::{Grown, GrownToken};
 use crate::ranks::RankError;
 use crate::select::{self, Select, Selected};
 
@@ -139,6 +140,49 @@ pub trait TreeModel {
     /// [`ModelError::Cache`].
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError>;
 
+    /// Whether [`TreeModel::grow_draft`] and what belongs to it work.
+    fn grows_drafts(&self) -> bool {
+        false
+    }
+
+    /// Adds tokens to the draft of `trunk`, which begins with the first of them, and runs these tokens in one pass. Of all
+    /// that may follow the `k` best come back, by score and log-probability together: the beams of the next step are
+    /// among them. What no beam goes on from is taken by [`TreeModel::prune_draft`]; [`TreeModel::accept`] ends the draft.
+    ///
+    /// Tokens should come in the order of their parents, for attention reads the less the more neighbours have in common.
+    ///
+    /// # Errors
+    /// [`ModelError`]; then no token was added.
+    fn grow_draft(
+        &mut self,
+        trunk: NodeKey,
+        grown: &[GrownToken],
+        k: usize,
+    ) -> Result<Grown, ModelError> {
+        let _ = (trunk, grown, k);
+        Err(ModelError::Unsupported { operation: "growing drafts" })
+    }
+
+    /// Takes `leaves`, nodes of drafts that nothing is below, and what nothing is below then, but no trunk; the pages that
+    /// came free.
+    ///
+    /// # Errors
+    /// [`ModelError`]; then nothing was taken.
+    fn prune_draft(&mut self, leaves: &[NodeKey]) -> Result<u32, ModelError> {
+        let _ = leaves;
+        Err(ModelError::Unsupported { operation: "growing drafts" })
+    }
+
+    /// Moves the tokens of the draft of `trunk` together: see
+    /// [`TokenForest::gather_draft`](deft::tree::TokenForest::gather_draft).
+    ///
+    /// # Errors
+    /// [`ModelError`]; then the draft is as it was.
+    fn gather_draft(&mut self, trunk: NodeKey) -> Result<(), ModelError> {
+        let _ = trunk;
+        Err(ModelError::Unsupported { operation: "growing drafts" })
+    }
+
     /// Makes one node of `node` and the only children below it; `node`'s key stays, theirs go. Nothing is
     /// computed: K and V move within the pages that the chain holds.
     ///
@@ -211,6 +255,12 @@ pub enum ModelError {
         value: String,
         /// What it may be.
         expected: String,
+    },
+    /// Something that this model does not do.
+    #[error("this model does not do it: {operation}")]
+    Unsupported {
+        /// What was asked for.
+        operation: &'static str,
     },
     /// Arguments that belong together and differ in length.
     #[error("{leaves} leaves and {tokens} tokens: one token a leaf is needed")]

@@ -138,9 +138,9 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "append_rope_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
             Entry { name: "append_rope_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
             Entry { name: "append_rope_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
-            Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
-            Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
-            Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4, 4] },
+            Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4, 4] },
+            Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4, 4] },
             Entry { name: "pad_rows", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4, 4] },
             Entry { name: "import_pages_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "import_pages_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
@@ -152,7 +152,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "export_pages_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "export_pages_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "5e974a5bd65d4c29735f338c5c7c65aaccb234c50a9d04883bad14b66c27a070",
+        sha256: "b2bfcdde7850883f8bfa710550a7792caa4a6915c7f261d028129ae80987f800",
         ptx: include_str!("sm_80/cache.ptx"),
     },
     Image {
@@ -206,6 +206,10 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "sample_part", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 4, 4, 4, 8, 8, 8] },
             Entry { name: "merge_top_k", threads: 32, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4, 4] },
             Entry { name: "pick_tokens", threads: 1024, shared_bytes: 384, parameters: &[8, 8, 8, 8, 8, 4] },
+            Entry { name: "best_rows", threads: 1024, shared_bytes: 4352, parameters: &[8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "best_count", threads: 256, shared_bytes: 40, parameters: &[8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "best_collect", threads: 256, shared_bytes: 40, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "best_emit", threads: 256, shared_bytes: 40, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4] },
             Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
             Entry { name: "fill_random_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
@@ -213,7 +217,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "11290ffa43f99ee5157d415e9462542ef6f4b1dcb7a6a2c8e10ca91ac224fc74",
+        sha256: "b17c60f5f11c427c50bbba9e9d478270825aec607e1a03ce8d8a03bc989cf271",
         ptx: include_str!("sm_80/model.ptx"),
     },
     Image {
@@ -402,9 +406,9 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "append_rope_f16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
             Entry { name: "append_rope_f16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
             Entry { name: "append_rope_f16_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4] },
-            Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
-            Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
-            Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4] },
+            Entry { name: "copy_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4, 4] },
+            Entry { name: "copy_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4, 4] },
+            Entry { name: "copy_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4, 4, 4, 4] },
             Entry { name: "pad_rows", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4, 4] },
             Entry { name: "import_pages_bf16_d64", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "import_pages_bf16_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
@@ -416,7 +420,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "export_pages_d128", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
             Entry { name: "export_pages_d256", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
         ],
-        sha256: "900b1f4b76ced5d85933a135ff8b4ddb53ff78c28e435a7a8a1c80d36c3ff006",
+        sha256: "4a1c45c81237067bb425e8992870e91279d5dd6833906af8c64d074ba7009164",
         ptx: include_str!("sm_90a/cache.ptx"),
     },
     Image {
@@ -470,6 +474,10 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "sample_part", threads: 1024, shared_bytes: 1024, parameters: &[8, 8, 4, 4, 4, 8, 8, 8] },
             Entry { name: "merge_top_k", threads: 32, shared_bytes: 0, parameters: &[8, 8, 8, 4, 4, 4] },
             Entry { name: "pick_tokens", threads: 1024, shared_bytes: 384, parameters: &[8, 8, 8, 8, 8, 4] },
+            Entry { name: "best_rows", threads: 1024, shared_bytes: 4352, parameters: &[8, 8, 8, 8, 8, 4, 4] },
+            Entry { name: "best_count", threads: 256, shared_bytes: 40, parameters: &[8, 8, 4, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "best_collect", threads: 256, shared_bytes: 40, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4] },
+            Entry { name: "best_emit", threads: 256, shared_bytes: 40, parameters: &[8, 8, 8, 8, 8, 8, 4, 4, 4, 4] },
             Entry { name: "feed_tokens", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 8, 8, 4, 4, 4] },
             Entry { name: "fill_random_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
             Entry { name: "fill_random_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 8, 4] },
@@ -477,7 +485,7 @@ pub const IMAGES: &[Image] = &[
             Entry { name: "silu_mul_bf16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
             Entry { name: "silu_mul_f16", threads: 256, shared_bytes: 0, parameters: &[8, 8, 4, 4] },
         ],
-        sha256: "d9c2e9d05f9e038363eb4261fc6282021572e583ef0a0913580fa8694e65c52b",
+        sha256: "589f1225ff17d42827301df1c92785d72e9c22b841a2c5ee5f780d9a2032f76d",
         ptx: include_str!("sm_90a/model.ptx"),
     },
     Image {
@@ -705,6 +713,60 @@ AttendInPlace {
     shift: u32 = "`u32`",
 } }
 
+arguments! { "Arguments of `best_collect`."
+BestCollect {
+    logits: u64 = "`*const f32`",
+    scores: u64 = "`*const f32`",
+    totals: u64 = "`*mut f32`",
+    keys: u64 = "`*const u64`",
+    state: u64 = "`*mut u32`",
+    candidates: u64 = "`*mut u64`",
+    len: u32 = "`u32`",
+    vocab: u32 = "`u32`",
+    segment_bits: u32 = "`u32`",
+    entry_bits: u32 = "`u32`",
+    digit: u32 = "`u32`",
+    width_before: u32 = "`u32`",
+} }
+
+arguments! { "Arguments of `best_count`."
+BestCount {
+    keys: u64 = "`*const u64`",
+    state: u64 = "`*mut u32`",
+    len: u32 = "`u32`",
+    k: u32 = "`u32`",
+    digit: u32 = "`u32`",
+    first: u32 = "`u32`",
+    shift: u32 = "`u32`",
+    width: u32 = "`u32`",
+    width_before: u32 = "`u32`",
+} }
+
+arguments! { "Arguments of `best_emit`."
+BestEmit {
+    logits: u64 = "`*const f32`",
+    totals: u64 = "`*mut f32`",
+    candidates: u64 = "`*const u64`",
+    state: u64 = "`*mut u32`",
+    entries: u64 = "`*mut u32`",
+    log_probs: u64 = "`*mut f32`",
+    vocab: u32 = "`u32`",
+    entry_bits: u32 = "`u32`",
+    digit: u32 = "`u32`",
+    width_before: u32 = "`u32`",
+} }
+
+arguments! { "Arguments of `best_rows`."
+BestRows {
+    logits: u64 = "`*const f32`",
+    scores: u64 = "`*const f32`",
+    totals: u64 = "`*mut f32`",
+    keys: u64 = "`*mut u64`",
+    state: u64 = "`*mut u32`",
+    vocab: u32 = "`u32`",
+    segment_bits: u32 = "`u32`",
+} }
+
 arguments! { "Arguments of `compact_bf16_d128`, `compact_bf16_d256`, `compact_bf16_d64`, `compact_f16_d128`, `compact_f16_d256`, `compact_f16_d64`."
 Compact {
     pool: u64 = "`*mut u16`",
@@ -719,6 +781,7 @@ Copy {
     pool: u64 = "`*mut u16`",
     moves: u64 = "`*const u32`",
     count: u32 = "`u32`",
+    share: u32 = "`u32`",
     layers: u32 = "`u32`",
     pages: u32 = "`u32`",
     kv_heads: u32 = "`u32`",

@@ -230,10 +230,26 @@ impl<'a> SearchTree<'a> {
     }
 
     pub(super) fn new_branch(&mut self, branch: Branch) -> BranchId {
-        let id = BranchId(self.next_branch);
-        self.next_branch += 1;
+        let id = self.new_id();
         self.branches.insert(id, branch);
         id
+    }
+
+    /// The name of the next branch.
+    pub(super) fn new_id(&mut self) -> BranchId {
+        let id = BranchId(self.next_branch);
+        self.next_branch += 1;
+        id
+    }
+
+    /// Whether anybody is told of events.
+    pub(super) fn is_observed(&self) -> bool {
+        self.observer.is_some()
+    }
+
+    /// Whether the search may hold so many nodes only.
+    pub(super) fn limits_nodes(&self) -> bool {
+        self.limits.nodes != usize::MAX
     }
 
     /// Nodes that the search holds in the model.

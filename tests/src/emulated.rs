@@ -223,7 +223,13 @@ impl Backend for Emulated {
 
     fn copy(&mut self, moves: &[TokenMove]) -> Result<(), BackendError> {
         check_moves(&self.shape, moves)?;
-        instance!(self.copy_d::<D>(moves)).map_err(device_error)
+        let share = (moves.len() as u32).max(1);
+        instance!(self.copy_d::<D>(moves, share)).map_err(device_error)
+    }
+
+    fn copy_apart(&mut self, moves: &[TokenMove]) -> Result<(), BackendError> {
+        check_moves(&self.shape, moves)?;
+        instance!(self.copy_d::<D>(moves, 5)).map_err(device_error)
     }
 
     fn import(

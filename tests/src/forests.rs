@@ -48,6 +48,7 @@ fn grown(rng: &mut SmallRng) -> (TokenForest, Vec<NodeKey>) {
     }
     for leaf in growing {
         match rng.random_range(0..6) {
+            0 if rng.random() => nodes.extend(beams(&mut forest, leaf, rng)),
             0 => nodes.extend(forest.insert_draft(leaf, &draft(rng)).expect(ROOM)),
             1 => {}
             _ => nodes.push(leaf),
@@ -57,6 +58,31 @@ fn grown(rng: &mut SmallRng) -> (TokenForest, Vec<NodeKey>) {
         nodes.extend(forest.roots().take(1));
     }
     (forest, nodes)
+}
+
+/// The newest of a draft that has grown below `trunk`, and some of those above.
+fn beams(forest: &mut TokenForest, trunk: NodeKey, rng: &mut SmallRng) -> Vec<NodeKey> {
+    const ROOM: &str = "there are pages enough";
+    let width = pick(rng, &[2, 7, 33, 150]);
+    let mut beams = vec![trunk];
+    let mut asked = Vec::new();
+    for step in 0..rng.random_range(2..9) {
+        let mut parents: Vec<usize> =
+            (0..width).map(|_| rng.random_range(0..beams.len())).collect();
+        parents.sort_unstable();
+        let lost = (0..beams.len()).filter(|beam| step > 0 && !parents.contains(beam));
+        let lost: Vec<NodeKey> = lost.map(|beam| beams[beam]).collect();
+        forest.prune_draft(&lost).expect("leaves of a draft");
+        if step == 4 {
+            forest.gather_draft(trunk).expect(ROOM);
+        }
+        asked.extend(beams.iter().filter(|_| step > 0 && rng.random_ratio(1, 40)));
+        let parents: Vec<NodeKey> = parents.into_iter().map(|beam| beams[beam]).collect();
+        beams = forest.grow_draft(trunk, &parents).expect(ROOM);
+    }
+    asked.retain(|&node| forest.length(node).is_ok());
+    asked.extend(beams);
+    asked
 }
 
 fn draft(rng: &mut SmallRng) -> Vec<DraftNode> {

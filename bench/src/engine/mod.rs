@@ -21,6 +21,7 @@ use deft_engine::ranks::{Communicator as _, Memory, Shard};
 use deft_tests::watchdog::Watchdog;
 
 use self::report::{HEADER, Row, summary};
+pub(crate) use self::searches::NoText;
 use self::tasks::Task;
 use crate::device::Device;
 use crate::document::Document;

@@ -82,7 +82,7 @@ impl Search {
 }
 
 /// Tokens of random weights have no text.
-struct NoText;
+pub(crate) struct NoText;
 
 impl TextCodec for NoText {
     fn encode(&self, _: &str) -> Result<Vec<u32>, Box<dyn Error + Send + Sync>> {

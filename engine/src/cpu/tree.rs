@@ -5,6 +5,7 @@ use deft::{Batch, CacheError, DraftNode, NodeKey, Opened, PrefixStats};
 
 use super::CpuModel;
 use super::forward::Wanted;
+use crate::grown::{Grown, GrownToken};
 use crate::prompt::{self, SALT};
 use crate::select::{self, Select, Selected};
 use crate::traffic::{path_bytes, plan_bytes};
@@ -108,6 +109,43 @@ impl TreeModel for CpuModel {
 
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
         Ok(self.cache.accept(trunk, path)?)
+    }
+
+    fn grows_drafts(&self) -> bool {
+        true
+    }
+
+    fn grow_draft(
+        &mut self,
+        trunk: NodeKey,
+        grown: &[GrownToken],
+        k: usize,
+    ) -> Result<Grown, ModelError> {
+        let vocabulary = self.vocabulary();
+        crate::grown::check(grown, k)?;
+        let tokens: Vec<u32> = grown.iter().map(|one| one.token).collect();
+        self.check_tokens("grown", &tokens)?;
+        self.begin_step()?;
+        let parents: Vec<NodeKey> = grown.iter().map(|one| one.parent).collect();
+        let nodes = self.cache.grow_draft(trunk, &parents)?;
+        let top = vec![Select::Top { k: k.min(vocabulary) }; nodes.len()];
+        match self.run_draft(&nodes, |model, batch| model.forward_select(&tokens, batch, &top)) {
+            Ok(rows) => Ok(Grown::of(nodes, &rows, grown, k)),
+            Err(error) => {
+                for node in nodes {
+                    self.cache.prune(node)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn prune_draft(&mut self, leaves: &[NodeKey]) -> Result<u32, ModelError> {
+        Ok(self.cache.prune_draft(leaves)?)
+    }
+
+    fn gather_draft(&mut self, trunk: NodeKey) -> Result<(), ModelError> {
+        Ok(self.cache.gather_draft(trunk)?)
     }
 
     fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError> {
@@ -255,10 +293,9 @@ impl CpuModel {
     /// Adds what a pass of `batch` has read.
     fn count(&mut self, batch: &Batch) -> Result<(), CacheError> {
         self.traffic.read += self.bytes_read(batch);
-        for &(leaf, _) in batch.nodes() {
-            let forest = self.cache.forest();
-            self.traffic.per_query += path_bytes(forest, leaf, self.config(), ELEMENT_BYTES)?;
-        }
+        let leaves = batch.nodes().iter().map(|&(leaf, _)| leaf);
+        let forest = self.cache.forest();
+        self.traffic.per_query += path_bytes(forest, leaves, self.config(), ELEMENT_BYTES)?;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use deft::RotaryTable;
 use deft::cuda::{CudaDevice, CudaError, DeviceBuffer, DevicePtr, Stream};
 
+use super::best::Best;
 use super::decode::HISTORY;
 use crate::LlamaConfig;
 use kernels_gpu::random::settings;
@@ -89,6 +90,8 @@ pub(super) struct Buffers {
     pub(super) chosen: DeviceBuffer<u32>,
     /// What is asked of rows besides a ranking; made when it is first needed.
     pub(super) asked: Option<DeviceBuffer<u32>>,
+    /// For choices among all rows; made when one is first needed.
+    pub(super) best: Option<Best>,
     /// `[logit_rows, HISTORY]`.
     pub(super) history: DeviceBuffer<u32>,
     /// `[context, head_dim / 2]` each.
@@ -140,6 +143,7 @@ impl Buffers {
                 2 * of(logit_rows, MAX_RANKED),
             )?,
             asked: None,
+            best: None,
             history: DeviceBuffer::uninitialized(device, "chosen tokens", of(logit_rows, HISTORY))?,
             cos: DeviceBuffer::from_slice(device, "rotary cosines", table.cos())?,
             sin: DeviceBuffer::from_slice(device, "rotary sines", table.sin())?,
@@ -161,6 +165,7 @@ impl Buffers {
         let halves = [&self.normed, &self.qkv, &self.q, &self.attended, &self.gate_up, &self.gated];
         let floats: usize = floats.map(DeviceBuffer::len).iter().sum();
         let halves: usize = halves.map(DeviceBuffer::len).iter().sum();
-        (4 * (words + floats) + 2 * halves) as u64
+        let best = self.best.as_ref().map_or(0, Best::memory_bytes);
+        (4 * (words + floats) + 2 * halves) as u64 + best
     }
 }

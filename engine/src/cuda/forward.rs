@@ -24,6 +24,8 @@ pub(super) enum Tail {
     /// So many of all rows' logits are ranked or drawn by [`Buffers::sampling`]; the first is the token that is fed to the
     /// next pass.
     Choose(u32),
+    /// So many are chosen of all rows' logits together, by [`Buffers::best`].
+    Best(u32),
     /// `k` of all rows' logits are ranked; nothing is fed.
     Ranked {
         k: u32,

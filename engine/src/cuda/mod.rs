@@ -54,6 +54,7 @@
 //! | `probe` | every stage's output, to find the first that is wrong |
 //! | `instrument` | the door to `probe`, to passes between events and to trees that were never computed, for benchmarks and tests |
 
+mod best;
 mod buffers;
 mod cublas;
 mod decode;

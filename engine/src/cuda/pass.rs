@@ -90,9 +90,8 @@ impl CudaModel {
         let Some(batch) = &self.batch else { return Ok(()) };
         let (config, forest) = (self.forward.weights.config(), self.cache.forest());
         self.traffic.read += plan_bytes(batch.plan(), config, ELEMENT_BYTES, forest.lengths());
-        for &(node, _) in batch.nodes() {
-            self.traffic.per_query += path_bytes(forest, node, config, ELEMENT_BYTES)?;
-        }
+        let leaves = batch.nodes().iter().map(|&(node, _)| node);
+        self.traffic.per_query += path_bytes(forest, leaves, config, ELEMENT_BYTES)?;
         Ok(())
     }
 

@@ -4,13 +4,14 @@
 //! rank ranks its own, and what all have found is merged: a few words a row go between ranks instead of a vocabulary.
 
 use super::CudaModelError;
+use super::buffers::{Buffers, Input};
 use super::cublas::Sums;
 use super::decode::HISTORY;
 use super::forward::{Run, Tail, on_gpu};
 use super::launches::Rows;
 use super::ops::{Feed, Sampling};
 use super::probe::{Observer, Stage};
-use super::{buffers::Input, ranks::DeviceRanks};
+use super::ranks::DeviceRanks;
 
 impl Run<'_, '_> {
     /// # Safety
@@ -25,10 +26,12 @@ impl Run<'_, '_> {
         let last = config.layers - 1;
         let (picks, rows) = match tail {
             Tail::LogitsOfOne => (Some(&buffers.pick), Rows { count: 1, ..self.rows }),
-            Tail::Logits | Tail::Choose(_) | Tail::Ranked { .. } => (None, self.rows),
+            Tail::Logits | Tail::Choose(_) | Tail::Best(_) | Tail::Ranked { .. } => {
+                (None, self.rows)
+            }
         };
         let (k, sampling, gathers) = match tail {
-            Tail::Logits | Tail::LogitsOfOne => (0, None, true),
+            Tail::Logits | Tail::LogitsOfOne | Tail::Best(_) => (0, None, true),
             Tail::Choose(k) => (k, Some(self.sampling()), false),
             Tail::Ranked { k, logits } => (k, None, logits),
         };
@@ -49,6 +52,8 @@ impl Run<'_, '_> {
         match tail {
             // SAFETY: as in `enqueue`.
             Tail::Choose(k) => unsafe { self.feed(k) },
+            // SAFETY: as in `enqueue`.
+            Tail::Best(k) => unsafe { rows.best(k) },
             Tail::Logits | Tail::LogitsOfOne | Tail::Ranked { .. } => Ok(()),
         }
     }
@@ -123,6 +128,19 @@ impl Rows<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Chooses `k` of all entries of all rows.
+    ///
+    /// # Safety
+    /// As [`Run::enqueue`]; the logits of all are there, and memory for the choice.
+    unsafe fn best(&self, k: u32) -> Result<(), CudaModelError> {
+        let Buffers { best, logits, .. } = &self.forward.buffers;
+        let best = best.as_ref().expect("it was made before the pass");
+        let vocab = self.forward.weights.part().vocabulary;
+        let choice = best.of_rows(logits, (self.count, vocab), k);
+        // SAFETY: as in `enqueue`.
+        Ok(unsafe { self.forward.ops.best_of_rows(&choice, self.stream) }?)
     }
 
     /// The same of this rank's entries, whose logits lie row after row, and of what the others find.

@@ -12,7 +12,7 @@ use super::model::on_gpu;
 use super::probe::{Nobody, Observer};
 use crate::prompt::{self, SALT};
 use crate::select::{self, Select, Selected};
-use crate::{DraftToken, ModelError, Traffic, TreeModel};
+use crate::{DraftToken, Grown, GrownToken, ModelError, Traffic, TreeModel};
 
 const LOGITS: Pass = Pass::whole(Tail::Logits);
 pub(super) const LOGITS_OF_ONE: Pass = Pass::whole(Tail::LogitsOfOne);
@@ -126,6 +126,27 @@ impl TreeModel for CudaModel {
         Ok(self.cache.accept(trunk, path)?)
     }
 
+    fn grows_drafts(&self) -> bool {
+        true
+    }
+
+    fn grow_draft(
+        &mut self,
+        trunk: NodeKey,
+        grown: &[GrownToken],
+        k: usize,
+    ) -> Result<Grown, ModelError> {
+        self.run_grown(trunk, grown, k)
+    }
+
+    fn prune_draft(&mut self, leaves: &[NodeKey]) -> Result<u32, ModelError> {
+        Ok(self.cache.prune_draft(leaves)?)
+    }
+
+    fn gather_draft(&mut self, trunk: NodeKey) -> Result<(), ModelError> {
+        Ok(self.cache.gather_draft(trunk)?)
+    }
+
     fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError> {
         Ok(self.cache.merge_chain(node)?)
     }
@@ -164,7 +185,7 @@ impl CudaModel {
         Ok(keys)
     }
 
-    fn check_paths(&self, nodes: &[NodeKey]) -> Result<(), ModelError> {
+    pub(super) fn check_paths(&self, nodes: &[NodeKey]) -> Result<(), ModelError> {
         let mut nodes = nodes.iter();
         nodes.try_for_each(|&node| self.check_context(self.tokens_of(node)?))
     }

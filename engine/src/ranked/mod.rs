@@ -14,6 +14,7 @@ use deft::{NodeKey, PrefixStats};
 
 use self::history::History;
 use self::operation::Operation;
+use crate::grown::{Grown, GrownToken};
 use crate::ranks::threads::Threads;
 use crate::ranks::{Communicator, Kind, Memory, RankError};
 use crate::select::{Select, Selected};
@@ -267,6 +268,29 @@ impl<M: TreeModel> TreeModel for Ranked<M> {
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
         let operation = Operation::Accept { trunk, path: path.to_vec() };
         self.everywhere(operation, |model| model.accept(trunk, path))
+    }
+
+    fn grows_drafts(&self) -> bool {
+        self.model.grows_drafts()
+    }
+
+    fn grow_draft(
+        &mut self,
+        trunk: NodeKey,
+        grown: &[GrownToken],
+        k: usize,
+    ) -> Result<Grown, ModelError> {
+        let operation = Operation::Grow { trunk, grown: grown.to_vec(), k };
+        self.everywhere(operation, |model| model.grow_draft(trunk, grown, k))
+    }
+
+    fn prune_draft(&mut self, leaves: &[NodeKey]) -> Result<u32, ModelError> {
+        let operation = Operation::PruneDraft { leaves: leaves.to_vec() };
+        self.everywhere(operation, |model| model.prune_draft(leaves))
+    }
+
+    fn gather_draft(&mut self, trunk: NodeKey) -> Result<(), ModelError> {
+        self.everywhere(Operation::GatherDraft { trunk }, |model| model.gather_draft(trunk))
     }
 
     fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError> {

@@ -3,6 +3,7 @@
 use deft::NodeKey;
 use deft::tree::TokenForest;
 
+use crate::grown::GrownToken;
 use crate::select::Select;
 use crate::tree_model::{DraftToken, ModelError, TreeModel};
 
@@ -39,6 +40,17 @@ pub(super) enum Operation {
     Prune {
         node: NodeKey,
     },
+    Grow {
+        trunk: NodeKey,
+        grown: Vec<GrownToken>,
+        k: usize,
+    },
+    PruneDraft {
+        leaves: Vec<NodeKey>,
+    },
+    GatherDraft {
+        trunk: NodeKey,
+    },
     /// There is nothing more to do.
     End,
 }
@@ -70,6 +82,14 @@ impl Operation {
             Self::Accept { trunk, path } => model.accept(own(model, *trunk), &all(model, path)),
             Self::MergeChain { node } => model.merge_chain(own(model, *node)),
             Self::Prune { node } => model.prune(own(model, *node)).map(|_| ()),
+            Self::Grow { trunk, grown, k } => {
+                let token =
+                    |one: &GrownToken| GrownToken { parent: own(model, one.parent), ..*one };
+                let grown: Vec<GrownToken> = grown.iter().map(token).collect();
+                model.grow_draft(own(model, *trunk), &grown, *k).map(|_| ())
+            }
+            Self::PruneDraft { leaves } => model.prune_draft(&all(model, leaves)).map(|_| ()),
+            Self::GatherDraft { trunk } => model.gather_draft(own(model, *trunk)),
             Self::End => Ok(()),
         }
     }
@@ -116,6 +136,22 @@ impl Operation {
                 out.key(*node);
             }
             Self::End => out.all([8]),
+            Self::Grow { trunk, grown, k } => {
+                out.all([9, *k as u64]);
+                out.key(*trunk);
+                out.list(grown, |out, one| {
+                    out.key(one.parent);
+                    out.all([one.token.into(), one.score.to_bits()]);
+                });
+            }
+            Self::PruneDraft { leaves } => {
+                out.all([10]);
+                out.keys(leaves);
+            }
+            Self::GatherDraft { trunk } => {
+                out.all([11]);
+                out.key(*trunk);
+            }
         }
         out.words
     }
@@ -144,6 +180,17 @@ impl Operation {
             6 => Self::MergeChain { node: from.key()? },
             7 => Self::Prune { node: from.key()? },
             8 => Self::End,
+            9 => Self::Grow {
+                k: from.word()? as usize,
+                trunk: from.key()?,
+                grown: from.list(|from| {
+                    let (parent, token) = (from.key()?, from.short()?);
+                    let score = f64::from_bits(from.word()?);
+                    Some(GrownToken { parent, token, score })
+                })?,
+            },
+            10 => Self::PruneDraft { leaves: from.list(Reader::key)? },
+            11 => Self::GatherDraft { trunk: from.key()? },
             _ => return None,
         };
         from.0.is_empty().then_some(operation)
@@ -264,6 +311,13 @@ mod tests {
             Operation::Accept { trunk: key(2), path: vec![key(3)] },
             Operation::MergeChain { node: key(4) },
             Operation::Prune { node: key(u64::MAX) },
+            Operation::Grow {
+                trunk: key(2),
+                grown: vec![GrownToken { parent: key(2), token: 5, score: -0.25 }],
+                k: 8,
+            },
+            Operation::PruneDraft { leaves: vec![key(3)] },
+            Operation::GatherDraft { trunk: key(2) },
             Operation::End,
         ];
         for operation in operations {

@@ -94,6 +94,14 @@ pub trait Backend: std::any::Any + std::fmt::Debug + Send {
     /// Those of [`super::check_moves`], and the device's own.
     fn copy(&mut self, moves: &[TokenMove]) -> Result<(), BackendError>;
 
+    /// As [`Backend::copy`], of moves of which no target is a source: in any order.
+    ///
+    /// # Errors
+    /// As there.
+    fn copy_apart(&mut self, moves: &[TokenMove]) -> Result<(), BackendError> {
+        self.copy(moves)
+    }
+
     /// Copies a foreign sequence's first tokens of one layer into this cache, to places of which none is
     /// named twice. `foreign` are K and V: whole caches in the table's layout.
     ///

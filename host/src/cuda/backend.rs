@@ -236,6 +236,16 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
+    fn copy_apart(&mut self, moves: &[TokenMove]) -> Result<(), BackendError> {
+        check_moves(self.shape(), moves)?;
+        let stream = &self.stream;
+        let on_device = self.moves.fill(stream, moves)?;
+        let count = moves.len() as u32;
+        // SAFETY: as in `copy`; no target is a source, as the caller says.
+        unsafe { self.cache.copy_apart(on_device.pointer(), count, stream.raw()) }?;
+        Ok(())
+    }
+
     fn import(
         &mut self,
         paged: PagedTokens<'_>,

@@ -16,6 +16,9 @@ use crate::attention::AttentionParams;
 use crate::cache::{CacheShape, DType};
 use crate::plan::{Grouping, PlanConfig};
 
+/// Moves of tokens that a thread makes one after the other where they may be made in any order.
+const APART: u32 = 16;
+
 /// Device pointers of one attention call.
 #[derive(Clone, Copy, Debug)]
 pub struct AttendBuffers {
@@ -254,10 +257,39 @@ impl CudaCache {
         count: u32,
         stream: RawStream,
     ) -> Result<(), CudaError> {
+        // SAFETY: the caller's.
+        unsafe { self.copy_shares(moves, [count, count], stream) }
+    }
+
+    /// As [`CudaCache::copy`] where no target is a source: in any order.
+    ///
+    /// # Safety
+    /// As there; no target is a source, nor another's target.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) unsafe fn copy_apart(
+        &self,
+        moves: DevicePtr,
+        count: u32,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the caller's.
+        unsafe { self.copy_shares(moves, [count, APART], stream) }
+    }
+
+    /// # Safety
+    /// As [`CudaCache::copy_apart`]; where one share has all of them as [`CudaCache::copy`].
+    unsafe fn copy_shares(
+        &self,
+        moves: DevicePtr,
+        [count, share]: [u32; 2],
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
         let at = self.cache_pointers(self.pool.pointer());
         // SAFETY: the caller's.
         unsafe {
-            self.writers.copy(moves, count, &at, stream)?;
+            self.writers.copy(moves, [count, share], &at, stream)?;
             self.compacted.move_biases(moves, count, self.shape.kv_heads, stream)
         }
     }

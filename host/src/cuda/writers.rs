@@ -3,7 +3,7 @@
 use kernels_gpu::layout::CORE;
 use kernels_gpu::ptx::{self, Arguments as _};
 
-use super::{CudaDevice, CudaError, DevicePtr, Kernel, RawStream};
+use super::{CudaDevice, CudaError, DevicePtr, Kernel, Launch, RawStream};
 use crate::cache::CacheShape;
 
 /// Device pointers of one append.
@@ -135,29 +135,32 @@ impl WriterKernels {
         unsafe { self.append_rope.launch_threads(threads, arguments, stream) }
     }
 
+    /// Moves tokens, `share` of them one after the other.
+    ///
     /// # Safety
-    /// `moves` is valid for `count` moves, within the pool.
+    /// `moves` is valid for `count` moves, within the pool; if that is more than `share` no target is a source.
     pub(super) unsafe fn copy(
         &self,
         moves: DevicePtr,
-        count: u32,
+        [count, share]: [u32; 2],
         at: &CachePointers,
         stream: RawStream,
     ) -> Result<(), CudaError> {
         let chunks = 2 * self.shape.row_elements() as u64 / u64::from(CORE);
-        let threads = match count {
-            0 => 0,
-            _ => u64::from(self.shape.layers) * chunks,
-        };
+        let threads = u64::from(self.shape.layers) * chunks;
+        let blocks = threads.div_ceil(u64::from(self.copy.threads())) as u32;
+        let grid = [blocks, count.div_ceil(share.max(1)), 1];
+        let launch = Launch { grid, overlaps_predecessor: false };
         let arguments = ptx::Copy {
             pool: at.pool.0,
             moves: moves.0,
             count,
+            share,
             layers: self.shape.layers,
             pages: self.shape.pages,
             kv_heads: self.shape.kv_heads,
         };
         // SAFETY: as in `advance`.
-        unsafe { self.copy.launch_threads(threads, arguments, stream) }
+        unsafe { self.copy.launch(launch, arguments, stream) }
     }
 }

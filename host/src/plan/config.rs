@@ -31,6 +31,10 @@ pub enum Candidates {
     Whole,
 }
 
+/// Fewest and most queries of a run of a draft that grows.
+const LEAST_TILE: u32 = 16;
+const MOST_TILE: u32 = 256;
+
 /// How to plan, for which head shape and how many workers.
 ///
 /// A plan made for one head dimension or element size is right for every other; only its balance is
@@ -86,6 +90,11 @@ impl PlanConfig {
             Grouping::PerQuery => 1,
             _ => (self.max_rows / self.group_size).max(1),
         }
+    }
+
+    /// Queries that neighbours should have pages in common for: those of an item, but for items of one query.
+    pub(crate) fn tile_queries(&self) -> u32 {
+        (self.max_rows / self.group_size).clamp(LEAST_TILE, MOST_TILE)
     }
 
     /// Whether every field is in its range.

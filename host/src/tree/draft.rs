@@ -37,19 +37,23 @@ impl TokenForest {
         let tokens = check_draft(draft)?;
         self.check_room(draft.len())?;
         let pages = self.pool.allocate_many(tokens.div_ceil(PAGE_TOKENS))?;
-        let tree = self.nodes[trunk].tree;
+        let (tree, above) = (self.nodes[trunk].tree, self.path_tokens(trunk));
         let block = self.blocks.insert(Block {
             trunk,
             pages: pages.clone(),
             nodes: draft.len() as u32,
+            held: tokens,
             tokens,
+            grown: false,
         });
         self.set_state(trunk, State::Drafted(block));
         let mut keys: Vec<NodeKey> = Vec::with_capacity(draft.len());
         let mut begin = 0;
         for node in draft {
-            let parent = node.parent.map_or(trunk, |parent| keys[parent as usize]);
-            let key = self.create_node(tree, Some(parent), Content::Draft { block, begin });
+            let parent = node.parent.map(|parent| keys[parent as usize]);
+            let above = parent.map_or(above, |parent| self.path_tokens(parent));
+            let content = Content::Draft { block, begin, above };
+            let key = self.create_node(tree, Some(parent.unwrap_or(trunk)), content);
             keys.push(key);
             let end = begin + node.tokens;
             let held = (begin / PAGE_TOKENS) as usize..end.div_ceil(PAGE_TOKENS) as usize;

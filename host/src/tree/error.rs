@@ -62,6 +62,33 @@ pub enum ForestError {
         /// The node there.
         node: NodeKey,
     },
+    /// A draft grows from its trunk or a node of its own.
+    #[error("parents[{index}], {node:?}, is neither {trunk:?} nor a node of its draft")]
+    NotInDraft {
+        /// Index into the parents.
+        index: usize,
+        /// The node there.
+        node: NodeKey,
+        /// The node that carries the draft.
+        trunk: NodeKey,
+    },
+    /// Only what nothing hangs from is taken from a draft by itself.
+    #[error("leaves[{index}], {node:?}, is not a draft's node without children")]
+    NotADraftLeaf {
+        /// Index into the leaves.
+        index: usize,
+        /// The node there.
+        node: NodeKey,
+    },
+    /// A growing draft has a limit.
+    #[error(
+        "the draft would have {tokens} tokens since it was moved together last, the limit is {}",
+        TokenForest::MAX_GROWN_TOKENS
+    )]
+    DraftTooLarge {
+        /// Tokens of all draft nodes, those that are gone included.
+        tokens: u64,
+    },
     /// A draft node's parent has to come before it.
     #[error("draft[{index}] has parent {parent}, which does not precede it")]
     DraftOrder {

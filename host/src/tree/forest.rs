@@ -47,7 +47,7 @@ pub struct TokenForest {
     pub(super) directory: Option<Directory>,
     pub(super) residues: Option<Residues>,
     pub(super) compacted_pages: u32,
-    marks: Marks,
+    pub(super) marks: Marks,
 }
 
 impl TokenForest {
@@ -57,6 +57,9 @@ impl TokenForest {
     pub const MAX_QUERIES: usize = u16::MAX as usize;
     /// Most tokens of a draft block, all its nodes together.
     pub const MAX_DRAFT_TOKENS: u32 = 4096;
+
+    /// Most tokens of a draft that grows, those that are gone included.
+    pub const MAX_GROWN_TOKENS: u32 = 1 << 24;
 
     /// A forest without trees that takes its pages from `pool`.
     pub fn new(pool: PagePool) -> Self {

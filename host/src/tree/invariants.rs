@@ -131,7 +131,9 @@ impl TokenForest {
                 assert_eq!(pages.len() as u32, length.div_ceil(PAGE_TOKENS));
                 pages[self.nodes[key].coded_pages()..].to_vec()
             }
-            Content::Draft { block, begin } => {
+            Content::Draft { block, begin, above } => {
+                let parent = self.nodes[key].parent.expect("a draft has a trunk");
+                assert_eq!(*above, self.path_tokens(parent));
                 let end = (begin + length).div_ceil(PAGE_TOKENS) as usize;
                 self.blocks[*block].pages[(begin / PAGE_TOKENS) as usize..end].to_vec()
             }
@@ -145,6 +147,9 @@ impl TokenForest {
             let of_block = |content: &Content| matches!(content, Content::Draft { block, .. } if *block == key);
             let nodes = self.nodes.values().filter(|node| of_block(&node.content));
             assert_eq!(nodes.count() as u32, block.nodes);
+            let nodes = self.nodes.values().filter(|node| of_block(&node.content));
+            let held: u32 = nodes.map(|node| self.lengths[node.slot as usize]).sum();
+            assert_eq!(held, block.held);
             assert!(block.nodes > 0);
             assert_eq!(block.pages.len() as u32, block.tokens.div_ceil(PAGE_TOKENS));
             assert!(matches!(

@@ -48,8 +48,9 @@ impl Node {
 pub(super) enum Content {
     /// Whole pages, the last one partial: token `t` is in page `t / 64`.
     Owned { pages: Vec<PageId>, state: State },
-    /// Tokens `begin..begin + length` of a draft block.
-    Draft { block: BlockKey, begin: u32 },
+    /// Tokens `begin..begin + length` of a draft block. A trunk's path does not change while it carries one, so `above`,
+    /// the tokens of the path to it, stays.
+    Draft { block: BlockKey, begin: u32, above: u32 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +76,12 @@ pub(super) struct Block {
     pub(super) pages: Vec<PageId>,
     /// Draft nodes left.
     pub(super) nodes: u32,
-    /// Tokens the block was made for.
+    /// Their tokens.
+    pub(super) held: u32,
+    /// Tokens the block was made for, those of nodes that are gone included.
     pub(super) tokens: u32,
+    /// Nodes were added after it was made: in a view it is a run for each row tile.
+    pub(super) grown: bool,
 }
 
 /// `page * 64 + token` of the token at `position` of a run of pages.

@@ -75,7 +75,7 @@ impl TokenForest {
                 self.release_pages(pages, node.coded);
                 node.compacted.iter().for_each(|compacted| self.release_compacted(compacted));
             }
-            Content::Draft { block, begin } => {
+            Content::Draft { block, begin, .. } => {
                 let record = &mut self.blocks[block];
                 for index in begin / PAGE_TOKENS..(begin + length).div_ceil(PAGE_TOKENS) {
                     let page = &mut record.pages[index as usize];
@@ -83,6 +83,7 @@ impl TokenForest {
                         *page = NONE;
                     }
                 }
+                record.held -= length;
                 record.nodes -= 1;
                 if record.nodes == 0 {
                     let trunk = record.trunk;

@@ -40,9 +40,29 @@ impl TokenForest {
         while let Some(key) = next {
             let record = self.node(key)?;
             tokens += u64::from(self.lengths[record.slot as usize]);
+            if let Content::Draft { above, .. } = record.content {
+                return Ok(tokens + u64::from(above));
+            }
             next = record.parent;
         }
         Ok(tokens)
+    }
+
+    /// As [`TokenForest::context_length`], of a node that is there; as many as 32 bits hold.
+    pub(super) fn path_tokens(&self, node: NodeKey) -> u32 {
+        let tokens = self.context_length(node).expect("the node was checked");
+        tokens.min(u64::from(u32::MAX)) as u32
+    }
+
+    /// The node that carries the draft which `node` is of; `None` for a node of no draft.
+    ///
+    /// # Errors
+    /// [`ForestError::UnknownNode`].
+    pub fn trunk(&self, node: NodeKey) -> Result<Option<NodeKey>, ForestError> {
+        Ok(match self.node(node)?.content {
+            Content::Draft { block, .. } => Some(self.blocks[block].trunk),
+            Content::Owned { .. } => None,
+        })
     }
 
     /// The node's index into [`TokenForest::lengths`] and [`TokenForest::tail_pages`].

@@ -34,7 +34,7 @@ impl TokenForest {
         }
         let (pages, begin) = match &record.content {
             Content::Owned { pages, .. } => (pages, 0),
-            Content::Draft { block, begin } => (&self.blocks[*block].pages, *begin),
+            Content::Draft { block, begin, .. } => (&self.blocks[*block].pages, *begin),
         };
         targets.extend(tokens.map(|token| place(pages, begin + token)));
         Ok(())

@@ -7,6 +7,8 @@ use kernels_gpu::abi::{NONE, PAGE_TOKENS};
 use super::node::{BlockKey, Content, State};
 use super::own_pages::{self, OwnPages};
 use super::scratch::Marks;
+use super::seen_draft::{SeenDraft, page_bits};
+use super::view_grown::GrownRuns;
 use super::{ForestError, NodeKey, ResidueRun, Run, TokenForest, TreeView};
 use crate::format::KvFormat;
 
@@ -23,6 +25,7 @@ pub struct ViewScratch {
     blocks: Vec<SeenBlock>,
     drafts: Vec<SeenDraft>,
     bits: Vec<u64>,
+    grown: GrownRuns,
 }
 
 /// A node that some query sees. Links are indices into [`ViewScratch::seen`], or [`NONE`].
@@ -47,21 +50,12 @@ struct Seen {
 #[derive(Clone, Copy, Debug)]
 struct SeenBlock {
     block: BlockKey,
+    /// Its run, or the first of its runs if it has grown.
     run: u32,
+    /// The first of those in [`GrownRuns::first`].
+    grown: Option<u32>,
     /// First of its nodes in [`ViewScratch::drafts`]; they end where the next block's begin.
     begin: u32,
-}
-
-/// A draft node that some query sees, in depth-first order.
-#[derive(Clone, Debug)]
-struct SeenDraft {
-    /// Parent's place in [`ViewScratch::drafts`], or [`NONE`].
-    parent: u32,
-    /// Its tokens, by position in the block.
-    begin: u32,
-    end: u32,
-    /// Its queries: one for each of its last tokens.
-    queries: Range<u32>,
 }
 
 impl TokenForest {
@@ -136,6 +130,11 @@ impl TokenForest {
 }
 
 impl ViewScratch {
+    /// Makes the runs of drafts that have grown for items of `queries` queries.
+    pub(crate) fn set_tile(&mut self, queries: u32) {
+        self.grown.set_tile(queries);
+    }
+
     /// Finds the nodes that `queries` see, and links them as trees of their own.
     ///
     /// `seen[0]` stands above the roots.
@@ -221,6 +220,7 @@ impl ViewScratch {
     fn lay_out(&mut self, forest: &TokenForest, view: &mut TreeView) {
         self.blocks.clear();
         self.drafts.clear();
+        self.grown.first.clear();
         self.stack.clear();
         self.stack.push(self.seen[0].first_child);
         while let Some(at) = self.stack.pop() {
@@ -261,15 +261,16 @@ impl ViewScratch {
                     }
                     self.seen[at as usize].run = run;
                 }
-                Content::Draft { block, begin } => {
-                    let run = self.block_run(*block, parent, query, view);
-                    view.runs[run as usize].queries.end = queries.end;
+                Content::Draft { block, begin, .. } => {
+                    let grown = forest.blocks[*block].grown;
+                    let run = self.block_run((*block, grown), parent, &queries, view);
                     self.seen[at as usize].run = run;
                     self.seen[at as usize].draft = self.drafts.len() as u32;
                     self.drafts.push(SeenDraft {
                         parent: parent.draft,
                         begin: *begin,
                         end: begin + length,
+                        below: queries.clone(),
                         queries,
                     });
                 }
@@ -277,15 +278,31 @@ impl ViewScratch {
         }
     }
 
-    /// The run of `block`, made when its first node is met. Nothing else is below its trunk, so its nodes
-    /// are met one after another.
-    fn block_run(&mut self, block: BlockKey, parent: Seen, query: u32, view: &mut TreeView) -> u32 {
-        if let Some(last) = self.blocks.last().filter(|last| last.block == block) {
-            return last.run;
+    /// The run of `block`, made when its first node is met, with the queries of the node that is met now. Nothing else
+    /// is below its trunk, so its nodes are met one after another. Of a grown one the trunk's run, which those of its
+    /// tiles are below.
+    fn block_run(
+        &mut self,
+        (block, grown): (BlockKey, bool),
+        parent: Seen,
+        queries: &Range<u32>,
+        view: &mut TreeView,
+    ) -> u32 {
+        let begin = self.drafts.len() as u32;
+        let known = self.blocks.last().filter(|last| last.block == block).map(|last| last.run);
+        let run = known.unwrap_or(view.runs.len() as u32);
+        if known.is_none() {
+            let grown = grown.then_some(self.grown.first.len() as u32);
+            self.blocks.push(SeenBlock { block, run, grown, begin });
         }
-        let run = view.runs.len() as u32;
-        self.blocks.push(SeenBlock { block, run, begin: self.drafts.len() as u32 });
-        view.runs.push(own_pages::run(Some(parent.run), query..query, 0, 0..0));
+        if grown {
+            self.grown.push(view, parent.run, (begin, known.is_none()), queries);
+            return parent.run;
+        }
+        if known.is_none() {
+            view.runs.push(own_pages::run(Some(parent.run), queries.clone(), 0, 0..0));
+        }
+        view.runs[run as usize].queries.end = queries.end;
         run
     }
 
@@ -294,8 +311,14 @@ impl ViewScratch {
         for (index, seen) in self.blocks.iter().enumerate() {
             let next = self.blocks.get(index + 1);
             let end = next.map_or(self.drafts.len(), |next| next.begin as usize);
-            let drafts = &self.drafts[seen.begin as usize..end];
+            let drafts = &mut self.drafts[seen.begin as usize..end];
             let block = &forest.blocks[seen.block];
+            if let Some(first) = seen.grown {
+                let last = next_grown(&self.blocks[index + 1..], &self.grown);
+                let runs = first as usize..last;
+                self.grown.lay_out(view, block, drafts, (seen.run, runs, seen.begin));
+                continue;
+            }
             let run = &mut view.runs[seen.run as usize];
             let first_page = view.pages.len() as u32;
             run.mask = Some(view.masks.len() as u32);
@@ -308,7 +331,7 @@ impl ViewScratch {
                 let row = view.masks.len();
                 view.masks.resize(row + run.queries.len(), 0);
                 self.bits.clear();
-                for draft in drafts {
+                for draft in &*drafts {
                     let above = match draft.parent {
                         NONE => 0,
                         parent => self.bits[(parent - seen.begin) as usize],
@@ -342,12 +365,10 @@ impl Seen {
     }
 }
 
-impl SeenDraft {
-    /// Where what each of its queries sees of the node ends, by position in the block: one token further each.
-    fn ends(&self) -> impl Iterator<Item = u32> {
-        let rows = self.queries.end - self.queries.start;
-        (0..rows).map(move |row| self.end - (rows - 1 - row))
-    }
+/// Where the runs of the next grown draft begin.
+fn next_grown(blocks: &[SeenBlock], grown: &GrownRuns) -> usize {
+    let next = blocks.iter().find_map(|block| block.grown);
+    next.map_or(grown.first.len(), |first| first as usize)
 }
 
 fn check_tokens(forest: &TokenForest, node: NodeKey, tokens: u32) -> Result<(), ForestError> {
@@ -374,14 +395,4 @@ pub(crate) fn close_query_ranges(runs: &mut [Run]) {
             parent.end = parent.end.max(end);
         }
     }
-}
-
-/// Bits of tokens `begin..end` within the page whose first token is `page_begin`.
-fn page_bits(begin: u32, end: u32, page_begin: u32) -> u64 {
-    let begin = begin.clamp(page_begin, page_begin + PAGE_TOKENS) - page_begin;
-    let end = end.clamp(page_begin, page_begin + PAGE_TOKENS) - page_begin;
-    if begin == end {
-        return 0;
-    }
-    (u64::MAX >> (PAGE_TOKENS - (end - begin))) << begin
 }

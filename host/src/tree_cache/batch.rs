@@ -233,7 +233,6 @@ impl TreeCache {
         for &(node, tokens) in &batch.nodes {
             self.forest.check_held(node, tokens)?;
         }
-        self.forest.view_tokens_into(&batch.nodes, &mut self.view_scratch, &mut self.view)?;
         let of_grouping = |planner: &Planner| planner.config().grouping == batch.grouping;
         let at = match self.planners.iter().position(of_grouping) {
             Some(at) => at,
@@ -244,6 +243,8 @@ impl TreeCache {
                 self.planners.len() - 1
             }
         };
+        self.view_scratch.set_tile(self.planners[at].config().tile_queries());
+        self.forest.view_tokens_into(&batch.nodes, &mut self.view_scratch, &mut self.view)?;
         self.planners[at].plan_into(&self.view, &mut self.spare)?;
         std::mem::swap(&mut self.spare, &mut batch.plan);
         batch.cursor = self.forest.growth_cursor();

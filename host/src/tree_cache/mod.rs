@@ -21,7 +21,7 @@ mod store;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kernels_gpu::abi::AppendTarget;
+use kernels_gpu::abi::{AppendTarget, PAGE_TOKENS};
 
 pub use self::batch::Batch;
 pub use self::builder::CacheBuilder;
@@ -171,6 +171,49 @@ impl TreeCache {
         draft: &[DraftNode],
     ) -> Result<Vec<NodeKey>, CacheError> {
         self.with_room(|forest| forest.insert_draft(trunk, draft))
+    }
+
+    /// Adds a node of one token below each of `parents`, each `trunk` or a node of its draft: see
+    /// [`TokenForest::grow_draft`].
+    ///
+    /// # Errors
+    /// Those of [`TokenForest::grow_draft`].
+    pub fn grow_draft(
+        &mut self,
+        trunk: NodeKey,
+        parents: &[NodeKey],
+    ) -> Result<Vec<NodeKey>, CacheError> {
+        self.with_room(|forest| forest.grow_draft(trunk, parents))
+    }
+
+    /// Takes `leaves` from their drafts, and what nothing is below then: see [`TokenForest::prune_draft`]. The pages
+    /// that came free.
+    ///
+    /// # Errors
+    /// Those of [`TokenForest::prune_draft`].
+    pub fn prune_draft(&mut self, leaves: &[NodeKey]) -> Result<u32, CacheError> {
+        let freed = self.forest.prune_draft(leaves)?;
+        self.settle();
+        Ok(freed)
+    }
+
+    /// Moves the tokens of the draft of `trunk` together, depth first, so that they lie on as few pages as can be and
+    /// neighbours see few: see [`TokenForest::draft_use`]. It takes free pages for all of its tokens for as long as it
+    /// lasts. Keys stay; batches made before are out of date.
+    ///
+    /// # Errors
+    /// [`ForestError::NoDraft`](crate::tree::ForestError::NoDraft), out of pages, and the device's: then the draft is as
+    /// it was.
+    pub fn gather_draft(&mut self, trunk: NodeKey) -> Result<(), CacheError> {
+        let pages = self.forest.draft_use(trunk)?.tokens.div_ceil(PAGE_TOKENS);
+        if self.forest.pool().ready() < pages {
+            self.provide(pages.into())?;
+        }
+        let moves = self.forest.gather_moves(trunk)?;
+        self.backend.copy_apart(&moves)?;
+        self.forest.gathered(trunk);
+        self.settle();
+        Ok(())
     }
 
     /// Ends the draft of `trunk`: tokens along `path` join the trunk, K and V with them; everything

@@ -8,8 +8,9 @@ use kernel_macros::kernel;
 
 /// Moves tokens of all layers and KV heads. `moves: [count]` are pairs `from, to` of `page * 64 + token`.
 ///
-/// A thread owns a chunk of eight dims of K or V, of one layer and KV head, and walks the list: so a move
-/// may write where an earlier one has read, without any barrier.
+/// A thread owns a chunk of eight dims of K or V, of one layer and KV head, and walks `share` moves of the list, those of
+/// its block's `y`. So where one share has them all a move may write where an earlier one has read, without any barrier;
+/// with more of them targets are nobody's sources.
 ///
 /// # Safety
 /// `pool` is `[layers][pages][kv_heads][page]` and 16-byte aligned, `moves` valid for `2 * count` words,
@@ -29,6 +30,7 @@ pub unsafe fn copy<const D: u32>(
     pool: *mut u16,
     moves: *const u32,
     count: u32,
+    share: u32,
     layers: u32,
     pages: u32,
     kv_heads: u32,
@@ -48,8 +50,9 @@ pub unsafe fn copy<const D: u32>(
         let token = element_offset(D, place % PAGE_TOKENS, dim);
         plane + page + u64::from(is_value * half_page_elements(D) + token)
     };
-    let mut step = 0;
-    while step < count {
+    let mut step = thread::block_idx_y() * share;
+    let end = if count - step < share { count } else { step + share };
+    while step < end {
         // SAFETY: `step` is below `count`; places lie within the pool, chunks on multiples of 16 bytes.
         unsafe {
             let [from, to] = global::load_v2_u32(moves.add(2 * step as usize));

@@ -40,5 +40,65 @@ pub const fn part_words(k: u32) -> u32 {
 /// Shared memory of the block that picks tokens of a row, in bytes: a partial sum and a sum of weights a warp.
 pub const PICK_SHARED_BYTES: u32 = TOP_K_THREADS / 32 * 12;
 
+/// Entries of a row of which the best is found first where the best of many rows are.
+pub const BEST_SEGMENT: u32 = 512;
+
+/// Most segments of a row.
+pub const BEST_MAX_SEGMENTS: u32 = 1024;
+
+/// Threads of the blocks that choose among keys.
+pub const BEST_THREADS: u32 = 256;
+
+/// Bits of a digit of a key.
+pub const BEST_DIGIT: u32 = 11;
+
+/// Values that a digit may have.
+pub const BEST_BINS: u32 = 1 << BEST_DIGIT;
+
+/// Words of the state of a choice: 96, and the bins of twelve digits, of two searches together.
+pub const BEST_STATE_WORDS: u32 = 96 + 12 * BEST_BINS;
+
+/// The word of the state that counts what was chosen.
+pub const BEST_RESULTS: u32 = 65;
+
+/// Shared memory of the block that goes over a row, in bytes: a partial sum a warp, and each segment's best.
+pub const BEST_ROWS_SHARED_BYTES: u32 = TOP_K_THREADS / 32 * 8 + 4 * BEST_MAX_SEGMENTS;
+
+/// Shared memory of the blocks that choose, in bytes: a sum a warp, and two words of what was found.
+pub const BEST_SHARED_BYTES: u32 = 4 * (BEST_THREADS / 32 + 2);
+
+/// Blocks of the kernels that walk over keys, at most.
+pub const BEST_BLOCKS: u32 = 528;
+
+/// How a search for a key goes: keys of 32 bits for a value and `bits` for a number, digit by digit from the highest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BestDigits {
+    /// Bits of the number.
+    pub bits: u32,
+}
+
+impl BestDigits {
+    /// Of keys whose numbers are below `count`, at least 1.
+    pub const fn of(count: u32) -> Self {
+        Self { bits: if count <= 1 { 1 } else { 32 - (count - 1).leading_zeros() } }
+    }
+
+    /// Digits that keys have.
+    pub const fn count(self) -> u32 {
+        (32 + self.bits).div_ceil(BEST_DIGIT)
+    }
+
+    /// Bits of a digit; 0 of those that there are not.
+    pub const fn width(self, digit: u32) -> u32 {
+        let left = (32 + self.bits).saturating_sub(digit * BEST_DIGIT);
+        if left < BEST_DIGIT { left } else { BEST_DIGIT }
+    }
+
+    /// Bits below a digit.
+    pub const fn shift(self, digit: u32) -> u32 {
+        (32 + self.bits).saturating_sub((digit + 1) * BEST_DIGIT)
+    }
+}
+
 /// Blocks of the kernel that fills a buffer, at most; each walks.
 pub const FILL_BLOCKS: u32 = 1056;

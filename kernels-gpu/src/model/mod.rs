@@ -9,7 +9,8 @@ pub mod limits;
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulate"))]
 pub use kernels::{
-    Feed, MergeTopK, Norm, Pick, Qkv, Sampling, TopK, TopKPart, add_rms_norm, embed, feed, fill,
-    fill_f32, log_softmax_top_k, merge_top_k, pick_tokens, rms_norm, rotate_append, sample_part,
-    sample_top_k, silu_mul, top_k_part,
+    BestRows, BestState, Feed, MergeTopK, Norm, Pick, Qkv, Sampling, TopK, TopKPart, add_rms_norm,
+    best_collect, best_count, best_emit, best_rows, embed, feed, fill, fill_f32, log_softmax_top_k,
+    merge_top_k, pick_tokens, rms_norm, rotate_append, sample_part, sample_top_k, silu_mul,
+    top_k_part,
 };

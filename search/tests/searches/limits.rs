@@ -48,6 +48,40 @@ fn searches_in_small_pools_end_with_an_answer_or_say_that_pages_are_missing() {
 }
 
 #[test]
+fn beams_in_small_pools_end_with_answers_or_say_that_pages_are_missing() {
+    for pages in 1..9 {
+        let mut model = with(|config| config.pages = pages);
+        match run(&mut model, &mut beam(100, 70)) {
+            Ok(outcome) => {
+                assert!(pages > 1);
+                assert!(outcome.answers.iter().any(|a| a.finish != Finish::Interrupted));
+                let pruned = outcome.stats.pruned_for_pages;
+                assert!(pruned > 0 || pages > 3, "{pages} pages");
+            }
+            Err(error) => {
+                assert!(matches!(error, SearchError::OutOfPages { .. }), "{error}");
+                assert!(pages <= 3, "{pages} pages hold a prompt and beams: {error}");
+            }
+        }
+        assert_empty(&model);
+    }
+}
+
+#[test]
+fn a_row_without_a_softmax_ends_a_beam_search() {
+    let length = prompt().len();
+    for drafts in [true, false] {
+        let mut model = with(|config| config.drafts = drafts).with_bias(move |path, logits| {
+            if path.len() > length + 5 {
+                logits[3] = f32::NAN;
+            }
+        });
+        let error = run(&mut model, &mut beam(3, 50)).unwrap_err();
+        assert!(matches!(error, SearchError::Logits { .. }), "{error}");
+    }
+}
+
+#[test]
 fn a_prompt_that_does_not_fit_is_an_error_that_changes_nothing() {
     let mut model = with(|config| config.pages = 1);
     let long = vec![5; 65];

@@ -78,6 +78,45 @@ fn beam_search_finds_what_beam_search_over_paths_finds() {
 }
 
 #[test]
+fn beams_in_a_draft_find_what_beams_as_nodes_find() {
+    for seed in 0..10 {
+        for (width, penalty, length) in [(2, 0.0, 30), (8, 1.0, 40), (33, 0.6, 12), (150, 1.0, 6)] {
+            for tokens in [u64::MAX, 1, 7 + 31 * seed] {
+                let search = |drafts| {
+                    let mut model = with(|config| {
+                        (config.seed, config.drafts, config.pages) = (seed, drafts, 4096);
+                    })
+                    .with_bias(|_, logits| logits[0] += 2.5);
+                    let mut ending = Ending::at(length);
+                    if seed % 3 == 0 {
+                        ending = ending.or_text("e");
+                    }
+                    let mut beam = BeamSearch { width, length_penalty: penalty, ending };
+                    let limits = Limits { tokens, ..Limits::default() };
+                    run_within(limits, &mut model, &mut beam).unwrap()
+                };
+                let (draft, nodes) = (search(true), search(false));
+                let context = format!("seed {seed}, width {width}, {tokens} tokens");
+                assert_eq!(draft.answers, nodes.answers, "{context}");
+                assert_eq!(draft.stop, nodes.stop, "{context}");
+                assert_eq!(draft.stats.steps, nodes.stats.steps, "{context}");
+                assert_eq!(draft.stats.tokens, nodes.stats.tokens, "{context}");
+            }
+        }
+    }
+}
+
+#[test]
+fn beams_in_a_draft_hold_few_pages() {
+    // The best of many beams have most of those that follow: old tokens are those of few.
+    let mut model = with(|config| config.pages = 4096);
+    let outcome = run(&mut model, &mut beam(64, 100)).unwrap();
+    assert_eq!(outcome.stats.steps, 99);
+    assert!(outcome.stats.peak_pages < 40, "{} pages", outcome.stats.peak_pages);
+    assert!(outcome.stats.moved > 0, "nothing was moved together");
+}
+
+#[test]
 fn a_beam_of_one_is_greedy_decoding() {
     for seed in 0..5 {
         let mut model = model(seed);

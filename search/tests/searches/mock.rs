@@ -11,7 +11,9 @@ use deft::tree::TokenForest;
 use deft::{CacheError, DraftNode, NodeKey};
 
 use deft_engine::random::word;
-use deft_engine::{DraftToken, ModelError, TextCodec, Traffic, TreeModel};
+use deft_engine::{
+    DraftToken, Grown, GrownToken, ModelError, Select, TextCodec, Traffic, TreeModel,
+};
 
 /// Changes the logits that follow a path.
 type Bias = Box<dyn Fn(&[u32], &mut [f32])>;
@@ -31,6 +33,8 @@ pub(crate) struct HashModelConfig {
     pub(crate) memory: usize,
     /// Another seed, another model.
     pub(crate) seed: u64,
+    /// Whether drafts grow.
+    pub(crate) drafts: bool,
 }
 
 impl Default for HashModelConfig {
@@ -43,6 +47,7 @@ impl Default for HashModelConfig {
             max_rows: usize::MAX,
             memory: usize::MAX,
             seed: 0,
+            drafts: true,
         }
     }
 }
@@ -271,6 +276,44 @@ impl TreeModel for HashModel {
 
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
         let moves = forest(self.forest.accept(trunk, path))?;
+        self.run_moves(&moves);
+        Ok(())
+    }
+
+    fn grows_drafts(&self) -> bool {
+        self.config.drafts
+    }
+
+    fn grow_draft(
+        &mut self,
+        trunk: NodeKey,
+        grown: &[GrownToken],
+        k: usize,
+    ) -> Result<Grown, ModelError> {
+        self.check_rows(grown.len())?;
+        self.check_tokens(grown.iter().map(|one| one.token))?;
+        for one in grown {
+            self.check_context(forest(self.forest.context_length(one.parent))? + 1)?;
+        }
+        let parents: Vec<NodeKey> = grown.iter().map(|one| one.parent).collect();
+        let keys = forest(self.forest.grow_draft(trunk, &parents))?;
+        for (&key, one) in keys.iter().zip(grown) {
+            self.write(key, &[one.token])?;
+        }
+        let mut logits = Vec::new();
+        self.read(&keys, &mut logits)?;
+        let top = Select::Top { k: k.min(self.config.vocabulary) };
+        let rows = logits.chunks_exact(self.config.vocabulary).map(|row| top.answer(row));
+        let rows: Vec<_> = rows.collect();
+        Ok(Grown::of(keys, &rows, grown, k))
+    }
+
+    fn prune_draft(&mut self, leaves: &[NodeKey]) -> Result<u32, ModelError> {
+        forest(self.forest.prune_draft(leaves))
+    }
+
+    fn gather_draft(&mut self, trunk: NodeKey) -> Result<(), ModelError> {
+        let moves = forest(self.forest.gather_draft(trunk))?;
         self.run_moves(&moves);
         Ok(())
     }

@@ -63,19 +63,25 @@ impl Emulated {
         Ok(())
     }
 
-    pub(super) fn copy_d<const D: u32>(&mut self, moves: &[TokenMove]) -> Result<(), Box<Report>> {
+    pub(super) fn copy_d<const D: u32>(
+        &mut self,
+        moves: &[TokenMove],
+        share: u32,
+    ) -> Result<(), Box<Report>> {
         let mut memory = Memory::new();
         let pool = memory.buffer("pool", &self.pool);
         let list = memory.constant::<u32>("moves", bytemuck::cast_slice(moves));
         let CacheShape { layers, pages, kv_heads, .. } = self.shape;
-        let work = layers * kv_heads * 2 * (D / 8);
-        self.launch(blocks(work), cache::THREADS).run(&mut memory, || {
+        let [x, ..] = blocks(layers * kv_heads * 2 * (D / 8));
+        let grid = [x, (moves.len() as u32).div_ceil(share), 1];
+        self.launch(grid, cache::THREADS).run(&mut memory, || {
             // SAFETY: the emulator checks every access.
             unsafe {
                 cache::copy::<D>(
                     pool.as_mut_ptr(),
                     list.as_ptr(),
                     moves.len() as u32,
+                    share,
                     layers,
                     pages,
                     kv_heads,

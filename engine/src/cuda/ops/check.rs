@@ -5,7 +5,7 @@ use kernels_gpu::model::limits::{CHUNK, MAX_HIDDEN, MAX_K};
 
 use super::{Feed, FillRandom, TopK, TopKPart};
 
-fn refused(
+pub(super) fn refused(
     argument: &'static str,
     value: impl std::fmt::Display,
     expected: impl Into<String>,

@@ -3,6 +3,7 @@
 //! The residual stream is f32, what enters a product 16-bit. Nothing here allocates, copies or waits, so all of it can
 //! be captured; what changes from step to step (tokens, positions, counters) is in device memory.
 
+mod best;
 mod buffers;
 mod check;
 
@@ -12,6 +13,7 @@ use deft::cuda::{CudaCache, CudaDevice, CudaError, DevicePtr, Kernel, Launch, Ra
 use kernels_gpu::model::limits::FILL_BLOCKS;
 use kernels_gpu::ptx::{self, Arguments as _};
 
+pub use best::BestOfRows;
 pub use buffers::{
     Embed, Feed, FillRandom, MergeTopK, Pick, RmsNorm, RotateAppend, Sampling, SiluMul, TopK,
     TopKPart,
@@ -39,6 +41,7 @@ pub struct ModelOps {
     sample_part: Kernel,
     merge_top_k: Kernel,
     pick_tokens: Kernel,
+    best: best::BestKernels,
     feed: Kernel,
     fill: Kernel,
     fill_f32: Kernel,
@@ -73,6 +76,7 @@ impl ModelOps {
             sample_part: device.kernel("sample_part", ptx::SamplePart::BYTES)?,
             merge_top_k: device.kernel("merge_top_k", ptx::MergeTopK::BYTES)?,
             pick_tokens: device.kernel("pick_tokens", ptx::PickTokens::BYTES)?,
+            best: best::BestKernels::new(device)?,
             feed: device.kernel("feed_tokens", ptx::Feed::BYTES)?,
             fill: typed("fill_random", ptx::Fill::BYTES)?,
             fill_f32: device.kernel("fill_random_f32", ptx::Fill::BYTES)?,
@@ -277,6 +281,25 @@ impl ModelOps {
     pub unsafe fn pick_tokens(&self, pick: &Pick, stream: RawStream) -> Result<(), CudaError> {
         // SAFETY: as in `embed`.
         unsafe { self.pick_tokens.launch(blocks(pick.blocks), pick.arguments(), stream) }
+    }
+
+    /// Enqueues the choice of the `k` entries of all rows with the highest `score + log_softmax(row)`, of equal ones those of
+    /// lower rows, and lower entries. Which they are does not depend on the schedule, their order does. Rows without a
+    /// softmax take no part, nor do entries without a probability.
+    ///
+    /// # Safety
+    /// As [`ModelOps`] says.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`], [`CudaError::Launch`].
+    pub unsafe fn best_of_rows(
+        &self,
+        best: &BestOfRows,
+        stream: RawStream,
+    ) -> Result<(), CudaError> {
+        best.check()?;
+        // SAFETY: the caller's.
+        unsafe { self.best.launch(best, stream) }
     }
 
     /// Enqueues the step to the next input: each row's choice becomes its token, its position is one further.

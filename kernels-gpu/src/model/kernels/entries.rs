@@ -4,12 +4,12 @@
 
 use crate::abi::AppendTarget;
 use crate::model::limits::{
-    MERGE_TOP_K_THREADS, NORM_SHARED_BYTES, NORM_THREADS, PICK_SHARED_BYTES, THREADS,
-    TOP_K_SHARED_BYTES, TOP_K_THREADS,
+    BEST_ROWS_SHARED_BYTES, BEST_SHARED_BYTES, BEST_THREADS, MERGE_TOP_K_THREADS,
+    NORM_SHARED_BYTES, NORM_THREADS, PICK_SHARED_BYTES, THREADS, TOP_K_SHARED_BYTES, TOP_K_THREADS,
 };
 use device::{Bf16, Element, F16};
 
-use super::{Feed, MergeTopK, Norm, Pick, Qkv, Sampling, TopK, TopKPart};
+use super::{BestRows, BestState, Feed, MergeTopK, Norm, Pick, Qkv, Sampling, TopK, TopKPart};
 use kernel_macros::kernel;
 
 /// One block of [`rms_norm`](super::rms_norm).
@@ -227,6 +227,91 @@ unsafe fn pick_tokens(
 ) {
     // SAFETY: the caller's.
     unsafe { super::pick_tokens(Pick { logits, rows, asks, ids, log_probs, vocab }) }
+}
+
+/// One block of [`best_rows`](super::best_rows).
+#[kernel(
+    threads = TOP_K_THREADS,
+    shared = BEST_ROWS_SHARED_BYTES,
+    group = "model"
+)]
+#[inline(always)]
+unsafe fn best_rows(
+    logits: *const f32,
+    scores: *const f32,
+    totals: *mut f32,
+    keys: *mut u64,
+    state: *mut u32,
+    vocab: u32,
+    segment_bits: u32,
+) {
+    let rows = BestRows { logits, scores, totals, vocab, segment_bits, entry_bits: 0 };
+    // SAFETY: the caller's.
+    unsafe { super::best_rows(rows, keys, state) }
+}
+
+/// One block of [`best_count`](super::best_count).
+#[kernel(threads = BEST_THREADS, shared = BEST_SHARED_BYTES, group = "model")]
+#[inline(always)]
+unsafe fn best_count(
+    keys: *const u64,
+    state: *mut u32,
+    len: u32,
+    k: u32,
+    digit: u32,
+    first: u32,
+    shift: u32,
+    width: u32,
+    width_before: u32,
+) {
+    let state = BestState { words: state, digit, first, shift, width, width_before };
+    // SAFETY: the caller's.
+    unsafe { super::best_count(keys, len, k, state) }
+}
+
+/// One block of [`best_collect`](super::best_collect).
+#[kernel(threads = BEST_THREADS, shared = BEST_SHARED_BYTES, group = "model")]
+#[inline(always)]
+unsafe fn best_collect(
+    logits: *const f32,
+    scores: *const f32,
+    totals: *mut f32,
+    keys: *const u64,
+    state: *mut u32,
+    candidates: *mut u64,
+    len: u32,
+    vocab: u32,
+    segment_bits: u32,
+    entry_bits: u32,
+    digit: u32,
+    width_before: u32,
+) {
+    let rows = BestRows { logits, scores, totals, vocab, segment_bits, entry_bits };
+    let state = BestState { words: state, digit, first: 0, shift: 0, width: 0, width_before };
+    // SAFETY: the caller's.
+    unsafe { super::best_collect(rows, keys, len, state, candidates) }
+}
+
+/// One block of [`best_emit`](super::best_emit).
+#[kernel(threads = BEST_THREADS, shared = BEST_SHARED_BYTES, group = "model")]
+#[inline(always)]
+unsafe fn best_emit(
+    logits: *const f32,
+    totals: *mut f32,
+    candidates: *const u64,
+    state: *mut u32,
+    entries: *mut u32,
+    log_probs: *mut f32,
+    vocab: u32,
+    entry_bits: u32,
+    digit: u32,
+    width_before: u32,
+) {
+    let scores = core::ptr::null();
+    let rows = BestRows { logits, scores, totals, vocab, segment_bits: 0, entry_bits };
+    let state = BestState { words: state, digit, first: 0, shift: 0, width: 0, width_before };
+    // SAFETY: the caller's.
+    unsafe { super::best_emit(rows, candidates, state, entries, log_probs) }
 }
 
 /// One block of [`feed`](super::feed).

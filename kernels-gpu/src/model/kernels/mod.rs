@@ -1,5 +1,6 @@
 //! The kernels. The figures that the host needs too are in [`super::limits`].
 
+mod best;
 mod block;
 mod embed;
 mod entries;
@@ -17,6 +18,7 @@ use super::limits::{CHUNK, THREADS};
 use crate::cache::Chunk;
 use device::{Element, global, math, thread};
 
+pub use best::{BestRows, BestState, best_collect, best_count, best_emit, best_rows};
 pub use embed::embed;
 pub use feed::{Feed, feed};
 pub use fill::{fill, fill_f32};

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use deft::tree::TokenForest;
 use deft::{Grouping, NodeKey, PrefixStats};
-use deft_engine::{CpuModel, DraftToken, ModelError, Ranked, Select, Selected, Traffic, TreeModel};
+use deft_engine::{
+    CpuModel, DraftToken, Grown, GrownToken, ModelError, Ranked, Select, Selected, Traffic,
+    TreeModel,
+};
 
 /// Of so many passes one is measured.
 const EVERY: u64 = 2;
@@ -173,6 +176,29 @@ impl TreeModel for Measured<'_> {
 
     fn accept(&mut self, trunk: NodeKey, path: &[NodeKey]) -> Result<(), ModelError> {
         self.model.accept(trunk, path)
+    }
+
+    fn grows_drafts(&self) -> bool {
+        self.model.grows_drafts()
+    }
+
+    fn grow_draft(
+        &mut self,
+        trunk: NodeKey,
+        grown: &[GrownToken],
+        k: usize,
+    ) -> Result<Grown, ModelError> {
+        let step = self.model.grow_draft(trunk, grown, k)?;
+        self.measure(&step.nodes)?;
+        Ok(step)
+    }
+
+    fn prune_draft(&mut self, leaves: &[NodeKey]) -> Result<u32, ModelError> {
+        self.model.prune_draft(leaves)
+    }
+
+    fn gather_draft(&mut self, trunk: NodeKey) -> Result<(), ModelError> {
+        self.model.gather_draft(trunk)
     }
 
     fn merge_chain(&mut self, node: NodeKey) -> Result<(), ModelError> {

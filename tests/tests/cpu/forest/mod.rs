@@ -47,6 +47,9 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(leaves, k, distinct)| Op::Extend { leaves, k, distinct }),
         6 => (pick(), tokens()).prop_map(|(node, k)| Op::Shrink(node, k)),
         8 => (pick(), draft()).prop_map(|(node, draft)| Op::Draft(node, draft)),
+        8 => (pick(), vec(any::<Index>(), 0..20)).prop_map(|(node, parents)| Op::Grow(node, parents)),
+        6 => vec(any::<Index>(), 0..4).prop_map(Op::PruneDraft),
+        2 => pick().prop_map(Op::Gather),
         8 => (pick(), vec(any::<Index>(), 0..5)).prop_map(|(node, path)| Op::Accept(node, path)),
         8 => pick().prop_map(Op::Merge),
         4 => pick().prop_map(Op::Prune),
@@ -114,5 +117,31 @@ proptest! {
         world.check(&picks);
         world.fill_pool();
         world.check(&picks);
+    }
+}
+
+proptest! {
+    #![proptest_config(config(30))]
+
+    #[test]
+    fn beams_see_their_paths_and_leave_no_page(
+        pages in 2u32..12,
+        root in tokens(),
+        steps in vec((vec(any::<Index>(), 1..70), vec(any::<Index>(), 0..3), any::<Index>()), 1..9),
+    ) {
+        let mut world = World::new(pages);
+        world.run(Op::Root(root));
+        for (parents, pruned, index) in steps {
+            let pick = Pick { index, any: false };
+            world.run(Op::Grow(pick, parents));
+            for leaf in pruned {
+                world.run(Op::PruneDraft(vec![leaf]));
+            }
+            if index.index(5) == 0 {
+                world.run(Op::Gather(pick));
+            }
+            world.check(&[index]);
+        }
+        world.tear_down();
     }
 }

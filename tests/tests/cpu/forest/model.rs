@@ -21,8 +21,10 @@ pub(crate) struct ModelNode {
 pub(crate) struct Model {
     pub(crate) nodes: Vec<ModelNode>,
     next_token: u64,
-    /// Tokens that every block was made for.
+    /// Tokens that every block was made for, or has grown to.
     blocks: Vec<usize>,
+    /// Blocks that have grown.
+    grown: BTreeSet<usize>,
 }
 
 impl Model {
@@ -55,6 +57,68 @@ impl Model {
             begin += tokens as usize;
         }
         self.blocks.push(begin);
+    }
+
+    /// The block of a trunk, if it carries one.
+    fn block_of(&self, trunk: usize) -> Option<usize> {
+        self.children(trunk)
+            .into_iter()
+            .find_map(|child| self.nodes[child].draft.map(|draft| draft.0))
+    }
+
+    /// Where a trunk's next draft token goes: a page of which all tokens are gone is not written again.
+    fn block_end(&self, trunk: usize) -> usize {
+        let Some(block) = self.block_of(trunk) else { return 0 };
+        let tokens = self.blocks[block];
+        let last = (block, (tokens - 1) / PAGE);
+        if self.block_pages().contains(&last) { tokens } else { tokens.next_multiple_of(PAGE) }
+    }
+
+    /// Pages that `n` more tokens of a trunk's draft take.
+    pub(crate) fn pages_to_draft(&self, trunk: usize, n: usize) -> usize {
+        let end = self.block_end(trunk);
+        (end + n).div_ceil(PAGE) - end.div_ceil(PAGE)
+    }
+
+    pub(crate) fn grow_block(&mut self, trunk: usize, nodes: &[(NodeKey, usize)]) {
+        let begin = self.block_end(trunk);
+        let block = self.block_of(trunk).unwrap_or_else(|| {
+            self.blocks.push(0);
+            self.blocks.len() - 1
+        });
+        for (at, &(key, parent)) in (begin..).zip(nodes) {
+            let node = self.insert(key, Some(parent));
+            self.grow(node, 1);
+            self.nodes[node].draft = Some((block, at));
+        }
+        self.blocks[block] = begin + nodes.len();
+        self.grown.insert(block);
+    }
+
+    /// Puts the tokens of a trunk's draft together, depth first.
+    pub(crate) fn gather(&mut self, trunk: usize) {
+        let Some(block) = self.block_of(trunk) else { return };
+        let (mut stack, mut end) = (vec![trunk], 0);
+        while let Some(node) = stack.pop() {
+            stack.extend(self.children(node).into_iter().rev());
+            if self.nodes[node].draft.is_some() {
+                self.nodes[node].draft = Some((block, end));
+                end += self.nodes[node].tokens.len();
+            }
+        }
+        self.blocks[block] = end;
+    }
+
+    /// Tokens of a trunk's draft that are left.
+    pub(crate) fn draft_tokens(&self, trunk: usize) -> usize {
+        let block = self.block_of(trunk);
+        let nodes = self.nodes.iter().filter(|node| node.alive && node.draft.is_some());
+        let own = nodes.filter(|node| node.draft.map(|draft| draft.0) == block);
+        own.map(|node| node.tokens.len()).sum()
+    }
+
+    pub(crate) fn has_grown(&self, block: usize) -> bool {
+        self.grown.contains(&block)
     }
 
     pub(crate) fn accept(&mut self, trunk: usize, path: &[usize]) {

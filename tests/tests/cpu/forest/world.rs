@@ -1,6 +1,7 @@
 //! A forest and its model side by side, and a store that holds what the forest says it holds.
 
 mod check;
+mod drafts;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,9 +25,18 @@ pub(crate) enum Op {
     Root(u32),
     Fork(Pick, usize),
     Append(Pick, u32),
-    Extend { leaves: Vec<Index>, k: u32, distinct: bool },
+    Extend {
+        leaves: Vec<Index>,
+        k: u32,
+        distinct: bool,
+    },
     Shrink(Pick, u32),
     Draft(Pick, Vec<(Option<Index>, u32)>),
+    /// A draft grows, or begins, by a token below each of these of its nodes.
+    Grow(Pick, Vec<Index>),
+    /// Draft leaves that go.
+    PruneDraft(Vec<Index>),
+    Gather(Pick),
     Accept(Pick, Vec<Index>),
     Merge(Pick),
     Prune(Pick),
@@ -78,6 +88,9 @@ impl World {
             Op::Extend { leaves, k, distinct } => self.extend(&leaves, k, distinct),
             Op::Shrink(pick, k) => self.shrink(pick, k),
             Op::Draft(pick, draft) => self.draft(pick, &draft),
+            Op::Grow(pick, parents) => self.grow(pick, &parents),
+            Op::PruneDraft(leaves) => self.prune_draft_leaves(&leaves),
+            Op::Gather(pick) => self.gather(pick),
             Op::Accept(pick, path) => self.accept(pick, &path),
             Op::Merge(pick) => self.pick(pick).is_some_and(|node| self.merge(node)),
             Op::Prune(pick) => self.prune(pick, false),
@@ -220,13 +233,7 @@ impl World {
     }
 
     fn accept(&mut self, pick: Pick, path: &[Index]) -> bool {
-        let mut drafted = self.model.alive();
-        drafted.retain(|&node| self.model.is_drafted(node));
-        let trunk = match drafted.as_slice() {
-            [] => self.pick(pick),
-            trunks => Some(trunks[pick.index.index(trunks.len())]),
-        };
-        let Some(trunk) = trunk else { return false };
+        let Some(trunk) = self.pick_trunk(pick) else { return false };
         let may = self.model.is_drafted(trunk);
         let mut nodes = Vec::new();
         for index in path {
@@ -307,17 +314,6 @@ impl World {
         assert_eq!(freed.unwrap() as usize, self.free_pages() - free);
         assert_eq!(self.forest.length(key), Err(ForestError::UnknownNode { node: key }));
         true
-    }
-
-    /// Prunes a draft node, where there is one.
-    pub(crate) fn prune_draft(&mut self, index: Index) {
-        let mut drafts = self.model.alive();
-        drafts.retain(|&node| self.model.is_draft(node));
-        if !drafts.is_empty() {
-            let node = drafts[index.index(drafts.len())];
-            self.forest.prune(self.model.nodes[node].key).unwrap();
-            self.model.prune(node);
-        }
     }
 
     /// Gives all free pages to a tree of its own.

@@ -1,5 +1,6 @@
 //! The user's side: decoding, drafting and pruning through [`TreeCache`], against a cache by name.
 
+mod beams;
 mod cases;
 mod fuzz;
 

@@ -1,5 +1,6 @@
 //! The kernels between a model's matrix products, on the emulator, against their definitions in f64.
 
+mod best;
 mod part;
 mod pick;
 mod rank;

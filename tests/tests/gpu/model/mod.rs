@@ -3,6 +3,7 @@
 //!
 //! Without a GPU it says so and passes. Matrix products are cuBLAS's; `DEFT_CUBLAS` names its file or folder.
 
+mod best;
 mod formats;
 mod ops;
 mod plain;

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use super::{rank, rotate, rows, select};
+use super::{best, rank, rotate, rows, select};
 
 /// Head dimension of the operations that do not depend on it.
 const HEAD_DIM: u32 = 128;
@@ -55,6 +55,7 @@ fn operations_of_a_model_are_what_their_definitions_say() {
         wrong += run_typed::<bf16>(&gpu) + run_typed::<f16>(&gpu);
         let ops = ModelOps::new(&gpu.device, bf16::DTYPE, HEAD_DIM).unwrap();
         wrong += run_cases(&gpu, rank::cases(&gpu, &ops));
+        wrong += run_cases(&gpu, best::cases(&gpu, &ops));
         wrong += run_cases(&gpu, select::cases(&gpu, &ops));
         wrong += run_cases(&gpu, rows::untyped_cases(&gpu, &ops));
     }

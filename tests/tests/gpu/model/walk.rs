@@ -1,7 +1,7 @@
 //! The same trees on any model: prompts, growth, branches, drafts, pruning.
 
 use deft::NodeKey;
-use deft_engine::{DraftToken, TreeModel};
+use deft_engine::{DraftToken, GrownToken, TreeModel};
 
 use kernels_gpu::random::word;
 
@@ -69,7 +69,10 @@ pub(crate) fn walk(
     for _ in 0..3 {
         walk.step("a step over two trees", &leaves);
     }
-    for root in [root, other] {
+    about_to("beams");
+    let prompt = walk.prompt(100);
+    walk.beams(prompt);
+    for root in [root, other, prompt] {
         walk.model.prune(root).unwrap();
     }
     let live = walk.model.forest().pool().live();
@@ -99,6 +102,50 @@ impl Walk<'_> {
         let tokens = self.tokens(leaves.len());
         self.model.step(leaves, &tokens, &mut self.logits).unwrap();
         self.answered(what);
+    }
+
+    /// Steps of beams in a draft that grows. What follows them is told by all log-probabilities, around each row's mean.
+    fn beams(&mut self, trunk: NodeKey) {
+        const WIDTH: usize = 12;
+        let vocabulary = self.model.vocabulary();
+        let mut beams = vec![trunk];
+        for step in 0..8 {
+            let mut parents: Vec<usize> =
+                (0..WIDTH).map(|beam| beam * beam % (step + 3) % beams.len()).collect();
+            parents.sort_unstable();
+            let lost = (0..beams.len()).filter(|beam| step > 0 && !parents.contains(beam));
+            let lost: Vec<NodeKey> = lost.map(|beam| beams[beam]).collect();
+            self.model.prune_draft(&lost).unwrap();
+            if step == 5 {
+                self.model.gather_draft(trunk).unwrap();
+            }
+            let tokens = self.tokens(WIDTH);
+            let grown = parents.iter().zip(&tokens).zip(0..);
+            let grown = grown.map(|((&parent, &token), beam)| GrownToken {
+                parent: beams[parent],
+                token,
+                score: -0.1 * f64::from(beam),
+            });
+            let grown: Vec<GrownToken> = grown.collect();
+            let found = self.model.grow_draft(trunk, &grown, WIDTH * vocabulary).unwrap();
+            let total = |at: usize| {
+                let one = found.best[at];
+                grown[one.row as usize].score + one.log_prob
+            };
+            assert!((1..found.best.len()).all(|at| total(at - 1) >= total(at)));
+            self.logits.clear();
+            self.logits.resize(WIDTH * vocabulary, f32::NAN);
+            for one in &found.best {
+                let at = one.row as usize * vocabulary + one.token as usize;
+                self.logits[at] = one.log_prob as f32;
+            }
+            for row in self.logits.chunks_exact_mut(vocabulary) {
+                let mean = row.iter().sum::<f32>() / vocabulary as f32;
+                row.iter_mut().for_each(|value| *value -= mean);
+            }
+            self.answered("a step of beams");
+            beams = found.nodes;
+        }
     }
 
     /// Nine tokens of which a path of `kept` stays.
