@@ -44,8 +44,8 @@ pub struct BestRows {
 /// the state. A block a row.
 ///
 /// # Safety
-/// The arrays are valid for their shapes, `logits` 16-byte aligned; `rows` has [`segments`] of at most
-/// [`BEST_MAX_SEGMENTS`](crate::model::limits::BEST_MAX_SEGMENTS), and keys have room for their numbers.
+/// The arrays are valid for their shapes, `logits` 16-byte aligned; a row has at most
+/// [`BEST_MAX_SEGMENTS`](crate::model::limits::BEST_MAX_SEGMENTS) segments, and keys have room for their numbers.
 #[inline(always)]
 pub unsafe fn best_rows(rows: BestRows, keys: *mut u64, state: *mut u32) {
     let (row, index, lane) = (thread::block_idx_x(), thread::thread_idx_x(), warp::lane_id());

@@ -17,7 +17,7 @@ const SHARED_DIGITS: u32 = 4;
 /// The counts of a search for the `k`th highest key.
 #[derive(Clone, Copy, Debug)]
 pub struct BestState {
-    /// `[BEST_STATE_WORDS]`: [`Slot`]s, then the bins of each digit.
+    /// `[BEST_STATE_WORDS]`: four words for each digit and what is counted, then the bins of each digit.
     pub words: *mut u32,
     /// Which of its digits is this launch's, or the first after all.
     pub digit: u32,
