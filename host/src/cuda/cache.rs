@@ -18,6 +18,8 @@ use crate::plan::{Grouping, PlanConfig};
 
 /// Moves of tokens that a thread makes one after the other where they may be made in any order.
 const APART: u32 = 16;
+/// Most blocks that a grid has along y.
+const MAX_GRID_Y: u32 = 65_535;
 
 /// Device pointers of one attention call.
 #[derive(Clone, Copy, Debug)]
@@ -274,8 +276,9 @@ impl CudaCache {
         count: u32,
         stream: RawStream,
     ) -> Result<(), CudaError> {
+        let share = APART.max(count.div_ceil(MAX_GRID_Y));
         // SAFETY: the caller's.
-        unsafe { self.copy_shares(moves, [count, APART], stream) }
+        unsafe { self.copy_shares(moves, [count, share], stream) }
     }
 
     /// # Safety

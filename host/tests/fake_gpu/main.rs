@@ -165,7 +165,7 @@ unsafe fn append(a: &[u64], rotation: Option<[u64; 3]>) {
 }
 
 unsafe fn copy(a: &[u64]) {
-    let [count, layers, pages, kv_heads] = [a[2], a[3], a[4], a[5]].map(|number| number as u32);
+    let [count, layers, pages, kv_heads] = [a[2], a[4], a[5], a[6]].map(|number| number as u32);
     let plane = (pages * kv_heads * 2 * half_page_elements(head_dim())) as usize;
     for index in 0..count as usize {
         // SAFETY: as in `append`.

@@ -68,6 +68,9 @@ impl Emulated {
         moves: &[TokenMove],
         share: u32,
     ) -> Result<(), Box<Report>> {
+        if moves.is_empty() {
+            return Ok(());
+        }
         let mut memory = Memory::new();
         let pool = memory.buffer("pool", &self.pool);
         let list = memory.constant::<u32>("moves", bytemuck::cast_slice(moves));
