@@ -19,6 +19,7 @@ const QUOTES: &[(&str, &str, &str)] = &[
     ("660 TFLOP/s", "peers-h100.json", "660 TFLOP/s"),
     // The speedup before the cost model was fitted: step h of the notebook.
     ("1.62 times", "attend-steps.txt", "h  1.62"),
+    ("37.0 ms", "h100-beams.txt", "qwen3-0.6b    5000   37.012"),
     ("67.3 us", "h100-doors.txt", "deft, in place                       67.3"),
 ];
 

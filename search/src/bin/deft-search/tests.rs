@@ -330,9 +330,11 @@ fn ranks_search_as_one_does_and_one_of_them_speaks() {
     let one = found_by(&Ranks::Threads(1)).unwrap();
     assert!(!one.is_empty());
     assert_eq!(found_by(&Ranks::Threads(3)).as_ref(), Some(&one));
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Below the ports that the system hands out by itself: nobody is given it between here and the ranks.
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let free = (20_000..30_000).find(is_free).unwrap();
     let process = |rank| {
-        let address = free.to_string();
+        let address = format!("127.0.0.1:{free}");
         Ranks::Process(Launch { rank, ranks: 2, local: rank, address })
     };
     let [first, second] = std::thread::scope(|scope| {
