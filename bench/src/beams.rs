@@ -1,7 +1,6 @@
 //! `deft-bench beams`: beam searches from few beams to thousands, step by step.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +12,7 @@ use deft_search::{Answer, BeamSearch, Ending, Event, TreeSearch};
 
 use crate::engine::NoText;
 use crate::report::STREAM_GB_PER_S;
-use crate::{GpuArgs, say};
+use crate::{GpuArgs, LibraryArgs, say};
 
 /// Steps before those that are timed.
 const WARMUP: usize = 4;
@@ -28,9 +27,8 @@ const TFLOP_PER_S: f64 = 660.0;
 pub(crate) struct Args {
     #[command(flatten)]
     gpu: GpuArgs,
-    /// cuBLAS's file (libcublas.so.12, say) or the folder it is in.
-    #[arg(long, value_name = "PATH")]
-    cublas: Option<PathBuf>,
+    #[command(flatten)]
+    libraries: LibraryArgs,
     /// Models, by their shapes.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "qwen3-0.6b,qwen3-1.7b")]
     models: Vec<Model>,
@@ -89,7 +87,7 @@ fn time(
     ensure!(args.steps > 2 * WARMUP, "--steps is {}; it must be more than 8", args.steps);
     let config = model.config();
     let mut options = CudaOptions::default();
-    options.cublas.clone_from(&args.cublas);
+    options.cublas.clone_from(&args.libraries.cublas);
     options.kv_bytes = args.kv_gib << 30;
     options.max_rows = u32::try_from(width)?.max(64);
     options.prefill_rows = 512;

@@ -112,6 +112,14 @@ pub(crate) struct GpuArgs {
     arch: Option<Arch>,
 }
 
+/// Libraries that are opened when the program runs.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct LibraryArgs {
+    /// cuBLAS's file (libcublas.so.12, say) or the folder it is in; on a GPU only.
+    #[arg(long, value_name = "PATH")]
+    cublas: Option<PathBuf>,
+}
+
 impl DeviceArgs {
     fn open(&self) -> Result<Device> {
         self.device.open(&self.gpu)

@@ -26,7 +26,7 @@ use self::tasks::Task;
 use crate::device::Device;
 use crate::document::Document;
 use crate::progress::Progress;
-use crate::{GpuArgs, GroupingArg, say};
+use crate::{GpuArgs, GroupingArg, LibraryArgs, say};
 
 /// Runs whole models on a GPU: times the paper's tasks end to end with synthetic weights.
 ///
@@ -37,9 +37,8 @@ use crate::{GpuArgs, GroupingArg, say};
 pub(crate) struct Args {
     #[command(flatten)]
     gpu: GpuArgs,
-    /// cuBLAS's file (libcublas.so.12, say) or the folder it is in.
-    #[arg(long, value_name = "PATH")]
-    cublas: Option<PathBuf>,
+    #[command(flatten)]
+    libraries: LibraryArgs,
     /// Run the model on so many GPUs, from --gpu on: a rank each, which share its heads. NCCL is looked for as cuBLAS is, and
     /// DEFT_NCCL names its file or folder.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -102,7 +101,7 @@ impl Engine<'_> {
         mut options: CudaOptions,
         ranks: Memory,
     ) -> Result<CudaModel> {
-        options.cublas.clone_from(&self.args.cublas);
+        options.cublas.clone_from(&self.args.libraries.cublas);
         Ok(CudaModel::new_rank(device, weights, options, Box::new(ranks))?)
     }
 }

@@ -15,9 +15,9 @@ use deft_search::{Cancel, Sampler, TextCodec};
 use self::model::Opened;
 use self::report::Row;
 use self::task::TaskArg;
-use crate::DeviceArgs;
 use crate::document::Document;
 use crate::progress::Progress;
+use crate::{DeviceArgs, LibraryArgs};
 
 /// Where `cargo xtask model` puts the default model.
 pub(crate) const DEFAULT_MODEL: &str = "target/models/SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -39,9 +39,8 @@ pub(crate) const DEFAULT_MODEL: &str = "target/models/SmolLM2-135M-Instruct.Q4_1
 pub(crate) struct Args {
     #[command(flatten)]
     device: DeviceArgs,
-    /// cuBLAS's file (libcublas.so.12, say) or the folder it is in; on a GPU only.
-    #[arg(long, value_name = "PATH")]
-    cublas: Option<PathBuf>,
+    #[command(flatten)]
+    libraries: LibraryArgs,
     /// The model, a GGUF file.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_MODEL)]
     model: PathBuf,
@@ -137,7 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     let device = args.device.open()?;
     let progress = Progress::new(args.task.len() * args.method.len() * args.problems as usize);
     progress.doing("reading the model");
-    let mut opened = Opened::read(&args.model, &device, args.cublas.as_deref())?;
+    let mut opened = Opened::read(&args.model, &device, args.libraries.cublas.as_deref())?;
     let mut document = Document::new("search", &device, None);
     document.model = Some(opened.name.clone());
     progress.say(&format!("{}; {}", document.device, opened.name));

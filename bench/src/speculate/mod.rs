@@ -15,12 +15,12 @@ use self::project::Projection;
 use self::prompts::PROMPTS;
 use self::record::{Decoded, decode};
 use self::report::{HEADER, Row};
-use crate::DeviceArgs;
 use crate::document::Document;
 use crate::progress::Progress;
 use crate::search::DEFAULT_MODEL;
 use crate::search::model::Opened;
 use crate::stats::Spread;
+use crate::{DeviceArgs, LibraryArgs};
 
 /// Decodes greedily, a token a pass and with drafts looked up in the prompt, which one pass verifies.
 ///
@@ -31,9 +31,8 @@ use crate::stats::Spread;
 pub(crate) struct Args {
     #[command(flatten)]
     device: DeviceArgs,
-    /// cuBLAS's file or the folder it is in; on a GPU only.
-    #[arg(long, value_name = "PATH")]
-    cublas: Option<PathBuf>,
+    #[command(flatten)]
+    libraries: LibraryArgs,
     /// The model, a GGUF file with a chat template.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_MODEL)]
     model: PathBuf,
@@ -58,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<usize> {
     let progress = Progress::new(PROMPTS.len() * args.turns * (1 + args.nodes.len()));
     progress.doing("reading the model");
     let Opened { name, template, mut model, tokenizer } =
-        Opened::read(&args.model, &device, args.cublas.as_deref())?;
+        Opened::read(&args.model, &device, args.libraries.cublas.as_deref())?;
     let template = template.context("the file has no chat template")?;
     let template = ChatTemplate::new(&template)?;
     let mut document = Document::new("speculate", &device, None);

@@ -12,7 +12,7 @@ use deft_engine::cuda::{CudaModel, CudaOptions, CudaWeights};
 use deft_tests::watchdog::Watchdog;
 
 use crate::gpu::Gpu;
-use crate::{GpuArgs, say};
+use crate::{GpuArgs, LibraryArgs, say};
 
 /// Times an elastic store beside a fixed one, and prompts that are restored from pinned memory and from files.
 ///
@@ -23,9 +23,8 @@ use crate::{GpuArgs, say};
 pub(crate) struct Args {
     #[command(flatten)]
     gpu: GpuArgs,
-    /// cuBLAS's file (libcublas.so.12, say) or the folder it is in.
-    #[arg(long, value_name = "PATH")]
-    cublas: Option<PathBuf>,
+    #[command(flatten)]
+    libraries: LibraryArgs,
     /// SmolLM2-135M's shape in the place of Llama-3-8B's.
     #[arg(long)]
     small: bool,
@@ -61,7 +60,7 @@ impl Setting<'_> {
         let layers = config.layers;
         let weights = CudaWeights::random(device, config, DType::Bf16, layers, 1)?;
         let mut chosen = CudaOptions::default();
-        chosen.cublas.clone_from(&self.args.cublas);
+        chosen.cublas.clone_from(&self.args.libraries.cublas);
         options(&mut chosen);
         Ok(CudaModel::new(device, weights, chosen)?)
     }
